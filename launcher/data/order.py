@@ -1,0 +1,142 @@
+"""The canonical order: which rows make up window w of epoch e. Pure functions of numbers; no data is read.
+
+Runs in Ray Data workers and on the head, with the same answer everywhere, because it depends only on the data's
+fingerprint, the seed and the epoch. Fragments are shuffled, laid into pools of bounded size, the rows of a pool are
+permuted, and the pools' rows, end to end, are cut into windows. Read `stream.py` next.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+
+def generator(*parts: object) -> np.random.Generator:
+    """A random generator that is a function of its arguments alone, the same on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one fragment: the unit that moves when fragments are shuffled."""
+
+    first: int
+    rows: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of one epoch.
+
+    Args:
+        fragments: (rows, uncompressed bytes) of each fragment, in file order.
+        fingerprint: of the data; another data set gets another order.
+        seed: the job's seed.
+        epoch: counted from 0.
+        window_rows: rows per window; the last window of the epoch may have fewer.
+        pool_bytes: rows are shuffled inside pools of about this size.
+    """
+
+    fragments: tuple[tuple[int, int], ...]
+    fingerprint: str
+    seed: int
+    epoch: int
+    window_rows: int
+    pool_bytes: int
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows in the epoch: all of them."""
+        return sum(rows for rows, _ in self.fragments)
+
+    @property
+    def windows(self) -> int:
+        """Windows in the epoch."""
+        return -(-self.rows // self.window_rows)
+
+    @cached_property
+    def pools(self) -> list[list[Piece]]:
+        """The shuffled pieces, grouped into pools; at least one piece each."""
+        pieces = list(_pieces(self.fragments, self.pool_bytes))
+        shuffled = generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))
+        pools: list[list[Piece]] = []
+        filled = self.pool_bytes
+        for piece in (pieces[i] for i in shuffled):
+            if filled + piece.size_bytes > self.pool_bytes and (not pools or pools[-1]):
+                pools.append([])
+                filled = 0
+            pools[-1].append(piece)
+            filled += piece.size_bytes
+        return pools
+
+    @cached_property
+    def _pool_starts(self) -> Ids:
+        sizes = [sum(piece.rows for piece in pool) for pool in self.pools]
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def window(self, index: int) -> Ids:
+        """Row ids of one window, in the order they are encoded.
+
+        Returns:
+            int64 (n,), n = `window_rows`, or fewer in the last window.
+        """
+        start, stop = index * self.window_rows, min(self.rows, (index + 1) * self.window_rows)
+        first = int(np.searchsorted(self._pool_starts, start, side="right")) - 1
+        parts: list[Ids] = []
+        for pool in range(first, len(self.pools)):
+            begin, end = int(self._pool_starts[pool]), int(self._pool_starts[pool + 1])
+            if begin >= stop:
+                break
+            parts.append(self._pool_ids(pool)[max(0, start - begin) : min(end, stop) - begin])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _pool_ids(self, pool: int) -> Ids:
+        ids = np.concatenate([np.arange(p.first, p.first + p.rows, dtype=np.int64) for p in self.pools[pool]])
+        return generator("rows", self.fingerprint, self.seed, self.epoch, pool).permutation(ids)
+
+
+def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> list[Piece]:
+    """Fragments as pieces; one that is larger than a pool is cut into even slices."""
+    pieces: list[Piece] = []
+    first = 0
+    for rows, size_bytes in fragments:
+        slices = max(1, min(rows, -(-size_bytes // pool_bytes)))
+        bounds = [first + rows * i // slices for i in range(slices + 1)]
+        pieces += [
+            Piece(begin, end - begin, size_bytes // slices)
+            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+            if end > begin
+        ]
+        first += rows
+    return pieces
+
+
+def cut_batches(lengths: Ids, steps: int, batch_size: int, rng: np.random.Generator | None) -> list[Ids]:
+    """Cut a window's encoded rows into its global batches.
+
+    Args:
+        lengths: (n,) length of each row, in window order.
+        steps: batches the plan counted on; fewer rows than planned (skipped ones) are spread evenly over them.
+        batch_size: rows per full batch.
+        rng: groups rows of like length and shuffles the batches; None keeps the window's order.
+
+    Returns:
+        `steps` arrays of positions in the window; each position once. Within a batch, long rows come first.
+    """
+    n = len(lengths)
+    order = np.argsort(-lengths, kind="stable") if rng is not None else np.arange(n)
+    if -(-n // batch_size) == steps:
+        bounds = np.minimum(np.arange(steps + 1) * batch_size, n)
+    else:
+        bounds = np.array([n * i // steps for i in range(steps + 1)])
+    batches = [order[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    if rng is not None:
+        return [batches[i] for i in rng.permutation(steps)]
+    return [batch[np.argsort(-lengths[batch], kind="stable")] for batch in batches]

@@ -1,0 +1,237 @@
+"""Data files as fragments: what is in a split, learned from footers alone. Runs on the client, head and data workers.
+
+A fragment is a Parquet row group or an Arrow record batch. Row ids count the rows of a split, files in order.
+Formats without footers pass through `convert.py` first. Read `order.py` and `stream.py` next.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from launcher.data.order import Ids
+from launcher.errors import DataError
+from launcher.rundir import open_uri
+
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Rows that are read together: one row group or record batch."""
+
+    path: str
+    format: str
+    index: int
+    """Which row group or record batch of the file."""
+    file_row: int
+    """The fragment's first row within its file."""
+    rows: int
+    size_bytes: int
+    """Uncompressed."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """All fragments of one split, their schema, and the fingerprint that names the data."""
+
+    name: str
+    fragments: tuple[Fragment, ...]
+    schema: pa.Schema
+    fingerprint: str
+
+    @cached_property
+    def starts(self) -> Ids:
+        """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
+        return np.concatenate([[0], np.cumsum([f.rows for f in self.fragments])]).astype(np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Rows in the split, by the footers."""
+        return int(self.starts[-1])
+
+    def locate(self, row: int) -> tuple[str, int]:
+        """File and row within that file of a row id."""
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        fragment = self.fragments[index]
+        return fragment.path, fragment.file_row + row - int(self.starts[index])
+
+    def read(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
+        """Rows by id, in the order of `ids`, with only the columns asked for."""
+        owner = np.searchsorted(self.starts, ids, side="right") - 1
+        by_owner = np.argsort(owner, kind="stable")
+        parts = []
+        for index in np.unique(owner):
+            local = ids[by_owner][owner[by_owner] == index] - self.starts[index]
+            parts.append(read_rows(self.fragments[index], local, columns))
+        if not parts:
+            return self.schema.empty_table().select(list(columns))
+        inverse = np.empty(len(ids), np.int64)
+        inverse[by_owner] = np.arange(len(ids))
+        return pa.concat_tables(parts, promote_options="default").take(pa.array(inverse)).combine_chunks()
+
+
+def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table:
+    """Some rows of one fragment, in the order asked for.
+
+    A large row group is decoded batch by batch and only the wanted rows are kept, so memory stays with the window.
+    """
+    wanted = np.sort(rows)
+    kept, seen = [], 0
+    for batch in _batches(fragment, list(columns)):
+        low, high = np.searchsorted(wanted, [seen, seen + batch.num_rows])
+        if high > low:
+            kept.append(batch.take(pa.array(wanted[low:high] - seen)))
+        seen += batch.num_rows
+        if high == len(wanted):
+            break
+    table = pa.Table.from_batches(kept)
+    return table.take(pa.array(np.searchsorted(wanted, rows)))
+
+
+def _batches(fragment: Fragment, columns: list[str]) -> "list[pa.RecordBatch] | object":
+    fs, path = open_uri(fragment.path)
+    try:
+        if fragment.format == "parquet":
+            file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False)
+            yield from file.iter_batches(16384, row_groups=[fragment.index], columns=columns, use_threads=False)
+        else:
+            reader = _arrow_reader(fs, path)
+            yield reader.get_batch(fragment.index).select(columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{fragment.path}: cannot be read ({_first_line(error)}); restore the file") from error
+
+
+def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Split:
+    """List the files of a split and read their footers, in parallel.
+
+    Raises:
+        DataError: nothing is found, a file is broken or empty of rows, or files disagree on their columns.
+    """
+    files = [file for location in locations for file in list_files(name, location, format)]
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(_footer, [path for path, _, _ in files], [kind for _, _, kind in files]))
+    schema = footers[0][1]
+    for (path, _, _), (_, other) in zip(files[1:], footers[1:], strict=True):
+        _same_columns(files[0][0], schema, path, other)
+    fragments = tuple(fragment for found, _ in footers for fragment in found if fragment.rows)
+    if not fragments:
+        raise DataError(f"data.{name}: {files[0][0]} has no rows; give a file that has")
+    digest = hashlib.sha256()
+    for (_, relative, _), (found, _) in zip(files, footers, strict=True):
+        digest.update(f"{relative}\0{[(f.rows, f.size_bytes) for f in found]}\n".encode())
+    return Split(name, fragments, schema, digest.hexdigest())
+
+
+def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str, str, str]]:
+    """(path, path relative to the location, format) of each data file at a location, sorted.
+
+    Args:
+        name: the split, for messages.
+        location: a file, directory or glob; local or a URI.
+        format: a format for all files, or `auto` to read it off their names.
+    """
+    scheme = location.split("://", 1)[0] + "://" if "://" in location else ""
+    is_glob = any(c in location for c in "*?[")
+    root = location[: min(i for i in map(location.find, "*?[") if i >= 0)].rsplit("/", 1)[0] if is_glob else location
+    fs, path = open_uri(root or ("." if not location.startswith("/") else "/"))
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise DataError(f"data.{name}: {location} does not exist; give a file, a directory or a glob that does")
+    if info.type == pafs.FileType.File:
+        paths, base = [path], path.rsplit("/", 1)[0]
+    else:
+        found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+        paths = sorted(i.path for i in found if i.type == pafs.FileType.File and not _hidden(i.path, path))
+        base = path.rstrip("/")
+    if is_glob:
+        pattern = open_uri(location)[1] if not scheme else location[len(scheme) :]
+        paths = [p for p in paths if _glob_match(p, pattern)]
+    chosen = [(scheme + p, p[len(base) :].lstrip("/"), _format_of(p, format)) for p in paths]
+    if format == "auto" and info.type != pafs.FileType.File:
+        chosen = [c for c in chosen if c[2]]
+    unknown = [c[0] for c in chosen if not c[2]]
+    if unknown or not chosen:
+        what = f"{unknown[0]} has no known ending" if unknown else f"{location} holds no data files"
+        raise DataError(f"data.{name}: {what} ({', '.join(SUFFIXES)}); name the files so, or set data.format")
+    return chosen
+
+
+def _glob_match(path: str, pattern: str) -> bool:
+    from pathlib import PurePosixPath
+
+    return PurePosixPath(path).match(pattern)
+
+
+def _hidden(path: str, root: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path[len(root) :].split("/"))
+
+
+def _format_of(path: str, format: str) -> str:
+    return format if format != "auto" else SUFFIXES.get("." + path.rsplit(".", 1)[-1].lower(), "")
+
+
+def _footer(path: str, format: str) -> tuple[list[Fragment], pa.Schema]:
+    fs, inner = open_uri(path)
+    try:
+        if format == "parquet":
+            return _parquet_footer(path, fs, inner)
+        return _arrow_footer(path, fs, inner)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable {format} file ({_first_line(error)}); restore or remove it") from error
+
+
+def _parquet_footer(path: str, fs: pafs.FileSystem, inner: str) -> tuple[list[Fragment], pa.Schema]:
+    with fs.open_input_file(inner) as stream:
+        metadata = pq.read_metadata(stream)
+    fragments, row = [], 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        fragments.append(Fragment(path, "parquet", index, row, group.num_rows, group.total_byte_size))
+        row += group.num_rows
+    return fragments, metadata.schema.to_arrow_schema()
+
+
+def _arrow_footer(path: str, fs: pafs.FileSystem, inner: str) -> tuple[list[Fragment], pa.Schema]:
+    reader = _arrow_reader(fs, inner)
+    fragments, row = [], 0
+    for index in range(reader.num_record_batches):
+        batch = reader.get_batch(index)
+        fragments.append(Fragment(path, "arrow", index, row, batch.num_rows, batch.nbytes))
+        row += batch.num_rows
+    return fragments, reader.schema
+
+
+def _arrow_reader(fs: pafs.FileSystem, path: str) -> pa.ipc.RecordBatchFileReader:
+    # A memory map costs nothing to open and lets get_batch touch only what is asked for.
+    source = pa.memory_map(path) if isinstance(fs, pafs.LocalFileSystem) else fs.open_input_file(path)
+    return pa.ipc.open_file(source)
+
+
+def _same_columns(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> None:
+    missing = [name for name in schema.names if name not in other.names]
+    if missing:
+        raise DataError(
+            f"{path}: has no column {missing[0]!r}, which {first} has; give all files of a split the same columns"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,59 @@
+"""The error tree. Every error pickles, so it crosses Ray processes whole. Runs anywhere.
+
+What a user can mend is a `UserError`: its text is one clear sentence (what, where, value, remedy) and the
+command ends with exit code 2. `TrainingError` is a run that stopped for a reason of its own: exit code 1.
+"""
+
+
+class LauncherError(Exception):
+    """Base of all errors the launcher raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.message,))
+
+
+class UserError(LauncherError, ValueError):
+    """Something the user can mend: bad input, told in one sentence."""
+
+
+class SpecError(UserError):
+    """The job file is wrong; carries one sentence per problem, all found at once."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.problems,))
+
+
+class DataError(UserError):
+    """A file or a row cannot be used; names the file, the row and the remedy."""
+
+
+class ModelError(UserError):
+    """The pretrained model cannot be loaded as asked."""
+
+
+class ClusterError(UserError):
+    """The cluster cannot give what the job asks for."""
+
+
+class RunError(UserError):
+    """The run directory does not allow what was asked (nothing there, made by another job file)."""
+
+
+class TrainingError(LauncherError, RuntimeError):
+    """The run stopped: a loss that is not finite, a lost worker, a broken invariant."""
+
+
+class SyncError(TrainingError):
+    """Workers hold different weights: they train apart. Names the ranks."""
+
+
+class ExactnessError(TrainingError):
+    """Rows were lost or repeated: the promise is broken, so the run stops instead of reporting wrong numbers."""

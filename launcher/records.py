@@ -1,0 +1,171 @@
+"""The typed records a run directory is made of. Runs anywhere; `rundir.py` reads and writes them.
+
+Frozen pydantic models, so that what one process writes another reads back checked.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """Base of all records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StepRecord(Record):
+    """One optimizer step, over all workers."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    """Steps done, counted from 1."""
+    epoch: int
+    """Pass over the data, counted from 1."""
+    loss: float
+    """Sum of the samples' losses over the global weight."""
+    learning_rate: float
+    grad_norm: float | None
+    """L2 norm of the global batch's gradient before clipping; null where the engine does not tell."""
+    samples: int
+    """Samples in the global batch."""
+    skipped_rows: int
+    """Unusable rows left out since the run began."""
+    samples_per_s: float
+    """Over the steps since the last log, all workers together."""
+    elapsed_s: float
+    """Seconds of training since the run began, over all attempts."""
+
+
+class EvaluationRecord(Record):
+    """One pass over an evaluation split."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    split: str
+    step: int
+    loss: float
+    """Mean loss per unit of weight."""
+    metrics: dict[str, float]
+    rows: int
+    """Rows scored; equals the rows of the files less `skipped_rows`."""
+    skipped_rows: int
+    seconds: float
+    best: bool
+    """Whether this was the best so far by the job's metric."""
+
+
+MetricsLine = Annotated[StepRecord | EvaluationRecord, Field(discriminator="kind")]
+"""One line of metrics.jsonl."""
+
+
+class ConfusionMatrix(Record):
+    """Counts of rows by true class (first axis) and predicted class (second axis)."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+class ClassRow(Record):
+    """One class's line of the per-class table."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    """Rows whose true class this is."""
+
+
+class WorstRow(Record):
+    """One of the rows the model was most wrong about."""
+
+    row: int
+    """Row number in the split, files in order."""
+    file: str
+    file_row: int
+    """Row number inside the file, from 0."""
+    loss: float
+    inputs: dict[str, str]
+    """The input columns, as text."""
+    target: str
+    prediction: str
+
+
+class ScoresRecord(Record):
+    """Everything an evaluation found out about one split: scores-<split>.json."""
+
+    split: str
+    step: int
+    loss: float
+    rows: int
+    skipped_rows: int
+    metrics: dict[str, float]
+    baseline: dict[str, float]
+    """The same metrics for a model that only knows how often each class occurs; may be empty."""
+    confusion: ConfusionMatrix | None
+    classes: tuple[ClassRow, ...]
+    worst: tuple[WorstRow, ...]
+
+
+class WorkerRecord(Record):
+    """What one train worker used."""
+
+    rank: int
+    host: str
+    device: str
+    peak_memory_bytes: int
+    """Largest resident memory of the process."""
+    peak_device_bytes: int
+    """Largest allocation on the GPU; 0 on a CPU."""
+
+
+class EnvironmentRecord(Record):
+    """environment.json: what the run ran on."""
+
+    packages: dict[str, str]
+    """Version of each package the result depends on."""
+    python: str
+    platform: str
+    git_commit: str | None
+    """Commit of the directory the command was started in; `+dirty` behind it when files had changed."""
+    workers: tuple[WorkerRecord, ...]
+
+
+class FileEntry(Record):
+    """One file of a checkpoint."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class ManifestRecord(Record):
+    """manifest.json, written last: a checkpoint without it does not exist."""
+
+    step: int
+    world_size: int
+    spec_hash: str
+    """Hash of the parts of the job file the curve depends on."""
+    files: tuple[FileEntry, ...]
+
+
+class RunStateRecord(Record):
+    """state.json beside a checkpoint's shards: what the loop must know to go on."""
+
+    step: int
+    skipped_rows: int
+    elapsed_s: float
+    best_step: int | None
+    best_value: float | None
+    evaluations_without_improvement: int
+
+
+class ResultRecord(Record):
+    """result.json: training is over. Its presence makes `train` skip the training stage."""
+
+    steps: int
+    best_step: int
+    """Step of the exported weights."""
+    stopped_early: bool
+    skipped_rows: int
+    elapsed_s: float

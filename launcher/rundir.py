@@ -1,0 +1,209 @@
+"""A run directory: the paths of one run, read and written atomically on any storage. Runs anywhere.
+
+`<storage>/<run name>/` is the whole truth about a run; what exists there is complete. Record types: `records.py`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from pydantic import TypeAdapter, ValidationError
+
+from launcher.errors import RunError
+from launcher.records import MetricsLine, Record
+
+R = TypeVar("R", bound=Record)
+_LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system and the path of a local path or URI (s3://, gs://, hdfs://, or any fsspec protocol).
+
+    Raises:
+        RunError: the protocol is unknown or its driver is not installed.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow ships no types
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        import fsspec  # heavy drivers are loaded only for the protocols pyarrow does not know
+
+        try:
+            fs, path = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise RunError(f"{uri}: cannot be opened ({error}); install the fsspec driver of its protocol") from error
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one run. Paths are relative to the run's own directory.
+
+    Args:
+        uri: the directory, local or remote.
+    """
+
+    uri: str
+
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its path."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def local(self) -> Path | None:
+        """The directory as a local path, or None on remote storage."""
+        fs, path = open_uri(self.uri)
+        return Path(path) if isinstance(fs, pafs.LocalFileSystem) else None
+
+    def path(self, relative: str) -> str:
+        """`relative` as a path or URI of its own."""
+        return f"{self.uri.rstrip('/')}/{relative}"
+
+    def exists(self, relative: str = "") -> bool:
+        """Whether a file or directory is there."""
+        fs, root = open_uri(self.uri)
+        return bool(fs.get_file_info(f"{root}/{relative}".rstrip("/")).type != pafs.FileType.NotFound)
+
+    def list(self, relative: str) -> list[str]:
+        """Names inside a directory, sorted; empty where there is none."""
+        fs, root = open_uri(self.uri)
+        found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}", allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def read_bytes(self, relative: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            RunError: there is no such file.
+        """
+        fs, root = open_uri(self.uri)
+        try:
+            with fs.open_input_stream(f"{root}/{relative}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path(relative)}: not found; is {self.uri} the directory of a run?") from error
+
+    def write_bytes(self, relative: str, content: bytes) -> None:
+        """Publish a file at once: readers see the old content or the new, never a part."""
+        fs, root = open_uri(self.uri)
+        path = f"{root}/{relative}"
+        fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        local = isinstance(fs, pafs.LocalFileSystem)
+        # An object store publishes an object when its stream closes; a file system needs the rename.
+        target = f"{path}.{os.getpid()}.tmp" if local else path
+        with fs.open_output_stream(target) as stream:
+            stream.write(content)
+        if local:
+            os.replace(target, path)
+
+    def delete(self, relative: str) -> None:
+        """Remove a file or a directory with all it holds; nothing happens where there is none."""
+        fs, root = open_uri(self.uri)
+        info = fs.get_file_info(f"{root}/{relative}")
+        if info.type == pafs.FileType.Directory:
+            fs.delete_dir(info.path)
+        elif info.type == pafs.FileType.File:
+            fs.delete_file(info.path)
+
+    def upload(self, source: Path, relative: str) -> None:
+        """Copy a local file or directory into the run."""
+        fs, root = open_uri(self.uri)
+        target = f"{root}/{relative}"
+        fs.create_dir(target if source.is_dir() else target.rsplit("/", 1)[0], recursive=True)
+        pafs.copy_files(str(source), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+
+    def publish_directory(self, source: Path, relative: str) -> None:
+        """Move a complete local directory to `relative`, replacing what stood there."""
+        local = self.local
+        if local is None:
+            self.delete(relative)
+            self.upload(source, relative)
+            return
+        target, staged = local / relative, local / f"{relative}.{os.getpid()}.tmp"
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(source, staged)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staged, target)
+
+    def download(self, relative: str, target: Path) -> Path:
+        """A local copy of a directory; the directory itself where the run is local."""
+        if self.local is not None:
+            return self.local / relative
+        fs, root = open_uri(self.uri)
+        target.mkdir(parents=True, exist_ok=True)
+        pafs.copy_files(
+            f"{root}/{relative}", str(target), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
+        )
+        return target
+
+    def write_record(self, relative: str, record: Record) -> None:
+        """Publish one record as JSON."""
+        self.write_bytes(relative, (record.model_dump_json(indent=1) + "\n").encode())
+
+    def read_record(self, relative: str, kind: type[R]) -> R:
+        """One record, checked.
+
+        Raises:
+            RunError: there is no such file, or it does not hold such a record.
+        """
+        try:
+            return kind.model_validate_json(self.read_bytes(relative))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise RunError(
+                f"{self.path(relative)}: not a valid {kind.__name__} ({problem['msg']}); was it edited by hand?"
+            ) from error
+
+    def find_record(self, relative: str, kind: type[R]) -> R | None:
+        """One record, or None where the file does not exist."""
+        return self.read_record(relative, kind) if self.exists(relative) else None
+
+    def append_metrics(self, lines: Iterable[MetricsLine]) -> None:
+        """Add lines to metrics.jsonl; one writer at a time."""
+        text = "".join(line.model_dump_json() + "\n" for line in lines)
+        if self.local is None:  # object stores cannot append
+            old = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
+            self.write_bytes("metrics.jsonl", old + text.encode())
+            return
+        self.local.mkdir(parents=True, exist_ok=True)
+        with open(self.local / "metrics.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(text)
+
+    def read_metrics(self) -> Iterator[MetricsLine]:
+        """The lines of metrics.jsonl, in order; none where there is no file. A torn last line is left out."""
+        if not self.exists("metrics.jsonl"):
+            return
+        for line in self.read_bytes("metrics.jsonl").decode().split("\n")[:-1]:
+            yield _LINE.validate_json(line)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`: those steps are done again."""
+        if self.exists("metrics.jsonl"):
+            kept = "".join(line.model_dump_json() + "\n" for line in self.read_metrics() if line.step <= step)
+            self.write_bytes("metrics.jsonl", kept.encode())
+
+
+def find_run(location: str) -> RunDir:
+    """The run at a path or URI.
+
+    Raises:
+        RunError: no run is there.
+    """
+    run = RunDir(location.rstrip("/"))
+    if not run.exists("job.yaml"):
+        raise RunError(f"{location}: no run there (it has no job.yaml); give the directory that `launcher train` printed")
+    return run
+
+
+def dump_json(value: object) -> bytes:
+    """Canonical JSON: sorted keys, for files and hashes."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()

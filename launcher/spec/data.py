@@ -1,0 +1,46 @@
+"""`data:` in the job file: which rows, from where, in what order. Runs anywhere."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from launcher.spec.section import Section
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Locations = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+"""One path or several; each a file, a directory, a glob, a URI, or `hub:NAME[/CONFIG]#SPLIT`."""
+
+
+class DataSpec(Section):
+    """Where the rows come from and how they are put in order."""
+
+    train: Locations
+    """Training data: a path or a list; each a file, directory, glob, URI (s3://, gs://, hdfs://) or hub:NAME#SPLIT."""
+
+    validation: Locations | None = None
+    """Data looked at while training, to keep the best checkpoint and to stop early."""
+
+    test: Locations | None = None
+    """Data scored once, after training, with the best checkpoint."""
+
+    format: Literal["auto", "parquet", "arrow", "csv", "jsonl"] = "auto"
+    """File format; `auto` reads it off the file names (.parquet, .arrow/.feather, .csv/.tsv, .jsonl/.json)."""
+
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that cannot be used (null text, unknown label): stop and name it, or count and skip it."""
+
+    group_by_length: bool = True
+    """Put samples of like length into the same global batch: less padding, same rows."""
+
+    # 32 steps amortise the few milliseconds Ray Data spends on a block, and give length grouping
+    # enough rows to choose from, while the first step need not wait for more than 32 batches.
+    window_steps: int = Field(default=32, ge=1, le=4096)
+    """Global batches that are read, encoded and cut together; part of the order, so it changes the curve."""
+
+    # 64 MiB decodes in about 0.2 s, the price a window pays at most for being drawn from its whole pool.
+    shuffle_pool_mib: int = Field(default=64, ge=1, le=65536)
+    """Rows are shuffled inside pools of this many MiB (uncompressed); smaller data sets are shuffled as a whole."""

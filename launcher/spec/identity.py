@@ -1,0 +1,39 @@
+"""What the loss curve depends on, as a hash and as a list of differences. Runs anywhere; read `rundir.py` next."""
+
+import hashlib
+import json
+
+from launcher.spec.job import JobSpec
+
+_CURVE_SECTIONS = {"seed", "task", "model", "data", "train"}
+# These look at the run without changing it.
+_ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}}
+
+
+def spec_hash(job: JobSpec) -> str:
+    """Sha256 (hex) over what the loss curve depends on: equal hashes mean the same curve on any cluster."""
+    canonical = json.dumps(_curve_values(job), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
+    """The keys that make two jobs' loss curves differ, as `train.batch_size: 32 -> 64`; [] when none does."""
+    before, after = _leaves(_curve_values(old)), _leaves(_curve_values(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
+
+
+def _curve_values(job: JobSpec) -> dict[str, object]:
+    return job.model_dump(mode="json", include=_CURVE_SECTIONS, exclude=_ONLY_WATCH)
+
+
+def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, str]:
+    """Dotted keys with their values as JSON; a list is one value."""
+    leaves: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
+    return leaves

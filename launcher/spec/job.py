@@ -1,0 +1,50 @@
+"""The job file as one frozen model. Runs anywhere; read `spec/load.py` for how a YAML file becomes one."""
+
+from pydantic import ConfigDict, Field
+
+from launcher.spec.data import DataSpec
+from launcher.spec.model import ModelSpec
+from launcher.spec.parallel import ClusterSpec, ParallelSpec
+from launcher.spec.section import Section
+from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
+
+
+class TaskSpec(Section):
+    """`task:` what is learned. `type` names the task; the other keys are the task's own parameters."""
+
+    # The parameters are validated by the task's own model (launcher/tasks), which this layer does not know.
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(min_length=1)
+    """Name of a task of the launcher (text-classification), or import path of one outside it (package.module:Task)."""
+
+    def parameters(self) -> dict[str, object]:
+        """The task's own keys as given, without `type`."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class OutputSpec(Section):
+    """`output:` where runs go."""
+
+    storage: str = Field(default="runs", min_length=1)
+    """Directory or URI that holds the run directories; on several nodes it must be shared."""
+
+
+class JobSpec(Section):
+    """A whole job file: what to train, on what, and where it goes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Name of the run and of its directory; running the same job again goes on with the same run."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds the order of the rows, the new layers and dropout."""
+
+    task: TaskSpec
+    model: ModelSpec
+    data: DataSpec
+    train: TrainSpec = TrainSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    parallel: ParallelSpec = ParallelSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    output: OutputSpec = OutputSpec()

@@ -1,0 +1,160 @@
+"""A YAML job file and overrides -> `JobSpec`, with all problems at once; and back to YAML. Runs anywhere.
+
+`spec/document.py` reads the file, `spec/problems.py` words what is wrong with it, `spec/job.py` is the model.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from launcher.errors import SpecError, UserError
+from launcher.spec.document import Document, Problem, apply_override, read_document
+from launcher.spec.job import JobSpec
+from launcher.spec.problems import problems_of
+from launcher.spec.schema import JobKeys, Schema, definitions
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_IMPORT_PATH = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
+
+
+class ParamsOf(Protocol):
+    """Finds the model of a task's parameters; given by the layers above, which know the tasks."""
+
+    def __call__(self, type_name: str, /) -> type[BaseModel]:
+        """The pydantic model of the keys of `task:` beside `type`.
+
+        Raises:
+            UserError: There is no such task; the text is a sentence that starts with `task.type is ...`
+                (see `spec.problems.not_one_of`).
+        """
+        ...
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsOf | None = None) -> JobSpec:
+    """Read, override and check a job file.
+
+    Args:
+        path: A YAML 1.2 file.
+        overrides: `key.path=value`, the value in YAML; they make missing sections, and the last one wins.
+        params_of: Checks the parameters of the task too; without it they are taken as they are.
+
+    Returns:
+        The job, with `task` as it was given.
+
+    Raises:
+        SpecError: Everything that is wrong with file and overrides, one sentence each.
+    """
+    document = read_document(Path(path))
+    for position, override in enumerate(overrides):
+        apply_override(document, override, position)
+    params, problems = _task_params(document, params_of)
+    job = None
+    try:
+        job = JobSpec.model_validate(document.values)
+    except ValidationError as error:
+        problems += problems_of(error, document, JobKeys(params))
+    if params is not None:
+        problems += _params_problems(document, params)
+    problems += document.problems
+    if job is None or problems:
+        problems.sort(key=lambda problem: problem.place.order)
+        raise SpecError(tuple(str(problem) for problem in problems))
+    return job
+
+
+def _task_params(document: Document, params_of: ParamsOf | None) -> tuple[type[BaseModel] | None, list[Problem]]:
+    task = document.values.get("task")
+    type_name = task.get("type") if isinstance(task, dict) else None
+    # What is wrong with `task:` or its `type` as such is said by JobSpec.
+    if params_of is None or not isinstance(type_name, str) or not type_name:
+        return None, []
+    try:
+        return params_of(type_name), []
+    except UserError as error:
+        sentences = error.problems if isinstance(error, SpecError) else (error.message,)
+        place = document.place(("task", "type"))
+        return None, [Problem(place, " ".join(sentence.split())) for sentence in sentences]
+
+
+def _params_problems(document: Document, params: type[BaseModel]) -> list[Problem]:
+    task = document.values["task"]
+    assert isinstance(task, dict)  # _task_params found the type in it
+    given = {key: value for key, value in task.items() if key != "type"}
+    try:
+        # A model that says nothing about unknown keys would drop them silently.
+        params.model_validate(given, extra=None if "extra" in params.model_config else "forbid")
+    except ValidationError as error:
+        return problems_of(error, document, JobKeys(params), at=("task",))
+    return []
+
+
+def dump_job(job: JobSpec) -> str:
+    """The resolved job, defaults written out, as YAML that `load_job` reads back to an equal job."""
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.width = 4096  # a path stays on one line, to be found with grep
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    text = io.StringIO()
+    yaml.dump(job.model_dump(mode="json"), text)
+    return text.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null and text so that people and `load_job` read what was meant."""
+
+    def represent_null(self, _data: None) -> ScalarNode:
+        # ruamel leaves nothing after the colon, which reads like a forgotten value.
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+    def represent_text(self, text: str) -> ScalarNode:
+        style = "|" if "\n" in text else None
+        if not text.replace("\n", "").isprintable():
+            # Only double quotes escape; ruamel 0.19 writes \x85 and control characters bare in the other styles.
+            style = '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Representer.add_representer(type(None), _Representer.represent_null)
+_Representer.add_representer(str, _Representer.represent_text)
+
+
+def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object]:
+    """The JSON Schema of job files, for editors.
+
+    Args:
+        params_models: The model of the parameters of each task, by the task's name.
+
+    Returns:
+        A schema (draft 2020-12) in which `task` is one of the given tasks or one named by import path.
+    """
+    names = list(params_models)
+    (job, *params), defs = definitions([JobSpec, *(params_models[name] for name in names)])
+    known = defs["TaskSpec"]
+    variants = [_task_variant(name, schema, known) for name, schema in zip(names, params, strict=True)]
+    outside = {
+        **known,
+        "title": "package.module:Task",
+        "properties": {"type": {**known["properties"]["type"], "pattern": _IMPORT_PATH}},
+    }
+    task = {"description": known["description"], "oneOf": [*variants, outside]}
+    used = {name: schema for name, schema in defs.items() if name not in ("JobSpec", "TaskSpec")}
+    properties = {**job["properties"], "task": task}
+    return {"$schema": _DIALECT, **job, "title": "Job file", "properties": properties, "$defs": used}
+
+
+def _task_variant(name: str, params: Schema, known: Schema) -> Schema:
+    described = {"const": name, "type": "string", "description": known["properties"]["type"]["description"]}
+    return {
+        **params,
+        "title": name,
+        "properties": {"type": described, **params.get("properties", {})},
+        "required": ["type", *params.get("required", [])],
+        "additionalProperties": False,
+    }

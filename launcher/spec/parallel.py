@@ -1,0 +1,59 @@
+"""`parallel:` and `cluster:` in the job file: memory and machines; nothing here changes the curve. Runs anywhere."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from launcher.spec.section import Section
+
+
+class ParallelSpec(Section):
+    """How one global batch is spread over workers and memory."""
+
+    zero: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054)."""
+
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Samples one worker puts through the model at once; null takes its whole share of the global batch."""
+
+    offload_optimizer: bool = False
+    """Keep optimizer states in CPU memory and update there (ZeRO 1 and up); compiles a CPU kernel at first use."""
+
+    offload_parameters: bool = False
+    """Keep weights in CPU memory between uses (ZeRO 3)."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more compute."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> "ParallelSpec":
+        if self.offload_parameters and self.zero != 3:
+            raise ValueError(f"offload_parameters needs zero: 3, not {self.zero}; set zero: 3 or drop offload_parameters")
+        if self.offload_optimizer and self.zero == 0:
+            raise ValueError("offload_optimizer needs zero: 1, 2 or 3, not 0; raise zero or drop offload_optimizer")
+        return self
+
+
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class ClusterSpec(Section):
+    """What the run asks of a Ray cluster."""
+
+    address: str | None = None
+    """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if it is set, else starts a local Ray."""
+
+    workers: int = Field(default=1, ge=1)
+    """Train workers, one process each."""
+
+    cpus_per_worker: float = Field(default=1.0, gt=0.0)
+    """Logical CPUs a train worker reserves."""
+
+    gpus_per_worker: float = Field(default=0.0, ge=0.0)
+    """GPUs a train worker reserves; 0 trains on the CPU."""
+
+    data_workers: int = Field(default=2, ge=1)
+    """Windows that are read and encoded at the same time, beside the train workers."""
+
+    pass_env: tuple[EnvName, ...] = ()
+    """Environment variables that travel to the workers beside the launcher's own short list (HF_HOME, NCCL_*, ...)."""

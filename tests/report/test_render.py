@@ -1,0 +1,189 @@
+"""The page: whole, offline, and deaf to what users put into it."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from launcher.records import ConfusionMatrix, ScoresRecord
+from launcher.report.collect import collect
+from launcher.report.render import render, write_report
+from launcher.rundir import RunDir
+
+
+class Page(HTMLParser):
+    """Elements, attributes and texts of a page as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.texts: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def count(self, tag: str) -> int:
+        return sum(found == tag for found, _ in self.tags)
+
+
+def test_write_report_publishes_and_returns_the_path(make_run: Callable[..., RunDir]) -> None:
+    run = make_run("done", ("negative", "positive"))
+    path = write_report(run)
+    assert path == run.path("report.html")
+    assert run.read_bytes("report.html").decode() == render(collect(run))
+
+
+def test_the_page_of_a_finished_run(make_run: Callable[..., RunDir]) -> None:
+    text = render(collect(make_run("sst2", ("negative", "positive"))))
+    page = Page(text)
+    assert "sst2 text-classification: accuracy 0.771 on test (chance 0.584), 400 steps, 1 min 24 s" in page.text
+    order = ["Curves", "Scores on test", "Scores on validation", "Memory per worker", "Environment", "Job"]
+    assert re.findall(r"<h2>(.*?)</h2>", text) == order
+    for part in (
+        "Confusion matrix",
+        "Classes",
+        "Worst errors",
+        "data/test.parquet:17",
+        "1.3 GiB",
+        "transformers 5.23.0",
+    ):
+        assert part in page.text
+    assert "seed: 7" in page.text and "zero.stage 2" in page.text
+    assert ("a", {"href": "model/README.md"}) in page.tags
+    assert "Not there yet" not in page.text
+    assert "Skipped rows 5 training 3, test 2" in page.text
+
+
+def test_every_figure_has_its_place_and_every_place_its_figure(make_run: Callable[..., RunDir]) -> None:
+    page = Page(render(collect(make_run("done", ("a", "b", "c"), steps=30))))
+    places = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
+    assert places == list(json.loads(page.scripts[0]))
+    assert len(places) == 7, "five curves and two confusion matrices"
+
+
+def test_nothing_is_loaded_from_anywhere(make_run: Callable[..., RunDir]) -> None:
+    text = render(collect(make_run("done", ("a", "b"), steps=30)))
+    page = Page(text)
+    assert not [attrs for _, attrs in page.tags if "src" in attrs or "srcset" in attrs]
+    assert page.count("link") == page.count("img") == page.count("iframe") == 0
+    assert all(not re.match(r"\w+:|//", attrs["href"] or "") for _, attrs in page.tags if "href" in attrs)
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    policy = next(attrs["content"] or "" for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy.startswith("default-src 'none';") and "http" not in policy
+
+
+def test_the_policy_allows_exactly_the_two_scripts(make_run: Callable[..., RunDir]) -> None:
+    page = Page(render(collect(make_run("done", ("a", "b"), steps=30))))
+    policy = next(attrs["content"] or "" for tag, attrs in page.tags if attrs.get("http-equiv"))
+    data, *scripts = page.scripts
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert re.findall(r"'sha256-(.*?)'", policy) == digests
+    assert "unsafe" not in policy.split("script-src")[1]
+    json.loads(data)
+
+
+def test_hostile_text_stays_text(make_run: Callable[..., RunDir], hostile: str) -> None:
+    run = make_run("hostile", (hostile, hostile + "2", hostile + "3"), steps=30, comment=hostile)
+    scores = run.read_record("scores-test.json", ScoresRecord)
+    run.write_record(
+        "scores-x.json",
+        scores.model_copy(update={"split": hostile, "metrics": {hostile: 0.5}, "baseline": {hostile: 0.1}}),
+    )
+    text = render(collect(run))
+    page = Page(text)
+    assert page.count("script") == 3 and page.count("img") == 0
+    assert "<script>alert" not in text and "<img" not in text.split("<script>")[0]
+    assert page.texts.count(hostile) >= 10, "shown as it is"
+    figures = json.loads(page.scripts[0])
+    assert not set("<>&") & set(page.scripts[0])
+    assert all("<" not in name for name in figures["confusion-0"]["layout"]["xaxis"]["ticktext"])
+
+
+def test_hostile_metric_names_stay_text(make_run: Callable[..., RunDir], hostile: str) -> None:
+    run = make_run("hostile", ("a", "b"), steps=30)
+    lines = [
+        line.model_copy(update={"metrics": {hostile: 0.5, "b": 0.1}}) if line.kind == "evaluation" else line
+        for line in run.read_metrics()
+    ]
+    run.delete("metrics.jsonl")
+    run.append_metrics(lines)
+    page = Page(render(collect(run)))
+    assert page.count("script") == 3 and page.count("img") == 0
+    names = [trace["name"] for trace in json.loads(page.scripts[0])["curve-1"]["data"]]
+    assert all("<" not in name for name in names)
+
+
+def test_a_regression_has_no_classes(make_run: Callable[..., RunDir]) -> None:
+    page = Page(render(collect(make_run("sts", steps=30))))
+    for part in ("Confusion", "confusions", "Classes", "chance"):
+        assert part not in page.text
+    assert "pearson 0.7870 0.0000" in page.text and "baseline" in page.text
+
+
+def test_a_run_that_has_only_begun(begun: RunDir) -> None:
+    text = render(collect(begun))
+    page = Page(text)
+    assert "No training step is logged yet (metrics.jsonl)." in page.text
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Job"]
+    assert len(page.scripts) == 1 and len(text) < 20_000, "no plotly.js where there is nothing to draw"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "scores-test.json", "environment.json", "plan.json", "result.json", "model"]
+)
+def test_any_part_may_be_missing(make_run: Callable[..., RunDir], name: str) -> None:
+    run = make_run("partial", ("a", "b"), steps=30)
+    run.delete(name)
+    assert "partial" in Page(render(collect(run))).text
+
+
+def test_long_texts_are_folded(make_run: Callable[..., RunDir], long_text: str) -> None:
+    page = Page(render(collect(make_run("done", ("a", "b"), steps=30))))
+    assert sum(attrs.get("class") == "clipped" for _, attrs in page.tags) == 2, "one long row in each split"
+    assert long_text.strip() in page.text, "and still there to be opened"
+    assert "Show 4 more" in page.text
+
+
+def test_a_book_is_cut_and_says_so(make_run: Callable[..., RunDir]) -> None:
+    run = make_run("done", ("a", "b"), steps=30)
+    scores = run.read_record("scores-test.json", ScoresRecord)
+    book = scores.worst[0].model_copy(update={"inputs": {"text": "x" * 50_000}})
+    run.write_record("scores-test.json", scores.model_copy(update={"worst": (book,)}))
+    text = render(collect(run))
+    assert "30,000 more characters are not shown" in text and "x" * 20_001 not in text
+
+
+def test_too_many_classes_for_a_matrix(make_run: Callable[..., RunDir]) -> None:
+    run = make_run("many", ("a", "b"), steps=30)
+    scores = run.read_record("scores-test.json", ScoresRecord)
+    labels = tuple(f"c{i}" for i in range(150))
+    counts = tuple(tuple(int(i == j) + 5 * (j == i + 1) for j in range(150)) for i in range(150))
+    matrix = ConfusionMatrix(labels=labels, counts=counts)
+    run.write_record("scores-test.json", scores.model_copy(update={"confusion": matrix}))
+    page = Page(render(collect(run)))
+    assert "The confusion matrix of 150 classes is too large to show; scores-test.json holds it." in page.text
+    assert "c0 c1 5 83.3 %" in page.text, "the largest confusions are listed all the same"
