@@ -3,7 +3,6 @@
 `<storage>/<run name>/` is the whole truth about a run; what exists there is complete. Record types: `records.py`.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,9 +13,12 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from launcher.errors import RunError
 from launcher.records import MetricsLine, Record
+from launcher.spec.job import JobSpec
 
 R = TypeVar("R", bound=Record)
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
@@ -204,6 +206,14 @@ def find_run(location: str) -> RunDir:
     return run
 
 
-def dump_json(value: object) -> bytes:
-    """Canonical JSON: sorted keys, for files and hashes."""
-    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
+def read_job(run: RunDir) -> JobSpec:
+    """The resolved job file of a run.
+
+    Raises:
+        RunError: there is none, or it is not one.
+    """
+    try:
+        return JobSpec.model_validate(YAML(typ="safe", pure=True).load(run.read_bytes("job.yaml").decode()))
+    except (YAMLError, ValidationError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"{run.path('job.yaml')}: not a resolved job file ({first}); was it edited by hand?") from error

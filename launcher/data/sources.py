@@ -4,8 +4,9 @@ A fragment is a Parquet row group or an Arrow record batch. Row ids count the ro
 Formats without footers pass through `convert.py` first. Read `order.py` and `stream.py` next.
 """
 
+import fnmatch
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,7 +107,7 @@ def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table
     return table.take(pa.array(np.searchsorted(wanted, rows)))
 
 
-def _batches(fragment: Fragment, columns: list[str]) -> "list[pa.RecordBatch] | object":
+def _batches(fragment: Fragment, columns: list[str]) -> Iterator[pa.RecordBatch]:
     fs, path = open_uri(fragment.path)
     try:
         if fragment.format == "parquet":
@@ -163,7 +164,7 @@ def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str
         base = path.rstrip("/")
     if is_glob:
         pattern = open_uri(location)[1] if not scheme else location[len(scheme) :]
-        paths = [p for p in paths if _glob_match(p, pattern)]
+        paths = [p for p in paths if fnmatch.fnmatchcase(p, pattern)]
     chosen = [(scheme + p, p[len(base) :].lstrip("/"), _format_of(p, format)) for p in paths]
     if format == "auto" and info.type != pafs.FileType.File:
         chosen = [c for c in chosen if c[2]]
@@ -172,12 +173,6 @@ def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str
         what = f"{unknown[0]} has no known ending" if unknown else f"{location} holds no data files"
         raise DataError(f"data.{name}: {what} ({', '.join(SUFFIXES)}); name the files so, or set data.format")
     return chosen
-
-
-def _glob_match(path: str, pattern: str) -> bool:
-    from pathlib import PurePosixPath
-
-    return PurePosixPath(path).match(pattern)
 
 
 def _hidden(path: str, root: str) -> bool:

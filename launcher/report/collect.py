@@ -9,13 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from launcher.errors import RunError
 from launcher.records import EnvironmentRecord, EvaluationRecord, ResultRecord, ScoresRecord, StepRecord
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
 
 # Test first: it is the number a reader came for.
@@ -85,7 +81,7 @@ def collect(run: RunDir) -> ReportData:
     return ReportData(
         name=run.name,
         location=_without_credentials(run.uri),
-        job=_parse_job(run, job_text),
+        job=read_job(run),
         job_text=job_text,
         plan=_read_plan(run),
         environment=run.find_record("environment.json", EnvironmentRecord),
@@ -123,14 +119,6 @@ def _without_credentials(uri: str) -> str:
         return uri
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _parse_job(run: RunDir, text: str) -> JobSpec:
-    try:
-        return JobSpec.model_validate(YAML(typ="safe", pure=True).load(text))
-    except (YAMLError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise RunError(f"{run.path('job.yaml')}: not a resolved job file ({first}); was it edited by hand?") from error
 
 
 def _read_scores(run: RunDir) -> tuple[ScoresRecord, ...]:

@@ -1,0 +1,64 @@
+"""Tasks by name: the file name is the name in the job file. Runs anywhere; read `base.py` next."""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from launcher.errors import UserError
+from launcher.spec.job import JobSpec
+from launcher.spec.problems import not_one_of
+from launcher.tasks.base import Task, TaskParams
+
+
+def task_names() -> list[str]:
+    """Names of the launcher's own tasks."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem.replace("_", "-") for file in files if file.stem not in ("__init__", "base"))
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task, by its name or by an import path `package.module:Class`.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), class_name)  # type: ignore[no-any-return]  # by name
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"task.type is {name}, which cannot be imported ({error}); put the module on PYTHONPATH"
+            ) from error
+    if name not in task_names():
+        raise UserError(not_one_of("task.type", name, task_names()))
+    module = importlib.import_module(f"launcher.tasks.{name.replace('-', '_')}")
+    return module.TASK  # type: ignore[no-any-return]  # every task file names its class so; the contract test checks
+
+
+def params_of(name: str) -> type[TaskParams]:
+    """The model of a task's own part of the job file; what `load_job` asks for."""
+    return task_class(name).Params
+
+
+def params_models() -> Mapping[str, type[TaskParams]]:
+    """The parameters of all the launcher's own tasks, for the JSON Schema."""
+    return {name: params_of(name) for name in task_names()}
+
+
+def build_task(job: JobSpec) -> Task:
+    """The task of a job file.
+
+    Raises:
+        UserError: the task's parameters are wrong.
+    """
+    kind = task_class(job.task.type)
+    try:
+        params = kind.Params.model_validate(job.task.parameters())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; mend the job file") from error
+    return kind(params, job.model, job.seed)

@@ -1,0 +1,25 @@
+# `make quickstart` shows the project at work; `make test` is the whole test suite.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: venv test quickstart clean
+
+venv: $(STAMP)
+
+# torch first and at its pin: anything else may bring a CUDA build of several gigabytes.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+test: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/check.sh
+
+quickstart: venv
+	$(BIN)/python jobs/quickstart/prepare.py
+	$(BIN)/launcher train jobs/quickstart.yaml
+
+clean:
+	rm -rf .venv data/quickstart runs/quickstart

@@ -1,0 +1,136 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines in a log. Runs on the head.
+
+Rank 0 tells an actor of every line of metrics.jsonl; a thread beside the waiting driver shows them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from launcher.plan import Plan
+from launcher.records import EvaluationRecord, MetricsLine, StepRecord
+
+_POLL_S = 0.5
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    """Lines on their way from rank 0 to the driver."""
+
+    def __init__(self) -> None:
+        self._lines: list[MetricsLine] = []
+
+    def put(self, line: MetricsLine) -> None:
+        self._lines.append(line)
+
+    def take(self) -> list[MetricsLine]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+class Post:
+    """Puts lines into the mailbox without waiting; travels to the workers."""
+
+    def __init__(self, mailbox: "ray.actor.ActorHandle") -> None:
+        self._mailbox = mailbox
+
+    def __call__(self, line: MetricsLine) -> None:
+        self._mailbox.put.remote(line)
+
+
+@contextmanager
+def watch(plan: Plan, console: Console) -> Iterator[Callable[[MetricsLine], None]]:
+    """Show lines until the block ends; yields the listener to hand to the workers."""
+    mailbox = _Mailbox.remote()  # type: ignore[attr-defined]  # ray adds .remote
+    stop = threading.Event()
+    view = _Bar(plan, console) if console.is_terminal else _Lines(plan, console)
+    thread = threading.Thread(target=_pump, args=(mailbox, view, stop), daemon=True)
+    thread.start()
+    try:
+        yield Post(mailbox)
+    finally:
+        stop.set()
+        thread.join()
+        for line in ray.get(mailbox.take.remote()):
+            view.show(line)
+        view.close()
+        ray.kill(mailbox)
+
+
+def _pump(mailbox: "ray.actor.ActorHandle", view: "_Bar | _Lines", stop: threading.Event) -> None:
+    while not stop.wait(_POLL_S):
+        for line in ray.get(mailbox.take.remote()):
+            view.show(line)
+
+
+def evaluation_text(line: EvaluationRecord) -> str:
+    """One evaluation on one line."""
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in line.metrics.items())
+    best = "  (best so far)" if line.best else ""
+    skipped = f", {line.skipped_rows} skipped" if line.skipped_rows else ""
+    return f"{line.split} at step {line.step}: {metrics}  loss {line.loss:.4f}  ({line.rows} rows{skipped}){best}"
+
+
+class _Bar:
+    """A rich progress bar; evaluations are printed above it."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+            TextColumn("ETA"), TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self._task: TaskID = self._progress.add_task("starting workers", total=plan.total_steps)
+        self._progress.start()
+
+    def show(self, line: MetricsLine) -> None:
+        if isinstance(line, StepRecord):
+            text = f"loss {line.loss:.4f}  {line.samples_per_s:.1f} samples/s"
+            self._progress.update(self._task, completed=line.step, description=text)
+        else:
+            self._progress.console.print(evaluation_text(line), highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    """Plain lines, at most one every few seconds between evaluations."""
+
+    _EVERY_S = 5.0
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._plan, self._console = plan, console
+        self._shown = 0.0
+        self._first: tuple[float, int] | None = None
+
+    def show(self, line: MetricsLine) -> None:
+        if not isinstance(line, StepRecord):
+            self._console.print(evaluation_text(line), highlight=False, soft_wrap=True)
+            return
+        now = time.monotonic()
+        self._first = self._first or (now, line.step)
+        if now - self._shown < self._EVERY_S and line.step != self._plan.total_steps:
+            return
+        self._shown = now
+        self._console.print(
+            f"step {line.step}/{self._plan.total_steps}  epoch {line.epoch}  loss {line.loss:.4f}  "
+            f"lr {line.learning_rate:.2e}  {line.samples_per_s:.1f} samples/s  {self._eta(now, line.step)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def close(self) -> None:
+        """Nothing to take down."""
+
+    def _eta(self, now: float, step: int) -> str:
+        assert self._first is not None
+        started, first = self._first
+        if step == first:
+            return "ETA ?"
+        left = (now - started) / (step - first) * (self._plan.total_steps - step)
+        return f"ETA {int(left // 60)}:{int(left % 60):02d}"

@@ -1,0 +1,134 @@
+"""Global batches as shares: what one worker gets of each step. Built in data workers, opened in train workers.
+
+A share is an Arrow IPC stream: the worker's samples of a window, with `__step`, `__micro`, `__row` and `__mask` beside
+the task's columns, and a header that tells each step's global weight. Read `stream.py` for who emits them.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from launcher.data.order import Ids
+from launcher.tasks.base import Batch, Encoded, Task
+
+
+@dataclass(frozen=True)
+class StepHeader:
+    """One global batch, the same on every worker."""
+
+    samples: int
+    weight: float
+    """Sum of the samples' weights: the loss is the sum of losses over this."""
+    micro_batches: int
+    """Micro-batches each worker runs, fillers included, so that all stay in lockstep."""
+
+
+@dataclass(frozen=True)
+class ShareHeader:
+    """One window's share, for one worker."""
+
+    kind: str
+    """`train`, or the name of the split that is evaluated."""
+    epoch: int
+    first_step: int
+    """Steps done before the first step of this share; for an evaluation, the step it belongs to."""
+    last: bool
+    """Whether this is the last window of an evaluation."""
+    skipped_rows: int
+    """Unusable rows of the window, told to rank 0 only so that a sum over workers counts each once."""
+    steps: tuple[StepHeader, ...]
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """One worker's share of one global batch."""
+
+    header: StepHeader
+    micro_batches: tuple[pa.Table, ...]
+    """Each with the columns the task encoded, `__row` (row ids; -1 for a filler) and `__mask`."""
+
+
+def build_share(
+    encoded: Encoded, rows: Ids, batches: Sequence[Ids], rank: int, world_size: int, micro_batch: int | None
+) -> tuple[pa.Table, tuple[StepHeader, ...]]:
+    """One worker's samples of each batch, cut into micro-batches.
+
+    Args:
+        encoded: the window's usable rows.
+        rows: (n,) row ids of the window before encoding.
+        batches: positions among the usable rows, from `cut_batches`.
+        rank: whose share.
+        world_size: workers.
+        micro_batch: samples per micro-batch; None takes the whole share at once.
+
+    Returns:
+        The samples with their `__` columns, and one header per batch.
+    """
+    ids = rows[encoded.kept]
+    take, step_of, micro_of, mask, headers = [], [], [], [], []
+    for step, batch in enumerate(batches):
+        largest = -(-len(batch) // world_size)
+        size = micro_batch or max(largest, 1)
+        micro_batches = max(1, -(-largest // size))
+        headers.append(StepHeader(len(batch), float(encoded.weights[batch].sum()), micro_batches))
+        mine = batch[rank::world_size]
+        micro = np.arange(len(mine)) // size
+        # A worker without samples runs a filler of weight zero: ZeRO gathers and reduces in lockstep.
+        idle = np.setdiff1d(np.arange(micro_batches), micro)
+        filler = np.full(len(idle), batch[-1] if len(batch) else 0, np.int64)
+        take.append(np.concatenate([mine, filler]))
+        micro_of.append(np.concatenate([micro, idle]))
+        mask.append(np.concatenate([np.ones(len(mine), bool), np.zeros(len(idle), bool)]))
+        step_of.append(np.full(len(mine) + len(idle), step, np.int32))
+    positions, real = np.concatenate(take), np.concatenate(mask)
+    table = encoded.samples.take(pa.array(positions))
+    extra = {
+        "__step": np.concatenate(step_of),
+        "__micro": np.concatenate(micro_of).astype(np.int32),
+        "__row": np.where(real, ids[positions], -1),
+        "__mask": real.astype(np.float32),
+    }
+    for name, values in extra.items():
+        table = table.append_column(name, pa.array(values))
+    return table, tuple(headers)
+
+
+def pack_share(table: pa.Table, header: ShareHeader) -> bytes:
+    """A share as bytes; one cell of the row that Ray Data carries to its worker."""
+    table = table.replace_schema_metadata({"launcher": json.dumps(asdict(header))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
+
+
+def open_share(content: pa.Buffer) -> tuple[ShareHeader, Iterator[StepShare]]:
+    """The header and the steps of a packed share, without copying the samples."""
+    table = pa.ipc.open_stream(content).read_all()
+    raw = json.loads(table.schema.metadata[b"launcher"])
+    header = ShareHeader(**{**raw, "steps": tuple(StepHeader(**step) for step in raw["steps"])})
+    return header, _steps(table.replace_schema_metadata(None), header)
+
+
+def _steps(table: pa.Table, header: ShareHeader) -> Iterator[StepShare]:
+    step_of, micro_of = table.column("__step").to_numpy(), table.column("__micro").to_numpy()
+    columns = [name for name in table.column_names if name not in ("__step", "__micro")]
+    samples = table.select(columns)
+    for index, step in enumerate(header.steps):
+        begin, end = np.searchsorted(step_of, [index, index + 1])
+        order = np.argsort(micro_of[begin:end], kind="stable")
+        inside = samples.slice(begin, end - begin).take(pa.array(order))
+        bounds = np.searchsorted(micro_of[begin:end][order], np.arange(step.micro_batches + 1))
+        pairs = zip(bounds[:-1], bounds[1:], strict=True)
+        yield StepShare(step, tuple(inside.slice(int(a), int(b - a)) for a, b in pairs))
+
+
+def collate(task: Task, samples: pa.Table) -> Batch:
+    """One micro-batch of a share as tensors; fillers are masked out."""
+    import torch  # data workers use this module without torch
+
+    batch = task.collate(samples.drop_columns(["__row", "__mask"]))
+    return Batch(batch.inputs, batch.labels, torch.from_numpy(samples.column("__mask").to_numpy().copy()))

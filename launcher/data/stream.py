@@ -1,0 +1,323 @@
+"""The stream: windows of rows, read and encoded in Ray Data workers, dealt to train workers share by share.
+
+One read task per window, all epochs and evaluations in one plan, so neither an epoch's end nor an evaluation stalls
+the loop. Each task emits one row per worker; `ShareStream` opens them in the train worker. Row ids: `sources.py`;
+which rows make a window: `order.py`; how a window becomes shares: `batches.py`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.train import DataConfig
+
+from launcher.data.batches import ShareHeader, StepShare, build_share, open_share, pack_share
+from launcher.data.order import EpochOrder, Ids, cut_batches, generator
+from launcher.data.sources import Split
+from launcher.errors import DataError, ExactnessError
+from launcher.plan import Plan
+from launcher.spec.job import JobSpec
+from launcher.tasks import build_task
+from launcher.tasks.base import Encoded, Task
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.data import DataIterator
+
+TRAIN = "train"
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of the plan: which batches of which rows, and for which step."""
+
+    kind: str
+    """`train`, or the split that is evaluated."""
+    epoch: int
+    index: int
+    first_step: int
+    """Steps done before the window's first batch; for an evaluation, the step it belongs to."""
+    begin: int
+    """First batch of the window that is still to do."""
+    end: int
+    """One past the last batch to do."""
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """All a data worker needs to turn a window into shares; put into the object store once."""
+
+    job: JobSpec
+    splits: dict[str, Split]
+    world_size: int
+
+    def read(self, window: Window) -> Iterator[bytes]:
+        """The packed shares of a window, one per worker, in rank order.
+
+        Raises:
+            DataError: a row cannot be used and the job file says `error`, or no row of the window can.
+        """
+        split = self.splits[window.kind]
+        task = _task(self.job.model_dump_json())
+        ids = self.row_ids(window)
+        rows = split.read(ids, task.input_columns + task.target_columns)
+        encoded = task.encode(rows, True)
+        judge(split, ids, encoded, self.job.data.on_bad_row)
+        batches = self._batches(window, len(ids), encoded)[window.begin : window.end]
+        micro_batch = self.job.parallel.micro_batch if window.kind == TRAIN else None
+        for rank in range(self.world_size):
+            table, steps = build_share(encoded, ids, batches, rank, self.world_size, micro_batch)
+            skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
+            header = ShareHeader(
+                window.kind, window.epoch, window.first_step + window.begin, window.last, skipped, steps
+            )
+            yield pack_share(table, header)
+
+    def row_ids(self, window: Window) -> Ids:
+        """Row ids of a window: the canonical order for training, file order for evaluation."""
+        split = self.splits[window.kind]
+        if window.kind != TRAIN:
+            size = self.job.evaluation.batch_size * self.job.data.window_steps
+            return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
+        return _order(_OrderKey(self.job, split), window.epoch).window(window.index)
+
+    def _batches(self, window: Window, rows: int, encoded: Encoded) -> list[Ids]:
+        if window.kind != TRAIN:
+            size = self.job.evaluation.batch_size
+            return cut_batches(encoded.lengths, -(-rows // size), size, None)
+        size = self.job.train.batch_size
+        fingerprint = self.splits[TRAIN].fingerprint
+        rng = generator("batches", fingerprint, self.job.seed, window.epoch, window.index)
+        lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.kept), np.int64)
+        return cut_batches(lengths, -(-rows // size), size, rng)
+
+
+def judge(split: Split, ids: Ids, encoded: Encoded, on_bad_row: str) -> None:
+    """Do with unusable rows what the job file says.
+
+    Raises:
+        DataError: it says `error`, or none of the rows is usable; names the file and the row.
+    """
+    if not encoded.problems:
+        return
+    position, reason = encoded.problems[0]
+    file, row = split.locate(int(ids[position]))
+    where = f"{file}: row {row}: {reason}"
+    if on_bad_row == "error":
+        raise DataError(f"{where}; mend the row, or set data.on_bad_row: skip to leave such rows out")
+    if not len(encoded.kept):
+        raise DataError(f"{where}, and so are all {len(ids)} rows read with it; is the right column named?")
+
+
+@dataclass(frozen=True)
+class _OrderKey:
+    """Hashes as the data does, not as its many fragments do."""
+
+    job: JobSpec
+    split: Split
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OrderKey) and self._identity == other._identity
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        data = self.job.data
+        return (
+            self.split.fingerprint,
+            self.job.seed,
+            self.job.train.batch_size,
+            data.window_steps,
+            data.shuffle_pool_mib,
+        )
+
+
+@lru_cache(maxsize=4)
+def _order(key: _OrderKey, epoch: int) -> EpochOrder:
+    fragments = tuple((f.rows, f.size_bytes) for f in key.split.fragments)
+    window_rows = key.job.train.batch_size * key.job.data.window_steps
+    pool_bytes = key.job.data.shuffle_pool_mib << 20
+    return EpochOrder(fragments, key.split.fingerprint, key.job.seed, epoch, window_rows, pool_bytes)
+
+
+@lru_cache(maxsize=4)
+def _task(job_json: str) -> Task:
+    return build_task(JobSpec.model_validate_json(job_json))  # its tokenizer stays loaded in this process
+
+
+def train_windows(plan: Plan, job: JobSpec, start_step: int) -> list[Window]:
+    """Every window from `start_step` on, with the evaluations that fall inside or behind each."""
+    windows: list[Window] = []
+    for epoch in range(plan.epochs):
+        for index in range(-(-plan.steps_per_epoch // plan.window_steps)):
+            first = epoch * plan.steps_per_epoch + index * plan.window_steps
+            stop = min(first + plan.window_steps, (epoch + 1) * plan.steps_per_epoch, plan.total_steps)
+            if stop <= start_step or stop <= first:
+                continue
+            begin = max(0, start_step - first)
+            windows.append(Window(TRAIN, epoch, index, first, begin, stop - first))
+            for step in range(first + begin + 1, stop + 1):
+                if plan.evaluates_after(step):
+                    windows += evaluation_windows(VALIDATION, plan.validation_rows, job, step)
+    return windows
+
+
+def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> list[Window]:
+    """One pass over a split in file order; the last window says so."""
+    size = job.evaluation.batch_size * job.data.window_steps
+    count = -(-rows // size)
+    return [
+        Window(split, 0, i, step, 0, -(-min(size, rows - i * size) // job.evaluation.batch_size), i == count - 1)
+        for i in range(count)
+    ]
+
+
+class _Windows(Datasource):  # type: ignore[misc]  # ray's class is untyped
+    """Windows as a Ray Data source: one read task each, one block per worker."""
+
+    def __init__(self, source: StreamSource, windows: list[Window]) -> None:
+        super().__init__()
+        self._source, self._windows = ray.put(source), windows
+        self._world_size = source.world_size
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None, **_: object
+    ) -> list[ReadTask]:
+        return [ReadTask(_reader(self._source, window), self._metadata()) for window in self._windows]
+
+    def _metadata(self) -> BlockMetadata:
+        # The size is a guess that only has to be above target_max_block_size, so that no two blocks are merged.
+        size = 65536 * self._world_size
+        return BlockMetadata(num_rows=self._world_size, size_bytes=size, input_files=None, exec_stats=None)
+
+
+def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
+    def read() -> Iterator[pa.Table]:
+        for share in ray.get(source).read(window):
+            yield pa.table({"share": pa.array([share], pa.large_binary())})
+
+    return read
+
+
+class CanonicalData(DataConfig):  # type: ignore[misc]  # ray's class is untyped
+    """Deals the canonical stream to however many workers the group has this time.
+
+    Ray Train calls `configure` again whenever the worker group starts; `start_step` then tells where to go on.
+
+    Args:
+        job: the resolved job.
+        plan: its plan.
+        splits: by name; must hold every split that is streamed.
+        start_step: returns the step of the checkpoint the workers resume from.
+    """
+
+    def __init__(self, job: JobSpec, plan: Plan, splits: dict[str, Split], start_step: Callable[[], int]) -> None:
+        super().__init__()
+        self._job, self._plan, self._splits, self._start_step = job, plan, splits, start_step
+
+    def configure(
+        self,
+        datasets: "dict[str, object]",
+        world_size: int,
+        worker_handles: "list[ActorHandle] | None",
+        worker_node_ids: list[str] | None,
+        **_: object,
+    ) -> "list[dict[str, DataIterator]]":
+        """One iterator per worker and data set; the data sets given are placeholders."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name in datasets:
+            if name == TRAIN:
+                windows = train_windows(self._plan, self._job, self._start_step())
+            else:
+                windows = evaluation_windows(name, self._splits[name].rows, self._job, self._plan.total_steps)
+            source = StreamSource(self._job, self._splits, world_size)
+            for rank, iterator in enumerate(deal(source, windows)):
+                shards[rank][name] = iterator
+        return shards
+
+
+def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
+    """One iterator per worker; worker r receives row r of every window, in window order.
+
+    Ray Data keeps this only with preserve_order, one block per row, and a splitter that deals blocks round-robin;
+    `tests/data/test_stream.py` guards it.
+    """
+    dataset = ray.data.read_datasource(
+        _Windows(source, windows),
+        override_num_blocks=max(1, len(windows)),
+        concurrency=source.job.cluster.data_workers,
+        # Encoding must never wait for CPUs that the train workers hold for the whole run; how many run at once is
+        # bounded by `concurrency`.
+        num_cpus=0.01,
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = 1
+    dataset.context.enable_progress_bars = False
+    # A task that waits for its consumer would keep its place; let it emit all workers' shares and finish.
+    dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, source.world_size)
+    return list(dataset.streaming_split(source.world_size, equal=False))
+
+
+class ShareStream:
+    """The train worker's end of the stream.
+
+    Args:
+        rows: the cells of this worker's rows, in order (`share_cells` of a Ray Data iterator).
+    """
+
+    def __init__(self, rows: Iterator[pa.Buffer]) -> None:
+        self._rows = rows
+        self.skipped_rows = 0
+
+    def steps(self) -> Iterator[tuple[int, int, StepShare]]:
+        """(steps done before it, epoch, share) of each training step, in order."""
+        for cell in self._rows:
+            header, shares = open_share(cell)
+            if header.kind != TRAIN:
+                raise ExactnessError(f"stream: an evaluation of {header.kind} came where training was due")
+            self.skipped_rows += header.skipped_rows
+            for offset, share in enumerate(shares):
+                yield header.first_step + offset, header.epoch, share
+
+    def evaluation(self, split: str, step: int) -> "Evaluation":
+        """The evaluation that is due now; must be consumed to its end before the next training step."""
+        return Evaluation(self._rows, split, step)
+
+
+class Evaluation:
+    """One pass over a split; iterate it to the end, then read `skipped_rows`."""
+
+    def __init__(self, rows: Iterator[pa.Buffer], split: str, step: int) -> None:
+        self._rows, self._split, self._step = rows, split, step
+        self.skipped_rows = 0
+
+    def __iter__(self) -> Iterator[StepShare]:
+        for cell in self._rows:
+            header, shares = open_share(cell)
+            if header.kind != self._split or header.first_step != self._step:
+                raise ExactnessError(
+                    f"stream: {header.kind} at step {header.first_step} came where {self._split} at step {self._step} was due"
+                )
+            self.skipped_rows += header.skipped_rows
+            yield from shares
+            if header.last:
+                return
+
+
+def share_cells(iterator: "DataIterator") -> Iterator[pa.Buffer]:
+    """The packed shares of one worker's Ray Data iterator; two are fetched ahead."""
+    for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+        yield batch.column("share").chunk(0)[0].as_buffer()

@@ -1,0 +1,64 @@
+"""The finished model as a directory any transformers process loads: safetensors, tokenizer, model card. Train workers."""
+
+import tempfile
+from pathlib import Path
+
+from launcher.plan import Plan
+from launcher.records import ResultRecord, ScoresRecord
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+from launcher.tasks.base import Task
+from launcher.train.engine import Engine
+
+
+def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
+    """Publish `model/` (a collective; rank 0 writes). From ZeRO-3 shards too."""
+    state = engine.gathered_state()
+    if engine.rank != 0 or state is None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "model"
+        model = engine.model
+        model.save_pretrained(target, state_dict=state)  # type: ignore[operator]  # a transformers model, kept as nn.Module
+        task.tokenizer().save_pretrained(target)
+        (target / "README.md").write_text(_card(job, plan), encoding="utf-8")
+        run.publish_directory(target, "model")
+
+
+def write_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> None:
+    """Add the outcome to the model card, once test scores are known."""
+    lines = [_card(job, plan), "## Results\n", f"Weights of step {result.best_step} of {result.steps}.\n"]
+    for split in ("validation", "test"):
+        scores = run.find_record(f"scores-{split}.json", ScoresRecord)
+        if scores is not None:
+            lines += [f"\n| {split} | value | baseline |\n| --- | --- | --- |"]
+            lines += [
+                f"| {name} | {value:.4f} | {_number(scores.baseline.get(name))} |" for name, value in scores.metrics.items()
+            ]
+            lines += [f"| loss | {scores.loss:.4f} | |", f"| rows | {scores.rows} | |\n"]
+    run.write_bytes("model/README.md", "\n".join(lines).encode())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _card(job: JobSpec, plan: Plan) -> str:
+    base = job.model.name.rstrip("/").rsplit("/", 1)[-1] if job.model.name.startswith("/") else job.model.name
+    train, optimizer = job.train, job.train.optimizer
+    rows = {
+        "base model": base + (f" @ {job.model.revision}" if job.model.revision else ""),
+        "task": job.task.type,
+        "training rows": plan.train_rows,
+        "data fingerprint": plan.fingerprint,
+        "epochs / steps": f"{train.epochs} / {plan.total_steps}",
+        "global batch": train.batch_size,
+        "learning rate": f"{train.learning_rate:g}, {train.schedule.type}, warm-up {train.schedule.warmup_fraction:g}",
+        "optimizer": f"AdamW, betas {optimizer.beta1:g} {optimizer.beta2:g}, weight decay {optimizer.weight_decay:g}",
+        "gradient clipping": train.max_grad_norm,
+        "precision": train.precision,
+        "seed": job.seed,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    head = f"---\nlibrary_name: transformers\nbase_model: {base}\n---\n# {job.name}\n\n"
+    return f"{head}Fine-tuned with launcher.\n\n| | |\n| --- | --- |\n{table}\n"

@@ -1,0 +1,73 @@
+"""The plan of a run: steps, windows, evaluations and memory, from the job file and facts about data and model.
+
+Pure; runs on the client and the head. `prepare.py` collects the facts, `check` prints the plan.
+"""
+
+from launcher.records import Record
+from launcher.spec.job import JobSpec
+
+
+class Plan(Record):
+    """plan.json: everything about a run that is known before it starts."""
+
+    task: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    fingerprint: str
+    """Names the training data."""
+    batch_size: int
+    window_steps: int
+    steps_per_epoch: int
+    epochs: int
+    total_steps: int
+    evaluate_every_steps: int | None
+    """None evaluates at the end of each epoch."""
+    metric: str
+    """The metric that decides which checkpoint is best."""
+    metric_mode: str
+    workers: int
+    zero: int
+    samples_per_worker: int
+    """Largest share of a global batch."""
+    micro_batch: int
+    accumulation: int
+    """Micro-batches per step and worker."""
+    model: dict[str, str | int | float | bool]
+    """Facts about the model."""
+    parameters: int
+    state_bytes_per_worker: int
+    """Weights, gradients and optimizer states on one worker, activations not counted."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before spending hours."""
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the validation data is scored once `step` steps are done."""
+        if not self.validation_rows:
+            return False
+        every = self.evaluate_every_steps or self.steps_per_epoch
+        return step == self.total_steps or (step > 0 and step % every == 0)
+
+
+def state_bytes(parameters: int, job: JobSpec) -> int:
+    """Bytes of weights, gradients and optimizer states per worker (ZeRO paper, arXiv:1910.02054, section 3).
+
+    fp32 keeps 4 + 4 + 8 bytes a parameter; bf16/fp16 2 + 2 + 12, the fp32 master copy among the optimizer states.
+    """
+    weights, gradients, optimizer = (4, 4, 8) if job.train.precision == "fp32" else (2, 2, 12)
+    workers, zero = job.cluster.workers, job.parallel.zero
+    per_parameter = weights / (workers if zero == 3 else 1)
+    per_parameter += gradients / (workers if zero >= 2 else 1)
+    per_parameter += optimizer / (workers if zero >= 1 else 1)
+    return int(parameters * per_parameter)
+
+
+def steps_of(rows: int, batch_size: int) -> int:
+    """Global batches that hold `rows` rows; the last may be smaller."""
+    return -(-rows // batch_size)
+
+
+def total_steps(rows: int, job: JobSpec) -> int:
+    """Optimizer steps of the whole run."""
+    steps = steps_of(rows, job.train.batch_size) * job.train.epochs
+    return min(steps, job.train.max_steps or steps)

@@ -1,0 +1,170 @@
+"""From a job file to everything a run needs before it starts: absolute paths, splits, class names, plan.
+
+Runs on the client (`check`) and the head (`train`). Reads footers, one column, and the model's config; no weights.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from launcher.data.convert import as_splittable
+from launcher.data.sources import Split, open_split
+from launcher.data.stream import judge
+from launcher.errors import DataError
+from launcher.plan import Plan, state_bytes, steps_of, total_steps
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec, TaskSpec
+from launcher.tasks import build_task
+from launcher.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job ready to run."""
+
+    job: JobSpec
+    """Resolved: absolute paths, class names filled in."""
+    run: RunDir
+    splits: dict[str, Split]
+    plan: Plan
+
+
+def prepare(job: JobSpec) -> Prepared:
+    """Resolve a job and plan it.
+
+    Raises:
+        UserError: data, columns, labels or model do not fit the job file.
+    """
+    job = absolute(job)
+    splits = open_splits(job)
+    task = build_task(job)
+    for split in splits.values():
+        _check_columns(split, task)
+    job = _learn(job, task, splits["train"])
+    task = build_task(job)
+    facts = task.check_model()
+    return Prepared(job, RunDir(f"{job.output.storage}/{job.name}"), splits, make_plan(job, task, splits, facts))
+
+
+def absolute(job: JobSpec) -> JobSpec:
+    """Local paths made absolute, so that they mean the same in every process."""
+    data = {
+        name: tuple(_absolute(location) for location in locations)
+        for name in ("train", "validation", "test")
+        if (locations := getattr(job.data, name)) is not None
+    }
+    model = {"name": os.path.abspath(job.model.name)} if os.path.isdir(job.model.name) else {}
+    return job.model_copy(
+        update={
+            "data": job.data.model_copy(update=data),
+            "model": job.model.model_copy(update=model),
+            "output": job.output.model_copy(update={"storage": _absolute(job.output.storage).rstrip("/")}),
+        }
+    )
+
+
+def _absolute(location: str) -> str:
+    if "://" in location or location.startswith("hub:"):
+        return location
+    return os.path.abspath(os.path.expanduser(location))
+
+
+def open_splits(job: JobSpec) -> dict[str, Split]:
+    """Every split the job names, from footers; formats without footers are converted into the storage's cache."""
+    splits = {}
+    for name in ("train", "validation", "test"):
+        locations = getattr(job.data, name)
+        if locations is not None:
+            ready = as_splittable(name, locations, job.data.format, f"{job.output.storage}/.cache")
+            splits[name] = open_split(name, ready)
+    return splits
+
+
+def _check_columns(split: Split, task: Task) -> None:
+    for column in task.input_columns + task.target_columns:
+        if column not in split.schema.names:
+            near = difflib.get_close_matches(column, split.schema.names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the file has {', '.join(split.schema.names)}"
+            raise DataError(
+                f"{split.fragments[0].path}: has no column {column!r}, which the task reads; {hint} (set it under task:)"
+            )
+
+
+def _learn(job: JobSpec, task: Task, train: Split) -> JobSpec:
+    def read_column(name: str) -> pa.ChunkedArray:
+        import numpy as np
+
+        return train.read(np.arange(train.rows), [name]).column(name)
+
+    params = task.learn(read_column).model_dump(mode="json")
+    return job.model_copy(update={"task": TaskSpec.model_validate({"type": job.task.type, **params})})
+
+
+def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[str, object]) -> Plan:
+    """Steps, shares and memory.
+
+    Raises:
+        DataError: the metric that should decide does not exist.
+    """
+    rows = {name: split.rows for name, split in splits.items()}
+    metric = job.evaluation.metric or task.main_metric
+    mode = job.evaluation.mode if job.evaluation.mode != "auto" else task.metric_mode(metric)
+    if mode is None:
+        raise DataError(f"evaluation.metric: {metric} is not a metric of {job.task.type}; its main one is {task.main_metric}")
+    share = -(-min(job.train.batch_size, rows["train"]) // job.cluster.workers)
+    micro = min(job.parallel.micro_batch or share, share)
+    parameters = int(str(facts.get("parameters", 0)))
+    return Plan(
+        task=job.task.type,
+        train_rows=rows["train"],
+        validation_rows=rows.get("validation", 0),
+        test_rows=rows.get("test", 0),
+        fingerprint=splits["train"].fingerprint,
+        batch_size=job.train.batch_size,
+        window_steps=job.data.window_steps,
+        steps_per_epoch=steps_of(rows["train"], job.train.batch_size),
+        epochs=job.train.epochs,
+        total_steps=total_steps(rows["train"], job),
+        evaluate_every_steps=job.evaluation.every_steps,
+        metric=metric,
+        metric_mode=mode,
+        workers=job.cluster.workers,
+        zero=job.parallel.zero,
+        samples_per_worker=share,
+        micro_batch=micro,
+        accumulation=-(-share // micro),
+        model={k: v for k, v in facts.items() if isinstance(v, (str, int, float, bool))},
+        parameters=parameters,
+        state_bytes_per_worker=state_bytes(parameters, job),
+        notes=tuple(_notes(job, rows)),
+    )
+
+
+def _notes(job: JobSpec, rows: dict[str, int]) -> list[str]:
+    notes = []
+    if "validation" not in rows:
+        notes.append("no validation data: the last weights are exported, whatever they are worth")
+    if rows["train"] < job.train.batch_size:
+        notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
+    if job.model.dropout != 0.0:
+        notes.append("dropout draws other noise for another number of workers or micro-batch; all else stays equal")
+    if job.cluster.gpus_per_worker and not job.train.deterministic:
+        notes.append("GPU kernels may differ in the last bits from run to run; train.deterministic: true refuses them")
+    return notes
+
+
+def try_rows(prepared: Prepared, rows: int = 256) -> None:
+    """Encode the first rows of every split as the run would: unknown labels and null texts show before it starts.
+
+    Raises:
+        DataError: a row cannot be used and the job file says `error`.
+    """
+    import numpy as np
+
+    task = build_task(prepared.job)
+    for split in prepared.splits.values():
+        ids = np.arange(min(rows, split.rows), dtype=np.int64)
+        encoded = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
+        judge(split, ids, encoded, prepared.job.data.on_bad_row)

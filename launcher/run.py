@@ -1,0 +1,159 @@
+"""The order of a job: prepare, train, export, evaluate, report. Runs on the head (the driver).
+
+A stage with a valid record is skipped, so running the same job file again goes on with the same run. Training,
+export and the test score happen in the train workers while they are warm (`worker.py`).
+"""
+
+import platform
+import subprocess
+import sys
+from functools import partial
+from importlib import metadata
+
+from rich.console import Console
+
+from launcher.console import watch
+from launcher.data.stream import TRAIN, CanonicalData
+from launcher.errors import RunError
+from launcher.plan import Plan
+from launcher.prepare import Prepared, open_splits, prepare
+from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
+from launcher.report.render import write_report
+from launcher.rundir import RunDir, read_job
+from launcher.spec.identity import spec_difference
+from launcher.spec.job import JobSpec
+from launcher.spec.load import dump_job
+from launcher.train import checkpoint
+from launcher.train.trainer import Fit, fit, ray_session
+from launcher.worker import WorkOrder, work
+
+_PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
+
+
+def run_job(job: JobSpec, console: Console) -> RunDir:
+    """Train a job to its end, or go on where it stopped.
+
+    Raises:
+        UserError: something in the job file, data or model must be mended first.
+        TrainingError: the run stopped; what is saved is kept.
+    """
+    prepared = prepare(job)
+    run, plan = prepared.run, prepared.plan
+    _open_run(prepared)
+    if _finished(prepared):
+        console.print(f"run {run.uri} is complete; give the job another name to train again", highlight=False)
+    else:
+        resumed = checkpoint.latest_step(run)
+        _say_what_comes(prepared, resumed, console)
+        streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
+        data = CanonicalData(prepared.job, plan, prepared.splits, partial(checkpoint.latest_step, run))
+        with ray_session(prepared.job):
+            with watch(plan, console) as listener:
+                order = WorkOrder(run, prepared.job, plan, prepared.splits, listener)
+                fit(Fit(prepared.job, run, data, streams), work, {"order": order})
+        _write_environment(run, plan)
+    report = write_report(run)
+    _say_what_came(run, report, console)
+    return run
+
+
+def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:
+    """Score a finished run's exported model on a split of its data, by the workers its job file asks for.
+
+    Raises:
+        RunError: the run has no model yet, or no such split.
+    """
+    job = read_job(run)
+    if not run.exists("model/config.json"):
+        raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
+    if getattr(job.data, split, None) is None:
+        raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
+    plan = run.read_record("plan.json", Plan)
+    splits = open_splits(job)
+    model_job = job.model_copy(update={"model": job.model.model_copy(update={"name": run.path("model"), "revision": None})})
+    data = CanonicalData(model_job, plan, splits, _from_the_start)
+    with ray_session(model_job):
+        with watch(plan, console) as listener:
+            order = WorkOrder(run, model_job, plan, splits, listener, evaluate_only=split)
+            fit(Fit(model_job, run, data, (split,)), work, {"order": order})
+    write_report(run)
+    return run.read_record(f"scores-{split}.json", ScoresRecord)
+
+
+def _from_the_start() -> int:
+    return 0
+
+
+def _open_run(prepared: Prepared) -> None:
+    """Create the run directory, or refuse one that another job made."""
+    run = prepared.run
+    if run.exists("job.yaml"):
+        different = spec_difference(read_job(run), prepared.job)
+        if different:
+            raise RunError(
+                f"{run.uri}: belongs to another job ({'; '.join(different[:5])}); change `name` to start a new run, "
+                "or take the change back to go on with this one"
+            )
+        old = run.find_record("plan.json", Plan)
+        if old is not None and old.fingerprint != prepared.plan.fingerprint:
+            raise RunError(f"{run.uri}: the training data changed since the run began; change `name` to start a new run")
+    run.write_bytes("job.yaml", dump_job(prepared.job).encode())
+    run.write_record("plan.json", prepared.plan)
+
+
+def _finished(prepared: Prepared) -> bool:
+    run = prepared.run
+    tested = "test" not in prepared.splits or run.exists("scores-test.json")
+    return run.exists("result.json") and run.exists("model/config.json") and tested
+
+
+def _write_environment(run: RunDir, plan: Plan) -> None:
+    found = [run.find_record(f"workers/rank-{rank}.json", WorkerRecord) for rank in range(plan.workers)]
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    run.write_record(
+        "environment.json",
+        EnvironmentRecord(
+            packages=versions,
+            python=sys.version.split()[0],
+            platform=platform.platform(),
+            git_commit=_git_commit(),
+            workers=tuple(worker for worker in found if worker is not None),
+        ),
+    )
+
+
+def _git_commit() -> str | None:
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a git checkout
+    return head.stdout.strip() + ("+dirty" if changed.stdout.strip() else "")
+
+
+def _say_what_comes(prepared: Prepared, resumed: int, console: Console) -> None:
+    plan = prepared.plan
+    console.print(
+        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} workers, "
+        f"ZeRO-{plan.zero}" + (f"; going on from step {resumed}" if resumed else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    for note in plan.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _say_what_came(run: RunDir, report: str, console: Console) -> None:
+    result = run.read_record("result.json", ResultRecord)
+    early = ", stopped early" if result.stopped_early else ""
+    skipped = f", {result.skipped_rows} rows skipped" if result.skipped_rows else ""
+    lines = [f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}"]
+    for split in ("validation", "test"):
+        scores = run.find_record(f"scores-{split}.json", ScoresRecord)
+        if scores is not None:
+            lines.append(f"{split:<10}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items()))
+    lines += [f"model     : {run.path('model')}", f"report    : {report}"]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+

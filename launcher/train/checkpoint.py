@@ -1,0 +1,171 @@
+"""Checkpoints: sharded by rank, complete when `manifest.json` is there. Runs in train workers; the head reads manifests.
+
+`checkpoints/step-00000120/` holds DeepSpeed's shards under `state/`, `state.json` (what the loop must know) and
+`manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is converted
+to DeepSpeed's universal format on the way in.
+"""
+
+import hashlib
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from launcher.errors import RunError, TrainingError
+from launcher.records import FileEntry, ManifestRecord, RunStateRecord
+from launcher.rundir import RunDir
+from launcher.train.engine import Engine
+
+
+def directory_of(step: int) -> str:
+    """The checkpoint's directory in the run."""
+    return f"checkpoints/step-{step:08d}"
+
+
+def complete_steps(run: RunDir) -> list[int]:
+    """Steps of the checkpoints that have a manifest, oldest first."""
+    names = [name for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
+    return [int(name[5:]) for name in names if run.exists(f"checkpoints/{name}/manifest.json")]
+
+
+def latest_step(run: RunDir) -> int:
+    """Step of the newest complete checkpoint; 0 where there is none."""
+    return max(complete_steps(run), default=0)
+
+
+def save(run: RunDir, engine: Engine, state: RunStateRecord, spec_hash: str) -> None:
+    """Write a checkpoint (a collective): shards by all ranks in parallel, then the manifest by rank 0."""
+    target = directory_of(state.step)
+    if engine.rank == 0:
+        run.delete(target)  # an attempt that died before its manifest
+    dist.barrier()
+    local = run.local
+    if local is not None:
+        directory = local / target
+        engine.save(directory)
+        mine = _entries(directory, lambda path: _is_mine(path, engine.rank))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            # Ranks of one node share nothing here: each uploads what it wrote itself.
+            engine.save(Path(scratch))
+            mine = _entries(Path(scratch), lambda path: True)
+            run.upload(Path(scratch), target)
+    entries: list[list[FileEntry]] = [[] for _ in range(engine.world_size)]
+    dist.all_gather_object(entries, mine)
+    if engine.rank == 0:
+        run.write_record(f"{target}/state.json", state)
+        files = {entry.path: entry for part in entries for entry in part}
+        manifest = ManifestRecord(
+            step=state.step, world_size=engine.world_size, spec_hash=spec_hash, files=tuple(files.values())
+        )
+        run.write_record(f"{target}/manifest.json", manifest)
+    dist.barrier()
+
+
+def _is_mine(path: Path, rank: int) -> bool:
+    """Hashing is shared out: a shard's own rank hashes it, rank 0 what belongs to nobody."""
+    parts = path.name.replace("-", "_").split("_")
+    owners = [int(b) for a, b in zip(parts, parts[1:], strict=False) if a == "rank" and b.isdigit()]
+    model_states = path.name.startswith("mp_rank_")
+    return rank == 0 if model_states or not owners else owners[0] == rank
+
+
+def _entries(directory: Path, mine: Callable[[Path], bool]) -> list[FileEntry]:
+    return [
+        FileEntry(path=path.relative_to(directory).as_posix(), size_bytes=path.stat().st_size, sha256=_sha256(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and mine(path)
+    ]
+
+
+def load(run: RunDir, engine: Engine, step: int, weights_only: bool = False) -> RunStateRecord:
+    """Read a checkpoint back (a collective), with whatever number of workers there is now.
+
+    Raises:
+        RunError: a file of it is missing or damaged.
+    """
+    source = directory_of(step)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = run.download(source, Path(scratch))
+        manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
+        _verify(directory, manifest, engine.rank, engine.world_size)
+        # Without ZeRO every rank reads the same file, whatever their number.
+        if manifest.world_size == engine.world_size or engine.job.parallel.zero == 0:
+            engine.load(directory, weights_only)
+        else:
+            engine.load(_universal(directory, scratch, engine), weights_only, universal=True)
+    return run.read_record(f"{source}/state.json", RunStateRecord)
+
+
+def _verify(directory: Path, manifest: ManifestRecord, rank: int, world_size: int) -> None:
+    """Each rank checks every world_size-th file; all learn the verdict."""
+    problem = None
+    for entry in manifest.files[rank::world_size]:
+        path = directory / entry.path
+        if not path.is_file() or path.stat().st_size != entry.size_bytes:
+            problem = f"{path}: missing or cut short; delete {directory} to go on from the checkpoint before it"
+        elif _sha256(path) != entry.sha256:
+            problem = f"{path}: damaged (its sha256 differs); delete {directory} to go on from the checkpoint before it"
+    problems: list[str | None] = [None] * world_size
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise RunError(next(p for p in problems if p))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _universal(directory: Path, scratch: str, engine: Engine) -> Path:
+    """The checkpoint in DeepSpeed's universal format, converted once per host, read by all its workers."""
+    hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
+    dist.all_gather_object(hosts, (socket.gethostname(), scratch))
+    first = next(rank for rank, (host, _) in enumerate(hosts) if host == hosts[engine.rank][0])
+    target = Path(hosts[first][1])
+    problem: str | None = None
+    if first == engine.rank:
+        try:
+            convert_to_universal(directory / "state", target / "universal", engine.job.parallel.zero)
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+            problem = f"{directory}: cannot be converted for {engine.world_size} workers ({error})"
+    problems: list[str | None] = [None] * engine.world_size
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise TrainingError(next(p for p in problems if p))
+    return target
+
+
+def convert_to_universal(source: Path, target: Path, zero: int) -> None:
+    """DeepSpeed's own conversion of ZeRO shards to one file per parameter and optimizer state."""
+    from argparse import Namespace
+
+    from deepspeed.checkpoint import ds_to_universal
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(source),
+            output_folder=str(target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=zero < 3,
+        )
+    )
+
+
+def prune(run: RunDir, keep_last: int, best_step: int | None) -> None:
+    """Remove checkpoints that are neither among the last nor the best; the manifest goes first."""
+    steps = complete_steps(run)
+    for step in steps[:-keep_last]:
+        if step != best_step:
+            run.delete(f"{directory_of(step)}/manifest.json")
+            run.delete(directory_of(step))
+

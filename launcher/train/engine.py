@@ -1,0 +1,164 @@
+"""DeepSpeed behind a small face: forward, backward, step, save, load. The only importer of deepspeed beside
+`checkpoint.py`. Runs in train workers; `loop.py` is its user, `zero.py` its configuration.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from launcher.errors import SyncError, TrainingError
+from launcher.spec.job import JobSpec
+from launcher.tasks.base import Batch, Task
+from launcher.train.zero import deepspeed_config
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
+
+import deepspeed
+
+
+class Engine:
+    """One worker's part of the model, its optimizer and the collectives between workers.
+
+    Args:
+        job: the resolved job.
+        task: builds the model.
+        micro_batch: largest micro-batch a worker will see.
+    """
+
+    def __init__(self, job: JobSpec, task: Task, micro_batch: int) -> None:
+        self.job, self.rank, self.world_size = job, dist.get_rank(), dist.get_world_size()
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        model = task.build_model()
+        if job.parallel.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._unwrapped = model
+        config = deepspeed_config(job, micro_batch, self.world_size)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, model_parameters=_decay_groups(model, job), config=config, dist_init_required=False
+        )
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The transformers model; under ZeRO-3 its weights are shards between uses."""
+        return self._unwrapped
+
+    def seed(self, step: int) -> None:
+        """Noise (dropout) is a function of seed, step and rank, so a resumed run draws the same."""
+        digest = hashlib.sha256(f"{self.job.seed}/{step}/{self.rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+    def train_mode(self) -> None:
+        """Dropout on."""
+        self._engine.train()
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Dropout off and no gradients, inside the block."""
+        self._engine.eval()
+        with torch.no_grad():
+            yield
+        self._engine.train()
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """The model's logits, (B, ...)."""
+        return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types
+
+    def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
+        """Add the gradient of `loss_sum / global_weight`.
+
+        DeepSpeed averages gradients over workers, hence the world size; nothing is divided by accumulation steps.
+        """
+        self._engine.backward(loss_sum / global_weight * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> None:
+        """Reduce, clip and apply the accumulated gradient."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    @property
+    def grad_norm(self) -> float | None:
+        """L2 norm of the last step's gradient before clipping."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def save(self, directory: Path) -> None:
+        """Write this worker's shards (a collective)."""
+        self._engine.save_checkpoint(str(directory), tag="state", save_latest=False)
+
+    def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:
+        """Read weights, and unless `weights_only` the optimizer's states, back (a collective)."""
+        tag = "universal" if universal else "state"
+        # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
+        self._engine._config.load_universal_checkpoint = universal
+        path, _ = self._engine.load_checkpoint(
+            str(directory), tag=tag, load_module_only=weights_only and not universal, load_lr_scheduler_states=False
+        )
+        if path is None:
+            raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
+
+    def gathered_state(self) -> dict[str, torch.Tensor] | None:
+        """All weights on the CPU of rank 0, None elsewhere (a collective)."""
+        state: dict[str, torch.Tensor] = {}
+        sharded = self.job.parallel.zero == 3
+        for name, tensor in self._unwrapped.named_parameters():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=sharded):
+                if self.rank == 0:
+                    state[name] = tensor.detach().cpu().clone()
+        if self.rank != 0:
+            return None
+        parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))
+        kept = self._unwrapped.state_dict().keys() - parameters  # persistent buffers are whole on every rank
+        buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in kept}
+        return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
+
+    def check_sync(self, step: int) -> None:
+        """Compare the weights all workers hold whole.
+
+        Under ZeRO-3 most weights exist once, as shards, and cannot differ; the small ones kept whole are compared.
+
+        Raises:
+            SyncError: workers train apart; names the ranks.
+        """
+        mine = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
+        digests = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(digests, mine)
+        seen = [tuple(digest.tolist()) for digest in digests]
+        common = max(seen, key=seen.count)
+        apart = [str(rank) for rank, digest in enumerate(seen) if digest != common]
+        if apart:
+            raise SyncError(
+                f"after step {step} rank {', '.join(apart)} of {self.world_size} holds other weights than the rest: the "
+                "workers train apart; check that all nodes run the same versions and healthy hardware"
+            )
+
+    def _digest(self) -> bytes:
+        digest = hashlib.sha256()
+        for name, tensor in self._unwrapped.named_parameters():
+            if self.job.parallel.zero == 3 and not getattr(tensor, "ds_persist", False):
+                continue
+            digest.update(name.encode())
+            # A sum of the raw bits, weighted by position, sees any flipped bit and moves eight bytes to the CPU.
+            bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+            bits = bits.flatten().to(torch.int64)
+            places = torch.arange(1, len(bits) + 1, device=bits.device)
+            digest.update(int((bits * places).sum().item()).to_bytes(8, "little", signed=True))
+        return digest.digest()
+
+
+def _decay_groups(model: torch.nn.Module, job: JobSpec) -> list[dict[str, object]]:
+    """Two parameter groups: weight matrices are decayed; biases, norms and other vectors are not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: Iterable[tuple[list[torch.nn.Parameter], float]] = (
+        ([p for p in trained if p.dim() >= 2], job.train.optimizer.weight_decay),
+        ([p for p in trained if p.dim() < 2], 0.0),
+    )
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

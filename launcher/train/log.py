@@ -1,0 +1,147 @@
+"""What a run writes down as it goes: metrics.jsonl, TensorBoard events, progress for the console. Train workers.
+
+Losses stay on the device until they are due, then one all-reduce covers all steps since the last time.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from launcher.data.batches import StepHeader
+from launcher.errors import TrainingError
+from launcher.records import EvaluationRecord, MetricsLine, StepRecord
+from launcher.rundir import RunDir
+
+Listener = Callable[[MetricsLine], None]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    epoch: int
+    header: StepHeader
+    loss_sum: torch.Tensor
+    learning_rate: float
+    grad_norm: "float | torch.Tensor | None"
+
+
+class RunLog:
+    """The log of one worker; only rank 0 writes.
+
+    Args:
+        run: where metrics.jsonl and TensorBoard files go.
+        listener: told of every line, for the console; None tells nobody.
+        resumed_step: lines after this step are forgotten, their steps are done again.
+        elapsed_s: training time of earlier attempts.
+    """
+
+    def __init__(self, run: RunDir, listener: Listener | None, resumed_step: int, elapsed_s: float) -> None:
+        self._run, self._listener, self._rank = run, listener, dist.get_rank()
+        self._pending: list[_Pending] = []
+        self._started = self._flushed = time.monotonic()
+        self._earlier_s = elapsed_s
+        self._board: SummaryWriter | None = None
+        if self._rank == 0:
+            run.truncate_metrics(resumed_step)
+            local = run.local
+            # Event files cannot grow on an object store; metrics.jsonl holds the same numbers there.
+            if local is not None:
+                self._board = SummaryWriter(str(Path(local) / "tensorboard"), purge_step=resumed_step + 1)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training, over all attempts."""
+        return self._earlier_s + time.monotonic() - self._started
+
+    def step(self, pending: _Pending) -> None:
+        """Note a step; nothing leaves the device yet."""
+        self._pending.append(pending)
+
+    def flush(self, skipped_rows: int, flag: bool) -> bool:
+        """Reduce and write all pending steps (a collective).
+
+        Args:
+            skipped_rows: unusable rows so far, as this worker was told.
+            flag: rank 0's wish, shared with all workers on the way.
+
+        Returns:
+            Rank 0's flag.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        sums = [p.loss_sum.detach().double() for p in self._pending]
+        device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rest = torch.tensor([float(skipped_rows), float(flag and self._rank == 0)], dtype=torch.float64, device=device)
+        merged = torch.cat([torch.stack(sums), rest]) if sums else rest
+        dist.all_reduce(merged)
+        *losses, skipped, agreed = merged.tolist()  # the one sync point of these steps
+        now = time.monotonic()
+        seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
+        lines: list[MetricsLine] = [
+            self._line(p, loss / max(p.header.weight, 1e-12), int(skipped), samples / max(seconds, 1e-9))
+            for p, loss in zip(self._pending, losses, strict=True)
+        ]
+        self._flushed, self._pending = now, []
+        self._write(lines)
+        for line in lines:
+            if not math.isfinite(line.loss):
+                raise TrainingError(
+                    f"the loss is {line.loss} at step {line.step}; lower train.learning_rate, or use bf16 instead of fp16"
+                )
+        return agreed > 0
+
+    def evaluation(self, line: EvaluationRecord) -> None:
+        """Write the outcome of an evaluation; its seconds are not counted as training throughput."""
+        self._flushed = time.monotonic()
+        self._write([line])
+
+    def close(self) -> None:
+        """Finish the event files."""
+        if self._board is not None:
+            self._board.close()
+
+    def _line(self, pending: _Pending, loss: float, skipped_rows: int, samples_per_s: float) -> StepRecord:
+        return StepRecord(
+            step=pending.step,
+            epoch=pending.epoch + 1,
+            loss=loss,
+            learning_rate=pending.learning_rate,
+            grad_norm=None if pending.grad_norm is None else float(pending.grad_norm),
+            samples=pending.header.samples,
+            skipped_rows=skipped_rows,
+            samples_per_s=samples_per_s,
+            elapsed_s=self.elapsed_s,
+        )
+
+    def _write(self, lines: list[MetricsLine]) -> None:
+        if self._rank != 0 or not lines:
+            return
+        self._run.append_metrics(lines)
+        for line in lines:
+            if self._listener is not None:
+                self._listener(line)
+            if self._board is not None:
+                for name, value in _scalars(line).items():
+                    self._board.add_scalar(name, value, line.step)
+
+
+def pending_step(
+    step: int, epoch: int, header: StepHeader, loss_sum: torch.Tensor, rates: "tuple[float, float | None]"
+) -> _Pending:
+    """A step to note: steps done with it, its pass, its batch, this worker's loss sum, (learning rate, grad norm)."""
+    return _Pending(step, epoch, header, loss_sum, rates[0], rates[1])
+
+
+def _scalars(line: MetricsLine) -> dict[str, float]:
+    if isinstance(line, EvaluationRecord):
+        return {f"{line.split}/loss": line.loss, **{f"{line.split}/{name}": v for name, v in line.metrics.items()}}
+    scalars = {"train/loss": line.loss, "train/learning_rate": line.learning_rate}
+    scalars["train/samples_per_s"] = line.samples_per_s
+    return scalars if line.grad_norm is None else scalars | {"train/grad_norm": line.grad_norm}

@@ -1,0 +1,138 @@
+"""THE training loop. Runs in every train worker; start reading here.
+
+A global batch arrives as this worker's share of it, already encoded and cut into micro-batches (`data/stream.py`).
+The loss is a sum over samples divided by the weight of the *global* batch, so neither the number of workers nor the
+micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `checkpoint.py` what survives a stop.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from launcher.data.batches import StepShare, collate
+from launcher.data.sources import Split
+from launcher.data.stream import VALIDATION, ShareStream
+from launcher.plan import Plan
+from launcher.records import ResultRecord, RunStateRecord
+from launcher.rundir import RunDir
+from launcher.spec.identity import spec_hash
+from launcher.spec.job import JobSpec
+from launcher.tasks.base import Task
+from launcher.train import checkpoint
+from launcher.train.engine import Engine
+from launcher.train.log import RunLog, pending_step
+from launcher.train.schedule import learning_rate
+from launcher.train.validate import validate
+
+FRESH = RunStateRecord(
+    step=0, skipped_rows=0, elapsed_s=0.0, best_step=None, best_value=None, evaluations_without_improvement=0
+)
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What the loop works on; nothing in it changes."""
+
+    run: RunDir
+    job: JobSpec
+    plan: Plan
+    task: Task
+    engine: Engine
+    splits: dict[str, Split]
+
+
+def train(it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord) -> ResultRecord:
+    """Train from `state` to the end, or to an early stop.
+
+    Args:
+        it: run, job, plan, task, engine and data.
+        stream: this worker's shares, beginning behind `state.step`.
+        log: where losses go.
+        state: of the checkpoint that was loaded, or `FRESH`.
+
+    Raises:
+        TrainingError: the loss is not finite, or workers train apart.
+    """
+    job, plan, engine = it.job, it.plan, it.engine
+    skipped_before, stopped, saved_at = state.skipped_rows, False, log.elapsed_s
+    engine.train_mode()
+    for step, epoch, share in stream.steps():
+        rate = learning_rate(job.train, step, plan.total_steps)
+        loss_sum = train_step(engine, it.task, share, step, rate)
+        done = step + 1
+        log.step(pending_step(done, epoch, share.header, loss_sum, (rate, engine.grad_norm)))
+        evaluate, save = plan.evaluates_after(done), _divides(job.checkpoint.every_steps, done)
+        if done == 1 or done % job.train.sync_check_steps == 0:
+            engine.check_sync(done)
+        if done % job.train.log_every_steps == 0 or evaluate or save or done == plan.total_steps:
+            # Minutes are rank 0's; the flush carries its verdict to the others.
+            save |= log.flush(stream.skipped_rows, _minutes_passed(job, log.elapsed_s - saved_at))
+        if evaluate:
+            state, improved = _evaluate(it, stream, log, state, done)
+            stopped = job.evaluation.patience is not None and (
+                state.evaluations_without_improvement >= job.evaluation.patience
+            )
+            save |= improved
+        if save or stopped or done == plan.total_steps:
+            state = state.model_copy(
+                update={"step": done, "skipped_rows": skipped_before + stream.skipped_rows, "elapsed_s": log.elapsed_s}
+            )
+            checkpoint.save(it.run, engine, state, spec_hash(job))
+            if engine.rank == 0:
+                checkpoint.prune(it.run, job.checkpoint.keep_last, state.best_step)
+            saved_at = log.elapsed_s
+        if stopped:
+            break
+    return ResultRecord(
+        steps=state.step,
+        best_step=state.best_step or state.step,
+        stopped_early=stopped,
+        skipped_rows=state.skipped_rows,
+        elapsed_s=log.elapsed_s,
+    )
+
+
+def train_step(engine: Engine, task: Task, share: StepShare, step: int, rate: float) -> torch.Tensor:
+    """One optimizer step on one global batch.
+
+    Returns:
+        This worker's sum of losses, a scalar on the device; summed over workers and divided by the batch's weight it
+        is the loss of the step.
+    """
+    engine.seed(step)
+    total = torch.zeros((), device=engine.device)
+    for samples in share.micro_batches:
+        batch = collate(task, samples).to(engine.device)
+        losses_B = task.sample_losses(engine.logits(batch), batch.labels)
+        loss_sum = (losses_B * batch.mask).sum()
+        engine.backward(loss_sum, share.header.weight)
+        total += loss_sum.detach()
+    engine.step(rate)
+    return total
+
+
+def _evaluate(
+    it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord, step: int
+) -> tuple[RunStateRecord, bool]:
+    """Score the validation split; the state tells which checkpoint is best, the same on every worker."""
+    shares = stream.evaluation(VALIDATION, step)
+    scores = validate(it.engine, it.task, shares, it.splits[VALIDATION], step)
+    value = scores.loss if it.plan.metric == "loss" else scores.metrics[it.plan.metric]
+    sign = 1.0 if it.plan.metric_mode == "max" else -1.0
+    improved = state.best_value is None or sign * value > sign * state.best_value
+    log.evaluation(scores.line(improved))
+    if not improved:
+        waited = state.evaluations_without_improvement + 1
+        return state.model_copy(update={"evaluations_without_improvement": waited}), False
+    if it.engine.rank == 0:
+        it.run.write_record(f"scores-{VALIDATION}.json", scores.record(it.task))
+    update = {"best_step": step, "best_value": value, "evaluations_without_improvement": 0}
+    return state.model_copy(update=update), True
+
+
+def _divides(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _minutes_passed(job: JobSpec, seconds: float) -> bool:
+    return job.checkpoint.every_minutes is not None and seconds >= 60 * job.checkpoint.every_minutes

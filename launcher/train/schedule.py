@@ -1,0 +1,25 @@
+"""The learning rate as a pure function of the step. Runs anywhere; `loop.py` asks it before every step."""
+
+import math
+
+from launcher.spec.train import TrainSpec
+
+
+def learning_rate(train: TrainSpec, step: int, total_steps: int) -> float:
+    """The learning rate of one optimizer step.
+
+    Args:
+        train: peak learning rate and schedule.
+        step: steps already done, from 0.
+        total_steps: steps of the whole run.
+    """
+    schedule = train.schedule
+    warmup = math.ceil(schedule.warmup_fraction * total_steps)
+    if step < warmup:
+        return train.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if schedule.type == "linear":
+        return train.learning_rate * max(0.0, 1.0 - progress)
+    if schedule.type == "cosine":
+        return train.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return train.learning_rate

@@ -1,0 +1,147 @@
+"""Starts train workers through Ray Train and tells what went wrong in one error. Runs on the head (the driver).
+
+The function that each worker runs comes from above (`launcher/worker.py`); the loop itself is `loop.py`.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from launcher.data.stream import CanonicalData
+from launcher.errors import ClusterError, LauncherError, TrainingError
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+
+# What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
+_ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
+        "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE")  # fmt: skip
+
+
+@contextmanager
+def ray_session(job: JobSpec) -> Iterator[None]:
+    """A Ray to run on: the one already joined, the job's cluster, or a local one that ends with the block.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or is too small for the job.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = job.cluster.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cpus = job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.data_workers
+    # Logical CPUs only schedule; a local Ray gets as many as the job asks for, however few cores there are.
+    size = {} if address else {"num_cpus": max(os.cpu_count() or 1, int(cpus + 1)), "include_dashboard": False}
+    environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": environment},
+            **size,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"cluster.address: no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave the "
+            "address out for a local one"
+        ) from error
+    try:
+        check_resources(job)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(job: JobSpec) -> None:
+    """Compare what the job reserves with what the cluster has.
+
+    Raises:
+        ClusterError: it would wait for ever.
+    """
+    have = ray.cluster_resources()
+    cluster = job.cluster
+    wants = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
+    # The stream's tasks need a hundredth of a CPU each; none must be left without.
+    wants["CPU"] += 0.01 * cluster.data_workers
+    for kind, amount in wants.items():
+        if amount > have.get(kind, 0.0):
+            raise ClusterError(
+                f"cluster.workers: {cluster.workers} workers and their stream need {amount:g} {kind}, the cluster has "
+                f"{have.get(kind, 0.0):g}; ask for fewer workers or fewer {kind}s per worker"
+            )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One start of a worker group.
+
+    Args:
+        job: workers and resources.
+        run: Ray Train keeps its own notes under `ray/` of it.
+        data: deals the streams.
+        streams: names of the data sets workers will ask for.
+    """
+
+    job: JobSpec
+    run: RunDir
+    data: CanonicalData
+    streams: tuple[str, ...]
+
+
+def fit(it: Fit, worker: Callable[[dict[str, object]], None], config: dict[str, object]) -> None:
+    """Run `worker(config)` in every train worker and wait.
+
+    Raises:
+        LauncherError: what a worker or the stream raised on purpose, as itself.
+        TrainingError: anything else that ended the workers, with where to read more.
+    """
+    cluster = it.job.cluster
+    gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(name="ray", storage_path=it.run.uri),
+        # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
+        datasets={name: _placeholder for name in it.streams},
+        dataset_config=it.data,
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
+        raise explain(error) from error
+    finally:
+        it.run.delete("ray")
+
+
+def _placeholder() -> "ray.data.Dataset":
+    return ray.data.range(1)
+
+
+def explain(error: BaseException) -> LauncherError:
+    """The launcher's own error inside Ray's wrapping, or a TrainingError that says what happened."""
+    seen: list[BaseException] = []
+    queue: list[object] = [error]
+    while queue:
+        current = queue.pop(0)
+        if not isinstance(current, BaseException) or current in seen:
+            continue
+        if isinstance(current, LauncherError):
+            return current
+        seen.append(current)
+        queue += list(getattr(current, "worker_failures", {}).values())
+        queue += [getattr(current, name, None) for name in ("cause", "controller_failure", "__cause__", "__context__")]
+    last = str(seen[-1] if len(seen) > 1 else error).strip().splitlines() or [type(error).__name__]
+    return TrainingError(f"a worker stopped: {type(seen[-1]).__name__}: {last[-1][:300]}")

@@ -1,0 +1,64 @@
+"""The job file as a DeepSpeed configuration: pure, and complete.
+
+DeepSpeed fills what its config does not say with values of its own (it clips gradients at 1.0, for one), so every
+value the result depends on is written out. Runs in train workers; `engine.py` passes it on.
+"""
+
+from launcher.spec.job import JobSpec
+
+
+def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[str, object]:
+    """The configuration for `deepspeed.initialize`.
+
+    Args:
+        job: the resolved job.
+        micro_batch: largest micro-batch of a worker; informs DeepSpeed's own counters only.
+        world_size: train workers.
+    """
+    adamw = job.train.optimizer
+    precision = job.train.precision
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": micro_batch * world_size,
+        # The loop says when a global batch is whole; its number of micro-batches may differ from step to step.
+        "managed_gradient_accumulation": False,
+        "steps_per_print": None,
+        "gradient_clipping": job.train.max_grad_norm or 0.0,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": "fp32" if precision == "fp32" else None,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": job.train.learning_rate,
+                "betas": [adamw.beta1, adamw.beta2],
+                "eps": adamw.eps,
+                "weight_decay": adamw.weight_decay,
+                "adam_w_mode": True,
+                # torch's AdamW needs no compiled kernel; offloaded states are updated by DeepSpeed's CPU kernel.
+                "torch_adam": not job.parallel.offload_optimizer,
+            },
+        },
+        "zero_optimization": _zero(job),
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
+        "zero_allow_untested_optimizer": False,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _zero(job: JobSpec) -> dict[str, object]:
+    parallel = job.parallel
+    section: dict[str, object] = {
+        "stage": parallel.zero,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "round_robin_gradients": False,
+    }
+    if parallel.offload_optimizer:
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": job.cluster.gpus_per_worker > 0}
+    if parallel.offload_parameters:
+        section["offload_param"] = {"device": "cpu", "pin_memory": job.cluster.gpus_per_worker > 0}
+    return section
