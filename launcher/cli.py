@@ -1,6 +1,6 @@
-"""The command line: parse, call one function, print. Runs on the client; torch and ray load only when a command needs them.
+"""The command line: parse, call one function, print. Runs on the client.
 
-Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
+Importing it loads neither torch nor ray; a command does when it needs them. Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
 """
 
 import json
@@ -37,7 +37,9 @@ Run = Annotated[str, typer.Argument(help="Directory or URI of a run.", metavar="
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Ray's own messages.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Ray's own messages.")] = False,
+) -> None:
     """Options of every command."""
     if debug:
         os.environ["LAUNCHER_DEBUG"] = "1"
@@ -64,9 +66,7 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(
-    run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "test"
-) -> None:
+def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "test") -> None:
     """Score a run's exported model on a split of its data."""
     from launcher.rundir import find_run
 
@@ -130,10 +130,10 @@ def _print_plan(plan: "Plan") -> None:
         "task": plan.task,
         "model": ", ".join(f"{key} {value}" for key, value in plan.model.items()),
         "rows": f"{plan.train_rows} train, {plan.validation_rows} validation, {plan.test_rows} test",
-        "steps": f"{plan.total_steps} ({plan.steps_per_epoch} per epoch, {plan.epochs} epochs, global batch {plan.batch_size})",
-        "evaluation": f"{plan.metric} ({plan.metric_mode}), every {plan.evaluate_every_steps or plan.steps_per_epoch} steps",
+        "steps": f"{plan.total_steps} ({plan.steps_per_epoch} per epoch, {plan.epochs} epochs), batch {plan.batch_size}",
+        "evaluation": f"{plan.metric} ({plan.metric_mode}) every {plan.evaluate_every_steps or plan.steps_per_epoch}",
         "workers": f"{plan.workers}, ZeRO-{plan.zero}, {plan.accumulation} x {plan.micro_batch} samples each per step",
-        "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and optimizer states per worker",
+        "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients, optimizer states per worker",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -36,7 +36,7 @@ class _Mailbox:
 class Post:
     """Puts lines into the mailbox without waiting; travels to the workers."""
 
-    def __init__(self, mailbox: "ray.actor.ActorHandle") -> None:
+    def __init__(self, mailbox: "ray.actor.ActorHandle[_Mailbox]") -> None:
         self._mailbox = mailbox
 
     def __call__(self, line: MetricsLine) -> None:
@@ -56,16 +56,20 @@ def watch(plan: Plan, console: Console) -> Iterator[Callable[[MetricsLine], None
     finally:
         stop.set()
         thread.join()
-        for line in ray.get(mailbox.take.remote()):
-            view.show(line)
+        _show(mailbox, view)
         view.close()
         ray.kill(mailbox)
 
 
-def _pump(mailbox: "ray.actor.ActorHandle", view: "_Bar | _Lines", stop: threading.Event) -> None:
+def _pump(mailbox: "ray.actor.ActorHandle[_Mailbox]", view: "_Bar | _Lines", stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
-        for line in ray.get(mailbox.take.remote()):
-            view.show(line)
+        _show(mailbox, view)
+
+
+def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", view: "_Bar | _Lines") -> None:
+    lines: list[MetricsLine] = ray.get(mailbox.take.remote())
+    for line in lines:
+        view.show(line)
 
 
 def evaluation_text(line: EvaluationRecord) -> str:

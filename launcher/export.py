@@ -1,4 +1,4 @@
-"""The finished model as a directory any transformers process loads: safetensors, tokenizer, model card. Train workers."""
+"""The finished model as a directory any transformers process loads: safetensors, tokenizer, card. Train workers."""
 
 import tempfile
 from pathlib import Path
@@ -33,7 +33,8 @@ def write_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> N
         if scores is not None:
             lines += [f"\n| {split} | value | baseline |\n| --- | --- | --- |"]
             lines += [
-                f"| {name} | {value:.4f} | {_number(scores.baseline.get(name))} |" for name, value in scores.metrics.items()
+                f"| {name} | {value:.4f} | {_number(scores.baseline.get(name))} |"
+                for name, value in scores.metrics.items()
             ]
             lines += [f"| loss | {scores.loss:.4f} | |", f"| rows | {scores.rows} | |\n"]
     run.write_bytes("model/README.md", "\n".join(lines).encode())

@@ -88,7 +88,7 @@ def _check_columns(split: Split, task: Task) -> None:
             near = difflib.get_close_matches(column, split.schema.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"the file has {', '.join(split.schema.names)}"
             raise DataError(
-                f"{split.fragments[0].path}: has no column {column!r}, which the task reads; {hint} (set it under task:)"
+                f"{split.fragments[0].path}: has no column {column!r}, which the task reads; {hint} (see task:)"
             )
 
 
@@ -112,7 +112,9 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
     metric = job.evaluation.metric or task.main_metric
     mode = job.evaluation.mode if job.evaluation.mode != "auto" else task.metric_mode(metric)
     if mode is None:
-        raise DataError(f"evaluation.metric: {metric} is not a metric of {job.task.type}; its main one is {task.main_metric}")
+        raise DataError(
+            f"evaluation.metric: {metric} is not a metric of {job.task.type}; its main one is {task.main_metric}"
+        )
     share = -(-min(job.train.batch_size, rows["train"]) // job.cluster.workers)
     micro = min(job.parallel.micro_batch or share, share)
     parameters = int(str(facts.get("parameters", 0)))

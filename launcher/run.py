@@ -47,10 +47,9 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         _say_what_comes(prepared, resumed, console)
         streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
         data = CanonicalData(prepared.job, plan, prepared.splits, partial(checkpoint.latest_step, run))
-        with ray_session(prepared.job):
-            with watch(plan, console) as listener:
-                order = WorkOrder(run, prepared.job, plan, prepared.splits, listener)
-                fit(Fit(prepared.job, run, data, streams), work, {"order": order})
+        with ray_session(prepared.job), watch(plan, console) as listener:
+            order = WorkOrder(run, prepared.job, plan, prepared.splits, listener)
+            fit(Fit(prepared.job, run, data, streams), work, {"order": order})
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
@@ -70,12 +69,13 @@ def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     plan = run.read_record("plan.json", Plan)
     splits = open_splits(job)
-    model_job = job.model_copy(update={"model": job.model.model_copy(update={"name": run.path("model"), "revision": None})})
+    model_job = job.model_copy(
+        update={"model": job.model.model_copy(update={"name": run.path("model"), "revision": None})}
+    )
     data = CanonicalData(model_job, plan, splits, _from_the_start)
-    with ray_session(model_job):
-        with watch(plan, console) as listener:
-            order = WorkOrder(run, model_job, plan, splits, listener, evaluate_only=split)
-            fit(Fit(model_job, run, data, (split,)), work, {"order": order})
+    with ray_session(model_job), watch(plan, console) as listener:
+        order = WorkOrder(run, model_job, plan, splits, listener, evaluate_only=split)
+        fit(Fit(model_job, run, data, (split,)), work, {"order": order})
     write_report(run)
     return run.read_record(f"scores-{split}.json", ScoresRecord)
 
@@ -96,7 +96,9 @@ def _open_run(prepared: Prepared) -> None:
             )
         old = run.find_record("plan.json", Plan)
         if old is not None and old.fingerprint != prepared.plan.fingerprint:
-            raise RunError(f"{run.uri}: the training data changed since the run began; change `name` to start a new run")
+            raise RunError(
+                f"{run.uri}: the training data changed since the run began; change `name` to start a new run"
+            )
     run.write_bytes("job.yaml", dump_job(prepared.job).encode())
     run.write_record("plan.json", prepared.plan)
 
@@ -109,7 +111,7 @@ def _finished(prepared: Prepared) -> bool:
 
 def _write_environment(run: RunDir, plan: Plan) -> None:
     found = [run.find_record(f"workers/rank-{rank}.json", WorkerRecord) for rank in range(plan.workers)]
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     run.write_record(
         "environment.json",
         EnvironmentRecord(
@@ -120,6 +122,14 @@ def _write_environment(run: RunDir, plan: Plan) -> None:
             workers=tuple(worker for worker in found if worker is not None),
         ),
     )
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False  # the launcher itself, run from a source tree
+    return True
 
 
 def _git_commit() -> str | None:
@@ -134,8 +144,8 @@ def _git_commit() -> str | None:
 def _say_what_comes(prepared: Prepared, resumed: int, console: Console) -> None:
     plan = prepared.plan
     console.print(
-        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} workers, "
-        f"ZeRO-{plan.zero}" + (f"; going on from step {resumed}" if resumed else ""),
+        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} workers"
+        f", ZeRO-{plan.zero}" + (f"; going on from step {resumed}" if resumed else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -155,5 +165,3 @@ def _say_what_came(run: RunDir, report: str, console: Console) -> None:
     lines += [f"model     : {run.path('model')}", f"report    : {report}"]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-
-

@@ -202,7 +202,9 @@ def find_run(location: str) -> RunDir:
     """
     run = RunDir(location.rstrip("/"))
     if not run.exists("job.yaml"):
-        raise RunError(f"{location}: no run there (it has no job.yaml); give the directory that `launcher train` printed")
+        raise RunError(
+            f"{location}: no run there (it has no job.yaml); give the directory that `launcher train` printed"
+        )
     return run
 
 

@@ -182,11 +182,11 @@ def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> list[W
     ]
 
 
-class _Windows(Datasource):  # type: ignore[misc]  # ray's class is untyped
+class _Windows(Datasource):
     """Windows as a Ray Data source: one read task each, one block per worker."""
 
     def __init__(self, source: StreamSource, windows: list[Window]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._source, self._windows = ray.put(source), windows
         self._world_size = source.world_size
 
@@ -212,7 +212,7 @@ def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[
     return read
 
 
-class CanonicalData(DataConfig):  # type: ignore[misc]  # ray's class is untyped
+class CanonicalData(DataConfig):
     """Deals the canonical stream to however many workers the group has this time.
 
     Ray Train calls `configure` again whenever the worker group starts; `start_step` then tells where to go on.
@@ -230,9 +230,9 @@ class CanonicalData(DataConfig):  # type: ignore[misc]  # ray's class is untyped
 
     def configure(
         self,
-        datasets: "dict[str, object]",
+        datasets: "dict[str, ray.data.Dataset]",
         world_size: int,
-        worker_handles: "list[ActorHandle] | None",
+        worker_handles: "list[ActorHandle[object]] | None",
         worker_node_ids: list[str] | None,
         **_: object,
     ) -> "list[dict[str, DataIterator]]":
@@ -309,7 +309,8 @@ class Evaluation:
             header, shares = open_share(cell)
             if header.kind != self._split or header.first_step != self._step:
                 raise ExactnessError(
-                    f"stream: {header.kind} at step {header.first_step} came where {self._split} at step {self._step} was due"
+                    f"stream: {header.kind} at step {header.first_step} came where {self._split} at step {self._step} "
+                    "was due"
                 )
             self.skipped_rows += header.skipped_rows
             yield from shares
@@ -320,4 +321,5 @@ class Evaluation:
 def share_cells(iterator: "DataIterator") -> Iterator[pa.Buffer]:
     """The packed shares of one worker's Ray Data iterator; two are fetched ahead."""
     for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+        assert isinstance(batch, pa.Table)
         yield batch.column("share").chunk(0)[0].as_buffer()

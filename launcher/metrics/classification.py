@@ -23,7 +23,7 @@ _THRESHOLDS = torch.linspace(-16, 16, 513, dtype=torch.float64).sigmoid().float(
 class MulticlassMetrics:
     """Accuracy, precision, recall, F1, ROC-AUC and the confusion matrix of a single-label task.
 
-    With two classes, `f1`, `precision` and `recall` are those of the second class, as is usual; macro means stand beside.
+    With two classes, `f1`, `precision` and `recall` are those of the second class, as is usual, beside the macro means.
     """
 
     def __init__(self, labels: tuple[str, ...], device: torch.device) -> None:

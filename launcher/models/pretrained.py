@@ -39,7 +39,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
         for name in _DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, spec.dropout)
-    return config
+    return config  # type: ignore[no-any-return]  # AutoConfig is untyped
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
@@ -51,7 +51,7 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]  # transformers types it loosely
+        return AutoTokenizer.from_pretrained(
             spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:

@@ -28,7 +28,9 @@ class ParallelSpec(Section):
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> "ParallelSpec":
         if self.offload_parameters and self.zero != 3:
-            raise ValueError(f"offload_parameters needs zero: 3, not {self.zero}; set zero: 3 or drop offload_parameters")
+            raise ValueError(
+                f"offload_parameters needs zero: 3, not {self.zero}; set zero: 3 or drop offload_parameters"
+            )
         if self.offload_optimizer and self.zero == 0:
             raise ValueError("offload_optimizer needs zero: 1, 2 or 3, not 0; raise zero or drop offload_optimizer")
         return self
@@ -41,7 +43,7 @@ class ClusterSpec(Section):
     """What the run asks of a Ray cluster."""
 
     address: str | None = None
-    """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if it is set, else starts a local Ray."""
+    """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if set, else starts a local Ray."""
 
     workers: int = Field(default=1, ge=1)
     """Train workers, one process each."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from launcher.tasks.base import TaskMetrics
 
 
-class Params(TaskParams):
+class TextParams(TaskParams):
     """`task:` with `type: text-classification`."""
 
     text: str = "text"
@@ -40,9 +40,9 @@ class Params(TaskParams):
 class TextClassification:
     """Fine-tunes `AutoModelForSequenceClassification`. See `tasks/base.py` for what each method owes."""
 
-    Params = Params
+    Params = TextParams
 
-    def __init__(self, params: Params, model: ModelSpec, seed: int) -> None:
+    def __init__(self, params: TextParams, model: ModelSpec, seed: int) -> None:
         self.params, self.model, self.seed = params, model, seed
         self.input_columns = tuple(c for c in (params.text, params.text_pair) if c)
         self.target_columns = (params.label,)
@@ -58,7 +58,7 @@ class TextClassification:
         lower = ("loss", "mse") if self.params.kind == "regression" else ("loss",)
         return "min" if metric in lower else "max" if metric in known + macros else None
 
-    def learn(self, read_column: ReadColumn) -> Params:
+    def learn(self, read_column: ReadColumn) -> TextParams:
         """Class names: the job file's, else the data schema's, else the distinct labels in sorted order."""
         if self.params.kind == "regression" or self.params.labels:
             return self.params
@@ -187,7 +187,9 @@ class TextClassification:
             for row in scores
         ]
         text = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in scores]
-        return pa.table({"prediction": pa.array(chosen, pa.string() if single else pa.list_(pa.string())), "scores": text})
+        return pa.table(
+            {"prediction": pa.array(chosen, pa.string() if single else pa.list_(pa.string())), "scores": text}
+        )
 
     def target_text(self, label: object) -> str:
         """Class name, names, or number."""

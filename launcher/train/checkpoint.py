@@ -1,4 +1,4 @@
-"""Checkpoints: sharded by rank, complete when `manifest.json` is there. Runs in train workers; the head reads manifests.
+"""Checkpoints: sharded by rank, complete when `manifest.json` is there. Train workers and the head.
 
 `checkpoints/step-00000120/` holds DeepSpeed's shards under `state/`, `state.json` (what the loop must know) and
 `manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is converted
@@ -67,7 +67,7 @@ def save(run: RunDir, engine: Engine, state: RunStateRecord, spec_hash: str) -> 
 def _is_mine(path: Path, rank: int) -> bool:
     """Hashing is shared out: a shard's own rank hashes it, rank 0 what belongs to nobody."""
     parts = path.name.replace("-", "_").split("_")
-    owners = [int(b) for a, b in zip(parts, parts[1:], strict=False) if a == "rank" and b.isdigit()]
+    owners = [int(b) for a, b in zip(parts[:-1], parts[1:], strict=True) if a == "rank" and b.isdigit()]
     model_states = path.name.startswith("mp_rank_")
     return rank == 0 if model_states or not owners else owners[0] == rank
 
@@ -168,4 +168,3 @@ def prune(run: RunDir, keep_last: int, best_step: int | None) -> None:
         if step != best_step:
             run.delete(f"{directory_of(step)}/manifest.json")
             run.delete(directory_of(step))
-

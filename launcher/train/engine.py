@@ -1,5 +1,6 @@
-"""DeepSpeed behind a small face: forward, backward, step, save, load. The only importer of deepspeed beside
-`checkpoint.py`. Runs in train workers; `loop.py` is its user, `zero.py` its configuration.
+"""DeepSpeed behind a small face: forward, backward, step, save, load. Runs in train workers.
+
+The only importer of deepspeed beside `checkpoint.py`; `loop.py` is its user, `zero.py` its configuration.
 """
 
 import hashlib
@@ -85,10 +86,9 @@ class Engine:
         self._engine.step()
 
     @property
-    def grad_norm(self) -> float | None:
-        """L2 norm of the last step's gradient before clipping."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def grad_norm(self) -> float | torch.Tensor | None:
+        """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
+        return self._engine.get_global_grad_norm()  # type: ignore[no-any-return]  # deepspeed ships no types
 
     def save(self, directory: Path) -> None:
         """Write this worker's shards (a collective)."""
@@ -136,8 +136,8 @@ class Engine:
         apart = [str(rank) for rank, digest in enumerate(seen) if digest != common]
         if apart:
             raise SyncError(
-                f"after step {step} rank {', '.join(apart)} of {self.world_size} holds other weights than the rest: the "
-                "workers train apart; check that all nodes run the same versions and healthy hardware"
+                f"after step {step} rank {', '.join(apart)} of {self.world_size} holds other weights than the rest: "
+                "the workers train apart; check that all nodes run the same versions and healthy hardware"
             )
 
     def _digest(self) -> bytes:

@@ -93,9 +93,10 @@ class RunLog:
         for line in lines:
             if not math.isfinite(line.loss):
                 raise TrainingError(
-                    f"the loss is {line.loss} at step {line.step}; lower train.learning_rate, or use bf16 instead of fp16"
+                    f"the loss is {line.loss} at step {line.step}; lower train.learning_rate, or use bf16 "
+                    "instead of fp16"
                 )
-        return agreed > 0
+        return bool(agreed > 0)
 
     def evaluation(self, line: EvaluationRecord) -> None:
         """Write the outcome of an evaluation; its seconds are not counted as training throughput."""
@@ -133,7 +134,11 @@ class RunLog:
 
 
 def pending_step(
-    step: int, epoch: int, header: StepHeader, loss_sum: torch.Tensor, rates: "tuple[float, float | None]"
+    step: int,
+    epoch: int,
+    header: StepHeader,
+    loss_sum: torch.Tensor,
+    rates: "tuple[float, float | torch.Tensor | None]",
 ) -> _Pending:
     """A step to note: steps done with it, its pass, its batch, this worker's loss sum, (learning rate, grad norm)."""
     return _Pending(step, epoch, header, loss_sum, rates[0], rates[1])

@@ -38,7 +38,7 @@ def ray_session(job: JobSpec) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cpus = job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.data_workers
     # Logical CPUs only schedule; a local Ray gets as many as the job asks for, however few cores there are.
-    size = {} if address else {"num_cpus": max(os.cpu_count() or 1, int(cpus + 1)), "include_dashboard": False}
+    num_cpus = None if address else max(os.cpu_count() or 1, int(cpus + 1))
     environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}
     try:
         ray.init(
@@ -46,7 +46,8 @@ def ray_session(job: JobSpec) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": environment},
-            **size,
+            num_cpus=num_cpus,
+            include_dashboard=None if address else False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(

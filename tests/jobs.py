@@ -1,0 +1,52 @@
+"""Jobs and data for tests: small, real, and of awkward sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from launcher.prepare import Prepared, prepare
+from launcher.spec.job import JobSpec
+from launcher.spec.model import ModelSpec
+from launcher.tasks.text_classification import TextClassification, TextParams
+
+
+def example_table(rows: int, seed: int = 0) -> pa.Table:
+    """Synthetic texts that a model can learn to tell apart."""
+    task = TextClassification(TextParams(), ModelSpec(name="none"), 0)
+    return task.example_rows(rows, seed)
+
+
+def write_splits(folder: Path, train: int, validation: int = 0, test: int = 0, row_group: int = 100) -> dict[str, str]:
+    """Parquet files of the given sizes; the `data:` section that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for seed, (name, rows) in enumerate({"train": train, "validation": validation, "test": test}.items()):
+        if rows:
+            pq.write_table(example_table(rows, seed), folder / f"{name}.parquet", row_group_size=row_group)
+            found[name] = str(folder / f"{name}.parquet")
+    return found
+
+
+def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> JobSpec:
+    """A job for tests: batch 11, learning rate 1e-3, no dropout, unless `sections` say otherwise."""
+    base: dict[str, Any] = {
+        "name": "test",
+        "task": {"type": "text-classification", "max_length": 32},
+        "model": {"name": str(model_path), "dropout": 0.0},
+        "data": {"window_steps": 4, **data},
+        "train": {"epochs": 1, "batch_size": 11, "learning_rate": 1e-3, "log_every_steps": 1},
+        "checkpoint": {"every_minutes": None},
+        "parallel": {"zero": 2},
+        "cluster": {"workers": 2, "cpus_per_worker": 0.5},
+        "output": {"storage": str(storage)},
+    }
+    for name, values in sections.items():
+        base[name] = {**base[name], **values} if isinstance(base.get(name), dict) else values
+    return JobSpec.model_validate(base)
+
+
+def prepared_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> Prepared:
+    """A job of `make_job`, resolved and planned."""
+    return prepare(make_job(model_path, data, storage, **sections))

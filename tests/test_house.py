@@ -1,0 +1,60 @@
+"""House rules that no linter knows: sizes of files and functions, and job files that parse."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from launcher.spec.load import load_job
+
+_ROOT = Path(__file__).resolve().parent.parent
+_FILES = sorted((_ROOT / "launcher").rglob("*.py"))
+_JOBS = sorted((_ROOT / "jobs").glob("*.yaml"))
+
+_MAX_FILE_LINES = 300
+_MAX_TASK_LINES = 160
+_MAX_FUNCTION_LINES = 60
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(_ROOT).as_posix()
+
+
+def _limit(path: Path) -> int:
+    is_task = path.parent.name == "tasks" and path.stem not in ("__init__", "base")
+    return _MAX_TASK_LINES if is_task else _MAX_FILE_LINES
+
+
+def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring: a long explanation is no long function."""
+    assert function.end_lineno is not None
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        assert docstring.end_lineno is not None
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+def test_files_are_short() -> None:
+    sizes = {_name(path): (len(path.read_text(encoding="utf-8").splitlines()), _limit(path)) for path in _FILES}
+    assert {name: size for name, (size, limit) in sizes.items() if size > limit} == {}
+
+
+def test_functions_are_short() -> None:
+    sizes = {
+        f"{_name(path)}:{node.lineno} {node.name}": _body_lines(node)
+        for path in _FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: size for name, size in sizes.items() if size > _MAX_FUNCTION_LINES} == {}
+
+
+def test_there_are_job_files() -> None:
+    assert _JOBS
+
+
+@pytest.mark.parametrize("path", _JOBS, ids=_name)
+def test_a_job_file_parses_and_is_named_like_its_file(path: Path) -> None:
+    assert load_job(path).name == path.stem

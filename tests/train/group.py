@@ -1,0 +1,90 @@
+"""Runs the real loop in plain torch.distributed processes: the equivalences, without the price of a Ray cluster."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from launcher.data.stream import ShareStream, StreamSource, train_windows
+from launcher.prepare import Prepared
+
+
+def run_group(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function(*args)` in `world_size` processes that form a gloo group; rank 0's answer comes back."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_enter, (world_size, folder, function, args), nprocs=world_size, join=True)
+        return json.loads((Path(folder) / "answer.json").read_text())
+
+
+def _enter(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    answer = function(*args)
+    if rank == 0:
+        (Path(folder) / "answer.json").write_text(json.dumps(answer))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Callable[..., None] | None = None) -> Any:
+    """Train in this process's group, going on from the last checkpoint; (step, loss) of each step of this attempt."""
+    from launcher.tasks import build_task
+    from launcher.train import checkpoint
+    from launcher.train.engine import Engine
+    from launcher.train.log import RunLog
+    from launcher.train.loop import FRESH, TrainRun, train
+
+    run, plan, task = prepared.run, prepared.plan, build_task(prepared.job)
+    engine = Engine(prepared.job, task, plan.micro_batch)
+    start = checkpoint.latest_step(run)
+    state = checkpoint.load(run, engine, start) if start else FRESH
+    lines: list[tuple[int, float]] = []
+    log = RunLog(run, lambda line: lines.append((line.step, line.loss)) if line.kind == "step" else None, state.step, 0)
+    cells = share_cells(prepared, dist.get_world_size(), dist.get_rank(), start)
+    if stop_after is not None:  # the stream and the schedule stay those of the whole run; the process just ends
+        cells = _until(cells, stop_after)
+    if on_engine is not None:
+        on_engine(engine)
+    result = train(TrainRun(run, prepared.job, plan, task, engine, prepared.splits), ShareStream(cells), log, state)
+    log.close()
+    return {"lines": lines, "result": result.model_dump()}
+
+
+def share_cells(prepared: Prepared, world_size: int, rank: int, start: int) -> Iterator[pa.Buffer]:
+    """What Ray Data would hand to this rank, without Ray."""
+    source = StreamSource(prepared.job, prepared.splits, world_size)
+    for window in train_windows(prepared.plan, prepared.job, start):
+        yield pa.py_buffer(list(source.read(window))[rank])
+
+
+def _until(cells: Iterator[pa.Buffer], step: int) -> Iterator[pa.Buffer]:
+    from launcher.data.batches import open_share
+
+    for cell in cells:
+        header, _ = open_share(cell)
+        if header.first_step >= step:
+            return
+        yield cell
+
+
+def with_job(prepared: Prepared, **sections: Any) -> Prepared:
+    """The same job under other memory and cluster settings, replanned."""
+    from launcher.prepare import prepare
+    from launcher.spec.job import JobSpec
+
+    raw = prepared.job.model_dump()
+    for name, values in sections.items():
+        raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
+    return replace(prepare(JobSpec.model_validate(raw)))

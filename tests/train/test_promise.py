@@ -1,0 +1,86 @@
+"""The promise: workers, micro-batches, ZeRO stages and interruptions do not change the loss curve."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from group import run_group, train_here, with_job
+
+from jobs import prepared_job, write_splits
+
+_STEPS = 30
+_CUTS = [(zero, micro) for zero in (0, 1, 2, 3) for micro in (1, 4, None)]
+
+
+def _curves(prepared: Any, world_size: int, folder: str) -> dict[str, list[float]]:
+    found = {}
+    for zero, micro in _CUTS:
+        job = with_job(
+            prepared,
+            name=f"w{world_size}-z{zero}-m{micro}",
+            parallel={"zero": zero, "micro_batch": micro},
+            cluster={"workers": world_size},
+            output={"storage": folder},
+        )
+        found[f"{zero}/{micro}"] = [loss for _, loss in train_here(job)["lines"]]
+    return found
+
+
+def test_curve_is_a_function_of_the_job_file(tiny_bert: Path, tmp_path: Path) -> None:
+    """331 rows, 30 steps of 11: neither divides by 2 or 3 workers, nor by micro-batches of 4."""
+    data = write_splits(tmp_path / "data", train=331, row_group=37)
+    prepared = prepared_job(tiny_bert, data, tmp_path, train={"max_steps": _STEPS, "learning_rate": 5e-3})
+    curves = {world: run_group(world, _curves, prepared, world, str(tmp_path)) for world in (1, 2, 3)}
+    reference = np.array(curves[1]["0/None"])
+    assert len(reference) == _STEPS
+    assert reference[-5:].mean() < reference[:5].mean() - 0.05  # it learns, so equality means something
+    for world, by_cut in curves.items():
+        for cut, curve in by_cut.items():
+            assert np.abs(np.array(curve) - reference).max() < 1e-5, f"{world} workers, zero/micro {cut}"
+
+
+def _whole(prepared: Any) -> Any:
+    return train_here(prepared)["lines"]
+
+
+def _part(prepared: Any, stop_after: int) -> Any:
+    return train_here(prepared, stop_after)["lines"]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
+    """Stopped in the middle of the second epoch's windows; dropout is on, so the noise must resume as well."""
+    data = write_splits(tmp_path / "data", train=131, row_group=37)
+    common: dict[str, Any] = {
+        "parallel": {"zero": zero},
+        "train": {"epochs": 2},
+        "model": {"dropout": None},
+        "checkpoint": {"every_steps": 7, "every_minutes": None},
+    }
+    whole = prepared_job(tiny_bert, data, tmp_path / "whole", **common)
+    reference = dict(map(tuple, run_group(2, _whole, whole)))
+    stopped = prepared_job(tiny_bert, data, tmp_path / "stopped", **common)
+    first = run_group(2, _part, stopped, 16)
+    second = run_group(2, _whole, stopped)
+    assert first[-1][0] == 16 and second[0][0] == 15  # checkpoint at 14: mid-window, mid-epoch
+    assert len(reference) == 24
+    assert [tuple(line) for line in second] == [(step, reference[step]) for step in range(15, 25)]
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_run_goes_on_with_another_number_of_workers(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
+    data = write_splits(tmp_path / "data", train=131, row_group=37)
+    common: dict[str, Any] = {
+        "parallel": {"zero": zero},
+        "train": {"epochs": 2},
+        "checkpoint": {"every_steps": 7, "every_minutes": None},
+    }
+    whole = prepared_job(tiny_bert, data, tmp_path / "whole", **common)
+    reference = dict(map(tuple, run_group(2, _whole, whole)))
+    stopped = prepared_job(tiny_bert, data, tmp_path / "stopped", **common)
+    run_group(2, _part, stopped, 16)
+    for world_size in (3, 1):
+        second = run_group(world_size, _part, with_job(stopped, cluster={"workers": world_size}), 20)
+        for step, loss in second:
+            assert abs(loss - reference[step]) < 1e-5, f"step {step} with {world_size} workers"
