@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Runs on the client.
 
-Importing it loads neither torch nor ray; a command does when it needs them. Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
+Importing it loads neither torch nor ray; a command does when it needs them.
+Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
 """
 
 import json
@@ -130,7 +131,7 @@ def _print_plan(plan: "Plan") -> None:
         "task": plan.task,
         "model": ", ".join(f"{key} {value}" for key, value in plan.model.items()),
         "rows": f"{plan.train_rows} train, {plan.validation_rows} validation, {plan.test_rows} test",
-        "steps": f"{plan.total_steps} ({plan.steps_per_epoch} per epoch, {plan.epochs} epochs), batch {plan.batch_size}",
+        "steps": f"{plan.total_steps} ({plan.steps_per_epoch} per epoch, {plan.epochs} epochs) of {plan.batch_size}",
         "evaluation": f"{plan.metric} ({plan.metric_mode}) every {plan.evaluate_every_steps or plan.steps_per_epoch}",
         "workers": f"{plan.workers}, ZeRO-{plan.zero}, {plan.accumulation} x {plan.micro_batch} samples each per step",
         "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients, optimizer states per worker",
