@@ -13,7 +13,8 @@ from importlib import metadata
 from rich.console import Console
 
 from launcher.console import watch
-from launcher.data.stream import TRAIN, CanonicalData
+from launcher.data.stream import CanonicalData
+from launcher.data.windows import TRAIN
 from launcher.errors import RunError
 from launcher.plan import Plan
 from launcher.prepare import Prepared, open_splits, prepare

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from launcher.data.sources import Split
-from launcher.data.stream import TRAIN, ShareStream, share_cells
+from launcher.data.stream import ShareStream, share_cells
+from launcher.data.windows import TRAIN
 from launcher.export import export, write_card
 from launcher.plan import Plan
 from launcher.records import ResultRecord, ScoresRecord, WorkerRecord

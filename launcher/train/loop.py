@@ -11,7 +11,8 @@ import torch
 
 from launcher.data.batches import StepShare, collate
 from launcher.data.sources import Split
-from launcher.data.stream import VALIDATION, ShareStream
+from launcher.data.stream import ShareStream
+from launcher.data.windows import VALIDATION
 from launcher.plan import Plan
 from launcher.records import ResultRecord, RunStateRecord
 from launcher.rundir import RunDir

@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from launcher.data.stream import ShareStream, StreamSource, train_windows
+from launcher.data.stream import ShareStream, StreamSource
+from launcher.data.windows import train_windows
 from launcher.prepare import Prepared
 
 
