@@ -1,0 +1,141 @@
+"""The stream: every row once, canonical batches for any number of workers, and Ray Data deals blocks as we rely on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from group import share_cells
+
+from jobs import example_table, prepared_job, write_splits
+from launcher.data.batches import open_share
+from launcher.data.stream import StreamSource, deal
+from launcher.data.stream import share_cells as ray_cells
+from launcher.data.windows import train_windows
+from launcher.errors import DataError
+from launcher.prepare import Prepared
+
+
+def rows_by_step(prepared: Prepared, world_size: int, start: int = 0) -> dict[int, list[list[int]]]:
+    """Row ids of each step, per worker, fillers left out."""
+    steps: dict[int, list[list[int]]] = {}
+    for rank in range(world_size):
+        for cell in share_cells(prepared, world_size, rank, start):
+            header, shares = open_share(cell)
+            if header.kind != "train":
+                continue
+            for offset, share in enumerate(shares):
+                mine = [row for part in share.micro_batches for row in part.column("__row").to_pylist() if row >= 0]
+                assert len(share.micro_batches) == share.header.micro_batches
+                steps.setdefault(header.first_step + offset, []).append(mine)
+    return steps
+
+
+def _global_batches(prepared: Prepared, world_size: int, start: int = 0) -> dict[int, list[int]]:
+    steps = rows_by_step(prepared, world_size, start)
+    return {step: sorted(row for share in shares for row in share) for step, shares in steps.items()}
+
+
+def _shapes(folder: Path, shape: str) -> int:
+    """Write one of four shapes of data; the number of rows."""
+    folder.mkdir()
+    if shape == "one-big-file":
+        pq.write_table(example_table(5003), folder / "all.parquet", row_group_size=5003)
+        return 5003
+    if shape == "thousand-small-files":
+        for i in range(1000):
+            pq.write_table(example_table(1 + i % 3, i), folder / f"part-{i:04d}.parquet")
+        return sum(1 + i % 3 for i in range(1000))
+    if shape == "uneven-row-groups":
+        sizes = [1, 700, 3, 251, 2, 90, 1]
+        table = example_table(sum(sizes))
+        with pq.ParquetWriter(folder / "all.parquet", table.schema) as writer:
+            begin = 0
+            for size in sizes:
+                writer.write_table(table.slice(begin, size), row_group_size=size)
+                begin += size
+        return sum(sizes)
+    pq.write_table(example_table(7), folder / "all.parquet")
+    return 7
+
+
+@pytest.mark.parametrize("shape", ["one-big-file", "thousand-small-files", "uneven-row-groups", "less-than-a-batch"])
+def test_every_row_once_per_epoch_for_any_shape(tiny_bert: Path, tmp_path: Path, shape: str) -> None:
+    rows = _shapes(tmp_path / "data", shape)
+    prepared = prepared_job(tiny_bert, {"train": str(tmp_path / "data")}, tmp_path, train={"epochs": 2})
+    per_epoch = -(-rows // 11)
+    assert prepared.plan.total_steps == 2 * per_epoch
+    steps = rows_by_step(prepared, 2)
+    for epoch in range(2):
+        seen = [r for s in range(epoch * per_epoch, (epoch + 1) * per_epoch) for share in steps[s] for r in share]
+        assert sorted(seen) == list(range(rows))
+    full = [sum(len(share) for share in shares) for shares in steps.values()]
+    assert sorted(full, reverse=True)[: 2 * (rows // 11)] == [11] * (2 * (rows // 11))
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(tiny_bert: Path, tmp_path: Path) -> None:
+    prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 331, row_group=37), tmp_path)
+    batches = {w: _global_batches(prepared, w) for w in (1, 2, 3, 5)}
+    assert batches[1] == batches[2] == batches[3] == batches[5]
+    assert _global_batches(prepared, 3, start=17) == {s: rows for s, rows in batches[1].items() if s >= 17}
+
+
+def test_skipped_rows_are_counted_and_the_rest_come_once(tiny_bert: Path, tmp_path: Path) -> None:
+    table = example_table(100)
+    texts = table.column("text").to_pylist()
+    texts[13] = texts[57] = None
+    pq.write_table(pa.table({"text": texts, "label": table.column("label")}), tmp_path / "bad.parquet")
+    skip = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet"), "on_bad_row": "skip"}, tmp_path)
+    seen = sorted(r for shares in rows_by_step(skip, 2).values() for share in shares for r in share)
+    assert seen == [i for i in range(100) if i not in (13, 57)]
+    headers = [open_share(cell)[0] for rank in range(2) for cell in share_cells(skip, 2, rank, 0)]
+    assert sum(header.skipped_rows for header in headers) == 2
+    stop = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path)
+    with pytest.raises(DataError, match=r"bad\.parquet: row (13|57): text is null; mend the row, or set data\.on_bad"):
+        rows_by_step(stop, 1)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ray_data_deals_one_share_per_worker_in_order(
+    ray_cluster: None, tiny_bert: Path, tmp_path: Path, world_size: int
+) -> None:
+    """Fails if a Ray version merges blocks, reorders them, or balances them over the splits."""
+    import threading
+
+    data = write_splits(tmp_path / "data", 331, validation=50, row_group=37)
+    prepared = prepared_job(tiny_bert, data, tmp_path, data={**data, "window_steps": 2})
+    source = StreamSource(prepared.job, prepared.splits, world_size)
+    iterators = deal(source, train_windows(prepared.plan, prepared.job, 5))
+    found: list[list[bytes]] = [[] for _ in range(world_size)]
+
+    def consume(rank: int) -> None:
+        found[rank] = [cell.to_pybytes() for cell in ray_cells(iterators[rank])]
+
+    threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in range(world_size):
+        expected = [cell.to_pybytes() for cell in share_cells(prepared, world_size, rank, 5)]
+        assert found[rank] == expected, f"rank {rank}"
+
+
+def test_length_grouping_saves_padding(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", 331)
+
+    def padded(group: bool) -> int:
+        prepared: Any = prepared_job(tiny_bert, data, tmp_path, data={**data, "group_by_length": group})
+        source = StreamSource(prepared.job, prepared.splits, 1)
+        total = 0
+        for window in train_windows(prepared.plan, prepared.job, 0):
+            _, shares = open_share(pa.py_buffer(next(iter(source.read(window)))))
+            for share in shares:
+                lengths = np.array([len(ids) for ids in share.micro_batches[0].column("input_ids").to_pylist()])
+                total += int(lengths.max() * len(lengths))
+        return total
+
+    assert padded(True) < 0.9 * padded(False)

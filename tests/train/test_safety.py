@@ -1,0 +1,116 @@
+"""What must stop a run, and what must be refused: workers apart, damaged checkpoints, losses that are not numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from group import run_group, train_here
+
+from jobs import make_job, prepared_job, write_splits
+from launcher.errors import LauncherError, ModelError
+from launcher.models.pretrained import load_config, load_model
+from launcher.prepare import prepare
+from launcher.spec.model import ModelSpec
+from launcher.spec.train import CosineSchedule, LinearSchedule, TrainSpec
+from launcher.train.schedule import learning_rate
+from launcher.train.zero import deepspeed_config
+
+
+def _disturb(engine: Any) -> None:
+    if engine.rank == 1:
+        with torch.no_grad():
+            next(p for p in engine.model.parameters() if p.dim() == 1).add_(1e-3)
+
+
+def _outcome(prepared: Any, disturb: bool) -> str:
+    try:
+        train_here(prepared, on_engine=_disturb if disturb else None)
+    except LauncherError as error:
+        return f"{type(error).__name__}: {error}"
+    return "fine"
+
+
+def test_workers_that_train_apart_stop_the_run(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=40)
+    prepared = prepared_job(tiny_bert, data, tmp_path, parallel={"zero": 0}, cluster={"workers": 3})
+    said = run_group(3, _outcome, prepared, True)
+    assert said.startswith("SyncError: after step 1 rank 1 of 3 holds other weights than the rest")
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=40)
+    prepared = prepared_job(tiny_bert, data, tmp_path, train={"max_steps": 2})
+    assert run_group(2, _outcome, prepared, False) == "fine"
+    shard = sorted((tmp_path / "test" / "checkpoints" / "step-00000002" / "state").glob("*rank_1*"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    said = run_group(2, _outcome, prepared, False)
+    assert said.startswith("RunError") and shard.name in said and "damaged" in said and "delete" in said
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=200)
+    job = {"train": {"learning_rate": 1e30, "max_grad_norm": None, "schedule": {"type": "constant"}}}
+    said = run_group(1, _outcome, prepared_job(tiny_bert, data, tmp_path, cluster={"workers": 1}, **job), False)
+    assert "TrainingError: the loss is nan at step" in said and "lower train.learning_rate" in said
+
+
+def test_a_foreign_pickle_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    spec = ModelSpec(name=str(folder))
+    with pytest.raises(ModelError, match=r"model\.name: .*pickled (has no safetensors|cannot be loaded)"):
+        load_model(AutoModelForSequenceClassification, spec, load_config(spec), 0)
+
+
+def test_new_layers_depend_on_the_seed_alone(tiny_bert: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    spec = ModelSpec(name=str(tiny_bert))
+    heads = []
+    for seed in (0, 0, 1):
+        torch.rand(7)  # the global generator's state must not matter
+        heads.append(load_model(AutoModelForSequenceClassification, spec, load_config(spec), seed).classifier.weight)
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert 0.01 < float(heads[0].detach().std()) < 0.03  # N(0, initializer_range)
+
+
+def test_schedules() -> None:
+    linear = TrainSpec(learning_rate=1.0, schedule=LinearSchedule(warmup_fraction=0.1))
+    assert [learning_rate(linear, s, 20) for s in (0, 1, 2, 11)] == [0.5, 1.0, 1.0, 0.5]
+    cosine = TrainSpec(learning_rate=1.0, schedule=CosineSchedule(warmup_fraction=0.0))
+    assert learning_rate(cosine, 0, 20) == 1.0 and learning_rate(cosine, 10, 20) == pytest.approx(0.5)
+
+
+def test_the_deepspeed_config_says_everything(tiny_bert: Path, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"train": {"max_grad_norm": None, "precision": "bf16"}}
+    job = make_job(tiny_bert, {"train": "none"}, tmp_path, parallel={"zero": 3, "offload_parameters": True}, **sections)
+    config: Any = deepspeed_config(job, 4, 2)
+    assert config["gradient_clipping"] == 0.0  # silent, DeepSpeed would clip at 1.0
+    assert config["managed_gradient_accumulation"] is False and config["gradient_accumulation_steps"] == 1
+    assert config["bf16"] == {"enabled": True} and config["fp16"]["enabled"] is False
+    assert config["zero_optimization"]["offload_param"]["device"] == "cpu"
+
+
+def test_early_stopping_keeps_the_best(tiny_bert: Path, tmp_path: Path) -> None:
+    """A learning rate of nearly nothing: the first evaluation stays the best, and patience runs out."""
+    data = write_splits(tmp_path / "data", train=60, validation=30)
+    prepared = prepare(
+        make_job(
+            tiny_bert, data, tmp_path,
+            train={"learning_rate": 1e-12, "epochs": 9},
+            evaluation={"every_steps": 2, "patience": 3},
+        )
+    )  # fmt: skip
+    result = run_group(2, train_here, prepared)["result"]
+    assert result["stopped_early"] and result["best_step"] == 2 and result["steps"] == 8
+    kept = sorted(p.name for p in (tmp_path / "test" / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000008"]
