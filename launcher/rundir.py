@@ -181,11 +181,20 @@ class RunDir:
             stream.write(text)
 
     def read_metrics(self) -> Iterator[MetricsLine]:
-        """The lines of metrics.jsonl, in order; none where there is no file. A torn last line is left out."""
+        """The lines of metrics.jsonl, in order; none where there is no file. A torn last line is left out.
+
+        Raises:
+            RunError: a line is not a record.
+        """
         if not self.exists("metrics.jsonl"):
             return
-        for line in self.read_bytes("metrics.jsonl").decode().split("\n")[:-1]:
-            yield _LINE.validate_json(line)
+        for number, line in enumerate(self.read_bytes("metrics.jsonl").decode().split("\n")[:-1], 1):
+            try:
+                yield _LINE.validate_json(line)
+            except ValidationError as error:
+                raise RunError(
+                    f"{self.path('metrics.jsonl')}:{number}: not a record of a run; was it edited by hand?"
+                ) from error
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: those steps are done again."""

@@ -1,0 +1,163 @@
+"""Files without footers become Parquet once, with every value intact."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+import pytest
+
+from launcher.data.convert import as_splittable
+from launcher.data.sources import open_split
+from launcher.errors import DataError
+
+_TEXTS = ["plain", "two\nlines", 'a "quoted", one', "", "tab\there", "é 漢字"]
+_ROWS = {"text": _TEXTS * 50, "label": [i % 3 for i in range(300)]}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+def _write_csv(path: Path, delimiter: str = ",") -> None:
+    pa.csv.write_csv(pa.table(_ROWS), str(path), pa.csv.WriteOptions(delimiter=delimiter))
+
+
+def _write_jsonl(path: Path) -> None:
+    rows = [dict(zip(_ROWS, values, strict=True)) for values in zip(*_ROWS.values(), strict=True)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _read(ready: list[str]) -> dict[str, list[object]]:
+    split = open_split("train", ready)
+    return split.read(np.arange(split.rows), split.schema.names).to_pydict()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.ndjson"])
+def test_every_value_survives(tmp_path: Path, cache: str, name: str) -> None:
+    path = tmp_path / name
+    _write_jsonl(path) if "json" in name else _write_csv(path, "\t" if name == "a.tsv" else ",")
+    ready = as_splittable("train", [str(path)], "auto", cache)
+    assert len(ready) == 1
+    assert ready[0].startswith(cache + "/")
+    assert ready[0].endswith("/a.parquet")
+    assert _read(ready) == _ROWS
+
+
+def test_a_format_given_by_name(tmp_path: Path, cache: str) -> None:
+    _write_csv(tmp_path / "a.txt")
+    assert _read(as_splittable("train", [str(tmp_path / "a.txt")], "csv", cache)) == _ROWS
+
+
+def test_files_that_have_footers_are_taken_as_they_are(tmp_path: Path, cache: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(pa.table(_ROWS), folder / "a.parquet")
+    _write_csv(folder / "b.csv")
+    pq.write_table(pa.table(_ROWS), folder / "c.parquet")
+    ready = as_splittable("train", [str(folder)], "auto", cache)
+    assert [ready[0], ready[2]] == [str(folder / "a.parquet"), str(folder / "c.parquet")]
+    assert ready[1].startswith(cache)
+    assert _read(ready) == {name: values * 3 for name, values in _ROWS.items()}
+
+
+def test_files_of_one_name_do_not_collide(tmp_path: Path, cache: str) -> None:
+    for name in ("x", "y"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.csv").write_text(f"text\n{name}\n")
+    assert _read(as_splittable("train", [str(tmp_path / "data")], "auto", cache)) == {"text": ["x", "y"]}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_an_unchanged_file_is_converted_once_and_a_changed_one_again(tmp_path: Path, cache: str, name: str) -> None:
+    path = tmp_path / name
+    _write_csv(path) if name == "a.csv" else _write_jsonl(path)
+    first = as_splittable("train", [str(path)], "auto", cache)
+    before = os.stat(first[0])
+    assert as_splittable("validation", [str(path)], "auto", cache) == first
+    after = os.stat(first[0])
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    path.write_text('text,label\n"new\nrow",1\n' if name == "a.csv" else '{"text": "new\\nrow", "label": 1}\n')
+    second = as_splittable("train", [str(path)], "auto", cache)
+    assert second != first
+    assert _read(second) == {"text": ["new\nrow"], "label": [1]}
+    assert sorted(str(p) for p in Path(cache).rglob("*") if p.is_file()) == sorted(first + second)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\none,1\ntwo,2,3\n"),
+        ("a.csv", ""),
+        ("a.jsonl", '{"text": "one"}\n{"text": \n'),
+        ("a.jsonl", "text,label\none,1\n"),
+        ("a.jsonl", ""),
+    ],
+)
+def test_a_broken_file_is_named_and_leaves_nothing_behind(tmp_path: Path, cache: str, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        as_splittable("train", [str(path)], "auto", cache)
+    kind = name.removeprefix("a.")
+    assert caught.value.message.startswith(f"{path}: not a readable {kind} file (")
+    assert caught.value.message.endswith("); mend the file, or set data.format")
+    assert "\n" not in caught.value.message
+    assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+
+
+def test_a_csv_that_breaks_after_its_first_block(tmp_path: Path, cache: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "some words,1\n" * 200_000 + "one,1,2\n")  # blocks are of 1 MiB
+    with pytest.raises(DataError, match="not a readable csv file"):
+        as_splittable("train", [str(path)], "auto", cache)
+    assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+
+
+def test_what_is_missing_is_said_as_for_other_files(tmp_path: Path, cache: str) -> None:
+    with pytest.raises(DataError, match=r"data\.train: .*gone\.csv does not exist"):
+        as_splittable("train", [str(tmp_path / "gone.csv")], "auto", cache)
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local data set repository; the `datasets` cache is the test's own."""
+    import datasets
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    table = pa.table(_ROWS)
+    pq.write_table(table.slice(0, 100), folder / "train-00000-of-00002.parquet")
+    pq.write_table(table.slice(100, 150), folder / "train-00001-of-00002.parquet")
+    pq.write_table(table.slice(250), folder / "test-00000-of-00001.parquet")
+    datasets.disable_progress_bars()
+    return folder
+
+
+def test_a_hub_data_set(hub_folder: Path, cache: str) -> None:
+    ready = as_splittable("train", [f"hub:{hub_folder}#train"], "auto", cache)
+    assert len(ready) == 1
+    assert ready[0].startswith(cache + "/")
+    assert _read(ready) == {name: values[:250] for name, values in _ROWS.items()}
+    before = os.stat(ready[0])
+    assert as_splittable("train", [f"hub:{hub_folder}#train"], "auto", cache) == ready
+    assert os.stat(ready[0]).st_mtime_ns == before.st_mtime_ns
+    # Without #SPLIT it is the split of the same name.
+    test = as_splittable("test", [f"hub:{hub_folder}"], "auto", cache)
+    assert test != ready
+    assert _read(test) == {name: values[250:] for name, values in _ROWS.items()}
+
+
+def test_a_hub_data_set_that_cannot_be_loaded(hub_folder: Path, cache: str) -> None:
+    for location in (f"hub:{hub_folder}#dev", f"hub:{hub_folder / 'gone'}#train"):
+        with pytest.raises(DataError) as caught:
+            as_splittable("train", [location], "auto", cache)
+        assert caught.value.message.startswith(f"data.train: {location} cannot be loaded (")
+        assert caught.value.message.endswith("); write hub:NAME#SPLIT")

@@ -1,0 +1,75 @@
+"""Run directories: atomic, typed, on local and other file systems."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import RunError
+from launcher.records import ResultRecord, StepRecord
+from launcher.rundir import RunDir, find_run
+
+_RESULT = ResultRecord(steps=3, best_step=2, stopped_early=False, skipped_rows=0, elapsed_s=1.5)
+
+
+def _step(step: int, loss: float = 0.5) -> StepRecord:
+    return StepRecord(
+        step=step, epoch=1, loss=loss, learning_rate=0.1, grad_norm=None, samples=4, skipped_rows=0,
+        samples_per_s=1.0, elapsed_s=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
+    """`memory://` is an fsspec file system that cannot append or rename in place, as object stores cannot."""
+    return RunDir(str(tmp_path / "run") if request.param == "local" else f"memory://runs/{tmp_path.name}")
+
+
+def test_records_come_back(run: RunDir) -> None:
+    assert run.find_record("result.json", ResultRecord) is None
+    run.write_record("result.json", _RESULT)
+    assert run.read_record("result.json", ResultRecord) == _RESULT
+    assert run.list("") == ["result.json"]
+    run.write_bytes("result.json", b"{}")
+    with pytest.raises(RunError, match="not a valid ResultRecord"):
+        run.read_record("result.json", ResultRecord)
+    run.delete("result.json")
+    run.delete("result.json")
+    with pytest.raises(RunError, match=r"result\.json: not found"):
+        run.read_record("result.json", ResultRecord)
+
+
+def test_metrics_grow_and_are_truncated(run: RunDir) -> None:
+    assert list(run.read_metrics()) == []
+    run.append_metrics([_step(1), _step(2)])
+    run.append_metrics([_step(3, math.nan)])
+    assert [line.step for line in run.read_metrics()] == [1, 2, 3]
+    assert math.isnan(list(run.read_metrics())[-1].loss)
+    run.truncate_metrics(1)
+    assert list(run.read_metrics()) == [_step(1)]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    run.append_metrics([_step(1)])
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind": "st')
+    assert list(run.read_metrics()) == [_step(1)]
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl:1: not a record"):
+        list(run.read_metrics())
+
+
+def test_directories_are_published_and_fetched(run: RunDir, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "file").write_text("new")
+    for _ in range(2):
+        run.publish_directory(source, "model")
+    assert (run.download("model", tmp_path / "copy") / "deep" / "file").read_text() == "new"
+    assert run.list("model") == ["deep"]
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run there"):
+        find_run(str(tmp_path))
