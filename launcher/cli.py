@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launcher.errors import LauncherError, SpecError, UserError
+from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -156,10 +156,7 @@ def main() -> None:
         problems = error.problems if isinstance(error, SpecError) else (error.message,)
         for problem in problems:
             _ERR.print(problem, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        _ERR.print("interrupted; the same command goes on from the last checkpoint", highlight=False, soft_wrap=True)
-        sys.exit(130)
+        sys.exit(130 if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
 
 
 def _quiet() -> None:

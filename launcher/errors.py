@@ -51,6 +51,10 @@ class TrainingError(LauncherError, RuntimeError):
     """The run stopped: a loss that is not finite, a lost worker, a broken invariant."""
 
 
+class Interrupted(LauncherError):  # a wish of the user, not an error
+    """The user stopped the run (Ctrl-C); what is saved is kept."""
+
+
 class SyncError(TrainingError):
     """Workers hold different weights: they train apart. Names the ranks."""
 

@@ -15,7 +15,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launcher.data.stream import CanonicalData
-from launcher.errors import ClusterError, LauncherError, TrainingError
+from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 
@@ -121,6 +121,8 @@ def fit(it: Fit, worker: Callable[[dict[str, object]], None], config: dict[str, 
     )
     try:
         trainer.fit()
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own SIGINT handler exits without a word
+        raise Interrupted(f"interrupted; the same command goes on from the last checkpoint in {it.run.uri}") from stop
     except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
         raise explain(error) from error
     finally:
