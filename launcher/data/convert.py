@@ -61,7 +61,11 @@ def _read_csv(stream: "pa.NativeFile", path: str) -> Iterator[pa.RecordBatch]:
     delimiter = "\t" if path.endswith(".tsv") else ","
     # Quoted texts may hold line breaks.
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    yield from pa.csv.open_csv(stream, parse_options=parse)
+    reader = pa.csv.open_csv(stream, parse_options=parse)
+    for field in reader.schema:
+        if pa.types.is_binary(field.type):  # what pyarrow makes of text that is not UTF-8
+            raise pa.ArrowInvalid(f"column {field.name!r} is not UTF-8")
+    yield from reader
 
 
 def _read_jsonl(stream: "pa.NativeFile") -> Iterator[pa.RecordBatch]:

@@ -67,9 +67,9 @@ class EpochOrder:
         pieces = list(_pieces(self.fragments, self.pool_bytes))
         shuffled = generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))
         pools: list[list[Piece]] = []
-        filled = self.pool_bytes
+        filled = 0
         for piece in (pieces[i] for i in shuffled):
-            if filled + piece.size_bytes > self.pool_bytes and (not pools or pools[-1]):
+            if not pools or filled + piece.size_bytes > self.pool_bytes:
                 pools.append([])
                 filled = 0
             pools[-1].append(piece)

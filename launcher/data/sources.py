@@ -76,17 +76,19 @@ class Split:
 
     def read(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         """Rows by id, in the order of `ids`, with only the columns asked for."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
         owner = np.searchsorted(self.starts, ids, side="right") - 1
         by_owner = np.argsort(owner, kind="stable")
         parts = []
         for index in np.unique(owner):
             local = ids[by_owner][owner[by_owner] == index] - self.starts[index]
-            parts.append(read_rows(self.fragments[index], local, columns))
+            # One type for a column, whatever file a row is from: 1 must not read as 1.0 in some windows.
+            parts.append(read_rows(self.fragments[index], local, columns).cast(schema))
         if not parts:
-            return self.schema.empty_table().select(list(columns))
+            return schema.empty_table()
         inverse = np.empty(len(ids), np.int64)
         inverse[by_owner] = np.arange(len(ids))
-        return pa.concat_tables(parts, promote_options="default").take(pa.array(inverse)).combine_chunks()
+        return pa.concat_tables(parts).take(pa.array(inverse)).combine_chunks()
 
 
 def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table:
@@ -129,9 +131,9 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     files = [file for location in locations for file in list_files(name, location, format)]
     with ThreadPoolExecutor(16) as pool:
         footers = list(pool.map(_footer, [path for path, _, _ in files], [kind for _, _, kind in files]))
-    schema = footers[0][1]
+    schema = footers[0][1].remove_metadata()
     for (path, _, _), (_, other) in zip(files[1:], footers[1:], strict=True):
-        _same_columns(files[0][0], schema, path, other)
+        schema = _one_schema(files[0][0], schema, path, other)
     fragments = tuple(fragment for found, _ in footers for fragment in found if fragment.rows)
     if not fragments:
         raise DataError(f"data.{name}: {files[0][0]} has no rows; give a file that has")
@@ -150,7 +152,7 @@ def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str
         format: a format for all files, or `auto` to read it off their names.
     """
     scheme = location.split("://", 1)[0] + "://" if "://" in location else ""
-    is_glob = any(c in location for c in "*?[")
+    is_glob = any(c in location for c in "*?[") and not _exists(location)
     root = location[: min(i for i in map(location.find, "*?[") if i >= 0)].rsplit("/", 1)[0] if is_glob else location
     fs, path = open_uri(root or ("." if not location.startswith("/") else "/"))
     info = fs.get_file_info(path)
@@ -173,6 +175,12 @@ def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str
         what = f"{unknown[0]} has no known ending" if unknown else f"{location} holds no data files"
         raise DataError(f"data.{name}: {what} ({', '.join(SUFFIXES)}); name the files so, or set data.format")
     return chosen
+
+
+def _exists(location: str) -> bool:
+    """Whether a path with brackets or stars in its name is there as it stands; then it is no glob."""
+    fs, path = open_uri(location)
+    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def _hidden(path: str, root: str) -> bool:
@@ -220,12 +228,28 @@ def _arrow_reader(fs: pafs.FileSystem, path: str) -> pa.ipc.RecordBatchFileReade
     return pa.ipc.open_file(source)
 
 
-def _same_columns(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> None:
+def _one_schema(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> pa.Schema:
+    """The schema both files can be read with; what one file has beyond the first is not used."""
     missing = [name for name in schema.names if name not in other.names]
     if missing:
         raise DataError(
             f"{path}: has no column {missing[0]!r}, which {first} has; give all files of a split the same columns"
         )
+    fields = []
+    for field in schema:
+        mine = other.field(field.name)
+        try:
+            fields.append(field if field.type == mine.type else _wider(field, mine))
+        except pa.ArrowTypeError as error:
+            raise DataError(
+                f"{path}: column {field.name!r} is {mine.type}, but {field.type} in {first}; give all files of a split "
+                "the same types"
+            ) from error
+    return pa.schema(fields)
+
+
+def _wider(one: pa.Field, other: pa.Field) -> pa.Field:
+    return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ class MulticlassMetrics:
     def __init__(self, labels: tuple[str, ...], device: torch.device) -> None:
         self._labels = labels
         self._matrix = MulticlassConfusionMatrix(len(labels)).to(device)
-        self._auroc = MulticlassAUROC(len(labels), thresholds=_THRESHOLDS.to(device)).to(device)
+        self._auroc = MulticlassAUROC(len(labels), average=None, thresholds=_THRESHOLDS.to(device)).to(device)
         self._counts = torch.zeros(len(labels), len(labels), dtype=torch.float64)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -41,9 +41,9 @@ class MulticlassMetrics:
         """Merge the workers' states; returns the metrics, accuracy first."""
         self._counts = self._matrix.compute().cpu().double()
         metrics = _summary(self._counts)
-        present = (self._counts.sum(1) > 0).sum()
-        if present > 1:  # ROC-AUC has no meaning where only one class occurs
-            metrics["roc_auc"] = float(self._auroc.compute())
+        present = self._counts.sum(1) > 0
+        if int(present.sum()) > 1:  # ROC-AUC has no meaning where only one class occurs, nor for a class that does not
+            metrics["roc_auc"] = float(self._auroc.compute().cpu()[present].mean())
         return metrics
 
     def baseline(self) -> dict[str, float]:
@@ -77,7 +77,7 @@ class MultilabelMetrics:
         self._recall = MultilabelRecall(n, average=None).to(device)
         self._micro = MultilabelF1Score(n, average="micro").to(device)
         self._exact = MultilabelExactMatch(n).to(device)
-        self._auroc = MultilabelAUROC(n, thresholds=_THRESHOLDS.to(device)).to(device)
+        self._auroc = MultilabelAUROC(n, average=None, thresholds=_THRESHOLDS.to(device)).to(device)
         self._merged = self._support
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -93,14 +93,17 @@ class MultilabelMetrics:
         self._merged = torch.cat([self._support, self._rows[None]])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._merged)
-        return {
+        metrics = {
             "f1": float(self._micro.compute()),
             "macro_f1": float(self._f1.compute().mean()),
             "macro_precision": float(self._precision.compute().mean()),
             "macro_recall": float(self._recall.compute().mean()),
             "exact_match": float(self._exact.compute()),
-            "roc_auc": float(self._auroc.compute()),
         }
+        usable = (self._merged[:-1] > 0) & (self._merged[:-1] < self._merged[-1])
+        if bool(usable.any()):  # a label that all rows have, or none, has no ROC curve
+            metrics["roc_auc"] = float(self._auroc.compute()[usable].mean())
+        return metrics
 
     def baseline(self) -> dict[str, float]:
         """Always the labels that more than half of the rows have."""

@@ -70,6 +70,10 @@ class Labels:
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
 
+    @cached_property
+    def _numeric(self) -> bool:
+        return any(name.lstrip("-").isdigit() for name in self.names)
+
     def target(self, value: object) -> list[float]:
         """A label as numbers: its class, a 0/1 for each class, or itself.
 
@@ -96,7 +100,8 @@ class Labels:
 
     def _class(self, value: object) -> int:
         index = self._index.get(str(value))
-        if index is None and isinstance(value, int) and 0 <= value < len(self.names):
+        # An int that is no name indexes the names, unless names are numbers themselves: then it is unknown.
+        if index is None and isinstance(value, int) and not self._numeric and 0 <= value < len(self.names):
             return int(value)
         if index is None:
             raise ValueError(f"{self.column} is {value!r}, which is not one of {', '.join(self.names)}")

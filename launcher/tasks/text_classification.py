@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from launcher.arrays import list_column, pad_lists
+from launcher.errors import DataError
 from launcher.metrics.labels import Kind, Labels, distinct
 from launcher.models.pretrained import count_parameters, load_config, load_model, load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -57,7 +58,14 @@ class TextClassification:
         """Class names, unless the job file gives them: the distinct labels."""
         if self.params.kind == "regression" or self.params.labels:
             return self.params
-        return self.params.model_copy(update={"labels": distinct(read_column(self.params.label))})
+        names = distinct(read_column(self.params.label))
+        if len(names) < 2:
+            only = f"only the label {names[0]!r}" if names else "no label"
+            raise DataError(
+                f"task.label: column {self.params.label} of the training data holds {only}; at least two "
+                "classes are needed, or kind: regression"
+            )
+        return self.params.model_copy(update={"labels": names})
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         self._tokenizer = self._tokenizer or load_tokenizer(self.model)  # once per process

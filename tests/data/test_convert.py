@@ -119,6 +119,13 @@ def test_a_csv_that_breaks_after_its_first_block(tmp_path: Path, cache: str) -> 
     assert not [p for p in Path(cache).rglob("*") if p.is_file()]
 
 
+def test_a_csv_that_is_not_utf8(tmp_path: Path, cache: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not a readable csv file"):
+        as_splittable("train", [str(path)], "auto", cache)
+
+
 def test_what_is_missing_is_said_as_for_other_files(tmp_path: Path, cache: str) -> None:
     with pytest.raises(DataError, match=r"data\.train: .*gone\.csv does not exist"):
         as_splittable("train", [str(tmp_path / "gone.csv")], "auto", cache)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from launcher.data.order import EpochOrder, Ids, cut_batches, generator
 
-_fragments = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5000)), min_size=1, max_size=20).map(tuple)
+_fragments = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 5000)), min_size=1, max_size=20).map(tuple)
 _quick = settings(max_examples=80, deadline=None, derandomize=True)
 
 
@@ -102,6 +102,11 @@ def test_a_small_data_set_is_one_pool_and_is_shuffled_as_a_whole() -> None:
 def test_a_fragment_larger_than_a_pool_is_cut() -> None:
     order = EpochOrder(((40, 4000),), "f", 1, 0, 7, 1000)
     assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(10, 1000)]] * 4
+
+
+def test_fragments_of_no_bytes_are_rows_too() -> None:
+    order = EpochOrder(((3, 0), (2, 0)), "f", 1, 0, 4, 10)
+    assert sorted(_all_ids(order).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_the_order_is_frozen() -> None:

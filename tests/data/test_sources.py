@@ -232,6 +232,21 @@ def test_differing_columns(tmp_path: Path) -> None:
     )
 
 
+def test_differing_types(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"label": ["x", "y"]}), tmp_path / "b.parquet")
+    message = _message(tmp_path)
+    assert message.startswith(f"{tmp_path}/b.parquet: ")
+    assert all(word in message for word in ("'label'", "int64", "string", f"{tmp_path}/a.parquet"))
+
+
+def test_files_may_differ_in_the_width_of_a_number(tmp_path: Path) -> None:
+    for name, kind in (("a", pa.int32()), ("b", pa.int64())):
+        pq.write_table(pa.table({"label": pa.array([1, 2], kind)}), tmp_path / f"{name}.parquet")
+    split = open_split("train", [str(tmp_path)])
+    assert split.read(np.array([3, 0]), ["label"]).to_pydict() == {"label": [2, 1]}
+
+
 @pytest.mark.parametrize(("name", "format"), [("b.parquet", "parquet"), ("b.arrow", "arrow")])
 @pytest.mark.parametrize("content", [b"", b"no data at all, but long enough for a footer", b"PAR1....PAR1"])
 def test_a_broken_file(tmp_path: Path, name: str, format: str, content: bytes) -> None:

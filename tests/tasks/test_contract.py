@@ -1,0 +1,322 @@
+"""What every task owes the launcher (`launcher/tasks/base.py`), checked for each of them on a tiny model."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pydantic import ValidationError
+
+from launcher.errors import UserError
+from launcher.spec.model import ModelSpec
+from launcher.tasks import params_models, params_of, task_class, task_names
+from launcher.tasks.base import Task, TaskParams
+from launcher.tasks.text_classification import TextClassification, TextParams
+
+_ROWS = 23
+
+
+@pytest.fixture(params=task_names())
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def task(name: str, tiny_bert: Path) -> Task:
+    """The task as the stream builds it: with what the training data tells filled in."""
+    kind, model = task_class(name), ModelSpec(name=str(tiny_bert))
+    unlearned = kind(kind.Params(), model, 0)
+    return kind(unlearned.learn(unlearned.example_rows(200, 0).column), model, 0)
+
+
+def test_the_module_has_its_task(name: str) -> None:
+    module = importlib.import_module(f"launcher.tasks.{name.replace('-', '_')}")
+    assert module.TASK is task_class(name)
+    assert issubclass(module.TASK.Params, TaskParams)
+    assert params_of(name) is params_models()[name] is module.TASK.Params
+    members = [member for member in vars(Task) if not member.startswith("_") and callable(vars(Task)[member])]
+    assert "encode" in members
+    assert not [member for member in members if not callable(getattr(module.TASK, member, None))]
+
+
+def test_parameters_round_trip(name: str, task: Task) -> None:
+    kind = params_of(name)
+    learned = task.learn(task.example_rows(200, 0).column)
+    for params in (kind(), learned):
+        assert kind.model_validate(params.model_dump()) == params
+        assert kind.model_validate_json(params.model_dump_json()) == params
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        kind.model_validate({"no_such_parameter": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(learned, next(iter(kind.model_fields)), None)
+
+
+def test_every_parameter_is_documented(name: str) -> None:
+    assert not [key for key, field in params_of(name).model_fields.items() if not field.description]
+
+
+def test_learning_twice_changes_nothing(name: str, task: Task, tiny_bert: Path) -> None:
+    learned = task.learn(task.example_rows(200, 0).column)
+    again = task_class(name)(learned, ModelSpec(name=str(tiny_bert)), 0)
+    assert again.learn(again.example_rows(200, 1).column) == learned
+
+
+def test_example_rows_are_as_many_as_asked_for_and_a_function_of_the_seed(task: Task) -> None:
+    rows = task.example_rows(_ROWS, 1)
+    assert len(rows) == _ROWS
+    assert set(task.input_columns) | set(task.target_columns) <= set(rows.column_names)
+    assert rows.equals(task.example_rows(_ROWS, 1))
+    assert not rows.equals(task.example_rows(_ROWS, 2))
+
+
+def test_encode_gives_a_sample_per_row(task: Task) -> None:
+    rows = task.example_rows(_ROWS, 1)
+    encoded = task.encode(rows, True)
+    assert encoded.problems == ()
+    assert np.array_equal(encoded.kept, np.arange(_ROWS))
+    assert len(encoded.samples) == len(encoded.lengths) == len(encoded.weights) == _ROWS
+    assert np.issubdtype(encoded.kept.dtype, np.integer)
+    assert np.issubdtype(encoded.lengths.dtype, np.integer)
+    assert (encoded.lengths > 0).all()
+    assert (encoded.weights > 0).all()
+    assert not [column for column in encoded.samples.column_names if column.startswith("__")]
+    again = task.encode(rows, True)
+    assert again.samples.equals(encoded.samples)
+    assert np.array_equal(again.lengths, encoded.lengths)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(task: Task) -> None:
+    rows = task.example_rows(_ROWS, 1)
+    whole = task.encode(rows, True)
+    part = task.encode(rows.slice(5, 7), True)
+    assert part.samples.to_pylist() == whole.samples.slice(5, 7).to_pylist()
+    assert part.lengths.tolist() == whole.lengths[5:12].tolist()
+
+
+def _without(rows: pa.Table, column: str, positions: list[int]) -> pa.Table:
+    values = [None if i in positions else value for i, value in enumerate(rows.column(column).to_pylist())]
+    return rows.set_column(rows.column_names.index(column), column, pa.array(values, rows.column(column).type))
+
+
+def test_rows_with_a_null_are_reported_and_left_out(task: Task) -> None:
+    rows = task.example_rows(_ROWS, 1)
+    clean = task.encode(rows, True)
+    bad = [0, 7, _ROWS - 1]
+    for column in {*task.input_columns, *task.target_columns}:
+        encoded = task.encode(_without(rows, column, bad), True)
+        assert encoded.problems == tuple((i, f"{column} is null") for i in bad)
+        kept = [i for i in range(_ROWS) if i not in bad]
+        assert encoded.kept.tolist() == kept
+        assert encoded.samples.to_pylist() == clean.samples.take(pa.array(kept)).to_pylist()
+        assert encoded.lengths.tolist() == clean.lengths[kept].tolist()
+        assert len(encoded.weights) == len(kept)
+
+
+def test_a_window_without_any_usable_row(task: Task) -> None:
+    rows = task.example_rows(4, 1)
+    encoded = task.encode(_without(rows, task.input_columns[0], [0, 1, 2, 3]), True)
+    assert [position for position, _ in encoded.problems] == [0, 1, 2, 3]
+    assert len(encoded.samples) == len(encoded.kept) == len(encoded.lengths) == len(encoded.weights) == 0
+
+
+def test_targets_are_not_looked_at_when_there_are_none(task: Task) -> None:
+    rows = task.example_rows(_ROWS, 1)
+    inputs = task.encode(rows.select(list(task.input_columns)), False)
+    assert inputs.problems == ()
+    assert inputs.kept.tolist() == list(range(_ROWS))
+    batch, full = task.collate(inputs.samples), task.collate(task.encode(rows, True).samples)
+    assert batch.inputs.keys() == full.inputs.keys()
+    assert all(torch.equal(batch.inputs[key], full.inputs[key]) for key in full.inputs)
+
+
+@pytest.mark.parametrize("size", [1, 2, _ROWS])
+def test_collate_pads_to_the_longest(task: Task, size: int) -> None:
+    encoded = task.encode(task.example_rows(_ROWS, 1), True)
+    batch = task.collate(encoded.samples.slice(3, size))
+    size = min(size, _ROWS - 3)
+    assert batch.mask.tolist() == [1.0] * size
+    assert batch.labels.shape[0] == size
+    assert "labels" not in batch.inputs
+    width = int(encoded.lengths[3 : 3 + size].max())
+    for tensor in batch.inputs.values():
+        assert tensor.shape[:2] == (size, width)
+        assert tensor.dtype == torch.int64
+    assert batch.inputs["attention_mask"].sum(1).tolist() == encoded.lengths[3 : 3 + size].tolist()
+    assert batch.to(torch.device("cpu")).inputs.keys() == batch.inputs.keys()
+
+
+def test_from_rows_to_predictions(task: Task) -> None:
+    batch = task.collate(task.encode(task.example_rows(_ROWS, 1), True).samples)
+    model = task.build_model().eval()
+    facts = task.check_model()
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["model_type"] == "bert"
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits
+    losses = task.sample_losses(logits, batch.labels)
+    assert losses.shape == (_ROWS,)
+    assert losses.dtype == torch.float32
+    assert bool(losses.isfinite().all())
+    single = [task.sample_losses(logits[i : i + 1], batch.labels[i : i + 1]).item() for i in range(_ROWS)]
+    assert losses.tolist() == pytest.approx(single, abs=1e-6)
+    predictions = task.predict(logits)
+    assert len(predictions) == _ROWS
+    assert predictions.column("prediction").null_count == 0
+    assert all(task.target_text(label) for label in batch.labels.tolist())
+
+
+def test_padding_does_not_change_a_loss(task: Task) -> None:
+    encoded = task.encode(task.example_rows(_ROWS, 1), True)
+    model = task.build_model().eval()
+
+    def losses(samples: pa.Table) -> list[float]:
+        batch = task.collate(samples)
+        with torch.no_grad():
+            return [float(x) for x in task.sample_losses(model(**batch.inputs).logits, batch.labels)]
+
+    alone = [losses(encoded.samples.slice(i, 1))[0] for i in range(_ROWS)]
+    assert losses(encoded.samples) == pytest.approx(alone, abs=1e-5)
+
+
+def test_metrics_of_a_pass(task: Task) -> None:
+    batch = task.collate(task.encode(task.example_rows(200, 1), True).samples)
+    with torch.no_grad():
+        logits = task.build_model().eval()(**batch.inputs).logits
+    metrics = task.metrics(torch.device("cpu"))
+    for begin, end in ((0, 1), (1, 90), (90, 200)):
+        metrics.update(logits[begin:end], batch.labels[begin:end])
+    found = metrics.compute()
+    assert next(iter(found)) == task.main_metric
+    assert task.metric_mode(task.main_metric) is not None
+    assert task.metric_mode("loss") == "min"
+    assert task.metric_mode("no_such_metric") is None
+    assert all(task.metric_mode(metric) in ("max", "min") for metric in found)
+    assert metrics.baseline().keys() <= found.keys()
+
+
+def test_the_new_head_is_a_function_of_the_seed(name: str, task: Task, tiny_bert: Path) -> None:
+    learned = task.learn(task.example_rows(200, 0).column)
+
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        return dict(task_class(name)(learned, ModelSpec(name=str(tiny_bert)), seed).build_model().state_dict())
+
+    one, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_names_are_listed_for_one_that_is_unknown() -> None:
+    assert "text-classification" in task_names()
+    assert task_names() == sorted(task_names())
+    with pytest.raises(UserError) as caught:
+        task_class("text-clasification")
+    assert caught.value.message.startswith("task.type is text-clasification, which is not ")
+    assert "text-classification" in caught.value.message
+    for reserved in ("base", "__init__", ""):
+        with pytest.raises(UserError):
+            task_class(reserved)
+
+
+_OUTSIDE = '''
+from launcher.tasks.base import TaskParams
+from launcher.tasks.text_classification import TextClassification, TextParams
+
+
+class Params(TextParams):
+    """With a parameter more."""
+
+    shout: bool = False
+    """Whether to shout."""
+
+
+class Mine(TextClassification):
+    """A task outside the package."""
+
+    Params = Params
+'''
+
+
+def test_a_task_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
+    (tmp_path / "outside_task.py").write_text(_OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = task_class("outside_task:Mine")
+    assert (kind.__module__, kind.__name__) == ("outside_task", "Mine")
+    assert "shout" in params_of("outside_task:Mine").model_fields
+    task = kind(kind.Params.model_validate({"shout": True, "labels": ["a", "b"]}), ModelSpec(name=str(tiny_bert)), 0)
+    assert len(task.encode(task.example_rows(3, 0), True).samples) == 3
+    assert task_names() == list(params_models())
+    with pytest.raises(UserError) as caught:
+        task_class("outside_task:Yours")
+    assert caught.value.message.startswith("task.type is outside_task:Yours, which cannot be imported (")
+    assert caught.value.message.endswith("); put the module on PYTHONPATH")
+
+
+def test_a_module_that_is_not_there() -> None:
+    with pytest.raises(UserError) as caught:
+        task_class("no_such_module:Task")
+    assert caught.value.message == (
+        "task.type is no_such_module:Task, which cannot be imported (No module named 'no_such_module'); "
+        "put the module on PYTHONPATH"
+    )
+
+
+def _text_task(model: Path, **params: object) -> TextClassification:
+    return TextClassification(TextParams.model_validate(params), ModelSpec(name=str(model)), 0)
+
+
+def test_text_classification_reports_unknown_labels(tiny_bert: Path) -> None:
+    task = _text_task(tiny_bert, labels=["a", "b"])
+    table = pa.table({"text": ["w1", None, "w2", "w3", "w4"], "label": ["a", "a", "z", None, "b"]})
+    encoded = task.encode(table, True)
+    assert encoded.problems == (
+        (1, "text is null"), (2, "label is 'z', which is not one of a, b"), (3, "label is null"),
+    )  # fmt: skip
+    assert encoded.kept.tolist() == [0, 4]
+    assert task.collate(encoded.samples).labels.tolist() == [0, 1]
+
+
+def test_text_classification_of_pairs(tiny_bert: Path) -> None:
+    task = _text_task(tiny_bert, text="one", text_pair="two", labels=["a", "b"], max_length=6)
+    assert task.input_columns == ("one", "two")
+    table = pa.table({"one": ["w0", "w1", "w0 " * 9], "two": ["w1 w2", None, "w3"], "label": [0, 1, 1]})
+    encoded = task.encode(table, True)
+    assert encoded.problems == ((1, "two is null"),)
+    assert encoded.lengths.tolist() == [6, 6]
+    batch = task.collate(encoded.samples)
+    assert batch.inputs["input_ids"][0].tolist() == [2, 4, 3, 5, 6, 3]
+    assert batch.inputs["token_type_ids"][0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_text_classification_cuts_at_max_length(tiny_bert: Path) -> None:
+    task = _text_task(tiny_bert, labels=["a", "b"], max_length=8)
+    encoded = task.encode(pa.table({"text": ["w1 " * 50, "w1", ""], "label": ["a", "b", "a"]}), True)
+    assert encoded.lengths.tolist() == [8, 3, 2]
+    assert task.collate(encoded.samples).inputs["input_ids"].tolist()[1:] == [[2, 5, 3] + [0] * 5, [2, 3] + [0] * 6]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "shape", "classes"),
+    [
+        ("single-label", ["b", "a", "c"], (3,), 3),
+        ("multi-label", [["a"], [], ["b", "c", "a"]], (3, 3), 3),
+        ("regression", [0.5, 1.0, -2.0], (3,), 1),
+    ],
+)
+def test_text_classification_of_each_kind(
+    tiny_bert: Path, kind: str, values: list[object], shape: tuple[int, ...], classes: int
+) -> None:
+    table = pa.table({"text": ["w1", "w2 w3", "w4"], "label": values})
+    unlearned = _text_task(tiny_bert, kind=kind)
+    task = TextClassification(unlearned.learn(table.column), unlearned.model, 0)
+    assert task.params.labels == (None if kind == "regression" else ("a", "b", "c"))
+    batch = task.collate(task.encode(table, True).samples)
+    assert tuple(batch.labels.shape) == shape
+    with torch.no_grad():
+        logits = task.build_model().eval()(**batch.inputs).logits
+    assert logits.shape == (3, classes)
+    assert task.sample_losses(logits, batch.labels).shape == (3,)
+    assert len(task.predict(logits)) == 3
+    assert all(isinstance(task.target_text(label), str) for label in batch.labels.tolist())
