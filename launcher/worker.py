@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import socket
+import sys
 from dataclasses import dataclass
 
 import ray
@@ -77,6 +78,9 @@ def prepare_process(job: JobSpec) -> None:
         # Ray sets OMP_NUM_THREADS to 1 for fractional CPUs; share the cores among the workers of this host instead.
         workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if job.parallel.offload_optimizer:
+        # DeepSpeed compiles its CPU optimizer with the ninja that was installed beside this Python.
+        os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     if job.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
