@@ -119,24 +119,22 @@ def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> list[Piece
 
 
 def cut_batches(lengths: Ids, steps: int, batch_size: int, rng: np.random.Generator | None) -> list[Ids]:
-    """Cut a window's encoded rows into its global batches.
+    """Cut a window's encoded rows into its global batches; rows of like length share one.
 
     Args:
         lengths: (n,) length of each row, in window order.
         steps: batches the plan counted on; fewer rows than planned (skipped ones) are spread evenly over them.
         batch_size: rows per full batch.
-        rng: groups rows of like length and shuffles the batches; None keeps the window's order.
+        rng: shuffles the batches; None leaves those with the longest rows first, for evaluation.
 
     Returns:
         `steps` arrays of positions in the window; each position once. Within a batch, long rows come first.
     """
     n = len(lengths)
-    order = np.argsort(-lengths, kind="stable") if rng is not None else np.arange(n)
+    order = np.argsort(-lengths, kind="stable")
     if -(-n // batch_size) == steps:
         bounds = np.minimum(np.arange(steps + 1) * batch_size, n)
     else:
         bounds = np.array([n * i // steps for i in range(steps + 1)])
     batches = [order[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-    if rng is not None:
-        return [batches[i] for i in rng.permutation(steps)]
-    return [batch[np.argsort(-lengths[batch], kind="stable")] for batch in batches]
+    return batches if rng is None else [batches[i] for i in rng.permutation(steps)]
