@@ -1,8 +1,18 @@
-"""Arrow lists to padded arrays. Runs in train workers; tasks call it from `collate`."""
+"""Arrow lists to padded arrays and tensors. Runs in train workers; tasks call it from `collate`."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    import torch
+
+
+IGNORED = -100
+"""The label of a token that is not to be learned, as torch and transformers have it."""
 
 
 def pad_lists(column: pa.ChunkedArray | pa.ListArray, value: int) -> npt.NDArray[np.int64]:
@@ -21,6 +31,45 @@ def pad_lists(column: pa.ChunkedArray | pa.ListArray, value: int) -> npt.NDArray
     padded = np.full((len(lengths), int(lengths.max(initial=1))), value, np.int64)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = array.flatten().to_numpy(zero_copy_only=False)
     return padded
+
+
+def text_inputs(samples: pa.Table, pad_token_id: int | None) -> "dict[str, torch.Tensor]":
+    """Tokens as an encoder takes them.
+
+    Args:
+        samples: B rows with `input_ids`, and `token_type_ids` where the model has them.
+        pad_token_id: the filling; None takes 0.
+
+    Returns:
+        input_ids, attention_mask (and token_type_ids), int64 (B, T).
+    """
+    import torch
+
+    ids = torch.from_numpy(pad_lists(samples.column("input_ids"), pad_token_id or 0))
+    lengths = torch.from_numpy(pc.list_value_length(samples.column("input_ids")).to_numpy().copy())
+    inputs = {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+    if "token_type_ids" in samples.column_names:
+        inputs["token_type_ids"] = torch.from_numpy(pad_lists(samples.column("token_type_ids"), 0))
+    return inputs
+
+
+def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
+    """Position of each token within its own sample.
+
+    Args:
+        samples: B rows with `input_ids`; `segments`, the lengths of the samples a row holds, where they are packed.
+
+    Returns:
+        int64 (B, T); the padding behind counts from 0 like one more sample.
+    """
+    lengths = pc.list_value_length(samples.column("input_ids")).to_pylist()
+    segments = samples.column("segments").to_pylist() if "segments" in samples.column_names else [[n] for n in lengths]
+    width = max(lengths, default=0)
+    rows = [
+        np.concatenate([np.arange(n) for n in (*parts, width - length)])
+        for parts, length in zip(segments, lengths, strict=True)
+    ]
+    return np.stack(rows).astype(np.int64)
 
 
 def list_column(rows: list[list[int]]) -> pa.ListArray:

@@ -95,7 +95,7 @@ class _Bar:
         if isinstance(line, StepRecord):
             text = f"loss {line.loss:.4f}  {line.samples_per_s:.1f} samples/s"
             self._progress.update(self._task, completed=line.step, description=text)
-        else:
+        elif isinstance(line, EvaluationRecord):  # what a model writes is looked at in the report
             self._progress.console.print(evaluation_text(line), highlight=False)
 
     def close(self) -> None:
@@ -113,8 +113,9 @@ class _Lines:
         self._first: tuple[float, int] | None = None
 
     def show(self, line: MetricsLine) -> None:
-        if not isinstance(line, StepRecord):
+        if isinstance(line, EvaluationRecord):
             self._console.print(evaluation_text(line), highlight=False, soft_wrap=True)
+        if not isinstance(line, StepRecord):
             return
         now = time.monotonic()
         self._first = self._first or (now, line.step)

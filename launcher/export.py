@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from launcher.models.adapters import merged, save_adapters
 from launcher.plan import Plan
 from launcher.records import ResultRecord, ScoresRecord
 from launcher.rundir import RunDir
@@ -19,8 +20,13 @@ def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) ->
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         model = engine.model
+        if job.model.lora is not None:
+            adapters = Path(scratch) / "adapter"
+            save_adapters(model, state, adapters)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
+            run.publish_directory(adapters, "adapter")
+            model, state = merged(model, state)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
         model.save_pretrained(target, state_dict=state)  # type: ignore[operator]  # a transformers model, kept as nn.Module
-        task.tokenizer().save_pretrained(target)
+        task.processor().save_pretrained(target)
         (target / "README.md").write_text(_card(job, plan), encoding="utf-8")
         run.publish_directory(target, "model")
 

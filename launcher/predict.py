@@ -45,7 +45,7 @@ def predict_run(run: RunDir, input: str, output: str) -> tuple[int, int]:
     if not run.exists("model/config.json"):
         raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
     trained = read_job(run)
-    model = trained.model.model_copy(update={"name": run.path("model"), "revision": None})
+    model = trained.model.exported(run.path("model"))
     job = trained.model_copy(update={"model": model})
     files = as_splittable("input", (input,), "auto", f"{job.output.storage}/.cache")
     split = open_split("input", files)
@@ -64,10 +64,11 @@ def predict_run(run: RunDir, input: str, output: str) -> tuple[int, int]:
 
 def _check(split: Split, job: JobSpec, output: str) -> None:
     names = split.schema.names
-    missing = [column for column in build_task(job).input_columns if column not in names]
+    task = build_task(job)
+    missing = [column for column in task.input_columns if column not in names]
     if missing:
         raise DataError(f"{split.fragments[0].path}: has no column {missing[0]!r}; it has {', '.join(names)}")
-    taken = [name for name in ("prediction", "scores") if name in names]
+    taken = [name for name in task.prediction_schema.names if name in names]
     if taken:
         raise DataError(f"{split.fragments[0].path}: already has a column {taken[0]!r}; rename it before predicting")
     fs, path = open_uri(output)
@@ -177,11 +178,9 @@ class Predictor:
         if self.job.data.on_bad_row == "error":
             judge(self.split, ids, encoded, "error")
         if not len(encoded.kept):
-            empty = self._task.predict(torch.zeros(1, self._model.config.num_labels)).slice(0, 0)
-            return _with_columns(rows, empty, np.full(len(rows), -1))
-        batch = self._task.collate(encoded.samples).to(self._device)
+            return _with_columns(rows, self._task.prediction_schema.empty_table(), np.full(len(rows), -1))
         with torch.inference_mode():
-            predicted = self._task.predict(self._model(**batch.inputs).logits)
+            predicted = self._task.predict(self._model, encoded.samples).cast(self._task.prediction_schema)
         source = np.full(len(rows), -1)
         source[encoded.kept] = np.arange(len(encoded.kept))
         return _with_columns(rows, predicted, source)

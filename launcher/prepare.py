@@ -4,20 +4,29 @@ Runs on the client (`check`) and the head (`train`). Reads footers, one column, 
 """
 
 import difflib
+import hashlib
+import json
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from launcher.data.convert import as_splittable
 from launcher.data.sources import Split, open_split
 from launcher.data.stream import judge
 from launcher.errors import DataError
+from launcher.models.scratch import make_base
 from launcher.plan import Plan, state_bytes, steps_of, total_steps
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
+
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def prepare(job: JobSpec) -> Prepared:
     task = build_task(job)
     for split in splits.values():
         _check_columns(split, task)
-    job = _learn(job, task, splits["train"])
+    job = _learn(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
     facts = task.check_model()
     return Prepared(job, RunDir(f"{job.output.storage}/{job.name}"), splits, make_plan(job, task, splits, facts))
@@ -92,13 +101,48 @@ def _check_columns(split: Split, task: Task) -> None:
             )
 
 
+def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
+    """For `model.from_config`: the model directory is made once, in the storage's cache."""
+    if job.model.from_config is None:
+        return job
+    facts = [job.model.model_dump(mode="json", include={"name", "revision", "from_config"}), train.fingerprint]
+    key = hashlib.sha256(json.dumps([*facts, task.from_scratch, task.input_columns], sort_keys=True).encode())
+    cache = RunDir(f"{job.output.storage}/.cache/models/{key.hexdigest()[:24]}")
+    if not cache.exists("base/config.json"):
+        with tempfile.TemporaryDirectory() as scratch:
+            columns = [] if task.from_scratch == "image" else _text_columns(task, train)
+            make_base(job.model, task.from_scratch, _cells(train, columns), Path(scratch) / "base")
+            cache.publish_directory(Path(scratch) / "base", "base")
+    return job.model_copy(update={"model": job.model.model_copy(update={"name": cache.path("base")})})
+
+
+def _text_columns(task: Task, train: Split) -> list[str]:
+    targets = [c for c in task.target_columns if pa.types.is_string(train.schema.field(c).type)]
+    return [*task.input_columns, *targets]
+
+
+def _cells(split: Split, columns: list[str]) -> Iterator[object]:
+    """The cells of some columns, a few rows at a time."""
+    for begin in range(0, split.rows if columns else 0, _ROWS_AT_ONCE):
+        rows = np.arange(begin, min(begin + _ROWS_AT_ONCE, split.rows))
+        yield from split.read(rows, columns).to_pylist()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The training split as `tasks.base.TrainingColumns`."""
+
+    split: Split
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.split.read(np.arange(self.split.rows), [name]).column(name)
+
+    def class_names(self, name: str) -> tuple[str, ...] | None:
+        return dict(self.split.class_names).get(name)
+
+
 def _learn(job: JobSpec, task: Task, train: Split) -> JobSpec:
-    def read_column(name: str) -> pa.ChunkedArray:
-        import numpy as np
-
-        return train.read(np.arange(train.rows), [name]).column(name)
-
-    params = task.learn(read_column).model_dump(mode="json")
+    params = task.learn(_Columns(train)).model_dump(mode="json")
     return job.model_copy(update={"task": TaskSpec.model_validate({"type": job.task.type, **params})})
 
 
@@ -109,12 +153,11 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
         DataError: the metric that should decide does not exist.
     """
     rows = {name: split.rows for name, split in splits.items()}
-    metric = job.evaluation.metric or task.main_metric
-    mode = job.evaluation.mode if job.evaluation.mode != "auto" else task.metric_mode(metric)
-    if mode is None:
-        raise DataError(
-            f"evaluation.metric: {metric} is not a metric of {job.task.type}; its main one is {task.main_metric}"
-        )
+    modes = {**task.metric_modes, "loss": "min"}
+    metric = job.evaluation.metric or next(iter(modes))
+    if metric not in modes:
+        raise DataError(f"evaluation.metric: {metric} is not a metric of {job.task.type}; it has {', '.join(modes)}")
+    mode = job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric]
     share = -(-min(job.train.batch_size, rows["train"]) // job.cluster.workers)
     micro = min(job.parallel.micro_batch or share, share)
     parameters = int(str(facts.get("parameters", 0)))
@@ -163,8 +206,6 @@ def try_rows(prepared: Prepared, rows: int = 256) -> None:
     Raises:
         DataError: a row cannot be used and the job file says `error`.
     """
-    import numpy as np
-
     task = build_task(prepared.job)
     for split in prepared.splits.values():
         ids = np.arange(min(rows, split.rows), dtype=np.int64)

@@ -55,7 +55,18 @@ class EvaluationRecord(Record):
     """Whether this was the best so far by the job's metric."""
 
 
-MetricsLine = Annotated[StepRecord | EvaluationRecord, Field(discriminator="kind")]
+class GenerationRecord(Record):
+    """What the model wrote, at some step, for a row of the validation data."""
+
+    kind: Literal["generation"] = "generation"
+    step: int
+    row: int
+    """Row number in the validation data."""
+    inputs: dict[str, str]
+    prediction: str
+
+
+MetricsLine = Annotated[StepRecord | EvaluationRecord | GenerationRecord, Field(discriminator="kind")]
 """One line of metrics.jsonl."""
 
 
@@ -77,6 +88,17 @@ class ClassRow(Record):
     """Rows whose true class this is."""
 
 
+class Mark(Record):
+    """A place in a text: a span that was found, missed, or found where there is none (or with another label)."""
+
+    start: int
+    """First character."""
+    end: int
+    """One past the last."""
+    label: str
+    kind: Literal["found", "missed", "wrong"]
+
+
 class WorstRow(Record):
     """One of the rows the model was most wrong about."""
 
@@ -90,6 +112,10 @@ class WorstRow(Record):
     """The input columns, as text."""
     target: str
     prediction: str
+    marks: tuple[Mark, ...] = ()
+    """Places in the first of the inputs."""
+    image: str | None = None
+    """The input as a picture, a `data:` URI."""
 
 
 class ScoresRecord(Record):

@@ -70,9 +70,7 @@ def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     plan = run.read_record("plan.json", Plan)
     splits = open_splits(job)
-    model_job = job.model_copy(
-        update={"model": job.model.model_copy(update={"name": run.path("model"), "revision": None})}
-    )
+    model_job = job.model_copy(update={"model": job.model.exported(run.path("model"))})
     data = CanonicalData(model_job, plan, splits, _from_the_start)
     with ray_session(model_job), watch(plan, console) as listener:
         order = WorkOrder(run, model_job, plan, splits, listener, evaluate_only=split)

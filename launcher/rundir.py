@@ -3,10 +3,13 @@
 `<storage>/<run name>/` is the whole truth about a run; what exists there is complete. Record types: `records.py`.
 """
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -228,3 +231,15 @@ def read_job(run: RunDir) -> JobSpec:
     except (YAMLError, ValidationError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise RunError(f"{run.path('job.yaml')}: not a resolved job file ({first}); was it edited by hand?") from error
+
+
+@lru_cache(maxsize=8)
+def local_copy(directory: str) -> str:
+    """A directory on this machine's disk: itself, or a copy of a remote one that lasts as long as the process."""
+    if "://" not in directory:
+        return directory
+    target = tempfile.mkdtemp(prefix="launcher-model-")
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    fs, path = open_uri(directory)
+    pafs.copy_files(path, target, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    return target

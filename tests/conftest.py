@@ -45,27 +45,20 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained-looking BERT without a head: random weights, words w0..w199, dropout 0.1."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from tiny import make_tiny_bert
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(200))]
-    core = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = BertModel(
-        BertConfig(
-            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-            max_position_embeddings=64,
-        )
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model") / "tiny-bert"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> dict[str, Path]:
+    """A pretrained-looking model for each task, by the task's name."""
+    from tiny import make_tiny_gpt, make_tiny_vit
+
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "text-classification": tiny_bert,
+        "token-classification": tiny_bert,
+        "causal-lm": make_tiny_gpt(folder / "tiny-gpt"),
+        "image-classification": make_tiny_vit(folder / "tiny-vit"),
+    }

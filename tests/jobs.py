@@ -1,5 +1,6 @@
 """Jobs and data for tests: small, real, and of awkward sizes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,42 @@ import pyarrow.parquet as pq
 from launcher.prepare import Prepared, prepare
 from launcher.spec.job import JobSpec
 from launcher.spec.model import ModelSpec
-from launcher.tasks.text_classification import TextClassification, TextParams
+from launcher.tasks import task_class
 
 
-def example_table(rows: int, seed: int = 0) -> pa.Table:
-    """Synthetic texts that a model can learn to tell apart."""
-    task = TextClassification(TextParams(), ModelSpec(name="none"), 0)
-    return task.example_rows(rows, seed)
+@dataclass(frozen=True)
+class Columns:
+    """A table as `launcher.tasks.base.TrainingColumns`."""
+
+    table: pa.Table
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.table.column(name)
+
+    def class_names(self, name: str) -> tuple[str, ...] | None:
+        return None
 
 
-def write_splits(folder: Path, train: int, validation: int = 0, test: int = 0, row_group: int = 100) -> dict[str, str]:
+def example_table(rows: int, seed: int = 0, task: str = "text-classification") -> pa.Table:
+    """Synthetic rows that a model can learn."""
+    kind = task_class(task)
+    return kind(kind.Params(), ModelSpec(name="none"), 0).example_rows(rows, seed)
+
+
+def write_splits(
+    folder: Path,
+    train: int,
+    validation: int = 0,
+    test: int = 0,
+    row_group: int = 100,
+    task: str = "text-classification",
+) -> dict[str, str]:
     """Parquet files of the given sizes; the `data:` section that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for seed, (name, rows) in enumerate({"train": train, "validation": validation, "test": test}.items()):
         if rows:
-            pq.write_table(example_table(rows, seed), folder / f"{name}.parquet", row_group_size=row_group)
+            pq.write_table(example_table(rows, seed, task), folder / f"{name}.parquet", row_group_size=row_group)
             found[name] = str(folder / f"{name}.parquet")
     return found
 
@@ -42,6 +63,8 @@ def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **section
         "cluster": {"workers": 2, "cpus_per_worker": 0.5},
         "output": {"storage": str(storage)},
     }
+    if sections.get("task", {}).get("type", "text-classification") != "text-classification":
+        base["task"] = {}
     for name, values in sections.items():
         base[name] = {**base[name], **values} if isinstance(base.get(name), dict) else values
     return JobSpec.model_validate(base)

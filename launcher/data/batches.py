@@ -48,52 +48,114 @@ class StepShare:
 
     header: StepHeader
     micro_batches: tuple[pa.Table, ...]
-    """Each with the columns the task encoded, `__row` (row ids; -1 for a filler) and `__mask`."""
+    """Each with the columns the task encoded, `__row` (row ids; -1 for a filler) and `__mask`; where samples are
+    packed, `segments` beside them, and `__row` is the first one's."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a global batch is cut into shares: a matter of memory and speed, never of the result."""
+
+    world_size: int
+    micro_batch: int | None
+    """Sequences per micro-batch; None takes the whole share at once."""
+    pack_length: int | None = None
+    """Length a sequence may have that several samples share; None makes every sample a sequence."""
 
 
 def build_share(
-    encoded: Encoded, rows: Ids, batches: Sequence[Ids], rank: int, world_size: int, micro_batch: int | None
+    encoded: Encoded, rows: Ids, batches: Sequence[Ids], rank: int, cut: Cut
 ) -> tuple[pa.Table, tuple[StepHeader, ...]]:
-    """One worker's samples of each batch, cut into micro-batches.
+    """One worker's sequences of each batch, cut into micro-batches.
 
     Args:
         encoded: the window's usable rows.
         rows: (n,) row ids of the window before encoding.
         batches: positions among the usable rows, from `cut_batches`.
         rank: whose share.
-        world_size: workers.
-        micro_batch: samples per micro-batch; None takes the whole share at once.
+        cut: workers, micro-batch and packing.
 
     Returns:
-        The samples with their `__` columns, and one header per batch.
+        The sequences with their `__` columns, and one header per batch.
     """
     ids = rows[encoded.kept]
-    take, step_of, micro_of, mask, headers = [], [], [], [], []
+    sequences: list[Ids] = []
+    micro_of, mask, step_of, headers = [], [], [], []
     for step, batch in enumerate(batches):
-        largest = -(-len(batch) // world_size)
-        size = micro_batch or max(largest, 1)
+        shares = [_sequences(batch, encoded.lengths, other, cut) for other in range(cut.world_size)]
+        largest = max(len(share) for share in shares)
+        size = cut.micro_batch or max(largest, 1)
         micro_batches = max(1, -(-largest // size))
         headers.append(StepHeader(len(batch), float(encoded.weights[batch].sum()), micro_batches))
-        mine = batch[rank::world_size]
+        mine = shares[rank]
         micro = np.arange(len(mine)) // size
         # A worker without samples runs a filler of weight zero: ZeRO gathers and reduces in lockstep.
         idle = np.setdiff1d(np.arange(micro_batches), micro)
-        filler = np.full(len(idle), batch[-1] if len(batch) else 0, np.int64)
-        take.append(np.concatenate([mine, filler]))
+        filler = np.full(1, batch[-1] if len(batch) else 0, np.int64)
+        sequences += mine + [filler] * len(idle)
         micro_of.append(np.concatenate([micro, idle]))
         mask.append(np.concatenate([np.ones(len(mine), bool), np.zeros(len(idle), bool)]))
         step_of.append(np.full(len(mine) + len(idle), step, np.int32))
-    positions, real = np.concatenate(take), np.concatenate(mask)
-    table = encoded.samples.take(pa.array(positions))
+    first = np.array([sequence[0] for sequence in sequences])
+    real = np.concatenate(mask)
+    table = encoded.samples.take(pa.array(np.concatenate(sequences)))
+    if cut.pack_length is not None:
+        table = _join(table, np.array([len(sequence) for sequence in sequences]))
     extra = {
         "__step": np.concatenate(step_of),
         "__micro": np.concatenate(micro_of).astype(np.int32),
-        "__row": np.where(real, ids[positions], -1),
+        "__row": np.where(real, ids[first], -1),
         "__mask": real.astype(np.float32),
     }
     for name, values in extra.items():
         table = table.append_column(name, pa.array(values))
     return table, tuple(headers)
+
+
+def _sequences(batch: Ids, lengths: Ids, rank: int, cut: Cut) -> list[Ids]:
+    """One worker's part of a batch, as positions that share a sequence each."""
+    if cut.pack_length is None:
+        return [batch[i : i + 1] for i in range(rank, len(batch), cut.world_size)]
+    mine = batch[_evenly(lengths[batch], cut.world_size) == rank]
+    count = _sequences_needed(lengths[mine], cut.pack_length)
+    while count:
+        chosen = _evenly(lengths[mine], count)
+        if np.bincount(chosen, lengths[mine]).max() <= cut.pack_length or count == len(mine):
+            return [mine[chosen == i] for i in range(count)]
+        count += 1  # even filling may need one sequence more than the tightest packing
+    return []
+
+
+def _evenly(lengths: Ids, parts: int) -> Ids:
+    """For each length the part it goes to: the longest first, always into the emptiest (Graham 1969)."""
+    filled = np.zeros(parts, np.int64)
+    chosen = np.empty(len(lengths), np.int64)
+    for i in np.argsort(-lengths, kind="stable"):
+        chosen[i] = int(filled.argmin())
+        filled[chosen[i]] += lengths[i]
+    return chosen
+
+
+def _sequences_needed(lengths: Ids, pack_length: int) -> int:
+    """No packing uses fewer sequences than their total length fills."""
+    return max(-(-int(lengths.sum()) // pack_length), 1) if len(lengths) else 0
+
+
+def _join(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
+    """Consecutive samples end to end, `counts` of them a row; `segments` keeps their lengths.
+
+    Every column must hold one list per sample, all of a sample's lists as long as the sample.
+    """
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    columns: dict[str, pa.Array] = {}
+    for name in samples.column_names:
+        lists = samples.column(name).combine_chunks()
+        lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
+        offsets = lists.offsets.to_numpy()
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets[bounds], pa.int32()), lists.values)
+        sizes = np.diff(offsets)
+    segments = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(sizes, pa.int32()))
+    return pa.table(columns | {"segments": segments})
 
 
 def pack_share(table: pa.Table, header: ShareHeader) -> bytes:

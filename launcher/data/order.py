@@ -22,6 +22,20 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
+def row_noise(seed: int, epoch: int, rows: Ids) -> Ids:
+    """A seed for each row's augmentation: a function of (seed, epoch, row), the same on any cluster.
+
+    Returns:
+        int64 (n,), not negative; SplitMix64 (Steele et al. 2014) of the row's number.
+    """
+    start = np.uint64(generator("noise", seed, epoch).integers(0, 2**63))
+    with np.errstate(over="ignore"):
+        z = start + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return ((z ^ (z >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Piece:
     """Consecutive rows of one fragment: the unit that moves when fragments are shuffled."""

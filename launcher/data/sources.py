@@ -6,6 +6,7 @@ Formats without footers pass through `convert.py` first. Read `order.py` and `st
 
 import fnmatch
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Split:
     fragments: tuple[Fragment, ...]
     schema: pa.Schema
     fingerprint: str
+    class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
 
     @cached_property
     def starts(self) -> Ids:
@@ -140,7 +143,17 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     digest = hashlib.sha256()
     for (_, relative, _), (found, _) in zip(files, footers, strict=True):
         digest.update(f"{relative}\0{[(f.rows, f.size_bytes) for f in found]}\n".encode())
-    return Split(name, fragments, schema, digest.hexdigest())
+    return Split(name, fragments, schema, digest.hexdigest(), _class_names(footers[0][1]))
+
+
+def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Names of `ClassLabel` columns, and of lists of them, from the metadata that `datasets` leaves in files."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        inner = {name: feature.get("feature", feature) for name, feature in features.items()}
+        return tuple((n, tuple(f["names"])) for n, f in inner.items() if f.get("_type") == "ClassLabel")
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return ()  # no such metadata, or of a kind that tells no names: labels then name themselves
 
 
 def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str, str, str]]:

@@ -17,8 +17,8 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
-from launcher.data.batches import ShareHeader, StepShare, build_share, open_share, pack_share
-from launcher.data.order import EpochOrder, Ids, cut_batches, generator
+from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, open_share, pack_share
+from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
 from launcher.data.sources import Split
 from launcher.data.windows import TRAIN, Window, evaluation_windows, train_windows
 from launcher.errors import DataError, ExactnessError
@@ -50,12 +50,15 @@ class StreamSource:
         task = _task(self.job.model_dump_json())
         ids = self.row_ids(window)
         rows = split.read(ids, task.input_columns + task.target_columns)
-        encoded = task.encode(rows, True)
+        noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
+        encoded = task.encode(rows, True, noise)
         judge(split, ids, encoded, self.job.data.on_bad_row)
         batches = self._batches(window, len(ids), encoded)[window.begin : window.end]
-        micro_batch = self.job.parallel.micro_batch if window.kind == TRAIN else None
+        # An evaluation tells samples apart, so it never packs.
+        packed = task.pack_length if window.kind == TRAIN else None
+        cut = Cut(self.world_size, self.job.parallel.micro_batch, packed)
         for rank in range(self.world_size):
-            table, steps = build_share(encoded, ids, batches, rank, self.world_size, micro_batch)
+            table, steps = build_share(encoded, ids, batches, rank, cut)
             skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
             header = ShareHeader(
                 window.kind, window.epoch, window.first_step + window.begin, window.last, skipped, steps

@@ -5,6 +5,7 @@ No logits are kept: counts per class, and for ROC-AUC counts at fixed thresholds
 
 import torch
 from torchmetrics.classification import (
+    MulticlassAccuracy,
     MulticlassAUROC,
     MulticlassConfusionMatrix,
     MultilabelAUROC,
@@ -31,11 +32,14 @@ class MulticlassMetrics:
         self._matrix = MulticlassConfusionMatrix(len(labels)).to(device)
         self._auroc = MulticlassAUROC(len(labels), average=None, thresholds=_THRESHOLDS.to(device)).to(device)
         self._counts = torch.zeros(len(labels), len(labels), dtype=torch.float64)
+        self._top5 = MulticlassAccuracy(len(labels), average="micro", top_k=5).to(device) if len(labels) > 5 else None
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Count B rows: logits (B, classes), labels (B,)."""
         self._matrix.update(logits, labels)
         self._auroc.update(logits.float().softmax(-1), labels)
+        if self._top5 is not None:
+            self._top5.update(logits, labels)
 
     def compute(self) -> dict[str, float]:
         """Merge the workers' states; returns the metrics, accuracy first."""
@@ -44,14 +48,16 @@ class MulticlassMetrics:
         present = self._counts.sum(1) > 0
         if int(present.sum()) > 1:  # ROC-AUC has no meaning where only one class occurs, nor for a class that does not
             metrics["roc_auc"] = float(self._auroc.compute().cpu()[present].mean())
-        return metrics
+        return metrics if self._top5 is None else metrics | {"top5_accuracy": float(self._top5.compute())}
 
     def baseline(self) -> dict[str, float]:
-        """Always the most frequent class."""
+        """Always the most frequent class; among five, the five most frequent."""
         counts = torch.zeros_like(self._counts)
         support = self._counts.sum(1)
         counts[:, int(support.argmax())] = support
-        return {**_summary(counts), "roc_auc": 0.5}
+        best = {**_summary(counts), "roc_auc": 0.5}
+        five = float(support.sort(descending=True).values[:5].sum() / support.sum().clamp(min=1))
+        return best if self._top5 is None else best | {"top5_accuracy": five}
 
     def confusion(self) -> ConfusionMatrix | None:
         """Counts by true and predicted class."""

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from launcher.errors import DataError
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["single-label", "multi-label", "regression"]
 
-_MAIN = {"single-label": "accuracy", "multi-label": "f1", "regression": "pearson"}
-_HIGHER = {
-    "single-label": ("accuracy", "micro_f1", "f1", "precision", "recall"),
-    "multi-label": ("f1", "exact_match"),
+_MODES: dict[Kind, tuple[str, ...]] = {
+    "single-label": ("accuracy", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "roc_auc"),
+    "multi-label": ("f1", "macro_f1", "macro_precision", "macro_recall", "exact_match", "roc_auc"),
     "regression": ("pearson", "spearman"),
 }
-_MACRO = ("macro_f1", "macro_precision", "macro_recall", "roc_auc")
+_BINARY = ("f1", "precision", "recall")
+# As many classes as make the right one among the first five worth telling.
+_TOP5_CLASSES = 6
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,13 @@ class Labels:
     names: tuple[str, ...]
 
     @property
-    def main_metric(self) -> str:
-        """The metric that decides which checkpoint is best."""
-        return _MAIN[self.kind]
-
-    def metric_mode(self, metric: str) -> Literal["max", "min"] | None:
-        """Whether more of a metric is better; None for one that these labels do not have."""
-        if metric == "loss" or (metric == "mse" and self.kind == "regression"):
-            return "min"
-        higher = _HIGHER[self.kind] + (() if self.kind == "regression" else _MACRO)
-        return "max" if metric in higher else None
+    def metric_modes(self) -> "dict[str, Literal['max', 'min']]":
+        """Whether more or less of each metric is better, the main metric first."""
+        names = _MODES[self.kind]
+        if self.kind == "single-label":
+            names += _BINARY if len(self.names) == 2 else ("top5_accuracy",) * (len(self.names) >= _TOP5_CLASSES)
+        modes: dict[str, Literal["max", "min"]] = dict.fromkeys(names, "max")
+        return modes | ({"mse": "min"} if self.kind == "regression" else {})
 
     def config(self) -> dict[str, object]:
         """The model config's entries: number, names and kind of the labels."""
@@ -136,25 +136,60 @@ class Labels:
             return RegressionMetrics(device)
         return (MulticlassMetrics if self.kind == "single-label" else MultilabelMetrics)(self.names, device)
 
-    def predict(self, logits: "torch.Tensor") -> pa.Table:
+    @property
+    def prediction_schema(self) -> pa.Schema:
+        """What `decode` gives."""
+        if self.kind == "regression":
+            return pa.schema({"prediction": pa.float64()})
+        chosen = pa.string() if self.kind == "single-label" else pa.list_(pa.string())
+        return pa.schema({"prediction": chosen, "scores": pa.string()})
+
+    def decode(self, logits: "torch.Tensor") -> pa.Table:
         """`prediction` (class name, list of names, or number) and `scores` (JSON of name to probability)."""
         if self.kind == "regression":
-            return pa.table({"prediction": pa.array(logits.float().squeeze(-1).tolist(), pa.float64())})
+            return pa.table({"prediction": logits.float().squeeze(-1).tolist()}, self.prediction_schema)
         single = self.kind == "single-label"
         scores = (logits.float().softmax(-1) if single else logits.float().sigmoid()).tolist()
         text = [json.dumps(dict(zip(self.names, row, strict=True)), ensure_ascii=False) for row in scores]
-        if single:
-            chosen = pa.array([self.names[int(np.argmax(row))] for row in scores], pa.string())
-        else:
-            above = [[n for n, s in zip(self.names, row, strict=True) if s > 0.5] for row in scores]
-            chosen = pa.array(above, pa.list_(pa.string()))
-        return pa.table({"prediction": chosen, "scores": pa.array(text, pa.string())})
+        chosen: list[object] = [self.names[int(np.argmax(row))] for row in scores]
+        if not single:
+            chosen = [[n for n, s in zip(self.names, row, strict=True) if s > 0.5] for row in scores]
+        return pa.table({"prediction": chosen, "scores": text}, self.prediction_schema)
 
-    def text(self, label: object) -> str:
-        """A label, as it stands in `tensor`, in words."""
+    def answers(self, logits: "torch.Tensor", labels: "torch.Tensor") -> list[tuple[str, str]]:
+        """(truth, prediction) of each row in words."""
+        predictions = self.decode(logits).column("prediction").to_pylist()
+        return [(self._text(label), _words(p)) for label, p in zip(labels.tolist(), predictions, strict=True)]
+
+    def _text(self, label: object) -> str:
         if isinstance(label, list):
             return ", ".join(n for n, on in zip(self.names, label, strict=True) if on) or "none"
         return self.names[int(str(label))] if self.kind == "single-label" else f"{float(str(label)):.4g}"
+
+
+def _words(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def learn_names(column: pa.ChunkedArray, known: tuple[str, ...] | None, name: str) -> tuple[str, ...]:
+    """Class names of a column of labels or of lists of labels.
+
+    Args:
+        column: the training data's labels.
+        known: the names the files tell, indexed by int labels; None takes the distinct labels, ints by value, strings
+            by alphabet, nulls left out.
+        name: of the column, for messages.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    names = known or distinct(column)
+    if len(names) < 2:
+        only = f"only the label {names[0]!r}" if names else "no label"
+        raise DataError(f"task: column {name} of the training data holds {only}; at least two classes are needed")
+    return names
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[str, ...]:

@@ -8,11 +8,14 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from launcher.errors import ModelError
+from launcher.rundir import local_copy
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout", "dropout",
@@ -31,7 +34,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
 
     try:
         config = AutoConfig.from_pretrained(
-            spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **overrides
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **overrides
         )
     except (OSError, ValueError, KeyError) as error:
         raise _model_error(spec, error) from error
@@ -42,8 +45,12 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
     return config  # type: ignore[no-any-return]  # AutoConfig is untyped
 
 
-def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
+def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizerBase":
     """The model's tokenizer.
+
+    Args:
+        spec: which model's.
+        words: whether it will be given lists of words, each of which stands behind a space.
 
     Raises:
         ModelError: the model has none that loads.
@@ -51,20 +58,35 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
+        more = {"add_prefix_space": True} if words else {}
         return AutoTokenizer.from_pretrained(
-            spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **more
         )
     except (OSError, ValueError, KeyError) as error:
         raise _model_error(spec, error) from error
 
 
-def load_model(
-    kind: "type[_BaseAutoModelClass]", spec: ModelSpec, config: "PretrainedConfig", seed: int
-) -> "PreTrainedModel":
+def load_image_processor(spec: ModelSpec) -> "BaseImageProcessor":
+    """The model's image processor, on Pillow: the one backend that gives the same pixels everywhere.
+
+    Raises:
+        ModelError: the model has none that loads.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(  # type: ignore[no-any-return]  # untyped
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, backend="pil"
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _model_error(spec, error) from error
+
+
+def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
     """The pretrained weights under a task's head, in fp32 as the optimizer's master weights want them.
 
     Args:
-        kind: the Auto class, AutoModelForSequenceClassification for example.
+        auto_model: name of the Auto class, AutoModelForSequenceClassification for example.
         spec: which model, and what it may do.
         config: from `load_config`.
         seed: of the new layers.
@@ -74,9 +96,14 @@ def load_model(
     """
     import torch
 
+    kind = _auto_class(auto_model)
+    if spec.from_config is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return kind.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]  # untyped
     try:
         model, info = kind.from_pretrained(
-            spec.name,
+            local_copy(spec.name),
             config=config,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
@@ -90,12 +117,18 @@ def load_model(
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
-def count_parameters(kind: "type[_BaseAutoModelClass]", config: "PretrainedConfig") -> int:
+def count_parameters(auto_model: str, config: "PretrainedConfig") -> int:
     """Parameters of a model of this config, counted without allocating any."""
     import torch
 
     with torch.device("meta"):
-        return sum(p.numel() for p in kind.from_config(config).parameters())
+        return sum(p.numel() for p in _auto_class(auto_model).from_config(config).parameters())
+
+
+def _auto_class(name: str) -> "type[_BaseAutoModelClass]":
+    import transformers
+
+    return getattr(transformers, name)  # type: ignore[no-any-return]  # by name
 
 
 def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:

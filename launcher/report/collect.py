@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from launcher.errors import RunError
-from launcher.records import EnvironmentRecord, EvaluationRecord, ResultRecord, ScoresRecord, StepRecord
+from launcher.records import (
+    EnvironmentRecord,
+    EvaluationRecord,
+    GenerationRecord,
+    ResultRecord,
+    ScoresRecord,
+    StepRecord,
+)
 from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
 
@@ -33,6 +40,8 @@ class ReportData:
     steps: tuple[StepRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     """Evaluations of the validation split, in order."""
+    generations: tuple[GenerationRecord, ...]
+    """What the model wrote at each of them."""
     scores: tuple[ScoresRecord, ...]
     """One per scored split: test, validation, then any other by name."""
     result: ResultRecord | None
@@ -73,9 +82,12 @@ def collect(run: RunDir) -> ReportData:
     job_text = run.read_bytes("job.yaml").decode()
     steps: list[StepRecord] = []
     evaluations: list[EvaluationRecord] = []
+    generations: list[GenerationRecord] = []
     for line in run.read_metrics():
         if isinstance(line, StepRecord):
             steps.append(line)
+        elif isinstance(line, GenerationRecord):
+            generations.append(line)
         elif line.split == "validation":
             evaluations.append(line)
     return ReportData(
@@ -87,6 +99,7 @@ def collect(run: RunDir) -> ReportData:
         environment=run.find_record("environment.json", EnvironmentRecord),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
+        generations=tuple(generations),
         scores=_read_scores(run),
         result=run.find_record("result.json", ResultRecord),
         files=tuple(path for path in _LINKED if run.exists(path)),

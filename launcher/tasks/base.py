@@ -1,32 +1,47 @@
 """The Task protocol: all the launcher knows about one kind of fine-tuning. Runs in data workers and train workers.
 
 A task is one file beside this one. The loop, the stream, evaluation, export and the report see this protocol only;
-read `text_classification.py` for a whole task and `train/loop.py` for who calls it.
+read `text_classification.py` for a whole task and `train/loop.py` for who calls it. A task that derives from `Task`
+inherits the answers most tasks give.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel
 
-from launcher.records import ClassRow, ConfusionMatrix
+from launcher.errors import ModelError
+from launcher.models.pretrained import count_parameters, load_config, load_model
+from launcher.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:  # data workers encode without paying for torch
     import numpy as np
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-ReadColumn = Callable[[str], pa.ChunkedArray]
-"""A whole column of the training data, by name."""
+    from launcher.models.pretrained import Processor
+
+
+MetricMode = Literal["max", "min"]
 
 
 class TaskParams(BaseModel):
     """Base of a task's own part of the job file."""
 
     model_config = {"frozen": True, "extra": "forbid", "use_attribute_docstrings": True, "validate_default": True}
+
+
+class TrainingColumns(Protocol):
+    """What a task may look at before training begins: whole columns of the training data."""
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """All values of a column."""
+
+    def class_names(self, name: str) -> tuple[str, ...] | None:
+        """Names of a column's integer classes, where the files tell them (a `ClassLabel` of `datasets`)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Encoded:
     Args:
         samples: one row per usable input row, the columns `collate` takes.
         kept: positions of those rows in the input table.
-        lengths: cost of each sample, for length grouping (tokens, for text).
+        lengths: cost of each sample, for length grouping and packing (tokens, for text).
         weights: what each sample adds to the global batch's weight (1, or its number of labelled tokens).
         problems: (position, reason) of each row that cannot be used.
     """
@@ -50,22 +65,50 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B samples on one device.
+    """A micro-batch of B sequences on one device: a sample each, or several where samples are packed.
 
     Args:
-        inputs: keyword arguments of the model's forward, labels not among them.
+        inputs: keyword arguments of the model's forward, labels not among them; tensors (B, ...), or flags.
         labels: (B, ...) what the losses compare with.
         mask: (B,) 1.0 for a real sample, 0.0 for a filler that keeps workers in lockstep.
     """
 
-    inputs: "Mapping[str, torch.Tensor]"
+    inputs: "Mapping[str, torch.Tensor | bool]"
     labels: "torch.Tensor"
     mask: "torch.Tensor"
 
     def to(self, device: "torch.device") -> "Batch":
         """The same batch on another device; copies from pinned memory do not block."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        inputs = {n: v if isinstance(v, bool) else v.to(device, non_blocking=True) for n, v in self.inputs.items()}
         return Batch(inputs, self.labels.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was right and what the model said about one row, for people to read.
+
+    Args:
+        target: the truth in words.
+        prediction: the model's answer in words.
+        marks: places in the row's first shown text that were found, missed or wrong.
+    """
+
+    target: str
+    prediction: str
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row's inputs for people to look at.
+
+    Args:
+        texts: by column; marks point into the first.
+        image: a picture file's content (PNG, JPEG, WebP), or None.
+    """
+
+    texts: dict[str, str]
+    image: bytes | None = None
 
 
 class TaskMetrics(Protocol):
@@ -92,52 +135,91 @@ class Task(Protocol):
 
     Params: ClassVar[type[TaskParams]]
 
+    input_columns: tuple[str, ...]
+    """Columns the model sees."""
+    target_columns: tuple[str, ...]
+    """Columns it learns to predict."""
+    metric_modes: Mapping[str, MetricMode]
+    """Whether more (`max`) or less (`min`) is better, for each metric beside `loss`; the first decides which
+    checkpoint is best unless the job file names one."""
+    prediction_schema: pa.Schema
+    """Columns that `predict` gives: `prediction` in the task's natural form, and the scores behind it."""
+    pack_length: int | None = None
+    """Length that samples packed into one training sequence may have together; None never packs."""
+    auto_model: ClassVar[str]
+    """Name of the Auto class of transformers that the task fine-tunes."""
+    from_scratch: ClassVar[Literal["encoder", "decoder", "image"]] = "encoder"
+    """What `model.from_config` needs made beside the weights: a tokenizer of this kind, or an image processor."""
+
+    params: TaskParams
+    model: ModelSpec
+    seed: int
+    """Of the layers that are new."""
+
     def __init__(self, params: TaskParams, model: ModelSpec, seed: int) -> None: ...
 
-    @property
-    def input_columns(self) -> tuple[str, ...]:
-        """Columns the model sees."""
-
-    @property
-    def target_columns(self) -> tuple[str, ...]:
-        """Columns it learns to predict."""
-
-    @property
-    def main_metric(self) -> str:
-        """The metric that decides which checkpoint is best unless the job file names one."""
-
-    def metric_mode(self, metric: str) -> Literal["max", "min"] | None:
-        """Whether more of a metric is better; None for a metric the task does not have."""
-
-    def learn(self, read_column: ReadColumn) -> TaskParams:
+    def learn(self, data: TrainingColumns) -> TaskParams:
         """The parameters, with what only the training data tells (class names) filled in."""
 
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """What turns inputs into tensors, exported with the model."""
+    def processor(self) -> "Processor":
+        """What turns inputs into tensors (tokenizer, image processor), exported with the model."""
 
-    def encode(self, rows: pa.Table, with_targets: bool) -> Encoded:
-        """Rows to samples; pure. In a data worker."""
+    def encode(self, rows: pa.Table, with_targets: bool, noise: "np.ndarray | None" = None) -> Encoded:
+        """Rows to samples; pure. In a data worker.
+
+        Args:
+            rows: input columns, and target columns if `with_targets`.
+            with_targets: whether the labels are wanted.
+            noise: int64 (n,), a seed for each row's augmentation, the same on any cluster; None does not augment.
+        """
 
     def collate(self, samples: pa.Table) -> Batch:
-        """Samples to one padded micro-batch, `mask` all 1. In a train worker."""
+        """Samples to one padded micro-batch, `mask` all 1. In a train worker.
+
+        Packed samples (`pack_length`) arrive joined end to end, their lengths in the column `segments`.
+        """
+
+    def head(self) -> dict[str, object]:
+        """What the task sets in the model's config: number and names of the classes."""
+        return {}
 
     def check_model(self) -> dict[str, object]:
         """Facts about the model that need no weights (type, parameters, classes); raises ModelError."""
+        config = load_config(self.model, **self.head())
+        wanted, has = getattr(self.params, "max_length", 0), getattr(config, "max_position_embeddings", None)
+        if isinstance(has, int) and wanted > has:
+            raise ModelError(f"task.max_length: {wanted} is more than the model's {has} positions; lower it")
+        classes = {"classes": config.num_labels} if self.head() else {}
+        return {"model_type": config.model_type, "parameters": count_parameters(self.auto_model, config), **classes}
 
     def build_model(self) -> "PreTrainedModel":
-        """The pretrained model with the task's head."""
+        """The model with the task's head: `forward(**inputs).logits` is (B, ...)."""
+        return load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """(B,) loss of each sample, summed within the sample, never averaged."""
+        """(B,) loss of each sequence, summed within it, never averaged."""
 
     def metrics(self, device: "torch.device") -> TaskMetrics:
         """Fresh metric states."""
 
-    def predict(self, logits: "torch.Tensor") -> pa.Table:
-        """B rows: `prediction` and the scores behind it."""
+    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+        """B rows of what the logits say, as `prediction_schema` has it."""
 
-    def target_text(self, label: object) -> str:
-        """A label, as it came out of `collate`, in words for the report."""
+    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
+        """The truth and the model's answer for each of B rows, in words for the report."""
+
+    def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
+        """Predictions for samples encoded without targets: one forward pass, unless the task generates."""
+        batch = self.collate(samples).to(model.device)
+        return self.decode(model(**batch.inputs).logits, samples)
+
+    def generates(self) -> bool:
+        """Whether sample predictions belong into the report, step by step."""
+        return False
+
+    def show(self, row: Mapping[str, object]) -> Shown:
+        """The input columns of one row, to look at."""
+        return Shown({name: str(row[name]) for name in self.input_columns})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Synthetic rows a model can learn, for the contract test."""

@@ -1,22 +1,21 @@
 """Text classification: one or two text columns to one class, several, or a number. Data workers and train workers."""
 
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
-from launcher.arrays import list_column, pad_lists
-from launcher.errors import DataError
-from launcher.metrics.labels import Kind, Labels, distinct
-from launcher.models.pretrained import count_parameters, load_config, load_model, load_tokenizer
+from launcher.arrays import list_column, text_inputs
+from launcher.metrics.labels import Kind, Labels, learn_names
+from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, ReadColumn, TaskParams
+from launcher.tasks.base import Batch, Encoded, Task, TaskParams, TrainingColumns, Verdict
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from launcher.tasks.base import TaskMetrics
 
@@ -38,40 +37,36 @@ class TextParams(TaskParams):
     """Tokens kept of each row; the rest is cut off."""
 
 
-class TextClassification:
+class TextClassification(Task):
     """Fine-tunes `AutoModelForSequenceClassification`. See `tasks/base.py` for what each method owes."""
 
     Params = TextParams
+    auto_model = "AutoModelForSequenceClassification"
 
     def __init__(self, params: TextParams, model: ModelSpec, seed: int) -> None:
         self.params, self.model, self.seed = params, model, seed
         self.input_columns = tuple(c for c in (params.text, params.text_pair) if c)
         self.target_columns = (params.label,)
         self.labels = Labels(params.label, params.kind, params.labels or ())
-        self.main_metric = self.labels.main_metric
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.metric_modes = self.labels.metric_modes
+        self.prediction_schema = self.labels.prediction_schema
 
-    def metric_mode(self, metric: str) -> Literal["max", "min"] | None:
-        return self.labels.metric_mode(metric)
-
-    def learn(self, read_column: ReadColumn) -> TextParams:
-        """Class names, unless the job file gives them: the distinct labels."""
+    def learn(self, data: TrainingColumns) -> TextParams:
+        """Class names, unless the job file gives them."""
         if self.params.kind == "regression" or self.params.labels:
             return self.params
-        names = distinct(read_column(self.params.label))
-        if len(names) < 2:
-            only = f"only the label {names[0]!r}" if names else "no label"
-            raise DataError(
-                f"task.label: column {self.params.label} of the training data holds {only}; at least two "
-                "classes are needed, or kind: regression"
-            )
+        column = self.params.label
+        names = learn_names(data.column(column), data.class_names(column), column)
         return self.params.model_copy(update={"labels": names})
 
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        self._tokenizer = self._tokenizer or load_tokenizer(self.model)  # once per process
+    @cached_property  # once per process
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self.model)
+
+    def processor(self) -> "PreTrainedTokenizerBase":
         return self._tokenizer
 
-    def encode(self, rows: pa.Table, with_targets: bool) -> Encoded:
+    def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         texts = [rows.column(c).to_pylist() for c in self.input_columns]
         raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
         kept, targets, problems = [], [], []
@@ -85,7 +80,7 @@ class TextClassification:
             except ValueError as problem:
                 problems.append((i, str(problem)))
         columns = [[str(values[i]) for i in kept] for values in texts]
-        ids = self.tokenizer()(*columns, truncation=True, max_length=self.params.max_length) if kept else {}
+        ids = self._tokenizer(*columns, truncation=True, max_length=self.params.max_length) if kept else {}
         names = [n for n in ("input_ids", "token_type_ids") if n in ids]
         samples = {n: list_column(ids[n]) for n in names} | {"target": pa.array(targets, pa.list_(pa.float64()))}
         lengths = np.array([len(t) for t in ids["input_ids"]] if kept else [], np.int64)
@@ -95,30 +90,12 @@ class TextClassification:
         """input_ids, attention_mask (and token_type_ids) (B, T); labels (B,) or, multi-label, (B, classes)."""
         import torch
 
-        pad = {"input_ids": self.tokenizer().pad_token_id or 0, "token_type_ids": 0}
-        inputs = {n: torch.from_numpy(pad_lists(samples.column(n), pad[n])) for n in samples.column_names if n in pad}
-        lengths = torch.from_numpy(pc.list_value_length(samples.column("input_ids")).to_numpy().copy())
-        inputs["attention_mask"] = (torch.arange(inputs["input_ids"].shape[1]) < lengths[:, None]).long()
+        inputs = text_inputs(samples, self._tokenizer.pad_token_id)
         return Batch(inputs, self.labels.tensor(samples.column("target")), torch.ones(len(samples)))
 
-    def _config(self) -> "PretrainedConfig":
-        config = load_config(self.model, **self.labels.config())
-        if config.pad_token_id is None:  # GPT-style models pool the last token before the padding
-            config.pad_token_id = self.tokenizer().pad_token_id or 0
-        return config
-
-    def check_model(self) -> dict[str, object]:
-        from transformers import AutoModelForSequenceClassification
-
-        config = self._config()
-        parameters = count_parameters(AutoModelForSequenceClassification, config)
-        return {"model_type": config.model_type, "classes": config.num_labels, "parameters": parameters}
-
-    def build_model(self) -> "PreTrainedModel":
-        """`forward(**inputs).logits` is (B, classes)."""
-        from transformers import AutoModelForSequenceClassification
-
-        return load_model(AutoModelForSequenceClassification, self.model, self._config(), self.seed)
+    def head(self) -> dict[str, object]:
+        # GPT-style models pool the last token before the padding, so they must know it.
+        return self.labels.config() | {"pad_token_id": self._tokenizer.pad_token_id or 0}
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         return self.labels.sample_losses(logits, labels)
@@ -126,11 +103,11 @@ class TextClassification:
     def metrics(self, device: "torch.device") -> "TaskMetrics":
         return self.labels.metrics(device)
 
-    def predict(self, logits: "torch.Tensor") -> pa.Table:
-        return self.labels.predict(logits)
+    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+        return self.labels.decode(logits)
 
-    def target_text(self, label: object) -> str:
-        return self.labels.text(label)
+    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
+        return [Verdict(*answer) for answer in self.labels.answers(logits, labels)]
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Texts of words w0..w199, where the words w0..w99 mean class a and the rest class b."""

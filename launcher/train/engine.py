@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import SyncError, TrainingError
+from launcher.models.adapters import add_adapters
+from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
 from launcher.train.zero import deepspeed_config
@@ -37,10 +39,16 @@ class Engine:
         self.job, self.rank, self.world_size = job, dist.get_rank(), dist.get_world_size()
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        model = task.build_model()
+        built = task.build_model()
         if job.parallel.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lora = job.model.lora is not None
+        model = add_adapters(built, task.auto_model, job.model, job.seed) if lora else built
         self._unwrapped = model
+        self._frozen, self._synchronised = batch_norms(model), list[SyncBatchNorm]()
+        if job.model.syncs_batch_norm:
+            synchronise(model)
+            self._frozen, self._synchronised = [], [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
         config = deepspeed_config(job, micro_batch, self.world_size)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, model_parameters=_decay_groups(model, job), config=config, dist_init_required=False
@@ -57,8 +65,10 @@ class Engine:
         torch.manual_seed(int.from_bytes(digest[:7], "little"))
 
     def train_mode(self) -> None:
-        """Dropout on."""
+        """Dropout on; BatchNorm's statistics stay as they were pretrained, unless they are synchronised."""
         self._engine.train()
+        for layer in self._frozen:
+            layer.eval()
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
@@ -66,10 +76,12 @@ class Engine:
         self._engine.eval()
         with torch.no_grad():
             yield
-        self._engine.train()
+        self.train_mode()
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """The model's logits, (B, ...)."""
+        for layer in self._synchronised:
+            layer.mask = batch.mask
         return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types
 
     def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:

@@ -5,7 +5,7 @@ Losses stay on the device until they are due, then one all-reduce covers all ste
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launcher.data.batches import StepHeader
 from launcher.errors import TrainingError
-from launcher.records import EvaluationRecord, MetricsLine, StepRecord
+from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord
 from launcher.rundir import RunDir
 
 Listener = Callable[[MetricsLine], None]
@@ -84,7 +84,7 @@ class RunLog:
         *losses, skipped, agreed = merged.tolist()  # the one sync point of these steps
         now = time.monotonic()
         seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
-        lines: list[MetricsLine] = [
+        lines = [
             self._line(p, loss / max(p.header.weight, 1e-12), int(skipped), samples / max(seconds, 1e-9))
             for p, loss in zip(self._pending, losses, strict=True)
         ]
@@ -98,10 +98,10 @@ class RunLog:
                 )
         return bool(agreed > 0)
 
-    def evaluation(self, line: EvaluationRecord) -> None:
+    def evaluation(self, line: EvaluationRecord, written: list[GenerationRecord]) -> None:
         """Write the outcome of an evaluation; its seconds are not counted as training throughput."""
         self._flushed = time.monotonic()
-        self._write([line])
+        self._write([line, *written])
 
     def close(self) -> None:
         """Finish the event files."""
@@ -121,7 +121,7 @@ class RunLog:
             elapsed_s=self.elapsed_s,
         )
 
-    def _write(self, lines: list[MetricsLine]) -> None:
+    def _write(self, lines: Sequence[MetricsLine]) -> None:
         if self._rank != 0 or not lines:
             return
         self._run.append_metrics(lines)
@@ -145,6 +145,8 @@ def pending_step(
 
 
 def _scalars(line: MetricsLine) -> dict[str, float]:
+    if isinstance(line, GenerationRecord):
+        return {}
     if isinstance(line, EvaluationRecord):
         return {f"{line.split}/loss": line.loss, **{f"{line.split}/{name}": v for name, v in line.metrics.items()}}
     scalars = {"train/loss": line.loss, "train/learning_rate": line.learning_rate}

@@ -23,7 +23,7 @@ from launcher.train import checkpoint
 from launcher.train.engine import Engine
 from launcher.train.log import RunLog, pending_step
 from launcher.train.schedule import learning_rate
-from launcher.train.validate import validate
+from launcher.train.validate import demonstrate, validate
 
 FRESH = RunStateRecord(
     step=0, skipped_rows=0, elapsed_s=0.0, best_step=None, best_value=None, evaluations_without_improvement=0
@@ -121,7 +121,7 @@ def _evaluate(
     value = scores.loss if it.plan.metric == "loss" else scores.metrics[it.plan.metric]
     sign = 1.0 if it.plan.metric_mode == "max" else -1.0
     improved = state.best_value is None or sign * value > sign * state.best_value
-    log.evaluation(scores.line(improved))
+    log.evaluation(scores.line(improved), demonstrate(it.engine, it.task, it.splits[VALIDATION], step))
     if not improved:
         waited = state.evaluations_without_improvement + 1
         return state.model_copy(update={"evaluations_without_improvement": waited}), False

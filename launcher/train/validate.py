@@ -1,10 +1,11 @@
 """Evaluation, exact and streaming: metric states are merged, logits never gathered, rows counted. Train workers."""
 
+import base64
 import heapq
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
@@ -13,12 +14,13 @@ from launcher.data.batches import StepShare, collate
 from launcher.data.sources import Split
 from launcher.data.stream import Evaluation
 from launcher.errors import ExactnessError
-from launcher.records import EvaluationRecord, ScoresRecord, WorstRow
-from launcher.tasks.base import Task, TaskMetrics
+from launcher.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
+from launcher.tasks.base import Task, TaskMetrics, Verdict
 from launcher.train.engine import Engine
 
 # As many as people read.
 _WORST = 20
+_DEMONSTRATED = 4
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,7 @@ class _Mistake:
 
     loss: float
     row: int
-    target: str
-    prediction: str
+    verdict: Verdict
 
     def __lt__(self, other: "_Mistake") -> bool:
         return (self.loss, -self.row) < (other.loss, -other.row)
@@ -110,6 +111,25 @@ def validate(engine: Engine, task: Task, shares: Evaluation, split: Split, step:
     )
 
 
+def demonstrate(engine: Engine, task: Task, split: Split, step: int) -> list[GenerationRecord]:
+    """What the model writes for the first rows of a split, if it is a model that writes (a collective).
+
+    Every worker generates the same, so that those who hold the model in shards stay in lockstep.
+    """
+    if not task.generates():
+        return []
+    ids = np.arange(min(_DEMONSTRATED, split.rows))
+    rows = split.read(ids, task.input_columns)
+    encoded = task.encode(rows, False)
+    with engine.evaluation_mode():
+        written = task.predict(engine.model, encoded.samples).column("prediction").to_pylist()  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
+    shown = [task.show(row) for row in rows.take(pa.array(encoded.kept)).to_pylist()]
+    return [
+        GenerationRecord(step=step, row=int(ids[kept]), inputs=row.texts, prediction=text)
+        for kept, row, text in zip(encoded.kept, shown, written, strict=True)
+    ]
+
+
 def _score(
     engine: Engine, task: Task, share: StepShare, metrics: TaskMetrics, mistakes: list[_Mistake]
 ) -> torch.Tensor:
@@ -125,44 +145,44 @@ def _score(
         metrics.update(logits, labels)
         total += torch.stack([losses.double().sum(), real.double().sum()])
         rows = [row for row in samples.column("__row").to_pylist() if row >= 0]
-        _remember(task, mistakes, rows, (logits, labels, losses))
+        _remember(task, mistakes, rows, (logits, labels, losses, samples))
     return total
 
 
 def _remember(
-    task: Task, mistakes: list[_Mistake], rows: list[int], scored: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    task: Task,
+    mistakes: list[_Mistake],
+    rows: list[int],
+    scored: tuple[torch.Tensor, torch.Tensor, torch.Tensor, pa.Table],
 ) -> None:
     """Keep the rows with the largest losses; the predictions of all others are never looked at."""
-    logits, labels, losses = scored
+    logits, labels, losses, samples = scored
     floor = mistakes[0].loss if len(mistakes) == _WORST else -1.0
     values = losses.float().cpu()  # a sync point; evaluation only
     chosen = [i for i in values.argsort(descending=True).tolist()[:_WORST] if float(values[i]) > floor]
     if not chosen:
         return
-    predictions = task.predict(logits[chosen]).column("prediction").to_pylist()
-    for i, prediction in zip(chosen, predictions, strict=True):
-        mistake = _Mistake(float(values[i]), rows[i], task.target_text(labels[i].tolist()), _text(prediction))
+    verdicts = task.verdicts(logits[chosen].cpu(), labels[chosen].cpu(), samples.take(pa.array(chosen)))
+    for i, verdict in zip(chosen, verdicts, strict=True):
+        mistake = _Mistake(float(values[i]), rows[i], verdict)
         if len(mistakes) < _WORST:
             heapq.heappush(mistakes, mistake)
         else:
             heapq.heappushpop(mistakes, mistake)
 
 
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _worst_row(split: Split, task: Task, mistake: _Mistake) -> WorstRow:
-    import numpy as np
-
     file, file_row = split.locate(mistake.row)
-    columns = task.input_columns
-    values: Iterable[pa.Table] = split.read(np.array([mistake.row]), columns).to_pylist()
-    row = next(iter(values))
-    inputs = {name: str(row[name]) for name in columns}
+    shown = task.show(split.read(np.array([mistake.row]), task.input_columns).to_pylist()[0])
+    verdict = mistake.verdict
     return WorstRow(
-        row=mistake.row, file=file, file_row=file_row, loss=mistake.loss, inputs=inputs,
-        target=mistake.target, prediction=mistake.prediction,
+        row=mistake.row, file=file, file_row=file_row, loss=mistake.loss, inputs=shown.texts,
+        target=verdict.target, prediction=verdict.prediction, marks=verdict.marks, image=_data_uri(shown.image),
     )  # fmt: skip
+
+
+def _data_uri(image: bytes | None) -> str | None:
+    if image is None:
+        return None
+    kind = "jpeg" if image[:2] == b"\xff\xd8" else "webp" if image[8:12] == b"WEBP" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

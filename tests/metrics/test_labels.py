@@ -8,8 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
+from launcher.errors import DataError
 from launcher.metrics.classification import MulticlassMetrics, MultilabelMetrics
-from launcher.metrics.labels import Kind, Labels, distinct
+from launcher.metrics.labels import Kind, Labels, distinct, learn_names
 from launcher.metrics.regression import RegressionMetrics
 
 _SINGLE = Labels("verdict", "single-label", ("no", "yes", "perhaps"))
@@ -101,15 +102,15 @@ def test_sample_losses() -> None:
 
 
 def test_predictions() -> None:
-    table = _SINGLE.predict(torch.tensor([[0.0, 5.0, 0.0], [1.0, 0.0, 2.0]]))
+    table = _SINGLE.decode(torch.tensor([[0.0, 5.0, 0.0], [1.0, 0.0, 2.0]]))
     assert table.column("prediction").to_pylist() == ["yes", "perhaps"]
     scores = [json.loads(text) for text in table.column("scores").to_pylist()]
     assert [list(row) for row in scores] == [["no", "yes", "perhaps"]] * 2
     assert [sum(row.values()) for row in scores] == pytest.approx([1, 1], abs=1e-6)
-    table = _MULTI.predict(torch.tensor([[1.0, -1.0, 2.0], [-1.0, -1.0, -1.0]]))
+    table = _MULTI.decode(torch.tensor([[1.0, -1.0, 2.0], [-1.0, -1.0, -1.0]]))
     assert table.column("prediction").to_pylist() == [["a", "c"], []]
     assert json.loads(table.column("scores")[1].as_py())["b"] == pytest.approx(1 / (1 + math.e), abs=1e-6)
-    table = _NUMBER.predict(torch.tensor([[1.5], [-2.0]]))
+    table = _NUMBER.decode(torch.tensor([[1.5], [-2.0]]))
     assert table.to_pydict() == {"prediction": [1.5, -2.0]}
 
 
@@ -124,13 +125,15 @@ def test_predictions() -> None:
     ],
 )
 def test_a_label_in_words(labels: Labels, label: object, expected: str) -> None:
-    assert labels.text(label) == expected
+    truth = torch.tensor([label])
+    logits = torch.zeros(1, max(len(labels.names), 1))
+    assert labels.answers(logits, truth)[0][0] == expected
 
 
 def test_targets_come_back_in_words() -> None:
     for value, text in (("no", "no"), (1, "yes")):
         column = pa.chunked_array([pa.array([_SINGLE.target(value)])])
-        assert _SINGLE.text(_SINGLE.tensor(column).tolist()[0]) == text
+        assert _SINGLE.answers(torch.eye(3)[:1], _SINGLE.tensor(column)) == [(text, "no")]
 
 
 @pytest.mark.parametrize(
@@ -142,25 +145,21 @@ def test_targets_come_back_in_words() -> None:
                 "accuracy", "micro_f1", "f1", "precision", "recall", "macro_f1", "macro_precision", "macro_recall",
                 "roc_auc",
             },
-            {"loss"},
+            set(),
         ),
         (
             "multi-label",
             {"f1", "exact_match", "macro_f1", "macro_precision", "macro_recall", "roc_auc"},
-            {"loss"},
+            set(),
         ),
-        ("regression", {"pearson", "spearman"}, {"loss", "mse"}),
+        ("regression", {"pearson", "spearman"}, {"mse"}),
     ],
 )  # fmt: skip
 def test_metric_modes(kind: Kind, more: set[str], less: set[str]) -> None:
     labels = Labels("y", kind, ("a", "b"))
-    everything = {
-        "accuracy", "micro_f1", "f1", "precision", "recall", "macro_f1", "macro_precision", "macro_recall", "roc_auc",
-        "exact_match", "pearson", "spearman", "mse", "loss", "perplexity", "",
-    }  # fmt: skip
-    assert {name for name in everything if labels.metric_mode(name) == "max"} == more
-    assert {name for name in everything if labels.metric_mode(name) == "min"} == less
-    assert labels.metric_mode(labels.main_metric) == "max"
+    assert {name for name, mode in labels.metric_modes.items() if mode == "max"} == more
+    assert {name for name, mode in labels.metric_modes.items() if mode == "min"} == less
+    assert labels.metric_modes[next(iter(labels.metric_modes))] == "max"
 
 
 @pytest.mark.parametrize(
@@ -180,8 +179,8 @@ def test_every_metric_that_is_computed_has_a_mode(
     targets = pa.chunked_array([pa.array([labels.target(v) for v in values], pa.list_(pa.float64()))])
     metrics.update(logits, labels.tensor(targets))
     found = metrics.compute()
-    assert next(iter(found)) == labels.main_metric
-    assert all(labels.metric_mode(name) for name in found)
+    assert next(iter(found)) == next(iter(labels.metric_modes))
+    assert found.keys() <= labels.metric_modes.keys()
     assert metrics.baseline().keys() <= found.keys()
 
 
@@ -216,3 +215,23 @@ def test_distinct_labels_are_labels() -> None:
     for values in ([3, 1, 2], ["x", "y"], [True, False], [0.5, 1.5]):
         labels = Labels("y", "single-label", distinct(pa.chunked_array([values])))
         assert sorted(labels.target(value)[0] for value in values) == [float(i) for i in range(len(values))]
+
+
+def test_names_are_learned() -> None:
+    column = pa.chunked_array([[1, 0, 1]])
+    assert learn_names(column, None, "y") == ("0", "1")
+    assert learn_names(column, ("bad", "good"), "y") == ("bad", "good")
+    with pytest.raises(DataError) as caught:
+        learn_names(pa.chunked_array([["x", None]]), None, "y")
+    assert caught.value.message == (
+        "task: column y of the training data holds only the label 'x'; at least two classes are needed"
+    )
+
+
+def test_the_right_class_among_five() -> None:
+    labels = Labels("y", "single-label", tuple("abcdef"))
+    metrics = labels.metrics(torch.device("cpu"))
+    metrics.update(torch.arange(6.0).repeat(6, 1), torch.arange(6))
+    assert metrics.compute()["top5_accuracy"] == pytest.approx(5 / 6)
+    assert metrics.baseline()["top5_accuracy"] == pytest.approx(5 / 6)
+    assert "top5_accuracy" not in _SINGLE.metric_modes

@@ -1,0 +1,198 @@
+"""Tags of words as a whole: their names, targets, and entities as people read them. Data workers and train workers.
+
+Tasks that tag the parts of a text compose it. What is an entity, and how entities are scored: `entities.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from launcher.arrays import IGNORED
+from launcher.metrics.labels import learn_names
+from launcher.records import Mark
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Encoding
+
+    from launcher.metrics.entities import EntityMetrics
+
+Places = Sequence[tuple[int, int]]
+"""First character, and one past the last, of each word of a text."""
+
+_ENTITY = pa.struct(
+    {"label": pa.string(), "start": pa.int32(), "end": pa.int32(), "text": pa.string(), "score": pa.float32()}
+)
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What the tag of a word may be.
+
+    Args:
+        column: the column that holds the tags, for messages.
+        names: tag names in order.
+    """
+
+    column: str
+    names: tuple[str, ...]
+
+    @property
+    def metric_modes(self) -> "dict[str, Literal['max', 'min']]":
+        """Whether more or less of each metric is better, the main metric first."""
+        return {"f1": "max", "precision": "max", "recall": "max", "macro_f1": "max", "accuracy": "max"}
+
+    @property
+    def prediction_schema(self) -> pa.Schema:
+        """What `decode` gives."""
+        return pa.schema({"prediction": pa.list_(_ENTITY)})
+
+    def learn(self, column: pa.ChunkedArray, known: tuple[str, ...] | None) -> tuple[str, ...]:
+        """Tag names, from lists of tags or of {start, end, label}.
+
+        Raises:
+            DataError: there are fewer than two.
+        """
+        flat = pc.list_flatten(column)
+        if not pa.types.is_struct(flat.type):
+            return learn_names(flat, known, self.column)
+        types = sorted(t for t in pc.unique(pc.struct_field(flat, "label")).to_pylist() if t is not None)
+        return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
+
+    def config(self) -> dict[str, object]:
+        """The model config's entries."""
+        ids = {name: i for i, name in enumerate(self.names)}
+        return {"num_labels": len(ids), "id2label": dict(enumerate(self.names)), "label2id": ids}
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    def check(self, label: object, words: int | None) -> None:
+        """Look at a row's label before its words are known.
+
+        Raises:
+            ValueError: it cannot be used; the text says why.
+        """
+        if not isinstance(label, list):
+            raise ValueError(f"{self.column} is {'null' if label is None else f'{label!r}, which is not a list'}")
+        if words is not None and len(label) != words:
+            raise ValueError(f"{self.column} has {len(label)} tags for {words} words")
+        for one in label:
+            self._class(one)
+
+    def sample(self, tokens: "Encoding", text: str | list[str], label: list[object]) -> dict[str, list[int]]:
+        """One row as the model takes it.
+
+        Args:
+            tokens: of the text.
+            text: a string, or words.
+            label: a tag for each word, or {start, end, label} of each entity; [] where labels are not known.
+
+        Returns:
+            `input_ids`; `labels`, the class at each word's first token and -100 elsewhere; `starts` and `ends`, the
+            characters of those words in the text (of words, joined by spaces).
+        """
+        word_of = [-1 if word is None else word for word in tokens.word_ids]
+        first = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
+        if isinstance(text, list):
+            begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text])]).tolist()
+            words = [word_of[t] for t in first]
+            places = [(begin, begin + len(word)) for begin, word in zip(begins, text, strict=False)]
+        else:
+            words = list(range(len(first)))
+            places = [tokens.word_to_chars(word_of[t]) or (0, 0) for t in first]
+        targets = self._targets(label, places)
+        labels = np.full(len(word_of), IGNORED)
+        labels[first] = [targets[w] for w in words]
+        starts, ends = [places[w][0] for w in words], [places[w][1] for w in words]
+        return {"input_ids": tokens.ids, "labels": labels.tolist(), "starts": starts, "ends": ends}
+
+    def _targets(self, label: list[object], places: Places) -> list[int]:
+        if label and isinstance(label[0], dict):
+            return self._covered(label, places)
+        return [self._class(tag) for tag in label] or [0] * len(places)
+
+    def _covered(self, entities: list[object], places: Places) -> list[int]:
+        found = [self._index["O"]] * len(places)
+        for entity in entities:
+            assert isinstance(entity, dict)
+            inside = [i for i, (a, b) in enumerate(places) if a < entity["end"] and b > entity["start"]]
+            for i in inside:
+                found[i] = self._index[("B-" if i == inside[0] else "I-") + entity["label"]]
+        return found
+
+    def _class(self, tag: object) -> int:
+        if isinstance(tag, dict):
+            begins = f"B-{tag['label']}"
+            if begins not in self._index:
+                raise ValueError(f"{self.column} has the label {tag['label']!r}, which is not one of {self._listed}")
+            return self._index[begins]
+        index = self._index.get(str(tag))
+        if index is None and isinstance(tag, int) and 0 <= tag < len(self.names):
+            return tag
+        if index is None:
+            raise ValueError(f"{self.column} has the tag {tag!r}, which is not one of {self._listed}")
+        return index
+
+    @property
+    def _listed(self) -> str:
+        return ", ".join(self.names)
+
+    def metrics(self, device: "torch.device") -> "EntityMetrics":
+        """Fresh metric states."""
+        from launcher.metrics.entities import EntityMetrics
+
+        return EntityMetrics(self.names, device)
+
+    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+        """The entities in each text, with characters and scores.
+
+        Args:
+            logits: (B, T, tags).
+            samples: `labels` (-100 where no word begins), `starts`, `ends` (of each word) and `text`.
+        """
+        found = [self._entities(row, sample) for row, sample in zip(logits, samples.to_pylist(), strict=True)]
+        return pa.table({"prediction": found}, self.prediction_schema)
+
+    def _entities(self, logits_TC: "torch.Tensor", sample: dict[str, list[int]]) -> list[dict[str, object]]:
+        words = [t for t, label in enumerate(sample["labels"]) if label != IGNORED]
+        scores, classes = logits_TC[words].float().softmax(-1).max(-1)
+        entities = []
+        for start, end, kind, first, last in self._places(classes.tolist(), sample):
+            score = float(scores[first:last].mean())
+            entities.append(
+                {"label": kind, "start": start, "end": end, "text": sample["text"][start:end], "score": score}
+            )
+        return entities
+
+    def _places(self, classes: Sequence[int], sample: dict[str, list[int]]) -> list[tuple[int, int, str, int, int]]:
+        from launcher.metrics.entities import spans
+
+        found = spans([self.names[i] for i in classes])
+        starts, ends = sample["starts"], sample["ends"]
+        return [(starts[s.start], ends[s.end - 1], s.type, s.start, s.end) for s in found]
+
+    def answers(self, logits: "torch.Tensor", samples: pa.Table) -> list[tuple[str, str, tuple[Mark, ...]]]:
+        """(truth, prediction, marks in the text) of each row."""
+        predictions = self.decode(logits, samples).column("prediction").to_pylist()
+        answers = []
+        for sample, said in zip(samples.to_pylist(), predictions, strict=True):
+            classes = [label for label in sample["labels"] if label != IGNORED]
+            true = {(start, end, kind) for start, end, kind, *_ in self._places(classes, sample)}
+            found = {(e["start"], e["end"], e["label"]) for e in said}
+            kinds: tuple[tuple[set[tuple[int, int, str]], Literal["found", "missed", "wrong"]], ...]
+            kinds = ((true & found, "found"), (true - found, "missed"), (found - true, "wrong"))
+            marks = [Mark(start=a, end=b, label=n, kind=kind) for some, kind in kinds for a, b, n in some]
+            marks.sort(key=lambda mark: (mark.start, mark.end, mark.kind))
+            answers.append((_words(true, str(sample["text"])), _words(found, str(sample["text"])), tuple(marks)))
+        return answers
+
+
+def _words(entities: set[tuple[int, int, str]], text: str) -> str:
+    return "; ".join(f"{text[start:end]} ({kind})" for start, end, kind in sorted(entities)) or "none"

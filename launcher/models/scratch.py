@@ -1,0 +1,110 @@
+"""Models from a configuration alone: the directory that `from_pretrained` would find on a hub, less the weights. Head.
+
+The weights are drawn from the job's seed in each train worker (`pretrained.py`); what is made here is the
+configuration, and a tokenizer trained on the training data or an image processor.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launcher.errors import ModelError
+from launcher.models.chat import CHATML
+from launcher.models.pretrained import load_image_processor, load_tokenizer
+from launcher.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+# Room for the frequent words of one language; small enough to be trained in seconds.
+_VOCABULARY = 8192
+_IMAGE_SIDE = 224
+
+
+def make_base(
+    spec: ModelSpec, kind: Literal["encoder", "decoder", "image"], values: Iterable[object], folder: Path
+) -> None:
+    """Write configuration and tokenizer, or image processor, into a folder.
+
+    Args:
+        spec: with a `from_config`; its `name` is where to take the tokenizer or image processor from, if any.
+        kind: what the task needs.
+        values: cells of the input columns; their strings train the tokenizer.
+        folder: new.
+
+    Raises:
+        ModelError: transformers knows no such configuration.
+    """
+    from transformers import AutoConfig
+
+    settings = dict(spec.from_config or {})
+    model_type = str(settings.pop("model_type"))
+    if kind == "image":
+        side = settings.get("image_size", _IMAGE_SIDE)
+        processor = load_image_processor(spec) if spec.name else _image_processor(int(str(side)))
+        processor.save_pretrained(folder)
+    else:
+        size = int(str(settings.get("vocab_size", _VOCABULARY)))
+        tokenizer = load_tokenizer(spec) if spec.name else _train_tokenizer(kind, size, _strings(values))
+        tokenizer.save_pretrained(folder)
+        settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        settings |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    try:
+        AutoConfig.for_model(model_type, **settings).save_pretrained(folder)
+    except (ValueError, TypeError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise ModelError(
+            f"model.from_config: {model_type} is not to be made so ({text[:200]}); mend its keys"
+        ) from error
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All strings in cells, lists and structs."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, Iterable) and not isinstance(value, bytes):
+        for part in value:
+            yield from _strings(part)
+
+
+def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedTokenizerBase":
+    """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019): no text is unknown to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    if kind == "decoder":
+        names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    more = ["<|im_start|>", "<|im_end|>"] if kind == "decoder" else []
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "encoder")
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[*names.values(), *more], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    core.train_from_iterator(texts, trainer)
+    if kind == "encoder":
+        ends = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names, additional_special_tokens=more)
+    if kind == "decoder":
+        tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def _image_processor(side: int) -> "BaseImageProcessor":
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    return ViTImageProcessorPil(size={"height": side, "width": side})

@@ -1,0 +1,171 @@
+"""Causal language modelling and instruction tuning (GPT): the next token, of texts or of answers. All workers."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from launcher.arrays import IGNORED, list_column, pad_lists, positions
+from launcher.models.chat import CHATML, Written, next_tokens, write_chat, write_prompt
+from launcher.models.generate import generate
+from launcher.models.pretrained import load_tokenizer
+from launcher.spec.model import ModelSpec
+from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from launcher.tasks.base import TaskMetrics
+
+
+class CausalParams(TaskParams):
+    """`task:` with `type: causal-lm`."""
+
+    text: str | None = None
+    """Column with texts that are learned whole; the column `text` if no other is named."""
+    messages: str | None = None
+    """Column with conversations, lists of {role, content}; only the answers are learned."""
+    prompt: str | None = None
+    """Column with a question each; its answer, the column `response`, is learned."""
+    response: str = "response"
+    """Column with the answers to `prompt`."""
+    answer_roles: tuple[str, ...] = ("assistant",)
+    """Roles whose messages are learned."""
+    chat_template: str | None = None
+    """Jinja template of conversations; `chatml` for that one; null takes the tokenizer's own."""
+    max_length: int = Field(default=512, ge=8)
+    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
+    packing: bool = True
+    """Put several samples into one sequence, kept apart by the attention: less padding, the same loss curve."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens that `predict`, and the samples in the report, write at most."""
+
+
+class CausalLM(Task):
+    """Fine-tunes `AutoModelForCausalLM`; the weight of a sample is its number of learned tokens."""
+
+    Params = CausalParams
+    auto_model = "AutoModelForCausalLM"
+    from_scratch = "decoder"
+
+    def __init__(self, params: CausalParams, model: ModelSpec, seed: int) -> None:
+        self.params, self.model, self.seed = params, model, seed
+        self.input_columns = (params.messages or params.prompt or params.text or "text",)
+        self.target_columns = (params.response,) if params.prompt and not params.messages else ()
+        self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
+        self.prediction_schema = pa.schema({"prediction": pa.string()})
+        self.pack_length = params.max_length if params.packing else None
+
+    def learn(self, data: TrainingColumns) -> CausalParams:
+        return self.params
+
+    @cached_property  # once per process
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        tokenizer, template = load_tokenizer(self.model), self.params.chat_template
+        if template:
+            tokenizer.chat_template = CHATML if template == "chatml" else template
+        return tokenizer
+
+    def processor(self) -> "PreTrainedTokenizerBase":
+        return self._tokenizer
+
+    @cached_property
+    def _end(self) -> str:
+        """What ends a text, unless the tokenizer puts it there itself."""
+        end = self._tokenizer.eos_token_id
+        return "" if end is None or self._tokenizer("a")["input_ids"][-1] == end else str(self._tokenizer.eos_token)
+
+    def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
+        kept, problems, ids, labels = [], [], [], []
+        for i, row in enumerate(rows.to_pylist()):
+            try:
+                size, chat = self.params.max_length, bool(self.params.messages or self.params.prompt)
+                tokens, targets = next_tokens(self._tokenizer, self._write(row, with_targets), chat)
+                if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
+                    raise ValueError(f"{self.input_columns[0]} has nothing to learn among its first {size} tokens")
+                ids.append(tokens[:size] if with_targets else tokens[-size:])  # the end of a prompt matters most
+                labels.append(targets[: len(ids[-1])])
+                kept.append(i)
+            except ValueError as problem:
+                problems.append((i, str(problem)))
+        samples = pa.table({"input_ids": list_column(ids), "labels": list_column(labels)})
+        weights = np.array([sum(label != IGNORED for label in row) for row in labels], np.float64)
+        lengths = np.array([len(row) for row in ids], np.int64)
+        return Encoded(samples, np.array(kept, np.int64), lengths, weights, tuple(problems))
+
+    def _write(self, row: Mapping[str, object], with_targets: bool) -> Written:
+        """A row as text; without targets, up to where the model goes on."""
+        for name in (*self.input_columns, *(self.target_columns if with_targets else ())):
+            if not row[name]:
+                raise ValueError(f"{name} is {'null' if row[name] is None else 'empty'}")
+        content = row[self.input_columns[0]]
+        if not (self.params.messages or self.params.prompt):
+            text = f"{content}{self._end if with_targets else ''}"
+            return Written(text, ((0, len(text)),))
+        messages = content if isinstance(content, list) else [{"role": "user", "content": str(content)}]
+        if self._tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template; set task.chat_template: chatml, or one of your own")
+        if not with_targets:
+            return Written(write_prompt(self._tokenizer, messages, self.params.answer_roles), ())
+        if self.params.prompt:
+            messages = [*messages, {"role": self.params.answer_roles[0], "content": str(row[self.params.response])}]
+        return write_chat(self._tokenizer, messages, self.params.answer_roles)
+
+    def collate(self, samples: pa.Table) -> Batch:
+        """input_ids and position_ids (B, T), which begin anew with each packed sample; labels (B, T)."""
+        import torch
+
+        ids = torch.from_numpy(pad_lists(samples.column("input_ids"), self._tokenizer.pad_token_id or 0))
+        labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
+        # Positions that begin anew tell transformers where to cut the attention; padding behind needs no mask.
+        places = torch.from_numpy(positions(samples))
+        return Batch({"input_ids": ids, "position_ids": places, "use_cache": False}, labels, torch.ones(len(samples)))
+
+    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        from launcher.models.losses import token_losses
+
+        return token_losses(logits, labels)
+
+    def metrics(self, device: "torch.device") -> "TaskMetrics":
+        from launcher.metrics.language import LanguageMetrics
+
+        return LanguageMetrics(device)
+
+    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+        """The most likely token wherever one is learned, given the true ones before it."""
+        said = zip(logits.argmax(-1).tolist(), samples.column("labels").to_pylist(), strict=True)
+        ids = [[token for token, label in zip(row, labels, strict=False) if label != IGNORED] for row, labels in said]
+        return pa.table({"prediction": self._tokenizer.batch_decode(ids)}, self.prediction_schema)
+
+    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
+        truth = self._tokenizer.batch_decode([row[row != IGNORED] for row in labels])
+        said = self.decode(logits, samples).column("prediction").to_pylist()
+        return [Verdict(*answer) for answer in zip(truth, said, strict=True)]
+
+    def generates(self) -> bool:
+        return True
+
+    def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
+        """What the model writes behind each prompt."""
+        prompts = samples.column("input_ids").to_pylist()
+        texts = generate(model, self._tokenizer, prompts, self.params.max_new_tokens)
+        return pa.table({"prediction": texts}, self.prediction_schema)
+
+    def show(self, row: Mapping[str, object]) -> Shown:
+        content = row[self.input_columns[0]]
+        turns = content if isinstance(content, list) else []
+        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) or str(content)
+        return Shown({self.input_columns[0]: text})
+
+    def example_rows(self, rows: int, seed: int) -> pa.Table:
+        """Texts that count: each word is the one after the last, w0..w199."""
+        rng = np.random.default_rng(seed)
+        texts = [[(first + i) % 200 for i in range(n)] for first, n in rng.integers((0, 3), (200, 24), (rows, 2))]
+        return pa.table({self.input_columns[0]: [" ".join(f"w{w}" for w in text) for text in texts]})
+
+
+TASK = CausalLM

@@ -1,0 +1,132 @@
+"""Token classification (NER): a tag for each word. Data workers and train workers."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from launcher.arrays import IGNORED, list_column, pad_lists, text_inputs
+from launcher.metrics.tags import Tags
+from launcher.models.pretrained import load_tokenizer
+from launcher.spec.model import ModelSpec
+from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from launcher.tasks.base import TaskMetrics
+
+
+class TokenParams(TaskParams):
+    """`task:` with `type: token-classification`."""
+
+    text: str = "tokens"
+    """Column that holds a list of words, or a string whose entities are character spans."""
+    label: str = "tags"
+    """Column with a tag (int or string, B-person) for each word; for a string, a list of {start, end, label}."""
+    labels: tuple[str, ...] | None = None
+    """Tag names in order; int tags index them. null reads them from the training data."""
+    max_length: int = Field(default=256, ge=4)
+    """Tokens kept of each row; words behind them are neither learned nor scored."""
+
+
+class TokenClassification(Task):
+    """Fine-tunes `AutoModelForTokenClassification`; a word's tag stands at its first token."""
+
+    Params = TokenParams
+    auto_model = "AutoModelForTokenClassification"
+
+    def __init__(self, params: TokenParams, model: ModelSpec, seed: int) -> None:
+        self.params, self.model, self.seed = params, model, seed
+        self.input_columns, self.target_columns = (params.text,), (params.label,)
+        self.tags = Tags(params.label, params.labels or ())
+        self.metric_modes = self.tags.metric_modes
+        self.prediction_schema = self.tags.prediction_schema
+
+    def learn(self, data: TrainingColumns) -> TokenParams:
+        """Tag names, unless the job file gives them."""
+        if self.params.labels:
+            return self.params
+        column = self.params.label
+        names = self.tags.learn(data.column(column), data.class_names(column))
+        return self.params.model_copy(update={"labels": names})
+
+    @cached_property  # once per process
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self.model, words=True)
+
+    def processor(self) -> "PreTrainedTokenizerBase":
+        return self._tokenizer
+
+    def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
+        texts = rows.column(self.params.text).to_pylist()
+        raw = rows.column(self.params.label).to_pylist() if with_targets else [[]] * len(rows)
+        kept, problems = [], []
+        for i, text in enumerate(texts):
+            try:
+                if not text:
+                    raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
+                if with_targets:
+                    self.tags.check(raw[i], len(text) if isinstance(text, list) else None)
+                kept.append(i)
+            except ValueError as problem:
+                problems.append((i, str(problem)))
+        chosen = [texts[i] for i in kept]
+        split = pa.types.is_list(rows.schema.field(self.params.text).type)
+        ids = self._tokenizer(
+            chosen, is_split_into_words=split, truncation=True, max_length=self.params.max_length,
+            return_offsets_mapping=True,
+        ).encodings if kept else []  # fmt: skip
+        samples = [self.tags.sample(row, chosen[n], raw[i]) for n, (i, row) in enumerate(zip(kept, ids, strict=True))]
+        columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
+        columns["text"] = pa.array([_joined(text) for text in chosen], pa.string())
+        lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
+        weights = np.array([len(s["starts"]) for s in samples], np.float64)
+        return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
+
+    def collate(self, samples: pa.Table) -> Batch:
+        """input_ids and attention_mask (B, T); labels (B, T), -100 where no word begins."""
+        import torch
+
+        labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
+        return Batch(text_inputs(samples, self._tokenizer.pad_token_id), labels, torch.ones(len(samples)))
+
+    def head(self) -> dict[str, object]:
+        return self.tags.config()
+
+    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        from launcher.models.losses import token_losses
+
+        return token_losses(logits, labels)
+
+    def metrics(self, device: "torch.device") -> "TaskMetrics":
+        return self.tags.metrics(device)
+
+    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+        return self.tags.decode(logits, samples)
+
+    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
+        return [Verdict(*answer) for answer in self.tags.answers(logits, samples)]
+
+    def show(self, row: Mapping[str, object]) -> Shown:
+        text = row[self.params.text]
+        assert isinstance(text, str | list)
+        return Shown({self.params.text: _joined(text)})
+
+    def example_rows(self, rows: int, seed: int) -> pa.Table:
+        """Words w0..w199; w0..w49 in a row are a thing, w50..w99 a place, the rest nothing."""
+        rng = np.random.default_rng(seed)
+        words = [rng.integers(0, 200, rng.integers(3, 20)).tolist() for _ in range(rows)]
+        tags = [[("B-thing", "B-place", "O", "O")[word // 50] for word in row] for row in words]
+        return pa.table({self.params.text: [[f"w{w}" for w in row] for row in words], self.params.label: tags})
+
+
+def _joined(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else " ".join(text)
+
+
+TASK = TokenClassification
