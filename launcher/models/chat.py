@@ -1,8 +1,9 @@
 """Conversations as text, with the places of the answers. Runs in data workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from launcher.arrays import IGNORED
 
@@ -31,57 +32,95 @@ class Written:
     learned: tuple[tuple[int, int], ...]
 
 
-def write_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], roles: Sequence[str]) -> Written:
-    """A conversation by the tokenizer's chat template; the messages of `roles` are learned.
-
-    Raises:
-        ValueError: the template refuses the messages, or writes earlier ones anew when more follow.
-    """
-    text, learned = _render(tokenizer, messages, False), []
-    for i, message in enumerate(messages):
-        if message["role"] not in roles:
-            continue
-        before = _render(tokenizer, messages[:i], True) if i else ""
-        until = _render(tokenizer, messages[: i + 1], False)
-        if not (text.startswith(before) and text.startswith(until)):
-            raise ValueError(
-                f"message {i} changes with what follows it, by the chat template; split the conversation behind it, or "
-                "set task.chat_template"
-            )
-        # Where a template opens other roles than the assistant's, the header is learned with the message.
-        learned.append((len(before) if len(before) < len(until) else len(until), len(until)))
-    return Written(text, tuple(learned))
-
-
-def write_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], roles: Sequence[str]) -> str:
-    """A conversation up to where the model is to answer: its last messages of `roles` are left out."""
-    end = len(messages)
-    while end and messages[end - 1]["role"] in roles:
-        end -= 1
-    return _render(tokenizer, messages[:end], True)
-
-
-def next_tokens(tokenizer: "PreTrainedTokenizerBase", written: Written, chat: bool) -> tuple[list[int], list[int]]:
-    """Token ids, and at each the token that follows it if that one is learned, else -100.
+@dataclass(frozen=True)
+class Writer:
+    """Rows as what a language model reads.
 
     Args:
         tokenizer: a fast one.
-        written: the text.
-        chat: whether a template wrote the special tokens already.
+        form: `text` is learned whole; of a `chat` the messages of `roles`; of an `answer` to a prompt the answer.
+        column: with texts, conversations or prompts.
+        response: column with answers.
+        roles: whose messages are learned.
     """
-    found = tokenizer(written.text, add_special_tokens=not chat, return_offsets_mapping=True, truncation=False)
-    ids = found["input_ids"]
-    learned = [any(a <= start < b for a, b in written.learned) for start, _ in found["offset_mapping"]]
-    targets = [token if on else IGNORED for token, on in zip(ids[1:], learned[1:], strict=True)]
-    return ids, [*targets, IGNORED][: len(ids)]
 
+    tokenizer: "PreTrainedTokenizerBase"
+    form: Literal["text", "chat", "answer"]
+    column: str
+    response: str
+    roles: tuple[str, ...]
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prompt: bool) -> str:
-    from jinja2 import TemplateError
+    def tokens(self, row: Mapping[str, object], with_targets: bool) -> tuple[list[int], list[int]]:
+        """Token ids, and at each the token that follows it if that one is learned, else -100.
 
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the messages ({error})") from error
-    assert isinstance(text, str)
-    return text
+        Args:
+            row: the columns.
+            with_targets: False leaves out what the model is to write.
+
+        Raises:
+            ValueError: the row cannot be written; the text says why.
+        """
+        written = self._write(row, with_targets)
+        # A chat template writes the special tokens itself.
+        plain = self.form == "text"
+        found = self.tokenizer(written.text, add_special_tokens=plain, return_offsets_mapping=True, truncation=False)
+        ids = found["input_ids"]
+        learned = [any(a <= start < b for a, b in written.learned) for start, _ in found["offset_mapping"]]
+        targets = [token if on else IGNORED for token, on in zip(ids[1:], learned[1:], strict=True)]
+        return ids, [*targets, IGNORED][: len(ids)]
+
+    def _write(self, row: Mapping[str, object], with_targets: bool) -> Written:
+        for name in (self.column, self.response) if self.form == "answer" and with_targets else (self.column,):
+            if not row[name]:
+                raise ValueError(f"{name} is {'null' if row[name] is None else 'empty'}")
+        content = row[self.column]
+        if self.form == "text":
+            text = f"{content}{self._end if with_targets else ''}"
+            return Written(text, ((0, len(text)),))
+        if self.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template; set task.chat_template: chatml, or one of your own")
+        messages = content if isinstance(content, list) else [{"role": "user", "content": str(content)}]
+        if not with_targets:
+            return Written(self._prompt(messages), ())
+        if self.form == "answer":
+            messages = [*messages, {"role": self.roles[0], "content": str(row[self.response])}]
+        return self._chat(messages)
+
+    @cached_property
+    def _end(self) -> str:
+        """What ends a text, unless the tokenizer puts it there itself."""
+        end = self.tokenizer.eos_token_id
+        return "" if end is None or self.tokenizer("a")["input_ids"][-1] == end else str(self.tokenizer.eos_token)
+
+    def _chat(self, messages: Sequence[Message]) -> Written:
+        """A conversation by the tokenizer's template, and the places of the messages that are learned."""
+        text, learned = self._render(messages, False), []
+        for i, message in enumerate(messages):
+            if message["role"] not in self.roles:
+                continue
+            before = self._render(messages[:i], True) if i else ""
+            until = self._render(messages[: i + 1], False)
+            if not (text.startswith(before) and text.startswith(until)):
+                raise ValueError(
+                    f"{self.column}: the chat template writes message {i} anew when others follow; split the "
+                    "conversation behind it, or set task.chat_template"
+                )
+            learned.append((min(len(before), len(until)), len(until)))
+        return Written(text, tuple(learned))
+
+    def _prompt(self, messages: Sequence[Message]) -> str:
+        """A conversation up to where the model is to answer: its last messages of `roles` are left out."""
+        end = len(messages)
+        while end and messages[end - 1]["role"] in self.roles:
+            end -= 1
+        return self._render(messages[:end], True)
+
+    def _render(self, messages: Sequence[Message], prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise ValueError(f"{self.column}: the chat template refuses it ({error})") from error
+        assert isinstance(text, str)
+        return text

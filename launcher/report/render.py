@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from launcher.records import ConfusionMatrix, ScoresRecord
-from launcher.report import charts, headline, numbers
+from launcher.report import charts, headline, numbers, passages
 from launcher.report.charts import Chart
 from launcher.report.collect import ReportData, collect, missing
 from launcher.rundir import RunDir
@@ -93,6 +93,7 @@ def render(data: ReportData) -> str:
             missing=missing(data),
             curves=curves,
             splits=splits,
+            writings=passages.writings(data.generations),
             worst_shown=_WORST_SHOWN,
             clip_chars=_CLIP_CHARS,
             max_chars=_MAX_CHARS,
@@ -144,6 +145,7 @@ def _environment() -> Environment:
         "duration": numbers.duration,
         "size": numbers.size,
         "clip": numbers.clip,
+        "marked": passages.marked,
     }
     return environment
 

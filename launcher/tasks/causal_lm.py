@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, positions
-from launcher.models.chat import CHATML, Written, next_tokens, write_chat, write_prompt
+from launcher.models.chat import CHATML, Writer
 from launcher.models.generate import generate
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -30,9 +30,9 @@ class CausalParams(TaskParams):
     messages: str | None = None
     """Column with conversations, lists of {role, content}; only the answers are learned."""
     prompt: str | None = None
-    """Column with a question each; its answer, the column `response`, is learned."""
+    """Column with a question each; its answer, in the column `response`, is learned."""
     response: str = "response"
-    """Column with the answers to `prompt`."""
+    """Column with the answers."""
     answer_roles: tuple[str, ...] = ("assistant",)
     """Roles whose messages are learned."""
     chat_template: str | None = None
@@ -66,25 +66,23 @@ class CausalLM(Task):
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         tokenizer, template = load_tokenizer(self.model), self.params.chat_template
-        if template:
-            tokenizer.chat_template = CHATML if template == "chatml" else template
+        tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
         return tokenizer
 
     def processor(self) -> "PreTrainedTokenizerBase":
         return self._tokenizer
 
     @cached_property
-    def _end(self) -> str:
-        """What ends a text, unless the tokenizer puts it there itself."""
-        end = self._tokenizer.eos_token_id
-        return "" if end is None or self._tokenizer("a")["input_ids"][-1] == end else str(self._tokenizer.eos_token)
+    def _writer(self) -> Writer:
+        p = self.params
+        form: Literal["text", "chat", "answer"] = "chat" if p.messages else "answer" if p.prompt else "text"
+        return Writer(self._tokenizer, form, self.input_columns[0], p.response, p.answer_roles)
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
-        kept, problems, ids, labels = [], [], [], []
+        kept, problems, ids, labels, size = [], [], [], [], self.params.max_length
         for i, row in enumerate(rows.to_pylist()):
             try:
-                size, chat = self.params.max_length, bool(self.params.messages or self.params.prompt)
-                tokens, targets = next_tokens(self._tokenizer, self._write(row, with_targets), chat)
+                tokens, targets = self._writer.tokens(row, with_targets)
                 if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
                     raise ValueError(f"{self.input_columns[0]} has nothing to learn among its first {size} tokens")
                 ids.append(tokens[:size] if with_targets else tokens[-size:])  # the end of a prompt matters most
@@ -96,24 +94,6 @@ class CausalLM(Task):
         weights = np.array([sum(label != IGNORED for label in row) for row in labels], np.float64)
         lengths = np.array([len(row) for row in ids], np.int64)
         return Encoded(samples, np.array(kept, np.int64), lengths, weights, tuple(problems))
-
-    def _write(self, row: Mapping[str, object], with_targets: bool) -> Written:
-        """A row as text; without targets, up to where the model goes on."""
-        for name in (*self.input_columns, *(self.target_columns if with_targets else ())):
-            if not row[name]:
-                raise ValueError(f"{name} is {'null' if row[name] is None else 'empty'}")
-        content = row[self.input_columns[0]]
-        if not (self.params.messages or self.params.prompt):
-            text = f"{content}{self._end if with_targets else ''}"
-            return Written(text, ((0, len(text)),))
-        messages = content if isinstance(content, list) else [{"role": "user", "content": str(content)}]
-        if self._tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template; set task.chat_template: chatml, or one of your own")
-        if not with_targets:
-            return Written(write_prompt(self._tokenizer, messages, self.params.answer_roles), ())
-        if self.params.prompt:
-            messages = [*messages, {"role": self.params.answer_roles[0], "content": str(row[self.params.response])}]
-        return write_chat(self._tokenizer, messages, self.params.answer_roles)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids and position_ids (B, T), which begin anew with each packed sample; labels (B, T)."""
