@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from launcher.data.sources import list_files
 from launcher.errors import DataError
 from launcher.rundir import open_uri
+from launcher.spec.hub import PREFIX, parse_hub
 
 _ROW_GROUP = 16384
 
@@ -34,7 +35,7 @@ def as_splittable(name: str, locations: Sequence[str], format: str, cache: str) 
     """
     ready = []
     for location in locations:
-        if location.startswith("hub:"):
+        if location.startswith(PREFIX):
             ready.append(_from_hub(name, location, cache))
             continue
         for path, _, kind in list_files(name, location, format):
@@ -92,15 +93,21 @@ def _write(target: str, batches: Iterator[pa.RecordBatch]) -> None:
 
 
 def _from_hub(name: str, location: str, cache: str) -> str:
-    """`hub:NAME[/CONFIG]#SPLIT` through `datasets`; NAME may be a local directory."""
+    """A data set of the hub (`spec/hub.py`), or a local directory laid out like one, through `datasets`."""
     import datasets
 
-    source, _, split = location.removeprefix("hub:").partition("#")
     try:
-        found = datasets.load_dataset(source, split=split or name)
+        source, config, split = parse_hub(location)
+    except ValueError as error:
+        raise DataError(f"data.{name}: {error}") from error
+    try:
+        found = datasets.load_dataset(os.path.expanduser(source), config, split=split or name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:200]
-        raise DataError(f"data.{name}: {location} cannot be loaded ({what}); write hub:NAME#SPLIT") from error
+        raise DataError(
+            f"data.{name}: {location} cannot be loaded ({what}); write hub:NAME#SPLIT, with the CONFIG it needs as "
+            "hub:ORG/NAME/CONFIG#SPLIT"
+        ) from error
     target = _target(cache, source.rsplit("/", 1)[-1] + ".parquet", (location, found._fingerprint))
     fs, path = open_uri(target)
     if not fs.get_file_info(path).size:

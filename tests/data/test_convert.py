@@ -167,4 +167,23 @@ def test_a_hub_data_set_that_cannot_be_loaded(hub_folder: Path, cache: str) -> N
         with pytest.raises(DataError) as caught:
             as_splittable("train", [location], "auto", cache)
         assert caught.value.message.startswith(f"data.train: {location} cannot be loaded (")
-        assert caught.value.message.endswith("); write hub:NAME#SPLIT")
+        remedy = "); write hub:NAME#SPLIT, with the CONFIG it needs as hub:ORG/NAME/CONFIG#SPLIT"
+        assert caught.value.message.endswith(remedy)
+
+
+def test_what_a_hub_name_asks_for(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(source: str, config: str | None, split: str) -> object:
+        asked.append((source, config, split))
+        raise ValueError("no network here")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for location in ("hub:org/name/config#dev", "hub:org/name", "hub:name#train[:9]"):
+        with pytest.raises(DataError, match=r"data\.test: hub:.* cannot be loaded \(no network here\)"):
+            as_splittable("test", [location], "auto", cache)
+    assert asked == [("org/name", "config", "dev"), ("org/name", None, "test"), ("name", None, "train[:9]")]
+    with pytest.raises(DataError, match=r"data\.input: hub:a/b/c/d has 4 parts; write hub:NAME#SPLIT"):
+        as_splittable("input", ["hub:a/b/c/d"], "auto", cache)
