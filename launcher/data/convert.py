@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from launcher.data.sources import list_files
+from launcher.data.files import list_files
 from launcher.errors import DataError
 from launcher.rundir import open_uri
 from launcher.spec.hub import PREFIX, parse_hub

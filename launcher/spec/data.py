@@ -29,8 +29,8 @@ class DataSpec(Section):
     """Where the rows come from and how they are put in order."""
 
     train: Locations
-    """Training data: a path or a list; each a file, directory, glob (`*` stays in one directory, `**` crosses them), URI
-    (s3://, gs://, hdfs://) or data set of the hub (hub:NAME#SPLIT, hub:ORG/NAME#SPLIT, hub:ORG/NAME/CONFIG#SPLIT)."""
+    """Training data: a path or a list; each a file, directory, glob (`*` stays in one directory, `**` crosses them),
+    URI (s3://, gs://, hdfs://) or data set of the hub (hub:NAME, hub:ORG/NAME or hub:ORG/NAME/CONFIG, then #SPLIT)."""
 
     validation: Locations | None = None
     """Data looked at while training, to keep the best checkpoint and to stop early."""
