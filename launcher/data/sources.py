@@ -125,7 +125,7 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     with ThreadPoolExecutor(16) as pool:
         footers = list(pool.map(_footer, [path for path, _, _ in files], [kind for _, _, kind in files]))
     for (path, _, _), (_, found) in zip(files, footers, strict=True):
-        _check_names(path, found)
+        check_names(path, found)
     schema = footers[0][1].remove_metadata()
     for (path, _, _), (_, other) in zip(files[1:], footers[1:], strict=True):
         schema = _one_schema(files[0][0], schema, path, other)
@@ -175,7 +175,12 @@ def _arrow_reader(fs: pafs.FileSystem, path: str) -> pa.ipc.RecordBatchFileReade
     return pa.ipc.open_file(source)
 
 
-def _check_names(path: str, schema: pa.Schema) -> None:
+def check_names(path: str, schema: pa.Schema) -> None:
+    """Refuse a file whose columns cannot be told apart.
+
+    Raises:
+        DataError: two columns have one name.
+    """
     twice = next((name for i, name in enumerate(schema.names) if name in schema.names[:i]), None)
     if twice is not None:
         raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
