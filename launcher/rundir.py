@@ -47,6 +47,11 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
 
 
+def os_reason(error: OSError) -> str:
+    """Why a storage refused, in a few words: `Permission denied`."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:200]
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The files of one run. Paths are relative to the run's own directory.
@@ -97,17 +102,27 @@ class RunDir:
             raise RunError(f"{self.path(relative)}: not found; is {self.uri} the directory of a run?") from error
 
     def write_bytes(self, relative: str, content: bytes) -> None:
-        """Publish a file at once: readers see the old content or the new, never a part."""
+        """Publish a file at once: readers see the old content or the new, never a part.
+
+        Raises:
+            RunError: the storage cannot be written.
+        """
         fs, root = open_uri(self.uri)
         path = f"{root}/{relative}"
-        fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
         local = isinstance(fs, pafs.LocalFileSystem)
         # An object store publishes an object when its stream closes; a file system needs the rename.
         target = f"{path}.{os.getpid()}.tmp" if local else path
-        with fs.open_output_stream(target) as stream:
-            stream.write(content)
-        if local:
-            os.replace(target, path)
+        try:
+            fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            with fs.open_output_stream(target) as stream:
+                stream.write(content)
+            if local:
+                os.replace(target, path)
+        except OSError as error:
+            raise RunError(
+                f"{self.path(relative)}: cannot be written ({os_reason(error)}); give the job another output.storage, "
+                "or make room and rights there"
+            ) from error
 
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where there is none."""
@@ -207,11 +222,12 @@ class RunDir:
 
 
 def find_run(location: str) -> RunDir:
-    """The run at a path or URI.
+    """The run at a path or URI; a local path is made absolute, as it must mean the same in every process.
 
     Raises:
         RunError: no run is there.
     """
+    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
     run = RunDir(location.rstrip("/"))
     if not run.exists("job.yaml"):
         raise RunError(

@@ -73,3 +73,17 @@ def test_directories_are_published_and_fetched(run: RunDir, tmp_path: Path) -> N
 def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run there"):
         find_run(str(tmp_path))
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunError, match=r"file/run/a\.json: cannot be written \(Not a directory\); give the job another"
+    ):
+        RunDir(str(tmp_path / "file" / "run")).write_bytes("a.json", b"")
+
+
+def test_a_run_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunDir(str(tmp_path / "runs" / "a")).write_bytes("job.yaml", b"")
+    monkeypatch.chdir(tmp_path)
+    assert find_run("runs/a/").uri == str(tmp_path / "runs" / "a")

@@ -1,23 +1,34 @@
 """Formats without footers, turned into Parquet once. Runs on the client and the head.
 
-CSV, JSON Lines and hub data sets stream through pyarrow file by file into `<storage>/.cache/`, keyed by the file's
-path, size and time, so a changed file is converted again and an unchanged one never is.
+CSV, JSON Lines, Arrow streams and hub data sets go through pyarrow file by file into `<storage>/.cache/`, keyed by the
+file's path, size and time, so a changed file is converted again and an unchanged one never is.
 """
 
 import hashlib
+import io
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from launcher.data.sources import list_files
-from launcher.errors import DataError
-from launcher.rundir import open_uri
+from launcher.data.files import first_line, list_files
+from launcher.data.sources import ORIGIN, check_names
+from launcher.errors import DataError, RunError
+from launcher.rundir import open_uri, os_reason
+from launcher.spec.hub import PREFIX, parse_hub
 
 _ROW_GROUP = 16384
+# Types are read off the first block, and a row must fit in one.
+_BLOCK_BYTES = 8 << 20
+# A file whose types change after its first block is read whole, if it is small enough for that.
+_WHOLE_BYTES = 1 << 30
+_STREAM_MAGIC = b"\xff\xff\xff\xff"  # how an Arrow stream begins; an Arrow file begins with ARROW1
+_UNREADABLE = (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError)
 
 
 def as_splittable(name: str, locations: Sequence[str], format: str, cache: str) -> list[str]:
@@ -34,77 +45,170 @@ def as_splittable(name: str, locations: Sequence[str], format: str, cache: str) 
     """
     ready = []
     for location in locations:
-        if location.startswith("hub:"):
+        if location.startswith(PREFIX):
             ready.append(_from_hub(name, location, cache))
             continue
         for path, _, kind in list_files(name, location, format):
-            ready.append(_converted(path, kind, cache) if kind in ("csv", "jsonl") else path)
+            footless = kind in _READERS or (kind == "arrow" and _is_stream(path))
+            ready.append(_converted(path, kind, cache) if footless else path)
     return ready
+
+
+def _is_stream(path: str) -> bool:
+    with _opened(path) as stream:
+        return bool(stream.read(4) == _STREAM_MAGIC)
 
 
 def _converted(path: str, kind: str, cache: str) -> str:
     fs, inner = open_uri(path)
     info = fs.get_file_info(inner)
-    target = _target(cache, path.rsplit("/", 1)[-1], (path, info.size, info.mtime_ns))
+    target = _target(cache, inner.rsplit("/", 1)[-1], (path, info.size, info.mtime_ns))
     if open_uri(target)[0].get_file_info(open_uri(target)[1]).size:
         return target
+    read = _READERS.get(kind, _read_arrow_stream)
     try:
-        with fs.open_input_stream(inner) as stream:
-            _write(target, _read_csv(stream, path) if kind == "csv" else _read_jsonl(stream))
-    except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
-        what = str(error).strip().split("\n")[0][:200]
+        try:
+            _write(target, path, read(path, False))
+        except _UNREADABLE:
+            if kind not in _READERS or (info.size or 0) > _WHOLE_BYTES:
+                raise
+            _write(target, path, read(path, True))
+    except _UNREADABLE as error:
+        what = (_broken_line(path) if kind == "jsonl" else "") or first_line(error)
         raise DataError(f"{path}: not a readable {kind} file ({what}); mend the file, or set data.format") from error
     return target
 
 
-def _read_csv(stream: "pa.NativeFile", path: str) -> Iterator[pa.RecordBatch]:
-    delimiter = "\t" if path.endswith(".tsv") else ","
-    # Quoted texts may hold line breaks.
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    reader = pa.csv.open_csv(stream, parse_options=parse)
-    for field in reader.schema:
-        if pa.types.is_binary(field.type):  # what pyarrow makes of text that is not UTF-8
-            raise pa.ArrowInvalid(f"column {field.name!r} is not UTF-8")
-    yield from reader
-
-
-def _read_jsonl(stream: "pa.NativeFile") -> Iterator[pa.RecordBatch]:
-    yield from pa.json.open_json(stream)
-
-
-def _write(target: str, batches: Iterator[pa.RecordBatch]) -> None:
-    """Stream batches into a Parquet file that appears only when it is whole."""
-    fs, path = open_uri(target)
-    fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    staged = f"{path}.{os.getpid()}.tmp"
+@contextmanager
+def _opened(path: str) -> Iterator[pa.NativeFile]:
+    """The file as a stream of bytes; what its storage says against it names the file."""
     try:
+        fs, inner = open_uri(path)
+        with fs.open_input_stream(inner) as stream:
+            yield stream
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({os_reason(error)}); check the file and your rights") from error
+
+
+def _read_csv(path: str, whole: bool) -> Iterator[pa.RecordBatch]:
+    # Quoted texts may hold line breaks.
+    parse = pa.csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else ",", newlines_in_values=True)
+    # `true` stays the text it is, as a class name or a word.
+    convert = pa.csv.ConvertOptions(true_values=[], false_values=[])
+    # One thread knows the number of the row that it cannot read.
+    read = pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=not whole)
+    with _opened(path) as stream:
+        found = (pa.csv.read_csv if whole else pa.csv.open_csv)(stream, read, parse, convert)
+        names = found.schema.names
+        if len(names) == 1 and (mark := next((c for c in ";\t|" if c in names[0]), None)):
+            tab = mark == "\t"
+            remedy = "name it .tsv" if tab else "write them with commas"
+            what = "tabs" if tab else f"{mark!r}"
+            raise DataError(f"{path}: its columns are separated by {what}, not by commas; {remedy}")
+        for field in found.schema:
+            if pa.types.is_binary(field.type):  # what pyarrow makes of text that is not UTF-8
+                raise pa.ArrowInvalid(f"column {field.name!r} is not UTF-8")
+        yield from found.to_batches(_ROW_GROUP) if whole else found
+
+
+def _read_jsonl(path: str, whole: bool) -> Iterator[pa.RecordBatch]:
+    read = pa.json.ReadOptions(block_size=_BLOCK_BYTES)
+    with _opened(path) as stream:
+        found = pa.json.read_json(stream, read).to_batches(_ROW_GROUP) if whole else pa.json.open_json(stream, read)
+        for batch in found:
+            batch.validate(full=True)  # pyarrow's JSON reader takes any bytes for UTF-8
+            yield batch
+
+
+def _read_arrow_stream(path: str, _: bool) -> Iterator[pa.RecordBatch]:
+    with _opened(path) as stream:
+        yield from pa.ipc.open_stream(stream)
+
+
+_Reader = Callable[[str, bool], Iterator[pa.RecordBatch]]
+_READERS: dict[str, _Reader] = {"csv": _read_csv, "jsonl": _read_jsonl}
+
+
+def _broken_line(path: str) -> str:
+    """The first line that is no JSON object or gives a key another kind of value; "" where all are well."""
+    kinds: dict[str, str] = {}
+    with _opened(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream), 1):
+            if line.strip() and (wrong := _wrong_with(line, kinds)):
+                return f"line {number}: {wrong}"
+    return ""
+
+
+def _wrong_with(line: bytes, kinds: dict[str, str]) -> str:
+    if line.lstrip().startswith(b"["):
+        return "an array begins; write one object per line, as `jq -c .[]` does"
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    except json.JSONDecodeError as error:
+        return f"{error.msg} at character {error.pos + 1}"
+    if not isinstance(row, dict):
+        return "it holds no object"
+    for key, value in row.items():
+        kind = _kind(value)
+        if kind and kinds.setdefault(key, kind) != kind:
+            return f"{key} is {kind}, and {kinds[key]} before"
+    return ""
+
+
+def _kind(value: object) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), "")
+
+
+def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
+    """Stream batches into a Parquet file that appears only when it is whole."""
+    first = next(batches, None)
+    while first is not None and not first.num_rows:
         first = next(batches, None)
-        if first is None:
-            raise pa.ArrowInvalid("no rows")
-        with pq.ParquetWriter(staged, first.schema, filesystem=fs, compression="zstd") as writer:
-            writer.write_batch(first, row_group_size=_ROW_GROUP)
+    if first is None:
+        raise DataError(f"{origin}: has no rows; give a file that has")
+    check_names(origin, first.schema)
+    fs, path = open_uri(target)
+    staged = f"{path}.{os.getpid()}.tmp"
+    schema = first.schema.with_metadata({**(first.schema.metadata or {}), ORIGIN: origin.encode()})
+    try:
+        fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        with pq.ParquetWriter(staged, schema, filesystem=fs, compression="zstd") as writer:
+            writer.write_batch(first.replace_schema_metadata(schema.metadata), row_group_size=_ROW_GROUP)
             for batch in batches:
-                writer.write_batch(batch, row_group_size=_ROW_GROUP)
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata), row_group_size=_ROW_GROUP)
         fs.move(staged, path)
+    except OSError as error:
+        raise RunError(
+            f"output.storage: {target} cannot be written ({os_reason(error)}); give a directory that can be"
+        ) from error
     finally:
         if fs.get_file_info(staged).size is not None:
             fs.delete_file(staged)
 
 
 def _from_hub(name: str, location: str, cache: str) -> str:
-    """`hub:NAME[/CONFIG]#SPLIT` through `datasets`; NAME may be a local directory."""
+    """A data set of the hub (`spec/hub.py`), or a local directory laid out like one, through `datasets`."""
     import datasets
 
-    source, _, split = location.removeprefix("hub:").partition("#")
     try:
-        found = datasets.load_dataset(source, split=split or name)
+        source, config, split = parse_hub(location)
+    except ValueError as error:
+        raise DataError(f"data.{name}: {error}") from error
+    try:
+        found = datasets.load_dataset(os.path.expanduser(source), config, split=split or name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:200]
-        raise DataError(f"data.{name}: {location} cannot be loaded ({what}); write hub:NAME#SPLIT") from error
+        raise DataError(
+            f"data.{name}: {location} cannot be loaded ({what}); write hub:NAME#SPLIT, with the CONFIG it needs as "
+            "hub:ORG/NAME/CONFIG#SPLIT"
+        ) from error
     target = _target(cache, source.rsplit("/", 1)[-1] + ".parquet", (location, found._fingerprint))
     fs, path = open_uri(target)
     if not fs.get_file_info(path).size:
-        _write(target, iter(found.with_format("arrow").data.table.to_batches(_ROW_GROUP)))
+        _write(target, location, iter(found.with_format("arrow").data.table.to_batches(_ROW_GROUP)))
     return target
 
 

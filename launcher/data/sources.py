@@ -4,7 +4,6 @@ A fragment is a Parquet row group or an Arrow record batch. Row ids count the ro
 Formats without footers pass through `convert.py` first. Read `order.py` and `stream.py` next.
 """
 
-import fnmatch
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -17,22 +16,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from launcher.data.files import first_line, list_files
 from launcher.data.order import Ids
 from launcher.errors import DataError
 from launcher.rundir import open_uri
 
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-}
+ORIGIN = b"launcher.origin"
+"""Key of a converted file's metadata that says what it was converted from."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,8 @@ class Fragment:
     rows: int
     size_bytes: int
     """Uncompressed."""
+    origin: str = ""
+    """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +64,14 @@ class Split:
         return int(self.starts[-1])
 
     def locate(self, row: int) -> tuple[str, int]:
-        """File and row within that file of a row id."""
+        """File, as the user knows it, and row within that file of a row id."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         fragment = self.fragments[index]
-        return fragment.path, fragment.file_row + row - int(self.starts[index])
+        return fragment.origin or fragment.path, fragment.file_row + row - int(self.starts[index])
 
     def read(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         """Rows by id, in the order of `ids`, with only the columns asked for."""
+        columns = list(dict.fromkeys(columns))  # a task may read one column as two things
         schema = pa.schema([self.schema.field(name) for name in columns])
         owner = np.searchsorted(self.starts, ids, side="right") - 1
         by_owner = np.argsort(owner, kind="stable")
@@ -122,7 +115,7 @@ def _batches(fragment: Fragment, columns: list[str]) -> Iterator[pa.RecordBatch]
             reader = _arrow_reader(fs, path)
             yield reader.get_batch(fragment.index).select(columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{fragment.path}: cannot be read ({_first_line(error)}); restore the file") from error
+        raise DataError(f"{fragment.path}: cannot be read ({first_line(error)}); restore the file") from error
 
 
 def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Split:
@@ -134,6 +127,8 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     files = [file for location in locations for file in list_files(name, location, format)]
     with ThreadPoolExecutor(16) as pool:
         footers = list(pool.map(_footer, [path for path, _, _ in files], [kind for _, _, kind in files]))
+    for (path, _, _), (_, found) in zip(files, footers, strict=True):
+        check_names(path, found)
     schema = footers[0][1].remove_metadata()
     for (path, _, _), (_, other) in zip(files[1:], footers[1:], strict=True):
         schema = _one_schema(files[0][0], schema, path, other)
@@ -156,54 +151,6 @@ def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return ()  # no such metadata, or of a kind that tells no names: labels then name themselves
 
 
-def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str, str, str]]:
-    """(path, path relative to the location, format) of each data file at a location, sorted.
-
-    Args:
-        name: the split, for messages.
-        location: a file, directory or glob; local or a URI.
-        format: a format for all files, or `auto` to read it off their names.
-    """
-    scheme = location.split("://", 1)[0] + "://" if "://" in location else ""
-    is_glob = any(c in location for c in "*?[") and not _exists(location)
-    root = location[: min(i for i in map(location.find, "*?[") if i >= 0)].rsplit("/", 1)[0] if is_glob else location
-    fs, path = open_uri(root or ("." if not location.startswith("/") else "/"))
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(f"data.{name}: {location} does not exist; give a file, a directory or a glob that does")
-    if info.type == pafs.FileType.File:
-        paths, base = [path], path.rsplit("/", 1)[0]
-    else:
-        found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
-        paths = sorted(i.path for i in found if i.type == pafs.FileType.File and not _hidden(i.path, path))
-        base = path.rstrip("/")
-    if is_glob:
-        pattern = open_uri(location)[1] if not scheme else location[len(scheme) :]
-        paths = [p for p in paths if fnmatch.fnmatchcase(p, pattern)]
-    chosen = [(scheme + p, p[len(base) :].lstrip("/"), _format_of(p, format)) for p in paths]
-    if format == "auto" and info.type != pafs.FileType.File:
-        chosen = [c for c in chosen if c[2]]
-    unknown = [c[0] for c in chosen if not c[2]]
-    if unknown or not chosen:
-        what = f"{unknown[0]} has no known ending" if unknown else f"{location} holds no data files"
-        raise DataError(f"data.{name}: {what} ({', '.join(SUFFIXES)}); name the files so, or set data.format")
-    return chosen
-
-
-def _exists(location: str) -> bool:
-    """Whether a path with brackets or stars in its name is there as it stands; then it is no glob."""
-    fs, path = open_uri(location)
-    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
-
-
-def _hidden(path: str, root: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in path[len(root) :].split("/"))
-
-
-def _format_of(path: str, format: str) -> str:
-    return format if format != "auto" else SUFFIXES.get("." + path.rsplit(".", 1)[-1].lower(), "")
-
-
 def _footer(path: str, format: str) -> tuple[list[Fragment], pa.Schema]:
     fs, inner = open_uri(path)
     try:
@@ -211,16 +158,16 @@ def _footer(path: str, format: str) -> tuple[list[Fragment], pa.Schema]:
             return _parquet_footer(path, fs, inner)
         return _arrow_footer(path, fs, inner)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable {format} file ({_first_line(error)}); restore or remove it") from error
+        raise DataError(f"{path}: not a readable {format} file ({first_line(error)}); restore or remove it") from error
 
 
 def _parquet_footer(path: str, fs: pafs.FileSystem, inner: str) -> tuple[list[Fragment], pa.Schema]:
     with fs.open_input_file(inner) as stream:
         metadata = pq.read_metadata(stream)
-    fragments, row = [], 0
+    fragments, row, origin = [], 0, (metadata.metadata or {}).get(ORIGIN, b"").decode()
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        fragments.append(Fragment(path, "parquet", index, row, group.num_rows, group.total_byte_size))
+        fragments.append(Fragment(path, "parquet", index, row, group.num_rows, group.total_byte_size, origin))
         row += group.num_rows
     return fragments, metadata.schema.to_arrow_schema()
 
@@ -239,6 +186,17 @@ def _arrow_reader(fs: pafs.FileSystem, path: str) -> pa.ipc.RecordBatchFileReade
     # A memory map costs nothing to open and lets get_batch touch only what is asked for.
     source = pa.memory_map(path) if isinstance(fs, pafs.LocalFileSystem) else fs.open_input_file(path)
     return pa.ipc.open_file(source)
+
+
+def check_names(path: str, schema: pa.Schema) -> None:
+    """Refuse a file whose columns cannot be told apart.
+
+    Raises:
+        DataError: two columns have one name.
+    """
+    twice = next((name for i, name in enumerate(schema.names) if name in schema.names[:i]), None)
+    if twice is not None:
+        raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
 
 
 def _one_schema(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> pa.Schema:
@@ -263,7 +221,3 @@ def _one_schema(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> p
 
 def _wider(one: pa.Field, other: pa.Field) -> pa.Field:
     return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

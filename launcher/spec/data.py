@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from launcher.spec.hub import PREFIX, parse_hub
 from launcher.spec.section import Section
 
 
@@ -11,15 +12,25 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Locations = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-"""One path or several; each a file, a directory, a glob, a URI, or `hub:NAME[/CONFIG]#SPLIT`."""
+def _readable_hub(location: str) -> str:
+    if location.startswith(PREFIX):
+        parse_hub(location)
+    return location
+
+
+# An empty path would be the working directory, with whatever lies there.
+_Location = Annotated[str, Field(min_length=1), AfterValidator(_readable_hub)]
+_Several = Annotated[tuple[_Location, ...], Field(min_length=1)]
+Locations = Annotated[_Several, BeforeValidator(_as_tuple, json_schema_input_type=_Location | _Several)]
+"""One path or several; each a file, a directory, a glob, a URI, or a data set of the hub (`spec/hub.py`)."""
 
 
 class DataSpec(Section):
     """Where the rows come from and how they are put in order."""
 
     train: Locations
-    """Training data: a path or a list; each a file, directory, glob, URI (s3://, gs://, hdfs://) or hub:NAME#SPLIT."""
+    """Training data: a path or a list; each a file, directory, glob (`*` stays in one directory, `**` crosses them),
+    URI (s3://, gs://, hdfs://) or data set of the hub (hub:NAME, hub:ORG/NAME or hub:ORG/NAME/CONFIG, then #SPLIT)."""
 
     validation: Locations | None = None
     """Data looked at while training, to keep the best checkpoint and to stop early."""

@@ -5,7 +5,7 @@ from pydantic import ConfigDict, Field
 from launcher.spec.data import DataSpec
 from launcher.spec.model import ModelSpec
 from launcher.spec.parallel import ClusterSpec, ParallelSpec
-from launcher.spec.section import Section
+from launcher.spec.section import PATTERN_WORDS, Section
 from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
 
 
@@ -33,7 +33,13 @@ class OutputSpec(Section):
 class JobSpec(Section):
     """A whole job file: what to train, on what, and where it goes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        json_schema_extra={
+            PATTERN_WORDS: "not made of at most 63 letters, digits, dots, dashes and underscores, "
+            "with a letter or digit first"
+        },
+    )
     """Name of the run and of its directory; running the same job again goes on with the same run."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)

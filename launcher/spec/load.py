@@ -54,13 +54,14 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
     for position, override in enumerate(overrides):
         apply_override(document, override, position)
     params, problems = _task_params(document, params_of)
-    job = None
+    keys, job = JobKeys(params), None
+    values = keys.without_false_numbers(document.values)
     try:
-        job = JobSpec.model_validate(document.values)
+        job = JobSpec.model_validate(values)
     except ValidationError as error:
-        problems += problems_of(error, document, JobKeys(params))
+        problems += problems_of(error, document, keys)
     if params is not None:
-        problems += _params_problems(document, params)
+        problems += _params_problems(values, document, params, keys)
     problems += document.problems
     if job is None or problems:
         problems.sort(key=lambda problem: problem.place.order)
@@ -82,15 +83,16 @@ def _task_params(document: Document, params_of: ParamsOf | None) -> tuple[type[B
         return None, [Problem(place, " ".join(sentence.split())) for sentence in sentences]
 
 
-def _params_problems(document: Document, params: type[BaseModel]) -> list[Problem]:
-    task = document.values["task"]
+def _params_problems(values: object, document: Document, params: type[BaseModel], keys: JobKeys) -> list[Problem]:
+    assert isinstance(values, dict)
+    task = values["task"]
     assert isinstance(task, dict)  # _task_params found the type in it
     given = {key: value for key, value in task.items() if key != "type"}
     try:
         # A model that says nothing about unknown keys would drop them silently.
         params.model_validate(given, extra=None if "extra" in params.model_config else "forbid")
     except ValidationError as error:
-        return problems_of(error, document, JobKeys(params), at=("task",))
+        return problems_of(error, document, keys, at=("task",))
     return []
 
 

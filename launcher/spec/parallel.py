@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from launcher.spec.section import Section
+from launcher.spec.section import PATTERN_WORDS, Section
 
 
 class ParallelSpec(Section):
@@ -36,7 +36,13 @@ class ParallelSpec(Section):
         return self
 
 
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={PATTERN_WORDS: "not made of letters, digits and underscores, with no digit first"},
+    ),
+]
 
 
 class ClusterSpec(Section):

@@ -33,7 +33,11 @@ def problems_of(error: ValidationError, document: Document, keys: JobKeys, at: K
     problems = []
     for details in error.errors(include_url=False):
         case = _Case.of(details, document, keys, at)
-        if case.kind == "too_short" and isinstance(case.value, list) and len(case.value) >= case.context["min_length"]:
+        if (
+            case.kind == "too_short"
+            and isinstance(case.value, list | tuple)
+            and len(case.value) >= case.context["min_length"]
+        ):
             continue  # pydantic did not count the wrong items, each of which has its own error
         path, sentence = _sentence(case)
         problems.append(Problem(document.place(path), sentence))
@@ -147,6 +151,8 @@ def _wrong_choice(case: _Case) -> _Sentence:
     choices = case.keys.choices(case.schema)
     if not choices:
         return case.path, f"{case.key} is {case.shown}, which is not allowed; give {case.context['expected']}"
+    if isinstance(case.value, str) and case.value in [plain(choice) for choice in choices]:
+        return case.path, f'{case.key} is the text "{case.value}"; write {case.value} without quotes'
     return case.path, not_one_of(case.key, case.shown, choices)
 
 
@@ -185,8 +191,9 @@ def _out_of_bounds(case: _Case) -> _Sentence:
 def _wrong_pattern(case: _Case) -> _Sentence:
     pattern = str(case.context["pattern"])
     near = _fitting(str(case.value), pattern)
-    remedy = f"did you mean {near}?" if near else "change it to fit"
-    return case.path, f"{case.key} is {case.shown}, which does not fit the pattern {pattern}; {remedy}"
+    remedy = f"did you mean {near}?" if near else "write it so"
+    words = case.keys.pattern_words(case.schema) or f"not of the pattern {pattern}"
+    return case.path, f"{case.key} is {case.shown}, which is {words}; {remedy}"
 
 
 def _fitting(value: str, pattern: str) -> str | None:

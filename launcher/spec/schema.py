@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from launcher.spec.document import KeyPath
 from launcher.spec.job import JobSpec
+from launcher.spec.section import PATTERN_WORDS
 
 # JSON Schema is free-form JSON: what a key holds depends on the key.
 Schema: TypeAlias = Mapping[str, Any]
@@ -104,6 +105,31 @@ class JobKeys:
         schema = self._unwrapped(schema)
         return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
+    def without_false_numbers(self, values: object) -> object:
+        """The values of a job file with true and false as texts where only a number may stand.
+
+        Python takes true for 1, and so does pydantic; a text it refuses in the same words as any other.
+        """
+        return self._without_false_numbers(values, self._root)
+
+    def _without_false_numbers(self, value: object, schema: Schema) -> object:
+        schema = self._unwrapped(schema)
+        if isinstance(value, bool):
+            return plain(value) if _only_numbers(schema) else value
+        if isinstance(value, dict):
+            name, _ = self.tags(schema)
+            schema = self._variants(schema).get(str(value.get(name)), {}) if name else schema
+            inner = {key: self._child(schema, key) or {} for key in value}
+            return {key: self._without_false_numbers(value[key], inner[key]) for key in value}
+        if isinstance(value, list):
+            items = [self._child(schema, index) or {} for index in range(len(value))]
+            return [self._without_false_numbers(item, inner) for item, inner in zip(value, items, strict=True)]
+        return value
+
+    def pattern_words(self, schema: Schema) -> str:
+        """What a text that does not fit its pattern is, in words; "" where nobody wrote them."""
+        return str(self._unwrapped(schema).get(PATTERN_WORDS, ""))
+
     def sections_with(self, key: str) -> list[KeyPath]:
         """All sections that have a key of this name."""
         found = [path for path, schema in self._sections(self._root, ()) if key in schema["properties"]]
@@ -179,6 +205,12 @@ class JobKeys:
             yield path, schema
             for key, inner in schema["properties"].items():
                 yield from self._sections(inner, (*path, key))
+
+
+def _only_numbers(schema: Schema) -> bool:
+    """Whether what may stand somewhere are numbers alone."""
+    choices = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return schema.get("type") in ("integer", "number") and not any(isinstance(choice, bool) for choice in choices)
 
 
 def listed(values: Sequence[object]) -> str:

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict
 
+PATTERN_WORDS = "patternErrorMessage"
+"""Key of a field's JSON Schema that says a pattern in words; editors show it, and so do our messages."""
+
 
 class Section(BaseModel):
     """One frozen section of a job file: unknown keys are refused, docstrings are descriptions."""

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.data.convert import as_splittable
 from launcher.data.sources import open_split
-from launcher.errors import DataError
+from launcher.errors import DataError, RunError
 
 _TEXTS = ["plain", "two\nlines", 'a "quoted", one', "", "tab\there", "é 漢字"]
 _ROWS = {"text": _TEXTS * 50, "label": [i % 3 for i in range(300)]}
@@ -113,10 +113,92 @@ def test_a_broken_file_is_named_and_leaves_nothing_behind(tmp_path: Path, cache:
 
 def test_a_csv_that_breaks_after_its_first_block(tmp_path: Path, cache: str) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("text,label\n" + "some words,1\n" * 200_000 + "one,1,2\n")  # blocks are of 1 MiB
-    with pytest.raises(DataError, match="not a readable csv file"):
+    path.write_text("text,label\n" + "some words,1\n" * 800_000 + "one,1,2\n")  # blocks are of 8 MiB
+    with pytest.raises(DataError, match=r"not a readable csv file .*Row #800002: Expected 2 columns, got 3"):
         as_splittable("train", [str(path)], "auto", cache)
     assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last", "expected"),
+    [
+        ("a.csv", "some words,1", "x,zero", ["some words,1", "x,zero"]),
+        ("a.csv", "some words,1", "x,1.5", ["some words,1.0", "x,1.5"]),
+        ("a.csv", "some words,", "x,late", ["some words,", "x,late"]),
+        ("a.jsonl", '{"text": "some words", "label": 1}', '{"text": "x", "label": 1.5}', ["some words,1.0", "x,1.5"]),
+        ("a.jsonl", '{"text": "some words", "label": 1}', '{"text": "x", "more": 1}', ["some words,1", "x,None"]),
+    ],
+)
+def test_a_file_whose_types_show_late(
+    tmp_path: Path, cache: str, name: str, first: str, last: str, expected: list[str]
+) -> None:
+    path = tmp_path / name
+    head = "text,label\n" if name == "a.csv" else ""
+    path.write_text(head + (first + "\n") * 800_000 + last + "\n")
+    split = open_split("train", as_splittable("train", [str(path)], "auto", cache))
+    assert split.rows == 800_001
+    rows = split.read(np.array([0, 800_000]), ["text", "label"]).to_pylist()
+    assert [f"{row['text']},{row['label']}" for row in rows] == expected
+
+
+def test_true_and_false_stay_the_texts_they_are(tmp_path: Path, cache: str) -> None:
+    (tmp_path / "a.csv").write_text("text,label\none,true\ntwo,false\n")
+    assert _read(as_splittable("train", [str(tmp_path / "a.csv")], "auto", cache))["label"] == ["true", "false"]
+
+
+def test_an_arrow_stream_becomes_parquet(tmp_path: Path, cache: str) -> None:
+    table = pa.table(_ROWS)
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    with pa.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    ready = as_splittable("train", [str(tmp_path / "a.arrow"), str(tmp_path / "b.arrow")], "auto", cache)
+    assert ready[0].startswith(cache) and ready[1] == str(tmp_path / "b.arrow")
+    assert _read(ready[:1]) == _ROWS
+
+
+def test_a_row_is_named_by_the_file_the_user_knows(tmp_path: Path, cache: str) -> None:
+    _write_csv(tmp_path / "a.csv")
+    split = open_split("train", as_splittable("train", [str(tmp_path / "a.csv")], "auto", cache))
+    assert split.fragments[0].path.startswith(cache)
+    assert split.locate(7) == (str(tmp_path / "a.csv"), 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text,label\n", "has no rows; give a file that has"),
+        ("a.csv", "text;label\na;1\n", "its columns are separated by ';', not by commas; write them with commas"),
+        ("a.csv", "text\tlabel\na\t1\n", "its columns are separated by tabs, not by commas; name it .tsv"),
+        ("a.csv", "text,text\na,1\n", "has two columns named 'text'; rename one of them"),
+        ("a.csv", "text,label\na,1\nb,1,2\n", "Row #3: Expected 2 columns, got 3: b,1,2"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3: Expecting value at character"),
+        ("a.jsonl", '[{"text": "a"}]\n', "line 1: an array begins; write one object per line, as `jq -c .[]` does"),
+        ("a.json", '[\n{"text": "a"}\n]\n', "line 1: an array begins; write one object per line"),
+        ("a.jsonl", '{"text": "a"}\n3\n', "line 2: it holds no object"),
+        ("a.jsonl", '{"a": 1}\n{"a": null}\n{"a": "x"}\n', "line 3: a is text, and a number before"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path: Path, cache: str, name: str, content: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        as_splittable("train", [str(path)], "auto", cache)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert said in caught.value.message
+    assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+
+
+def test_json_lines_that_are_not_utf8(tmp_path: Path, cache: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"text": "a"}\n{"text": "café"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.jsonl: not a readable jsonl file \(line 2: it is not UTF-8\)"):
+        as_splittable("train", [str(tmp_path / "a.jsonl")], "auto", cache)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    _write_csv(tmp_path / "a.csv")
+    with pytest.raises(RunError, match=r"output\.storage: .* cannot be written \(Not a directory\); give a directory"):
+        as_splittable("train", [str(tmp_path / "a.csv")], "auto", str(tmp_path / "a.csv"))
 
 
 def test_a_csv_that_is_not_utf8(tmp_path: Path, cache: str) -> None:
@@ -167,4 +249,23 @@ def test_a_hub_data_set_that_cannot_be_loaded(hub_folder: Path, cache: str) -> N
         with pytest.raises(DataError) as caught:
             as_splittable("train", [location], "auto", cache)
         assert caught.value.message.startswith(f"data.train: {location} cannot be loaded (")
-        assert caught.value.message.endswith("); write hub:NAME#SPLIT")
+        remedy = "); write hub:NAME#SPLIT, with the CONFIG it needs as hub:ORG/NAME/CONFIG#SPLIT"
+        assert caught.value.message.endswith(remedy)
+
+
+def test_what_a_hub_name_asks_for(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(source: str, config: str | None, split: str) -> object:
+        asked.append((source, config, split))
+        raise ValueError("no network here")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for location in ("hub:org/name/config#dev", "hub:org/name", "hub:name#train[:9]"):
+        with pytest.raises(DataError, match=r"data\.test: hub:.* cannot be loaded \(no network here\)"):
+            as_splittable("test", [location], "auto", cache)
+    assert asked == [("org/name", "config", "dev"), ("org/name", None, "test"), ("name", None, "train[:9]")]
+    with pytest.raises(DataError, match=r"data\.input: hub:a/b/c/d has 4 parts; write hub:NAME#SPLIT"):
+        as_splittable("input", ["hub:a/b/c/d"], "auto", cache)

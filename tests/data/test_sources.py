@@ -10,7 +10,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.data.sources import SUFFIXES, Split, open_split
+from launcher.data.files import SUFFIXES
+from launcher.data.sources import Split, open_split
 from launcher.errors import DataError, UserError
 
 _COLUMNS = ["id", "text", "tags"]
@@ -220,7 +221,28 @@ def test_no_known_ending(tmp_path: Path) -> None:
     remedy = f"({', '.join(SUFFIXES)}); name the files so, or set data.format"
     assert _message(tmp_path / "data.txt") == f"data.validation: {tmp_path}/data.txt has no known ending {remedy}"
     assert _message(tmp_path) == f"data.validation: {tmp_path} holds no data files {remedy}"
-    assert _message(tmp_path / "*.parquet") == f"data.validation: {tmp_path}/*.parquet holds no data files {remedy}"
+    assert _message(tmp_path / "*.parquet") == f"data.validation: {tmp_path}/*.parquet matches no data files {remedy}"
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1], [2]], names=["text", "text"]), tmp_path / "a.parquet")
+    assert _message(tmp_path) == f"{tmp_path}/a.parquet: has two columns named 'text'; rename one of them"
+
+
+def test_a_column_may_be_read_as_two_things(tmp_path: Path) -> None:
+    pq.write_table(_table(5), tmp_path / "a.parquet")
+    assert open_split("train", [str(tmp_path)]).read(np.arange(5), ["id", "id"]).column_names == ["id"]
+
+
+def test_a_storage_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no route to\x1b[2J host\nmore")
+
+    monkeypatch.setattr("launcher.data.files.open_uri", fail)
+    assert _message("s3://bucket/x.parquet") == (
+        "data.validation: s3://bucket/x.parquet cannot be listed (no route to?[2J host); "
+        "check the address, the network and your rights"
+    )
 
 
 def test_differing_columns(tmp_path: Path) -> None:

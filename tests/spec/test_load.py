@@ -321,15 +321,47 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ("model.name=[a]", 'model.name is ["a"], which is not text; give text that is not empty'),
         ("model.name=''", 'model.name is "", which has fewer than 1 character; give text that is not empty'),
         ("train.deterministic=maybe", "train.deterministic is maybe, which is not true or false; choose one of them"),
+        ("train.epochs=true", "train.epochs is true, which is not a whole number; give a whole number of at least 1"),
+        (
+            "train.max_steps=false",
+            "train.max_steps is false, which is not a whole number; give a whole number of at least 1, or null",
+        ),
+        ("train.learning_rate=true", "train.learning_rate is true, which is not a number; give a number above 0"),
+        (
+            "train.schedule={type: cosine, warmup_fraction: true}",
+            "train.schedule.warmup_fraction is true, which is not a number; give a number of at least 0 and at most 1",
+        ),
+        ("parallel.zero=true", "parallel.zero is true, which is not one of 0, 1, 2, 3; choose one of them"),
+        ("parallel.zero='2'", 'parallel.zero is the text "2"; write 2 without quotes'),
+        ("name=true", "name is true, which is not text; put it in quotes"),
+        ("task.betas=[0.5, true]", "task.betas[1] is true, which is not a number; give one"),
+        ("task.head={width: true}", "task.head.width is true, which is not a whole number; give one"),
+        (
+            "task.rule={type: count, count: true}",
+            "task.rule.count is true, which is not a whole number; give a whole number of at least 1",
+        ),
+        ("task.weights={a: true}", "task.weights.a is true, which is not a number; give one"),
+        ("data.train=''", 'data.train[0] is "", which has fewer than 1 character; give text that is not empty'),
+        (
+            "data.train=hub:a/b/c/d#x",
+            "data.train[0]: hub:a/b/c/d#x has 4 parts; "
+            "write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT",
+        ),
         ("data.validation=[a, 3]", "data.validation[1] is 3, which is not text; put it in quotes"),
         (
             "name=my run",
-            'name is "my run", which does not fit the pattern ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$; did you mean my-run?',
+            'name is "my run", which is not made of at most 63 letters, digits, dots, dashes and underscores, '
+            "with a letter or digit first; did you mean my-run?",
         ),
-        ("name=..", "name is .., which does not fit the pattern ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$; change it to fit"),
+        (
+            "name=..",
+            "name is .., which is not made of at most 63 letters, digits, dots, dashes and underscores, "
+            "with a letter or digit first; write it so",
+        ),
         (
             "cluster.pass_env=[A-B]",
-            "cluster.pass_env[0] is A-B, which does not fit the pattern ^[A-Za-z_][A-Za-z0-9_]*$; did you mean A_B?",
+            "cluster.pass_env[0] is A-B, which is not made of letters, digits and underscores, with no digit first; "
+            "did you mean A_B?",
         ),
         (
             "parallel.offload_parameters=true",
@@ -485,6 +517,7 @@ def test_overrides_are_yaml_make_sections_and_the_last_one_wins(load: Load) -> N
     assert (job.train.optimizer.beta1, job.train.optimizer.beta2) == (0.5, 0.6)
     assert job.task.parameters()["head"] == {"width": 8}
     assert job.train.max_grad_norm is None
+    assert load.job(JOB, "train.epochs='8'", "train.learning_rate=1").train.epochs == 8
     assert load.job(JOB.replace("train:\n  batch", "evaluation:\ntrain:\n  batch"), "evaluation.patience=1")
 
 
@@ -713,6 +746,11 @@ def job_values(**changes: object) -> dict[str, object]:
         ({"train": {"bach_size": 5}}, ["$.train"]),
         ({"train": {"schedule": {"type": "linear", "warmup_fraction": 0.5}}}, []),
         ({"train": {"schedule": {"type": "foo"}}}, ["$.train.schedule"]),
+        ({"data": {"train": "a.parquet", "validation": "b.parquet"}}, []),
+        ({"data": {"train": ["a.parquet"], "validation": None}}, []),
+        ({"data": {"train": []}}, ["$.data.train"]),
+        ({"data": {"train": 3}}, ["$.data.train"]),
+        ({"train": {"epochs": True}}, ["$.train.epochs"]),
         ({"extra": 1}, ["$"]),
     ],
 )

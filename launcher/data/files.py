@@ -1,0 +1,119 @@
+"""Which files a location of the job file means: a file, a directory or a glob, local or remote. Client and head.
+
+Read `sources.py` next for what is in them.
+"""
+
+import re
+from collections.abc import Sequence
+
+import pyarrow.fs as pafs
+
+from launcher.errors import DataError
+from launcher.rundir import open_uri
+
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+
+
+def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str, str, str]]:
+    """(path, path relative to the location, format) of each data file at a location, sorted.
+
+    Args:
+        name: the split, for messages.
+        location: a file, directory or glob; local or a URI.
+        format: a format for all files, or `auto` to read it off their names.
+    """
+    scheme = location.split("://", 1)[0] + "://" if "://" in location else ""
+    # In a URI a question mark begins options of the storage (region, endpoint_override), which every file needs.
+    bare, mark, options = location.partition("?") if scheme else (location, "", "")
+    query = mark + options
+    try:
+        is_glob = any(c in bare for c in "*?[") and not _exists(location)
+        paths, base, is_file = _globbed(bare, scheme, query) if is_glob else _listed(location)
+    except FileNotFoundError as error:
+        where = f"data.{name}: {location} does not exist"
+        raise DataError(f"{where}; give a file, a directory or a glob that does") from error
+    except OSError as error:
+        where = f"data.{name}: {location} cannot be listed ({first_line(error)})"
+        raise DataError(f"{where}; check the address, the network and your rights") from error
+    chosen = [(scheme + p + query, p[len(base) :].lstrip("/"), _format_of(p, format)) for p in paths]
+    if format == "auto" and not is_file:
+        chosen = [c for c in chosen if c[2]]
+    unknown = [c[0] for c in chosen if not c[2]]
+    if unknown or not chosen:
+        nothing = "matches no data files" if is_glob else "holds no data files"
+        what = f"{unknown[0]} has no known ending" if unknown else f"{location} {nothing}"
+        raise DataError(f"data.{name}: {what} ({', '.join(SUFFIXES)}); name the files so, or set data.format")
+    return chosen
+
+
+def _listed(location: str) -> tuple[list[str], str, bool]:
+    """(paths, the directory they are in, whether the location is a file itself)."""
+    fs, path = open_uri(location)
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.File:
+        return [path], path.rsplit("/", 1)[0], True
+    # Raises FileNotFoundError where nothing is.
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+    return _files(found, path), path.rstrip("/"), False
+
+
+def _globbed(location: str, scheme: str, query: str) -> tuple[list[str], str, bool]:
+    fixed = location[: min(i for i in map(location.find, "*?[") if i >= 0)].rpartition("/")[0]
+    fs, root = open_uri((fixed + query) if fixed else ("/" if location.startswith("/") else "."))
+    pattern = location[len(scheme) :] if scheme else open_uri(location)[1]
+    deep = "/" in location[len(fixed) :].lstrip("/") or "**" in location
+    found = fs.get_file_info(pafs.FileSelector(root, recursive=deep))
+    matches = glob_pattern(pattern).fullmatch
+    return [path for path in _files(found, root) if matches(path)], root.rstrip("/"), False
+
+
+def _files(found: Sequence[pafs.FileInfo], root: str) -> list[str]:
+    return sorted(i.path for i in found if i.type == pafs.FileType.File and not _hidden(i.path, root))
+
+
+_WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """A glob as a regular expression: `*` and `?` stay in one directory, `**` crosses them."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^/\]]+\])", glob)
+    return re.compile("".join(_WILDCARDS.get(part) or _class_of(part) or re.escape(part) for part in parts), re.DOTALL)
+
+
+def _class_of(part: str) -> str:
+    """`[a-z]` and `[!a-z]`; "" for anything else."""
+    if not (part.startswith("[") and part.endswith("]")):
+        return ""
+    negated = part[1] == "!"
+    return f"[{'^' if negated else ''}{re.escape(part[1 + negated : -1]).replace(chr(92) + '-', '-')}]"
+
+
+def _exists(location: str) -> bool:
+    """Whether a path with brackets or stars in its name is there as it stands; then it is no glob."""
+    fs, path = open_uri(location)
+    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _hidden(path: str, root: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path[len(root) :].split("/"))
+
+
+def _format_of(path: str, format: str) -> str:
+    return format if format != "auto" else SUFFIXES.get("." + path.rsplit(".", 1)[-1].lower(), "")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, short enough for a message and free of what a terminal would take for commands."""
+    line = (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+    return "".join(c if c.isprintable() else "?" for c in line)
