@@ -19,7 +19,7 @@ from launcher.data.convert import as_splittable
 from launcher.data.sources import Split, open_split
 from launcher.data.stream import judge
 from launcher.errors import DataError
-from launcher.models.scratch import make_base
+from launcher.models import scratch
 from launcher.plan import Plan, state_bytes, steps_of, total_steps
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
@@ -106,13 +106,15 @@ def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
     if job.model.from_config is None:
         return job
     facts = [job.model.model_dump(mode="json", include={"name", "revision", "from_config"}), train.fingerprint]
-    key = hashlib.sha256(json.dumps([*facts, task.from_scratch, task.input_columns], sort_keys=True).encode())
+    key = hashlib.sha256(
+        json.dumps([*facts, scratch.VERSION, task.from_scratch, task.input_columns], sort_keys=True).encode()
+    )
     cache = RunDir(f"{job.output.storage}/.cache/models/{key.hexdigest()[:24]}")
     if not cache.exists("base/config.json"):
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as folder:
             columns = [] if task.from_scratch == "image" else _text_columns(task, train)
-            make_base(job.model, task.from_scratch, _cells(train, columns), Path(scratch) / "base")
-            cache.publish_directory(Path(scratch) / "base", "base")
+            scratch.make_base(job.model, task.from_scratch, _cells(train, columns), Path(folder) / "base")
+            cache.publish_directory(Path(folder) / "base", "base")
     return job.model_copy(update={"model": job.model.model_copy(update={"name": cache.path("base")})})
 
 

@@ -16,6 +16,9 @@ from launcher.spec.model import ModelSpec
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+VERSION = 1
+"""Raise it when the same configuration would be made otherwise: bases in caches are then made anew."""
+
 # Room for the frequent words of one language; small enough to be trained in seconds.
 _VOCABULARY = 8192
 _IMAGE_SIDE = 224
@@ -40,8 +43,8 @@ def make_base(
     settings = dict(spec.from_config or {})
     model_type = str(settings.pop("model_type"))
     if kind == "image":
-        side = settings.get("image_size", _IMAGE_SIDE)
-        processor = load_image_processor(spec) if spec.name else _image_processor(int(str(side)))
+        side, channels = (int(str(settings.get(k, v))) for k, v in (("image_size", _IMAGE_SIDE), ("num_channels", 3)))
+        processor = load_image_processor(spec) if spec.name else _image_processor(side, channels)
         processor.save_pretrained(folder)
     else:
         size = int(str(settings.get("vocab_size", _VOCABULARY)))
@@ -104,7 +107,8 @@ def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedT
     return tokenizer
 
 
-def _image_processor(side: int) -> "BaseImageProcessor":
+def _image_processor(side: int, channels: int) -> "BaseImageProcessor":
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    return ViTImageProcessorPil(size={"height": side, "width": side})
+    half = [0.5] * channels
+    return ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=half, image_std=half)
