@@ -110,6 +110,23 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="Name or import path; none lists all.")] = None) -> None:
+    """List the tasks: the columns they read, their parameters and metrics."""
+    from launcher.tasks import describe, task_names
+
+    for found in [name] if name else task_names():
+        facts = describe(found)
+        _OUT.print(f"[bold]{found}[/bold]  {facts.summary}", highlight=False, soft_wrap=True)
+        _OUT.print(f"  reads    {', '.join(facts.inputs)}; learns {', '.join(facts.targets) or 'from the same'}")
+        _OUT.print(f"  metrics  {', '.join(facts.metrics)}", highlight=False, soft_wrap=True)
+        table = Table("task: key", "default", "meaning", box=None, padding=(0, 2))
+        for key, default, meaning in facts.parameters:
+            table.add_row(key, default, meaning)
+        _OUT.print(table)
+        _OUT.print()
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the job file, for editors."""
     from launcher.spec.load import job_schema

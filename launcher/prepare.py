@@ -182,19 +182,27 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
         samples_per_worker=share,
         micro_batch=micro,
         accumulation=-(-share // micro),
-        model={k: v for k, v in facts.items() if isinstance(v, (str, int, float, bool))},
+        model={k: v for k, v in facts.items() if v and isinstance(v, (str, int, float, bool))},
         parameters=parameters,
         state_bytes_per_worker=state_bytes(parameters, job),
-        notes=tuple(_notes(job, rows)),
+        notes=tuple(_notes(job, rows, facts)),
     )
 
 
-def _notes(job: JobSpec, rows: dict[str, int]) -> list[str]:
+def _notes(job: JobSpec, rows: dict[str, int], facts: dict[str, object]) -> list[str]:
     notes = []
     if "validation" not in rows:
         notes.append("no validation data: the last weights are exported, whatever they are worth")
     if rows["train"] < job.train.batch_size:
         notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
+    if job.model.syncs_batch_norm and facts.get("batch_norms"):
+        notes.append(
+            "BatchNorm sees one micro-batch of all workers: parallel.micro_batch changes the result"
+            if job.parallel.micro_batch
+            else "BatchNorm is synchronised over all workers; leave parallel.micro_batch alone, or the result changes"
+        )
+    elif facts.get("batch_norms"):
+        notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: sync learns them anew")
     if job.model.dropout != 0.0:
         notes.append("dropout draws other noise for another number of workers or micro-batch; all else stays equal")
     if job.cluster.gpus_per_worker and not job.train.deterministic:

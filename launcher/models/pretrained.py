@@ -117,12 +117,15 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
-def count_parameters(auto_model: str, config: "PretrainedConfig") -> int:
-    """Parameters of a model of this config, counted without allocating any."""
+def count(auto_model: str, config: "PretrainedConfig") -> tuple[int, int]:
+    """(parameters, BatchNorm layers) of a model of this config, counted without allocating any."""
     import torch
 
+    from launcher.models.batch_norm import batch_norms
+
     with torch.device("meta"):
-        return sum(p.numel() for p in _auto_class(auto_model).from_config(config).parameters())
+        model = _auto_class(auto_model).from_config(config)
+    return sum(p.numel() for p in model.parameters()), len(batch_norms(model))
 
 
 def _auto_class(name: str) -> "type[_BaseAutoModelClass]":

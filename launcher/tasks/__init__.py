@@ -2,13 +2,16 @@
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from launcher.errors import UserError
 from launcher.spec.job import JobSpec
+from launcher.spec.model import ModelSpec
 from launcher.spec.problems import not_one_of
 from launcher.tasks.base import Task, TaskParams
 
@@ -62,3 +65,43 @@ def build_task(job: JobSpec) -> Task:
         first = error.errors()[0]
         raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; mend the job file") from error
     return kind(params, job.model, job.seed)
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task as `launcher tasks` shows it."""
+
+    summary: str
+    inputs: tuple[str, ...]
+    """Columns the model sees, by their default names."""
+    targets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    """The first decides which checkpoint is best."""
+    parameters: tuple[tuple[str, str, str], ...]
+    """Key, default and meaning."""
+
+
+def describe(name: str) -> TaskFacts:
+    """What a task reads, takes and measures, with its default parameters.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    kind = task_class(name)
+    task = kind(kind.Params(), ModelSpec(name="none"), 0)
+    fields = kind.Params.model_fields.items()
+    return TaskFacts(
+        summary=(kind.__doc__ or "").strip().splitlines()[0] if kind.__doc__ else "",
+        inputs=task.input_columns,
+        targets=task.target_columns,
+        metrics=tuple(task.metric_modes),
+        parameters=tuple(
+            (key, _default(field.default), " ".join((field.description or "").split())) for key, field in fields
+        ),
+    )
+
+
+def _default(value: object) -> str:
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{key} {_default(inner)}" for key, inner in value)
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

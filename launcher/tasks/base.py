@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from launcher.errors import ModelError
-from launcher.models.pretrained import count_parameters, load_config, load_model
+from launcher.models.pretrained import count, load_config, load_model
 from launcher.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
 
@@ -189,8 +189,9 @@ class Task(Protocol):
         wanted, has = getattr(self.params, "max_length", 0), getattr(config, "max_position_embeddings", None)
         if isinstance(has, int) and wanted > has:
             raise ModelError(f"task.max_length: {wanted} is more than the model's {has} positions; lower it")
+        parameters, norms = count(self.auto_model, config)
         classes = {"classes": config.num_labels} if self.head() else {}
-        return {"model_type": config.model_type, "parameters": count_parameters(self.auto_model, config), **classes}
+        return {"model_type": config.model_type, "parameters": parameters, "batch_norms": norms, **classes}
 
     def build_model(self) -> "PreTrainedModel":
         """The model with the task's head: `forward(**inputs).logits` is (B, ...)."""
