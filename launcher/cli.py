@@ -67,7 +67,7 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "test") -> None:
+def evaluate(run: Run, split: Annotated[str, typer.Option(help="validation or test.")] = "test") -> None:
     """Score a run's exported model on a split of its data."""
     from launcher.rundir import find_run
 

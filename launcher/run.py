@@ -30,7 +30,7 @@ from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
-_SPLITS = ("train", "validation", "test")
+_SPLITS = ("validation", "test")  # the training stream is no evaluation
 
 
 def run_job(job: JobSpec, console: Console) -> RunDir:
