@@ -67,7 +67,7 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "test") -> None:
+def evaluate(run: Run, split: Annotated[str, typer.Option(help="validation or test.")] = "test") -> None:
     """Score a run's exported model on a split of its data."""
     from launcher.rundir import find_run
 
@@ -136,10 +136,13 @@ def schema() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> "JobSpec":
+    from launcher.rundir import check_storage
     from launcher.spec.load import load_job
     from launcher.tasks import params_of
 
-    return load_job(path, overrides or (), params_of)
+    job = load_job(path, overrides or (), params_of)
+    check_storage(job.output.storage)
+    return job
 
 
 def _print_plan(plan: "Plan") -> None:
@@ -174,6 +177,13 @@ def main() -> None:
         for problem in problems:
             _ERR.print(problem, markup=False, highlight=False, soft_wrap=True)
         sys.exit(130 if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
+    except Exception as error:  # process border: what nobody foresaw is a defect, told in one line
+        if debug:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        remedy = "the same command with --debug after `launcher` shows where; please report it"
+        _ERR.print(f"the launcher failed ({what}); {remedy}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
 
 
 def _quiet() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -67,7 +68,10 @@ def _pump(mailbox: "ray.actor.ActorHandle[_Mailbox]", view: "_Bar | _Lines", sto
 
 
 def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", view: "_Bar | _Lines") -> None:
-    lines: list[MetricsLine] = ray.get(mailbox.take.remote())
+    try:
+        lines: list[MetricsLine] = ray.get(mailbox.take.remote())
+    except RayError:
+        return  # the cluster goes down; what ended the run is told by whoever waits for it
     for line in lines:
         view.show(line)
 

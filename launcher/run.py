@@ -24,11 +24,13 @@ from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
+from launcher.spec.problems import not_one_of
 from launcher.train import checkpoint
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
+_SPLITS = ("validation", "test")  # the training stream is no evaluation
 
 
 def run_job(job: JobSpec, console: Console) -> RunDir:
@@ -42,7 +44,9 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
     run, plan = prepared.run, prepared.plan
     _open_run(prepared)
     if _finished(prepared):
-        console.print(f"run {run.uri} is complete; give the job another name to train again", highlight=False)
+        console.print(
+            f"run {run.uri} is complete; give the job another name to train again", highlight=False, soft_wrap=True
+        )
     else:
         resumed = checkpoint.latest_step(run)
         _say_what_comes(prepared, resumed, console)
@@ -64,9 +68,11 @@ def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:
         RunError: the run has no model yet, or no such split.
     """
     job = read_job(run)
+    if split not in _SPLITS:
+        raise RunError(not_one_of("--split", split, _SPLITS))
     if not run.exists("model/config.json"):
         raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
-    if getattr(job.data, split, None) is None:
+    if getattr(job.data, split) is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     plan = run.read_record("plan.json", Plan)
     splits = open_splits(job)

@@ -221,6 +221,25 @@ class RunDir:
             self.write_bytes("metrics.jsonl", kept.encode())
 
 
+def check_storage(storage: str) -> None:
+    """Refuse a local `output.storage` that no run could be written to, without creating anything.
+
+    Raises:
+        RunError: it, or the nearest directory above it that exists, is a file or read-only.
+    """
+    fs, path = open_uri(storage)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        return  # an object store says so at the first write
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    remedy = "give a directory that can be written"
+    if not place.is_dir():
+        raise RunError(f"output.storage: {place} is a file; {remedy}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"output.storage: {place} cannot be written (no permission); {remedy}")
+
+
 def find_run(location: str) -> RunDir:
     """The run at a path or URI; a local path is made absolute, as it must mean the same in every process.
 

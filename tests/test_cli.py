@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import launcher.cli as cli
 from jobs import example_table, write_splits
 
 _JOB = """\
@@ -74,6 +75,35 @@ def test_a_place_without_a_run(tmp_path: Path) -> None:
         assert done.returncode == 2 and "no run there (it has no job.yaml)" in done.stderr
 
 
+def test_a_storage_that_is_a_file(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", 20)
+    for command in ("check", "train"):
+        job = _job(tmp_path, tiny_bert, data["train"])
+        done = launcher(command, str(job), "output.storage=job.yaml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == f"output.storage: {job} is a file; give a directory that can be written\n"
+
+
+def test_what_nobody_foresaw_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["launcher", "check", "job.yaml"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("the launcher failed (KeyError: 'a\\nb'); the same command with --debug after `launcher`")
+    assert said.count("\n") == 1
+    monkeypatch.setenv("LAUNCHER_DEBUG", "")  # which --debug sets
+    monkeypatch.setattr(sys, "argv", ["launcher", "--debug", "check", "job.yaml"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
 def test_schema_is_json_schema(tmp_path: Path) -> None:
     from jsonschema import Draft202012Validator
 
@@ -82,4 +112,5 @@ def test_schema_is_json_schema(tmp_path: Path) -> None:
     Draft202012Validator.check_schema(schema)
     job = {"name": "a", "task": {"type": "text-classification"}, "model": {"name": "m"}, "data": {"train": ["t"]}}
     validator = Draft202012Validator(schema)
+    assert validator.is_valid({**job, "data": {"train": "t.parquet"}})
     assert validator.is_valid(job) and not validator.is_valid({**job, "tran": {}})

@@ -7,7 +7,7 @@ import pytest
 
 from launcher.errors import RunError
 from launcher.records import ResultRecord, StepRecord
-from launcher.rundir import RunDir, find_run
+from launcher.rundir import RunDir, check_storage, find_run
 
 _RESULT = ResultRecord(steps=3, best_step=2, stopped_early=False, skipped_rows=0, elapsed_s=1.5)
 
@@ -87,3 +87,15 @@ def test_a_run_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.M
     RunDir(str(tmp_path / "runs" / "a")).write_bytes("job.yaml", b"")
     monkeypatch.chdir(tmp_path)
     assert find_run("runs/a/").uri == str(tmp_path / "runs" / "a")
+
+
+def test_a_storage_is_tried_without_making_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for storage in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(
+            RunError, match=r"^output\.storage: .*/file is a file; give a directory that can be written$"
+        ):
+            check_storage(str(storage))
+    check_storage(str(tmp_path / "a" / "b"))
+    check_storage("memory://runs")
+    assert not (tmp_path / "a").exists()

@@ -100,7 +100,7 @@ def test_evaluate_finds_what_the_run_found(run: RunDir) -> None:
     after = evaluate_run(run, "test", _console())
     assert after.metrics == pytest.approx(before.metrics, abs=1e-6) and after.rows == before.rows
     assert after.loss == pytest.approx(before.loss, abs=1e-5)
-    with pytest.raises(RunError, match=r"no data\.other"):
+    with pytest.raises(RunError, match=r"--split is other, which is not one of validation, test"):
         evaluate_run(run, "other", _console())
 
 
