@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test quickstart clean
+# The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
+TASK ?= text-classification
+
+.PHONY: venv test quickstart bench-accuracy clean
 
 venv: $(STAMP)
 
@@ -20,6 +23,10 @@ test: venv
 quickstart: venv
 	$(BIN)/python jobs/quickstart/prepare.py
 	$(BIN)/launcher train jobs/quickstart.yaml
+
+bench-accuracy: venv
+	$(BIN)/python jobs/quickstart/prepare.py
+	$(BIN)/python tests/benchmarks/accuracy/run.py $(TASK)
 
 clean:
 	rm -rf .venv data/quickstart runs/quickstart

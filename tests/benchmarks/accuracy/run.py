@@ -1,0 +1,204 @@
+"""Does the launcher reach what transformers' own Trainer reaches? Runs on the client; needs no GPU.
+
+Trains each task with `launcher train` and with the Trainer under torchrun, in turn for each seed, and compares the
+metric on dev (validation) and test. What a side and a seed reached is kept in the storage, so a benchmark that was
+interrupted goes on where it stopped. The last line of the output is one JSON object.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+SIDES = ("ours", "trainer")
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One comparison; a new task is a job file and a peer script here, and a line in TASKS."""
+
+    name: str
+    job: Path
+    """Our job file; name, seed and storage come from this driver."""
+    peer: Path
+    """Script for torchrun that takes --seed and --scratch and prints {"dev": ..., "test": ...} on its last line."""
+    metric: str
+    """Key in scores-validation.json and scores-test.json that both sides are compared by."""
+    workers: int = 2
+    """Processes of the peer; as many as the job file says."""
+    overrides: tuple[str, ...] = ()
+    """Further changes to the job file, `key.path=value`."""
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="text-classification",
+            job=HERE / "text-classification.yaml",
+            peer=HERE / "trainer_text_classification.py",
+            metric="accuracy",
+        ),
+    )
+}
+
+
+class Scores(NamedTuple):
+    """What one training reached on the validation and the test data."""
+
+    dev: float
+    test: float
+
+
+class Benchmark(NamedTuple):
+    """A task and where its runs and results are kept."""
+
+    task: Task
+    storage: Path
+
+    def path(self, side: str, seed: int, suffix: str) -> Path:
+        return self.storage / f"{self.task.name}-{side}-seed-{seed}{suffix}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "bench-accuracy", help="runs and kept results")
+    parser.add_argument("--side", choices=[*SIDES, "both"], default="both")
+    options = parser.parse_args()
+    benchmark = Benchmark(TASKS[options.task], options.storage.resolve())
+    benchmark.storage.mkdir(parents=True, exist_ok=True)
+    sides = SIDES if options.side == "both" else (options.side,)
+    results: dict[str, list[Scores]] = {side: [] for side in sides}
+    for seed in options.seeds:
+        for side in sides:
+            scores = kept_or_run(benchmark, side, seed)
+            results[side].append(scores)
+    print_table(benchmark.task, options.seeds, results)
+    print(json.dumps(summary(benchmark.task, results)))
+    return 0
+
+
+def kept_or_run(benchmark: Benchmark, side: str, seed: int) -> Scores:
+    """The result that is kept, or a new one."""
+    kept = benchmark.path(side, seed, ".json")
+    made_by = {
+        "settings": settings(benchmark.task, side),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    if kept.exists():
+        record = json.loads(kept.read_text(encoding="utf-8"))
+        if record["made_by"] != made_by:
+            sys.exit(f"error: {kept} was made by another job file, script, launcher or package; give another --storage")
+        return say(side, seed, Scores(record["dev"], record["test"]), "kept")
+    started = time.monotonic()
+    run: Callable[[Benchmark, int], Scores] = run_ours if side == "ours" else run_trainer
+    scores = run(benchmark, seed)
+    seconds = round(time.monotonic() - started, 1)
+    record = {"task": benchmark.task.name, "side": side, "seed": seed, **scores._asdict(), "seconds": seconds}
+    unfinished = kept.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(record | {"made_by": made_by}, indent=2) + "\n", encoding="utf-8")
+    unfinished.rename(kept)
+    return say(side, seed, scores, f"{seconds:.0f} s")
+
+
+def say(side: str, seed: int, scores: Scores, how: str) -> Scores:
+    print(f"seed {seed} {side:<7} dev {scores.dev:.4f}  test {scores.test:.4f}  ({how})", flush=True)
+    return scores
+
+
+def settings(task: Task, side: str) -> str:
+    """A digest of all in this repository that a side's result depends on, data and model aside."""
+    sources = [task.job, *sorted((ROOT / "launcher").rglob("*.py"))] if side == "ours" else [task.peer]
+    digest = hashlib.sha256(repr((task.overrides, task.workers, task.metric)).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_ours(benchmark: Benchmark, seed: int) -> Scores:
+    """`launcher train`, which goes on with a run that was interrupted."""
+    task, name = benchmark.task, f"{benchmark.task.name}-seed-{seed}"
+    runs = benchmark.storage / "runs"
+    command = [sys.executable, "-m", "launcher", "train", str(task.job), *task.overrides]
+    command += [f"name={name}", f"seed={seed}", f"output.storage={runs}"]
+    # The launcher of this checkout, in the workers too, whichever one is installed.
+    call(command, {"PYTHONPATH": str(ROOT)}, benchmark.path("ours", seed, ".log"))
+    found = [json.loads((runs / name / f"scores-{split}.json").read_text()) for split in ("validation", "test")]
+    return Scores(*(scores["metrics"][task.metric] for scores in found))
+
+
+def run_trainer(benchmark: Benchmark, seed: int) -> Scores:
+    """The peer's script under torchrun, one thread per process; from the start if it was interrupted."""
+    task, scratch = benchmark.task, benchmark.storage / "scratch"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={task.workers}"]
+    command += [str(task.peer), f"--seed={seed}", f"--scratch={scratch}"]
+    output = call(command, {"OMP_NUM_THREADS": "1"}, benchmark.path("trainer", seed, ".log"))
+    found = json.loads(output.strip().splitlines()[-1])
+    return Scores(found["dev"], found["test"])
+
+
+def call(command: list[str], env: dict[str, str], log: Path) -> str:
+    """Run a command in the repository's root; its messages go to the log, then its output too."""
+    with log.open("w", encoding="utf-8") as messages:
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE, stderr=messages, text=True, check=False
+        )
+        messages.write(done.stdout)
+    if done.returncode != 0:
+        end = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
+        sys.exit(f"{end}\nerror: exit code {done.returncode}, see {log}: {' '.join(command)}")
+    return done.stdout
+
+
+def print_table(task: Task, seeds: list[int], results: dict[str, list[Scores]]) -> None:
+    """A line per seed, then mean and standard deviation."""
+    print(f"\n{task.name}: {task.metric}\n" + " " * 6 + "".join(f"{side + ' dev':>14}{'test':>10}" for side in results))
+    columns = [[scores[i] for scores in found] for found in results.values() for i in range(len(Scores._fields))]
+    lines: list[tuple[str, Iterable[float | None]]] = [
+        (str(seed), row) for seed, row in zip(seeds, zip(*columns, strict=True), strict=True)
+    ]
+    lines += [("mean", map(statistics.mean, columns)), ("std", map(deviation, columns))]
+    for head, values in lines:
+        cells = ("-" if value is None else f"{value:.4f}" for value in values)
+        print(f"{head:<6}" + "".join(f"{cell:>{10 if i % 2 else 14}}" for i, cell in enumerate(cells)))
+    print()
+
+
+def summary(task: Task, results: dict[str, list[Scores]]) -> dict[str, object]:
+    """The figures to compare over time; the last two are null without both sides, the noise also with one seed."""
+    report: dict[str, object] = {"task": task.name}
+    for side, found in results.items():
+        report[side] = {"dev": [round(s.dev, 6) for s in found], "test": [round(s.test, 6) for s in found]}
+    difference = noise = None
+    if len(results) == len(SIDES):
+        ours, trainer = ([scores.dev for scores in results[side]] for side in SIDES)
+        difference = round(statistics.mean(ours) - statistics.mean(trainer), 6)
+        deviations = deviation(ours), deviation(trainer)
+        if None not in deviations:
+            # Pooled: as many seeds on either side, so the variances count the same.
+            noise = round(math.sqrt(statistics.mean(d * d for d in deviations if d is not None)), 6)
+    return report | {"difference_dev": difference, "noise_dev": noise}
+
+
+def deviation(values: list[float]) -> float | None:
+    """The sample standard deviation over seeds; None with one seed."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
