@@ -67,15 +67,19 @@ def _check(split: Split, job: JobSpec, output: str) -> None:
     task = build_task(job)
     missing = [column for column in task.input_columns if column not in names]
     if missing:
-        raise DataError(f"{split.fragments[0].path}: has no column {missing[0]!r}; it has {', '.join(names)}")
+        raise DataError(f"{split.locate(0)[0]}: has no column {missing[0]!r}; it has {', '.join(names)}")
     taken = [name for name in task.prediction_schema.names if name in names]
     if taken:
-        raise DataError(f"{split.fragments[0].path}: already has a column {taken[0]!r}; rename it before predicting")
+        raise DataError(f"{split.locate(0)[0]}: already has a column {taken[0]!r}; rename it before predicting")
     fs, path = open_uri(output)
     info = fs.get_file_info(path)
     occupied = info.type == pafs.FileType.Directory and fs.get_file_info(pafs.FileSelector(path))
     if info.type == pafs.FileType.File or occupied:
         raise RunError(f"{output}: is not empty; give a new directory, so that nothing is overwritten")
+    try:
+        fs.create_dir(path, recursive=True)
+    except OSError as error:
+        raise RunError(f"{output}: cannot be written ({error}); give a directory that can") from error
 
 
 def _writable(output: str) -> str:

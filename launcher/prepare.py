@@ -92,13 +92,14 @@ def open_splits(job: JobSpec) -> dict[str, Split]:
 
 
 def _check_columns(split: Split, task: Task) -> None:
+    both = sorted(set(task.input_columns) & set(task.target_columns))
+    if both:
+        raise DataError(f"task: column {both[0]!r} is both input and label, so there is nothing to learn; name two")
     for column in task.input_columns + task.target_columns:
         if column not in split.schema.names:
             near = difflib.get_close_matches(column, split.schema.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"the file has {', '.join(split.schema.names)}"
-            raise DataError(
-                f"{split.fragments[0].path}: has no column {column!r}, which the task reads; {hint} (see task:)"
-            )
+            raise DataError(f"{split.locate(0)[0]}: has no column {column!r}, which the task reads; {hint} (see task:)")
 
 
 def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:

@@ -6,11 +6,12 @@ Runs in data workers (targets; no torch) and train workers. Tasks that label who
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import AfterValidator
 
 from launcher.errors import DataError
 
@@ -30,6 +31,21 @@ _MODES: dict[Kind, tuple[str, ...]] = {
 _BINARY = ("f1", "precision", "recall")
 # As many classes as make the right one among the first five worth telling.
 _TOP5_CLASSES = 6
+
+
+def check_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Class names as a job file gives them.
+
+    Raises:
+        ValueError: fewer than two, or one of them twice.
+    """
+    if names is not None and (len(names) < 2 or len(set(names)) < len(names)):
+        raise ValueError("labels needs at least two names, each once; null reads them from the training data")
+    return names
+
+
+ClassNames = Annotated[tuple[str, ...] | None, AfterValidator(check_names)]
+"""Class names in a job file."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,11 @@ def learn_names(column: pa.ChunkedArray, known: tuple[str, ...] | None, name: st
     Raises:
         DataError: there are fewer than two.
     """
+    if pa.types.is_floating(column.type) or pa.types.is_struct(column.type):
+        raise DataError(
+            f"task: column {name} of the training data is of type {column.type}; classes are ints or strings"
+            + ("; for numbers set kind: regression" if pa.types.is_floating(column.type) else "")
+        )
     names = known or distinct(column)
     if len(names) < 2:
         only = f"only the label {names[0]!r}" if names else "no label"

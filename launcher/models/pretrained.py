@@ -5,6 +5,7 @@ from the job's seed and their own name, so they do not depend on how the model w
 """
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import ModelError
@@ -59,11 +60,14 @@ def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizer
 
     try:
         more = {"add_prefix_space": True} if words else {}
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **more
         )
     except (OSError, ValueError, KeyError) as error:
         raise _model_error(spec, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of a model type's name
+        raise ModelError(f"model.name: {spec.name} has no tokenizer; put its files (tokenizer.json) beside the weights")
+    return tokenizer
 
 
 def load_image_processor(spec: ModelSpec) -> "BaseImageProcessor":
@@ -95,6 +99,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
         ModelError: the weights cannot be loaded as the job file allows.
     """
     import torch
+    from safetensors import SafetensorError
 
     kind = _auto_class(auto_model)
     if spec.from_config is not None:
@@ -111,7 +116,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _model_error(spec, error) from error
     _initialise(model, set(info["missing_keys"]), seed)
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
@@ -151,8 +156,24 @@ def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
+def check_weights(spec: ModelSpec) -> None:
+    """Look whether a local model directory has weights that may be loaded, without reading them.
+
+    Raises:
+        ModelError: it has none.
+    """
+    folder = Path(spec.name)
+    if spec.from_config is not None or not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) and spec.allow_pickle:
+        return
+    raise _model_error(spec, OSError("no file named model.safetensors"))
+
+
 def _model_error(spec: ModelSpec, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
+    if spec.name.startswith(("/", "./", "../", "~")) and not Path(spec.name).is_dir():
+        return ModelError(f"model.name: there is no directory {spec.name}; give one that exists, or a hub name")
     if "trust_remote_code" in text:
         return ModelError(
             f"model.name: {spec.name} wants to run its own code; read that code, then set model.trust_remote_code: true"

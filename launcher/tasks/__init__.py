@@ -31,11 +31,14 @@ def task_class(name: str) -> type[Task]:
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         try:
-            return getattr(importlib.import_module(module_name), class_name)  # type: ignore[no-any-return]  # by name
+            found: type[Task] = getattr(importlib.import_module(module_name), class_name)
         except (ImportError, AttributeError) as error:
             raise UserError(
                 f"task.type is {name}, which cannot be imported ({error}); put the module on PYTHONPATH"
             ) from error
+        if not (isinstance(found, type) and issubclass(getattr(found, "Params", type(None)), TaskParams)):
+            raise UserError(f"task.type is {name}, which is not a task; see `launcher/tasks/base.py` for what one is")
+        return found
     if name not in task_names():
         raise UserError(not_one_of("task.type", name, task_names()))
     module = importlib.import_module(f"launcher.tasks.{name.replace('-', '_')}")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from launcher.errors import ModelError
-from launcher.models.pretrained import count, load_config, load_model
+from launcher.models.pretrained import check_weights, count, load_config, load_model
 from launcher.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
 
@@ -186,6 +186,7 @@ class Task(Protocol):
     def check_model(self) -> dict[str, object]:
         """Facts about the model that need no weights (type, parameters, classes); raises ModelError."""
         config = load_config(self.model, **self.head())
+        check_weights(self.model)
         wanted, has = getattr(self.params, "max_length", 0), getattr(config, "max_position_embeddings", None)
         if isinstance(has, int) and wanted > has:
             raise ModelError(f"task.max_length: {wanted} is more than the model's {has} positions; lower it")

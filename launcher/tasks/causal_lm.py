@@ -131,8 +131,7 @@ class CausalLM(Task):
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
         """What the model writes behind each prompt."""
-        prompts = samples.column("input_ids").to_pylist()
-        texts = generate(model, self._tokenizer, prompts, self.params.max_new_tokens)
+        texts = generate(model, self._tokenizer, samples.column("input_ids").to_pylist(), self.params.max_new_tokens)
         return pa.table({"prediction": texts}, self.prediction_schema)
 
     def show(self, row: Mapping[str, object]) -> Shown:

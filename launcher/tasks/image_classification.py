@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from launcher.metrics.labels import Labels, learn_names
+from launcher.metrics.labels import ClassNames, Labels, learn_names
 from launcher.models.images import Augment, Pixels, example_picture, image_bytes, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
@@ -29,7 +29,7 @@ class ImageParams(TaskParams):
     """Column that holds the label: an int or string; a list of them for multi-label."""
     kind: Literal["single-label", "multi-label"] = "single-label"
     """One class per picture, or any number."""
-    labels: tuple[str, ...] | None = None
+    labels: ClassNames = None
     """Class names in order; int labels index them. null reads them from the training data."""
     augment: Augment = Augment()
     """How training pictures are changed at random; the same on any cluster."""

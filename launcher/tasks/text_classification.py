@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import list_column, text_inputs
-from launcher.metrics.labels import Kind, Labels, learn_names
+from launcher.metrics.labels import ClassNames, Kind, Labels, learn_names
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, Encoded, Task, TaskParams, TrainingColumns, Verdict
@@ -31,7 +31,7 @@ class TextParams(TaskParams):
     """Column that holds the label: an int or string; a list of them for multi-label; a number for regression."""
     kind: Kind = "single-label"
     """One class per row, any number of classes per row, or a number."""
-    labels: tuple[str, ...] | None = None
+    labels: ClassNames = None
     """Class names in order; int labels index them. null reads them from the training data."""
     max_length: int = Field(default=128, ge=4)
     """Tokens kept of each row; the rest is cut off."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, text_inputs
+from launcher.metrics.labels import ClassNames
 from launcher.metrics.tags import Tags
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -28,7 +29,7 @@ class TokenParams(TaskParams):
     """Column that holds a list of words, or a string whose entities are character spans."""
     label: str = "tags"
     """Column with a tag (int or string, B-person) for each word; for a string, a list of {start, end, label}."""
-    labels: tuple[str, ...] | None = None
+    labels: ClassNames = None
     """Tag names in order; int tags index them. null reads them from the training data."""
     max_length: int = Field(default=256, ge=4)
     """Tokens kept of each row; words behind them are neither learned nor scored."""

@@ -5,6 +5,7 @@ The function that each worker runs comes from above (`launcher/worker.py`); the 
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import ray.data
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from launcher import errors
 from launcher.data.stream import CanonicalData
 from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError
 from launcher.rundir import RunDir
@@ -146,5 +148,9 @@ def explain(error: BaseException) -> LauncherError:
         seen.append(current)
         queue += list(getattr(current, "worker_failures", {}).values())
         queue += [getattr(current, name, None) for name in ("cause", "controller_failure", "__cause__", "__context__")]
+    # Ray pickles some errors as text alone; ours are still to be read off it.
+    named = re.findall(r"launcher\.errors\.(\w+): (.+)", str(error))
+    if named and issubclass(getattr(errors, named[-1][0], type(None)), LauncherError):
+        return getattr(errors, named[-1][0])(named[-1][1])  # type: ignore[no-any-return]  # by name
     last = str(seen[-1] if len(seen) > 1 else error).strip().splitlines() or [type(error).__name__]
     return TrainingError(f"a worker stopped: {type(seen[-1]).__name__}: {last[-1][:300]}")
