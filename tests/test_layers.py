@@ -13,11 +13,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "launcher"
 
 # Rooms on one line may not see each other; `launcher.tasks.base` belongs to the room `tasks`.
 _ORDER = (
-    ("errors",),
+    ("errors", "arrays"),
     ("spec",),
     ("records",),
     ("rundir",),
-    ("arrays", "plan", "metrics", "models", "submit"),
+    ("plan", "metrics", "models", "submit"),
     ("tasks",),
     ("data",),
     ("train",),

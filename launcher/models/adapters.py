@@ -45,7 +45,7 @@ def add_adapters(model: "PreTrainedModel", auto_model: str, spec: ModelSpec, see
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it, so a float does
         lora_dropout=lora.dropout,
         target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
-        exclude_modules=_HEAD_LAYERS,
+        exclude_modules=None if auto_model == "AutoModelForCausalLM" else _HEAD_LAYERS,
         base_model_name_or_path=spec.name,
         revision=spec.revision,
     )
