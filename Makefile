@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv test quickstart bench-accuracy clean
+.PHONY: venv test quickstart bench-accuracy bench-packing clean
 
 venv: $(STAMP)
 
@@ -27,6 +27,9 @@ quickstart: venv
 bench-accuracy: venv
 	$(BIN)/python jobs/quickstart/prepare.py
 	$(BIN)/python tests/benchmarks/accuracy/run.py $(TASK)
+
+bench-packing: venv
+	$(BIN)/python tests/benchmarks/packing/run.py
 
 clean:
 	rm -rf .venv data/quickstart runs/quickstart
