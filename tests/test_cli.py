@@ -31,7 +31,13 @@ def _job(folder: Path, model: Path | str, train: Path | str) -> Path:
 
 def test_check_prints_the_plan(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", 100)
-    done = launcher("check", str(_job(tmp_path, tiny_bert, data["train"])), "train.batch_size=10", cwd=tmp_path)
+    done = launcher(
+        "check",
+        str(_job(tmp_path, tiny_bert, data["train"])),
+        "train.batch_size=10",
+        "task.max_length=32",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "30 (10 per epoch, 3 epochs) of 10" in done.stdout and "no validation data" in done.stdout
     assert not (tmp_path / "runs").exists()
@@ -46,7 +52,7 @@ def test_all_problems_of_a_job_file_at_once(tmp_path: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert lines[0].startswith("job.yaml:3: task.type is text-clasification")
-    assert lines[0].endswith("write text-classification")
+    assert lines[0].endswith("did you mean text-classification?")
     assert lines[1] == "job.yaml:7: train.bach_size is not a key of train; did you mean batch_size?"
     assert lines[2].startswith("override parallel.zero=7: parallel.zero is 7, which is not one of 0, 1, 2, 3")
     assert len(lines) == 3
@@ -55,7 +61,7 @@ def test_all_problems_of_a_job_file_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "model", "said"),
     [
-        ("text", "/nowhere/model", "model.name: /nowhere/model cannot be loaded"),
+        ("text", "/nowhere/model", "model.name: there is no directory /nowhere/model; give one that exists"),
         ("txt", None, "has no column 'text', which the task reads; did you mean 'txt'?".replace("'txt'?", "txt?")),
     ],
 )

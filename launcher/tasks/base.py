@@ -160,6 +160,7 @@ class Task(Protocol):
 
     def learn(self, data: TrainingColumns) -> TaskParams:
         """The parameters, with what only the training data tells (class names) filled in."""
+        return self.params
 
     def processor(self) -> "Processor":
         """What turns inputs into tensors (tokenizer, image processor), exported with the model."""
@@ -215,9 +216,12 @@ class Task(Protocol):
         batch = self.collate(samples).to(model.device)
         return self.decode(model(**batch.inputs).logits, samples)
 
-    def generates(self) -> bool:
-        """Whether sample predictions belong into the report, step by step."""
-        return False
+    def demonstration(self, rows: pa.Table) -> pa.Table | None:
+        """What to predict for the report at every evaluation, made of a few rows' input columns.
+
+        None, unless the task writes.
+        """
+        return None
 
     def show(self, row: Mapping[str, object]) -> Shown:
         """The input columns of one row, to look at."""

@@ -13,13 +13,14 @@ from launcher.models.chat import CHATML, Writer
 from launcher.models.generate import generate
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict
+from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, Verdict
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from launcher.tasks.base import TaskMetrics
+_FIRST_WORDS = 4
 
 
 class CausalParams(TaskParams):
@@ -59,9 +60,6 @@ class CausalLM(Task):
         self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
         self.prediction_schema = pa.schema({"prediction": pa.string()})
         self.pack_length = params.max_length if params.packing else None
-
-    def learn(self, data: TrainingColumns) -> CausalParams:
-        return self.params
 
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -123,11 +121,13 @@ class CausalLM(Task):
 
     def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
         truth = self._tokenizer.batch_decode([row[row != IGNORED] for row in labels])
-        said = self.decode(logits, samples).column("prediction").to_pylist()
-        return [Verdict(*answer) for answer in zip(truth, said, strict=True)]
+        return list(map(Verdict, truth, self.decode(logits, samples).column("prediction").to_pylist()))
 
-    def generates(self) -> bool:
-        return True
+    def demonstration(self, rows: pa.Table) -> pa.Table:
+        """Prompts as they are; of texts the first words, for the model to go on with."""
+        name, is_text = self.input_columns[0], self._writer.form == "text"
+        firsts = [text and " ".join(text.split()[:_FIRST_WORDS]) for text in rows.column(name).to_pylist() if is_text]
+        return pa.table({name: firsts}) if is_text else rows
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
         """What the model writes behind each prompt."""

@@ -318,8 +318,11 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
             "model.dropout is .nan, which is not a finite number; give a number of at least 0 and below 1, or null",
         ),
         ("model.revision=1234e56", "model.revision is 1234e56, which is not text; put it in quotes"),
-        ("model.name=[a]", 'model.name is ["a"], which is not text; give text that is not empty'),
-        ("model.name=''", 'model.name is "", which has fewer than 1 character; give text that is not empty'),
+        ("model.name=[a]", 'model.name is ["a"], which is not text; give text'),
+        (
+            "model.name=''",
+            "model.name is missing; give a model directory or hub name, or a from_config to start from",
+        ),
         ("train.deterministic=maybe", "train.deterministic is maybe, which is not true or false; choose one of them"),
         ("train.epochs=true", "train.epochs is true, which is not a whole number; give a whole number of at least 1"),
         (
@@ -416,8 +419,7 @@ def test_a_missing_key_is_told_at_the_line_of_its_section(load: Load) -> None:
         "job.yaml:1: data is missing; add data to the job file "
         "(Where the rows come from and how they are put in order)",
         "job.yaml:3: task.labels is missing; add labels to task (Names of the classes)",
-        "job.yaml:5: model.name is missing; add name to model "
-        "(Directory, or name on the Hugging Face hub, that `from_pretrained` loads)",
+        "job.yaml:5: model.name is missing; give a model directory or hub name, or a from_config to start from",
     ]
 
 
