@@ -104,7 +104,7 @@ def _count(output: str) -> tuple[int, int]:
 
 
 def _dataset(split: Split, job: JobSpec) -> "ray.data.Dataset":
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a data worker raised is told in one sentence
     cluster = job.cluster
     dataset = ray.data.read_datasource(
         _Pieces(split), override_num_blocks=len(split.fragments), concurrency=cluster.data_workers, num_cpus=0.01
