@@ -63,8 +63,16 @@ class Cut:
     """Length a sequence may have that several samples share; None makes every sample a sequence."""
 
 
+def deal_batch(batch: Ids, lengths: Ids, cut: Cut) -> list[list[Ids]]:
+    """For each worker, positions that share a sequence each; once for all, as each must know the largest share."""
+    if cut.pack_length is None:
+        return [[batch[i : i + 1] for i in range(rank, len(batch), cut.world_size)] for rank in range(cut.world_size)]
+    owner = _evenly(lengths[batch], cut.world_size)
+    return [_pack(batch[owner == rank], lengths, cut.pack_length) for rank in range(cut.world_size)]
+
+
 def build_share(
-    encoded: Encoded, rows: Ids, batches: Sequence[Ids], rank: int, cut: Cut
+    encoded: Encoded, rows: Ids, batches: Sequence[Ids], dealt: Sequence[list[list[Ids]]], rank: int, cut: Cut
 ) -> tuple[pa.Table, tuple[StepHeader, ...]]:
     """One worker's sequences of each batch, cut into micro-batches.
 
@@ -72,6 +80,7 @@ def build_share(
         encoded: the window's usable rows.
         rows: (n,) row ids of the window before encoding.
         batches: positions among the usable rows, from `cut_batches`.
+        dealt: `deal_batch` of each batch.
         rank: whose share.
         cut: workers, micro-batch and packing.
 
@@ -81,8 +90,7 @@ def build_share(
     ids = rows[encoded.kept]
     sequences: list[Ids] = []
     micro_of, mask, step_of, headers = [], [], [], []
-    for step, batch in enumerate(batches):
-        shares = [_sequences(batch, encoded.lengths, other, cut) for other in range(cut.world_size)]
+    for step, (batch, shares) in enumerate(zip(batches, dealt, strict=True)):
         largest = max(len(share) for share in shares)
         size = cut.micro_batch or max(largest, 1)
         micro_batches = max(1, -(-largest // size))
@@ -112,18 +120,14 @@ def build_share(
     return table, tuple(headers)
 
 
-def _sequences(batch: Ids, lengths: Ids, rank: int, cut: Cut) -> list[Ids]:
-    """One worker's part of a batch, as positions that share a sequence each."""
-    if cut.pack_length is None:
-        return [batch[i : i + 1] for i in range(rank, len(batch), cut.world_size)]
-    mine = batch[_evenly(lengths[batch], cut.world_size) == rank]
-    count = _sequences_needed(lengths[mine], cut.pack_length)
-    while count:
+def _pack(mine: Ids, lengths: Ids, pack_length: int) -> list[Ids]:
+    """Positions put into as few sequences of at most `pack_length` as even filling allows."""
+    # No packing needs fewer than their total length fills; even filling may need a few more.
+    for count in range(max(1, -(-int(lengths[mine].sum()) // pack_length)), len(mine)):
         chosen = _evenly(lengths[mine], count)
-        if np.bincount(chosen, lengths[mine]).max() <= cut.pack_length or count == len(mine):
+        if np.bincount(chosen, lengths[mine]).max() <= pack_length:
             return [mine[chosen == i] for i in range(count)]
-        count += 1  # even filling may need one sequence more than the tightest packing
-    return []
+    return [mine[i : i + 1] for i in range(len(mine))]
 
 
 def _evenly(lengths: Ids, parts: int) -> Ids:
@@ -136,11 +140,6 @@ def _evenly(lengths: Ids, parts: int) -> Ids:
     return chosen
 
 
-def _sequences_needed(lengths: Ids, pack_length: int) -> int:
-    """No packing uses fewer sequences than their total length fills."""
-    return max(-(-int(lengths.sum()) // pack_length), 1) if len(lengths) else 0
-
-
 def _join(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
     """Consecutive samples end to end, `counts` of them a row; `segments` keeps their lengths.
 
@@ -150,7 +149,6 @@ def _join(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name in samples.column_names:
         lists = samples.column(name).combine_chunks()
-        lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
         offsets = lists.offsets.to_numpy()
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets[bounds], pa.int32()), lists.values)
         sizes = np.diff(offsets)

@@ -17,7 +17,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
-from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, open_share, pack_share
+from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
 from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
 from launcher.data.sources import Split
 from launcher.data.windows import TRAIN, Window, evaluation_windows, train_windows
@@ -57,8 +57,9 @@ class StreamSource:
         # An evaluation tells samples apart, so it never packs.
         packed = task.pack_length if window.kind == TRAIN else None
         cut = Cut(self.world_size, self.job.parallel.micro_batch, packed)
+        dealt = [deal_batch(batch, encoded.lengths, cut) for batch in batches]
         for rank in range(self.world_size):
-            table, steps = build_share(encoded, ids, batches, rank, cut)
+            table, steps = build_share(encoded, ids, batches, dealt, rank, cut)
             skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
             header = ShareHeader(
                 window.kind, window.epoch, window.first_step + window.begin, window.last, skipped, steps

@@ -146,6 +146,8 @@ class Task(Protocol):
     """Columns that `predict` gives: `prediction` in the task's natural form, and the scores behind it."""
     pack_length: int | None = None
     """Length that samples packed into one training sequence may have together; None never packs."""
+    writes: ClassVar[bool] = False
+    """Whether it generates, so that its predictions for a few rows belong into the report at every evaluation."""
     auto_model: ClassVar[str]
     """Name of the Auto class of transformers that the task fine-tunes."""
     from_scratch: ClassVar[Literal["encoder", "decoder", "image"]] = "encoder"
@@ -216,12 +218,9 @@ class Task(Protocol):
         batch = self.collate(samples).to(model.device)
         return self.decode(model(**batch.inputs).logits, samples)
 
-    def demonstration(self, rows: pa.Table) -> pa.Table | None:
-        """What to predict for the report at every evaluation, made of a few rows' input columns.
-
-        None, unless the task writes.
-        """
-        return None
+    def demonstration(self, rows: pa.Table) -> pa.Table:
+        """What a task that `writes` predicts for the report, made of a few rows' input columns."""
+        return rows
 
     def show(self, row: Mapping[str, object]) -> Shown:
         """The input columns of one row, to look at."""

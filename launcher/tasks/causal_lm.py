@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from launcher.tasks.base import TaskMetrics
-_FIRST_WORDS = 4
 
 
 class CausalParams(TaskParams):
@@ -52,6 +51,7 @@ class CausalLM(Task):
     Params = CausalParams
     auto_model = "AutoModelForCausalLM"
     from_scratch = "decoder"
+    writes = True
 
     def __init__(self, params: CausalParams, model: ModelSpec, seed: int) -> None:
         self.params, self.model, self.seed = params, model, seed
@@ -126,7 +126,7 @@ class CausalLM(Task):
     def demonstration(self, rows: pa.Table) -> pa.Table:
         """Prompts as they are; of texts the first words, for the model to go on with."""
         name, is_text = self.input_columns[0], self._writer.form == "text"
-        firsts = [text and " ".join(text.split()[:_FIRST_WORDS]) for text in rows.column(name).to_pylist() if is_text]
+        firsts = [text and " ".join(text.split()[:4]) for text in rows.column(name).to_pylist() if is_text]
         return pa.table({name: firsts}) if is_text else rows
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:

@@ -116,10 +116,10 @@ def demonstrate(engine: Engine, task: Task, split: Split, step: int) -> list[Gen
 
     Every worker generates the same, so that those who hold the model in shards stay in lockstep.
     """
+    if not task.writes:
+        return []
     ids = np.arange(min(_DEMONSTRATED, split.rows))
     rows = task.demonstration(split.read(ids, task.input_columns))
-    if rows is None:
-        return []
     encoded = task.encode(rows, False)
     with engine.evaluation_mode():
         written = task.predict(engine.model, encoded.samples).column("prediction").to_pylist()  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
