@@ -25,7 +25,6 @@ quickstart: venv
 	$(BIN)/launcher train jobs/quickstart.yaml
 
 bench-accuracy: venv
-	$(BIN)/python jobs/quickstart/prepare.py
 	$(BIN)/python tests/benchmarks/accuracy/run.py $(TASK)
 
 bench-packing: venv

@@ -37,6 +37,8 @@ class Task:
     """Script for torchrun that takes --seed and --scratch and prints {"dev": ..., "test": ...} on its last line."""
     metric: str
     """Key in scores-validation.json and scores-test.json that both sides are compared by."""
+    prepare: Path = ROOT / "jobs" / "quickstart" / "prepare.py"
+    """Script that gets the model, if it is not there yet."""
     workers: int = 2
     """Processes of the peer; as many as the job file says."""
     overrides: tuple[str, ...] = ()
@@ -50,6 +52,25 @@ TASKS = {
             name="text-classification",
             job=HERE / "text-classification.yaml",
             peer=HERE / "trainer_text_classification.py",
+            metric="accuracy",
+        ),
+        Task(
+            name="token-classification",
+            job=HERE / "token-classification.yaml",
+            peer=HERE / "trainer_token_classification.py",
+            metric="f1",
+        ),
+        Task(
+            name="causal-lm",
+            job=HERE / "causal-lm.yaml",
+            peer=HERE / "trainer_causal_lm.py",
+            metric="perplexity",
+            prepare=HERE / "prepare_smollm2.py",
+        ),
+        Task(
+            name="image-classification",
+            job=HERE / "image-classification.yaml",
+            peer=HERE / "trainer_image_classification.py",
             metric="accuracy",
         ),
     )
@@ -82,6 +103,7 @@ def main() -> int:
     options = parser.parse_args()
     benchmark = Benchmark(TASKS[options.task], options.storage.resolve())
     benchmark.storage.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, str(benchmark.task.prepare)], check=True)
     sides = SIDES if options.side == "both" else (options.side,)
     results: dict[str, list[Scores]] = {side: [] for side in sides}
     for seed in options.seeds:
@@ -123,7 +145,9 @@ def say(side: str, seed: int, scores: Scores, how: str) -> Scores:
 
 def settings(task: Task, side: str) -> str:
     """A digest of all in this repository that a side's result depends on, data and model aside."""
-    sources = [task.job, *sorted((ROOT / "launcher").rglob("*.py"))] if side == "ours" else [task.peer]
+    sources = (
+        [task.job, *sorted((ROOT / "launcher").rglob("*.py"))] if side == "ours" else [task.peer, HERE / "peer.py"]
+    )
     digest = hashlib.sha256(repr((task.overrides, task.workers, task.metric)).encode())
     for source in sources:
         digest.update(source.read_bytes())

@@ -1,0 +1,56 @@
+"""What the peers share: transformers' Trainer with the numbers of our job files, scored on dev and test. Under torchrun."""
+
+import argparse
+import json
+from collections.abc import Mapping
+
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import Trainer, TrainingArguments
+
+SPLITS = ("train", "validation", "test")
+
+
+def options() -> argparse.Namespace:
+    """What run.py says to a peer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--scratch", required=True, help="directory for caches; nothing in it is needed afterwards")
+    return parser.parse_args()
+
+
+def training_arguments(seed: int, scratch: str, **own: object) -> TrainingArguments:
+    """The numbers all our job files hold, and a task's own; betas and epsilon of AdamW are the defaults of both sides."""
+    return TrainingArguments(
+        output_dir=scratch,
+        seed=seed,
+        warmup_steps=0.1,  # below 1: the share of all steps
+        weight_decay=0.01,  # not on biases and norms
+        max_grad_norm=1.0,
+        use_cpu=True,
+        ddp_backend="gloo",
+        dataloader_pin_memory=False,  # there is no GPU to pin for
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        logging_steps=10,
+        disable_tqdm=True,
+        **own,  # type: ignore[arg-type]
+    )
+
+
+def parquet_splits(folder: str, scratch: str) -> DatasetDict:
+    """The splits of a set of real data."""
+    files = {split: f"{folder}/{split}.parquet" for split in SPLITS}
+    return load_dataset("parquet", data_files=files, cache_dir=scratch)
+
+
+def train_and_score(trainer: Trainer, splits: Mapping[str, Dataset], metric: str) -> None:
+    """Train, then print the metric on dev and test as one JSON object. `compute_metrics` counts the rows it saw."""
+    trainer.train()
+    scores = {}
+    for name, split in (("dev", "validation"), ("test", "test")):
+        found = trainer.evaluate(splits[split], metric_key_prefix=name)
+        assert found[f"{name}_rows"] == len(splits[split]), "every row is scored once"
+        scores[name] = found[f"{name}_{metric}"]
+    if trainer.is_world_process_zero():
+        print(json.dumps(scores), flush=True)
