@@ -1,4 +1,4 @@
-"""What the peers share: transformers' Trainer with the numbers of our job files, scored on dev and test. Under torchrun."""
+"""What the peers share: the Trainer of transformers with the numbers of our job files, scored on dev and test."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def options() -> argparse.Namespace:
 
 
 def training_arguments(seed: int, scratch: str, **own: object) -> TrainingArguments:
-    """The numbers all our job files hold, and a task's own; betas and epsilon of AdamW are the defaults of both sides."""
+    """The numbers all our job files hold, and a task's own; AdamW's betas and epsilon are both sides' defaults."""
     return TrainingArguments(
         output_dir=scratch,
         seed=seed,
