@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator
 
 from launcher.errors import DataError
+from launcher.records import Mark
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,10 @@ class Labels:
             names += _BINARY if len(self.names) == 2 else ("top5_accuracy",) * (len(self.names) >= _TOP5_CLASSES)
         modes: dict[str, Literal["max", "min"]] = dict.fromkeys(names, "max")
         return modes | ({"mse": "min"} if self.kind == "regression" else {})
+
+    def learn(self, column: pa.ChunkedArray, known: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Class names, as `learn_names` has them; None for numbers."""
+        return None if self.kind == "regression" else learn_names(column, known, self.column)
 
     def config(self) -> dict[str, object]:
         """The model config's entries: number, names and kind of the labels."""
@@ -160,7 +165,7 @@ class Labels:
         chosen = pa.string() if self.kind == "single-label" else pa.list_(pa.string())
         return pa.schema({"prediction": chosen, "scores": pa.string()})
 
-    def decode(self, logits: "torch.Tensor") -> pa.Table:
+    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
         """`prediction` (class name, list of names, or number) and `scores` (JSON of name to probability)."""
         if self.kind == "regression":
             return pa.table({"prediction": logits.float().squeeze(-1).tolist()}, self.prediction_schema)
@@ -172,10 +177,12 @@ class Labels:
             chosen = [[n for n, s in zip(self.names, row, strict=True) if s > 0.5] for row in scores]
         return pa.table({"prediction": chosen, "scores": text}, self.prediction_schema)
 
-    def answers(self, logits: "torch.Tensor", labels: "torch.Tensor") -> list[tuple[str, str]]:
-        """(truth, prediction) of each row in words."""
-        predictions = self.decode(logits).column("prediction").to_pylist()
-        return [(self._text(label), _words(p)) for label, p in zip(labels.tolist(), predictions, strict=True)]
+    def answers(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table
+    ) -> list[tuple[str, str, tuple[Mark, ...]]]:
+        """(truth, prediction, no marks) of each row in words."""
+        predictions = self.decode(logits, samples).column("prediction").to_pylist()
+        return [(self._text(label), _words(p), ()) for label, p in zip(labels.tolist(), predictions, strict=True)]
 
     def _text(self, label: object) -> str:
         if isinstance(label, list):

@@ -150,6 +150,12 @@ class Tags:
 
         return EntityMetrics(self.names, device)
 
+    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """(B,) cross entropy of each text, summed over its words."""
+        from launcher.metrics.losses import token_losses
+
+        return token_losses(logits, labels)
+
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
         """The entities in each text, with characters and scores.
 
@@ -178,7 +184,9 @@ class Tags:
         starts, ends = sample["starts"], sample["ends"]
         return [(starts[s.start], ends[s.end - 1], s.type, s.start, s.end) for s in found]
 
-    def answers(self, logits: "torch.Tensor", samples: pa.Table) -> list[tuple[str, str, tuple[Mark, ...]]]:
+    def answers(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table
+    ) -> list[tuple[str, str, tuple[Mark, ...]]]:
         """(truth, prediction, marks in the text) of each row."""
         predictions = self.decode(logits, samples).column("prediction").to_pylist()
         answers = []

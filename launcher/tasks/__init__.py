@@ -15,11 +15,13 @@ from launcher.spec.model import ModelSpec
 from launcher.spec.problems import not_one_of
 from launcher.tasks.base import Task, TaskParams
 
+_SHARED = ("__init__", "base", "labelled")
+
 
 def task_names() -> list[str]:
     """Names of the launcher's own tasks."""
     files = Path(__file__).parent.glob("*.py")
-    return sorted(file.stem.replace("_", "-") for file in files if file.stem not in ("__init__", "base"))
+    return sorted(file.stem.replace("_", "-") for file in files if file.stem not in _SHARED)
 
 
 def task_class(name: str) -> type[Task]:

@@ -104,7 +104,7 @@ class CausalLM(Task):
         return Batch({"input_ids": ids, "position_ids": places, "use_cache": False}, labels, torch.ones(len(samples)))
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        from launcher.models.losses import token_losses
+        from launcher.metrics.losses import token_losses
 
         return token_losses(logits, labels)
 

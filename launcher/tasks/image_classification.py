@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from launcher.metrics.labels import ClassNames, Labels, learn_names
+from launcher.metrics.labels import Labels
 from launcher.models.images import Augment, Pixels, example_picture, image_bytes, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict
+from launcher.tasks.base import Batch, Encoded, Shown
+from launcher.tasks.labelled import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
-    import torch
     from transformers import BaseImageProcessor
 
-    from launcher.tasks.base import TaskMetrics
 
-
-class ImageParams(TaskParams):
+class ImageParams(LabelParams):
     """`task:` with `type: image-classification`."""
 
     image: str = "image"
@@ -29,33 +27,22 @@ class ImageParams(TaskParams):
     """Column that holds the label: an int or string; a list of them for multi-label."""
     kind: Literal["single-label", "multi-label"] = "single-label"
     """One class per picture, or any number."""
-    labels: ClassNames = None
-    """Class names in order; int labels index them. null reads them from the training data."""
     augment: Augment = Augment()
     """How training pictures are changed at random; the same on any cluster."""
 
 
-class ImageClassification(Task):
+class ImageClassification(LabelledTask):
     """Fine-tunes `AutoModelForImageClassification`. See `tasks/base.py` for what each method owes."""
 
     Params = ImageParams
+    params: ImageParams
     auto_model = "AutoModelForImageClassification"
     from_scratch = "image"
 
     def __init__(self, params: ImageParams, model: ModelSpec, seed: int) -> None:
-        self.params, self.model, self.seed = params, model, seed
-        self.input_columns, self.target_columns = (params.image,), (params.label,)
         self.labels = Labels(params.label, params.kind, params.labels or ())
-        self.metric_modes = self.labels.metric_modes
-        self.prediction_schema = self.labels.prediction_schema
-
-    def learn(self, data: TrainingColumns) -> ImageParams:
-        """Class names, unless the job file gives them."""
-        if self.params.labels:
-            return self.params
-        column = self.params.label
-        names = learn_names(data.column(column), data.class_names(column), column)
-        return self.params.model_copy(update={"labels": names})
+        super().__init__(params, model, seed, self.labels)
+        self.input_columns = (params.image,)
 
     @cached_property  # once per process
     def _pixels(self) -> Pixels:
@@ -90,21 +77,6 @@ class ImageClassification(Task):
 
         labels = self.labels.tensor(samples.column("target"))
         return Batch({"pixel_values": self._pixels.floats(samples)}, labels, torch.ones(len(samples)))
-
-    def head(self) -> dict[str, object]:
-        return self.labels.config()
-
-    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        return self.labels.sample_losses(logits, labels)
-
-    def metrics(self, device: "torch.device") -> "TaskMetrics":
-        return self.labels.metrics(device)
-
-    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        return self.labels.decode(logits)
-
-    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
-        return [Verdict(*answer) for answer in self.labels.answers(logits, labels)]
 
     def show(self, row: Mapping[str, object]) -> Shown:
         cell = row[self.params.image]

@@ -8,19 +8,17 @@ import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import list_column, text_inputs
-from launcher.metrics.labels import ClassNames, Kind, Labels, learn_names
+from launcher.metrics.labels import Kind, Labels
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Task, TaskParams, TrainingColumns, Verdict
+from launcher.tasks.base import Batch, Encoded
+from launcher.tasks.labelled import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-    from launcher.tasks.base import TaskMetrics
 
-
-class TextParams(TaskParams):
+class TextParams(LabelParams):
     """`task:` with `type: text-classification`."""
 
     text: str = "text"
@@ -31,33 +29,21 @@ class TextParams(TaskParams):
     """Column that holds the label: an int or string; a list of them for multi-label; a number for regression."""
     kind: Kind = "single-label"
     """One class per row, any number of classes per row, or a number."""
-    labels: ClassNames = None
-    """Class names in order; int labels index them. null reads them from the training data."""
     max_length: int = Field(default=128, ge=4)
     """Tokens kept of each row; the rest is cut off."""
 
 
-class TextClassification(Task):
+class TextClassification(LabelledTask):
     """Fine-tunes `AutoModelForSequenceClassification`. See `tasks/base.py` for what each method owes."""
 
     Params = TextParams
+    params: TextParams
     auto_model = "AutoModelForSequenceClassification"
 
     def __init__(self, params: TextParams, model: ModelSpec, seed: int) -> None:
-        self.params, self.model, self.seed = params, model, seed
-        self.input_columns = tuple(c for c in (params.text, params.text_pair) if c)
-        self.target_columns = (params.label,)
         self.labels = Labels(params.label, params.kind, params.labels or ())
-        self.metric_modes = self.labels.metric_modes
-        self.prediction_schema = self.labels.prediction_schema
-
-    def learn(self, data: TrainingColumns) -> TextParams:
-        """Class names, unless the job file gives them."""
-        if self.params.kind == "regression" or self.params.labels:
-            return self.params
-        column = self.params.label
-        names = learn_names(data.column(column), data.class_names(column), column)
-        return self.params.model_copy(update={"labels": names})
+        super().__init__(params, model, seed, self.labels)
+        self.input_columns = tuple(c for c in (params.text, params.text_pair) if c)
 
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -95,19 +81,7 @@ class TextClassification(Task):
 
     def head(self) -> dict[str, object]:
         # GPT-style models pool the last token before the padding, so they must know it.
-        return self.labels.config() | {"pad_token_id": self._tokenizer.pad_token_id or 0}
-
-    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        return self.labels.sample_losses(logits, labels)
-
-    def metrics(self, device: "torch.device") -> "TaskMetrics":
-        return self.labels.metrics(device)
-
-    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        return self.labels.decode(logits)
-
-    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
-        return [Verdict(*answer) for answer in self.labels.answers(logits, labels)]
+        return super().head() | {"pad_token_id": self._tokenizer.pad_token_id or 0}
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Texts of words w0..w199, where the words w0..w99 mean class a and the rest class b."""

@@ -9,52 +9,38 @@ import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, text_inputs
-from launcher.metrics.labels import ClassNames
 from launcher.metrics.tags import Tags
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict
+from launcher.tasks.base import Batch, Encoded, Shown
+from launcher.tasks.labelled import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-    from launcher.tasks.base import TaskMetrics
 
-
-class TokenParams(TaskParams):
+class TokenParams(LabelParams):
     """`task:` with `type: token-classification`."""
 
     text: str = "tokens"
     """Column that holds a list of words, or a string whose entities are character spans."""
     label: str = "tags"
     """Column with a tag (int or string, B-person) for each word; for a string, a list of {start, end, label}."""
-    labels: ClassNames = None
-    """Tag names in order; int tags index them. null reads them from the training data."""
     max_length: int = Field(default=256, ge=4)
     """Tokens kept of each row; words behind them are neither learned nor scored."""
 
 
-class TokenClassification(Task):
+class TokenClassification(LabelledTask):
     """Fine-tunes `AutoModelForTokenClassification`; a word's tag stands at its first token."""
 
     Params = TokenParams
+    params: TokenParams
     auto_model = "AutoModelForTokenClassification"
 
     def __init__(self, params: TokenParams, model: ModelSpec, seed: int) -> None:
-        self.params, self.model, self.seed = params, model, seed
-        self.input_columns, self.target_columns = (params.text,), (params.label,)
         self.tags = Tags(params.label, params.labels or ())
-        self.metric_modes = self.tags.metric_modes
-        self.prediction_schema = self.tags.prediction_schema
-
-    def learn(self, data: TrainingColumns) -> TokenParams:
-        """Tag names, unless the job file gives them."""
-        if self.params.labels:
-            return self.params
-        column = self.params.label
-        names = self.tags.learn(data.column(column), data.class_names(column))
-        return self.params.model_copy(update={"labels": names})
+        super().__init__(params, model, seed, self.tags)
+        self.input_columns = (params.text,)
 
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -95,23 +81,6 @@ class TokenClassification(Task):
 
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
         return Batch(text_inputs(samples, self._tokenizer.pad_token_id), labels, torch.ones(len(samples)))
-
-    def head(self) -> dict[str, object]:
-        return self.tags.config()
-
-    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        from launcher.models.losses import token_losses
-
-        return token_losses(logits, labels)
-
-    def metrics(self, device: "torch.device") -> "TaskMetrics":
-        return self.tags.metrics(device)
-
-    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        return self.tags.decode(logits, samples)
-
-    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
-        return [Verdict(*answer) for answer in self.tags.answers(logits, samples)]
 
     def show(self, row: Mapping[str, object]) -> Shown:
         text = row[self.params.text]

@@ -13,6 +13,7 @@ from launcher.metrics.classification import MulticlassMetrics, MultilabelMetrics
 from launcher.metrics.labels import Kind, Labels, distinct, learn_names
 from launcher.metrics.regression import RegressionMetrics
 
+_NO_SAMPLES = pa.table({})
 _SINGLE = Labels("verdict", "single-label", ("no", "yes", "perhaps"))
 _MULTI = Labels("tags", "multi-label", ("a", "b", "c"))
 _NUMBER = Labels("score", "regression", ())
@@ -102,15 +103,15 @@ def test_sample_losses() -> None:
 
 
 def test_predictions() -> None:
-    table = _SINGLE.decode(torch.tensor([[0.0, 5.0, 0.0], [1.0, 0.0, 2.0]]))
+    table = _SINGLE.decode(torch.tensor([[0.0, 5.0, 0.0], [1.0, 0.0, 2.0]]), _NO_SAMPLES)
     assert table.column("prediction").to_pylist() == ["yes", "perhaps"]
     scores = [json.loads(text) for text in table.column("scores").to_pylist()]
     assert [list(row) for row in scores] == [["no", "yes", "perhaps"]] * 2
     assert [sum(row.values()) for row in scores] == pytest.approx([1, 1], abs=1e-6)
-    table = _MULTI.decode(torch.tensor([[1.0, -1.0, 2.0], [-1.0, -1.0, -1.0]]))
+    table = _MULTI.decode(torch.tensor([[1.0, -1.0, 2.0], [-1.0, -1.0, -1.0]]), _NO_SAMPLES)
     assert table.column("prediction").to_pylist() == [["a", "c"], []]
     assert json.loads(table.column("scores")[1].as_py())["b"] == pytest.approx(1 / (1 + math.e), abs=1e-6)
-    table = _NUMBER.decode(torch.tensor([[1.5], [-2.0]]))
+    table = _NUMBER.decode(torch.tensor([[1.5], [-2.0]]), _NO_SAMPLES)
     assert table.to_pydict() == {"prediction": [1.5, -2.0]}
 
 
@@ -127,13 +128,13 @@ def test_predictions() -> None:
 def test_a_label_in_words(labels: Labels, label: object, expected: str) -> None:
     truth = torch.tensor([label])
     logits = torch.zeros(1, max(len(labels.names), 1))
-    assert labels.answers(logits, truth)[0][0] == expected
+    assert labels.answers(logits, truth, _NO_SAMPLES)[0][0] == expected
 
 
 def test_targets_come_back_in_words() -> None:
     for value, text in (("no", "no"), (1, "yes")):
         column = pa.chunked_array([pa.array([_SINGLE.target(value)])])
-        assert _SINGLE.answers(torch.eye(3)[:1], _SINGLE.tensor(column)) == [(text, "no")]
+        assert _SINGLE.answers(torch.eye(3)[:1], _SINGLE.tensor(column), _NO_SAMPLES) == [(text, "no", ())]
 
 
 @pytest.mark.parametrize(
