@@ -30,13 +30,19 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def user_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a user's own modules, on PYTHONPATH in every process of the cluster."""
+    return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(user_modules: Path) -> Iterator[None]:
     """One local Ray for the whole test session."""
     import ray
 
     ray.init(
         address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}"}},
+        runtime_env={"env_vars": {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}:{user_modules}"}},
     )  # fmt: skip
     yield
     ray.shutdown()
