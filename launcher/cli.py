@@ -56,6 +56,15 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def tune(job: JobFile, overrides: Overrides = None) -> None:
+    """Search the space of `tune:`, or go on with it; then export the best model, score it on test, write the report."""
+    spec = _load(job, overrides)
+    from launcher.run import run_sweep
+
+    run_sweep(spec, _OUT)
+
+
+@app.command()
 def check(job: JobFile, overrides: Overrides = None) -> None:
     """Validate all that can be without training, and print the plan."""
     spec = _load(job, overrides)

@@ -3,9 +3,10 @@
 Frozen pydantic models, so that what one process writes another reads back checked.
 """
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Record(BaseModel):
@@ -132,6 +133,68 @@ class ScoresRecord(Record):
     confusion: ConfusionMatrix | None
     classes: tuple[ClassRow, ...]
     worst: tuple[WorstRow, ...]
+
+
+class TrialEvaluation(Record):
+    """One look at a trial."""
+
+    step: int
+    progress: float
+    """Percent of the trial's steps done."""
+    value: float
+    """The sweep's metric."""
+    loss: float
+
+
+class TrialRecord(Record):
+    """trial.json: what a sweep knows of one trial."""
+
+    number: int
+    """In the order of suggestion, from 0."""
+    params: dict[str, JsonValue]
+    """Values of the searched keys; of a trial whose values changed on the way (pbt) the last ones."""
+    seed: int
+    repeat_of: int | None = None
+    """The trial that this one repeats with another seed."""
+    status: Literal["running", "finished", "pruned", "failed"]
+    reason: str = ""
+    """Why it failed or was stopped."""
+    evaluations: tuple[TrialEvaluation, ...] = ()
+    total_steps: int = 0
+    workers: int = 1
+    gpus: float = 0.0
+    """Of all its workers together."""
+    seconds: float = 0.0
+    """Spent on it, starting and saving included."""
+
+    def best(self, mode: str) -> TrialEvaluation | None:
+        """Its best look so far, the first of equals; None before the first."""
+        sign = 1.0 if mode == "max" else -1.0
+        seen = [look for look in self.evaluations if math.isfinite(look.value)]
+        return max(seen, key=lambda look: sign * look.value) if seen else None
+
+
+class SweepRecord(Record):
+    """sweep.json: what the trials have in common."""
+
+    name: str
+    metric: str
+    mode: Literal["max", "min"]
+    space: dict[str, dict[str, JsonValue]]
+    """As in the job file."""
+    trials: int
+    """Asked for."""
+    search: str
+    scheduler: str
+    seconds: float = 0.0
+    """The sweep took, over all attempts."""
+    stopped: str = ""
+    """Why it ended before all its trials, if it did."""
+    best: int | None = None
+    """Number of the best trial, once the sweep is over."""
+    importances: dict[str, float] = {}
+    """Share of the metric's variation that each searched key explains, most first; empty where nothing can be told."""
+    cpus_per_worker: float = 1.0
 
 
 class WorkerRecord(Record):

@@ -20,13 +20,18 @@ from launcher.plan import Plan
 from launcher.prepare import Prepared, open_splits, prepare
 from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
 from launcher.report.render import write_report
+from launcher.report.sweep import write_sweep_report
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.problems import not_one_of
+from launcher.tasks import build_task
 from launcher.train import checkpoint
 from launcher.train.trainer import Fit, fit, ray_session
+from launcher.tune.space import metric_of
+from launcher.tune.tuner import adopt, check_sweep, tune_job
+from launcher.tune.view import watch_sweep
 from launcher.worker import WorkOrder, work
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
@@ -58,6 +63,43 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
+    return run
+
+
+def run_sweep(job: JobSpec, console: Console) -> RunDir:
+    """Search the job's `tune.space`, then export the best trial's model and score it on the test data, once.
+
+    Raises:
+        UserError: something in the job file, data or model must be mended first.
+        TrainingError: no trial got anywhere; what is saved is kept.
+    """
+    prepared = check_sweep(job)
+    spec = prepared.job.tune
+    assert spec is not None
+    metric, mode = metric_of(spec, job, build_task(prepared.job).metric_modes)
+    console.print(
+        f"{prepared.plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
+        f"({mode}) on {prepared.plan.validation_rows} validation rows",
+        highlight=False,
+        soft_wrap=True,
+    )
+    run = prepared.run
+    try:
+        with watch_sweep(spec, metric, mode, console) as listener:
+            tuned = tune_job(job, listener)
+    finally:
+        if run.exists("sweep/sweep.json"):
+            write_sweep_report(run)
+    best = tuned.best.best(mode)
+    assert best is not None
+    values = "  ".join(f"{key} {value}" for key, value in tuned.best.params.items())
+    console.print(
+        f"best: trial {tuned.best.number}, {metric} {best.value:.4f}  {values}", highlight=False, soft_wrap=True
+    )
+    adopt(tuned)
+    run_job(tuned.job, console)
+    report = write_sweep_report(run)
+    console.print(f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}", highlight=False, soft_wrap=True)
     return run
 
 

@@ -140,6 +140,16 @@ class RunDir:
         fs.create_dir(target if source.is_dir() else target.rsplit("/", 1)[0], recursive=True)
         pafs.copy_files(str(source), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
 
+    def copy_from(self, other: "RunDir", relative: str) -> None:
+        """Take over a file or directory of another run."""
+        fs, root = open_uri(self.uri)
+        source, base = open_uri(other.uri)
+        path = f"{base}/{relative}"
+        fs.create_dir(root, recursive=True)
+        if source.get_file_info(path).type == pafs.FileType.Directory:
+            fs.create_dir(f"{root}/{relative}", recursive=True)
+        pafs.copy_files(path, f"{root}/{relative}", source_filesystem=source, destination_filesystem=fs)
+
     def publish_directory(self, source: Path, relative: str) -> None:
         """Move a complete local directory to `relative`, replacing what stood there."""
         local = self.local
@@ -255,17 +265,17 @@ def find_run(location: str) -> RunDir:
     return run
 
 
-def read_job(run: RunDir) -> JobSpec:
+def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
     """The resolved job file of a run.
 
     Raises:
         RunError: there is none, or it is not one.
     """
     try:
-        return JobSpec.model_validate(YAML(typ="safe", pure=True).load(run.read_bytes("job.yaml").decode()))
+        return JobSpec.model_validate(YAML(typ="safe", pure=True).load(run.read_bytes(name).decode()))
     except (YAMLError, ValidationError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
-        raise RunError(f"{run.path('job.yaml')}: not a resolved job file ({first}); was it edited by hand?") from error
+        raise RunError(f"{run.path(name)}: not a resolved job file ({first}); was it edited by hand?") from error
 
 
 @lru_cache(maxsize=8)

@@ -29,7 +29,7 @@ from launcher.tasks.base import Task
 from launcher.train import checkpoint
 from launcher.train.engine import Engine
 from launcher.train.log import Listener, RunLog
-from launcher.train.loop import FRESH, TrainRun, train
+from launcher.train.loop import FRESH, TrainRun, to_the_end, train
 from launcher.train.validate import validate
 
 
@@ -92,7 +92,7 @@ def _train_and_export(order: WorkOrder, task: Task, engine: Engine) -> ResultRec
     log = RunLog(order.run, order.listener, state.step, state.elapsed_s)
     stream = ShareStream(share_cells(ray.train.get_dataset_shard(TRAIN)))
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits)
-    result = train(it, stream, log, state)
+    result = to_the_end(train(it, stream, log, state))
     log.close()
     if result.best_step != result.steps:
         checkpoint.load(order.run, engine, result.best_step, weights_only=True)

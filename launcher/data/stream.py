@@ -46,25 +46,33 @@ class StreamSource:
         Raises:
             DataError: a row cannot be used and the job file says `error`, or no row of the window can.
         """
+        return self.shares(window, range(self.world_size))
+
+    def shares(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
+        """The packed shares of a window for some of the workers; raises as `read` does."""
         split = self.splits[window.kind]
-        task = _task(self.job.model_dump_json())
+        task = _task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}))
         ids = self.row_ids(window)
-        rows = split.read(ids, task.input_columns + task.target_columns)
-        noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
-        encoded = task.encode(rows, True, noise)
+        encoded = self.encode(task, window, ids)
         judge(split, ids, encoded, self.job.data.on_bad_row)
         batches = self._batches(window, len(ids), encoded)[window.begin : window.end]
         # An evaluation tells samples apart, so it never packs.
         packed = task.pack_length if window.kind == TRAIN else None
         cut = Cut(self.world_size, self.job.parallel.micro_batch, packed)
         dealt = [deal_batch(batch, encoded.lengths, cut) for batch in batches]
-        for rank in range(self.world_size):
+        for rank in ranks:
             table, steps = build_share(encoded, ids, batches, dealt, rank, cut)
             skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
             header = ShareHeader(
                 window.kind, window.epoch, window.first_step + window.begin, window.last, skipped, steps
             )
             yield pack_share(table, header)
+
+    def encode(self, task: Task, window: Window, ids: Ids) -> Encoded:
+        """The rows of a window, read and made ready for the model."""
+        rows = self.splits[window.kind].read(ids, task.input_columns + task.target_columns)
+        noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
+        return task.encode(rows, True, noise)
 
     def row_ids(self, window: Window) -> Ids:
         """Row ids of a window: the canonical order for training, file order for evaluation."""

@@ -52,6 +52,8 @@ class Chart:
     json: str
     height_px: int
     note: str = ""
+    wide: bool = False
+    """Whether it wants the whole width of the page."""
 
 
 def curves(data: ReportData) -> tuple[Chart, ...]:
@@ -102,7 +104,7 @@ def confusion(matrix: ConfusionMatrix) -> Chart | None:
     height_px = 200 + count * (
         90 if count <= 4 else 46 if count <= _CELL_PERCENT_CLASSES else 21 if count <= 40 else 12
     )
-    return _chart("Confusion matrix", figure, height_px, "Coloured by the share of the true class (line).")
+    return chart("Confusion matrix", figure, height_px, "Coloured by the share of the true class (line).")
 
 
 def thin(xs: Sequence[int], ys: Sequence[float], limit: int = MAX_POINTS) -> Points:
@@ -231,12 +233,13 @@ def _step_chart(title: str, figure: go.Figure, note: str, height_px: int = 300) 
         showlegend=named,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     )
-    return _chart(title, figure, height_px, note)
+    return chart(title, figure, height_px, note)
 
 
-def _chart(title: str, figure: go.Figure, height_px: int, note: str) -> Chart:
+def chart(title: str, figure: go.Figure, height_px: int, note: str, wide: bool = False) -> Chart:
+    """A figure in the report's frame."""
     figure.update_layout(template="none", margin={"l": 56, "r": 14, "t": 30, "b": 44}, height=height_px)
-    return Chart(title=title, json=pio.to_json(figure, engine="json"), height_px=height_px, note=note)
+    return Chart(title=title, json=pio.to_json(figure, engine="json"), height_px=height_px, note=note, wide=wide)
 
 
 def _percent(row: Sequence[int]) -> list[float | None]:

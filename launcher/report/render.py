@@ -76,6 +76,30 @@ def render(data: ReportData) -> str:
     splits = tuple(_split_view(data, record) for record in data.scores)
     figures = {f"curve-{index}": chart for index, chart in enumerate(curves)}
     figures |= {f"confusion-{i}": view.confusion for i, view in enumerate(splits) if view.confusion is not None}
+    return page(
+        "report.html.j2",
+        figures,
+        data=data,
+        verdict=headline.verdict(data),
+        tiles=headline.tiles(data),
+        missing=missing(data),
+        curves=curves,
+        splits=splits,
+        writings=passages.writings(data.generations),
+        worst_shown=_WORST_SHOWN,
+        clip_chars=_CLIP_CHARS,
+        max_chars=_MAX_CHARS,
+    )
+
+
+def page(template: str, figures: dict[str, Chart], **content: object) -> str:
+    """A page that needs no network.
+
+    Args:
+        template: its file under `templates/`.
+        figures: by the key that the template gives to `plot`.
+        content: what the template shows.
+    """
     script = _asset("report.js")
     # plotly.js weighs 4.8 MB (plotly for Python ships no smaller bundle): a page without charts goes without it.
     plotly_js = plotly_offline.get_plotlyjs() if figures else ""
@@ -85,23 +109,14 @@ def render(data: ReportData) -> str:
     )
     return (
         _environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
-            data=data,
-            verdict=headline.verdict(data),
-            tiles=headline.tiles(data),
-            missing=missing(data),
-            curves=curves,
-            splits=splits,
-            writings=passages.writings(data.generations),
-            worst_shown=_WORST_SHOWN,
-            clip_chars=_CLIP_CHARS,
-            max_chars=_MAX_CHARS,
             policy=policy,
             style=Markup(_asset("report.css")),  # ours, like the two scripts
             script=Markup(script),
             plotly_js=Markup(plotly_js),
             figures=_embed(figures),
+            **content,
         )
     )
 

@@ -7,6 +7,7 @@ from launcher.spec.model import ModelSpec
 from launcher.spec.parallel import ClusterSpec, ParallelSpec
 from launcher.spec.section import PATTERN_WORDS, Section
 from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
+from launcher.spec.tune import TuneSpec
 
 
 class TaskSpec(Section):
@@ -54,3 +55,4 @@ class JobSpec(Section):
     parallel: ParallelSpec = ParallelSpec()
     cluster: ClusterSpec = ClusterSpec()
     output: OutputSpec = OutputSpec()
+    tune: TuneSpec | None = None

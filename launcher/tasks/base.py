@@ -146,6 +146,8 @@ class Task(Protocol):
     """Columns that `predict` gives: `prediction` in the task's natural form, and the scores behind it."""
     pack_length: int | None = None
     """Length that samples packed into one training sequence may have together; None never packs."""
+    augments: bool = True
+    """Whether `encode` may look at its `noise`; samples of a task that never does are encoded once and kept."""
     writes: ClassVar[bool] = False
     """Whether it generates, so that its predictions for a few rows belong into the report at every evaluation."""
     auto_model: ClassVar[str]

@@ -50,6 +50,7 @@ class CausalLM(Task):
 
     Params = CausalParams
     auto_model = "AutoModelForCausalLM"
+    augments = False
     from_scratch = "decoder"
     writes = True
 

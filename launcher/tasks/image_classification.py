@@ -43,6 +43,7 @@ class ImageClassification(LabelledTask):
         self.labels = Labels(params.label, params.kind, params.labels or ())
         super().__init__(params, model, seed, self.labels)
         self.input_columns = (params.image,)
+        self.augments = params.augment != Augment()
 
     @cached_property  # once per process
     def _pixels(self) -> Pixels:

@@ -39,6 +39,7 @@ class TextClassification(LabelledTask):
     Params = TextParams
     params: TextParams
     auto_model = "AutoModelForSequenceClassification"
+    augments = False
 
     def __init__(self, params: TextParams, model: ModelSpec, seed: int) -> None:
         self.labels = Labels(params.label, params.kind, params.labels or ())

@@ -36,6 +36,7 @@ class TokenClassification(LabelledTask):
     Params = TokenParams
     params: TokenParams
     auto_model = "AutoModelForTokenClassification"
+    augments = False
 
     def __init__(self, params: TokenParams, model: ModelSpec, seed: int) -> None:
         self.tags = Tags(params.label, params.labels or ())

@@ -25,6 +25,8 @@ if not torch.cuda.is_available():
 
 import deepspeed
 
+_NUMBERS = ("weight_decay", "betas", "eps")
+
 
 class Engine:
     """One worker's part of the model, its optimizer and the collectives between workers.
@@ -111,7 +113,8 @@ class Engine:
         tag = "universal" if universal else "state"
         # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
         self._engine._config.load_universal_checkpoint = universal
-        decays = [group["weight_decay"] for group in self._optimizer.param_groups]
+        # The job file's numbers, not the checkpoint's: a trial of a sweep may go on from another's with its own.
+        numbers = [{k: v for k, v in g.items() if k in _NUMBERS} for g in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
             str(directory), tag=tag, load_module_only=weights_only and not universal, load_lr_scheduler_states=False
         )
@@ -120,11 +123,15 @@ class Engine:
         # Loading a universal ZeRO-3 checkpoint (DeepSpeed 0.19.8, load_hp_checkpoint_state_from_checkpoint_dir_stage3)
         # gives every group the first one's weight decay, and one step counter, shared, which AdamW then advances once
         # per group: both would bend the curve of a run that goes on with another number of workers.
-        for group, decay in zip(self._optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
+        for group, own in zip(self._optimizer.param_groups, numbers, strict=True):
+            group.update(own)
         for state in getattr(self._optimizer, "optimizer", self._optimizer).state.values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
+
+    def close(self) -> None:
+        """Let go of hooks and buffers that would keep the model in memory: a sweep builds many in one process."""
+        self._engine.destroy()
 
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
         """All weights on the CPU of rank 0, None elsewhere (a collective)."""

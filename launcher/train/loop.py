@@ -5,6 +5,7 @@ The loss is a sum over samples divided by the weight of the *global* batch, so n
 micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `checkpoint.py` what survives a stop.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from launcher.data.sources import Split
 from launcher.data.stream import ShareStream
 from launcher.data.windows import VALIDATION
 from launcher.plan import Plan
-from launcher.records import ResultRecord, RunStateRecord
+from launcher.records import EvaluationRecord, ResultRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.spec.identity import spec_hash
 from launcher.spec.job import JobSpec
@@ -42,8 +43,19 @@ class TrainRun:
     splits: dict[str, Split]
 
 
-def train(it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord) -> ResultRecord:
-    """Train from `state` to the end, or to an early stop.
+@dataclass(frozen=True)
+class Pause:
+    """A place between two steps where a sweep may look, wait or stop."""
+
+    state: RunStateRecord
+    """With which a checkpoint made here would go on."""
+    evaluation: EvaluationRecord
+
+
+def train(
+    it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord
+) -> Generator[Pause, None, ResultRecord]:
+    """Train from `state` to the end, or to an early stop; pauses after each evaluation.
 
     Args:
         it: run, job, plan, task, engine and data.
@@ -55,9 +67,9 @@ def train(it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord)
         TrainingError: the loss is not finite, or workers train apart.
     """
     job, plan, engine = it.job, it.plan, it.engine
-    skipped_before, stopped, saved_at = state.skipped_rows, False, log.elapsed_s
+    skipped_before, stopped, saved_at = state.skipped_rows, out_of_patience(job, state), log.elapsed_s
     engine.train_mode()
-    for step, epoch, share in stream.steps():
+    for step, epoch, share in stream.steps() if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
         loss_sum = train_step(engine, it.task, share, step, rate)
         done = step + 1
@@ -69,19 +81,20 @@ def train(it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord)
             # Minutes are rank 0's; the flush carries its verdict to the others.
             save |= log.flush(stream.skipped_rows, _minutes_passed(job, log.elapsed_s - saved_at))
         if evaluate:
-            state, improved = _evaluate(it, stream, log, state, done)
-            stopped = job.evaluation.patience is not None and (
-                state.evaluations_without_improvement >= job.evaluation.patience
-            )
+            state, improved, line = _evaluate(it, stream, log, state, done)
+            stopped = out_of_patience(job, state)
             save |= improved
-        if save or stopped or done == plan.total_steps:
+        if evaluate or save or done == plan.total_steps:
             state = state.model_copy(
                 update={"step": done, "skipped_rows": skipped_before + stream.skipped_rows, "elapsed_s": log.elapsed_s}
             )
+        if save or stopped or done == plan.total_steps:
             checkpoint.save(it.run, engine, state, spec_hash(job))
             if engine.rank == 0:
                 checkpoint.prune(it.run, job.checkpoint.keep_last, state.best_step)
             saved_at = log.elapsed_s
+        if evaluate:
+            yield Pause(state, line)
         if stopped:
             break
     return ResultRecord(
@@ -91,6 +104,22 @@ def train(it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord)
         skipped_rows=state.skipped_rows,
         elapsed_s=log.elapsed_s,
     )
+
+
+def out_of_patience(job: JobSpec, state: RunStateRecord) -> bool:
+    """Whether the metric has not become better for so many evaluations that the job file says to stop."""
+    patience = job.evaluation.patience
+    return patience is not None and state.evaluations_without_improvement >= patience
+
+
+def to_the_end(training: Generator[Pause, None, ResultRecord]) -> ResultRecord:
+    """Train without a pause."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            result: ResultRecord = end.value
+            return result
 
 
 def train_step(engine: Engine, task: Task, share: StepShare, step: int, rate: float) -> torch.Tensor:
@@ -114,21 +143,22 @@ def train_step(engine: Engine, task: Task, share: StepShare, step: int, rate: fl
 
 def _evaluate(
     it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord, step: int
-) -> tuple[RunStateRecord, bool]:
+) -> tuple[RunStateRecord, bool, EvaluationRecord]:
     """Score the validation split; the state tells which checkpoint is best, the same on every worker."""
     shares = stream.evaluation(VALIDATION, step)
     scores = validate(it.engine, it.task, shares, it.splits[VALIDATION], step)
     value = scores.loss if it.plan.metric == "loss" else scores.metrics[it.plan.metric]
     sign = 1.0 if it.plan.metric_mode == "max" else -1.0
     improved = state.best_value is None or sign * value > sign * state.best_value
-    log.evaluation(scores.line(improved), demonstrate(it.engine, it.task, it.splits[VALIDATION], step))
+    line = scores.line(improved)
+    log.evaluation(line, demonstrate(it.engine, it.task, it.splits[VALIDATION], step))
     if not improved:
         waited = state.evaluations_without_improvement + 1
-        return state.model_copy(update={"evaluations_without_improvement": waited}), False
+        return state.model_copy(update={"evaluations_without_improvement": waited}), False, line
     if it.engine.rank == 0:
         it.run.write_record(f"scores-{VALIDATION}.json", scores.record(it.task))
     update = {"best_step": step, "best_value": value, "evaluations_without_improvement": 0}
-    return state.model_copy(update=update), True
+    return state.model_copy(update=update), True, line
 
 
 def _divides(every: int | None, step: int) -> bool:

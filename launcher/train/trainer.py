@@ -27,8 +27,12 @@ _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PA
 
 
 @contextmanager
-def ray_session(job: JobSpec) -> Iterator[None]:
+def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
     """A Ray to run on: the one already joined, the job's cluster, or a local one that ends with the block.
+
+    Args:
+        job: what it asks of a cluster.
+        at_once: how many of them a local Ray has room for.
 
     Raises:
         ClusterError: the cluster cannot be reached, or is too small for the job.
@@ -38,7 +42,7 @@ def ray_session(job: JobSpec) -> Iterator[None]:
         return
     address = job.cluster.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cpus = job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.data_workers
+    cpus = at_once * job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.data_workers
     # Logical CPUs only schedule; a local Ray gets as many as the job asks for, however few cores there are.
     num_cpus = None if address else max(os.cpu_count() or 1, int(cpus + 1))
     environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}

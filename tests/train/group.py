@@ -45,7 +45,7 @@ def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Cal
     from launcher.train import checkpoint
     from launcher.train.engine import Engine
     from launcher.train.log import RunLog
-    from launcher.train.loop import FRESH, TrainRun, train
+    from launcher.train.loop import FRESH, TrainRun, to_the_end, train
 
     run, plan, task = prepared.run, prepared.plan, build_task(prepared.job)
     engine = Engine(prepared.job, task, plan.micro_batch)
@@ -58,7 +58,8 @@ def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Cal
         cells = _until(cells, stop_after)
     if on_engine is not None:
         on_engine(engine)
-    result = train(TrainRun(run, prepared.job, plan, task, engine, prepared.splits), ShareStream(cells), log, state)
+    it = TrainRun(run, prepared.job, plan, task, engine, prepared.splits)
+    result = to_the_end(train(it, ShareStream(cells), log, state))
     log.close()
     return {"lines": lines, "result": result.model_dump()}
 

@@ -1,0 +1,251 @@
+"""A trial as Ray Tune sees it: a warm worker that takes one trial after another. Train workers (rank 0 of each trial).
+
+Tune decides when a trial starts, pauses, copies another and stops; the loop, the checkpoints and the records are those
+of `launcher train`. A trial that was finished before the sweep was interrupted shows what it measured again, so that
+search and scheduler know what they knew.
+"""
+
+import socket
+import time
+from dataclasses import dataclass
+
+import ray
+from pydantic import JsonValue
+from ray import tune
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from launcher.errors import TrainingError
+from launcher.prepare import Prepared, prepare
+from launcher.records import EvaluationRecord, TrialEvaluation, TrialRecord
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+from launcher.spec.load import dump_job
+from launcher.tasks import params_of
+from launcher.train import checkpoint
+from launcher.train.loop import Pause, out_of_patience
+from launcher.train.trainer import explain
+from launcher.tune.rank import Peer, Rank, Start
+from launcher.tune.space import trial_job
+
+VALUE, PROGRESS = "value", "progress"
+"""Keys of a trial's results: the sweep's metric, and the percent of its steps done."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all trials of a sweep share; pickled to each worker once."""
+
+    base: JobSpec
+    """Resolved, without test data and without `tune:`."""
+    trials: str
+    """Directory that holds the trials."""
+    metric: str
+    worst: float
+    """Value of a trial that failed."""
+    threads: int
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial's directory."""
+    return f"trial-{number:04d}"
+
+
+def job_of(order: Order, number: int, params: dict[str, JsonValue], seed: int) -> JobSpec:
+    """The job that a trial is: what `launcher train` would run with the same values."""
+    job = trial_job(order.base, params, params_of)
+    output = job.output.model_copy(update={"storage": order.trials})
+    return job.model_copy(update={"name": trial_name(number), "seed": seed, "output": output})
+
+
+class TrialActor(tune.Trainable):
+    """Ray Tune's class trainable; `config` has `number`, `params` and `seed` of a trial."""
+
+    def setup(self, config: dict[str, object], order: Order | None = None) -> None:
+        assert order is not None
+        self._order = order
+        self._group: _Group | None = None
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        """Another trial, or the same with other values; warm."""
+        self._take(new_config)
+        return True
+
+    def _take(self, config: dict[str, object]) -> None:
+        self._number, self._seed = int(str(config["number"])), int(str(config["seed"]))
+        params = config["params"]
+        assert isinstance(params, dict)
+        self._params: dict[str, JsonValue] = params
+        self._prepared: Prepared | None = None
+        self._start: Start | None = None
+        self._run = RunDir(f"{self._order.trials}/{trial_name(self._number)}")
+        record = self._run.find_record("trial.json", TrialRecord)
+        self._over = record is not None and record.status in ("finished", "pruned", "failed")
+        self._status = record.status if record is not None else "running"
+        self._seconds = record.seconds if record is not None else 0.0
+        self._total_steps = record.total_steps if record is not None else 0
+        seen = record.evaluations if record is not None else ()
+        if not self._over:
+            latest = checkpoint.latest_step(self._run)
+            self._start = Start(self._run.uri, latest) if latest else None
+            seen = tuple(look for look in seen if look.step <= latest)
+        self._replayed = list(seen)
+
+    def step(self) -> dict[str, object]:
+        """To the next evaluation."""
+        if self._replayed:
+            look = self._replayed.pop(0)
+            return self._result(look, self._over and not self._replayed)
+        if self._over:  # it failed before its first evaluation
+            return self._failed("failed before the sweep was interrupted")
+        started = time.monotonic()
+        try:
+            self._begin()
+            assert self._group is not None and self._prepared is not None
+            pause = self._group.advance()
+            if pause is None:  # a checkpoint of the last step was found
+                return {VALUE: self._order.worst, PROGRESS: 100.0, "done": True, "finished": True, "over": True}
+            look = _look(pause.evaluation, self._order.metric, self._prepared.plan.total_steps)
+            stopped = pause.state.step >= self._prepared.plan.total_steps or out_of_patience(
+                self._prepared.job, pause.state
+            )
+            if stopped:
+                self._group.advance()
+        except TrainingError as error:  # the same on all workers: they stay warm
+            return self._failed(error.message)
+        finally:
+            self._seconds += time.monotonic() - started
+        return self._result(look, stopped)
+
+    def _begin(self) -> None:
+        if self._prepared is not None:
+            return
+        job = job_of(self._order, self._number, self._params, self._seed)
+        prepared = prepare(job)
+        self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
+        self._run.write_record("plan.json", prepared.plan)
+        if self._group is None:
+            self._group = _Group(job.cluster.workers, self._order.threads)
+        self._group.begin(prepared, self._start)
+        self._prepared, self._total_steps = prepared, prepared.plan.total_steps
+
+    def _result(self, look: TrialEvaluation, over: bool) -> dict[str, object]:
+        return {
+            VALUE: look.value,
+            PROGRESS: look.progress,
+            "look": look.model_dump(),
+            "seconds": self._seconds,
+            "total_steps": self._total_steps,
+            "finished": over and self._status != "pruned",
+            "done": over,
+        }
+
+    def _failed(self, reason: str) -> dict[str, object]:
+        return {VALUE: self._order.worst, PROGRESS: 100.0, "failed": reason, "seconds": self._seconds, "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
+        """The checkpoint lies in the trial's own directory; Tune carries where."""
+        if self._group is None or self._prepared is None:
+            return {"uri": self._run.uri, "step": self._start.step if self._start else 0, "seen": self._pending()}
+        return {"uri": self._run.uri, "step": self._group.save(), "seen": []}
+
+    def _pending(self) -> list[dict[str, object]]:
+        return [look.model_dump() for look in self._replayed]
+
+    def load_checkpoint(self, checkpoint: dict[str, object] | None) -> None:
+        """Go on from a checkpoint: the trial's own after a pause, or that of a better one (pbt)."""
+        assert checkpoint is not None
+        uri, step = str(checkpoint["uri"]), int(str(checkpoint["step"]))
+        self._prepared = None
+        seen = checkpoint["seen"]
+        assert isinstance(seen, list)
+        self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
+        self._start = Start(uri, _nearest(RunDir(uri), step)) if step else None
+        if uri != self._run.uri:
+            self._over, self._replayed = False, []
+            _forget_after(self._run, step)
+
+    def cleanup(self) -> None:
+        """The last trial is over."""
+        if self._group is not None:
+            self._group.close()
+
+
+def _look(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluation:
+    value = line.loss if metric == "loss" else line.metrics[metric]
+    return TrialEvaluation(step=line.step, progress=100 * line.step / total_steps, value=value, loss=line.loss)
+
+
+def _nearest(run: RunDir, step: int) -> int:
+    """The step asked for, or the newest: a trial that went on may have pruned the one asked for."""
+    steps = checkpoint.complete_steps(run)
+    return step if step in steps else max(steps, default=0)
+
+
+def _forget_after(run: RunDir, step: int) -> None:
+    """A trial that takes another's state must not go on from its own later one."""
+    for other in checkpoint.complete_steps(run):
+        if other > step:
+            run.delete(checkpoint.directory_of(other))
+
+
+class _Group:
+    """All workers of a trial: rank 0 here, the others in the further bundles of this actor's placement group."""
+
+    def __init__(self, world_size: int, threads: int) -> None:
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            address = f"tcp://{host}:{free.getsockname()[1]}"
+        group = ray.util.get_current_placement_group()
+        assert group is not None, "Ray Tune gives each trial a placement group"
+        self._peers = []
+        for rank in range(1, world_size):
+            resources = group.bundle_specs[rank]
+            placed = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            options = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+            peer = Peer.options(scheduling_strategy=placed, **options)  # type: ignore[attr-defined]  # ray adds it
+            self._peers.append(peer.remote(rank, world_size, address, threads))
+        self._own = Rank(0, world_size, address, threads)
+
+    def begin(self, prepared: Prepared, start: Start | None) -> None:
+        self._together("begin", prepared, start)
+
+    def advance(self) -> Pause | None:
+        pause = self._together("advance")
+        assert pause is None or isinstance(pause, Pause)
+        return pause
+
+    def save(self) -> int:
+        return int(str(self._together("save")))
+
+    def _together(self, method: str, *args: object) -> object:
+        """Call it on all workers at once; what a peer raised first is the reason, if one did."""
+        waiting = [getattr(peer, method).remote(*args) for peer in self._peers]
+        try:
+            answer = getattr(self._own, method)(*args)
+            ray.get(waiting)
+        except TrainingError:
+            raise
+        except Exception as error:  # process border: a peer's own reason is told rather than that it hung up
+            found = self._reason(waiting)
+            if found is None:
+                raise
+            raise found from error
+        return answer
+
+    def _reason(self, waiting: "list[ray.ObjectRef[object]]") -> Exception | None:
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=5) if waiting else ([], [])
+        for answer in ready:
+            try:
+                ray.get(answer)
+            except RayError as found:
+                return explain(found)
+        return None
+
+    def close(self) -> None:
+        """End the trial and the peers."""
+        self._own.end()
+        for peer in self._peers:
+            ray.kill(peer)

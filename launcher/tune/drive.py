@@ -1,0 +1,292 @@
+"""Ray Tune at work: suggestions in, results out, what is learned written to the sweep. Runs on the head.
+
+Tune schedules trials and stops them; `actor.py` is a trial, `search.py` chooses values, `sweep.py` remembers. Tune's
+own snapshots are not used: a sweep that goes on shows Tune what its trials measured, from their own records.
+"""
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from launcher.errors import Interrupted
+from launcher.records import TrialEvaluation, TrialRecord
+from launcher.spec.job import JobSpec
+from launcher.spec.tune import Dimension, TuneSpec
+from launcher.train.trainer import explain
+from launcher.tune.actor import PROGRESS, VALUE, Order, TrialActor
+from launcher.tune.search import Search
+from launcher.tune.space import Params
+from launcher.tune.sweep import Sweep
+
+Listener = Callable[[TrialRecord], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A set of trials that Tune runs in one go.
+
+    Args:
+        spec: how they are scheduled.
+        order: what they share.
+        numbers: of the trials, in the order of their start.
+        suggest: gives a trial's values and seed when its turn comes.
+        concurrent: trials at the same time.
+        seconds: time left for them; None has no end.
+        repeat_of: the trial they repeat with other seeds, if they do.
+    """
+
+    spec: TuneSpec
+    order: Order
+    numbers: tuple[int, ...]
+    suggest: Callable[[int], tuple[Params, int]]
+    concurrent: int
+    seconds: float | None = None
+    repeat_of: int | None = None
+
+
+def drive(phase: Phase, sweep: Sweep, search: Search | None, listener: Listener) -> str:
+    """Run the trials of a phase to their end; why it ended early, or nothing.
+
+    Raises:
+        Interrupted: by Ctrl-C; what is measured is kept.
+    """
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # trial.json and metrics.jsonl say it all
+        TUNE_DISABLE_SIGINT_HANDLER="1",  # Ctrl-C is told by us
+        TUNE_GLOBAL_CHECKPOINT_S="1e9",
+        TUNE_RESULT_BUFFER_LENGTH="0",
+        RAY_CHDIR_TO_TRIAL_DIR="0",
+        RAY_AIR_NEW_OUTPUT="0",
+    )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is told by us
+    random.seed(phase.order.base.seed)  # pbt draws from these two
+    np.random.seed(phase.order.base.seed)
+    watcher = _Watcher(phase, sweep, search, listener)
+    stopper = _Stopper(phase, sweep)
+    scratch = sweep.run.path("sweep/tune")
+    try:
+        tune.run(
+            tune.with_resources(
+                tune.with_parameters(TrialActor, order=phase.order), lambda config: bundles(phase.order.base, config)
+            ),
+            name="state",
+            storage_path=scratch,
+            metric=VALUE,
+            mode=sweep.record.mode,
+            search_alg=_Suggestions(phase, sweep.record.mode, watcher),
+            scheduler=_scheduler(phase.spec),
+            num_samples=-1,
+            max_concurrent_trials=phase.concurrent,
+            stop=stopper,
+            max_failures=phase.spec.retries,
+            reuse_actors=True,
+            raise_on_failed_trial=False,
+            callbacks=[watcher],
+            verbose=0,
+        )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        raise Interrupted(
+            f"interrupted; the same command goes on with the sweep in {sweep.run.path('sweep')}"
+        ) from stop
+    finally:
+        sweep.run.delete("sweep/tune")
+    return stopper.why
+
+
+def bundles(base: JobSpec, config: Mapping[str, object]) -> tune.PlacementGroupFactory:
+    """What a trial reserves, all of it or nothing: one bundle per worker."""
+    params = config["params"]
+    assert isinstance(params, dict)
+    cluster = base.cluster.model_dump()
+    cluster |= {key.removeprefix("cluster."): v for key, v in params.items() if key.startswith("cluster.")}
+    bundle = {"CPU": float(cluster["cpus_per_worker"])}
+    if cluster["gpus_per_worker"]:
+        bundle["GPU"] = float(cluster["gpus_per_worker"])
+    return tune.PlacementGroupFactory([bundle] * int(cluster["workers"]), strategy="PACK")
+
+
+def _scheduler(spec: TuneSpec) -> TrialScheduler:
+    """Progress is counted in percent of a trial's steps: trials with other batch sizes have other numbers of steps."""
+    grace = max(1, round(100 * spec.grace))
+    name = "hyperband" if spec.search == "bohb" else spec.scheduler
+    if name == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr=PROGRESS, max_t=100, grace_period=grace, reduction_factor=spec.reduction_factor
+        )
+    if name == "hyperband":
+        return HyperBandScheduler(time_attr=PROGRESS, max_t=100, reduction_factor=spec.reduction_factor)
+    if name == "median":
+        return MedianStoppingRule(time_attr=PROGRESS, grace_period=grace, min_samples_required=3)
+    if name == "pbt":
+        return PopulationBasedTraining(
+            time_attr=PROGRESS,
+            perturbation_interval=grace,
+            hyperparam_mutations={"params": {key: _domain(d) for key, d in spec.space.items()}},
+            custom_explore_fn=lambda config: _inside(config, spec.space),
+        )
+    return FIFOScheduler()
+
+
+def _domain(d: Dimension) -> object:
+    if d.choice is not None:
+        return list(d.choice)
+    if d.uniform is not None:
+        return tune.uniform(*d.uniform)
+    if d.loguniform is not None:
+        return tune.loguniform(*d.loguniform)
+    low, high = d.int or d.logint or (0, 0)
+    return tune.randint(low, high + 1)
+
+
+def _inside(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[str, Params]:
+    """Values that pbt multiplied, back inside their ranges."""
+    for key, d in space.items():
+        limits = d.uniform or d.loguniform or d.int or d.logint
+        if limits is not None:
+            value = min(max(float(str(config["params"][key])), limits[0]), limits[1])
+            config["params"][key] = round(value) if d.int or d.logint else value
+    return config
+
+
+class _Suggestions(Searcher):
+    """Hands Tune the trials of a phase, one after another."""
+
+    def __init__(self, phase: Phase, mode: str, watcher: "_Watcher") -> None:
+        super().__init__(metric=VALUE, mode=mode)
+        self._phase, self._waiting, self._watcher = phase, list(phase.numbers), watcher
+
+    def suggest(self, trial_id: str) -> dict[str, object]:
+        if not self._waiting:
+            return Searcher.FINISHED  # type: ignore[return-value]  # a string, as Tune documents
+        number = self._waiting.pop(0)
+        params, seed = self._phase.suggest(number)
+        self._watcher.begin(number, params, seed)
+        return {"number": number, "params": params, "seed": seed}
+
+    def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
+        """The watcher is told the same with the trial's values."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to keep."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never asked for."""
+
+
+class _Stopper(Stopper):
+    """Ends the sweep at its target or when its time is over."""
+
+    def __init__(self, phase: Phase, sweep: Sweep) -> None:
+        self._target, self._more = phase.spec.target, sweep.record.mode == "max"
+        self._ends = None if phase.seconds is None else time.monotonic() + phase.seconds
+        self.why = ""
+
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        value = float(str(result[VALUE]))
+        if self._target is not None and (value >= self._target if self._more else value <= self._target):
+            self.why = f"a trial reached the target {self._target:g}"
+        return bool(self.why)
+
+    def stop_all(self) -> bool:
+        if self._ends is not None and time.monotonic() > self._ends:
+            self.why = self.why or "the time was over"
+        return bool(self.why)
+
+
+class _Watcher(tune.Callback):
+    """Writes down what becomes of each trial; tells search and console."""
+
+    def __init__(self, phase: Phase, sweep: Sweep, search: Search | None, listener: Listener) -> None:
+        self._phase, self._sweep, self._search, self._listener = phase, sweep, search, listener
+        self._done: set[int] = set()
+
+    def begin(self, number: int, params: Params, seed: int) -> None:
+        """A trial is about to wait for its place."""
+        if number not in self._sweep.trials:
+            cluster = self._phase.order.base.cluster
+            workers = int(str(params.get("cluster.workers", cluster.workers)))
+            gpus = float(str(params.get("cluster.gpus_per_worker", cluster.gpus_per_worker))) * workers
+            self._sweep.put(
+                TrialRecord(
+                    number=number, params=params, seed=seed, repeat_of=self._phase.repeat_of, status="running",
+                    workers=workers, gpus=gpus,
+                )
+            )  # fmt: skip
+
+    def on_trial_result(
+        self, iteration: int, trials: object, trial: "tune.experiment.Trial", result: dict[str, object], **info: object
+    ) -> None:
+        record = self._of(trial)
+        if record.status != "running":
+            return  # shown again
+        update: dict[str, object] = {"seconds": result.get("seconds", record.seconds)}
+        look = result.get("look")
+        if look is not None:
+            seen = TrialEvaluation.model_validate(look)
+            kept = tuple(old for old in record.evaluations if old.step < seen.step)
+            update |= {"evaluations": (*kept, seen), "total_steps": result["total_steps"]}
+            update["params"] = trial.config["params"]
+            if self._search is not None:
+                self._search.look(record.number, round(seen.progress), seen.value)
+        if result.get("failed"):
+            update |= {"status": "failed", "reason": result["failed"]}
+        elif result.get("finished"):
+            update["status"] = "finished"
+        self._put(record.model_copy(update=update))
+
+    def on_trial_complete(self, iteration: int, trials: object, trial: "tune.experiment.Trial", **info: object) -> None:
+        record = self._of(trial)
+        if record.status == "running":
+            record = record.model_copy(update={"status": "pruned", "reason": "stopped early"})
+            self._put(record)
+        self._end(record)
+
+    def on_trial_error(self, iteration: int, trials: object, trial: "tune.experiment.Trial", **info: object) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        reason = explain(error).message if error is not None else "its worker was lost"
+        record = self._of(trial).model_copy(update={"status": "failed", "reason": reason})
+        self._put(record)
+        self._end(record)
+
+    def _of(self, trial: "tune.experiment.Trial") -> TrialRecord:
+        return self._sweep.trials[int(trial.config["number"])]
+
+    def _put(self, record: TrialRecord) -> None:
+        self._sweep.put(record)
+        self._listener(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        if record.number in self._done:
+            return
+        self._done.add(record.number)
+        if self._search is not None:
+            best = record.best(self._sweep.record.mode)
+            self._search.tell(record.number, None if record.status == "failed" or best is None else best.value)
+        self._sweep.free_space(self._phase.spec.storage_budget_gib)
+
+
+def slots(base: JobSpec, wanted: int | None) -> int:
+    """How many trials of the job's own size run at the same time."""
+    have = ray.cluster_resources()
+    cluster = base.cluster
+    room = have.get("CPU", 0.0) / (cluster.workers * cluster.cpus_per_worker)
+    if cluster.gpus_per_worker:
+        room = min(room, have.get("GPU", 0.0) / (cluster.workers * cluster.gpus_per_worker))
+    return max(1, min(int(room + 1e-6), wanted or 1 << 16))

@@ -1,0 +1,112 @@
+"""The search space: what a trial's values make of the job. Pure; runs on the head.
+
+Keys are dotted paths of the job file; `search.py` chooses the values.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from launcher.errors import SpecError, UserError
+from launcher.spec.job import JobSpec
+from launcher.spec.problems import not_one_of
+from launcher.spec.tune import Dimension, TuneSpec
+from launcher.tasks.base import MetricMode
+
+Params = dict[str, JsonValue]
+_FIXED = ("name", "tune", "output", "data", "evaluation.metric", "evaluation.mode", "cluster.address")
+# What pbt may change while a trial goes on: neither its steps nor its weights' shapes depend on it.
+_LIVE = ("train.learning_rate", "train.max_grad_norm", "train.optimizer.", "model.dropout")
+
+
+def trial_job(base: JobSpec, params: Params, params_of: Callable[[str], type[BaseModel]]) -> JobSpec:
+    """The job with the trial's values in place of its own.
+
+    Raises:
+        SpecError: a key is unknown, or a value is refused; names the key.
+    """
+    raw = base.model_dump(mode="json")
+    for key, value in params.items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            inner = place.get(section)
+            place = place.setdefault(section, {}) if inner is None else inner
+            if not isinstance(place, dict):
+                raise SpecError((f"tune.space: {key}: {section} holds no keys of its own; name a key of the job file",))
+        place[last] = value
+    try:
+        job = JobSpec.model_validate(raw)
+        params_of(job.task.type).model_validate(job.task.parameters())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        raise SpecError((f"tune.space: {at or 'the job'}: {first['msg']} (with {_words(params)})",)) from error
+    return job
+
+
+def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[BaseModel]]) -> None:
+    """Refuse a space in which some trial could not start.
+
+    Raises:
+        SpecError: one sentence per problem.
+    """
+    problems: list[str] = []
+    for key, dimension in spec.space.items():
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED):
+            problems.append(f"tune.space: {key} cannot be searched: all trials share it; take it out of the space")
+            continue
+        if spec.scheduler == "pbt" and not key.startswith(_LIVE):
+            problems.append(
+                f"tune.space: {key} cannot change while a trial goes on, as scheduler: pbt wants; search it with "
+                f"another scheduler ({', '.join(_LIVE)} can)"
+            )
+        for value in _ends(dimension):
+            try:
+                trial_job(base, {key: value}, params_of)
+            except UserError as error:
+                problems += [*error.problems] if isinstance(error, SpecError) else [error.message]
+                break
+    if spec.search == "grid":
+        endless = [key for key, dimension in spec.space.items() if math.isinf(dimension.size)]
+        problems += [f"tune.space: {key} has no end of values, which a grid cannot try; use choice" for key in endless]
+    if problems:
+        raise SpecError(tuple(problems))
+
+
+def _ends(dimension: Dimension) -> tuple[JsonValue, ...]:
+    """The values most likely to be refused."""
+    if dimension.choice is not None:
+        return dimension.choice
+    found = dimension.uniform or dimension.loguniform or dimension.int or dimension.logint
+    assert found is not None
+    return tuple(found)
+
+
+def grid(space: Mapping[str, Dimension]) -> list[Params]:
+    """Every combination, the last key changing first."""
+    axes = [
+        list(d.choice) if d.choice is not None else list(range((r := d.int or d.logint or (0, -1))[0], r[1] + 1))
+        for d in space.values()
+    ]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def metric_of(spec: TuneSpec, base: JobSpec, modes: Mapping[str, MetricMode]) -> tuple[str, MetricMode]:
+    """The metric that ranks trials and whether more of it is better.
+
+    Raises:
+        UserError: the task has no such metric.
+    """
+    known: dict[str, MetricMode] = {**modes, "loss": "min"}
+    metric = spec.metric or base.evaluation.metric or next(iter(known))
+    if metric not in known:
+        raise UserError(not_one_of("tune.metric", metric, tuple(known)))
+    mode = spec.mode if spec.mode != "auto" else base.evaluation.mode
+    return metric, known[metric] if mode == "auto" else mode
+
+
+def _words(params: Params) -> str:
+    return ", ".join(f"{key} {value}" for key, value in params.items())

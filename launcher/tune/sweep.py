@@ -1,0 +1,109 @@
+"""A sweep on disk: `sweep/` of a run directory. Written by the driver alone; runs on the head.
+
+`sweep/job.yaml` (resolved, with `tune:`), `sweep/sweep.json`, `sweep/trials/trial-0007/` (a run directory each, with
+`trial.json`), and at the end `best.yaml`, `trials.parquet`, `trials.csv`, `report.html`.
+"""
+
+from dataclasses import dataclass, field
+
+from launcher.records import ManifestRecord, SweepRecord, TrialRecord
+from launcher.rundir import RunDir, read_job
+from launcher.spec.job import JobSpec
+from launcher.spec.tune import TuneSpec
+from launcher.train import checkpoint
+from launcher.tune.actor import trial_name
+
+_GIB = 1 << 30
+
+
+@dataclass
+class Sweep:
+    """All trials, in memory and on disk alike.
+
+    Args:
+        run: the run that the sweep belongs to.
+        record: what the trials have in common.
+        spec: `tune:` of the job file.
+        trials: by number.
+    """
+
+    run: RunDir
+    record: SweepRecord
+    spec: TuneSpec
+    trials: dict[int, TrialRecord] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Directory of the trials, a path or URI."""
+        return self.run.path("sweep/trials")
+
+    def trial_run(self, number: int) -> RunDir:
+        """A trial's own run directory."""
+        return RunDir(f"{self.folder}/{trial_name(number)}")
+
+    def load(self) -> None:
+        """The trials of earlier attempts."""
+        for name in sorted(self.run.list("sweep/trials")):
+            record = RunDir(f"{self.folder}/{name}").find_record("trial.json", TrialRecord)
+            if record is not None:
+                self.trials[record.number] = record
+
+    def put(self, trial: TrialRecord) -> None:
+        """Publish what is known of a trial now."""
+        if self.trials.get(trial.number) != trial:
+            self.trials[trial.number] = trial
+            self.trial_run(trial.number).write_record("trial.json", trial)
+
+    def save(self, **changes: object) -> None:
+        """Publish what the trials have in common."""
+        self.record = self.record.model_copy(update=changes)
+        self.run.write_record("sweep/sweep.json", self.record)
+
+    def value(self, trial: TrialRecord) -> float:
+        """A trial's best value, so that more is better; -inf before its first look."""
+        best = trial.best(self.record.mode)
+        if best is None:
+            return float("-inf")
+        return best.value if self.record.mode == "max" else -best.value
+
+    def ranked(self) -> list[TrialRecord]:
+        """The trials that were searched, best first; those that failed or saw nothing last."""
+        searched = [t for t in self.trials.values() if t.repeat_of is None]
+        return sorted(searched, key=lambda t: (t.status == "failed", -self.value(t), t.number))
+
+    def free_space(self, budget_gib: float) -> None:
+        """Remove the checkpoints of pruned and failed trials, and of the worst finished ones beyond the budget.
+
+        The best trial so far keeps its own whatever became of it: it may be trained to its end.
+        """
+        used = 0
+        for place, trial in enumerate(sorted(self.trials.values(), key=lambda t: (-self.value(t), t.number))):
+            if trial.status == "running" or self._sizes.get(trial.number) == 0:
+                continue
+            size = self._sizes.setdefault(trial.number, _checkpoint_bytes(self.trial_run(trial.number)))
+            given_up = trial.status != "finished" or used + size > budget_gib * _GIB
+            if place and given_up:
+                run = self.trial_run(trial.number)
+                for step in checkpoint.complete_steps(run):
+                    run.delete(f"{checkpoint.directory_of(step)}/manifest.json")
+                run.delete("checkpoints")
+                self._sizes[trial.number] = size = 0
+            used += size
+
+
+def _checkpoint_bytes(run: RunDir) -> int:
+    manifests = [
+        run.read_record(f"{checkpoint.directory_of(step)}/manifest.json", ManifestRecord)
+        for step in checkpoint.complete_steps(run)
+    ]
+    return sum(entry.size_bytes for manifest in manifests for entry in manifest.files)
+
+
+def read_sweep_job(run: RunDir) -> JobSpec:
+    """The resolved job file of a run's sweep.
+
+    Raises:
+        RunError: there is none.
+    """
+    return read_job(run, "sweep/job.yaml")

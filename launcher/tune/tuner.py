@@ -1,0 +1,210 @@
+"""The order of a sweep: trials, repeats, what is kept of the best. Runs on the head (the driver).
+
+What exists on disk is not done again, so the same command goes on with a sweep that was interrupted anywhere.
+`drive.py` is Ray Tune at work; `launcher/run.py` then trains, exports and scores the best job as any other.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+
+import ray
+
+from launcher.errors import DataError, RunError, TrainingError, UserError
+from launcher.prepare import Prepared, prepare
+from launcher.records import SweepRecord, TrialRecord
+from launcher.rundir import RunDir
+from launcher.spec.identity import spec_difference
+from launcher.spec.job import JobSpec
+from launcher.spec.load import dump_job
+from launcher.spec.tune import TuneSpec
+from launcher.tasks import build_task, params_of
+from launcher.train.trainer import ray_session
+from launcher.tune.actor import Order
+from launcher.tune.drive import Listener, Phase, drive, slots
+from launcher.tune.search import Search, importances
+from launcher.tune.space import Params, check_space, metric_of, trial_job
+from launcher.tune.sweep import Sweep, read_sweep_job
+from launcher.tune.table import write_tables
+
+_WORST = 1e30
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A sweep that is over."""
+
+    sweep: Sweep
+    best: TrialRecord
+    job: JobSpec
+    """The best trial's job with test data: what is exported."""
+
+
+def check_sweep(job: JobSpec) -> Prepared:
+    """All of a sweep that can be checked without training; its job, resolved.
+
+    Raises:
+        UserError: something in the job file or the data must be mended first.
+    """
+    if job.tune is None:
+        raise UserError("tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`")
+    if job.data.validation is None:
+        raise DataError("data.validation: missing; a sweep ranks its trials by the validation data")
+    check_space(job, job.tune, params_of)
+    return prepare(job)
+
+
+def tune_job(job: JobSpec, listener: Listener) -> Tuned:
+    """Run all trials of a job's sweep, or go on with it.
+
+    Raises:
+        UserError: something must be mended first.
+        TrainingError: no trial reached an evaluation.
+        Interrupted: by Ctrl-C.
+    """
+    prepared = check_sweep(job)
+    base, spec = prepared.job, prepared.job.tune
+    assert spec is not None
+    sweep = _open(prepared, spec)
+    search = Search(spec, base.seed, sweep.record.mode)
+    total = min(spec.trials, search.trials)
+    started = time.monotonic()
+    earlier = sweep.record.seconds
+    if sweep.record.best is None:
+        shut = base.model_copy(update={"tune": None, "data": base.data.model_copy(update={"test": None})})
+        try:
+            _run_trials(shut, spec, sweep, search, total, listener)
+        finally:
+            shares = importances(spec.space, sweep.trials.values(), sweep.record.mode)
+            sweep.save(seconds=earlier + time.monotonic() - started, importances=shares)
+            write_tables(sweep)
+    best = sweep.ranked()[0] if sweep.trials else None
+    if best is None or best.best(sweep.record.mode) is None:
+        reasons = next((t.reason for t in sweep.trials.values() if t.reason), "there was none")
+        raise TrainingError(f"no trial reached an evaluation ({reasons}); see {sweep.folder}")
+    sweep.save(best=best.number)
+    found = best_job(base, best, spec)
+    named = found.model_copy(update={"name": f"{base.name}-best"})
+    sweep.run.write_bytes("sweep/best.yaml", dump_job(named).encode())
+    return Tuned(sweep, best, found)
+
+
+def best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
+    """The job with the best trial's values; with `refit`, on training and validation data together."""
+    job = trial_job(base, best.params, params_of).model_copy(update={"tune": None})
+    if spec.refit == "none":
+        return job
+    assert job.data.validation is not None
+    both = {"train": (*job.data.train, *job.data.validation), "validation": None}
+    return job.model_copy(update={"data": job.data.model_copy(update=both)})
+
+
+def adopt(tuned: Tuned) -> None:
+    """Give the run what the best trial left, to be exported and scored; a refit starts anew."""
+    run, spec = tuned.sweep.run, tuned.sweep.spec
+    if run.exists("job.yaml") or spec.refit != "none":
+        return
+    trial = tuned.sweep.trial_run(tuned.best.number)
+    for name in ("checkpoints", "tensorboard", "metrics.jsonl", "scores-validation.json"):
+        if trial.exists(name):
+            run.copy_from(trial, name)
+
+
+def _run_trials(base: JobSpec, spec: TuneSpec, sweep: Sweep, search: Search, total: int, listener: Listener) -> None:
+    with ray_session(base, spec.max_concurrent or 1):
+        concurrent = slots(base, spec.max_concurrent)
+        threads = _threads(base, concurrent)
+        order = Order(
+            base, sweep.folder, sweep.record.metric, -_WORST if sweep.record.mode == "max" else _WORST, threads
+        )
+        started = time.monotonic()
+
+        def left() -> float | None:
+            spent = sweep.record.seconds + time.monotonic() - started
+            return None if spec.minutes is None else 60 * spec.minutes - spent
+
+        def suggest(number: int) -> tuple[Params, int]:
+            known = sweep.trials.get(number)
+            if known is None:
+                return search.suggest(number), base.seed
+            search.replay(number, known.params)
+            return known.params, known.seed
+
+        seconds = left()
+        why = "the time was over" if seconds is not None and seconds <= 0 else ""
+        if not why and not _all_over(sweep, range(total)):
+            phase = Phase(spec, order, tuple(range(total)), suggest, concurrent, seconds)
+            why = drive(phase, sweep, search, listener)
+        sweep.save(stopped=why)
+        _repeat(Phase(spec, order, (), suggest, concurrent, left()), sweep, total, listener)
+
+
+def _repeat(phase: Phase, sweep: Sweep, total: int, listener: Listener) -> None:
+    """The best trial again with other seeds."""
+    spec, ranked = phase.spec, sweep.ranked()
+    if not spec.repeats or not ranked or ranked[0].best(sweep.record.mode) is None:
+        return
+    best = ranked[0]
+    numbers = tuple(range(total, total + spec.repeats))
+
+    def again(number: int) -> tuple[Params, int]:
+        return best.params, best.seed + 1 + number - total
+
+    calm = spec.model_copy(update={"scheduler": "none", "search": "random", "target": None})
+    if not _all_over(sweep, numbers):
+        drive(Phase(calm, phase.order, numbers, again, phase.concurrent, None, best.number), sweep, None, listener)
+
+
+def _all_over(sweep: Sweep, numbers: "range | tuple[int, ...]") -> bool:
+    return all(n in sweep.trials and sweep.trials[n].status != "running" for n in numbers)
+
+
+def _open(prepared: Prepared, spec: TuneSpec) -> Sweep:
+    """Begin a sweep, or go on with the one that is there.
+
+    Raises:
+        RunError: the directory belongs to another job or sweep.
+    """
+    run, job = prepared.run, prepared.job
+    metric, mode = metric_of(spec, job, build_task(job).metric_modes)
+    space = {key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()}
+    record = run.find_record("sweep/sweep.json", SweepRecord)
+    if record is None:
+        if run.exists("job.yaml"):
+            raise RunError(f"{run.uri}: holds a run that is no sweep; change `name` to start a sweep")
+        record = SweepRecord(
+            name=job.name, metric=metric, mode=mode, space=space, trials=spec.trials, search=spec.search,
+            scheduler=spec.scheduler, cpus_per_worker=job.cluster.cpus_per_worker,
+        )  # fmt: skip
+    else:
+        _same_sweep(run, job, spec)
+        if spec.trials > record.trials:
+            record = record.model_copy(update={"trials": spec.trials, "best": None})
+    run.write_bytes("sweep/job.yaml", dump_job(job).encode())
+    sweep = Sweep(run, record, spec)
+    sweep.load()
+    sweep.save()
+    return sweep
+
+
+def _same_sweep(run: RunDir, job: JobSpec, spec: TuneSpec) -> None:
+    old = read_sweep_job(run)
+    assert old.tune is not None
+    different = spec_difference(old, job)
+    if old.tune.space != spec.space:
+        different.append("tune.space: other keys or values")
+    for key in ("search", "metric", "mode"):
+        if getattr(old.tune, key) != getattr(spec, key):
+            different.append(f"tune.{key}: {getattr(old.tune, key)} -> {getattr(spec, key)}")
+    if different:
+        raise RunError(
+            f"{run.uri}: belongs to another sweep ({'; '.join(different[:5])}); change `name` to start a new one, or "
+            "take the change back to go on with this one"
+        )
+
+
+def _threads(base: JobSpec, concurrent: int) -> int:
+    """CPU threads of each worker: the cores of the cluster, shared among all workers at work."""
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    cores = (os.cpu_count() or 1) * nodes
+    return max(1, cores // (concurrent * base.cluster.workers))
