@@ -1,17 +1,19 @@
 """Runs the real loop in plain torch.distributed processes: the equivalences, without the price of a Ray cluster."""
 
 import json
+import multiprocessing as mp
 import os
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from launcher.data.stream import ShareStream, StreamSource
 from launcher.data.windows import train_windows
@@ -19,24 +21,73 @@ from launcher.prepare import Prepared
 
 
 def run_group(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function(*args)` in `world_size` processes that form a gloo group; rank 0's answer comes back."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (world_size, folder, function, args), nprocs=world_size, join=True)
-        return json.loads((Path(folder) / "answer.json").read_text())
+    """Call `function(*args)` in `world_size` processes that form a gloo group; rank 0's answer comes back.
+
+    The processes stay for the next call: torch, deepspeed and transformers take seconds to import.
+    """
+    group = _GROUPS.get(world_size) or _Group(world_size)
+    _GROUPS[world_size] = group
+    try:
+        return group.call(function, args)
+    except BaseException:
+        _GROUPS.pop(world_size).kill()  # its processes may be anywhere
+        raise
 
 
-def _enter(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+class _Group:
+    """Processes that wait for functions to call together."""
+
+    def __init__(self, world_size: int) -> None:
+        context = mp.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        self._pipes, self._processes = [], []
+        for rank in range(world_size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world_size, self._folder.name, there), daemon=True)
+            process.start()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        for pipe in self._pipes:
+            pipe.send((function, args))
+        answers = [self._receive(pipe) for pipe in self._pipes]
+        return json.loads(answers[0])
+
+    def _receive(self, pipe: Connection) -> str:
+        while not pipe.poll(0.2):
+            for other, process in zip(self._pipes, self._processes, strict=True):
+                if other is not pipe and other.poll() and not process.is_alive():
+                    self._receive(other)  # the others may wait for the one that failed
+        answer, trouble = pipe.recv()
+        if trouble is not None:
+            raise RuntimeError(trouble)
+        return answer
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+_GROUPS: dict[int, _Group] = {}
+
+
+def _serve(rank: int, world_size: int, folder: str, pipe: Connection) -> None:
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    answer = function(*args)
-    if rank == 0:
-        (Path(folder) / "answer.json").write_text(json.dumps(answer))
-    dist.barrier()
-    dist.destroy_process_group()
+    while True:
+        function, args = pipe.recv()
+        torch.use_deterministic_algorithms(False)  # as a fresh process has it
+        try:
+            answer = json.dumps(function(*args)) if rank == 0 else str(function(*args) and "")
+        except BaseException:
+            pipe.send(("", traceback.format_exc()))
+            return
+        pipe.send((answer, None))
 
 
 def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Callable[..., None] | None = None) -> Any:
@@ -61,6 +112,7 @@ def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Cal
     it = TrainRun(run, prepared.job, plan, task, engine, prepared.splits)
     result = to_the_end(train(it, ShareStream(cells), log, state))
     log.close()
+    engine.close()
     return {"lines": lines, "result": result.model_dump()}
 
 
