@@ -69,6 +69,10 @@ class Writer:
         targets = [token if on else IGNORED for token, on in zip(ids[1:], learned[1:], strict=True)]
         return ids, [*targets, IGNORED][: len(ids)]
 
+    def opening(self, cell: object) -> object:
+        """What the model is to go on from: a prompt as it is, of a text the first words."""
+        return " ".join(str(cell).split()[:4]) if self.form == "text" and cell else cell
+
     def _write(self, row: Mapping[str, object], with_targets: bool) -> Written:
         for name in (self.column, self.response) if self.form == "answer" and with_targets else (self.column,):
             if not row[name]:
@@ -124,3 +128,9 @@ class Writer:
             raise ValueError(f"{self.column}: the chat template refuses it ({error})") from error
         assert isinstance(text, str)
         return text
+
+
+def readable(cell: object) -> str:
+    """A text as it is, a conversation turn by turn."""
+    turns = cell if isinstance(cell, list) else []
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) or str(cell)

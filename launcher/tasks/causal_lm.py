@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, positions
-from launcher.models.chat import CHATML, Writer
+from launcher.models.chat import CHATML, Writer, readable
 from launcher.models.generate import generate
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -126,9 +126,8 @@ class CausalLM(Task):
 
     def demonstration(self, rows: pa.Table) -> pa.Table:
         """Prompts as they are; of texts the first words, for the model to go on with."""
-        name, is_text = self.input_columns[0], self._writer.form == "text"
-        firsts = [text and " ".join(text.split()[:4]) for text in rows.column(name).to_pylist() if is_text]
-        return pa.table({name: firsts}) if is_text else rows
+        name = self.input_columns[0]
+        return pa.table({name: [self._writer.opening(cell) for cell in rows.column(name).to_pylist()]})
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
         """What the model writes behind each prompt."""
@@ -136,10 +135,8 @@ class CausalLM(Task):
         return pa.table({"prediction": texts}, self.prediction_schema)
 
     def show(self, row: Mapping[str, object]) -> Shown:
-        content = row[self.input_columns[0]]
-        turns = content if isinstance(content, list) else []
-        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) or str(content)
-        return Shown({self.input_columns[0]: text})
+        name = self.input_columns[0]
+        return Shown({name: readable(row[name])})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Texts that count: each word is the one after the last, w0..w199."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import ray
 
+from launcher.data.files import list_files
 from launcher.errors import DataError, RunError, TrainingError, UserError
-from launcher.prepare import Prepared, prepare
+from launcher.prepare import Prepared, absolute, prepare
 from launcher.records import SweepRecord, TrialRecord
 from launcher.rundir import RunDir
 from launcher.spec.identity import spec_difference
@@ -41,7 +42,7 @@ class Tuned:
 
 
 def check_sweep(job: JobSpec) -> Prepared:
-    """All of a sweep that can be checked without training; its job, resolved.
+    """All of a sweep that can be checked without training; its job, resolved. Test data stays shut.
 
     Raises:
         UserError: something in the job file or the data must be mended first.
@@ -51,7 +52,10 @@ def check_sweep(job: JobSpec) -> Prepared:
     if job.data.validation is None:
         raise DataError("data.validation: missing; a sweep ranks its trials by the validation data")
     check_space(job, job.tune, params_of)
-    return prepare(job)
+    for location in job.data.test or ():
+        if not location.startswith("hub:"):
+            list_files("test", location, job.data.format)  # that it is there; what is in it is nobody's business yet
+    return prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
 
 
 def tune_job(job: JobSpec, listener: Listener) -> Tuned:
@@ -65,15 +69,19 @@ def tune_job(job: JobSpec, listener: Listener) -> Tuned:
     prepared = check_sweep(job)
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
-    sweep = _open(prepared, spec)
-    search = Search(spec, base.seed, sweep.record.mode)
-    total = min(spec.trials, search.trials)
+    metric, mode = metric_of(spec, base, build_task(base).metric_modes)
+    search = Search(spec, base.seed, mode)
+    total = search.trials
+    sweep = _open(prepared, spec, SweepRecord(
+        name=base.name, metric=metric, mode=mode, trials=total, search=spec.search, scheduler=spec.scheduler,
+        space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
+        cpus_per_worker=base.cluster.cpus_per_worker,
+    ))  # fmt: skip
     started = time.monotonic()
     earlier = sweep.record.seconds
     if sweep.record.best is None:
-        shut = base.model_copy(update={"tune": None, "data": base.data.model_copy(update={"test": None})})
         try:
-            _run_trials(shut, spec, sweep, search, total, listener)
+            _run_trials(base.model_copy(update={"tune": None}), spec, sweep, search, total, listener)
         finally:
             shares = importances(spec.space, sweep.trials.values(), sweep.record.mode)
             sweep.save(seconds=earlier + time.monotonic() - started, importances=shares)
@@ -83,7 +91,8 @@ def tune_job(job: JobSpec, listener: Listener) -> Tuned:
         reasons = next((t.reason for t in sweep.trials.values() if t.reason), "there was none")
         raise TrainingError(f"no trial reached an evaluation ({reasons}); see {sweep.folder}")
     sweep.save(best=best.number)
-    found = best_job(base, best, spec)
+    tested = base.model_copy(update={"data": base.data.model_copy(update={"test": absolute(job).data.test})})
+    found = best_job(tested, best, spec)
     named = found.model_copy(update={"name": f"{base.name}-best"})
     sweep.run.write_bytes("sweep/best.yaml", dump_job(named).encode())
     return Tuned(sweep, best, found)
@@ -159,27 +168,26 @@ def _all_over(sweep: Sweep, numbers: "range | tuple[int, ...]") -> bool:
     return all(n in sweep.trials and sweep.trials[n].status != "running" for n in numbers)
 
 
-def _open(prepared: Prepared, spec: TuneSpec) -> Sweep:
+def _open(prepared: Prepared, spec: TuneSpec, new: SweepRecord) -> Sweep:
     """Begin a sweep, or go on with the one that is there.
 
     Raises:
         RunError: the directory belongs to another job or sweep.
     """
     run, job = prepared.run, prepared.job
-    metric, mode = metric_of(spec, job, build_task(job).metric_modes)
-    space = {key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()}
     record = run.find_record("sweep/sweep.json", SweepRecord)
     if record is None:
         if run.exists("job.yaml"):
             raise RunError(f"{run.uri}: holds a run that is no sweep; change `name` to start a sweep")
-        record = SweepRecord(
-            name=job.name, metric=metric, mode=mode, space=space, trials=spec.trials, search=spec.search,
-            scheduler=spec.scheduler, cpus_per_worker=job.cluster.cpus_per_worker,
-        )  # fmt: skip
+        record = new
     else:
         _same_sweep(run, job, spec)
-        if spec.trials > record.trials:
-            record = record.model_copy(update={"trials": spec.trials, "best": None})
+        if new.trials != record.trials:
+            if run.exists("job.yaml"):
+                raise RunError(
+                    f"{run.uri}: the sweep is over and its best model exported; change `name` for more trials"
+                )
+            record = record.model_copy(update={"trials": new.trials, "best": None})
     run.write_bytes("sweep/job.yaml", dump_job(job).encode())
     sweep = Sweep(run, record, spec)
     sweep.load()

@@ -1,0 +1,157 @@
+"""The search space: what is refused, what is suggested, and that it is the same every time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from launcher.errors import SpecError, UserError
+from launcher.records import TrialEvaluation, TrialRecord
+from launcher.spec.job import JobSpec
+from launcher.spec.tune import Dimension, TuneSpec
+from launcher.tasks import params_of
+from launcher.tune.search import Search, importances
+from launcher.tune.space import check_space, grid, metric_of, trial_job
+
+_SPACE: dict[str, Any] = {
+    "train.learning_rate": {"loguniform": [1e-6, 1e-3]},
+    "train.batch_size": {"choice": [16, 32, 64]},
+    "train.epochs": {"int": [1, 3]},
+}
+
+
+def _spec(space: dict[str, Any] | None = None, **more: Any) -> TuneSpec:
+    return TuneSpec.model_validate({"space": space or _SPACE, **more})
+
+
+def _job(tmp_path: Path) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "name": "sweep",
+            "task": {"type": "text-classification", "max_length": 32},
+            "model": {"name": str(tmp_path)},
+            "data": {"train": "train.parquet", "validation": "validation.parquet"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("dimension", "complaint"),
+    [
+        ({}, "exactly one of"),
+        ({"uniform": [0, 1], "choice": [1]}, "exactly one of"),
+        ({"uniform": [1, 0]}, "lower end first"),
+        ({"loguniform": [0, 1]}, "ends above 0"),
+        ({"logint": [0, 4]}, "ends above 0"),
+        ({"choice": []}, "at least one value"),
+        ({"choice": [1, 1]}, "each once"),
+    ],
+)
+def test_a_dimension_that_cannot_be(dimension: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Dimension.model_validate(dimension)
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "complaint"),
+    [
+        ({"train.learning_rat": {"uniform": [0.1, 0.2]}}, {}, "tune.space: train.learning_rat"),
+        ({"train.batch_size": {"choice": [8, 0]}}, {}, "tune.space: train.batch_size"),
+        ({"task.max_length": {"choice": [32, 2]}}, {}, "tune.space: max_length"),
+        ({"name": {"choice": ["a", "b"]}}, {}, "name cannot be searched"),
+        ({"data.train": {"choice": ["a", "b"]}}, {}, "data.train cannot be searched"),
+        ({"seed.low": {"choice": [1, 2]}}, {}, "seed holds no keys of its own"),
+        ({"train.batch_size": {"choice": [8, 16]}}, {"scheduler": "pbt"}, "cannot change while a trial goes on"),
+        (_SPACE, {"search": "grid"}, "train.learning_rate has no end of values"),
+    ],
+)
+def test_a_space_in_which_a_trial_could_not_start(
+    space: dict[str, Any], more: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=complaint):
+        check_space(_job(tmp_path), _spec(space, **more), params_of)
+
+
+def test_a_trial_is_the_job_with_its_values(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    trial = trial_job(job, {"train.learning_rate": 3e-4, "task.max_length": 64, "model.name": "other"}, params_of)
+    assert (trial.train.learning_rate, trial.task.parameters()["max_length"], trial.model.name) == (3e-4, 64, "other")
+    back = trial_job(
+        trial, {"train.learning_rate": 2e-5, "task.max_length": 32, "model.name": str(tmp_path)}, params_of
+    )
+    assert back == job
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    space = _spec({"a.x": {"choice": ["p", "q"]}, "a.y": {"int": [1, 3]}}).space
+    found = grid(space)
+    assert len(found) == 6 and len({tuple(row.items()) for row in found}) == 6
+    assert found[0] == {"a.x": "p", "a.y": 1} and found[1] == {"a.x": "p", "a.y": 2}
+    assert Search(_spec({"a.y": {"int": [1, 3]}}, search="grid", trials=50), 0, "max").trials == 3
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31 - 1), order=st.permutations(range(6)))
+def test_a_random_trial_is_a_function_of_its_number(seed: int, order: list[int]) -> None:
+    """In whatever order trials are suggested, and however many were suggested before in the process."""
+    whole = Search(_spec(), seed, "max")
+    expected = [whole.suggest(number) for number in range(6)]
+    other = Search(_spec(), seed, "max")
+    assert {number: other.suggest(number) for number in order} == dict(enumerate(expected))
+    for trial in expected:
+        assert 1e-6 <= float(str(trial["train.learning_rate"])) <= 1e-3
+        assert trial["train.batch_size"] in (16, 32, 64) and trial["train.epochs"] in (1, 2, 3)
+    assert len({repr(trial) for trial in expected}) == 6
+
+
+@pytest.mark.parametrize("search", ["optuna", "bohb"])
+def test_tpe_goes_where_the_metric_is_good_and_knows_it_again_after_a_restart(search: str) -> None:
+    """The metric is best at a learning rate of 1e-4."""
+    from math import log10
+
+    spec = _spec(search=search)
+
+    def score(params: dict[str, Any]) -> float:
+        return -abs(log10(params["train.learning_rate"]) + 4)
+
+    whole = Search(spec, 3, "max")
+    trials = []
+    for number in range(30):
+        params = whole.suggest(number)
+        trials.append(params)
+        whole.look(number, 100, score(params))
+        whole.tell(number, score(params))
+    late = [score(params) for params in trials[20:]]
+    early = [score(params) for params in trials[:8]]  # before TPE begins
+    assert sum(late) / 10 > sum(early) / 8 + 0.3
+    again = Search(spec, 3, "max")
+    for number in range(20):
+        again.replay(number, trials[number])
+        again.look(number, 100, score(trials[number]))
+        again.tell(number, score(trials[number]))
+    assert again.suggest(20) == trials[20]
+
+
+def test_importance_is_where_the_metric_varies() -> None:
+    spec = _spec()
+    search = Search(spec, 0, "max")
+    trials = []
+    for number in range(40):
+        params = search.suggest(number)
+        look = TrialEvaluation(step=1, progress=100, value=1000 * float(str(params["train.learning_rate"])), loss=0)
+        trials.append(TrialRecord(number=number, params=params, seed=0, status="finished", evaluations=(look,)))
+    found = importances(spec.space, trials, "max")
+    assert next(iter(found)) == "train.learning_rate" and found["train.learning_rate"] > 0.7
+    assert sum(found.values()) == pytest.approx(1)
+    assert importances(spec.space, trials[:2], "max") == {}
+
+
+def test_the_metric_is_one_of_the_tasks_own(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    assert metric_of(_spec(), job, {"accuracy": "max"}) == ("accuracy", "max")
+    assert metric_of(_spec(metric="loss"), job, {"accuracy": "max"}) == ("loss", "min")
+    with pytest.raises(UserError, match=r"tune\.metric"):
+        metric_of(_spec(metric="f2"), job, {"accuracy": "max"})
