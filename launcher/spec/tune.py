@@ -72,7 +72,7 @@ class TuneSpec(Section):
     reduction_factor: float = Field(default=3.0, gt=1.0)
     """asha and hyperband keep one trial in so many at each rung."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Trials at the same time; null takes as many as the cluster has room for."""
+    """Trials at the same time; null takes as many as the cluster has room for (hyperband and bohb always do)."""
     retries: int = Field(default=0, ge=0)
     """How often a trial that crashed is tried again; one whose loss is not finite never is."""
     minutes: float | None = Field(default=None, gt=0.0)

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launcher.errors import TrainingError
+from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
 from launcher.records import EvaluationRecord, TrialEvaluation, TrialRecord
 from launcher.rundir import RunDir
@@ -28,8 +29,8 @@ from launcher.train.trainer import explain
 from launcher.tune.rank import Peer, Rank, Start
 from launcher.tune.space import trial_job
 
-VALUE, PROGRESS = "value", "progress"
-"""Keys of a trial's results: the sweep's metric, and the percent of its steps done."""
+VALUE, PROGRESS, BUDGET = "value", "progress", "budget"
+"""Keys of a trial's results: the sweep's metric, the percent of its steps done, and the same in units of the grace."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Order:
     worst: float
     """Value of a trial that failed."""
     threads: int
+    grace: float
+    """Share of its steps that a trial may do before it can be stopped."""
 
 
 def trial_name(number: int) -> str:
@@ -89,8 +92,16 @@ class TrialActor(tune.Trainable):
         if not self._over:
             latest = checkpoint.latest_step(self._run)
             self._start = Start(self._run.uri, latest) if latest else None
-            seen = tuple(look for look in seen if look.step <= latest)
+            seen = self._measured(latest)
         self._replayed = list(seen)
+
+    def _measured(self, step: int) -> tuple[TrialEvaluation, ...]:
+        """What was measured up to a step, by the trial's own log: trial.json may be behind it."""
+        if not step or not self._run.exists("plan.json"):
+            return ()
+        total = self._run.read_record("plan.json", Plan).total_steps
+        lines = [line for line in self._run.read_metrics() if isinstance(line, EvaluationRecord)]
+        return tuple(_look(line, self._order.metric, total) for line in lines if line.step <= step)
 
     def step(self) -> dict[str, object]:
         """To the next evaluation."""
@@ -105,7 +116,7 @@ class TrialActor(tune.Trainable):
             assert self._group is not None and self._prepared is not None
             pause = self._group.advance()
             if pause is None:  # a checkpoint of the last step was found
-                return {VALUE: self._order.worst, PROGRESS: 100.0, "done": True, "finished": True, "over": True}
+                return self._end(finished=True)
             look = _look(pause.evaluation, self._order.metric, self._prepared.plan.total_steps)
             stopped = pause.state.step >= self._prepared.plan.total_steps or out_of_patience(
                 self._prepared.job, pause.state
@@ -114,6 +125,10 @@ class TrialActor(tune.Trainable):
                 self._group.advance()
         except TrainingError as error:  # the same on all workers: they stay warm
             return self._failed(error.message)
+        except BaseException as error:
+            self._run.write_bytes("error.txt", explain(error).message.encode())
+            self.cleanup()
+            raise
         finally:
             self._seconds += time.monotonic() - started
         return self._result(look, stopped)
@@ -134,6 +149,7 @@ class TrialActor(tune.Trainable):
         return {
             VALUE: look.value,
             PROGRESS: look.progress,
+            BUDGET: look.progress / (100 * self._order.grace),
             "look": look.model_dump(),
             "seconds": self._seconds,
             "total_steps": self._total_steps,
@@ -142,7 +158,12 @@ class TrialActor(tune.Trainable):
         }
 
     def _failed(self, reason: str) -> dict[str, object]:
-        return {VALUE: self._order.worst, PROGRESS: 100.0, "failed": reason, "seconds": self._seconds, "done": True}
+        return self._end(failed=reason)
+
+    def _end(self, **facts: object) -> dict[str, object]:
+        """There is nothing more to look at."""
+        whole = {PROGRESS: 100.0, BUDGET: 1 / self._order.grace}
+        return {VALUE: self._order.worst, **whole, "seconds": self._seconds, "done": True, **facts}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
         """The checkpoint lies in the trial's own directory; Tune carries where."""
@@ -168,8 +189,9 @@ class TrialActor(tune.Trainable):
 
     def cleanup(self) -> None:
         """The last trial is over."""
-        if self._group is not None:
-            self._group.close()
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
 
 
 def _look(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluation:
@@ -245,7 +267,7 @@ class _Group:
         return None
 
     def close(self) -> None:
-        """End the trial and the peers."""
-        self._own.end()
+        """End the trial and the group; the process can form another."""
+        self._own.leave()
         for peer in self._peers:
             ray.kill(peer)

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -29,8 +30,7 @@ from launcher.errors import Interrupted
 from launcher.records import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.train.trainer import explain
-from launcher.tune.actor import PROGRESS, VALUE, Order, TrialActor
+from launcher.tune.actor import BUDGET, PROGRESS, VALUE, Order, TrialActor
 from launcher.tune.search import Search
 from launcher.tune.space import Params
 from launcher.tune.sweep import Sweep
@@ -90,10 +90,10 @@ def drive(phase: Phase, sweep: Sweep, search: Search | None, listener: Listener)
             storage_path=scratch,
             metric=VALUE,
             mode=sweep.record.mode,
-            search_alg=_Suggestions(phase, sweep.record.mode, watcher),
             scheduler=_scheduler(phase.spec),
-            num_samples=-1,
-            max_concurrent_trials=phase.concurrent,
+            **_source(phase, sweep.record.mode, watcher),
+            # Hyperband lets trials wait until a bracket is full; waiting, they must not count.
+            max_concurrent_trials=None if _scheduler_name(phase.spec) == "hyperband" else phase.concurrent,
             stop=stopper,
             max_failures=phase.spec.retries,
             reuse_actors=True,
@@ -122,16 +122,22 @@ def bundles(base: JobSpec, config: Mapping[str, object]) -> tune.PlacementGroupF
     return tune.PlacementGroupFactory([bundle] * int(cluster["workers"]), strategy="PACK")
 
 
+def _scheduler_name(spec: TuneSpec) -> str:
+    return "hyperband" if spec.search == "bohb" else spec.scheduler
+
+
 def _scheduler(spec: TuneSpec) -> TrialScheduler:
     """Progress is counted in percent of a trial's steps: trials with other batch sizes have other numbers of steps."""
     grace = max(1, round(100 * spec.grace))
-    name = "hyperband" if spec.search == "bohb" else spec.scheduler
+    name = _scheduler_name(spec)
     if name == "asha":
         return AsyncHyperBandScheduler(
             time_attr=PROGRESS, max_t=100, grace_period=grace, reduction_factor=spec.reduction_factor
         )
     if name == "hyperband":
-        return HyperBandScheduler(time_attr=PROGRESS, max_t=100, reduction_factor=spec.reduction_factor)
+        # Its brackets begin at one unit of time: counted in percent, the largest would want 81 trials.
+        rounds = max(1, round(1 / spec.grace))
+        return HyperBandScheduler(time_attr=BUDGET, max_t=rounds, reduction_factor=spec.reduction_factor)
     if name == "median":
         return MedianStoppingRule(time_attr=PROGRESS, grace_period=grace, min_samples_required=3)
     if name == "pbt":
@@ -165,6 +171,26 @@ def _inside(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[s
     return config
 
 
+def _source(phase: Phase, mode: str, watcher: "_Watcher") -> dict[str, Any]:
+    """Where Tune takes trials from; its pbt refuses search algorithms, so its trials are all given at once."""
+    if phase.spec.scheduler != "pbt":
+        return {"search_alg": _Suggestions(phase, mode, watcher), "num_samples": -1}
+    configs = {number: _config(phase, watcher, number) for number in phase.numbers}
+    first = {"number": tune.grid_search(list(configs))}
+
+    def value_of(key: str) -> object:
+        return tune.sample_from(lambda spec: configs[spec.config.number][key])  # type: ignore[attr-defined]
+
+    rest = {key: value_of(key) for key in ("params", "seed")}
+    return {"config": first | rest, "num_samples": 1}
+
+
+def _config(phase: Phase, watcher: "_Watcher", number: int) -> dict[str, object]:
+    params, seed = phase.suggest(number)
+    watcher.begin(number, params, seed)
+    return {"number": number, "params": params, "seed": seed}
+
+
 class _Suggestions(Searcher):
     """Hands Tune the trials of a phase, one after another."""
 
@@ -175,10 +201,7 @@ class _Suggestions(Searcher):
     def suggest(self, trial_id: str) -> dict[str, object]:
         if not self._waiting:
             return Searcher.FINISHED  # type: ignore[return-value]  # a string, as Tune documents
-        number = self._waiting.pop(0)
-        params, seed = self._phase.suggest(number)
-        self._watcher.begin(number, params, seed)
-        return {"number": number, "params": params, "seed": seed}
+        return _config(self._phase, self._watcher, self._waiting.pop(0))
 
     def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
         """The watcher is told the same with the trial's values."""
@@ -243,8 +266,6 @@ class _Watcher(tune.Callback):
             kept = tuple(old for old in record.evaluations if old.step < seen.step)
             update |= {"evaluations": (*kept, seen), "total_steps": result["total_steps"]}
             update["params"] = trial.config["params"]
-            if self._search is not None:
-                self._search.look(record.number, round(seen.progress), seen.value)
         if result.get("failed"):
             update |= {"status": "failed", "reason": result["failed"]}
         elif result.get("finished"):
@@ -259,9 +280,10 @@ class _Watcher(tune.Callback):
         self._end(record)
 
     def on_trial_error(self, iteration: int, trials: object, trial: "tune.experiment.Trial", **info: object) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
-        reason = explain(error).message if error is not None else "its worker was lost"
-        record = self._of(trial).model_copy(update={"status": "failed", "reason": reason})
+        record = self._of(trial)
+        run = self._sweep.trial_run(record.number)
+        said = run.read_bytes("error.txt").decode() if run.exists("error.txt") else "its worker was lost"
+        record = record.model_copy(update={"status": "failed", "reason": said})
         self._put(record)
         self._end(record)
 

@@ -102,7 +102,7 @@ class Rank:
         except TrainingError:
             raise
         except BaseException:
-            dist.destroy_process_group()  # or the other workers would wait for this one
+            self.leave()  # or the other workers would wait for this one
             raise
         training.state = pause.state
         return pause
@@ -129,6 +129,12 @@ class Rank:
         self._training.it.engine.close()
         self._training = None
         gc.collect()  # engine and model refer to each other
+
+    def leave(self) -> None:
+        """Give up the trial and the group; calls of the others that wait for this worker fail."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.end()
 
 
 @ray.remote

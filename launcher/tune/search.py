@@ -4,6 +4,7 @@ What random search and a grid suggest is a function of (space, seed, number of t
 at what the trials before it reached; a sweep that goes on tells it again. No state is kept but the trials themselves.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 import optuna
@@ -55,11 +56,6 @@ class Search:
         if self._grid is None:
             self._study.enqueue_trial({key: self._index(key, params[key]) for key in self._spec.space})
             self._open[number] = self._study.ask(self._distributions)
-
-    def look(self, number: int, step: int, value: float) -> None:
-        """Tell what a trial reached on its way."""
-        if number in self._open:
-            self._open[number].report(value, step)
 
     def tell(self, number: int, value: float | None) -> None:
         """Tell what a trial reached in the end; None if it failed."""
@@ -121,6 +117,11 @@ def importances(space: Mapping[str, Dimension], trials: Iterable[TrialRecord], m
     if len(study.trials) < 4 or not varied:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        try:
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+        except UserWarning:  # good trials and bad ones are the same: nothing can be told
+            return {}
     total = sum(found.values())
     return {key: value / total for key, value in found.items()} if total else {}

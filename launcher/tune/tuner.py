@@ -123,9 +123,8 @@ def _run_trials(base: JobSpec, spec: TuneSpec, sweep: Sweep, search: Search, tot
     with ray_session(base, spec.max_concurrent or 1):
         concurrent = slots(base, spec.max_concurrent)
         threads = _threads(base, concurrent)
-        order = Order(
-            base, sweep.folder, sweep.record.metric, -_WORST if sweep.record.mode == "max" else _WORST, threads
-        )
+        worst = -_WORST if sweep.record.mode == "max" else _WORST
+        order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace)
         started = time.monotonic()
 
         def left() -> float | None:

@@ -122,7 +122,6 @@ def test_tpe_goes_where_the_metric_is_good_and_knows_it_again_after_a_restart(se
     for number in range(30):
         params = whole.suggest(number)
         trials.append(params)
-        whole.look(number, 100, score(params))
         whole.tell(number, score(params))
     late = [score(params) for params in trials[20:]]
     early = [score(params) for params in trials[:8]]  # before TPE begins
@@ -130,7 +129,6 @@ def test_tpe_goes_where_the_metric_is_good_and_knows_it_again_after_a_restart(se
     again = Search(spec, 3, "max")
     for number in range(20):
         again.replay(number, trials[number])
-        again.look(number, 100, score(trials[number]))
         again.tell(number, score(trials[number]))
     assert again.suggest(20) == trials[20]
 

@@ -1,0 +1,227 @@
+"""Sweeps on a real Ray: schedulers that pause, workers in gangs, kills; and that a trial is a `train` like another."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jobs import make_job, write_splits
+from launcher.errors import RunError
+from launcher.records import EvaluationRecord, ScoresRecord, StepRecord, TrialRecord
+from launcher.run import run_job, run_sweep
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+from launcher.spec.load import dump_job
+from launcher.train import checkpoint
+from launcher.tune.tuner import Tuned, tune_job
+
+pytestmark = pytest.mark.ray
+
+_SPACE: dict[str, Any] = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+
+
+def _job(tiny_bert: Path, folder: Path, tune: dict[str, Any], **sections: Any) -> JobSpec:
+    data = write_splits(folder / "data", 121, validation=53, test=41)
+    return make_job(
+        tiny_bert, data, folder / "runs",
+        train={"epochs": 3, "batch_size": 16}, evaluation={"every_steps": 6},
+        cluster={"workers": 1, "cpus_per_worker": 1.0},
+        tune={"space": _SPACE, "trials": 4, "max_concurrent": 2, "scheduler": "none", **tune}, **sections,
+    )  # fmt: skip
+
+
+def _quiet(trial: TrialRecord) -> None:
+    """Nobody looks."""
+
+
+def _trials(tuned: Tuned) -> list[TrialRecord]:
+    return [tuned.sweep.trials[number] for number in sorted(tuned.sweep.trials)]
+
+
+def _curve(run: RunDir) -> list[tuple[int, float]]:
+    return [(line.step, line.loss) for line in run.read_metrics() if isinstance(line, StepRecord)]
+
+
+def test_a_sweep_from_start_to_end(tiny_bert: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Random search: the test data is opened once all trials are over, and each trial is what `train` would do."""
+    job = _job(tiny_bert, tmp_path, {"trials": 5, "repeats": 2}, model={"name": str(tiny_bert), "dropout": 0.1})
+    test = Path(job.data.test[0] if job.data.test else "")
+    kept = test.with_suffix(".kept")
+    test.rename(kept)
+    test.write_bytes(b"no Parquet file: whoever opens it stops")
+    tuned = tune_job(job, _quiet)
+    trials = _trials(tuned)
+    assert [trial.status for trial in trials] == ["finished"] * 7
+    assert len({repr(trial.params) for trial in trials[:5]}) == 5
+    assert [(t.repeat_of, t.seed) for t in trials[5:]] == [(tuned.best.number, 1), (tuned.best.number, 2)]
+    assert all([look.step for look in trial.evaluations] == [6, 12, 18, 24] for trial in trials)
+    shutil.move(kept, test)
+    console = Console(file=StringIO(), width=200)
+    run = run_sweep(job, console)  # the same again: nothing is trained twice
+    assert [trial.evaluations for trial in trials] == [t.evaluations for t in _trials(tune_job(job, _quiet))]
+    scores = run.read_record("scores-test.json", ScoresRecord)
+    assert (scores.rows, run.exists("model/config.json")) == (41, True)
+    best = tuned.best.best("max")
+    assert (
+        best is not None and run.read_record("scores-validation.json", ScoresRecord).metrics["accuracy"] == best.value
+    )
+    text = console.file.getvalue() if isinstance(console.file, StringIO) else ""
+    assert text.count("test at step") == 1
+    for name in ("sweep/report.html", "sweep/best.yaml", "sweep/trials.parquet", "sweep/trials.csv", "report.html"):
+        assert run.exists(name)
+    # A trial under another roof: the steps of a worker that had trained others before are those of a fresh `train`.
+    number = trials[3].number
+    alone = job.model_copy(update={"tune": None, "name": "alone", "data": job.data.model_copy(update={"test": None})})
+    alone = alone.model_copy(
+        update={"train": alone.train.model_copy(update={"learning_rate": trials[3].params["train.learning_rate"]})}
+    )
+    ours = dict(_curve(tuned.sweep.trial_run(number)))
+    for step, loss in _curve(run_job(alone, Console(file=StringIO()))):
+        assert abs(ours[step] - loss) < 1e-6, f"step {step}"
+    with pytest.raises(RunError, match="belongs to another sweep"):
+        run_sweep(job.model_copy(update={"seed": 5}), console)
+
+
+def _stopped_early(trials: list[TrialRecord]) -> None:
+    assert {trial.status for trial in trials} == {"finished", "pruned"}
+    assert all(trial.evaluations[-1].progress < 100 for trial in trials if trial.status == "pruned")
+    assert all(trial.evaluations[-1].step == 24 for trial in trials if trial.status == "finished")
+
+
+def _over(trials: list[TrialRecord]) -> None:
+    """Which ones a bracket stops depends on who came first."""
+    assert {trial.status for trial in trials} <= {"finished", "pruned"}
+    assert all(trial.evaluations[-1].step == 24 for trial in trials if trial.status == "finished")
+
+
+def _changed(trials: list[TrialRecord]) -> None:
+    assert all(trial.status == "finished" and trial.evaluations[-1].step == 24 for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("tune", "expected"),
+    [
+        ({"scheduler": "asha", "grace": 0.25, "reduction_factor": 2.0, "trials": 6, "metric": "loss"}, _stopped_early),
+        ({"scheduler": "hyperband", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over),
+        ({"scheduler": "pbt", "grace": 0.25}, _changed),
+        ({"search": "bohb", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over),
+    ],
+    ids=["asha", "hyperband", "pbt", "bohb"],
+)
+def test_schedulers(
+    tune: dict[str, Any],
+    expected: Callable[[list[TrialRecord]], None],
+    tiny_bert: Path,
+    tmp_path: Path,
+    ray_cluster: None,
+) -> None:
+    """Trials are stopped, paused and copied; whatever happens, each step of each trial is counted once."""
+    wide = {"train.learning_rate": {"loguniform": [1e-7, 3e-2]}}
+    tuned = tune_job(_job(tiny_bert, tmp_path, {"space": wide, **tune}), _quiet)
+    trials = _trials(tuned)
+    expected(trials)
+    for trial in trials:
+        run = tuned.sweep.trial_run(trial.number)
+        steps = [step for step, _ in _curve(run)]
+        assert steps == list(range(1, trial.evaluations[-1].step + 1))
+        looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
+        assert looks == [look.step for look in trial.evaluations]
+        if trial.status == "pruned" and trial.number != tuned.best.number:
+            assert checkpoint.complete_steps(run) == []
+    if tune.get("scheduler") == "pbt":
+        began = [job_of_number(tuned, number) for number in range(len(trials))]
+        assert [t.params for t in trials] != began  # somebody went on from somebody else with other values
+
+
+def job_of_number(tuned: Tuned, number: int) -> dict[str, Any]:
+    """What a trial began with."""
+    from launcher.tune.search import Search
+
+    search = Search(tuned.sweep.spec, 0, "max")
+    return dict(search.suggest(number))
+
+
+def test_trials_of_several_workers(tiny_bert: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Gangs of two and of one, searched in one sweep on a cluster that has no room for all: the same curves."""
+    space = {"cluster.workers": {"choice": [1, 2, 3]}, "parallel.zero": {"choice": [1, 3]}}
+    job = _job(tiny_bert, tmp_path, {"space": space, "search": "grid", "trials": 9, "max_concurrent": 4})
+    job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"cpus_per_worker": 1.5})})
+    tuned = tune_job(job, _quiet)
+    trials = _trials(tuned)
+    assert [(t.status, t.workers) for t in trials] == [("finished", w) for w in (1, 1, 2, 2, 3, 3)]
+    curves = [np.array([loss for _, loss in _curve(tuned.sweep.trial_run(t.number))]) for t in trials]
+    assert all(len(curve) == 24 for curve in curves)
+    assert max(np.abs(curve - curves[0]).max() for curve in curves) < 1e-5
+
+
+_FAILING = '''
+from launcher.tasks.text_classification import TextClassification
+
+
+class Fragile(TextClassification):
+    """Breaks on its own account where the learning rate says so."""
+
+    def sample_losses(self, logits, labels):
+        losses = super().sample_losses(logits, labels)
+        if self.params.max_length == 31:
+            raise RuntimeError("CUDA out of memory (not really)")
+        return losses * (float("nan") if self.params.max_length == 30 else 1.0)
+'''
+
+
+def test_a_failed_trial_does_not_end_the_sweep(
+    tiny_bert: Path, tmp_path: Path, user_modules: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    (user_modules / "fragile.py").write_text(_FAILING)
+    monkeypatch.syspath_prepend(user_modules)
+    space = {"task.max_length": {"choice": [30, 31, 32, 33]}}
+    job = _job(
+        tiny_bert, tmp_path, {"space": space, "search": "grid", "retries": 1},
+        task={"type": "fragile:Fragile", "max_length": 32},
+    )  # fmt: skip
+    tuned = tune_job(job, _quiet)
+    trials = _trials(tuned)
+    assert [trial.status for trial in trials] == ["failed", "failed", "finished", "finished"]
+    assert "the loss is nan at step" in trials[0].reason
+    assert "CUDA out of memory (not really)" in trials[1].reason
+    assert tuned.best.number in (2, 3)
+
+
+def test_a_killed_sweep_goes_on(tiny_bert: Path, tmp_path: Path) -> None:
+    """kill -9 of the driver with trials at work: what is finished stays, what was at work goes on."""
+    job = _job(tiny_bert, tmp_path, {"trials": 6})
+    file = tmp_path / "job.yaml"
+    file.write_text(dump_job(job))
+    command = [sys.executable, "-m", "launcher", "tune", str(file)]
+    folder = tmp_path / "runs" / job.name / "sweep" / "trials"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finished: dict[Path, bytes] = {}
+    until = time.monotonic() + 240
+    while not finished and time.monotonic() < until and first.poll() is None:
+        time.sleep(0.05)
+        finished = {path: text for path in folder.glob("*/trial.json") if b'"finished"' in (text := path.read_bytes())}
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert 1 <= len(finished) < 6
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(path.read_bytes() == text for path, text in finished.items())
+    trials = [TrialRecord.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*/trial.json"))]
+    assert [(trial.number, trial.status) for trial in trials] == [(number, "finished") for number in range(6)]
+    assert all([look.step for look in trial.evaluations] == [6, 12, 18, 24] for trial in trials)
+    for trial in trials:
+        run = RunDir(str(folder / f"trial-{trial.number:04d}"))
+        assert [step for step, _ in _curve(run)] == list(range(1, 25))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert again.returncode == 0 and "is complete" in again.stdout
