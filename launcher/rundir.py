@@ -140,8 +140,14 @@ class RunDir:
         fs.create_dir(target if source.is_dir() else target.rsplit("/", 1)[0], recursive=True)
         pafs.copy_files(str(source), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
 
-    def copy_from(self, other: "RunDir", relative: str) -> None:
-        """Take over a file or directory of another run."""
+    def copy_from(self, other: "RunDir", relative: str, immutable: bool = False) -> None:
+        """Take over a file or directory of another run; of a local directory that never changes, by hard links."""
+        if immutable and self.local is not None and other.local is not None:
+            try:
+                shutil.copytree(other.local / relative, self.local / relative, copy_function=os.link)
+            except OSError:  # another file system, or one without links
+                shutil.copytree(other.local / relative, self.local / relative, dirs_exist_ok=True)
+            return
         fs, root = open_uri(self.uri)
         source, base = open_uri(other.uri)
         path = f"{base}/{relative}"

@@ -7,6 +7,7 @@ search and scheduler know what they knew.
 
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -32,6 +33,9 @@ from launcher.tune.space import trial_job
 VALUE, PROGRESS, BUDGET = "value", "progress", "budget"
 """Keys of a trial's results: the sweep's metric, the percent of its steps done, and the same in units of the grace."""
 
+# A trial is copied within moments of its snapshot; a few more wait for trials that find no room at once.
+_SNAPSHOTS = 4
+
 
 @dataclass(frozen=True)
 class Order:
@@ -47,11 +51,25 @@ class Order:
     threads: int
     grace: float
     """Share of its steps that a trial may do before it can be stopped."""
+    snapshots: str | None = None
+    """Where checkpoints that other trials may go on from are kept: their owner soon removes its own (pbt)."""
 
 
 def trial_name(number: int) -> str:
     """Name of a trial's directory."""
     return f"trial-{number:04d}"
+
+
+def number_of(config: Mapping[str, object], trial_id: str) -> int:
+    """Which trial it is.
+
+    Under pbt a trial takes over the whole config of the one it copies, so its number cannot stand there: Tune counts
+    its trials in their ids, and `numbers` is the same for all.
+    """
+    numbers = config.get("numbers")
+    if isinstance(numbers, list):
+        return int(numbers[int(trial_id.rsplit("_", 1)[1])])
+    return int(str(config["number"]))
 
 
 def job_of(order: Order, number: int, params: dict[str, JsonValue], seed: int) -> JobSpec:
@@ -62,7 +80,7 @@ def job_of(order: Order, number: int, params: dict[str, JsonValue], seed: int) -
 
 
 class TrialActor(tune.Trainable):
-    """Ray Tune's class trainable; `config` has `number`, `params` and `seed` of a trial."""
+    """Ray Tune's class trainable; `config` has number, `params` and `seed` of a trial."""
 
     def setup(self, config: dict[str, object], order: Order | None = None) -> None:
         assert order is not None
@@ -76,7 +94,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def _take(self, config: dict[str, object]) -> None:
-        self._number, self._seed = int(str(config["number"])), int(str(config["seed"]))
+        self._number, self._seed = number_of(config, str(self.trial_id)), int(str(config["seed"]))
         params = config["params"]
         assert isinstance(params, dict)
         self._params: dict[str, JsonValue] = params
@@ -169,7 +187,14 @@ class TrialActor(tune.Trainable):
         """The checkpoint lies in the trial's own directory; Tune carries where."""
         if self._group is None or self._prepared is None:
             return {"uri": self._run.uri, "step": self._start.step if self._start else 0, "seen": self._pending()}
-        return {"uri": self._run.uri, "step": self._group.save(), "seen": []}
+        step = self._group.save()
+        if self._order.snapshots is None:
+            return {"uri": self._run.uri, "step": step, "seen": []}
+        kept = RunDir(f"{self._order.snapshots}/{trial_name(self._number)}")
+        if step not in checkpoint.complete_steps(kept):
+            kept.copy_from(self._run, checkpoint.directory_of(step), immutable=True)
+            checkpoint.prune(kept, _SNAPSHOTS, None)
+        return {"uri": kept.uri, "step": step, "seen": []}
 
     def _pending(self) -> list[dict[str, object]]:
         return [look.model_dump() for look in self._replayed]
@@ -182,7 +207,7 @@ class TrialActor(tune.Trainable):
         seen = checkpoint["seen"]
         assert isinstance(seen, list)
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
-        self._start = Start(uri, _nearest(RunDir(uri), step)) if step else None
+        self._start = Start(uri, step) if step else None
         if uri != self._run.uri:
             self._over, self._replayed = False, []
             _forget_after(self._run, step)
@@ -197,12 +222,6 @@ class TrialActor(tune.Trainable):
 def _look(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluation:
     value = line.loss if metric == "loss" else line.metrics[metric]
     return TrialEvaluation(step=line.step, progress=100 * line.step / total_steps, value=value, loss=line.loss)
-
-
-def _nearest(run: RunDir, step: int) -> int:
-    """The step asked for, or the newest: a trial that went on may have pruned the one asked for."""
-    steps = checkpoint.complete_steps(run)
-    return step if step in steps else max(steps, default=0)
 
 
 def _forget_after(run: RunDir, step: int) -> None:

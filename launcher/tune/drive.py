@@ -30,7 +30,7 @@ from launcher.errors import Interrupted
 from launcher.records import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.tune.actor import BUDGET, PROGRESS, VALUE, Order, TrialActor
+from launcher.tune.actor import BUDGET, PROGRESS, VALUE, Order, TrialActor, number_of
 from launcher.tune.search import Search
 from launcher.tune.space import Params
 from launcher.tune.sweep import Sweep
@@ -107,6 +107,7 @@ def drive(phase: Phase, sweep: Sweep, search: Search | None, listener: Listener)
         ) from stop
     finally:
         sweep.run.delete("sweep/tune")
+        sweep.run.delete("sweep/snapshots")
     return stopper.why
 
 
@@ -176,10 +177,10 @@ def _source(phase: Phase, mode: str, watcher: "_Watcher") -> dict[str, Any]:
     if phase.spec.scheduler != "pbt":
         return {"search_alg": _Suggestions(phase, mode, watcher), "num_samples": -1}
     configs = {number: _config(phase, watcher, number) for number in phase.numbers}
-    first = {"number": tune.grid_search(list(configs))}
+    first = {"first": tune.grid_search(list(configs)), "numbers": list(configs)}
 
     def value_of(key: str) -> object:
-        return tune.sample_from(lambda spec: configs[spec.config.number][key])  # type: ignore[attr-defined]
+        return tune.sample_from(lambda spec: configs[spec.config.first][key])  # type: ignore[attr-defined]
 
     rest = {key: value_of(key) for key in ("params", "seed")}
     return {"config": first | rest, "num_samples": 1}
@@ -288,7 +289,7 @@ class _Watcher(tune.Callback):
         self._end(record)
 
     def _of(self, trial: "tune.experiment.Trial") -> TrialRecord:
-        return self._sweep.trials[int(trial.config["number"])]
+        return self._sweep.trials[number_of(trial.config, trial.trial_id)]
 
     def _put(self, record: TrialRecord) -> None:
         self._sweep.put(record)

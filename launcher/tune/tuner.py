@@ -116,7 +116,7 @@ def adopt(tuned: Tuned) -> None:
     trial = tuned.sweep.trial_run(tuned.best.number)
     for name in ("checkpoints", "tensorboard", "metrics.jsonl", "scores-validation.json"):
         if trial.exists(name):
-            run.copy_from(trial, name)
+            run.copy_from(trial, name, immutable=name == "checkpoints")
 
 
 def _run_trials(base: JobSpec, spec: TuneSpec, sweep: Sweep, search: Search, total: int, listener: Listener) -> None:
@@ -124,7 +124,8 @@ def _run_trials(base: JobSpec, spec: TuneSpec, sweep: Sweep, search: Search, tot
         concurrent = slots(base, spec.max_concurrent)
         threads = _threads(base, concurrent)
         worst = -_WORST if sweep.record.mode == "max" else _WORST
-        order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace)
+        snapshots = sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None
+        order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, snapshots)
         started = time.monotonic()
 
         def left() -> float | None:

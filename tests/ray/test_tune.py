@@ -113,7 +113,7 @@ def _changed(trials: list[TrialRecord]) -> None:
     [
         ({"scheduler": "asha", "grace": 0.25, "reduction_factor": 2.0, "trials": 6, "metric": "loss"}, _stopped_early),
         ({"scheduler": "hyperband", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over),
-        ({"scheduler": "pbt", "grace": 0.25}, _changed),
+        ({"scheduler": "pbt", "grace": 0.15, "metric": "loss", "max_concurrent": 4}, _changed),
         ({"search": "bohb", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over),
     ],
     ids=["asha", "hyperband", "pbt", "bohb"],
@@ -127,7 +127,10 @@ def test_schedulers(
 ) -> None:
     """Trials are stopped, paused and copied; whatever happens, each step of each trial is counted once."""
     wide = {"train.learning_rate": {"loguniform": [1e-7, 3e-2]}}
-    tuned = tune_job(_job(tiny_bert, tmp_path, {"space": wide, **tune}), _quiet)
+    job = _job(tiny_bert, tmp_path, {"space": wide, **tune})
+    if tune.get("scheduler") == "pbt":  # many chances to go on from another
+        job = job.model_copy(update={"evaluation": job.evaluation.model_copy(update={"every_steps": 2})})
+    tuned = tune_job(job, _quiet)
     trials = _trials(tuned)
     expected(trials)
     for trial in trials:
