@@ -1,6 +1,7 @@
 """Our side of the sweep benchmark: `launcher tune` up to the ranked trials. Runs on the client; `run.py` starts it."""
 
 import json
+import statistics
 import sys
 import time
 
@@ -24,27 +25,21 @@ def main() -> None:
     tuned = tune_job(job, note)
     seconds = time.monotonic() - started
     assert all(trial.status == "finished" for trial in tuned.sweep.trials.values())
-    work = []
-    for number in tuned.sweep.trials:
+    assert job.tune is not None
+    slots = job.tune.max_concurrent or 1
+    ends = sorted(_ends.values())
+    overheads = []
+    for number in range(slots, len(ends)):
         lines = list(tuned.sweep.trial_run(number).read_metrics())
         looks = [line for line in lines if isinstance(line, EvaluationRecord)]
         steps = [line for line in lines if isinstance(line, StepRecord)]
-        work.append(steps[-1].elapsed_s + looks[-1].seconds)
-    assert job.tune is not None
-    first, concurrent = job.tune.max_concurrent or 1, job.tune.max_concurrent or 1
-    ends = sorted(_ends.values())
-    # Between the ends of the first trials and of the last, every slot was busy with the others.
-    each = (ends[-1] - ends[first - 1]) * concurrent / (len(ends) - first)
+        # A trial takes over the slot of the first one to end that nobody has taken yet.
+        taken = _ends[number] - ends[number - slots]
+        overheads.append(taken - steps[-1].elapsed_s - looks[-1].seconds)
     best = tuned.best.best("max")
     assert best is not None
-    print(
-        json.dumps(
-            {
-                "seconds": seconds, "best": best.value, "trials": len(ends),
-                "each": each, "overhead": each - sum(work[first:]) / len(work[first:]),
-            }
-        )
-    )  # fmt: skip
+    answer = {"seconds": seconds, "best": best.value, "trials": len(ends), "overhead": statistics.median(overheads)}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
