@@ -28,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+sweeps = typer.Typer(help="Look at finished sweeps.", no_args_is_help=True)
+app.add_typer(sweeps, name="sweeps")
 _OUT, _ERR = Console(), Console(stderr=True)
 
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
@@ -111,11 +113,37 @@ def predict(
 
 @app.command()
 def report(run: Run) -> None:
-    """Write the run's report anew: one self-contained HTML file."""
+    """Write the reports of a run, and of its sweep if it has one, anew: self-contained HTML files."""
     from launcher.report.render import write_report
-    from launcher.rundir import find_run
+    from launcher.report.sweep import write_sweep_report
+    from launcher.rundir import find_run, find_sweep
 
-    _OUT.print(write_report(find_run(run)), highlight=False, soft_wrap=True)
+    sweep = find_sweep(run)
+    if sweep is not None:
+        _OUT.print(write_sweep_report(sweep), highlight=False, soft_wrap=True)
+    if sweep is None or sweep.exists("job.yaml"):
+        _OUT.print(write_report(find_run(run)), highlight=False, soft_wrap=True)
+
+
+@sweeps.command("compare")
+def compare_sweeps(
+    runs: Annotated[list[str], typer.Argument(help="Directories or URIs of two or more sweeps.", metavar="RUN...")],
+) -> None:
+    """What each of several sweeps found, side by side."""
+    from launcher.errors import RunError
+    from launcher.report.sweep import collect_sweep, value_text
+    from launcher.rundir import find_sweep
+
+    table = Table("", *runs)
+    columns = []
+    for run in runs:
+        found = find_sweep(run)
+        if found is None:
+            raise RunError(f"{run}: no sweep there (it has no sweep/sweep.json); give what `launcher tune` printed")
+        columns.append(collect_sweep(found).facts())
+    for name in dict.fromkeys(name for facts in columns for name in facts):
+        table.add_row(name, *(value_text(facts[name]) if name in facts else "" for facts in columns))
+    _OUT.print(table)
 
 
 @app.command()

@@ -29,9 +29,6 @@ from launcher.spec.problems import not_one_of
 from launcher.tasks import build_task
 from launcher.train import checkpoint
 from launcher.train.trainer import Fit, fit, ray_session
-from launcher.tune.space import metric_of
-from launcher.tune.tuner import adopt, check_sweep, tune_job
-from launcher.tune.view import watch_sweep
 from launcher.worker import WorkOrder, work
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
@@ -73,6 +70,10 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         UserError: something in the job file, data or model must be mended first.
         TrainingError: no trial got anywhere; what is saved is kept.
     """
+    from launcher.tune.space import metric_of  # Ray Tune and Optuna take a second to import
+    from launcher.tune.tuner import adopt, check_sweep, tune_job
+    from launcher.tune.view import watch_sweep
+
     prepared = check_sweep(job)
     spec = prepared.job.tune
     assert spec is not None

@@ -66,6 +66,21 @@ class SweepData:
                 saved += trial.seconds * trial.workers * (100 - done) / done
         return saved
 
+    def facts(self) -> dict[str, JsonValue]:
+        """The sweep in a few named values, to be laid beside those of others."""
+        best, record = self.best, self.record
+        look = best.best(record.mode) if best else None
+        found: dict[str, JsonValue] = {"search": record.search, "scheduler": record.scheduler}
+        found |= {f"best {record.metric}": look.value if look else None}
+        if self.test is not None:
+            found |= {f"test {record.metric}": self.test.metrics.get(record.metric)}
+        found |= {"noise over seeds": self.noise} if self.noise is not None else {}
+        found |= {f"best {key}": value for key, value in best.params.items()} if best else {}
+        counts = {name: sum(t.status == name for t in self.trials) for name in _STATUSES}
+        found |= {f"trials {name}": count for name, count in counts.items() if count}
+        found |= {"took": duration(record.seconds), "worker time": duration(self.seconds(*_STATUSES))}
+        return found | {"saved by pruning": duration(self.saved_seconds)}
+
 
 def collect_sweep(run: RunDir) -> SweepData:
     """Read the sweep of a run directory.

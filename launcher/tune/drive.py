@@ -31,6 +31,7 @@ from launcher.records import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tune.actor import BUDGET, PROGRESS, VALUE, Order, TrialActor, number_of
+from launcher.tune.board import write_hparams
 from launcher.tune.search import Search
 from launcher.tune.space import Params
 from launcher.tune.sweep import Sweep
@@ -299,6 +300,7 @@ class _Watcher(tune.Callback):
         if record.number in self._done:
             return
         self._done.add(record.number)
+        write_hparams(self._sweep.trial_run(record.number), record, self._sweep.record.metric, self._sweep.record.mode)
         if self._search is not None:
             best = record.best(self._sweep.record.mode)
             self._search.tell(record.number, None if record.status == "failed" or best is None else best.value)
