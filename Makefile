@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv test quickstart bench-accuracy bench-packing bench-sweep clean
+.PHONY: venv test quickstart bench-accuracy bench-packing bench-sweep bench-sweep-many clean
 
 venv: $(STAMP)
 
@@ -29,6 +29,9 @@ bench-accuracy: venv
 
 bench-packing: venv
 	$(BIN)/python tests/benchmarks/packing/run.py
+
+bench-sweep-many: venv
+	$(BIN)/python tests/benchmarks/sweep/many.py
 
 bench-sweep: venv
 	$(BIN)/python tests/benchmarks/sweep/run.py

@@ -72,6 +72,10 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
     spec = _load(job, overrides)
     from launcher.prepare import prepare, try_rows
 
+    if spec.tune is not None:
+        from launcher.tune.tuner import check_sweep
+
+        check_sweep(spec)
     prepared = prepare(spec)
     try_rows(prepared)
     _print_plan(prepared.plan)

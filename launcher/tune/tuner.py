@@ -51,11 +51,23 @@ def check_sweep(job: JobSpec) -> Prepared:
         raise UserError("tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`")
     if job.data.validation is None:
         raise DataError("data.validation: missing; a sweep ranks its trials by the validation data")
+    job = job.model_copy(update={"tune": _with_absolute_models(job.tune)})
+    assert job.tune is not None
     check_space(job, job.tune, params_of)
     for location in job.data.test or ():
         if not location.startswith("hub:"):
             list_files("test", location, job.data.format)  # that it is there; what is in it is nobody's business yet
     return prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
+
+
+def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
+    """Model directories of the space made absolute: trials run in other processes."""
+    found = spec.space.get("model.name")
+    if found is None or found.choice is None:
+        return spec
+    names = [os.path.abspath(name) if isinstance(name, str) and os.path.isdir(name) else name for name in found.choice]
+    dimension = found.model_copy(update={"choice": tuple(names)})
+    return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
 
 
 def tune_job(job: JobSpec, listener: Listener) -> Tuned:
@@ -77,6 +89,9 @@ def tune_job(job: JobSpec, listener: Listener) -> Tuned:
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
         cpus_per_worker=base.cluster.cpus_per_worker,
     ))  # fmt: skip
+    for trial in sweep.trials.values():
+        if trial.status != "running":
+            listener(trial)
     started = time.monotonic()
     earlier = sweep.record.seconds
     if sweep.record.best is None:
