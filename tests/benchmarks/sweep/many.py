@@ -1,8 +1,8 @@
 """Does a sweep stay fast and small at 500 trials? Runs on the client; needs no GPU.
 
-Trials of two steps of a tiny model: nearly all of their time is the sweep's own. Compares the first hundred (after ten to
-warm up) with the last hundred: seconds per trial, memory of the driver and of the largest worker. The last line of the
-output is one JSON object.
+Trials of two steps of a tiny model: nearly all of their time is the sweep's own. Compares the first hundred (after ten
+to warm up) with the last hundred: seconds per trial, memory of the driver and of the largest worker. The last line of
+the output is one JSON object.
 """
 
 import argparse
@@ -23,11 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=500)
     options = parser.parse_args()
+    from tiny import make_tiny_bert
+
     from jobs import make_job, write_splits
     from launcher.records import TrialRecord
     from launcher.report.sweep import write_sweep_report
     from launcher.tune.tuner import tune_job
-    from tiny import make_tiny_bert
 
     marks: list[tuple[float, int, int]] = []
     seen: set[int] = set()
@@ -62,7 +63,8 @@ def main() -> int:
             {
                 "trials": len(marks), "seconds_per_trial": round(seconds[1], 3),
                 "slower": round(seconds[1] / seconds[0], 3),
-                "driver_growth": round(last[-1][1] / first[0][1], 3), "worker_growth": round(last[-1][2] / first[0][2], 3),
+                "driver_growth": round(last[-1][1] / first[0][1], 3),
+                "worker_growth": round(last[-1][2] / first[0][2], 3),
                 "report_mb": round(size / 1e6, 2),
             }
         )
