@@ -119,8 +119,8 @@ def predict(
 def report(run: Run) -> None:
     """Write the reports of a run, and of its sweep if it has one, anew: self-contained HTML files."""
     from launcher.report.render import write_report
-    from launcher.report.sweep import write_sweep_report
-    from launcher.rundir import find_run, find_sweep
+    from launcher.report.sweep import find_sweep, write_sweep_report
+    from launcher.rundir import find_run
 
     sweep = find_sweep(run)
     if sweep is not None:
@@ -135,8 +135,7 @@ def compare_sweeps(
 ) -> None:
     """What each of several sweeps found, side by side."""
     from launcher.errors import RunError
-    from launcher.report.sweep import collect_sweep, value_text
-    from launcher.rundir import find_sweep
+    from launcher.report.sweep import collect_sweep, find_sweep, value_text
 
     table = Table("", *runs)
     columns = []

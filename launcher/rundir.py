@@ -271,13 +271,6 @@ def find_run(location: str) -> RunDir:
     return run
 
 
-def find_sweep(location: str) -> RunDir | None:
-    """The run at a path or URI if it has a sweep; a path is made absolute as in `find_run`."""
-    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
-    run = RunDir(location.rstrip("/"))
-    return run if run.exists("sweep/sweep.json") else None
-
-
 def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
     """The resolved job file of a run.
 

@@ -3,6 +3,7 @@
 Charts: `sweep_charts.py`.
 """
 
+import os
 import statistics
 from dataclasses import dataclass
 
@@ -110,6 +111,13 @@ def collect_sweep(run: RunDir) -> SweepData:
         best_job=job,
         test=run.find_record("scores-test.json", ScoresRecord),
     )
+
+
+def find_sweep(location: str) -> RunDir | None:
+    """The run at a path or URI if it has a sweep, whether its best model is exported yet or not."""
+    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
+    run = RunDir(location.rstrip("/"))
+    return run if run.exists("sweep/sweep.json") else None
 
 
 def write_sweep_report(run: RunDir) -> str:

@@ -15,23 +15,16 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from launcher.errors import Interrupted
 from launcher.records import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
-from launcher.spec.tune import Dimension, TuneSpec
-from launcher.tune.actor import BUDGET, PROGRESS, VALUE, Order, TrialActor, number_of
+from launcher.spec.tune import TuneSpec
+from launcher.tune.actor import VALUE, Order, TrialActor, number_of
 from launcher.tune.board import write_hparams
+from launcher.tune.schedulers import make_scheduler, scheduler_name
 from launcher.tune.search import Search
 from launcher.tune.space import Params
 from launcher.tune.sweep import Sweep
@@ -91,10 +84,10 @@ def drive(phase: Phase, sweep: Sweep, search: Search | None, listener: Listener)
             storage_path=scratch,
             metric=VALUE,
             mode=sweep.record.mode,
-            scheduler=_scheduler(phase.spec),
+            scheduler=make_scheduler(phase.spec),
             **_source(phase, sweep.record.mode, watcher),
             # Hyperband lets trials wait until a bracket is full; waiting, they must not count.
-            max_concurrent_trials=None if _scheduler_name(phase.spec) == "hyperband" else phase.concurrent,
+            max_concurrent_trials=None if scheduler_name(phase.spec) == "hyperband" else phase.concurrent,
             stop=stopper,
             max_failures=phase.spec.retries,
             reuse_actors=True,
@@ -122,55 +115,6 @@ def bundles(base: JobSpec, config: Mapping[str, object]) -> tune.PlacementGroupF
     if cluster["gpus_per_worker"]:
         bundle["GPU"] = float(cluster["gpus_per_worker"])
     return tune.PlacementGroupFactory([bundle] * int(cluster["workers"]), strategy="PACK")
-
-
-def _scheduler_name(spec: TuneSpec) -> str:
-    return "hyperband" if spec.search == "bohb" else spec.scheduler
-
-
-def _scheduler(spec: TuneSpec) -> TrialScheduler:
-    """Progress is counted in percent of a trial's steps: trials with other batch sizes have other numbers of steps."""
-    grace = max(1, round(100 * spec.grace))
-    name = _scheduler_name(spec)
-    if name == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr=PROGRESS, max_t=100, grace_period=grace, reduction_factor=spec.reduction_factor
-        )
-    if name == "hyperband":
-        # Its brackets begin at one unit of time: counted in percent, the largest would want 81 trials.
-        rounds = max(1, round(1 / spec.grace))
-        return HyperBandScheduler(time_attr=BUDGET, max_t=rounds, reduction_factor=spec.reduction_factor)
-    if name == "median":
-        return MedianStoppingRule(time_attr=PROGRESS, grace_period=grace, min_samples_required=3)
-    if name == "pbt":
-        return PopulationBasedTraining(
-            time_attr=PROGRESS,
-            perturbation_interval=grace,
-            hyperparam_mutations={"params": {key: _domain(d) for key, d in spec.space.items()}},
-            custom_explore_fn=lambda config: _inside(config, spec.space),
-        )
-    return FIFOScheduler()
-
-
-def _domain(d: Dimension) -> object:
-    if d.choice is not None:
-        return list(d.choice)
-    if d.uniform is not None:
-        return tune.uniform(*d.uniform)
-    if d.loguniform is not None:
-        return tune.loguniform(*d.loguniform)
-    low, high = d.int or d.logint or (0, 0)
-    return tune.randint(low, high + 1)
-
-
-def _inside(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[str, Params]:
-    """Values that pbt multiplied, back inside their ranges."""
-    for key, d in space.items():
-        limits = d.uniform or d.loguniform or d.int or d.logint
-        if limits is not None:
-            value = min(max(float(str(config["params"][key])), limits[0]), limits[1])
-            config["params"][key] = round(value) if d.int or d.logint else value
-    return config
 
 
 def _source(phase: Phase, mode: str, watcher: "_Watcher") -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""Which trials stop early: Ray Tune's schedulers as the job file asks for them. Runs on the head."""
+
+from collections.abc import Mapping
+
+from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from launcher.spec.tune import Dimension, TuneSpec
+from launcher.tune.actor import BUDGET, PROGRESS
+from launcher.tune.space import Params
+
+
+def scheduler_name(spec: TuneSpec) -> str:
+    """The scheduler, whether it is named itself or by the search it belongs to."""
+    return "hyperband" if spec.search == "bohb" else spec.scheduler
+
+
+def make_scheduler(spec: TuneSpec) -> TrialScheduler:
+    """Progress is counted in percent of a trial's steps: trials with other batch sizes have other numbers of steps."""
+    grace = max(1, round(100 * spec.grace))
+    name = scheduler_name(spec)
+    if name == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr=PROGRESS, max_t=100, grace_period=grace, reduction_factor=spec.reduction_factor
+        )
+    if name == "hyperband":
+        # Its brackets begin at one unit of time: counted in percent, the largest would want 81 trials.
+        rounds = max(1, round(1 / spec.grace))
+        return HyperBandScheduler(time_attr=BUDGET, max_t=rounds, reduction_factor=spec.reduction_factor)
+    if name == "median":
+        return MedianStoppingRule(time_attr=PROGRESS, grace_period=grace, min_samples_required=3)
+    if name == "pbt":
+        return PopulationBasedTraining(
+            time_attr=PROGRESS,
+            perturbation_interval=grace,
+            hyperparam_mutations={"params": {key: _domain(d) for key, d in spec.space.items()}},
+            custom_explore_fn=lambda config: _inside(config, spec.space),
+        )
+    return FIFOScheduler()
+
+
+def _domain(d: Dimension) -> object:
+    if d.choice is not None:
+        return list(d.choice)
+    if d.uniform is not None:
+        return tune.uniform(*d.uniform)
+    if d.loguniform is not None:
+        return tune.loguniform(*d.loguniform)
+    low, high = d.int or d.logint or (0, 0)
+    return tune.randint(low, high + 1)
+
+
+def _inside(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[str, Params]:
+    """Values that pbt multiplied, back inside their ranges."""
+    for key, d in space.items():
+        limits = d.uniform or d.loguniform or d.int or d.logint
+        if limits is not None:
+            value = min(max(float(str(config["params"][key])), limits[0]), limits[1])
+            config["params"][key] = round(value) if d.int or d.logint else value
+    return config
