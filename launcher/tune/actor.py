@@ -207,10 +207,12 @@ class TrialActor(tune.Trainable):
         seen = checkpoint["seen"]
         assert isinstance(seen, list)
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
-        self._start = Start(uri, step) if step else None
+        steps = checkpoint.complete_steps(RunDir(uri))
+        # A trial that waited long for its place may come for a snapshot that has given way to newer ones.
+        self._start = Start(uri, step if step in steps else max(steps)) if step else None
         if uri != self._run.uri:
             self._over, self._replayed = False, []
-            _forget_after(self._run, step)
+            _forget_after(self._run, self._start.step if self._start else 0)
 
     def cleanup(self) -> None:
         """The last trial is over."""

@@ -136,7 +136,10 @@ def test_schedulers(
     for trial in trials:
         run = tuned.sweep.trial_run(trial.number)
         steps = [step for step, _ in _curve(run)]
-        assert steps == list(range(1, trial.evaluations[-1].step + 1))
+        if tune.get("scheduler") == "pbt":  # a trial that goes on from one ahead of it leaves steps out
+            assert steps == sorted(set(steps)) and steps[-1] == 24
+        else:
+            assert steps == list(range(1, trial.evaluations[-1].step + 1))
         looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
         assert looks == [look.step for look in trial.evaluations]
         if trial.status == "pruned" and trial.number != tuned.best.number:
