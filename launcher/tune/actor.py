@@ -199,12 +199,12 @@ class TrialActor(tune.Trainable):
     def _pending(self) -> list[dict[str, object]]:
         return [look.model_dump() for look in self._replayed]
 
-    def load_checkpoint(self, checkpoint: dict[str, object] | None) -> None:
+    def load_checkpoint(self, saved: dict[str, object] | None) -> None:
         """Go on from a checkpoint: the trial's own after a pause, or that of a better one (pbt)."""
-        assert checkpoint is not None
-        uri, step = str(checkpoint["uri"]), int(str(checkpoint["step"]))
+        assert saved is not None
+        uri, step = str(saved["uri"]), int(str(saved["step"]))
         self._prepared = None
-        seen = checkpoint["seen"]
+        seen = saved["seen"]
         assert isinstance(seen, list)
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
         steps = checkpoint.complete_steps(RunDir(uri))
