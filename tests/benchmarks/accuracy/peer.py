@@ -2,10 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
-from transformers import Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 SPLITS = ("train", "validation", "test")
 
@@ -42,6 +43,17 @@ def parquet_splits(folder: str, scratch: str) -> DatasetDict:
     """The splits of a set of real data."""
     files = {split: f"{folder}/{split}.parquet" for split in SPLITS}
     return load_dataset("parquet", data_files=files, cache_dir=scratch)
+
+
+def label_names(names: Sequence[str]) -> dict[str, dict]:
+    """The entries of a model's config that name its labels."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def accuracy(scored: EvalPrediction) -> dict[str, float]:
+    """Of logits (rows, classes) against labels (rows,)."""
+    right = np.argmax(scored.predictions, axis=-1) == scored.label_ids
+    return {"accuracy": float(right.mean()), "rows": len(right)}
 
 
 def train_and_score(trainer: Trainer, splits: Mapping[str, Dataset], metric: str) -> None:

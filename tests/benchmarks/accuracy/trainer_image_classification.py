@@ -5,12 +5,11 @@ of its output is one JSON object with the accuracy on dev (validation) and test.
 """
 
 import numpy as np
-from peer import options, parquet_splits, train_and_score, training_arguments
+from peer import accuracy, options, parquet_splits, train_and_score, training_arguments
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     DefaultDataCollator,
-    EvalPrediction,
     Trainer,
     ViTImageProcessorPil,
     set_seed,
@@ -66,12 +65,6 @@ def main() -> None:
         compute_metrics=accuracy,
     )
     train_and_score(trainer, splits, "accuracy")
-
-
-def accuracy(scored: EvalPrediction) -> dict[str, float]:
-    """Of logits (rows, classes) against labels (rows,)."""
-    right = np.argmax(scored.predictions, axis=-1) == scored.label_ids
-    return {"accuracy": float(right.mean()), "rows": len(right)}
 
 
 if __name__ == "__main__":

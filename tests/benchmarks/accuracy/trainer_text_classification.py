@@ -4,13 +4,11 @@ Runs in every process of `torchrun --nproc_per_node 2`, from the repository's ro
 of its output is one JSON object with the accuracy on dev (validation) and test.
 """
 
-import numpy as np
-from peer import options, parquet_splits, train_and_score, training_arguments
+from peer import accuracy, label_names, options, parquet_splits, train_and_score, training_arguments
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    EvalPrediction,
     Trainer,
     set_seed,
 )
@@ -41,8 +39,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         MODEL,
         dtype="float32",
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: i for i, name in enumerate(LABELS)},
+        **label_names(LABELS),
     )
     with arguments.main_process_first():  # the other process reads the first one's cache
         splits = parquet_splits(DATA, said.scratch).map(
@@ -57,12 +54,6 @@ def main() -> None:
         compute_metrics=accuracy,
     )
     train_and_score(trainer, splits, "accuracy")
-
-
-def accuracy(scored: EvalPrediction) -> dict[str, float]:
-    """Of logits (rows, classes) against labels (rows,)."""
-    right = np.argmax(scored.predictions, axis=-1) == scored.label_ids
-    return {"accuracy": float(right.mean()), "rows": len(right)}
 
 
 if __name__ == "__main__":

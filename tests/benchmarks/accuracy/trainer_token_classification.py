@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
-from peer import options, parquet_splits, train_and_score, training_arguments
+from peer import label_names, options, parquet_splits, train_and_score, training_arguments
 from seqeval.metrics import f1_score
 from transformers import (
     AutoModelForTokenClassification,
@@ -44,8 +44,7 @@ def main() -> None:
     model = AutoModelForTokenClassification.from_pretrained(
         MODEL,
         dtype="float32",
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
+        **label_names(names),
     )
     with arguments.main_process_first():  # the other process reads the first one's cache
         splits = parquet_splits(DATA, said.scratch)
