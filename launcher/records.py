@@ -4,6 +4,7 @@ Frozen pydantic models, so that what one process writes another reads back check
 """
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -173,6 +174,13 @@ class TrialRecord(Record):
         seen = [look for look in self.evaluations if math.isfinite(look.value)]
         return max(seen, key=lambda look: sign * look.value) if seen else None
 
+    def score(self, mode: str) -> float:
+        """Its best value, so that more is better; -inf before its first look."""
+        best = self.best(mode)
+        if best is None:
+            return -math.inf
+        return best.value if mode == "max" else -best.value
+
 
 class SweepRecord(Record):
     """sweep.json: what the trials have in common."""
@@ -195,6 +203,11 @@ class SweepRecord(Record):
     importances: dict[str, float] = {}
     """Share of the metric's variation that each searched key explains, most first; empty where nothing can be told."""
     cpus_per_worker: float = 1.0
+
+    def ranked(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """The trials that were searched, best first; those that failed or saw nothing last."""
+        searched = [trial for trial in trials if trial.repeat_of is None]
+        return sorted(searched, key=lambda t: (t.status == "failed", -t.score(self.mode), t.number))
 
 
 class WorkerRecord(Record):

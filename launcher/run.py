@@ -26,7 +26,6 @@ from launcher.spec.identity import spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.problems import not_one_of
-from launcher.tasks import build_task
 from launcher.train import checkpoint
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
@@ -70,27 +69,23 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         UserError: something in the job file, data or model must be mended first.
         TrainingError: no trial got anywhere; what is saved is kept.
     """
-    from launcher.tune.space import metric_of  # Ray Tune and Optuna take a second to import
-    from launcher.tune.tuner import adopt, check_sweep, tune_job
+    from launcher.tune.tuner import adopt, open_sweep, run_trials  # Ray Tune and Optuna take a second to import
     from launcher.tune.view import watch_sweep
 
-    prepared = check_sweep(job)
-    spec = prepared.job.tune
-    assert spec is not None
-    metric, mode = metric_of(spec, job, build_task(prepared.job).metric_modes)
+    opened = open_sweep(job)
+    sweep, plan = opened.sweep, opened.prepared.plan
+    spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
     console.print(
-        f"{prepared.plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
-        f"({mode}) on {prepared.plan.validation_rows} validation rows",
+        f"{plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
+        f"({mode}) on {plan.validation_rows} validation rows",
         highlight=False,
         soft_wrap=True,
     )
-    run = prepared.run
     try:
         with watch_sweep(spec, metric, mode, console) as listener:
-            tuned = tune_job(job, listener)
+            tuned = run_trials(opened, listener)
     finally:
-        if run.exists("sweep/sweep.json"):
-            write_sweep_report(run)
+        write_sweep_report(run)
     best = tuned.best.best(mode)
     assert best is not None
     values = "  ".join(f"{key} {value}" for key, value in tuned.best.params.items())

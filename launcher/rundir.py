@@ -3,13 +3,10 @@
 `<storage>/<run name>/` is the whole truth about a run; what exists there is complete. Record types: `records.py`.
 """
 
-import atexit
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from launcher.errors import RunError
-from launcher.records import MetricsLine, Record
+from launcher.records import MetricsLine, Record, TrialRecord
 from launcher.spec.job import JobSpec
 
 R = TypeVar("R", bound=Record)
@@ -135,10 +132,7 @@ class RunDir:
 
     def upload(self, source: Path, relative: str) -> None:
         """Copy a local file or directory into the run."""
-        fs, root = open_uri(self.uri)
-        target = f"{root}/{relative}"
-        fs.create_dir(target if source.is_dir() else target.rsplit("/", 1)[0], recursive=True)
-        pafs.copy_files(str(source), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+        self._copy(pafs.LocalFileSystem(), str(source), relative)
 
     def copy_from(self, other: "RunDir", relative: str, immutable: bool = False) -> None:
         """Take over a file or directory of another run; of a local directory that never changes, by hard links."""
@@ -148,13 +142,15 @@ class RunDir:
             except OSError:  # another file system, or one without links
                 shutil.copytree(other.local / relative, self.local / relative, dirs_exist_ok=True)
             return
-        fs, root = open_uri(self.uri)
         source, base = open_uri(other.uri)
-        path = f"{base}/{relative}"
-        fs.create_dir(root, recursive=True)
-        if source.get_file_info(path).type == pafs.FileType.Directory:
-            fs.create_dir(f"{root}/{relative}", recursive=True)
-        pafs.copy_files(path, f"{root}/{relative}", source_filesystem=source, destination_filesystem=fs)
+        self._copy(source, f"{base}/{relative}", relative)
+
+    def _copy(self, source: pafs.FileSystem, path: str, relative: str) -> None:
+        fs, root = open_uri(self.uri)
+        target = f"{root}/{relative}"
+        is_directory = source.get_file_info(path).type == pafs.FileType.Directory
+        fs.create_dir(target if is_directory else target.rsplit("/", 1)[0], recursive=True)
+        pafs.copy_files(path, target, source_filesystem=source, destination_filesystem=fs)
 
     def publish_directory(self, source: Path, relative: str) -> None:
         """Move a complete local directory to `relative`, replacing what stood there."""
@@ -262,13 +258,29 @@ def find_run(location: str) -> RunDir:
     Raises:
         RunError: no run is there.
     """
-    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
-    run = RunDir(location.rstrip("/"))
+    run = run_at(location)
     if not run.exists("job.yaml"):
         raise RunError(
-            f"{location}: no run there (it has no job.yaml); give the directory that `launcher train` printed"
+            f"{run.uri}: no run there (it has no job.yaml); give the directory that `launcher train` printed"
         )
     return run
+
+
+def run_at(location: str) -> RunDir:
+    """The run directory at a path or URI, whatever is there; a local path is made absolute."""
+    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
+    return RunDir(location.rstrip("/"))
+
+
+def read_trials(run: RunDir) -> list[TrialRecord]:
+    """What is known of each trial of a run's sweep, by number.
+
+    Raises:
+        RunError: a record is not one.
+    """
+    names = sorted(run.list("sweep/trials"))
+    found = [run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord) for name in names]
+    return sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
 
 
 def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
@@ -282,15 +294,3 @@ def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
     except (YAMLError, ValidationError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise RunError(f"{run.path(name)}: not a resolved job file ({first}); was it edited by hand?") from error
-
-
-@lru_cache(maxsize=8)
-def local_copy(directory: str) -> str:
-    """A directory on this machine's disk: itself, or a copy of a remote one that lasts as long as the process."""
-    if "://" not in directory:
-        return directory
-    target = tempfile.mkdtemp(prefix="launcher-model-")
-    atexit.register(shutil.rmtree, target, ignore_errors=True)
-    fs, path = open_uri(directory)
-    pafs.copy_files(path, target, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
-    return target

@@ -6,7 +6,7 @@ A trial of a sweep reads the rows that all its predecessors in the same process 
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -32,7 +32,7 @@ class KeptSource(StreamSource):
         kept = None
         if not (task.augments and window.kind == TRAIN):
             said = self.job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
-            kept = _kept(_Key(said, split, task))
+            kept = _kept(_Key(said, split.name, split.fingerprint, split, task))
         return super().encode(task, window, ids) if kept is None else kept.take(ids)
 
 
@@ -41,25 +41,19 @@ class _Key:
     """Equal where rows are encoded alike."""
 
     said: str
-    split: Split
-    task: Task
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._identity == other._identity
-
-    @property
-    def _identity(self) -> tuple[str, str, str]:
-        return self.said, self.split.name, self.split.fingerprint
+    name: str
+    fingerprint: str
+    split: Split = field(compare=False)
+    task: Task = field(compare=False)
 
 
 @dataclass(frozen=True)
 class _Kept:
     """A whole split, encoded."""
 
-    all: Encoded
+    samples: pa.Table
+    lengths: Ids
+    weights: np.ndarray
     place: Ids
     """(rows,) position of each row among the samples; -1 where it cannot be used."""
     reasons: dict[int, str]
@@ -70,8 +64,7 @@ class _Kept:
         kept = np.flatnonzero(places >= 0)
         chosen = places[kept]
         problems = tuple((int(i), self.reasons[int(ids[i])]) for i in np.flatnonzero(places < 0))
-        samples = self.all.samples.take(pa.array(chosen))
-        return Encoded(samples, kept, self.all.lengths[chosen], self.all.weights[chosen], problems)
+        return Encoded(self.samples.take(pa.array(chosen)), kept, self.lengths[chosen], self.weights[chosen], problems)
 
 
 @lru_cache(maxsize=4)
@@ -91,14 +84,13 @@ def _kept(key: _Key) -> _Kept | None:
         parts.append(part)
         if part.samples.nbytes / len(ids) * split.rows > _KEPT_BYTES:
             return None
-    whole = Encoded(
+    return _Kept(
         pa.concat_tables([part.samples for part in parts], promote_options="permissive").combine_chunks(),
-        np.flatnonzero(place >= 0),
         np.concatenate([part.lengths for part in parts]),
         np.concatenate([part.weights for part in parts]),
-        tuple(sorted(reasons.items())),
+        place,
+        reasons,
     )
-    return _Kept(whole, place, reasons)
 
 
 def cells(source: StreamSource, windows: list[Window], rank: int) -> Iterator[pa.Buffer]:

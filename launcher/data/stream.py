@@ -6,7 +6,7 @@ which rows make a window: `order.py`; how a window becomes shares: `batches.py`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,7 @@ class StreamSource:
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size * self.job.data.window_steps
             return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
-        return _order(_OrderKey(self.job, split), window.epoch).window(window.index)
+        return _order(_OrderKey.of(self.job, split), window.epoch).window(window.index)
 
     def _batches(self, window: Window, rows: int, encoded: Encoded) -> list[Ids]:
         if window.kind != TRAIN:
@@ -112,35 +112,28 @@ def judge(split: Split, ids: Ids, encoded: Encoded, on_bad_row: str) -> None:
 
 @dataclass(frozen=True)
 class _OrderKey:
-    """Hashes as the data does, not as its many fragments do."""
+    """Equal where the order is; hashes as the data does, not as its many fragments do."""
 
-    job: JobSpec
-    split: Split
+    fingerprint: str
+    seed: int
+    batch_size: int
+    window_steps: int
+    shuffle_pool_mib: int
+    split: Split = field(compare=False)
 
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _OrderKey) and self._identity == other._identity
-
-    @property
-    def _identity(self) -> tuple[object, ...]:
-        data = self.job.data
-        return (
-            self.split.fingerprint,
-            self.job.seed,
-            self.job.train.batch_size,
-            data.window_steps,
-            data.shuffle_pool_mib,
+    @staticmethod
+    def of(job: JobSpec, split: Split) -> "_OrderKey":
+        data = job.data
+        return _OrderKey(
+            split.fingerprint, job.seed, job.train.batch_size, data.window_steps, data.shuffle_pool_mib, split
         )
 
 
 @lru_cache(maxsize=4)
 def _order(key: _OrderKey, epoch: int) -> EpochOrder:
     fragments = tuple((f.rows, f.size_bytes) for f in key.split.fragments)
-    window_rows = key.job.train.batch_size * key.job.data.window_steps
-    pool_bytes = key.job.data.shuffle_pool_mib << 20
-    return EpochOrder(fragments, key.split.fingerprint, key.job.seed, epoch, window_rows, pool_bytes)
+    window_rows = key.batch_size * key.window_steps
+    return EpochOrder(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
 
 
 @lru_cache(maxsize=4)

@@ -92,7 +92,7 @@ def collect(run: RunDir) -> ReportData:
             evaluations.append(line)
     return ReportData(
         name=run.name,
-        location=_without_credentials(run.uri),
+        location=without_credentials(run.uri),
         job=read_job(run),
         job_text=job_text,
         plan=_read_plan(run),
@@ -126,7 +126,7 @@ def missing(data: ReportData) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _without_credentials(uri: str) -> str:
+def without_credentials(uri: str) -> str:
     """The URI less user, password and query: storage URIs may carry keys there, and reports are passed around."""
     if "://" not in uri:
         return uri

@@ -3,7 +3,6 @@
 Charts: `sweep_charts.py`.
 """
 
-import os
 import statistics
 from dataclasses import dataclass
 
@@ -11,10 +10,12 @@ from pydantic import JsonValue
 
 from launcher.records import ScoresRecord, SweepRecord, TrialRecord
 from launcher.report import sweep_charts
+from launcher.report.collect import without_credentials
 from launcher.report.headline import Tile
 from launcher.report.numbers import duration, number
 from launcher.report.render import page
-from launcher.rundir import RunDir
+from launcher.report.sweep_axes import text_of
+from launcher.rundir import RunDir, read_trials, run_at
 
 # More trials than this nobody reads on a page, and the page stays small.
 _SHOWN = 100
@@ -53,9 +54,16 @@ class SweepData:
         repeated = {t.repeat_of for t in self.repeats}
         return (*(t for t in self.trials if t.number in repeated), *self.repeats)
 
-    def seconds(self, *statuses: str) -> float:
-        """Worker time of the trials with these statuses: seconds times workers."""
-        return sum(t.seconds * t.workers for t in (*self.trials, *self.repeats) if t.status in statuses)
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials became what; only what some became."""
+        found = {name: sum(t.status == name for t in self.trials) for name in _STATUSES}
+        return {name: count for name, count in found.items() if count}
+
+    @property
+    def worker_seconds(self) -> float:
+        """Worker time of all trials: seconds times workers."""
+        return sum(t.seconds * t.workers for t in (*self.trials, *self.repeats))
 
     @property
     def saved_seconds(self) -> float:
@@ -77,9 +85,8 @@ class SweepData:
             found |= {f"test {record.metric}": self.test.metrics.get(record.metric)}
         found |= {"noise over seeds": self.noise} if self.noise is not None else {}
         found |= {f"best {key}": value for key, value in best.params.items()} if best else {}
-        counts = {name: sum(t.status == name for t in self.trials) for name in _STATUSES}
-        found |= {f"trials {name}": count for name, count in counts.items() if count}
-        found |= {"took": duration(record.seconds), "worker time": duration(self.seconds(*_STATUSES))}
+        found |= {f"trials {name}": count for name, count in self.counts.items()}
+        found |= {"took": duration(record.seconds), "worker time": duration(self.worker_seconds)}
         return found | {"saved by pruning": duration(self.saved_seconds)}
 
 
@@ -90,23 +97,13 @@ def collect_sweep(run: RunDir) -> SweepData:
         RunError: there is none, or a file of it cannot be read.
     """
     record = run.read_record("sweep/sweep.json", SweepRecord)
-    found = []
-    for name in sorted(run.list("sweep/trials")):
-        trial = run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord)
-        if trial is not None:
-            found.append(trial)
-    sign = 1.0 if record.mode == "max" else -1.0
-
-    def key(trial: TrialRecord) -> tuple[bool, float, int]:
-        best = trial.best(record.mode)
-        return trial.status == "failed", -sign * best.value if best else float("inf"), trial.number
-
+    found = read_trials(run)
     job = run.read_bytes("sweep/best.yaml").decode() if run.exists("sweep/best.yaml") else ""
     return SweepData(
         name=run.name,
-        location=run.uri,
+        location=without_credentials(run.uri),
         record=record,
-        trials=tuple(sorted((t for t in found if t.repeat_of is None), key=key)),
+        trials=tuple(record.ranked(found)),
         repeats=tuple(t for t in found if t.repeat_of is not None),
         best_job=job,
         test=run.find_record("scores-test.json", ScoresRecord),
@@ -115,8 +112,7 @@ def collect_sweep(run: RunDir) -> SweepData:
 
 def find_sweep(location: str) -> RunDir | None:
     """The run at a path or URI if it has a sweep, whether its best model is exported yet or not."""
-    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
-    run = RunDir(location.rstrip("/"))
+    run = run_at(location)
     return run if run.exists("sweep/sweep.json") else None
 
 
@@ -167,22 +163,19 @@ def tiles(data: SweepData) -> tuple[Tile, ...]:
     if data.noise is not None:
         note = f"standard deviation over {len(data.repeats) + 1} seeds"
         found.append(Tile("Noise", number(data.noise), note))
-    counts = {name: sum(t.status == name for t in data.trials) for name in _STATUSES}
-    found.append(Tile("Trials", f"{len(data.trials):,}", ", ".join(f"{n} {s}" for s, n in counts.items() if n)))
-    found.append(Tile("Worker time", duration(data.seconds(*_STATUSES)), "all trials together"))
+    found.append(Tile("Trials", f"{len(data.trials):,}", ", ".join(f"{n} {s}" for s, n in data.counts.items())))
+    found.append(Tile("Worker time", duration(data.worker_seconds), "all trials together"))
     if data.saved_seconds:
         found.append(Tile("Saved by pruning", duration(data.saved_seconds), "had they all run to their end"))
     gpu_hours = sum(t.seconds * t.gpus for t in (*data.trials, *data.repeats)) / 3600
     if gpu_hours:
         found.append(Tile("GPU hours", f"{gpu_hours:,.2f}"))
-    if counts["failed"]:
-        found.append(Tile("Failed", f"{counts['failed']}", "reasons in the table", warns=True))
+    if "failed" in data.counts:
+        found.append(Tile("Failed", f"{data.counts['failed']}", "reasons in the table", warns=True))
     return tuple(found)
 
 
 def value_text(value: JsonValue) -> str:
     """A searched value in a few characters."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    text = str(value)
+    text = text_of(value)
     return text if len(text) <= 40 else f"…{text[-39:]}"

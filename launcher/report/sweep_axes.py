@@ -47,10 +47,8 @@ def bin_of(record: SweepRecord, key: str, trial: TrialRecord) -> str:
     value = trial.params[key]
     if not is_range(record, key):
         return text_of(value)
-    low, high, _ = _limits(record, key)
-    at, first, last = (math.log(v) if is_log(record, key) else v for v in (float(str(value)), low, high))
     parts = _parts(record, key)
-    return _part_name(record, key, min(parts - 1, max(0, int((at - first) / (last - first) * parts))))
+    return _part_name(record, key, min(parts - 1, max(0, int(place_of(record, key, value) * parts))))
 
 
 def _part_name(record: SweepRecord, key: str, index: int) -> str:

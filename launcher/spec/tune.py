@@ -1,6 +1,5 @@
 """`tune:` in the job file: what a sweep searches, how, and how much it may spend. Runs anywhere."""
 
-import math
 from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -41,12 +40,19 @@ class Dimension(Section):
         return self
 
     @property
-    def size(self) -> float:
-        """Number of different values; infinite for a range of real numbers."""
-        if self.choice is not None:
-            return len(self.choice)
-        whole = self.int or self.logint
-        return math.inf if whole is None else whole[1] - whole[0] + 1
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of a range (integers, of a range of integers); None for a choice."""
+        return self.uniform or self.loguniform or self.int or self.logint
+
+    @property
+    def is_log(self) -> bool:
+        """Whether a range is searched evenly on a log scale."""
+        return self.loguniform is not None or self.logint is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a range holds integers alone."""
+        return self.int is not None or self.logint is not None
 
 
 class TuneSpec(Section):

@@ -162,9 +162,14 @@ def convert_to_universal(source: Path, target: Path, zero: int) -> None:
 
 
 def prune(run: RunDir, keep_last: int, best_step: int | None) -> None:
-    """Remove checkpoints that are neither among the last nor the best; the manifest goes first."""
+    """Remove checkpoints that are neither among the last nor the best."""
     steps = complete_steps(run)
     for step in steps[:-keep_last]:
         if step != best_step:
-            run.delete(f"{directory_of(step)}/manifest.json")
-            run.delete(directory_of(step))
+            remove(run, step)
+
+
+def remove(run: RunDir, step: int) -> None:
+    """Remove a checkpoint, its manifest first: what is left when this is interrupted counts as nothing."""
+    run.delete(f"{directory_of(step)}/manifest.json")
+    run.delete(directory_of(step))

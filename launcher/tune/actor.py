@@ -102,8 +102,8 @@ class TrialActor(tune.Trainable):
         self._start: Start | None = None
         self._run = RunDir(f"{self._order.trials}/{trial_name(self._number)}")
         record = self._run.find_record("trial.json", TrialRecord)
-        self._over = record is not None and record.status in ("finished", "pruned", "failed")
         self._status = record.status if record is not None else "running"
+        self._over = self._status != "running"
         self._seconds = record.seconds if record is not None else 0.0
         self._total_steps = record.total_steps if record is not None else 0
         seen = record.evaluations if record is not None else ()
@@ -127,7 +127,7 @@ class TrialActor(tune.Trainable):
             look = self._replayed.pop(0)
             return self._result(look, self._over and not self._replayed)
         if self._over:  # it failed before its first evaluation
-            return self._failed("failed before the sweep was interrupted")
+            return self._end(failed="failed before the sweep was interrupted")
         started = time.monotonic()
         try:
             self._begin()
@@ -142,7 +142,7 @@ class TrialActor(tune.Trainable):
             if stopped:
                 self._group.advance()
         except TrainingError as error:  # the same on all workers: they stay warm
-            return self._failed(error.message)
+            return self._end(failed=error.message)
         except BaseException as error:
             self._run.write_bytes("error.txt", explain(error).message.encode())
             self.cleanup()
@@ -175,9 +175,6 @@ class TrialActor(tune.Trainable):
             "done": over,
         }
 
-    def _failed(self, reason: str) -> dict[str, object]:
-        return self._end(failed=reason)
-
     def _end(self, **facts: object) -> dict[str, object]:
         """There is nothing more to look at."""
         whole = {PROGRESS: 100.0, BUDGET: 1 / self._order.grace}
@@ -186,7 +183,8 @@ class TrialActor(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
         """The checkpoint lies in the trial's own directory; Tune carries where."""
         if self._group is None or self._prepared is None:
-            return {"uri": self._run.uri, "step": self._start.step if self._start else 0, "seen": self._pending()}
+            seen = [look.model_dump() for look in self._replayed]
+            return {"uri": self._run.uri, "step": self._start.step if self._start else 0, "seen": seen}
         step = self._group.save()
         if self._order.snapshots is None:
             return {"uri": self._run.uri, "step": step, "seen": []}
@@ -195,9 +193,6 @@ class TrialActor(tune.Trainable):
             kept.copy_from(self._run, checkpoint.directory_of(step), immutable=True)
             checkpoint.prune(kept, _SNAPSHOTS, None)
         return {"uri": kept.uri, "step": step, "seen": []}
-
-    def _pending(self) -> list[dict[str, object]]:
-        return [look.model_dump() for look in self._replayed]
 
     def load_checkpoint(self, saved: dict[str, object] | None) -> None:
         """Go on from a checkpoint: the trial's own after a pause, or that of a better one (pbt)."""
@@ -230,7 +225,7 @@ def _forget_after(run: RunDir, step: int) -> None:
     """A trial that takes another's state must not go on from its own later one."""
     for other in checkpoint.complete_steps(run):
         if other > step:
-            run.delete(checkpoint.directory_of(other))
+            checkpoint.remove(run, other)
 
 
 class _Group:

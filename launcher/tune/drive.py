@@ -22,11 +22,12 @@ from launcher.errors import Interrupted
 from launcher.records import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
+from launcher.tasks import params_of
 from launcher.tune.actor import VALUE, Order, TrialActor, number_of
 from launcher.tune.board import write_hparams
 from launcher.tune.schedulers import make_scheduler, scheduler_name
 from launcher.tune.search import Search
-from launcher.tune.space import Params
+from launcher.tune.space import Params, trial_job
 from launcher.tune.sweep import Sweep
 
 Listener = Callable[[TrialRecord], None]
@@ -109,12 +110,11 @@ def bundles(base: JobSpec, config: Mapping[str, object]) -> tune.PlacementGroupF
     """What a trial reserves, all of it or nothing: one bundle per worker."""
     params = config["params"]
     assert isinstance(params, dict)
-    cluster = base.cluster.model_dump()
-    cluster |= {key.removeprefix("cluster."): v for key, v in params.items() if key.startswith("cluster.")}
-    bundle = {"CPU": float(cluster["cpus_per_worker"])}
-    if cluster["gpus_per_worker"]:
-        bundle["GPU"] = float(cluster["gpus_per_worker"])
-    return tune.PlacementGroupFactory([bundle] * int(cluster["workers"]), strategy="PACK")
+    cluster = trial_job(base, params, params_of).cluster
+    bundle = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        bundle["GPU"] = cluster.gpus_per_worker
+    return tune.PlacementGroupFactory([bundle] * cluster.workers, strategy="PACK")
 
 
 def _source(phase: Phase, mode: str, watcher: "_Watcher") -> dict[str, Any]:
@@ -189,13 +189,11 @@ class _Watcher(tune.Callback):
     def begin(self, number: int, params: Params, seed: int) -> None:
         """A trial is about to wait for its place."""
         if number not in self._sweep.trials:
-            cluster = self._phase.order.base.cluster
-            workers = int(str(params.get("cluster.workers", cluster.workers)))
-            gpus = float(str(params.get("cluster.gpus_per_worker", cluster.gpus_per_worker))) * workers
+            cluster = trial_job(self._phase.order.base, params, params_of).cluster
             self._sweep.put(
                 TrialRecord(
                     number=number, params=params, seed=seed, repeat_of=self._phase.repeat_of, status="running",
-                    workers=workers, gpus=gpus,
+                    workers=cluster.workers, gpus=cluster.gpus_per_worker * cluster.workers,
                 )
             )  # fmt: skip
 

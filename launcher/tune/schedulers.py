@@ -47,21 +47,18 @@ def make_scheduler(spec: TuneSpec) -> TrialScheduler:
 
 
 def _domain(d: Dimension) -> object:
-    if d.choice is not None:
-        return list(d.choice)
-    if d.uniform is not None:
-        return tune.uniform(*d.uniform)
-    if d.loguniform is not None:
-        return tune.loguniform(*d.loguniform)
-    low, high = d.int or d.logint or (0, 0)
-    return tune.randint(low, high + 1)
+    if d.ends is None:
+        return list(d.choice or ())
+    low, high = d.ends
+    if d.is_whole:
+        return tune.randint(int(low), int(high) + 1)
+    return tune.loguniform(low, high) if d.is_log else tune.uniform(low, high)
 
 
 def _inside(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[str, Params]:
     """Values that pbt multiplied, back inside their ranges."""
     for key, d in space.items():
-        limits = d.uniform or d.loguniform or d.int or d.logint
-        if limits is not None:
-            value = min(max(float(str(config["params"][key])), limits[0]), limits[1])
-            config["params"][key] = round(value) if d.int or d.logint else value
+        if d.ends is not None:
+            value = min(max(float(str(config["params"][key])), d.ends[0]), d.ends[1])
+            config["params"][key] = round(value) if d.is_whole else value
     return config

@@ -34,7 +34,7 @@ class Search:
         self._spec, self._seed = spec, seed
         self._grid = grid(spec.space) if spec.search == "grid" else None
         self._distributions = distributions(spec.space)
-        self._study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+        self._study = _new_study(mode)
         self._open: dict[int, Trial] = {}
 
     @property
@@ -54,7 +54,7 @@ class Search:
     def replay(self, number: int, params: Params) -> None:
         """Take note of a trial that was suggested before the sweep was interrupted."""
         if self._grid is None:
-            self._study.enqueue_trial({key: self._index(key, params[key]) for key in self._spec.space})
+            self._study.enqueue_trial(_drawn(self._spec.space, params))
             self._open[number] = self._study.ask(self._distributions)
 
     def tell(self, number: int, value: float | None) -> None:
@@ -76,24 +76,28 @@ class Search:
         choice = self._spec.space[key].choice
         return choice[int(drawn)] if choice is not None else drawn
 
-    def _index(self, key: str, value: JsonValue) -> JsonValue:
-        choice = self._spec.space[key].choice
-        return choice.index(value) if choice is not None else value
-
 
 def distributions(space: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
     """The space as Optuna has it; a choice is drawn by its index, as Optuna's choices must be plain values."""
     found: dict[str, BaseDistribution] = {}
     for key, d in space.items():
-        if d.choice is not None:
-            found[key] = CategoricalDistribution(tuple(range(len(d.choice))))
-        elif d.uniform or d.loguniform:
-            low, high = d.uniform or d.loguniform or (0.0, 1.0)
-            found[key] = FloatDistribution(low, high, log=d.uniform is None)
+        if d.ends is None:
+            found[key] = CategoricalDistribution(tuple(range(len(d.choice or ()))))
+        elif d.is_whole:
+            found[key] = IntDistribution(int(d.ends[0]), int(d.ends[1]), log=d.is_log)
         else:
-            first, last = d.int or d.logint or (0, 1)
-            found[key] = IntDistribution(first, last, log=d.int is None)
+            found[key] = FloatDistribution(*d.ends, log=d.is_log)
     return found
+
+
+def _drawn(space: Mapping[str, Dimension], params: Params) -> Params:
+    """A trial's values as Optuna drew them: those of a choice by their index."""
+    choices = {key: dimension.choice for key, dimension in space.items()}
+    return {key: params[key] if choice is None else choice.index(params[key]) for key, choice in choices.items()}
+
+
+def _new_study(mode: str) -> optuna.Study:
+    return optuna.create_study(direction="maximize" if mode == "max" else "minimize")
 
 
 def importances(space: Mapping[str, Dimension], trials: Iterable[TrialRecord], mode: str) -> dict[str, float]:
@@ -102,17 +106,13 @@ def importances(space: Mapping[str, Dimension], trials: Iterable[TrialRecord], m
     Returns:
         Shares that sum to 1; empty where there are too few trials to tell.
     """
-    study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+    study = _new_study(mode)
     known = distributions(space)
     for trial in trials:
         best = trial.best(mode)
         if best is None or trial.repeat_of is not None or set(known) - set(trial.params):
             continue
-        params = {}
-        for key in known:
-            choice = space[key].choice
-            params[key] = trial.params[key] if choice is None else choice.index(trial.params[key])
-        study.add_trial(create_trial(params=params, distributions=known, value=best.value))
+        study.add_trial(create_trial(params=_drawn(space, trial.params), distributions=known, value=best.value))
     varied = [key for key in known if len({repr(t.params[key]) for t in study.trials}) > 1]
     if len(study.trials) < 4 or not varied:
         return {}

@@ -4,8 +4,7 @@ Keys are dotted paths of the job file; `search.py` chooses the values.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
@@ -63,34 +62,25 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
                 f"tune.space: {key} cannot change while a trial goes on, as scheduler: pbt wants; search it with "
                 f"another scheduler ({', '.join(_LIVE)} can)"
             )
-        for value in _ends(dimension):
+        for value in dimension.choice or dimension.ends or ():  # the values most likely to be refused
             try:
                 trial_job(base, {key: value}, params_of)
             except UserError as error:
                 problems += [*error.problems] if isinstance(error, SpecError) else [error.message]
                 break
     if spec.search == "grid":
-        endless = [key for key, dimension in spec.space.items() if math.isinf(dimension.size)]
+        endless = [key for key, d in spec.space.items() if d.ends and not d.is_whole]
         problems += [f"tune.space: {key} has no end of values, which a grid cannot try; use choice" for key in endless]
     if problems:
         raise SpecError(tuple(problems))
 
 
-def _ends(dimension: Dimension) -> tuple[JsonValue, ...]:
-    """The values most likely to be refused."""
-    if dimension.choice is not None:
-        return dimension.choice
-    found = dimension.uniform or dimension.loguniform or dimension.int or dimension.logint
-    assert found is not None
-    return tuple(found)
-
-
 def grid(space: Mapping[str, Dimension]) -> list[Params]:
     """Every combination, the last key changing first."""
-    axes = [
-        list(d.choice) if d.choice is not None else list(range((r := d.int or d.logint or (0, -1))[0], r[1] + 1))
-        for d in space.values()
-    ]
+    axes: list[Iterable[JsonValue]] = []
+    for dimension in space.values():
+        low, high = dimension.ends or (0, -1)
+        axes.append(dimension.choice or range(int(low), int(high) + 1))
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 

@@ -7,8 +7,7 @@
 from dataclasses import dataclass, field
 
 from launcher.records import ManifestRecord, SweepRecord, TrialRecord
-from launcher.rundir import RunDir, read_job
-from launcher.spec.job import JobSpec
+from launcher.rundir import RunDir, read_trials
 from launcher.spec.tune import TuneSpec
 from launcher.train import checkpoint
 from launcher.tune.actor import trial_name
@@ -44,10 +43,7 @@ class Sweep:
 
     def load(self) -> None:
         """The trials of earlier attempts."""
-        for name in sorted(self.run.list("sweep/trials")):
-            record = RunDir(f"{self.folder}/{name}").find_record("trial.json", TrialRecord)
-            if record is not None:
-                self.trials[record.number] = record
+        self.trials = {trial.number: trial for trial in read_trials(self.run)}
 
     def put(self, trial: TrialRecord) -> None:
         """Publish what is known of a trial now."""
@@ -60,17 +56,9 @@ class Sweep:
         self.record = self.record.model_copy(update=changes)
         self.run.write_record("sweep/sweep.json", self.record)
 
-    def value(self, trial: TrialRecord) -> float:
-        """A trial's best value, so that more is better; -inf before its first look."""
-        best = trial.best(self.record.mode)
-        if best is None:
-            return float("-inf")
-        return best.value if self.record.mode == "max" else -best.value
-
     def ranked(self) -> list[TrialRecord]:
         """The trials that were searched, best first; those that failed or saw nothing last."""
-        searched = [t for t in self.trials.values() if t.repeat_of is None]
-        return sorted(searched, key=lambda t: (t.status == "failed", -self.value(t), t.number))
+        return self.record.ranked(self.trials.values())
 
     def free_space(self, budget_gib: float) -> None:
         """Remove the checkpoints of pruned and failed trials, and of the worst finished ones beyond the budget.
@@ -78,7 +66,8 @@ class Sweep:
         The best trial so far keeps its own whatever became of it: it may be trained to its end.
         """
         used = 0
-        for place, trial in enumerate(sorted(self.trials.values(), key=lambda t: (-self.value(t), t.number))):
+        best_first = sorted(self.trials.values(), key=lambda t: (-t.score(self.record.mode), t.number))
+        for place, trial in enumerate(best_first):
             if trial.status == "running" or self._sizes.get(trial.number) == 0:
                 continue
             size = self._sizes.setdefault(trial.number, _checkpoint_bytes(self.trial_run(trial.number)))
@@ -86,7 +75,7 @@ class Sweep:
             if place and given_up:
                 run = self.trial_run(trial.number)
                 for step in checkpoint.complete_steps(run):
-                    run.delete(f"{checkpoint.directory_of(step)}/manifest.json")
+                    checkpoint.remove(run, step)
                 run.delete("checkpoints")
                 self._sizes[trial.number] = size = 0
             used += size
@@ -98,12 +87,3 @@ def _checkpoint_bytes(run: RunDir) -> int:
         for step in checkpoint.complete_steps(run)
     ]
     return sum(entry.size_bytes for manifest in manifests for entry in manifest.files)
-
-
-def read_sweep_job(run: RunDir) -> JobSpec:
-    """The resolved job file of a run's sweep.
-
-    Raises:
-        RunError: there is none.
-    """
-    return read_job(run, "sweep/job.yaml")

@@ -14,7 +14,7 @@ from launcher.data.files import list_files
 from launcher.errors import DataError, RunError, TrainingError, UserError
 from launcher.prepare import Prepared, absolute, prepare
 from launcher.records import SweepRecord, TrialRecord
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
@@ -25,7 +25,7 @@ from launcher.tune.actor import Order
 from launcher.tune.drive import Listener, Phase, drive, slots
 from launcher.tune.search import Search, importances
 from launcher.tune.space import Params, check_space, metric_of, trial_job
-from launcher.tune.sweep import Sweep, read_sweep_job
+from launcher.tune.sweep import Sweep
 from launcher.tune.table import write_tables
 
 _WORST = 1e30
@@ -41,11 +41,11 @@ class Tuned:
     """The best trial's job with test data: what is exported."""
 
 
-def check_sweep(job: JobSpec) -> Prepared:
-    """All of a sweep that can be checked without training; its job, resolved. Test data stays shut.
+def check_sweep(job: JobSpec) -> JobSpec:
+    """Check what makes a job a sweep; the job with the model directories of its space made absolute.
 
     Raises:
-        UserError: something in the job file or the data must be mended first.
+        UserError: something in the job file must be mended first.
     """
     if job.tune is None:
         raise UserError("tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`")
@@ -57,7 +57,7 @@ def check_sweep(job: JobSpec) -> Prepared:
     for location in job.data.test or ():
         if not location.startswith("hub:"):
             list_files("test", location, job.data.format)  # that it is there; what is in it is nobody's business yet
-    return prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
+    return job
 
 
 def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
@@ -70,25 +70,52 @@ def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
     return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
 
 
-def tune_job(job: JobSpec, listener: Listener) -> Tuned:
-    """Run all trials of a job's sweep, or go on with it.
+@dataclass(frozen=True)
+class Opened:
+    """A sweep that can begin, or go on."""
+
+    prepared: Prepared
+    """The job, resolved; its test data shut."""
+    test: tuple[str, ...] | None
+    """Where the test data is."""
+    sweep: Sweep
+    search: Search
+
+
+def open_sweep(job: JobSpec) -> Opened:
+    """Do all of a sweep that can be done without training. Test data stays shut.
 
     Raises:
-        UserError: something must be mended first.
-        TrainingError: no trial reached an evaluation.
-        Interrupted: by Ctrl-C.
+        UserError: something in the job file or the data must be mended first.
     """
-    prepared = check_sweep(job)
+    job = check_sweep(job)
+    prepared = prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
     metric, mode = metric_of(spec, base, build_task(base).metric_modes)
     search = Search(spec, base.seed, mode)
-    total = search.trials
-    sweep = _open(prepared, spec, SweepRecord(
-        name=base.name, metric=metric, mode=mode, trials=total, search=spec.search, scheduler=spec.scheduler,
+    record = SweepRecord(
+        name=base.name, metric=metric, mode=mode, trials=search.trials, search=spec.search,
+        scheduler=spec.scheduler, cpus_per_worker=base.cluster.cpus_per_worker,
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
-        cpus_per_worker=base.cluster.cpus_per_worker,
-    ))  # fmt: skip
+    )  # fmt: skip
+    return Opened(prepared, absolute(job).data.test, _open(prepared, spec, record), search)
+
+
+def tune_job(job: JobSpec, listener: Listener) -> Tuned:
+    """`open_sweep` and `run_trials` in one; raises as they do."""
+    return run_trials(open_sweep(job), listener)
+
+
+def run_trials(opened: Opened, listener: Listener) -> Tuned:
+    """Run all trials of a sweep, or go on with it.
+
+    Raises:
+        TrainingError: no trial reached an evaluation.
+        Interrupted: by Ctrl-C.
+    """
+    base, sweep = opened.prepared.job, opened.sweep
+    spec = sweep.spec
     for trial in sweep.trials.values():
         if trial.status != "running":
             listener(trial)
@@ -96,7 +123,7 @@ def tune_job(job: JobSpec, listener: Listener) -> Tuned:
     earlier = sweep.record.seconds
     if sweep.record.best is None:
         try:
-            _run_trials(base.model_copy(update={"tune": None}), spec, sweep, search, total, listener)
+            _drive(base.model_copy(update={"tune": None}), sweep, opened.search, listener)
         finally:
             shares = importances(spec.space, sweep.trials.values(), sweep.record.mode)
             sweep.save(seconds=earlier + time.monotonic() - started, importances=shares)
@@ -106,7 +133,7 @@ def tune_job(job: JobSpec, listener: Listener) -> Tuned:
         reasons = next((t.reason for t in sweep.trials.values() if t.reason), "there was none")
         raise TrainingError(f"no trial reached an evaluation ({reasons}); see {sweep.folder}")
     sweep.save(best=best.number)
-    tested = base.model_copy(update={"data": base.data.model_copy(update={"test": absolute(job).data.test})})
+    tested = base.model_copy(update={"data": base.data.model_copy(update={"test": opened.test})})
     found = best_job(tested, best, spec)
     named = found.model_copy(update={"name": f"{base.name}-best"})
     sweep.run.write_bytes("sweep/best.yaml", dump_job(named).encode())
@@ -134,7 +161,8 @@ def adopt(tuned: Tuned) -> None:
             run.copy_from(trial, name, immutable=name == "checkpoints")
 
 
-def _run_trials(base: JobSpec, spec: TuneSpec, sweep: Sweep, search: Search, total: int, listener: Listener) -> None:
+def _drive(base: JobSpec, sweep: Sweep, search: Search, listener: Listener) -> None:
+    spec, total = sweep.spec, search.trials
     with ray_session(base, spec.max_concurrent or 1):
         concurrent = slots(base, spec.max_concurrent)
         threads = _threads(base, concurrent)
@@ -211,7 +239,7 @@ def _open(prepared: Prepared, spec: TuneSpec, new: SweepRecord) -> Sweep:
 
 
 def _same_sweep(run: RunDir, job: JobSpec, spec: TuneSpec) -> None:
-    old = read_sweep_job(run)
+    old = read_job(run, "sweep/job.yaml")
     assert old.tune is not None
     different = spec_difference(old, job)
     if old.tune.space != spec.space:

@@ -55,10 +55,9 @@ class _View:
         )
 
     def __rich__(self) -> Group:
-        sign = 1.0 if self._mode == "max" else -1.0
         trials = list(self._trials.values())
-        seen = [(t, best) for t in trials if (best := t.best(self._mode)) is not None]
-        seen.sort(key=lambda pair: -sign * pair[1].value)
+        ordered = sorted(trials, key=lambda t: -t.score(self._mode))
+        seen = [(t, best) for t in ordered if (best := t.best(self._mode)) is not None]
         table = Table("trial", *(_short(key) for key in self._spec.space), self._metric, "progress", "", box=None)
         for trial, best in seen[:_BEST_SHOWN]:
             done = trial.evaluations[-1].progress
