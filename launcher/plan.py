@@ -55,7 +55,7 @@ def state_bytes(parameters: int, job: JobSpec) -> int:
     fp32 keeps 4 + 4 + 8 bytes a parameter; bf16/fp16 2 + 2 + 12, the fp32 master copy among the optimizer states.
     """
     weights, gradients, optimizer = (4, 4, 8) if job.train.precision == "fp32" else (2, 2, 12)
-    workers, zero = job.cluster.workers, job.parallel.zero
+    workers, zero = job.cluster.workers, job.zero_stage
     per_parameter = weights / (workers if zero == 3 else 1)
     per_parameter += gradients / (workers if zero >= 2 else 1)
     per_parameter += optimizer / (workers if zero >= 1 else 1)

@@ -179,7 +179,7 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
         metric=metric,
         metric_mode=mode,
         workers=job.cluster.workers,
-        zero=job.parallel.zero,
+        zero=job.zero_stage,
         samples_per_worker=share,
         micro_batch=micro,
         accumulation=-(-share // micro),

@@ -247,6 +247,8 @@ class ManifestRecord(Record):
 
     step: int
     world_size: int
+    zero: int
+    """ZeRO stage of the shards."""
     spec_hash: str
     """Hash of the parts of the job file the curve depends on."""
     files: tuple[FileEntry, ...]

@@ -54,7 +54,7 @@ def test_all_problems_of_a_job_file_at_once(tmp_path: Path) -> None:
     assert lines[0].startswith("job.yaml:3: task.type is text-clasification")
     assert lines[0].endswith("did you mean text-classification?")
     assert lines[1] == "job.yaml:7: train.bach_size is not a key of train; did you mean batch_size?"
-    assert lines[2].startswith("override parallel.zero=7: parallel.zero is 7, which is not one of 0, 1, 2, 3")
+    assert lines[2].startswith("override parallel.zero=7: parallel.zero is 7, which is not one of auto, 0, 1, 2, 3")
     assert len(lines) == 3
 
 

@@ -33,7 +33,7 @@ _NARROW = {room: {"errors", "spec", "records", "rundir", room} for room in ("sub
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {
-    "deepspeed": ("train/engine.py", "train/checkpoint.py"),
+    "deepspeed": ("train/engine.py", "train/universal.py"),
     "ray.tune": ("tune/",),
     "kubernetes": ("submit/",),
     "typer": ("cli.py",),

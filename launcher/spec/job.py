@@ -56,3 +56,16 @@ class JobSpec(Section):
     cluster: ClusterSpec = ClusterSpec()
     output: OutputSpec = OutputSpec()
     tune: TuneSpec | None = None
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage that `parallel.zero` stands for."""
+        parallel = self.parallel
+        if parallel.zero != "auto":
+            return parallel.zero
+        if parallel.offload_parameters:
+            return 3
+        # A single worker has nobody to shard with, and ZeRO's flat copies of weights and gradients take a quarter of a
+        # step on a CPU; half precision keeps ZeRO for its fp32 master weights.
+        alone = self.cluster.workers == 1 and self.train.precision == "fp32" and not parallel.offload_optimizer
+        return 0 if alone else 2

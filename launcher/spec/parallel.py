@@ -10,8 +10,9 @@ from launcher.spec.section import PATTERN_WORDS, Section
 class ParallelSpec(Section):
     """How one global batch is spread over workers and memory."""
 
-    zero: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054)."""
+    zero: Literal["auto", 0, 1, 2, 3] = "auto"
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054); `auto`
+    takes 0 where one worker would shard with nobody, 3 to offload weights, else 2."""
 
     micro_batch: int | None = Field(default=None, ge=1)
     """Samples one worker puts through the model at once; null takes its whole share of the global batch."""
@@ -27,7 +28,7 @@ class ParallelSpec(Section):
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> "ParallelSpec":
-        if self.offload_parameters and self.zero != 3:
+        if self.offload_parameters and self.zero not in ("auto", 3):
             raise ValueError(
                 f"offload_parameters needs zero: 3, not {self.zero}; set zero: 3 or drop offload_parameters"
             )

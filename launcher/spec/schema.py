@@ -115,7 +115,7 @@ class JobKeys:
     def _without_false_numbers(self, value: object, schema: Schema) -> object:
         schema = self._unwrapped(schema)
         if isinstance(value, bool):
-            return plain(value) if _only_numbers(schema) else value
+            return plain(value) if _never_bool(schema) else value
         if isinstance(value, dict):
             name, _ = self.tags(schema)
             schema = self._variants(schema).get(str(value.get(name)), {}) if name else schema
@@ -207,10 +207,12 @@ class JobKeys:
                 yield from self._sections(inner, (*path, key))
 
 
-def _only_numbers(schema: Schema) -> bool:
-    """Whether what may stand somewhere are numbers alone."""
+def _never_bool(schema: Schema) -> bool:
+    """Whether neither true nor false may stand somewhere, and Python's 1 might pass for them."""
     choices = [schema["const"]] if "const" in schema else schema.get("enum", [])
-    return schema.get("type") in ("integer", "number") and not any(isinstance(choice, bool) for choice in choices)
+    if any(isinstance(choice, bool) for choice in choices):
+        return False
+    return schema.get("type") in ("integer", "number") or any(isinstance(choice, int | float) for choice in choices)
 
 
 def listed(values: Sequence[object]) -> str:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from launcher.errors import RunError, TrainingError
 from launcher.records import FileEntry, ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
+from launcher.train import universal
 from launcher.train.engine import Engine
 
 
@@ -58,7 +59,11 @@ def save(run: RunDir, engine: Engine, state: RunStateRecord, spec_hash: str) -> 
         run.write_record(f"{target}/state.json", state)
         files = {entry.path: entry for part in entries for entry in part}
         manifest = ManifestRecord(
-            step=state.step, world_size=engine.world_size, spec_hash=spec_hash, files=tuple(files.values())
+            step=state.step,
+            world_size=engine.world_size,
+            zero=engine.zero,
+            spec_hash=spec_hash,
+            files=tuple(files.values()),
         )
         run.write_record(f"{target}/manifest.json", manifest)
     dist.barrier()
@@ -84,19 +89,36 @@ def load(run: RunDir, engine: Engine, step: int, weights_only: bool = False) -> 
     """Read a checkpoint back (a collective), with whatever number of workers there is now.
 
     Raises:
-        RunError: a file of it is missing or damaged.
+        RunError: a file of it is missing or damaged, or its ZeRO stage cannot be read.
     """
     source = directory_of(step)
     with tempfile.TemporaryDirectory() as scratch:
         directory = run.download(source, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
         _verify(directory, manifest, engine.rank, engine.world_size)
-        # Without ZeRO every rank reads the same file, whatever their number.
-        if manifest.world_size == engine.world_size or engine.job.parallel.zero == 0:
+        if _fits(manifest, engine, weights_only):
             engine.load(directory, weights_only)
         else:
-            engine.load(_universal(directory, scratch, engine), weights_only, universal=True)
+            engine.load(_universal(directory, scratch, engine, manifest.zero), weights_only, universal=True)
     return run.read_record(f"{source}/state.json", RunStateRecord)
+
+
+def _fits(manifest: ManifestRecord, engine: Engine, weights_only: bool) -> bool:
+    """Whether the engine reads the checkpoint as it is.
+
+    Raises:
+        RunError: it can be read in no way.
+    """
+    saved, here = manifest.zero, engine.zero
+    if (saved == 3) != (here == 3):
+        raise RunError(
+            f"the checkpoint of step {manifest.step} was written with ZeRO stage {saved}, stage {here} cannot read it; "
+            f"set parallel.zero: {saved} to go on"
+        )
+    # Without ZeRO every rank reads the same file, whatever their number; weights alone are whole below stage 3.
+    if here == 0:
+        return saved == 0 or weights_only
+    return saved > 0 and manifest.world_size == engine.world_size
 
 
 def _verify(directory: Path, manifest: ManifestRecord, rank: int, world_size: int) -> None:
@@ -122,7 +144,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _universal(directory: Path, scratch: str, engine: Engine) -> Path:
+def _universal(directory: Path, scratch: str, engine: Engine, zero: int) -> Path:
     """The checkpoint in DeepSpeed's universal format, converted once per host, read by all its workers."""
     hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
     dist.all_gather_object(hosts, (socket.gethostname(), scratch))
@@ -131,7 +153,10 @@ def _universal(directory: Path, scratch: str, engine: Engine) -> Path:
     problem: str | None = None
     if first == engine.rank:
         try:
-            convert_to_universal(directory / "state", target / "universal", engine.job.parallel.zero)
+            if zero:
+                universal.from_shards(directory / "state", target / "universal", zero)
+            else:
+                universal.from_whole(directory / "state", target / "universal", engine.trained)
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
             problem = f"{directory}: cannot be converted for {engine.world_size} workers ({error})"
     problems: list[str | None] = [None] * engine.world_size
@@ -139,26 +164,6 @@ def _universal(directory: Path, scratch: str, engine: Engine) -> Path:
     if any(problems):
         raise TrainingError(next(p for p in problems if p))
     return target
-
-
-def convert_to_universal(source: Path, target: Path, zero: int) -> None:
-    """DeepSpeed's own conversion of ZeRO shards to one file per parameter and optimizer state."""
-    from argparse import Namespace
-
-    from deepspeed.checkpoint import ds_to_universal
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    ds_to_universal.main(
-        Namespace(
-            input_folder=str(source),
-            output_folder=str(target),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=zero < 3,
-        )
-    )
 
 
 def prune(run: RunDir, keep_last: int, best_step: int | None) -> None:

@@ -1,6 +1,6 @@
 """DeepSpeed behind a small face: forward, backward, step, save, load. Runs in train workers.
 
-The only importer of deepspeed beside `checkpoint.py`; `loop.py` is its user, `zero.py` its configuration.
+The only importer of deepspeed beside `universal.py`; `loop.py` is its user, `zero.py` its configuration.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
+from launcher.train.universal import load_buffers, load_whole
 from launcher.train.zero import deepspeed_config
 
 if not torch.cuda.is_available():
@@ -51,10 +53,18 @@ class Engine:
         if job.model.syncs_batch_norm:
             synchronise(model)
             self._frozen, self._synchronised = [], [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
+        self.zero = job.zero_stage
+        groups = _decay_groups(model, job)
+        self.trained = _names(model, groups)
+        """Names of the trained parameters, in the optimizer's order."""
         config = deepspeed_config(job, micro_batch, self.world_size)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, model_parameters=_decay_groups(model, job), config=config, dist_init_required=False
+            model=model, model_parameters=groups, config=config, dist_init_required=False
         )
+        if self.world_size == 1:
+            self._engine.enable_backward_allreduce = (
+                self.zero > 0
+            )  # without ZeRO it is a copy of all gradients to themselves
 
     @property
     def model(self) -> torch.nn.Module:
@@ -110,6 +120,10 @@ class Engine:
 
     def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:
         """Read weights, and unless `weights_only` the optimizer's states, back (a collective)."""
+        if universal and self.zero == 0:
+            load_whole(directory / "universal", self._unwrapped, self._optimizer, self.trained)
+            load_buffers(directory / "universal", self._unwrapped)
+            return
         tag = "universal" if universal else "state"
         # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
         self._engine._config.load_universal_checkpoint = universal
@@ -120,6 +134,8 @@ class Engine:
         )
         if path is None:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
+        if universal:
+            load_buffers(directory / tag, self._unwrapped)
         # Loading a universal ZeRO-3 checkpoint (DeepSpeed 0.19.8, load_hp_checkpoint_state_from_checkpoint_dir_stage3)
         # gives every group the first one's weight decay, and one step counter, shared, which AdamW then advances once
         # per group: both would bend the curve of a run that goes on with another number of workers.
@@ -136,7 +152,7 @@ class Engine:
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
         """All weights on the CPU of rank 0, None elsewhere (a collective)."""
         state: dict[str, torch.Tensor] = {}
-        sharded = self.job.parallel.zero == 3
+        sharded = self.zero == 3
         for name, tensor in self._unwrapped.named_parameters():
             with deepspeed.zero.GatheredParameters([tensor], enabled=sharded):
                 if self.rank == 0:
@@ -149,13 +165,15 @@ class Engine:
         return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
 
     def check_sync(self, step: int) -> None:
-        """Compare the weights all workers hold whole.
+        """Compare the weights all workers hold whole; one worker has nobody to compare with.
 
         Under ZeRO-3 most weights exist once, as shards, and cannot differ; the small ones kept whole are compared.
 
         Raises:
             SyncError: workers train apart; names the ranks.
         """
+        if self.world_size == 1:
+            return
         mine = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
         digests = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(digests, mine)
@@ -171,7 +189,7 @@ class Engine:
     def _digest(self) -> bytes:
         digest = hashlib.sha256()
         for name, tensor in self._unwrapped.named_parameters():
-            if self.job.parallel.zero == 3 and not getattr(tensor, "ds_persist", False):
+            if self.zero == 3 and not getattr(tensor, "ds_persist", False):
                 continue
             digest.update(name.encode())
             # A sum of the raw bits, weighted by position, sees any flipped bit and moves eight bytes to the CPU.
@@ -190,3 +208,8 @@ def _decay_groups(model: torch.nn.Module, job: JobSpec) -> list[dict[str, object
         ([p for p in trained if p.dim() < 2], 0.0),
     )
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def _names(model: torch.nn.Module, groups: list[dict[str, object]]) -> list[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in groups for p in cast("list[torch.nn.Parameter]", group["params"])]

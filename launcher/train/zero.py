@@ -51,7 +51,7 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[st
 def _zero(job: JobSpec) -> dict[str, object]:
     parallel = job.parallel
     section: dict[str, object] = {
-        "stage": parallel.zero,
+        "stage": job.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
         # Gloo reduces to one rank at a time where NCCL scatters; a plain all-reduce takes half the time there.

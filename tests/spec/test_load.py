@@ -276,7 +276,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ),
         ("output.xyz=0", "output.xyz is not a key of output; the keys allowed there: storage"),
         ("task.lables=0", "task.lables is not a key of task; did you mean labels?"),
-        ("parallel.zero=5", "parallel.zero is 5, which is not one of 0, 1, 2, 3; choose one of them"),
+        ("parallel.zero=5", "parallel.zero is 5, which is not one of auto, 0, 1, 2, 3; choose one of them"),
         ("train.precision=FP61", "train.precision is FP61, which is not one of fp32, bf16, fp16; did you mean fp16?"),
         ("train.optimizer.type=sgd", "train.optimizer.type is sgd, which is not adamw; write adamw"),
         (
@@ -334,7 +334,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
             "train.schedule={type: cosine, warmup_fraction: true}",
             "train.schedule.warmup_fraction is true, which is not a number; give a number of at least 0 and at most 1",
         ),
-        ("parallel.zero=true", "parallel.zero is true, which is not one of 0, 1, 2, 3; choose one of them"),
+        ("parallel.zero=true", "parallel.zero is true, which is not one of auto, 0, 1, 2, 3; choose one of them"),
         ("parallel.zero='2'", 'parallel.zero is the text "2"; write 2 without quotes'),
         ("name=true", "name is true, which is not text; put it in quotes"),
         ("task.betas=[0.5, true]", "task.betas[1] is true, which is not a number; give one"),
@@ -367,7 +367,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
             "did you mean A_B?",
         ),
         (
-            "parallel.offload_parameters=true",
+            "parallel={zero: 2, offload_parameters: true}",
             "parallel.offload_parameters needs zero: 3, not 2; set zero: 3 or drop offload_parameters",
         ),
         ("task.length=abc", "task.length is abc, which fits none of the forms allowed; give a whole number or auto"),
@@ -429,7 +429,7 @@ def test_all_problems_come_at_once_in_the_order_of_the_lines(load: Load) -> None
         "job.yaml:2: seed is -7, which is below 0; give a whole number of at least 0 and below 2147483648",
         "job.yaml:5: task.labels is 3, which is not a list; give a list, each item text",
         "job.yaml:11: train.bach_size is not a key of train; did you mean batch_size?",
-        "job.yaml:14: parallel.zero is 5, which is not one of 0, 1, 2, 3; choose one of them",
+        "job.yaml:14: parallel.zero is 5, which is not one of auto, 0, 1, 2, 3; choose one of them",
         "override train.epochs=0: train.epochs is 0, which is below 1; give a whole number of at least 1",
         "override nothing: there is no = in it; write it as key.path=value, for example train.epochs=3",
     ]

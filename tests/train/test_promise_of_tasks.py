@@ -103,3 +103,24 @@ def test_a_run_goes_on_with_another_number_of_workers(job: Prepared) -> None:
     run_group(2, _part, stopped, 12)
     for step, loss in run_group(3, _whole, with_job(stopped, cluster={"workers": 3})):
         assert abs(loss - reference[step]) < 1e-5, f"step {step}"
+
+
+def _statistics(job: Prepared) -> list[float]:
+    """BatchNorm's running statistics right after the checkpoint is read."""
+    found: list[float] = []
+
+    def look(engine: Any) -> None:
+        found.extend(float(b.double().sum()) for _, b in engine.model.named_buffers())
+
+    train_here(job, 8, look)
+    return found
+
+
+@_cases("image-resnet-sync")
+def test_statistics_of_batch_norm_come_along_to_another_number_of_workers(job: Prepared) -> None:
+    stopped = with_job(job, checkpoint={"every_steps": 7, "every_minutes": None}, parallel={"zero": "auto"})
+    run_group(2, _part, stopped, 9)
+    first = run_group(2, _statistics, stopped)
+    assert any(abs(value) > 1e-3 for value in first)
+    for world_size in (1, 3):
+        assert run_group(world_size, _statistics, with_job(stopped, cluster={"workers": world_size})) == first

@@ -43,7 +43,8 @@ def _give_checkpoint(sweep: Sweep, number: int, size: int) -> None:
     run.write_bytes("checkpoints/step-00000010/state/x", b"1")
     entry = FileEntry(path="state/x", size_bytes=size, sha256="0")
     run.write_record(
-        "checkpoints/step-00000010/manifest.json", ManifestRecord(step=10, world_size=1, spec_hash="", files=(entry,))
+        "checkpoints/step-00000010/manifest.json",
+        ManifestRecord(step=10, world_size=1, zero=0, spec_hash="", files=(entry,)),
     )
 
 
