@@ -156,6 +156,7 @@ class TrialActor(tune.Trainable):
             return
         job = job_of(self._order, self._number, self._params, self._seed)
         prepared = prepare(job)
+        self._run.delete("error.txt")  # of an attempt before this one
         self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
         self._run.write_record("plan.json", prepared.plan)
         if self._group is None:

@@ -196,6 +196,7 @@ class _Watcher(tune.Callback):
                     workers=cluster.workers, gpus=cluster.gpus_per_worker * cluster.workers,
                 )
             )  # fmt: skip
+        self._listener(self._sweep.trials[number])
 
     def on_trial_result(
         self, iteration: int, trials: object, trial: "tune.experiment.Trial", result: dict[str, object], **info: object

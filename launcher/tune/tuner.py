@@ -6,7 +6,7 @@ What exists on disk is not done again, so the same command goes on with a sweep 
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -93,6 +93,11 @@ def open_sweep(job: JobSpec) -> Opened:
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
     metric, mode = metric_of(spec, base, build_task(base).metric_modes)
+    # What ranks the trials also chooses the checkpoint that each keeps as its best.
+    evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
+    base = base.model_copy(update={"evaluation": evaluation})
+    plan = prepared.plan.model_copy(update={"metric": metric, "metric_mode": mode})
+    prepared = replace(prepared, job=base, plan=plan)
     search = Search(spec, base.seed, mode)
     record = SweepRecord(
         name=base.name, metric=metric, mode=mode, trials=search.trials, search=spec.search,

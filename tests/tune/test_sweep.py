@@ -5,14 +5,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import make_job, write_splits
+from launcher.prepare import prepare
 from launcher.records import FileEntry, ManifestRecord, SweepRecord, TrialEvaluation, TrialRecord
 from launcher.report.sweep import collect_sweep, render_sweep, verdict
 from launcher.rundir import RunDir
 from launcher.spec.tune import TuneSpec
+from launcher.tasks import params_of
 from launcher.train import checkpoint
 from launcher.tune.search import Search
+from launcher.tune.space import trial_job
 from launcher.tune.sweep import Sweep
 from launcher.tune.table import write_tables
+from launcher.tune.tuner import open_sweep
 
 _SPEC = TuneSpec.model_validate(
     {"space": {"train.learning_rate": {"loguniform": [1e-6, 1e-3]}, "train.batch_size": {"choice": [8, 16]}}}
@@ -113,3 +118,16 @@ def test_noise_is_told_from_repeats(tmp_path: Path) -> None:
     sweep.save(best=0)
     assert collect_sweep(sweep.run).noise == pytest.approx(0.1)
     assert "standard deviation over 3 seeds" in render_sweep(collect_sweep(sweep.run))
+
+
+def test_what_ranks_the_trials_chooses_their_best_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=64, validation=20)
+    space = {"train.learning_rate": {"choice": [1e-3]}}
+    job = make_job(tiny_bert, data, tmp_path, tune={"space": space, "trials": 1, "metric": "loss"})
+    opened = open_sweep(job)
+    assert (opened.prepared.job.evaluation.metric, opened.prepared.job.evaluation.mode) == ("loss", "min")
+    assert (opened.prepared.plan.metric, opened.prepared.plan.metric_mode) == ("loss", "min")
+    trial = prepare(
+        trial_job(opened.prepared.job, {"train.learning_rate": 1e-3}, params_of).model_copy(update={"tune": None})
+    )
+    assert (trial.plan.metric, trial.plan.metric_mode) == ("loss", "min")
