@@ -36,6 +36,7 @@ def main() -> int:
     shutil.rmtree(storage, ignore_errors=True)
     storage.mkdir(parents=True)
     pq.write_table(pq.read_table(DATA / "validation.parquet").slice(0, 128), storage / "validation.parquet")
+    build_kernels()
     report: dict[str, float] = {}
     for name, workers, concurrent, trials in (("", 1, 2, options.trials), ("_of_two", 2, 1, options.trials_of_two)):
         found = [compare(storage, i, workers, concurrent, trials) for i in range(options.rounds)]
@@ -81,6 +82,13 @@ def compare(storage: Path, number: int, workers: int, concurrent: int, trials: i
     peer = call([str(HERE / "vanilla.py"), str(file)], storage / f"{name}-vanilla.log")
     print(f"{trials} trials of {workers}: ours {ours}, vanilla {peer}", flush=True)
     return ours, peer
+
+
+def build_kernels() -> None:
+    """DeepSpeed compiles its kernel for shared memory once per machine (half a minute); that is no part of a sweep."""
+    build = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+    env = os.environ | {"DS_ACCELERATOR": "cpu"}
+    subprocess.run([sys.executable, "-c", build], env=env, stdout=sys.stderr, check=True)
 
 
 def call(command: list[str], log: Path) -> dict:
