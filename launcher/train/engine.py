@@ -61,10 +61,8 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, model_parameters=groups, config=config, dist_init_required=False
         )
-        if self.world_size == 1:
-            self._engine.enable_backward_allreduce = (
-                self.zero > 0
-            )  # without ZeRO it is a copy of all gradients to themselves
+        if self.zero == 0 and self.world_size == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients to themselves
 
     @property
     def model(self) -> torch.nn.Module:
@@ -120,11 +118,12 @@ class Engine:
 
     def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:
         """Read weights, and unless `weights_only` the optimizer's states, back (a collective)."""
-        if universal and self.zero == 0:
-            load_whole(directory / "universal", self._unwrapped, self._optimizer, self.trained)
-            load_buffers(directory / "universal", self._unwrapped)
-            return
         tag = "universal" if universal else "state"
+        if universal:
+            load_buffers(directory / tag, self._unwrapped)
+            if self.zero == 0:
+                load_whole(directory / tag, self._unwrapped, self._optimizer, self.trained)
+                return
         # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
         self._engine._config.load_universal_checkpoint = universal
         # The job file's numbers, not the checkpoint's: a trial of a sweep may go on from another's with its own.
@@ -134,8 +133,6 @@ class Engine:
         )
         if path is None:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
-        if universal:
-            load_buffers(directory / tag, self._unwrapped)
         # Loading a universal ZeRO-3 checkpoint (DeepSpeed 0.19.8, load_hp_checkpoint_state_from_checkpoint_dir_stage3)
         # gives every group the first one's weight decay, and one step counter, shared, which AdamW then advances once
         # per group: both would bend the curve of a run that goes on with another number of workers.
