@@ -136,6 +136,14 @@ class ScoresRecord(Record):
     worst: tuple[WorstRow, ...]
 
 
+class TrackerRecord(Record):
+    """What a run is called in its experiment tracker: tracker.json."""
+
+    uri: str
+    """Tracking server or store."""
+    run_id: str
+
+
 class TrialEvaluation(Record):
     """One look at a trial."""
 

@@ -7,6 +7,8 @@ export and the test score happen in the train workers while they are warm (`work
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 
@@ -15,18 +17,18 @@ from rich.console import Console
 from launcher.console import watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
-from launcher.errors import RunError
+from launcher.errors import Interrupted, RunError
 from launcher.plan import Plan
 from launcher.prepare import Prepared, open_splits, prepare
 from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
 from launcher.report.render import write_report
 from launcher.report.sweep import write_sweep_report
 from launcher.rundir import RunDir, read_job
-from launcher.spec.identity import spec_difference
+from launcher.spec.identity import curve_values, spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.problems import not_one_of
-from launcher.train import checkpoint
+from launcher.train import checkpoint, tracking
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
@@ -53,7 +55,8 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         _say_what_comes(prepared, resumed, console)
         streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
         data = CanonicalData(prepared.job, plan, prepared.splits, partial(checkpoint.latest_step, run))
-        with ray_session(prepared.job), watch(plan, console) as listener:
+        tracking.begin(run, prepared.job, curve_values(prepared.job))
+        with _tracked(run, prepared.job), ray_session(prepared.job), watch(plan, console) as listener:
             order = WorkOrder(run, prepared.job, plan, prepared.splits, listener)
             fit(Fit(prepared.job, run, data, streams), work, {"order": order})
         _write_environment(run, plan)
@@ -81,6 +84,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         highlight=False,
         soft_wrap=True,
     )
+    tracking.begin(run, opened.prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
     try:
         with watch_sweep(spec, metric, mode, console) as listener:
             tuned = run_trials(opened, listener)
@@ -97,6 +101,22 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     report = write_sweep_report(run)
     console.print(f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}", highlight=False, soft_wrap=True)
     return run
+
+
+@contextmanager
+def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
+    """Tell the tracker how the training ended."""
+    try:
+        yield
+    except Interrupted:
+        tracking.end(run, job, "KILLED")
+        raise
+    except BaseException:
+        tracking.end(run, job, "FAILED")
+        raise
+    found = run.find_record("scores-test.json", ScoresRecord)
+    scores = {f"test/{name}": value for name, value in found.metrics.items()} if found is not None else {}
+    tracking.end(run, job, "FINISHED", scores)
 
 
 def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:

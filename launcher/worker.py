@@ -89,7 +89,7 @@ def prepare_process(job: JobSpec) -> None:
 def _train_and_export(order: WorkOrder, task: Task, engine: Engine) -> ResultRecord:
     start = checkpoint.latest_step(order.run)
     state = checkpoint.load(order.run, engine, start) if start else FRESH
-    log = RunLog(order.run, order.listener, state.step, state.elapsed_s)
+    log = RunLog(order.run, order.job, order.listener, state.step, state.elapsed_s)
     stream = ShareStream(share_cells(ray.train.get_dataset_shard(TRAIN)))
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits)
     result = to_the_end(train(it, stream, log, state))

@@ -24,6 +24,11 @@ def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
     return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
 
 
+def curve_values(job: JobSpec) -> dict[str, str]:
+    """All that the loss curve depends on, as dotted keys with their values as JSON."""
+    return _leaves(_curve_values(job))
+
+
 def _curve_values(job: JobSpec) -> dict[str, object]:
     return job.model_dump(mode="json", include=_CURVE_SECTIONS, exclude=_ONLY_WATCH)
 

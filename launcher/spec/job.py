@@ -3,6 +3,7 @@
 from pydantic import ConfigDict, Field
 
 from launcher.spec.data import DataSpec
+from launcher.spec.logging import LoggingSpec
 from launcher.spec.model import ModelSpec
 from launcher.spec.parallel import ClusterSpec, ParallelSpec
 from launcher.spec.section import PATTERN_WORDS, Section
@@ -55,6 +56,7 @@ class JobSpec(Section):
     parallel: ParallelSpec = ParallelSpec()
     cluster: ClusterSpec = ClusterSpec()
     output: OutputSpec = OutputSpec()
+    logging: LoggingSpec = LoggingSpec()
     tune: TuneSpec | None = None
 
     @property

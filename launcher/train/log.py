@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard events, progress for the console. Train workers.
+"""What a run writes down as it goes: metrics.jsonl, the sinks, progress for the console. Train workers.
 
 Losses stay on the device until they are due, then one all-reduce covers all steps since the last time.
 """
@@ -7,16 +7,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
 from launcher.data.batches import StepHeader
 from launcher.errors import TrainingError
 from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord
 from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+from launcher.train.sinks import Sink, open_sinks, scalars_of
 
 Listener = Callable[[MetricsLine], None]
 
@@ -35,24 +35,24 @@ class RunLog:
     """The log of one worker; only rank 0 writes.
 
     Args:
-        run: where metrics.jsonl and TensorBoard files go.
+        run: where metrics.jsonl goes.
+        job: names the sinks.
         listener: told of every line, for the console; None tells nobody.
         resumed_step: lines after this step are forgotten, their steps are done again.
         elapsed_s: training time of earlier attempts.
     """
 
-    def __init__(self, run: RunDir, listener: Listener | None, resumed_step: int, elapsed_s: float) -> None:
+    def __init__(
+        self, run: RunDir, job: JobSpec, listener: Listener | None, resumed_step: int, elapsed_s: float
+    ) -> None:
         self._run, self._listener, self._rank = run, listener, dist.get_rank()
         self._pending: list[_Pending] = []
         self._started = self._flushed = time.monotonic()
         self._earlier_s = elapsed_s
-        self._board: SummaryWriter | None = None
+        self._sinks: list[Sink] = []
         if self._rank == 0:
             run.truncate_metrics(resumed_step)
-            local = run.local
-            # Event files cannot grow on an object store; metrics.jsonl holds the same numbers there.
-            if local is not None:
-                self._board = SummaryWriter(str(Path(local) / "tensorboard"), purge_step=resumed_step + 1)
+            self._sinks = open_sinks(run, job, resumed_step)
 
     @property
     def elapsed_s(self) -> float:
@@ -104,9 +104,9 @@ class RunLog:
         self._write([line, *written])
 
     def close(self) -> None:
-        """Finish the event files."""
-        if self._board is not None:
-            self._board.close()
+        """Finish the sinks."""
+        for sink in self._sinks:
+            sink.close()
 
     def _line(self, pending: _Pending, loss: float, skipped_rows: int, samples_per_s: float) -> StepRecord:
         return StepRecord(
@@ -128,9 +128,8 @@ class RunLog:
         for line in lines:
             if self._listener is not None:
                 self._listener(line)
-            if self._board is not None:
-                for name, value in _scalars(line).items():
-                    self._board.add_scalar(name, value, line.step)
+            for sink in self._sinks:
+                sink.write(line.step, scalars_of(line))
 
 
 def pending_step(
@@ -142,13 +141,3 @@ def pending_step(
 ) -> _Pending:
     """A step to note: steps done with it, its pass, its batch, this worker's loss sum, (learning rate, grad norm)."""
     return _Pending(step, epoch, header, loss_sum, rates[0], rates[1])
-
-
-def _scalars(line: MetricsLine) -> dict[str, float]:
-    if isinstance(line, GenerationRecord):
-        return {}
-    if isinstance(line, EvaluationRecord):
-        return {f"{line.split}/loss": line.loss, **{f"{line.split}/{name}": v for name, v in line.metrics.items()}}
-    scalars = {"train/loss": line.loss, "train/learning_rate": line.learning_rate}
-    scalars["train/samples_per_s"] = line.samples_per_s
-    return scalars if line.grad_norm is None else scalars | {"train/grad_norm": line.grad_norm}

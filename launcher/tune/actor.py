@@ -5,6 +5,7 @@ of `launcher train`. A trial that was finished before the sweep was interrupted 
 search and scheduler know what they knew.
 """
 
+import logging
 import socket
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launcher.errors import TrainingError
+from launcher.errors import RunError, TrainingError
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
 from launcher.records import EvaluationRecord, TrialEvaluation, TrialRecord
@@ -24,7 +25,7 @@ from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.tasks import params_of
-from launcher.train import checkpoint
+from launcher.train import checkpoint, tracking
 from launcher.train.loop import Pause, out_of_patience
 from launcher.train.trainer import explain
 from launcher.tune.rank import Peer, Rank, Start
@@ -32,6 +33,8 @@ from launcher.tune.space import trial_job
 
 VALUE, PROGRESS, BUDGET = "value", "progress", "budget"
 """Keys of a trial's results: the sweep's metric, the percent of its steps done, and the same in units of the grace."""
+
+_log = logging.getLogger("launcher")
 
 # A trial is copied within moments of its snapshot; a few more wait for trials that find no room at once.
 _SNAPSHOTS = 4
@@ -51,6 +54,8 @@ class Order:
     threads: int
     grace: float
     """Share of its steps that a trial may do before it can be stopped."""
+    parent: str | None = None
+    """MLflow run of the sweep."""
     snapshots: str | None = None
     """Where checkpoints that other trials may go on from are kept: their owner soon removes its own (pbt)."""
 
@@ -159,6 +164,10 @@ class TrialActor(tune.Trainable):
         self._run.delete("error.txt")  # of an attempt before this one
         self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
         self._run.write_record("plan.json", prepared.plan)
+        try:
+            tracking.begin(self._run, prepared.job, self._params, self._order.parent)
+        except RunError as error:  # the sweep's own run could be made; a server that has gone since ends no trial
+            _log.warning("%s", error.message)
         if self._group is None:
             self._group = _Group(job.cluster.workers, self._order.threads)
         self._group.begin(prepared, self._start)

@@ -81,7 +81,7 @@ class Rank:
         state = FRESH
         if start is not None:
             state = checkpoint.load(RunDir(start.uri), engine, start.step)
-        log = RunLog(prepared.run, None, state.step, state.elapsed_s)
+        log = RunLog(prepared.run, job, None, state.step, state.elapsed_s)
         it = TrainRun(prepared.run, job, prepared.plan, task, engine, prepared.splits)
         source = KeptSource(job, prepared.splits, engine.world_size)
         stream = ShareStream(cells(source, train_windows(prepared.plan, job, state.step), engine.rank))

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from launcher.records import ManifestRecord, SweepRecord, TrialRecord
 from launcher.rundir import RunDir, read_trials
+from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
-from launcher.train import checkpoint
+from launcher.train import checkpoint, tracking
 from launcher.tune.actor import trial_name
 
 _GIB = 1 << 30
+_ENDS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 @dataclass
@@ -23,12 +25,14 @@ class Sweep:
         run: the run that the sweep belongs to.
         record: what the trials have in common.
         spec: `tune:` of the job file.
+        job: the job that the trials vary.
         trials: by number.
     """
 
     run: RunDir
     record: SweepRecord
     spec: TuneSpec
+    job: JobSpec
     trials: dict[int, TrialRecord] = field(default_factory=dict)
     _sizes: dict[int, int] = field(default_factory=dict)
 
@@ -49,7 +53,10 @@ class Sweep:
         """Publish what is known of a trial now."""
         if self.trials.get(trial.number) != trial:
             self.trials[trial.number] = trial
-            self.trial_run(trial.number).write_record("trial.json", trial)
+            run = self.trial_run(trial.number)
+            run.write_record("trial.json", trial)
+            if trial.status != "running":
+                tracking.end(run, self.job, _ENDS[trial.status])
 
     def save(self, **changes: object) -> None:
         """Publish what the trials have in common."""

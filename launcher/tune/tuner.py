@@ -20,6 +20,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import build_task, params_of
+from launcher.train import tracking
 from launcher.train.trainer import ray_session
 from launcher.tune.actor import Order
 from launcher.tune.drive import Listener, Phase, drive, slots
@@ -173,7 +174,9 @@ def _drive(base: JobSpec, sweep: Sweep, search: Search, listener: Listener) -> N
         threads = _threads(base, concurrent)
         worst = -_WORST if sweep.record.mode == "max" else _WORST
         snapshots = sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None
-        order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, snapshots)
+        found = tracking.find(sweep.run)
+        parent = found.run_id if found is not None else None
+        order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, parent, snapshots)
         started = time.monotonic()
 
         def left() -> float | None:
@@ -237,7 +240,7 @@ def _open(prepared: Prepared, spec: TuneSpec, new: SweepRecord) -> Sweep:
                 )
             record = record.model_copy(update={"trials": new.trials, "best": None})
     run.write_bytes("sweep/job.yaml", dump_job(job).encode())
-    sweep = Sweep(run, record, spec)
+    sweep = Sweep(run, record, spec, job)
     sweep.load()
     sweep.save()
     return sweep

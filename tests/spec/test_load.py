@@ -438,7 +438,7 @@ def test_all_problems_come_at_once_in_the_order_of_the_lines(load: Load) -> None
 def test_a_key_without_a_near_name_gets_the_list(load: Load) -> None:
     assert load.problems(JOB + "zzz: 1\n") == [
         "job.yaml:14: zzz is not a key of the job file; the keys allowed there: name, seed, task, model, data, train, "
-        "evaluation, checkpoint, parallel, cluster, output, tune"
+        "evaluation, checkpoint, parallel, cluster, output, logging, tune"
     ]
 
 

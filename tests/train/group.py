@@ -102,7 +102,13 @@ def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Cal
     start = checkpoint.latest_step(run)
     state = checkpoint.load(run, engine, start) if start else FRESH
     lines: list[tuple[int, float]] = []
-    log = RunLog(run, lambda line: lines.append((line.step, line.loss)) if line.kind == "step" else None, state.step, 0)
+    log = RunLog(
+        run,
+        prepared.job,
+        lambda line: lines.append((line.step, line.loss)) if line.kind == "step" else None,
+        state.step,
+        0,
+    )
     cells = share_cells(prepared, dist.get_world_size(), dist.get_rank(), start)
     if stop_after is not None:  # the stream and the schedule stay those of the whole run; the process just ends
         cells = _until(cells, stop_after)

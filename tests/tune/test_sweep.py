@@ -10,6 +10,7 @@ from launcher.prepare import prepare
 from launcher.records import FileEntry, ManifestRecord, SweepRecord, TrialEvaluation, TrialRecord
 from launcher.report.sweep import collect_sweep, render_sweep, verdict
 from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import params_of
 from launcher.train import checkpoint
@@ -22,6 +23,9 @@ from launcher.tune.tuner import open_sweep
 _SPEC = TuneSpec.model_validate(
     {"space": {"train.learning_rate": {"loguniform": [1e-6, 1e-3]}, "train.batch_size": {"choice": [8, 16]}}}
 )
+_JOB = JobSpec.model_validate(
+    {"name": "s", "task": {"type": "text-classification"}, "model": {"name": "m"}, "data": {"train": "t.parquet"}}
+)
 
 
 def _sweep(folder: Path, mode: str = "max", trials: int = 4) -> Sweep:
@@ -29,7 +33,7 @@ def _sweep(folder: Path, mode: str = "max", trials: int = 4) -> Sweep:
     record = SweepRecord(
         name="s", metric="accuracy", mode=mode, space=space, trials=trials, search="random", scheduler="asha"
     )  # type: ignore[arg-type]
-    return Sweep(RunDir(str(folder / "s")), record, _SPEC)
+    return Sweep(RunDir(str(folder / "s")), record, _SPEC, _JOB)
 
 
 def _trial(number: int, *values: float, status: str = "finished", repeat_of: int | None = None) -> TrialRecord:

@@ -1,0 +1,15 @@
+"""`logging:` where a run's numbers go beside metrics.jsonl and TensorBoard; nothing here changes the curve."""
+
+from pydantic import Field
+
+from launcher.spec.section import Section
+
+
+class LoggingSpec(Section):
+    """`logging:` trackers; each is one line."""
+
+    mlflow: str | None = Field(default=None, min_length=1)
+    """MLflow tracking server or store (`http://mlflow:5000`, `sqlite:////shared/mlflow.db`); null logs to none."""
+
+    experiment: str = Field(default="launcher", min_length=1)
+    """Experiment of the tracker that the runs belong to; the trials of a sweep are children of one run."""

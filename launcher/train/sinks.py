@@ -1,0 +1,66 @@
+"""Where the numbers of a run go beside metrics.jsonl. Rank 0 of the train workers.
+
+A sink that fails must not stop the training it watches: `tracking.py` and TensorBoard's writer see to that themselves.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+
+from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+from launcher.train import tracking
+
+
+class Sink(Protocol):
+    """Takes numbers as they come."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Take the numbers of one step."""
+
+    def close(self) -> None:
+        """Finish; more may come from another attempt."""
+
+
+class Board:
+    """TensorBoard's event files, below the run directory.
+
+    Args:
+        folder: where they go.
+        resumed_step: what was written after it is taken back.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def open_sinks(run: RunDir, job: JobSpec, resumed_step: int) -> list[Sink]:
+    """All sinks of a run."""
+    sinks: list[Sink] = []
+    # Event files cannot grow on an object store; metrics.jsonl holds the same numbers there.
+    if run.local is not None:
+        sinks.append(Board(Path(run.local) / "tensorboard", resumed_step))
+    found = tracking.find(run)
+    if job.logging.mlflow is not None and found is not None:
+        sinks.append(tracking.Tracker(job.logging.mlflow, found.run_id))
+    return sinks
+
+
+def scalars_of(line: MetricsLine) -> dict[str, float]:
+    """The numbers of a line by the names they have in trackers."""
+    if isinstance(line, GenerationRecord):
+        return {}
+    if isinstance(line, EvaluationRecord):
+        return {f"{line.split}/loss": line.loss, **{f"{line.split}/{name}": v for name, v in line.metrics.items()}}
+    scalars = {"train/loss": line.loss, "train/learning_rate": line.learning_rate}
+    scalars["train/samples_per_s"] = line.samples_per_s
+    return scalars if line.grad_norm is None else scalars | {"train/grad_norm": line.grad_norm}
