@@ -70,8 +70,17 @@ def absolute(job: JobSpec) -> JobSpec:
             "data": job.data.model_copy(update=data),
             "model": job.model.model_copy(update=model),
             "output": job.output.model_copy(update={"storage": _absolute(job.output.storage).rstrip("/")}),
+            "logging": job.logging.model_copy(update={"mlflow": _absolute_store(job.logging.mlflow)}),
         }
     )
+
+
+def _absolute_store(uri: str | None) -> str | None:
+    """SQLAlchemy takes `sqlite:///name` as relative, which would be another file on every worker."""
+    scheme = "sqlite:///"
+    if uri is None or not uri.startswith(scheme):
+        return uri
+    return scheme + os.path.abspath(os.path.expanduser(uri[len(scheme) :]))
 
 
 def _absolute(location: str) -> str:

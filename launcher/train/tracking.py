@@ -33,18 +33,28 @@ def client(uri: str) -> "MlflowClient":
 
     Raises:
         SpecError: MLflow is not installed here.
+        RunError: MLflow knows no such store.
     """
     # A dead server answers a person in seconds, not after MLflow's seven patient attempts.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     try:
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise SpecError(
             ("logging.mlflow: MLflow is not installed; `pip install launcher[mlflow]`, or drop it",)
         ) from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except MlflowException as error:
+        raise _unusable(uri, error) from error
+
+
+def _unusable(uri: str, error: Exception) -> RunError:
+    what = " ".join(str(error).split())[:200]
+    return RunError(f"logging.mlflow: {uri} cannot be used ({what}); mend it, or drop logging.mlflow")
 
 
 def find(run: RunDir) -> TrackerRecord | None:
@@ -81,8 +91,7 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str |
         for key, value in params.items():
             made.log_param(run_id, key, str(value)[:_LONGEST])
     except MlflowException as error:
-        what = " ".join(str(error).split())[:200]
-        raise RunError(f"logging.mlflow: {uri} cannot be used ({what}); mend it, or drop logging.mlflow") from error
+        raise _unusable(uri, error) from error
     run.write_record(_FILE, TrackerRecord(uri=uri, run_id=run_id))
     return run_id
 
@@ -133,10 +142,13 @@ class Tracker:
     Args:
         uri: tracking server or store.
         run_id: of the MLflow run.
+
+    Raises:
+        SpecError: MLflow is not installed on this node.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
-        self._uri, self._run_id = uri, run_id
+        self._uri, self._run_id, self._client = uri, run_id, client(uri)
         self._waiting: queue.Queue[tuple[int, int, dict[str, float]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
@@ -153,13 +165,13 @@ class Tracker:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        made, over = client(self._uri), False
+        over = False
         while not over:
             batch: list[Metric] = []
             over = self._take(batch, Metric)
             try:
                 for begin in range(0, len(batch), _AT_ONCE):
-                    made.log_batch(self._run_id, metrics=batch[begin : begin + _AT_ONCE])
+                    self._client.log_batch(self._run_id, metrics=batch[begin : begin + _AT_ONCE])
             except (MlflowException, OSError) as error:
                 _log.warning("MLflow at %s takes no more numbers (%s); metrics.jsonl has them", self._uri, error)
                 return

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jobs import make_job, write_splits
 from launcher.errors import RunError
+from launcher.prepare import absolute
 from launcher.records import EvaluationRecord, TrialRecord
 from launcher.run import run_sweep
 from launcher.rundir import RunDir
@@ -55,6 +56,18 @@ def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pyt
     tracker.write(1, {"train/loss": 1.0})
     tracker.close()
     assert "takes no more numbers" in caplog.text
+
+
+def test_a_store_in_a_file_is_the_same_for_all_workers(tiny_bert: Path, tmp_path: Path) -> None:
+    job = _job(tiny_bert, tmp_path, "sqlite:///mlflow.db")
+    assert absolute(job).logging.mlflow == f"sqlite:///{Path.cwd()}/mlflow.db"
+    assert absolute(absolute(job)) == absolute(job)
+
+
+@pytest.mark.parametrize("uri", ["nowhere://x", "plain-folder"])
+def test_a_store_that_cannot_be(tiny_bert: Path, tmp_path: Path, uri: str) -> None:
+    with pytest.raises(RunError, match=r"logging\.mlflow: .* cannot be used .*; mend it, or drop logging\.mlflow"):
+        tracking.begin(RunDir(str(tmp_path / "run")), _job(tiny_bert, tmp_path, uri), {})
 
 
 @pytest.mark.ray
