@@ -12,13 +12,13 @@ _ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}}
 
 def spec_hash(job: JobSpec) -> str:
     """Sha256 (hex) over what the loss curve depends on: equal hashes mean the same curve on any cluster."""
-    canonical = json.dumps(_curve_values(job), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_curve_sections(job), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
     """The keys that make two jobs' loss curves differ, as `train.batch_size: 32 -> 64`; [] when none does."""
-    before, after = _leaves(_curve_values(old)), _leaves(_curve_values(new))
+    before, after = curve_values(old), curve_values(new)
     keys = [*before, *(key for key in after if key not in before)]
     changed = [key for key in keys if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
@@ -26,10 +26,10 @@ def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
 
 def curve_values(job: JobSpec) -> dict[str, str]:
     """All that the loss curve depends on, as dotted keys with their values as JSON."""
-    return _leaves(_curve_values(job))
+    return _leaves(_curve_sections(job))
 
 
-def _curve_values(job: JobSpec) -> dict[str, object]:
+def _curve_sections(job: JobSpec) -> dict[str, object]:
     return job.model_dump(mode="json", include=_CURVE_SECTIONS, exclude=_ONLY_WATCH)
 
 

@@ -128,8 +128,9 @@ class RunLog:
         for line in lines:
             if self._listener is not None:
                 self._listener(line)
+            scalars = scalars_of(line)
             for sink in self._sinks:
-                sink.write(line.step, scalars_of(line))
+                sink.write(line.step, scalars)
 
 
 def pending_step(

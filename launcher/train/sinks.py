@@ -49,9 +49,9 @@ def open_sinks(run: RunDir, job: JobSpec, resumed_step: int) -> list[Sink]:
     # Event files cannot grow on an object store; metrics.jsonl holds the same numbers there.
     if run.local is not None:
         sinks.append(Board(Path(run.local) / "tensorboard", resumed_step))
-    found = tracking.find(run)
-    if job.logging.mlflow is not None and found is not None:
-        sinks.append(tracking.Tracker(job.logging.mlflow, found.run_id))
+    found = tracking.find(run, job)
+    if found is not None:
+        sinks.append(tracking.Tracker(found.uri, found.run_id))
     return sinks
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _FILE = "tracker.json"
-_AT_ONCE = 1000  # metrics that MLflow takes in one request
+_METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # that MLflow takes in one request
 _LONGEST = 500  # characters of a parameter that every MLflow store takes
 _log = logging.getLogger("launcher")
 
@@ -57,9 +57,12 @@ def _unusable(uri: str, error: Exception) -> RunError:
     return RunError(f"logging.mlflow: {uri} cannot be used ({what}); mend it, or drop logging.mlflow")
 
 
-def find(run: RunDir) -> TrackerRecord | None:
-    """What a run is called in MLflow."""
-    return run.find_record(_FILE, TrackerRecord)
+def find(run: RunDir, job: JobSpec) -> TrackerRecord | None:
+    """What a run is called in the job's MLflow; None when it has no name there, or the job logs to none."""
+    if job.logging.mlflow is None:
+        return None
+    known = run.find_record(_FILE, TrackerRecord)
+    return known if known is not None and known.uri == job.logging.mlflow else None
 
 
 def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str | None = None) -> str | None:
@@ -78,18 +81,20 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str |
     uri = job.logging.mlflow
     if uri is None:
         return None
-    known = find(run)
-    if known is not None and known.uri == uri:
+    known = find(run, job)
+    if known is not None:
         return known.run_id
     made = client(uri)
+    from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
     tags = {"launcher.run": run.uri} | ({"mlflow.parentRunId": parent} if parent else {})
     try:
         experiment = _experiment(made, job.logging.experiment)
         run_id: str = made.create_run(experiment, run_name=job.name, tags=tags).info.run_id
-        for key, value in params.items():
-            made.log_param(run_id, key, str(value)[:_LONGEST])
+        shown = [Param(key, str(value)[:_LONGEST]) for key, value in params.items()]
+        for first in range(0, len(shown), _PARAMS_AT_ONCE):
+            made.log_batch(run_id, params=shown[first : first + _PARAMS_AT_ONCE])
     except MlflowException as error:
         raise _unusable(uri, error) from error
     run.write_record(_FILE, TrackerRecord(uri=uri, run_id=run_id))
@@ -115,12 +120,12 @@ def end(run: RunDir, job: JobSpec, status: str, scores: Mapping[str, float] | No
 
     Args:
         run: whose directory remembers the id; nothing happens when there is none.
-        job: whether the job logs to MLflow at all.
+        job: names the server.
         status: FINISHED, FAILED or KILLED.
         scores: last numbers, as `test/accuracy`.
     """
-    known = find(run)
-    if job.logging.mlflow is not None and known is not None:
+    known = find(run, job)
+    if known is not None:
         threading.Thread(target=_end, args=(known, status, scores or {}), name="mlflow-end").start()
 
 
@@ -170,8 +175,8 @@ class Tracker:
             batch: list[Metric] = []
             over = self._take(batch, Metric)
             try:
-                for begin in range(0, len(batch), _AT_ONCE):
-                    self._client.log_batch(self._run_id, metrics=batch[begin : begin + _AT_ONCE])
+                for first in range(0, len(batch), _METRICS_AT_ONCE):
+                    self._client.log_batch(self._run_id, metrics=batch[first : first + _METRICS_AT_ONCE])
             except (MlflowException, OSError) as error:
                 _log.warning("MLflow at %s takes no more numbers (%s); metrics.jsonl has them", self._uri, error)
                 return

@@ -174,7 +174,7 @@ def _drive(base: JobSpec, sweep: Sweep, search: Search, listener: Listener) -> N
         threads = _threads(base, concurrent)
         worst = -_WORST if sweep.record.mode == "max" else _WORST
         snapshots = sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None
-        found = tracking.find(sweep.run)
+        found = tracking.find(sweep.run, base)
         parent = found.run_id if found is not None else None
         order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, parent, snapshots)
         started = time.monotonic()

@@ -51,7 +51,7 @@ def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pyt
     job, run = _job(tiny_bert, tmp_path, "http://127.0.0.1:9"), RunDir(str(tmp_path / "run"))
     with pytest.raises(RunError, match=r"logging\.mlflow: http://127\.0\.0\.1:9 cannot be used .*; mend it, or drop"):
         tracking.begin(run, job, {})
-    assert tracking.find(run) is None
+    assert tracking.find(run, job) is None
     tracker = tracking.Tracker("http://127.0.0.1:9", "gone")
     tracker.write(1, {"train/loss": 1.0})
     tracker.close()
@@ -72,12 +72,13 @@ def test_a_store_that_cannot_be(tiny_bert: Path, tmp_path: Path, uri: str) -> No
 
 @pytest.mark.ray
 def test_trials_are_children_of_the_sweep(tiny_bert: Path, tmp_path: Path, store: str, ray_cluster: None) -> None:
-    run = run_sweep(_job(tiny_bert, tmp_path, store), Console(file=StringIO(), width=200))
-    sweep, found = tracking.find(run), MlflowClient(tracking_uri=store)
+    job = _job(tiny_bert, tmp_path, store)
+    run = run_sweep(job, Console(file=StringIO(), width=200))
+    sweep, found = tracking.find(run, job), MlflowClient(tracking_uri=store)
     assert sweep is not None
     for number in range(2):
         trial = RunDir(run.path(f"sweep/trials/trial-{number:04d}"))
-        known = tracking.find(trial)
+        known = tracking.find(trial, job)
         assert known is not None
         shown = found.get_run(known.run_id)
         assert shown.data.tags["mlflow.parentRunId"] == sweep.run_id
