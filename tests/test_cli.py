@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import launcher.cli as cli
+import launcher.cli.main as cli
 from jobs import example_table, write_splits
+from launcher.cli import runs
 
 _JOB = """\
 name: cli
@@ -96,7 +97,7 @@ def test_what_nobody_foresaw_is_one_line(
     def fail(*_: object) -> None:
         raise KeyError("a\nb")
 
-    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr(runs, "load", fail)
     monkeypatch.setattr(cli, "_quiet", lambda: None)
     monkeypatch.setattr(sys, "argv", ["launcher", "check", "job.yaml"])
     with pytest.raises(SystemExit, match="1"):

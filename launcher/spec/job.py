@@ -2,10 +2,11 @@
 
 from pydantic import ConfigDict, Field
 
+from launcher.spec.cluster import ClusterSpec
 from launcher.spec.data import DataSpec
 from launcher.spec.logging import LoggingSpec
 from launcher.spec.model import ModelSpec
-from launcher.spec.parallel import ClusterSpec, ParallelSpec
+from launcher.spec.parallel import ParallelSpec
 from launcher.spec.section import PATTERN_WORDS, Section
 from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
 from launcher.spec.tune import TuneSpec

@@ -1,10 +1,10 @@
-"""`parallel:` and `cluster:` in the job file: memory and machines; nothing here changes the curve. Runs anywhere."""
+"""`parallel:` in the job file: how a batch is spread over memory; nothing here changes the curve. Runs anywhere."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from launcher.spec.section import PATTERN_WORDS, Section
+from launcher.spec.section import Section
 
 
 class ParallelSpec(Section):
@@ -35,34 +35,3 @@ class ParallelSpec(Section):
         if self.offload_optimizer and self.zero == 0:
             raise ValueError("offload_optimizer needs zero: 1, 2 or 3, not 0; raise zero or drop offload_optimizer")
         return self
-
-
-EnvName = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        json_schema_extra={PATTERN_WORDS: "not made of letters, digits and underscores, with no digit first"},
-    ),
-]
-
-
-class ClusterSpec(Section):
-    """What the run asks of a Ray cluster."""
-
-    address: str | None = None
-    """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if set, else starts a local Ray."""
-
-    workers: int = Field(default=1, ge=1)
-    """Train workers, one process each."""
-
-    cpus_per_worker: float = Field(default=1.0, gt=0.0)
-    """Logical CPUs a train worker reserves."""
-
-    gpus_per_worker: float = Field(default=0.0, ge=0.0)
-    """GPUs a train worker reserves; 0 trains on the CPU."""
-
-    data_workers: int = Field(default=2, ge=1)
-    """Windows that are read and encoded at the same time, beside the train workers."""
-
-    pass_env: tuple[EnvName, ...] = ()
-    """Environment variables that travel to the workers beside the launcher's own short list (HF_HOME, NCCL_*, ...)."""

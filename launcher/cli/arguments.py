@@ -1,0 +1,33 @@
+"""What commands share: their arguments, where they print, how a job file is read. Runs on the client."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from launcher.spec.job import JobSpec
+
+OUT, ERR = Console(), Console(stderr=True)
+
+JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes by dotted path: train.learning_rate=3e-5", metavar="[KEY=VALUE]...")
+]
+Run = Annotated[str, typer.Argument(help="Directory or URI of a run.", metavar="RUN")]
+
+
+def load(path: Path, overrides: list[str] | None) -> "JobSpec":
+    """A job file with its overrides, checked with its task's parameters.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    from launcher.rundir import check_storage
+    from launcher.spec.load import load_job
+    from launcher.tasks import params_of
+
+    job = load_job(path, overrides or (), params_of)
+    check_storage(job.output.storage)
+    return job

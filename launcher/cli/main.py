@@ -1,0 +1,71 @@
+"""The command line: parse, call one function, print. Runs on the client.
+
+Importing it loads neither torch nor ray; a command does when it needs them. `runs.py` has the commands of a run.
+Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from launcher.cli import runs, sweeps
+from launcher.cli.arguments import ERR
+from launcher.errors import Interrupted, LauncherError, SpecError, UserError
+
+app = typer.Typer(
+    help="Fine-tune pretrained models on Ray: the loss curve is a function of the job file, not of the cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(runs.commands)
+app.add_typer(sweeps.commands, name="sweeps")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Ray's own messages.")] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["LAUNCHER_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Entry point of the `launcher` command and of `python -m launcher`."""
+    debug = "--debug" in sys.argv
+    if not debug:
+        _quiet()
+    try:
+        app()
+    except LauncherError as error:
+        if debug:
+            raise
+        problems = error.problems if isinstance(error, SpecError) else (error.message,)
+        for problem in problems:
+            ERR.print(problem, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(130 if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
+    except Exception as error:  # process border: what nobody foresaw is a defect, told in one line
+        if debug:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        remedy = "the same command with --debug after `launcher` shows where; please report it"
+        ERR.print(f"the launcher failed ({what}); {remedy}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _quiet() -> None:
+    """Libraries say less: a person sees the launcher's own lines. `--debug` leaves them as they are."""
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    warnings.simplefilter("ignore")
+    for name in ("ray", "ray.data", "ray.train", "transformers", "deepspeed", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,48 @@
+"""`cluster:` in the job file: machines, and how a job gets to them; nothing here changes the curve. Runs anywhere."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from launcher.spec.section import PATTERN_WORDS, Section
+
+EnvName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={PATTERN_WORDS: "not made of letters, digits and underscores, with no digit first"},
+    ),
+]
+
+
+class ClusterSpec(Section):
+    """What the run asks of a Ray cluster."""
+
+    address: str | None = None
+    """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if set, else starts a local Ray."""
+
+    workers: int = Field(default=1, ge=1)
+    """Train workers, one process each."""
+
+    cpus_per_worker: float = Field(default=1.0, gt=0.0)
+    """Logical CPUs a train worker reserves."""
+
+    gpus_per_worker: float = Field(default=0.0, ge=0.0)
+    """GPUs a train worker reserves; 0 trains on the CPU."""
+
+    data_workers: int = Field(default=2, ge=1)
+    """Windows that are read and encoded at the same time, beside the train workers."""
+
+    pass_env: tuple[EnvName, ...] = ()
+    """Environment variables that travel to the workers beside the launcher's own short list (HF_HOME, NCCL_*, ...)."""
+
+    driver: Literal["head", "worker"] = "head"
+    """Node that runs the driver of a submitted job; `worker` lets the run outlive a head that comes back (GCS fault
+    tolerance), and keeps its memory off the head."""
+
+    grace_s: int = Field(default=60, ge=5, le=3600)
+    """Seconds between a stop or a preemption and the kill, in which the run saves a checkpoint."""
+
+    code: tuple[str, ...] = ()
+    """Local files and directories that travel with a submitted job (modules of tasks, data preparation), under the
+    same relative paths; they are on PYTHONPATH there."""
