@@ -1,11 +1,12 @@
 """What a person sees while a run goes on: a progress bar on a terminal, plain lines in a log. Runs on the head.
 
-Rank 0 tells an actor of every line of metrics.jsonl; a thread beside the waiting driver shows them.
+Rank 0 tells an actor of every line of metrics.jsonl; a thread beside the waiting driver shows them. The other way, the
+actor tells rank 0 that the person wants the run to stop.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -17,14 +18,26 @@ from launcher.plan import Plan
 from launcher.records import EvaluationRecord, MetricsLine, StepRecord
 
 _POLL_S = 0.5
+_ANSWER_S = 5.0
 
 
 @ray.remote(num_cpus=0)
 class _Mailbox:
-    """Lines on their way from rank 0 to the driver."""
+    """Lines on their way from rank 0 to the driver, and its wish to stop on the way back."""
 
     def __init__(self) -> None:
         self._lines: list[MetricsLine] = []
+        self._training = self._stop = False
+
+    def at_work(self, training: bool) -> None:
+        self._training = training
+
+    def ask_stop(self) -> bool:
+        self._stop = True
+        return self._training
+
+    def stop_asked(self) -> bool:
+        return self._stop
 
     def put(self, line: MetricsLine) -> None:
         self._lines.append(line)
@@ -35,25 +48,68 @@ class _Mailbox:
 
 
 class Post:
-    """Puts lines into the mailbox without waiting; travels to the workers."""
+    """Puts lines into the mailbox and asks it without waiting; travels to the workers, as listener and as caller."""
 
     def __init__(self, mailbox: "ray.actor.ActorHandle[_Mailbox]") -> None:
         self._mailbox = mailbox
+        self._answer: ray.ObjectRef[bool] | None = None
 
     def __call__(self, line: MetricsLine) -> None:
         self._mailbox.put.remote(line)
 
+    def at_work(self, training: bool) -> None:
+        self._mailbox.at_work.remote(training)
+
+    def stop_asked(self) -> bool:
+        if self._answer is None:
+            self._answer = self._mailbox.stop_asked.remote()
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if not ready:
+            return False
+        answer, self._answer = self._answer, None
+        try:
+            return bool(ray.get(answer))
+        except RayError:
+            return False  # the driver is gone; Ray ends its workers
+
+
+class Watch:
+    """What goes between the driver and its workers while they work.
+
+    Args:
+        mailbox: between them.
+        console: tells the person that a stop takes a moment.
+    """
+
+    def __init__(self, mailbox: "ray.actor.ActorHandle[_Mailbox]", console: Console) -> None:
+        self.post = Post(mailbox)
+        """For the workers."""
+        self.stop_asked = False
+        self._mailbox, self._console = mailbox, console
+
+    def ask_stop(self) -> bool:
+        """Ask the workers to save and stop; False when they do not train, so that there is nothing to wait for."""
+        self.stop_asked = True
+        try:
+            training = bool(ray.get(self._mailbox.ask_stop.remote(), timeout=_ANSWER_S))
+        except RayError:
+            return False  # the cluster goes down
+        if training:
+            again = "; Ctrl-C again stops at once" if self._console.is_terminal else ""
+            self._console.print(f"stopping: saving a checkpoint first{again}", highlight=False, soft_wrap=True)
+        return training
+
 
 @contextmanager
-def watch(plan: Plan, console: Console) -> Iterator[Callable[[MetricsLine], None]]:
-    """Show lines until the block ends; yields the listener to hand to the workers."""
+def watch(plan: Plan, console: Console) -> Iterator[Watch]:
+    """Show lines until the block ends."""
     mailbox = _Mailbox.remote()  # type: ignore[attr-defined]  # ray adds .remote
     stop = threading.Event()
     view = _Bar(plan, console) if console.is_terminal else _Lines(plan, console)
     thread = threading.Thread(target=_pump, args=(mailbox, view, stop), daemon=True)
     thread.start()
     try:
-        yield Post(mailbox)
+        yield Watch(mailbox, console)
     finally:
         stop.set()
         thread.join()

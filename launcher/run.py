@@ -53,12 +53,7 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
     else:
         resumed = checkpoint.latest_step(run)
         _say_what_comes(prepared, resumed, console)
-        streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
-        data = CanonicalData(prepared.job, plan, prepared.splits, partial(checkpoint.latest_step, run))
-        tracking.begin(run, prepared.job, curve_values(prepared.job))
-        with _tracked(run, prepared.job), ray_session(prepared.job), watch(plan, console) as listener:
-            order = WorkOrder(run, prepared.job, plan, prepared.splits, listener)
-            fit(Fit(prepared.job, run, data, streams), work, {"order": order})
+        _work_to_the_end(prepared, console)
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
@@ -103,6 +98,31 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     return run
 
 
+def _work_to_the_end(prepared: Prepared, console: Console) -> None:
+    """Start workers until the run is complete: when a node goes away they leave early, with a checkpoint.
+
+    Raises:
+        Interrupted: somebody asked to stop; the checkpoint is there.
+    """
+    run, job, plan = prepared.run, prepared.job, prepared.plan
+    streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
+    data = CanonicalData(job, plan, prepared.splits, partial(checkpoint.latest_step, run))
+    tracking.begin(run, job, curve_values(job))
+    with _tracked(run, job), ray_session(job), watch(plan, console) as line:
+        order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
+        while not _finished(prepared):
+            fit(Fit(job, run, data, streams), work, {"order": order}, line.ask_stop)
+            step = checkpoint.latest_step(run)
+            if not _finished(prepared) and line.stop_asked:
+                raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
+            if not _finished(prepared):
+                console.print(
+                    f"a node is being taken away: step {step} is saved, going on with other nodes",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+
 @contextmanager
 def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
     """Tell the tracker how the training ended."""
@@ -136,9 +156,9 @@ def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:
     splits = open_splits(job)
     model_job = job.model_copy(update={"model": job.model.exported(run.path("model"))})
     data = CanonicalData(model_job, plan, splits, _from_the_start)
-    with ray_session(model_job), watch(plan, console) as listener:
-        order = WorkOrder(run, model_job, plan, splits, listener, evaluate_only=split)
-        fit(Fit(model_job, run, data, (split,)), work, {"order": order})
+    with ray_session(model_job), watch(plan, console) as line:
+        order = WorkOrder(run, model_job, plan, splits, line.post, evaluate_only=split)
+        fit(Fit(model_job, run, data, (split,)), work, {"order": order}, line.ask_stop)
     write_report(run)
     return run.read_record(f"scores-{split}.json", ScoresRecord)
 

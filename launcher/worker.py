@@ -30,6 +30,7 @@ from launcher.train import checkpoint
 from launcher.train.engine import Engine
 from launcher.train.log import Listener, RunLog
 from launcher.train.loop import FRESH, TrainRun, to_the_end, train
+from launcher.train.notice import Caller, Notices, node_goes_away
 from launcher.train.validate import validate
 
 
@@ -42,6 +43,8 @@ class WorkOrder:
     plan: Plan
     splits: dict[str, Split]
     listener: Listener | None = None
+    caller: Caller | None = None
+    """Asked whether the training should stop."""
     evaluate_only: str | None = None
     """Score this split with the job's model and do nothing else."""
 
@@ -61,6 +64,8 @@ def work(config: dict[str, object]) -> None:
     result = order.run.find_record("result.json", ResultRecord)
     if result is None or not order.run.exists("model/README.md"):
         result = _train_and_export(order, task, engine)
+        if result is None:
+            return  # a checkpoint is all that was asked for
     else:
         checkpoint.load(order.run, engine, result.best_step, weights_only=True)
     if "test" in order.splits and not order.run.exists("scores-test.json"):
@@ -86,14 +91,18 @@ def prepare_process(job: JobSpec) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _train_and_export(order: WorkOrder, task: Task, engine: Engine) -> ResultRecord:
+def _train_and_export(order: WorkOrder, task: Task, engine: Engine) -> ResultRecord | None:
     start = checkpoint.latest_step(order.run)
     state = checkpoint.load(order.run, engine, start) if start else FRESH
     log = RunLog(order.run, order.job, order.listener, state.step, state.elapsed_s)
     stream = ShareStream(share_cells(ray.train.get_dataset_shard(TRAIN)))
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits)
-    result = to_the_end(train(it, stream, log, state))
+    notices = Notices(order.caller, node_goes_away)
+    result = to_the_end(train(it, stream, log, state, notices.leave))
+    notices.close()
     log.close()
+    if result is None:
+        return None
     if result.best_step != result.steps:
         checkpoint.load(order.run, engine, result.best_step, weights_only=True)
     export(order.run, engine, task, order.job, order.plan)

@@ -18,8 +18,13 @@ Overrides = Annotated[
 Run = Annotated[str, typer.Argument(help="Directory or URI of a run.", metavar="RUN")]
 
 
-def load(path: Path, overrides: list[str] | None) -> "JobSpec":
+def load(path: Path, overrides: list[str] | None, here: bool = True) -> "JobSpec":
     """A job file with its overrides, checked with its task's parameters.
+
+    Args:
+        path: the job file.
+        overrides: changes by dotted path.
+        here: whether it will run here, so that its storage must be writable.
 
     Raises:
         UserError: everything that is wrong with it.
@@ -29,5 +34,6 @@ def load(path: Path, overrides: list[str] | None) -> "JobSpec":
     from launcher.tasks import params_of
 
     job = load_job(path, overrides or (), params_of)
-    check_storage(job.output.storage)
+    if here:
+        check_storage(job.output.storage)
     return job

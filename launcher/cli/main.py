@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import runs, sweeps
+from launcher.cli import runs, submit, sweeps
 from launcher.cli.arguments import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs.commands)
+app.add_typer(submit.commands)
 app.add_typer(sweeps.commands, name="sweeps")
 
 

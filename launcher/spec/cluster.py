@@ -46,3 +46,6 @@ class ClusterSpec(Section):
     code: tuple[str, ...] = ()
     """Local files and directories that travel with a submitted job (modules of tasks, data preparation), under the
     same relative paths; they are on PYTHONPATH there."""
+
+    prepare: str | None = Field(default=None, min_length=1)
+    """Shell command that the driver of a submitted job runs first, `python prepare.py` with a script of `code`."""

@@ -19,6 +19,7 @@ from launcher.spec.job import JobSpec
 from launcher.train.sinks import Sink, open_sinks, scalars_of
 
 Listener = Callable[[MetricsLine], None]
+"""Told of every line of metrics.jsonl."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The loss is a sum over samples divided by the weight of the *global* batch, so n
 micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `checkpoint.py` what survives a stop.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from launcher.tasks.base import Task
 from launcher.train import checkpoint
 from launcher.train.engine import Engine
 from launcher.train.log import RunLog, pending_step
+from launcher.train.notice import never
 from launcher.train.schedule import learning_rate
 from launcher.train.validate import demonstrate, validate
 
@@ -53,8 +54,8 @@ class Pause:
 
 
 def train(
-    it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord
-) -> Generator[Pause, None, ResultRecord]:
+    it: TrainRun, stream: ShareStream, log: RunLog, state: RunStateRecord, leave: Callable[[], bool] = never
+) -> Generator[Pause, None, ResultRecord | None]:
     """Train from `state` to the end, or to an early stop; pauses after each evaluation.
 
     Args:
@@ -62,19 +63,25 @@ def train(
         stream: this worker's shares, beginning behind `state.step`.
         log: where losses go.
         state: of the checkpoint that was loaded, or `FRESH`.
+        leave: whether all workers should save and leave after this step (a collective).
+
+    Returns:
+        What came of it; None when the workers left early, with a checkpoint.
 
     Raises:
         TrainingError: the loss is not finite, or workers train apart.
     """
     job, plan, engine = it.job, it.plan, it.engine
     skipped_before, stopped, saved_at = state.skipped_rows, out_of_patience(job, state), log.elapsed_s
+    leaving = False
     engine.train_mode()
     for step, epoch, share in stream.steps() if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
         loss_sum = train_step(engine, it.task, share, step, rate)
         done = step + 1
         log.step(pending_step(done, epoch, share.header, loss_sum, (rate, engine.grad_norm)))
-        evaluate, save = plan.evaluates_after(done), _divides(job.checkpoint.every_steps, done)
+        leaving = leave()
+        evaluate, save = plan.evaluates_after(done), leaving or _divides(job.checkpoint.every_steps, done)
         if done == 1 or done % job.train.sync_check_steps == 0:
             engine.check_sync(done)
         if done % job.train.log_every_steps == 0 or evaluate or save or done == plan.total_steps:
@@ -95,14 +102,19 @@ def train(
             saved_at = log.elapsed_s
         if evaluate:
             yield Pause(state, line)
-        if stopped:
+        if stopped or leaving:
             break
+    left_early = leaving and not stopped and state.step < plan.total_steps
+    return None if left_early else _result(state, stopped)
+
+
+def _result(state: RunStateRecord, stopped: bool) -> ResultRecord:
     return ResultRecord(
         steps=state.step,
         best_step=state.best_step or state.step,
         stopped_early=stopped,
         skipped_rows=state.skipped_rows,
-        elapsed_s=log.elapsed_s,
+        elapsed_s=state.elapsed_s,
     )
 
 
@@ -112,13 +124,13 @@ def out_of_patience(job: JobSpec, state: RunStateRecord) -> bool:
     return patience is not None and state.evaluations_without_improvement >= patience
 
 
-def to_the_end(training: Generator[Pause, None, ResultRecord]) -> ResultRecord:
+def to_the_end(training: Generator[Pause, None, ResultRecord | None]) -> ResultRecord | None:
     """Train without a pause."""
     while True:
         try:
             next(training)
         except StopIteration as end:
-            result: ResultRecord = end.value
+            result: ResultRecord | None = end.value
             return result
 
 

@@ -20,6 +20,7 @@ from launcher.data.stream import CanonicalData
 from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
+from launcher.train.signals import StoppedAtOnce, wait_for
 
 # What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
@@ -103,10 +104,19 @@ class Fit:
     streams: tuple[str, ...]
 
 
-def fit(it: Fit, worker: Callable[[dict[str, object]], None], config: dict[str, object]) -> None:
+def fit(
+    it: Fit, worker: Callable[[dict[str, object]], None], config: dict[str, object], ask_stop: Callable[[], bool]
+) -> None:
     """Run `worker(config)` in every train worker and wait.
 
+    Args:
+        it: what to start.
+        worker: runs in every train worker.
+        config: its argument.
+        ask_stop: asks the workers to save and leave, at SIGTERM or Ctrl-C; False when there is nothing to save.
+
     Raises:
+        Interrupted: by a signal, before the workers could leave by themselves.
         LauncherError: what a worker or the stream raised on purpose, as itself.
         TrainingError: anything else that ended the workers, with where to read more.
     """
@@ -126,8 +136,9 @@ def fit(it: Fit, worker: Callable[[dict[str, object]], None], config: dict[str, 
         dataset_config=it.data,
     )
     try:
-        trainer.fit()
-    except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own SIGINT handler exits without a word
+        # Off the main thread, where Ray Train would put its own SIGINT handler, which exits without a word.
+        wait_for(trainer.fit, ask_stop)
+    except StoppedAtOnce as stop:
         raise Interrupted(f"interrupted; the same command goes on from the last checkpoint in {it.run.uri}") from stop
     except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
         raise explain(error) from error

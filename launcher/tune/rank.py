@@ -47,7 +47,7 @@ class _Training:
 
     it: TrainRun
     log: RunLog
-    steps: Generator[Pause, None, ResultRecord]
+    steps: Generator[Pause, None, ResultRecord | None]
     state: RunStateRecord
 
 

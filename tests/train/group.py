@@ -118,6 +118,7 @@ def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Cal
     result = to_the_end(train(it, ShareStream(cells), log, state))
     log.close()
     engine.close()
+    assert result is not None
     return {"lines": lines, "result": result.model_dump()}
 
 

@@ -1,0 +1,167 @@
+"""What travels with a submitted job: the resolved job file, its code, or a whole working directory. Runs on the client.
+
+The package is one zip file; the same content gives the same bytes, so Ray uploads it once.
+"""
+
+import glob
+import os
+import subprocess
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from launcher.errors import RunError, SpecError
+from launcher.spec.job import JobSpec
+from launcher.spec.load import dump_job
+
+JOB_FILE = "launcher-job.yaml"
+"""Name of the resolved job file in the package."""
+
+MAX_BYTES = 100 * 2**20
+"""Ray's dashboard refuses larger uploads (`dashboard_max_request_body_size`)."""
+
+_NEVER = {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file can hold
+
+
+@dataclass(frozen=True)
+class Package:
+    """Files by their path in the package, and the job file that is not one yet."""
+
+    job: JobSpec
+    files: dict[str, Path]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the files as they are; the zip may be smaller."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+    def holds(self, pattern: str) -> bool:
+        """Whether a file, anything in a directory, or anything that fits a glob travels along."""
+        path = PurePosixPath(os.path.normpath(pattern))
+        if glob.has_magic(pattern):
+            steady = PurePosixPath(*[part for part in path.parts if not glob.has_magic(part)][: _steady(path)])
+            return any(PurePosixPath(name).is_relative_to(steady) for name in self.files)
+        return any(PurePosixPath(name).is_relative_to(path) for name in self.files)
+
+    def largest(self, count: int) -> list[tuple[str, int]]:
+        """The largest files with their sizes in bytes."""
+        sizes = [(name, path.stat().st_size) for name, path in self.files.items()]
+        return sorted(sizes, key=lambda entry: -entry[1])[:count]
+
+    def write(self, target: Path) -> None:
+        """Write the zip file."""
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            _add(archive, JOB_FILE, dump_job(self.job).encode())
+            for name in sorted(self.files):
+                _add(archive, name, self.files[name].read_bytes(), self.files[name].stat().st_mode)
+
+
+def _steady(path: PurePosixPath) -> int:
+    """How many parts of a pattern come before its first glob."""
+    return next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.external_attr = (mode & 0o777 | 0o100000) << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(info, content)
+
+
+def make_package(job: JobSpec, working_dir: Path | None) -> Package:
+    """What `job` needs on the cluster.
+
+    Args:
+        job: the job with its overrides.
+        working_dir: a directory that travels whole, but for what git ignores; None ships `cluster.code` alone.
+
+    Raises:
+        SpecError: a path of the job file would mean nothing on the cluster.
+        RunError: the working directory cannot be read.
+    """
+    base = working_dir if working_dir is not None else Path.cwd()
+    files: dict[str, Path] = {}
+    if working_dir is not None:
+        if not working_dir.is_dir():
+            raise RunError(f"--working-dir: {working_dir} is no directory; name the one that should travel")
+        files |= {name: base / name for name in _unignored(base)}
+    problems = []
+    for entry in job.cluster.code:
+        found, problem = _code(base, entry)
+        files |= found
+        problems += problem
+    cluster = job.cluster.model_copy(update={"address": "auto"})
+    package = Package(job.model_copy(update={"cluster": cluster}), files)
+    problems += [
+        f"{key}: {location} {_why_lost(location, working_dir)}; {mend}" for key, location, mend in _lost(package, base)
+    ]
+    if problems:
+        raise SpecError(tuple(problems))
+    return package
+
+
+def _unignored(base: Path) -> list[str]:
+    """Files of a directory without what git ignores; all of them where it is no git checkout."""
+    listed = subprocess.run(
+        ["git", "-C", str(base), "ls-files", "-z", "--cached", "--others", "--exclude-standard",
+         "--exclude-per-directory=.rayignore"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode == 0:
+        names: Iterable[str] = dict.fromkeys(listed.stdout.split("\0"))
+    else:
+        names = _all_files(base)
+    return [name for name in names if name and not _NEVER & set(Path(name).parts) and (base / name).is_file()]
+
+
+def _all_files(folder: Path) -> Iterator[str]:
+    for root, directories, names in os.walk(folder, followlinks=True):
+        directories[:] = [name for name in directories if name not in _NEVER]
+        for name in names:
+            yield (Path(root) / name).relative_to(folder).as_posix()
+
+
+def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
+    """The files of one entry of `cluster.code`, or what is wrong with it."""
+    path = Path(os.path.normpath(entry))
+    if path.is_absolute() or ".." in path.parts:
+        remedy = "give a path below the directory you submit from, as it will have the same path on the cluster"
+        return {}, [f"cluster.code: {entry} lies outside of {base}; {remedy}"]
+    if (base / path).is_file():
+        return {path.as_posix(): base / path}, []
+    if (base / path).is_dir():
+        return {(path / name).as_posix(): base / path / name for name in _all_files(base / path)}, []
+    return {}, [f"cluster.code: {entry} is not in {base}; give a file or directory that is there"]
+
+
+_SPLITS = ("train", "validation", "test")
+_SHARED = "give a URI or an absolute path on storage that all nodes share"
+
+
+def _lost(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
+    """Key, relative path and remedy of what the cluster would look for in vain."""
+    job = package.job
+    if not _travels_well(job.output.storage):
+        yield "output.storage", job.output.storage, _SHARED
+    inputs = [(f"data.{name}", where) for name in _SPLITS for where in getattr(job.data, name) or ()]
+    if job.model.name and (base / job.model.name).is_dir():  # else it is a name on the hub
+        inputs.append(("model.name", job.model.name))
+    for key, location in inputs:
+        if not _travels_well(location) and not package.holds(location):
+            yield key, location, f"{_SHARED}, or name it in cluster.code if it is small"
+
+
+def _why_lost(location: str, working_dir: Path | None) -> str:
+    if working_dir is not None:
+        ignored = subprocess.run(
+            ["git", "-C", str(working_dir), "check-ignore", "-q", location], capture_output=True, check=False
+        )
+        if ignored.returncode == 0:
+            return "is ignored by git, so it does not travel with the job"
+    return "is a relative path that does not travel with the job"
+
+
+def _travels_well(location: str) -> bool:
+    return "://" in location or location.startswith("hub:") or os.path.isabs(location)
