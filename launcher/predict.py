@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 
 from launcher.data.convert import as_splittable
 from launcher.data.sources import Split, open_split
-from launcher.data.stream import judge
+from launcher.data.stream import TASK_CPUS, judge
 from launcher.errors import DataError, ExactnessError, RunError
 from launcher.rundir import RunDir, open_uri, read_job
 from launcher.spec.job import JobSpec
@@ -107,7 +107,7 @@ def _dataset(split: Split, job: JobSpec) -> "ray.data.Dataset":
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a data worker raised is told in one sentence
     cluster = job.cluster
     dataset = ray.data.read_datasource(
-        _Pieces(split), override_num_blocks=len(split.fragments), concurrency=cluster.data_workers, num_cpus=0.01
+        _Pieces(split), override_num_blocks=len(split.fragments), concurrency=cluster.data_workers, num_cpus=TASK_CPUS
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from launcher.cli.arguments import ERR, OUT, JobFile, Overrides, load
 
@@ -74,11 +74,13 @@ def submit(
 @jobs.command("list")
 def list_jobs(address: Address = None) -> None:
     """List what the cluster was given, newest first."""
-    cluster = _open(address)
-    table = Table("job", "run", "command", "state", "started (UTC)", "minutes")
-    for job in cluster.jobs():
+    found = _open(address).jobs()
+    whole = [Column(name, no_wrap=True) for name in ("job", "state", "started (UTC)", "minutes")]
+    table = Table(*whole, Column("does", overflow="fold"))
+    for job in found:
         began = job.started.strftime("%Y-%m-%d %H:%M") if job.started else ""
-        table.add_row(job.id, job.run, job.command or job.entrypoint, str(job.status.value), began, _minutes(job))
+        does = f"{job.command} {job.run}" if job.run else job.entrypoint
+        table.add_row(job.id, str(job.status.value), began, _minutes(job), does)
     OUT.print(table)
 
 

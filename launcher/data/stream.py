@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from ray.data import DataIterator
 
+TASK_CPUS = 0.001
+"""Logical CPUs a task of the stream reserves: it must never wait for CPUs that train workers hold for the whole run."""
+
 
 @dataclass(frozen=True)
 class StreamSource:
@@ -218,9 +221,8 @@ def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
         _Windows(source, windows),
         override_num_blocks=max(1, len(windows)),
         concurrency=source.job.cluster.data_workers,
-        # Encoding must never wait for CPUs that the train workers hold for the whole run; how many run at once is
-        # bounded by `concurrency`.
-        num_cpus=0.01,
+        # How many run at once is bounded by `concurrency`.
+        num_cpus=TASK_CPUS,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = 1

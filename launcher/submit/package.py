@@ -7,7 +7,7 @@ import glob
 import os
 import subprocess
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -103,17 +103,23 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
 
 
 def _unignored(base: Path) -> list[str]:
-    """Files of a directory without what git ignores; all of them where it is no git checkout."""
-    listed = subprocess.run(
-        ["git", "-C", str(base), "ls-files", "-z", "--cached", "--others", "--exclude-standard",
-         "--exclude-per-directory=.rayignore"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if listed.returncode == 0:
-        names: Iterable[str] = dict.fromkeys(listed.stdout.split("\0"))
+    """Files of a directory without what git, or a .rayignore, ignores; all of them where it is no git checkout."""
+    listed = _ls_files(base, "--cached", "--others", "--exclude-standard")
+    if listed is None:
+        listed = list(_all_files(base))
     else:
-        names = _all_files(base)
-    return [name for name in names if name and not _NEVER & set(Path(name).parts) and (base / name).is_file()]
+        kept_back = _ls_files(base, "--cached", "--others", "--ignored", "--exclude-per-directory=.rayignore")
+        listed = sorted(set(listed) - set(kept_back or ()))
+    return [name for name in listed if not _NEVER & set(Path(name).parts) and (base / name).is_file()]
+
+
+def _ls_files(base: Path, *options: str) -> list[str] | None:
+    """What git lists of a directory; None where there is no checkout, or no git."""
+    try:
+        listed = subprocess.run(["git", "-C", str(base), "ls-files", "-z", *options], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return [name for name in listed.stdout.split("\0") if name] if listed.returncode == 0 else None
 
 
 def _all_files(folder: Path) -> Iterator[str]:
@@ -154,12 +160,10 @@ def _lost(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _why_lost(location: str, working_dir: Path | None) -> str:
-    if working_dir is not None:
-        ignored = subprocess.run(
-            ["git", "-C", str(working_dir), "check-ignore", "-q", location], capture_output=True, check=False
-        )
-        if ignored.returncode == 0:
-            return "is ignored by git, so it does not travel with the job"
+    if working_dir is not None and _ls_files(
+        working_dir, "--others", "--ignored", "--exclude-standard", "--", location
+    ):
+        return "is ignored by git, so it does not travel with the job"
     return "is a relative path that does not travel with the job"
 
 

@@ -25,8 +25,8 @@ from launcher.submit.package import JOB_FILE, MAX_BYTES
 
 LOCAL = "http://127.0.0.1:8265"
 _CONNECT_S, _ANSWER_S = 10.0, 60.0
-# Ray Data's tasks of the stream reserve as little; a driver mostly waits.
-_DRIVER_CPUS = 0.01
+# A driver mostly waits, and train workers leave as little of their CPUs (`train/trainer.py`).
+_DRIVER_CPUS = 0.001
 _RUN, _STORAGE, _COMMAND = "launcher.run", "launcher.storage", "launcher.command"
 _AT_WORK = (JobStatus.PENDING, JobStatus.RUNNING)
 
@@ -99,7 +99,7 @@ class RayJobs:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)
+        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
         with _told(self.address):
             # The requests library reads this variable by itself; the log's WebSocket does not.
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or True

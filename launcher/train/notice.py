@@ -21,7 +21,7 @@ class Caller(Protocol):
     """The line from rank 0 to whoever started the run."""
 
     def at_work(self, training: bool) -> None:
-        """Tell whether a stop would be heard: only while the training loop runs."""
+        """Tell whether a stop would be heard: only while steps are made."""
 
     def stop_asked(self) -> bool:
         """Whether the run should stop; never waits, so the answer may be a moment old."""
@@ -46,11 +46,13 @@ class Notices:
         self._word = torch.zeros(1, dtype=torch.uint8)
         self._sending: dist.Work | None = None
         self._listened = self._looked = time.monotonic()
-        if self._caller is not None:
-            self._caller.at_work(True)
+        self._at_work = False
 
     def leave(self) -> bool:
         """Whether to save and leave after this step, the same for all workers (a collective)."""
+        if self._caller is not None and not self._at_work:
+            self._caller.at_work(True)
+            self._at_work = True
         self._receive()
         word = int(self._word)
         self._word[0] = self._own_word()

@@ -16,7 +16,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launcher import errors
-from launcher.data.stream import CanonicalData
+from launcher.data.stream import TASK_CPUS, CanonicalData
 from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
@@ -77,12 +77,10 @@ def check_resources(job: JobSpec) -> None:
     have = ray.cluster_resources()
     cluster = job.cluster
     wants = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
-    # The stream's tasks need a hundredth of a CPU each; none must be left without.
-    wants["CPU"] += 0.01 * cluster.data_workers
     for kind, amount in wants.items():
         if amount > have.get(kind, 0.0):
             raise ClusterError(
-                f"cluster.workers: {cluster.workers} workers and their stream need {amount:g} {kind}, the cluster has "
+                f"cluster.workers: {cluster.workers} workers need {amount:g} {kind}, the cluster has "
                 f"{have.get(kind, 0.0):g}; ask for fewer workers or fewer {kind}s per worker"
             )
 
@@ -122,7 +120,11 @@ def fit(
     """
     cluster = it.job.cluster
     gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    # A little of each worker's CPUs is left to the stream's tasks and the driver: where the workers take a whole node,
+    # or all that a lost node leaves, they would wait for ever.
+    left = TASK_CPUS * (cluster.data_workers + 1)
+    resources = {"CPU": max(TASK_CPUS, cluster.cpus_per_worker - left)}
+    resources |= {"GPU": cluster.gpus_per_worker} if gpu else {}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     trainer = TorchTrainer(

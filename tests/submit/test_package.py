@@ -1,0 +1,144 @@
+"""What travels with a submitted job, and what is refused because it would be looked for in vain."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import make_job
+from launcher.errors import RunError, SpecError
+from launcher.spec.job import JobSpec
+from launcher.submit.package import JOB_FILE, Package, make_package
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to submit from: a git checkout with code, and data that git ignores."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        ".gitignore": "data/\n*.log\n", "my_tasks.py": "A = 1\n", "prepare/run.py": "print(1)\n",
+        "prepare/__pycache__/run.pyc": "x", "data/train.parquet": "PAR1", "data/big/part-0.parquet": "PAR1",
+        "notes.log": "x", ".venv/lib/thing.py": "x",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    return tmp_path
+
+
+def _job(train: str = "s3://bucket/train", storage: str = "/mnt/runs", **cluster: object) -> JobSpec:
+    return make_job(Path("/models/bert"), {"train": [train]}, Path(storage), cluster=cluster)
+
+
+def test_code_alone_travels_by_default(here: Path) -> None:
+    package = make_package(_job(code=["my_tasks.py", "prepare"]), None)
+    assert sorted(package.files) == ["my_tasks.py", "prepare/run.py"]
+    package.write(here / "package.zip")
+    with zipfile.ZipFile(here / "package.zip") as archive:
+        assert sorted(archive.namelist()) == [JOB_FILE, "my_tasks.py", "prepare/run.py"]
+        assert "address: auto" in archive.read(JOB_FILE).decode()
+        assert archive.read("prepare/run.py") == b"print(1)\n"
+
+
+def test_the_same_content_is_the_same_package(here: Path) -> None:
+    package = make_package(_job(code=["prepare"]), None)
+    package.write(here / "a.zip")
+    (here / "prepare/run.py").touch()
+    package.write(here / "b.zip")
+    assert (here / "a.zip").read_bytes() == (here / "b.zip").read_bytes()
+
+
+def test_a_working_directory_travels_without_what_git_ignores(here: Path) -> None:
+    package = make_package(_job(), here)
+    assert sorted(package.files) == [".gitignore", "my_tasks.py", "prepare/run.py"]
+
+
+def test_ignored_data_travels_when_it_is_named(here: Path) -> None:
+    package = make_package(_job("data/train.parquet", code=["data/train.parquet"]), here)
+    assert "data/train.parquet" in package.files
+    assert "data/big/part-0.parquet" not in package.files
+
+
+def test_rayignore_counts(here: Path) -> None:
+    (here / ".rayignore").write_text("prepare\n")
+    assert sorted(make_package(_job(), here).files) == [".gitignore", ".rayignore", "my_tasks.py"]
+
+
+def test_outside_of_git_all_files_travel(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "b.py").write_text("")
+    assert sorted(make_package(_job(), tmp_path).files) == ["a.py"]
+
+
+_SHARED = "give a URI or an absolute path on storage that all nodes share"
+
+
+def test_a_relative_storage_is_refused(here: Path) -> None:
+    with pytest.raises(SpecError) as refused:
+        make_package(_job(storage="runs"), None)
+    assert refused.value.problems == (
+        f"output.storage: runs is a relative path that does not travel with the job; {_SHARED}",
+    )
+
+
+def test_data_that_git_ignores_is_refused(here: Path) -> None:
+    with pytest.raises(SpecError) as refused:
+        make_package(_job("data/train.parquet"), here)
+    assert refused.value.problems == (
+        "data.train: data/train.parquet is ignored by git, so it does not travel with the job; "
+        f"{_SHARED}, or name it in cluster.code if it is small",
+    )
+
+
+@pytest.mark.parametrize("train", ["data/big/*.parquet", "data/b*/part-?.parquet", "data/**/part-0.parquet"])
+def test_a_glob_is_looked_for_in_the_package(here: Path, train: str) -> None:
+    with pytest.raises(SpecError, match="is ignored by git"):
+        make_package(_job(train), here)
+    assert make_package(_job(train, code=["data/big"]), here).files
+
+
+def test_a_model_directory_must_travel_but_a_hub_name_need_not(here: Path) -> None:
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text("{}")
+    job = _job()
+    local = job.model_copy(update={"model": job.model.model_copy(update={"name": "model"})})
+    with pytest.raises(SpecError, match=r"model\.name: model is a relative path that does not travel with the job"):
+        make_package(local, None)
+    hub = job.model_copy(update={"model": job.model.model_copy(update={"name": "bert-base-uncased"})})
+    make_package(hub, None)
+
+
+@pytest.mark.parametrize(
+    "entry, why",
+    [("/etc/hosts", "lies outside of"), ("../other", "lies outside of"), ("prepare/../../x", "lies outside of"),
+     ("missing.py", "give a file or directory that is there")],
+)  # fmt: skip
+def test_code_that_cannot_travel_is_refused(here: Path, entry: str, why: str) -> None:
+    with pytest.raises(SpecError, match=f"cluster.code: {entry} .*{why}"):
+        make_package(_job(code=[entry]), None)
+
+
+def test_a_working_directory_must_be_one(here: Path) -> None:
+    with pytest.raises(RunError, match=r"--working-dir: .*my_tasks.py is no directory"):
+        make_package(_job(), here / "my_tasks.py")
+
+
+def test_the_largest_files_are_known(here: Path) -> None:
+    package = make_package(_job(code=["my_tasks.py", "prepare"]), None)
+    assert package.size_bytes == len("A = 1\n") + len("print(1)\n")
+    assert package.largest(1) == [("prepare/run.py", 9)]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c.py", "d"]), min_size=1, max_size=4))
+def test_a_path_is_held_with_all_above_it(parts: list[str]) -> None:
+    name = "/".join(parts)
+    package = Package(_job(), {name: Path("/dev/null")})
+    for end in range(1, len(parts) + 1):
+        assert package.holds("/".join(parts[:end]))
+        assert package.holds("./" + "/".join(parts[:end]) + "/")
+    assert not package.holds(name + "x")
+    assert not package.holds(f"x/{name}")
