@@ -89,13 +89,19 @@ def _serve(rank: int, world_size: int, folder: str, pipe: Connection) -> None:
         pipe.send((answer, None))
 
 
-def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Callable[..., None] | None = None) -> Any:
+def train_here(
+    prepared: Prepared,
+    stop_after: int | None = None,
+    on_engine: Callable[..., None] | None = None,
+    leave: Callable[[], bool] | None = None,
+) -> Any:
     """Train in this process's group, going on from the last checkpoint; (step, loss) of each step of this attempt."""
     from launcher.tasks import build_task
     from launcher.train import checkpoint
     from launcher.train.engine import Engine
     from launcher.train.log import RunLog
     from launcher.train.loop import FRESH, TrainRun, to_the_end, train
+    from launcher.train.notice import never
 
     run, plan, task = prepared.run, prepared.plan, build_task(prepared.job)
     engine = Engine(prepared.job, task, plan.micro_batch)
@@ -115,11 +121,10 @@ def train_here(prepared: Prepared, stop_after: int | None = None, on_engine: Cal
     if on_engine is not None:
         on_engine(engine)
     it = TrainRun(run, prepared.job, plan, task, engine, prepared.splits)
-    result = to_the_end(train(it, ShareStream(cells), log, state))
+    result = to_the_end(train(it, ShareStream(cells), log, state, leave or never))
     log.close()
     engine.close()
-    assert result is not None
-    return {"lines": lines, "result": result.model_dump()}
+    return {"lines": lines, "result": None if result is None else result.model_dump()}
 
 
 def share_cells(prepared: Prepared, world_size: int, rank: int, start: int) -> Iterator[pa.Buffer]:
