@@ -99,7 +99,8 @@ class RayJobs:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+        for name in ("job.sdk", "dashboard_sdk"):  # which set their own levels when they are imported
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         with _told(self.address):
             # The requests library reads this variable by itself; the log's WebSocket does not.
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or True

@@ -1,0 +1,90 @@
+"""`launcher submit` and `launcher jobs` before they reach a cluster: one sentence and exit code 2, within seconds."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import make_job
+from launcher.cli.submit import _words
+from launcher.errors import RunError
+from launcher.spec.load import dump_job
+from launcher.submit.ray_jobs import Submission
+
+_DEAD = "http://127.0.0.1:9"
+
+
+def _submit(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *words], capture_output=True, text=True, cwd=folder, env=env, timeout=120
+    )
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    spec = make_job(Path("/models/bert"), {"train": ["s3://bucket/train"]}, Path("/mnt/runs"))
+    (tmp_path / "job.yaml").write_text(dump_job(spec))
+    return tmp_path / "job.yaml"
+
+
+def test_a_dead_address_is_told_within_seconds(job: Path) -> None:
+    began = time.monotonic()
+    done = _submit(job.parent, "submit", "job.yaml", "--address", _DEAD)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"{_DEAD}: no Ray dashboard answers there (ConnectionError); give --address http://HEAD:8265, or forward its "
+        "port\n"
+    )
+    assert time.monotonic() - began < 30
+    assert _submit(job.parent, "jobs", "list", "--address", _DEAD).returncode == 2
+
+
+def test_a_large_package_is_warned_of(job: Path) -> None:
+    with open(job.parent / "weights.bin", "wb") as stream:
+        stream.truncate(101 * 2**20)
+    done = _submit(job.parent, "submit", "job.yaml", "cluster.code=[weights.bin]", "--address", _DEAD)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "warning: 101 MiB would travel with the job, and Ray takes 100 MiB zipped; the largest are weights.bin "
+        "(101 MiB): keep data on shared storage\n"
+    )
+
+
+def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
+    done = _submit(job.parent, "submit", "job.yaml", "output.storage=runs", "data.train=[a.parquet]")
+    assert done.returncode == 2
+    assert [line.split(" is a ")[0] for line in done.stderr.splitlines()] == [
+        "output.storage: runs",
+        "data.train: a.parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("", "none of train, tune, evaluate, predict"),
+        ("train2", "none of train, tune, evaluate, predict"),
+        ("train learning_rate=1", "as KEY=VALUE behind the job file"),
+        ("evaluate test", "write --command 'evaluate --split test'"),
+        ("predict s3://in", "write 'predict s3://in --output s3://out'"),
+    ],
+)
+def test_a_wrong_command_is_refused(command: str, said: str) -> None:
+    with pytest.raises(RunError) as refused:
+        _words(command)
+    assert said in refused.value.message and refused.value.message.startswith("--command")
+
+
+def test_the_entrypoint_quotes_and_execs() -> None:
+    job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/my runs"), cluster={"prepare": "python prepare.py"})
+    assert Submission(job, ("train",)).entrypoint == (
+        "python prepare.py && exec python -m launcher train launcher-job.yaml"
+    )
+    predict = Submission(job, ("predict", "s3://in/*.parquet", "--output", "/mnt/a b"))
+    assert predict.entrypoint == (
+        "exec python -m launcher predict '/mnt/my runs/test' 's3://in/*.parquet' --output '/mnt/a b'"
+    )
