@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from launcher.spec.kubernetes import KubernetesSpec
+from launcher.spec.kubernetes_sizes import Demand, room_problem
 from launcher.spec.section import PATTERN_WORDS, Section
 
 EnvName = Annotated[
@@ -49,3 +51,24 @@ class ClusterSpec(Section):
 
     prepare: str | None = Field(default=None, min_length=1)
     """Shell command that the driver of a submitted job runs first, `python prepare.py` with a script of `code`."""
+
+    kubernetes: KubernetesSpec | None = None
+    """Pods for `launcher kube`; null where the job does not run on Kubernetes."""
+
+    @property
+    def demand(self) -> Demand:
+        """What the job reserves, for the sizes of pods."""
+        return Demand(self.workers, self.cpus_per_worker, self.gpus_per_worker, self.driver == "worker")
+
+    @model_validator(mode="after")
+    def _pods_hold_the_job(self) -> "ClusterSpec":
+        if self.kubernetes is None:
+            return self
+        problem = room_problem(self.kubernetes, self.demand)
+        if problem is not None:
+            raise ValueError(problem)
+        if self.kubernetes.fault_tolerance is not None and self.driver == "head":
+            raise ValueError(
+                "driver is head, which dies with the head kubernetes.fault_tolerance restores; write driver: worker"
+            )
+        return self
