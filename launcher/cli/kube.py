@@ -1,0 +1,281 @@
+"""The commands of Kubernetes: render, apply, status, logs, wait, delete. Runs on the client."""
+
+import shlex
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from launcher.cli.arguments import ERR, OUT, JobFile, Overrides
+from launcher.errors import ClusterError, Interrupted, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from launcher.submit.kube.api import Api
+    from launcher.submit.kube.manifest import Manifest
+    from launcher.submit.kube.state import JobState
+    from launcher.submit.kube.target import Target
+
+commands = typer.Typer(help="Run a job on Kubernetes with KubeRay.", no_args_is_help=True)
+
+_SOURCE_HELP = "Job file; or manifests: a file, or a directory of them."
+Source = Annotated[str, typer.Argument(help=_SOURCE_HELP, metavar="JOB.yaml|DIR|FILE")]
+Named = Annotated[
+    str, typer.Argument(help="Job file, manifests, or the name of the RayJob.", metavar="JOB.yaml|DIR|FILE|NAME")
+]
+Kind = Literal["job", "cluster"]
+Command = Literal["train", "tune"]
+KindOption = Annotated[Kind, typer.Option(help="A RayJob that runs the job, or a RayCluster to work on by hand.")]
+CommandOption = Annotated[Command, typer.Option(help="What the RayJob runs.")]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace, if not the context's.")]
+
+
+@commands.command()
+def render(
+    job: JobFile,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for a file per object.")] = None,
+    kind: KindOption = "job",
+    command: CommandOption = "train",
+) -> None:
+    """Print the manifests of a job, checked against KubeRay's own rules."""
+    from launcher.submit.kube.manifest import dump_manifests
+
+    manifests = _rendered(job, overrides, kind, command)
+    comment = _origin(job, overrides, kind, command)
+    if output is None:
+        typer.echo(dump_manifests(manifests, comment), nl=False)
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for manifest in manifests:
+            path = output / f"{manifest['kind'].lower()}.yaml"
+            path.write_text(dump_manifests([manifest], comment), encoding="utf-8")
+            _say(str(path))
+    except OSError as error:
+        raise ClusterError(f"--output {output}: cannot be written ({error.strerror}); name a directory") from error
+
+
+@commands.command()
+def apply(  # noqa: PLR0913 -- the options of a command
+    source: Source,
+    overrides: Overrides = None,
+    kind: KindOption = "job",
+    command: CommandOption = "train",
+    context: Context = None,
+    namespace: Namespace = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Stop and delete a RayJob of that name first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Let the server check; change nothing.")] = False,
+    force_conflicts: Annotated[
+        bool, typer.Option("--force-conflicts", help="Take over fields that somebody else has changed.")
+    ] = False,
+) -> None:
+    """Send a job, or manifests, to the cluster."""
+    from launcher.submit.kube.manifest import is_manifest, read_manifests
+
+    path = Path(source)
+    if path.exists() and is_manifest(path):
+        if overrides:
+            raise ClusterError(f"{source}: manifests take no overrides ({overrides[0]}); edit them, or name a job file")
+        manifests = read_manifests(path)
+    else:
+        manifests = _rendered(path, overrides, kind, command)
+    from launcher.submit.kube.rules.check import check
+
+    check(manifests)  # before a cluster is asked for
+    api = _connect(context, namespace)
+    from launcher.submit.kube.apply import How
+    from launcher.submit.kube.apply import apply as send
+
+    send(api, manifests, How(force_conflicts, dry_run, replace), _say)
+
+
+@commands.command()
+def status(
+    source: Named,
+    overrides: Overrides = None,
+    kind: KindOption = "job",
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Show what a RayJob or RayCluster and its pods do."""
+    target, api = _find(source, overrides, kind, context, namespace)
+    found = api.get(target.kind, target.name)
+    table = Table(show_header=False, box=None)
+    from launcher.submit.kube.state import JobState
+
+    state = JobState.of(found)
+    cluster = state.cluster
+    if target.kind == "RayJob":
+        rows = _job_rows(state)
+    else:
+        cluster, rows = target.name, {"state": str((found.get("status") or {}).get("state") or "not taken up yet")}
+    for name, value in {target.kind: f"{target.name} in namespace {api.namespace}", **rows}.items():
+        if value:
+            table.add_row(name, value)
+    OUT.print(table)
+    _print_pods(api, cluster, target.name)
+
+
+@commands.command()
+def wait(
+    source: Named,
+    overrides: Overrides = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Wait until a RayJob is over; exit code 0 when it succeeded, 1 when not."""
+    target, api = _find(source, overrides, "job", context, namespace)
+    from launcher.submit.kube.follow import wait as until_over
+
+    with _leaving(target):
+        _conclude(until_over(api, target.name, timeout, _note))
+
+
+@commands.command()
+def logs(
+    source: Named,
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the RayJob is over.")] = False,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Print the driver's log; with --follow the exit code is that of `wait`."""
+    target, api = _find(source, overrides, "job", context, namespace)
+    from launcher.submit.kube import follow as following
+    from launcher.submit.kube.state import JobState
+
+    with _leaving(target):
+        if follow:
+            _conclude(following.follow(api, target.name, _note, typer.echo))
+            return
+        state = JobState.of(api.get("RayJob", target.name))
+        log = following.Log(api, _note, typer.echo, follow=False)
+        log.catch_up(state)
+    if not log.found:
+        raise ClusterError(
+            f"RayJob {target.name} has no log to read ({state.line}): its pods have not started, or are gone; what the "
+            "run wrote is in its output.storage"
+        )
+
+
+@commands.command()
+def delete(
+    source: Named,
+    overrides: Overrides = None,
+    kind: KindOption = "job",
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Stop and delete a RayJob or RayCluster and its job file; what the run saved stays."""
+    target, api = _find(source, overrides, kind, context, namespace)
+    from launcher.submit.kube.apply import delete as remove
+
+    there = remove(api, target.kind, target.name, _say)
+    there = remove(api, "ConfigMap", target.config_map, _say) or there
+    if not there:
+        raise ClusterError(f"there is no {target.kind} {target.name} in namespace {api.namespace}; nothing was deleted")
+
+
+def _rendered(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> "list[Manifest]":
+    from launcher.submit.kube.job_file import load_for_pods
+    from launcher.submit.kube.objects import objects
+    from launcher.submit.kube.rules.check import check
+    from launcher.tasks import params_of
+
+    manifests = objects(load_for_pods(path, overrides or (), params_of), command, kind)
+    check(manifests)
+    return manifests
+
+
+def _origin(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> str:
+    words = ["launcher", "kube", "render", str(path), *(overrides or ())]
+    words += [] if kind == "job" else ["--kind", kind]
+    words += [] if command == "train" else ["--command", command]
+    return (
+        f"Made by `{shlex.join(words)}` for KubeRay 1.7.\n"
+        "Change the job file and render it again; or edit this, and `launcher kube apply` checks it before it is sent."
+    )
+
+
+def _connect(context: str | None, namespace: str | None) -> "Api":
+    try:
+        from launcher.submit.kube.api import connect
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "kubernetes":
+            raise
+        raise ClusterError(
+            "the Kubernetes client is not installed; pip install 'launcher[kube]', or use kube render and kubectl"
+        ) from error
+    return connect(context, namespace)
+
+
+def _find(
+    source: str, overrides: list[str] | None, kind: Kind, context: str | None, namespace: str | None
+) -> "tuple[Target, Api]":
+    from launcher.submit.kube.target import find_target
+
+    target = find_target(source, overrides or (), kind)
+    api = _connect(context, namespace)
+    if namespace is None and target.namespace is not None:
+        api = replace(api, namespace=target.namespace)
+    return target, api
+
+
+def _job_rows(state: "JobState") -> dict[str, str]:
+    return {
+        "deployment": state.deployment or "not taken up by the operator yet",
+        "job": state.status or "not started",
+        "reason": state.reason,
+        "message": state.message,
+        "failed attempts": str(state.failed) if state.failed else "",
+        "ray cluster": state.cluster,
+        "submission": state.job_id,
+        "dashboard": f"{state.dashboard} (kubectl port-forward svc/{state.cluster}-head-svc 8265)"
+        if state.dashboard
+        else "",
+    }
+
+
+def _print_pods(api: "Api", cluster: str, name: str) -> None:
+    from launcher.submit.kube.state import pod_groups
+
+    pods = [*(api.pods(f"ray.io/cluster={cluster}") if cluster else []), *api.pods(f"job-name={name}")]
+    if not pods:
+        return
+    table = Table("pods", "phase", "waiting for", box=None, padding=(0, 2))
+    for group in pod_groups(pods):
+        phases = ", ".join(f"{count} {phase}" for phase, count in group.phases.items())
+        table.add_row(group.group, phases, group.waiting)
+    OUT.print(table)
+
+
+def _conclude(state: "JobState") -> None:
+    """Exit code 1 by an error that says why."""
+    if not state.succeeded:
+        raise TrainingError(state.failure)
+
+
+@contextmanager
+def _leaving(target: "Target") -> "Iterator[None]":
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"no longer watching; RayJob {target.name} runs on (`launcher kube delete {target.name}` stops it)"
+        ) from error
+
+
+def _say(line: str) -> None:
+    OUT.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _note(line: str) -> None:
+    """Beside the log, not in it."""
+    ERR.print(line, markup=False, highlight=False, soft_wrap=True)
