@@ -6,13 +6,14 @@ Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interr
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated
 
 import typer
 
-from launcher.cli import runs, submit, sweeps
+from launcher.cli import doctor, kube, runs, submit, sweeps
 from launcher.cli.arguments import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 
@@ -24,7 +25,9 @@ app = typer.Typer(
 )
 app.add_typer(runs.commands)
 app.add_typer(submit.commands)
+app.add_typer(doctor.commands)
 app.add_typer(sweeps.commands, name="sweeps")
+app.add_typer(kube.commands, name="kube")
 
 
 @app.callback()
@@ -41,6 +44,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if not debug:
         _quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C, not in mid-air
     try:
         app()
     except LauncherError as error:
