@@ -68,7 +68,24 @@ class GenerationRecord(Record):
     prediction: str
 
 
-MetricsLine = Annotated[StepRecord | EvaluationRecord | GenerationRecord, Field(discriminator="kind")]
+class TimesRecord(Record):
+    """Where the time went since the line before it of this kind, worker by worker."""
+
+    kind: Literal["times"] = "times"
+    step: int
+    """The last step it covers."""
+    steps: int
+    """How many it covers; 0 when only a checkpoint or an evaluation came since."""
+    seconds: float
+    """All of the time, on rank 0; what the phases leave of it are the steps themselves."""
+    data_s: tuple[float, ...]
+    """By rank: waiting for the stream."""
+    evaluation_s: tuple[float, ...]
+    checkpoint_s: tuple[float, ...]
+    """By rank: training stood still for a checkpoint."""
+
+
+MetricsLine = Annotated[StepRecord | EvaluationRecord | GenerationRecord | TimesRecord, Field(discriminator="kind")]
 """One line of metrics.jsonl."""
 
 

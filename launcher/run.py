@@ -17,7 +17,7 @@ from rich.console import Console
 from launcher.console import watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
-from launcher.errors import Interrupted, RunError
+from launcher.errors import Interrupted, LauncherError, RunError
 from launcher.plan import Plan
 from launcher.prepare import Prepared, open_splits, prepare
 from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
@@ -28,7 +28,7 @@ from launcher.spec.identity import curve_values, spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.problems import not_one_of
-from launcher.train import checkpoint, tracking
+from launcher.train import checkpoint, prometheus, tracking
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
@@ -111,11 +111,18 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
     with _tracked(run, job), ray_session(job), watch(plan, console) as line:
         order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
         while not _finished(prepared):
-            fit(Fit(job, run, data, streams), work, {"order": order}, line.ask_stop)
+            try:
+                fit(Fit(job, run, data, streams), work, {"order": order}, line.ask_stop)
+            except LauncherError as error:
+                stopped = isinstance(error, Interrupted)
+                prometheus.count_failure(job, prometheus.STOPPED if stopped else prometheus.FAILED)
+                raise
             step = checkpoint.latest_step(run)
             if not _finished(prepared) and line.stop_asked:
+                prometheus.count_failure(job, prometheus.STOPPED)
                 raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
             if not _finished(prepared):
+                prometheus.count_failure(job, prometheus.PREEMPTED)
                 console.print(
                     f"a node is being taken away: step {step} is saved, going on with other nodes",
                     highlight=False,

@@ -17,6 +17,7 @@ from launcher.records import (
     ResultRecord,
     ScoresRecord,
     StepRecord,
+    TimesRecord,
 )
 from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
@@ -42,6 +43,8 @@ class ReportData:
     """Evaluations of the validation split, in order."""
     generations: tuple[GenerationRecord, ...]
     """What the model wrote at each of them."""
+    times: tuple[TimesRecord, ...]
+    """Where the time went, in order."""
     scores: tuple[ScoresRecord, ...]
     """One per scored split: test, validation, then any other by name."""
     result: ResultRecord | None
@@ -83,11 +86,14 @@ def collect(run: RunDir) -> ReportData:
     steps: list[StepRecord] = []
     evaluations: list[EvaluationRecord] = []
     generations: list[GenerationRecord] = []
+    times: list[TimesRecord] = []
     for line in run.read_metrics():
         if isinstance(line, StepRecord):
             steps.append(line)
         elif isinstance(line, GenerationRecord):
             generations.append(line)
+        elif isinstance(line, TimesRecord):
+            times.append(line)
         elif line.split == "validation":
             evaluations.append(line)
     return ReportData(
@@ -100,6 +106,7 @@ def collect(run: RunDir) -> ReportData:
         steps=tuple(steps),
         evaluations=tuple(evaluations),
         generations=tuple(generations),
+        times=tuple(times),
         scores=_read_scores(run),
         result=run.find_record("result.json", ResultRecord),
         files=tuple(path for path in _LINKED if run.exists(path)),

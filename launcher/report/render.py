@@ -18,6 +18,7 @@ from launcher.records import ConfusionMatrix, ScoresRecord
 from launcher.report import charts, headline, numbers, passages
 from launcher.report.charts import Chart
 from launcher.report.collect import ReportData, collect, missing
+from launcher.report.times import time_chart
 from launcher.rundir import RunDir
 
 _CLIP_CHARS = 300
@@ -72,7 +73,8 @@ def write_report(run: RunDir) -> str:
 
 def render(data: ReportData) -> str:
     """The whole page."""
-    curves = charts.curves(data)
+    where = time_chart(data.times)
+    curves = charts.curves(data) + ((where,) if where is not None else ())
     splits = tuple(_split_view(data, record) for record in data.scores)
     figures = {f"curve-{index}": chart for index, chart in enumerate(curves)}
     figures |= {f"confusion-{i}": view.confusion for i, view in enumerate(splits) if view.confusion is not None}

@@ -13,3 +13,7 @@ class LoggingSpec(Section):
 
     experiment: str = Field(default="launcher", min_length=1)
     """Experiment of the tracker that the runs belong to; the trials of a sweep are children of one run."""
+
+    prometheus: bool = True
+    """Whether Ray's metrics ports tell step, loss, samples/s, data wait and checkpoint time of the run
+    (`cluster/monitoring/` has a dashboard); costs microseconds a step."""

@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from launcher.data.batches import StepHeader
 from launcher.errors import TrainingError
-from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord
+from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord, TimesRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
-from launcher.train.sinks import Sink, open_sinks, scalars_of
+from launcher.train.sinks import Sink, open_sinks
+from launcher.train.timer import Timer
 
 Listener = Callable[[MetricsLine], None]
 """Told of every line of metrics.jsonl."""
@@ -50,6 +51,9 @@ class RunLog:
         self._pending: list[_Pending] = []
         self._started = self._flushed = time.monotonic()
         self._earlier_s = elapsed_s
+        self._step = resumed_step
+        self.timer = Timer()
+        """Told by the loop what it waits for."""
         self._sinks: list[Sink] = []
         if self._rank == 0:
             run.truncate_metrics(resumed_step)
@@ -63,6 +67,7 @@ class RunLog:
     def step(self, pending: _Pending) -> None:
         """Note a step; nothing leaves the device yet."""
         self._pending.append(pending)
+        self._step = pending.step
 
     def flush(self, skipped_rows: int, flag: bool) -> bool:
         """Reduce and write all pending steps (a collective).
@@ -79,18 +84,20 @@ class RunLog:
         """
         sums = [p.loss_sum.detach().double() for p in self._pending]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        rest = torch.tensor([float(skipped_rows), float(flag and self._rank == 0)], dtype=torch.float64, device=device)
+        shared = [float(skipped_rows), float(flag and self._rank == 0)]
+        rest = torch.tensor(shared, dtype=torch.float64, device=device)
         merged = torch.cat([torch.stack(sums), rest]) if sums else rest
         dist.all_reduce(merged)
         *losses, skipped, agreed = merged.tolist()  # the one sync point of these steps
         now = time.monotonic()
+        times = self._times(device)
         seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
         lines = [
             self._line(p, loss / max(p.header.weight, 1e-12), int(skipped), samples / max(seconds, 1e-9))
             for p, loss in zip(self._pending, losses, strict=True)
         ]
         self._flushed, self._pending = now, []
-        self._write(lines)
+        self._write([*lines, times])
         for line in lines:
             if not math.isfinite(line.loss):
                 raise TrainingError(
@@ -108,6 +115,22 @@ class RunLog:
         """Finish the sinks."""
         for sink in self._sinks:
             sink.close()
+
+    def _times(self, device: torch.device) -> TimesRecord:
+        """What the timers of all workers say (a collective)."""
+        seconds, phases = self.timer.take()
+        spent_WP = torch.zeros(dist.get_world_size(), len(phases), dtype=torch.float64, device=device)
+        spent_WP[self._rank] = torch.tensor(phases, dtype=torch.float64)
+        dist.all_reduce(spent_WP)
+        data, evaluation, checkpoint = (tuple(round(s, 4) for s in ranks) for ranks in spent_WP.T.tolist())
+        return TimesRecord(
+            step=self._step,
+            steps=len(self._pending),
+            seconds=round(seconds, 4),
+            data_s=data,
+            evaluation_s=evaluation,
+            checkpoint_s=checkpoint,
+        )
 
     def _line(self, pending: _Pending, loss: float, skipped_rows: int, samples_per_s: float) -> StepRecord:
         return StepRecord(
@@ -129,9 +152,8 @@ class RunLog:
         for line in lines:
             if self._listener is not None:
                 self._listener(line)
-            scalars = scalars_of(line)
             for sink in self._sinks:
-                sink.write(line.step, scalars)
+                sink.write(line)
 
 
 def pending_step(

@@ -75,7 +75,7 @@ def train(
     skipped_before, stopped, saved_at = state.skipped_rows, out_of_patience(job, state), log.elapsed_s
     leaving = False
     engine.train_mode()
-    for step, epoch, share in stream.steps() if not stopped else ():
+    for step, epoch, share in log.timer.waiting(stream.steps()) if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
         loss_sum = train_step(engine, it.task, share, step, rate)
         done = step + 1
@@ -88,7 +88,8 @@ def train(
             # Minutes are rank 0's; the flush carries its verdict to the others.
             save |= log.flush(stream.skipped_rows, _minutes_passed(job, log.elapsed_s - saved_at))
         if evaluate:
-            state, improved, line = _evaluate(it, stream, log, state, done)
+            with log.timer.phase("evaluation"):
+                state, improved, line = _evaluate(it, stream, log, state, done)
             stopped = out_of_patience(job, state)
             save |= improved
         if evaluate or save or done == plan.total_steps:
@@ -96,14 +97,16 @@ def train(
                 update={"step": done, "skipped_rows": skipped_before + stream.skipped_rows, "elapsed_s": log.elapsed_s}
             )
         if save or stopped or done == plan.total_steps:
-            checkpoint.save(it.run, engine, state, spec_hash(job))
-            if engine.rank == 0:
-                checkpoint.prune(it.run, job.checkpoint.keep_last, state.best_step)
+            with log.timer.phase("checkpoint"):
+                checkpoint.save(it.run, engine, state, spec_hash(job))
+                if engine.rank == 0:
+                    checkpoint.prune(it.run, job.checkpoint.keep_last, state.best_step)
             saved_at = log.elapsed_s
         if evaluate:
             yield Pause(state, line)
         if stopped or leaving:
             break
+    log.flush(stream.skipped_rows, False)  # the last checkpoint's time
     left_early = leaving and not stopped and state.step < plan.total_steps
     return None if left_early else _result(state, stopped)
 

@@ -8,17 +8,19 @@ from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
-from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine
+from launcher.records import MetricsLine
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.train import tracking
+from launcher.train.prometheus import Exporter
+from launcher.train.scalars import scalars_of
 
 
 class Sink(Protocol):
     """Takes numbers as they come."""
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Take the numbers of one step."""
+    def write(self, line: MetricsLine) -> None:
+        """Take a line of metrics.jsonl."""
 
     def close(self) -> None:
         """Finish; more may come from another attempt."""
@@ -35,9 +37,9 @@ class Board:
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+    def write(self, line: MetricsLine) -> None:
+        for name, value in scalars_of(line).items():
+            self._writer.add_scalar(name, value, line.step)
 
     def close(self) -> None:
         self._writer.close()
@@ -52,15 +54,6 @@ def open_sinks(run: RunDir, job: JobSpec, resumed_step: int) -> list[Sink]:
     found = tracking.find(run, job)
     if found is not None:
         sinks.append(tracking.Tracker(found.uri, found.run_id))
+    if job.logging.prometheus:
+        sinks.append(Exporter(job.name))
     return sinks
-
-
-def scalars_of(line: MetricsLine) -> dict[str, float]:
-    """The numbers of a line by the names they have in trackers."""
-    if isinstance(line, GenerationRecord):
-        return {}
-    if isinstance(line, EvaluationRecord):
-        return {f"{line.split}/loss": line.loss, **{f"{line.split}/{name}": v for name, v in line.metrics.items()}}
-    scalars = {"train/loss": line.loss, "train/learning_rate": line.learning_rate}
-    scalars["train/samples_per_s"] = line.samples_per_s
-    return scalars if line.grad_norm is None else scalars | {"train/grad_norm": line.grad_norm}

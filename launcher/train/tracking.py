@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launcher.errors import RunError, SpecError
-from launcher.records import TrackerRecord
+from launcher.records import MetricsLine, TrackerRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
+from launcher.train.scalars import scalars_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -158,9 +159,10 @@ class Tracker:
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
+    def write(self, line: MetricsLine) -> None:
+        scalars = scalars_of(line)
         if scalars:
-            self._waiting.put((step, int(time.time() * 1000), scalars))
+            self._waiting.put((line.step, int(time.time() * 1000), scalars))
 
     def close(self) -> None:
         self._waiting.put(None)

@@ -16,6 +16,7 @@ from launcher.records import (
     ResultRecord,
     ScoresRecord,
     StepRecord,
+    TimesRecord,
     WorkerRecord,
     WorstRow,
 )
@@ -79,7 +80,7 @@ def begin(root: Path, name: str, task: str, comment: str = "the column with the 
 def add_metrics(run: RunDir, labels: tuple[str, ...], steps: int) -> None:
     draw = random.Random(1)
     floor = 0.3 if labels else 0.15
-    lines: list[StepRecord | EvaluationRecord] = []
+    lines: list[StepRecord | EvaluationRecord | TimesRecord] = []
     for step in range(1, steps + 1):
         done = step / steps
         lines.append(
@@ -97,6 +98,12 @@ def add_metrics(run: RunDir, labels: tuple[str, ...], steps: int) -> None:
         )
         if step % max(1, steps // 10) == 0:
             lines.append(evaluation(labels, step, steps, floor))
+            lines.append(
+                TimesRecord(
+                    step=step, steps=max(1, steps // 10), seconds=20.0, data_s=(1.0, 2.5), evaluation_s=(3.0, 3.0),
+                    checkpoint_s=(0.5, 0.5),
+                )
+            )  # fmt: skip
     run.append_metrics(lines)
 
 

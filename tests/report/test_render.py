@@ -81,7 +81,7 @@ def test_every_figure_has_its_place_and_every_place_its_figure(make_run: Callabl
     page = Page(render(collect(make_run("done", ("a", "b", "c"), steps=30))))
     places = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
     assert places == list(json.loads(page.scripts[0]))
-    assert len(places) == 7, "five curves and two confusion matrices"
+    assert len(places) == 8, "five curves, where the time goes, two confusion matrices"
 
 
 def test_nothing_is_loaded_from_anywhere(make_run: Callable[..., RunDir]) -> None:

@@ -1,0 +1,46 @@
+"""The bars that tell where the time went."""
+
+import json
+
+from launcher.records import TimesRecord
+from launcher.report.times import time_chart
+
+
+def _times(data_s: tuple[float, ...], seconds: float = 10.0) -> TimesRecord:
+    rest = tuple(0.5 for _ in data_s)
+    return TimesRecord(step=1, steps=1, seconds=seconds, data_s=data_s, evaluation_s=rest, checkpoint_s=rest)
+
+
+def _bars(*lines: TimesRecord) -> dict[str, dict[str, list[float]]]:
+    chart = time_chart(lines)
+    assert chart is not None
+    return {bar["name"]: bar for bar in json.loads(chart.json)["data"]}
+
+
+def test_a_bar_adds_up_to_the_time_there_was() -> None:
+    bars = _bars(_times((1.0, 2.0)), _times((1.0, 4.0)))
+    assert bars["waiting for data"]["x"] == [2.0, 6.0]
+    assert bars["steps"]["x"] == [16.0, 12.0]
+    assert [sum(bar["x"][rank] for bar in bars.values()) for rank in (0, 1)] == [20.0, 20.0]
+
+
+def test_the_one_who_waited_longest_is_named() -> None:
+    chart = time_chart([_times((1.0, 4.0))])
+    assert chart is not None and chart.note == "Rank 1 waited longest for data: 4.0 s, 40.0 % of the time."
+
+
+def test_after_a_change_of_workers_the_latest_number_is_shown() -> None:
+    bars = _bars(_times((1.0, 2.0, 3.0)), _times((1.0, 2.0)))
+    assert bars["waiting for data"]["y"] == ["rank 0", "rank 1"]
+    assert bars["waiting for data"]["x"] == [1.0, 2.0]
+
+
+def test_of_many_workers_the_extremes_are_shown() -> None:
+    waits = tuple(float(rank) for rank in range(200))
+    bars = _bars(_times(waits, seconds=1000.0))
+    assert len(bars["steps"]["y"]) == 40
+    assert bars["steps"]["y"][0] == "rank 0" and bars["steps"]["y"][-1] == "rank 199"
+
+
+def test_nothing_timed_is_no_chart() -> None:
+    assert time_chart([]) is None
