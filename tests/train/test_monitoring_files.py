@@ -19,7 +19,9 @@ _LABELS = {prometheus.SCORE: {"run", "split", "metric"}, prometheus.FAILURES: {"
 def _expressions() -> dict[str, str]:
     board = json.loads((_FOLDER / "grafana-dashboard.json").read_text())
     panels = {
-        f"panel {panel['title']}": target["expr"] for panel in board["panels"] for target in panel.get("targets", ())
+        f"panel {panel['id']}{target['refId']} {panel['title']}": target["expr"]
+        for panel in board["panels"]
+        for target in panel.get("targets", ())
     }
     rules = YAML(typ="safe").load((_FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
     return panels | {f"alert {rule['alert']}": rule["expr"] for rule in rules}
