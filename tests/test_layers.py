@@ -22,7 +22,7 @@ _ORDER = (
     ("data",),
     ("train",),
     ("evaluate", "predict", "export", "report"),
-    ("prepare", "console", "worker"),
+    ("prepare", "console", "worker", "init"),
     ("tune",),
     ("run",),
     ("cli",),

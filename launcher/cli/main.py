@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import doctor, kube, runs, submit, sweeps
+from launcher.cli import doctor, init, kube, runs, submit, sweeps
 from launcher.cli.arguments import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs.commands)
+app.add_typer(init.commands)
 app.add_typer(submit.commands)
 app.add_typer(doctor.commands)
 app.add_typer(sweeps.commands, name="sweeps")

@@ -1,0 +1,199 @@
+"""Every form of data is told from its facts; what is not told is asked for in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from init import toys
+from init.toys import ROWS, chats, cycle, look_at, named_classes, words
+
+from launcher.errors import DataError
+from launcher.init.guess import Guess, Wishes, guess
+
+
+def _guess(table: pa.Table, folder: Path, **wishes: Any) -> Guess:
+    return guess(look_at(table, folder), Wishes(**wishes))
+
+
+_NAMED = named_classes(pa.table({"body": words(), "kind_of_it": cycle(0, 1)}), "kind_of_it", ["no", "yes"])
+_SORTED = pa.table({"text": words(), "label": [0] * ROWS})
+_TREC = pa.table({"text": words(), "coarse_label": cycle(0, 1), "fine_label": cycle(*range(6))})
+_DOLLY = pa.table(
+    {"instruction": words(), "context": words(seed=2), "response": words(seed=1), "category": cycle("qa", "open")}
+)
+_WIKI_QA = pa.table({"question": words(), "answer": words(seed=1), "label": cycle(0, 1)})
+_BOOLQ = pa.table({"question": words(), "passage": words(seed=1), "answer": cycle(True, False)})
+_WEB = pa.table(
+    {"text": words(), "dump": cycle("2013", "2014"), "language_score": [0.9] * ROWS, "token_count": range(ROWS)}
+)
+_REVIEWS = pa.table(
+    {"review_id": [f"x{i}" for i in range(ROWS)], "stars": cycle(1, 2, 5), "review_body": words(),
+     "review_title": words(seed=3, low=2, high=4), "language": ["en"] * ROWS}
+)  # fmt: skip
+_EMOTIONS = pa.table({"text": words(), "labels": cycle([0], [3, 5]), "id": [f"x{i}" for i in range(ROWS)]})
+_SCORES = pa.table({"text": words(), "score": list(range(0, 2 * ROWS, 2))})
+_LONE = pa.table({"id": range(ROWS), "remark": words(), "verdict": cycle("good", "bad")})
+_PATHS = pa.table({"file": [f"/data/{i}.png" for i in range(ROWS)], "animal": cycle("cat", "dog")})
+_CHINESE = pa.table({"text": [f"这个酒店不错{i}号" for i in range(ROWS)], "label": cycle(0, 1)})
+_CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "form", "inputs", "label"),
+    [
+        (toys.SINGLE, "text-classification", "single-label", ["review"], "stars"),
+        (toys.PAIR, "text-classification", "single-label", ["premise", "hypothesis"], "label"),
+        (toys.REGRESSION, "text-classification", "regression", ["sentence1", "sentence2"], "score"),
+        (toys.MULTI, "text-classification", "multi-label", ["text"], "labels"),
+        (toys.TAGS, "token-classification", "words", ["tokens"], "ner_tags"),
+        (toys.SPANS, "token-classification", "spans", ["text"], "entities"),
+        (toys.TEXTS, "causal-lm", "text", ["text"], None),
+        (toys.MESSAGES, "causal-lm", "messages", ["messages"], None),
+        (toys.PROMPTS, "causal-lm", "prompt", ["instruction"], "output"),
+        (toys.IMAGES, "image-classification", "single-label", ["image"], "label"),
+        (_NAMED, "text-classification", "single-label", ["body"], "kind_of_it"),
+        (_SORTED, "text-classification", "single-label", ["text"], "label"),
+        (_TREC, "text-classification", "single-label", ["text"], "coarse_label"),
+        (_DOLLY, "causal-lm", "prompt", ["instruction"], "response"),
+        (_WIKI_QA, "text-classification", "single-label", ["question", "answer"], "label"),
+        (_BOOLQ, "text-classification", "single-label", ["question", "passage"], "answer"),
+        (_WEB, "causal-lm", "text", ["text"], None),
+        (_REVIEWS, "text-classification", "single-label", ["review_body"], "stars"),
+        (_EMOTIONS, "text-classification", "multi-label", ["text"], "labels"),
+        (_SCORES, "text-classification", "regression", ["text"], "score"),
+        (_LONE, "text-classification", "single-label", ["remark"], "verdict"),
+        (_PATHS, "image-classification", "single-label", ["file"], "animal"),
+        (_CHINESE, "text-classification", "single-label", ["text"], "label"),
+        (_CHAT_AND_PROMPT, "causal-lm", "messages", ["messages"], None),
+    ],
+)
+def test_forms(table: pa.Table, task: str, form: str, inputs: list[str], label: str | None, tmp_path: Path) -> None:
+    found = _guess(table, tmp_path)
+    assert (found.task, found.form) == (task, form)
+    assert [column.name for column in found.inputs] == inputs
+    assert (found.label.name if found.label else None) == label
+    assert found.why and set(found.reasons) == {*inputs, *([label] if label else [])}
+
+
+@pytest.mark.parametrize(
+    ("table", "wishes", "form", "inputs", "label"),
+    [
+        (toys.SINGLE, {"task": "causal-lm"}, "text", ["review"], None),
+        (toys.PAIR, {"inputs": ("hypothesis",)}, "single-label", ["hypothesis"], "label"),
+        (
+            _REVIEWS,
+            {"inputs": ("review_title", "review_body")},
+            "single-label",
+            ["review_title", "review_body"],
+            "stars",
+        ),
+        (_TREC, {"label": "fine_label"}, "single-label", ["text"], "fine_label"),
+        (
+            _DOLLY,
+            {"task": "text-classification", "inputs": ("instruction",)},
+            "single-label",
+            ["instruction"],
+            "category",
+        ),
+        (_DOLLY, {"inputs": ("context",), "label": "category"}, "single-label", ["context"], "category"),
+        (_LONE, {"inputs": ("remark",), "label": "verdict"}, "single-label", ["remark"], "verdict"),
+        (_WIKI_QA, {"task": "causal-lm"}, "prompt", ["question"], "answer"),
+        (_WIKI_QA, {"task": "causal-lm", "inputs": ("question",), "label": ""}, "text", ["question"], None),
+        (_CHAT_AND_PROMPT, {"task": "causal-lm", "inputs": ("prompt",)}, "text", ["prompt"], None),
+        (toys.TAGS, {"label": "pos_tags"}, "words", ["tokens"], "pos_tags"),
+        (toys.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
+    ],
+)
+def test_wishes_go_first(
+    table: pa.Table, wishes: dict[str, Any], form: str, inputs: list[str], label: str | None, tmp_path: Path
+) -> None:
+    found = _guess(table, tmp_path, **wishes)
+    names = [column.name for column in found.inputs]
+    assert (found.form, names, found.label.name if found.label else None) == (form, inputs, label)
+
+
+_TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
+
+
+@pytest.mark.parametrize(
+    ("table", "wishes", "said"),
+    [
+        (
+            _TWO_TEXTS,
+            {},
+            "toy.parquet has the columns a (string), b (string): no task fits them; "
+            "if one is meant, say so: --task, --text COLUMN, --label COLUMN",
+        ),
+        (
+            pa.table({"age": range(ROWS), "job": cycle("x", "y"), "income": [0.5] * ROWS}),
+            {},
+            "toy.parquet has the columns age (int64), job (string), income (double): these are numbers and categories, "
+            "and the launcher has no task for tables; if one is meant, say so: --task, --text COLUMN, --label COLUMN",
+        ),
+        (
+            toys.SINGLE,
+            {"task": "image-classification"},
+            "image-classification needs a column of pictures and one of classes; toy.parquet has id (int64), "
+            "review (string), stars (int64); name columns by --text and --label",
+        ),
+        (
+            toys.SINGLE,
+            {"task": "token-classification", "inputs": ("review",), "label": "stars"},
+            "token-classification needs words with a tag for each, or a text and a list of {start, end, label}; the "
+            "columns named are review (string), stars (int64); name columns by --text and --label",
+        ),
+        (
+            toys.SINGLE,
+            {"inputs": ("reviews",)},
+            "--text reviews: toy.parquet has no such column; did you mean review?",
+        ),
+        (
+            toys.PAIR,
+            {"task": "text-classification", "inputs": ("premise", "hypothesis", "label")},
+            "--text premise,hypothesis,label: text-classification reads one column, or two as a pair",
+        ),
+        (
+            toys.IMAGES.select(["image"]),
+            {},
+            "toy.parquet: column image holds pictures, and no other looks like their class (image ({bytes, path})); "
+            "name it by --label",
+        ),
+        (
+            pa.table({"messages": chats(answerer="narrator")}),
+            {},
+            "toy.parquet: in column messages speak narrator, user, and none of them is the assistant whose messages "
+            "are learned; rename a role to assistant",
+        ),
+        (
+            toys.SPANS,
+            {"task": "text-classification", "label": "entities"},
+            "--label entities: its values are list of {start, end, label}, which is no label of a text",
+        ),
+        (
+            toys.IMAGES.append_column("weight", pa.array([0.5] * ROWS)),
+            {"label": "weight"},
+            "--label weight: its values are numbers with a fraction, and pictures have classes only",
+        ),
+    ],
+)
+def test_what_cannot_be_guessed_is_one_sentence(
+    table: pa.Table, wishes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        _guess(table, tmp_path, **wishes)
+    assert caught.value.message == said
+
+
+def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+    assert _guess(toys.PROMPTS, tmp_path).notes == (
+        "column input is not read: causal-lm reads one column of prompts; join them if it matters",
+    )
+    assert _guess(_REVIEWS, tmp_path).notes == (
+        "not read: review_title; --text review_body,review_title reads two as a pair",
+    )
+    rng = np.random.default_rng(0)
+    letters = ["".join(rng.choice(list("ACGT"), 60)) for _ in range(ROWS)]
+    (note,) = _guess(pa.table({"sequence": letters, "label": cycle(0, 1)}), tmp_path).notes
+    assert note.startswith("texts in column sequence have no spaces: name a model")

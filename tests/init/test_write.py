@@ -1,0 +1,91 @@
+"""The job file as text: it means what the draft says, whatever the names are, and appears whole."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from launcher.errors import SpecError
+from launcher.init.settle import Draft, Line
+from launcher.init.write import check_target, publish, render, scalar
+
+_ODD = [
+    "plain",
+    "with space",
+    "yes",
+    "null",
+    "12",
+    "1e5",
+    "a: b",
+    "# no",
+    "",
+    "ü",
+    '"q"',
+    "a\nb",
+    "\x85",
+    "-",
+    "*x",
+    "😀",
+]
+
+
+@pytest.mark.parametrize("text", _ODD)
+def test_text_stays_text(text: str) -> None:
+    assert YAML(typ="safe", pure=True).load(f"key: {scalar(text)}\nin: [{scalar(text)}]") == {"key": text, "in": [text]}
+
+
+def test_numbers_are_written_as_people_do() -> None:
+    assert [scalar(value) for value in (2e-5, 3, 0.5, {"a": 0.8}, [1, "x"])] == [
+        "2e-5",
+        "3",
+        "0.5",
+        "{a: 0.8}",
+        "[1, x]",
+    ]
+
+
+def _draft(**sections: tuple[Line, ...]) -> Draft:
+    base = {
+        "task": (Line("type", "causal-lm", "why"), Line("text", "my: column", "c" * 150)),
+        "model": (Line("name", "gpt2", "small"),),
+        "data": (Line("train", ["a" * 60, "b c"], "two\nfiles"), Line("validation", "PATH", "none", True)),
+    }
+    return Draft(("From `x\ny`.",), "run", {**base, **sections})
+
+
+def test_comments_stand_behind_or_above() -> None:
+    assert render(_draft()) == (
+        "# From `x y`.\nname: run\n\ntask:\n"
+        "  type: causal-lm                   # why\n"
+        f"  # {'c' * 116}\n  # {'c' * 34}\n"
+        '  text: "my: column"\n\n'
+        "model:\n  name: gpt2                        # small\n\n"
+        f'data:\n  # two files\n  train:\n    - {"a" * 60}\n    - "b c"\n'
+        "  # validation: PATH                # none\n"
+    )
+
+
+def test_what_is_published_loads(tmp_path: Path) -> None:
+    publish(_draft(), tmp_path / "new" / "job.yaml", False)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["job.yaml"]
+
+
+def test_what_does_not_load_is_not_published(tmp_path: Path) -> None:
+    wrong = _draft(train=(Line("epochs", 0, "none"),))
+    with pytest.raises(SpecError) as caught:
+        publish(wrong, tmp_path / "job.yaml", False)
+    assert caught.value.problems[0].startswith(f"{tmp_path}/job.yaml:") and "train.epochs" in caught.value.problems[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("mine")
+    for path, said in (
+        (tmp_path / "job.yaml", "is there already; name another file, or --force to replace it"),
+        (tmp_path, f"is a directory; name a file in it, {tmp_path}/job.yaml"),
+        (tmp_path / "job.yaml" / "x", f"nothing can be written to {tmp_path}/job.yaml; name a file elsewhere"),
+    ):
+        with pytest.raises(SpecError) as caught:
+            check_target(path, False)
+        assert caught.value.problems == (f"--output {path}: {said}",)
+    check_target(tmp_path / "job.yaml", True)
