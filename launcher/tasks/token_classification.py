@@ -64,7 +64,8 @@ class TokenClassification(LabelledTask):
             except ValueError as problem:
                 problems.append((i, str(problem)))
         chosen = [texts[i] for i in kept]
-        split = pa.types.is_list(rows.schema.field(self.params.text).type)
+        kind = rows.schema.field(self.params.text).type
+        split = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         ids = self._tokenizer(
             chosen, is_split_into_words=split, truncation=True, max_length=self.params.max_length,
             return_offsets_mapping=True,
