@@ -77,12 +77,11 @@ class TimesRecord(Record):
     steps: int
     """How many it covers; 0 when only a checkpoint or an evaluation came since."""
     seconds: float
-    """All of the time, on rank 0; what the phases leave of it are the steps themselves."""
+    """All of the time, on rank 0; what the phases, by rank, leave of it are the steps themselves."""
     data_s: tuple[float, ...]
-    """By rank: waiting for the stream."""
+    """Waiting for the stream."""
     evaluation_s: tuple[float, ...]
     checkpoint_s: tuple[float, ...]
-    """By rank: training stood still for a checkpoint."""
 
 
 MetricsLine = Annotated[StepRecord | EvaluationRecord | GenerationRecord | TimesRecord, Field(discriminator="kind")]
