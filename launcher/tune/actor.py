@@ -29,15 +29,13 @@ from launcher.train import checkpoint, tracking
 from launcher.train.loop import Pause, out_of_patience
 from launcher.train.trainer import explain
 from launcher.tune.rank import Peer, Rank, Start
+from launcher.tune.snapshots import keep, nearest, take
 from launcher.tune.space import trial_job
 
 VALUE, PROGRESS, BUDGET = "value", "progress", "budget"
 """Keys of a trial's results: the sweep's metric, the percent of its steps done, and the same in units of the grace."""
 
 _log = logging.getLogger("launcher")
-
-# A trial is copied within moments of its snapshot; a few more wait for trials that find no room at once.
-_SNAPSHOTS = 4
 
 
 @dataclass(frozen=True)
@@ -199,9 +197,7 @@ class TrialActor(tune.Trainable):
         if self._order.snapshots is None:
             return {"uri": self._run.uri, "step": step, "seen": []}
         kept = RunDir(f"{self._order.snapshots}/{trial_name(self._number)}")
-        if step not in checkpoint.complete_steps(kept):
-            kept.copy_from(self._run, checkpoint.directory_of(step), immutable=True)
-            checkpoint.prune(kept, _SNAPSHOTS, None)
+        keep(kept, self._run, step)
         return {"uri": kept.uri, "step": step, "seen": []}
 
     def load_checkpoint(self, saved: dict[str, object] | None) -> None:
@@ -212,12 +208,13 @@ class TrialActor(tune.Trainable):
         seen = saved["seen"]
         assert isinstance(seen, list)
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
-        steps = checkpoint.complete_steps(RunDir(uri))
-        # A trial that waited long for its place may come for a snapshot that has given way to newer ones.
-        self._start = Start(uri, step if step in steps else max(steps)) if step else None
-        if uri != self._run.uri:
-            self._over, self._replayed = False, []
-            _forget_after(self._run, self._start.step if self._start else 0)
+        if uri == self._run.uri:
+            self._start = Start(uri, nearest(self._run, step)) if step else None
+            return
+        self._over, self._replayed = False, []
+        mine = RunDir(f"{uri}-for-{trial_name(self._number)}")
+        self._start = take(RunDir(uri), mine, step) if step else None
+        _forget_after(self._run, self._start.step if self._start else 0)
 
     def cleanup(self) -> None:
         """The last trial is over."""
