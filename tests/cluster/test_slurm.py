@@ -234,13 +234,13 @@ def test_setup_and_image(batch: Batch) -> None:
 
 # --- a real Ray -----------------------------------------------------------------------------------------------------
 
-_STEPS = 100
+_STEPS = 200
 _JOB = """\
 name: steady
 task: {type: text-classification, max_length: 32}
 model: {name: FOLDER/model, dropout: 0.0}
 data: {train: FOLDER/data/train.parquet, validation: FOLDER/data/validation.parquet, window_steps: 16}
-train: {epochs: 2, batch_size: 8, learning_rate: 1e-3, log_every_steps: 5}
+train: {epochs: 4, batch_size: 8, learning_rate: 1e-3, log_every_steps: 5}
 evaluation: {every_steps: 200}
 checkpoint: {every_minutes: null}
 cluster: {cpus_per_worker: 1.5}
@@ -272,7 +272,7 @@ def test_a_run_that_is_stopped_goes_on_in_the_next_start(allocation: Allocation)
     first = _sbatch(allocation)
     _wait_for_step(folder, 20, first)
     first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=60)
+    said, _ = first.communicate(timeout=180)
     assert first.returncode == 130, said
     saved = int(re.search(r"stopped after step (\d+), which is saved", said).group(1))
     assert 20 <= saved < _STEPS
@@ -312,7 +312,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _wait_for_step(folder: Path, step: int, started: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + 240
+    until = time.monotonic() + 400
     while max(_steps(folder), default=0) < step:
         if started.poll() is not None or time.monotonic() > until:
             started.kill()
