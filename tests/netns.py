@@ -21,6 +21,8 @@ def why_not() -> str | None:
     """Why no such cluster can be had here, or None."""
     if not _TOOL.is_file():
         return "needs ../shared/tools/netns_cluster.sh, which is not part of the repository"
+    if _ROOT.is_relative_to("/tmp"):
+        return "needs a checkout outside of /tmp, which each node has for itself"
     missing = [tool for tool in ("ip", "unshare", "nsenter", "tc") if shutil.which(tool, path=_path()) is None]
     if missing:
         return f"needs {', '.join(missing)} (Debian: iproute2, util-linux)"

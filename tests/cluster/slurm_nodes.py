@@ -23,6 +23,8 @@ hostname "$3" && shift 3 && exec "$@"
 
 def why_not() -> str | None:
     """Why such nodes cannot be had here, or None."""
+    if Path(__file__).is_relative_to("/tmp"):
+        return "needs a checkout outside of /tmp, which each node has for itself"
     missing = [tool for tool in ("ip", "unshare") if shutil.which(tool, path=_path()) is None]
     if missing:
         return f"needs {', '.join(missing)} (Debian: iproute2, util-linux)"
