@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv test quickstart bench-accuracy bench-packing bench-sweep bench-sweep-many clean
+.PHONY: venv test test-slurm quickstart bench-accuracy bench-packing bench-sweep bench-sweep-many clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/check.sh
+
+# A real Ray on two nodes under the batch script, started twice: minutes, most of them imports.
+test-slurm: venv
+	LAUNCHER_TEST_SLURM=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/cluster/test_slurm.py
 
 quickstart: venv
 	$(BIN)/python jobs/quickstart/prepare.py

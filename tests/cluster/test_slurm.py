@@ -263,6 +263,7 @@ def allocation() -> Iterator[Allocation]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+@pytest.mark.skipif("LAUNCHER_TEST_SLURM" not in os.environ, reason="two starts of Ray; `make test-slurm` runs it")
 def test_a_run_that_is_stopped_goes_on_in_the_next_start(allocation: Allocation) -> None:
     folder = allocation.folder
     make_tiny_bert(folder / "model")
