@@ -74,8 +74,10 @@ def check_resources(job: JobSpec) -> None:
     Raises:
         ClusterError: it would wait for ever.
     """
-    have = ray.cluster_resources()
     cluster = job.cluster
+    if cluster.kubernetes is not None and cluster.kubernetes.autoscales:
+        return  # nodes come when workers wait for them
+    have = ray.cluster_resources()
     wants = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
     for kind, amount in wants.items():
         if amount > have.get(kind, 0.0):
