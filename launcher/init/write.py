@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.init.settle import Draft, Line
 from launcher.rundir import os_reason
+from launcher.spec.document import one_line
 from launcher.spec.load import load_job
 from launcher.tasks import params_of
 
@@ -61,7 +62,8 @@ def publish(draft: Draft, path: Path, force: bool) -> None:
     except OSError as error:
         raise SpecError((f"--output {path}: cannot be written ({os_reason(error)}); name a file elsewhere",)) from error
     except SpecError as error:
-        raise SpecError(tuple(problem.replace(str(staged), str(path)) for problem in error.problems)) from error
+        shown = one_line(str(staged))  # as problems begin with it
+        raise SpecError(tuple(problem.replace(shown, str(path), 1) for problem in error.problems)) from error
     finally:
         staged.unlink(missing_ok=True)
 

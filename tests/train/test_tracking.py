@@ -10,7 +10,7 @@ from rich.console import Console
 from jobs import make_job, write_splits
 from launcher.errors import RunError
 from launcher.prepare import absolute
-from launcher.records import EvaluationRecord, TrialRecord
+from launcher.records import EvaluationRecord, StepRecord, TrialRecord
 from launcher.run import run_sweep
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
@@ -23,6 +23,13 @@ def _job(tiny_bert: Path, folder: Path, uri: str) -> JobSpec:
         tiny_bert, data, folder / "runs",
         train={"epochs": 2, "batch_size": 16}, evaluation={"every_steps": 4}, logging={"mlflow": uri},
         tune={"space": {"train.learning_rate": {"choice": [1e-4, 1e-3]}}, "search": "grid", "max_concurrent": 2},
+    )  # fmt: skip
+
+
+def _step(step: int, loss: float) -> StepRecord:
+    return StepRecord(
+        step=step, epoch=1, loss=loss, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0, samples_per_s=1.0,
+        elapsed_s=1.0,
     )  # fmt: skip
 
 
@@ -39,7 +46,7 @@ def test_a_run_that_goes_on_keeps_its_name_there(tiny_bert: Path, tmp_path: Path
     for attempt in range(2):
         tracker = tracking.Tracker(store, first)
         for step in range(5):
-            tracker.write(5 * attempt + step, {"train/loss": 1.0 / (1 + step)})
+            tracker.write(_step(5 * attempt + step, 1.0 / (1 + step)))
         tracker.close()
     found = MlflowClient(tracking_uri=store)
     assert [m.step for m in found.get_metric_history(first, "train/loss")] == list(range(10))
@@ -53,7 +60,7 @@ def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pyt
         tracking.begin(run, job, {})
     assert tracking.find(run, job) is None
     tracker = tracking.Tracker("http://127.0.0.1:9", "gone")
-    tracker.write(1, {"train/loss": 1.0})
+    tracker.write(_step(1, 1.0))
     tracker.close()
     assert "takes no more numbers" in caplog.text
 
