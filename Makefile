@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv test test-slurm quickstart bench-accuracy bench-packing bench-sweep bench-sweep-many clean
+.PHONY: venv test test-slurm quickstart bench-accuracy bench-leakage bench-packing bench-sweep bench-sweep-many clean
 
 venv: $(STAMP)
 
@@ -36,6 +36,9 @@ bench-packing: venv
 
 bench-sweep-many: venv
 	$(BIN)/python tests/benchmarks/sweep/many.py
+
+bench-leakage: venv
+	$(BIN)/python tests/benchmarks/leakage/run.py
 
 bench-sweep: venv
 	$(BIN)/python tests/benchmarks/sweep/run.py

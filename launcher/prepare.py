@@ -50,7 +50,7 @@ def prepare(job: JobSpec) -> Prepared:
     splits = open_splits(job)
     task = build_task(job)
     for split in splits.values():
-        _check_columns(split, task)
+        check_columns(split, task)
     job = _learn(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
     facts = task.check_model()
@@ -100,7 +100,12 @@ def open_splits(job: JobSpec) -> dict[str, Split]:
     return splits
 
 
-def _check_columns(split: Split, task: Task) -> None:
+def check_columns(split: Split, task: Task) -> None:
+    """Refuse a split that lacks a column the task reads.
+
+    Raises:
+        DataError: it does, or the task takes one column as both input and label.
+    """
     both = sorted(set(task.input_columns) & set(task.target_columns))
     if both:
         raise DataError(f"task: column {both[0]!r} is both input and label, so there is nothing to learn; name two")

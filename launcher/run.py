@@ -18,8 +18,9 @@ from launcher.console import watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
 from launcher.errors import Interrupted, LauncherError, RunError
+from launcher.leakage import refuse_leaks, told_leaks
 from launcher.plan import Plan
-from launcher.prepare import Prepared, open_splits, prepare
+from launcher.prepare import Prepared, prepare
 from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
 from launcher.report.render import write_report
 from launcher.report.sweep import write_sweep_report
@@ -27,13 +28,11 @@ from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import curve_values, spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
-from launcher.spec.problems import not_one_of
 from launcher.train import checkpoint, prometheus, tracking
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
-_SPLITS = ("validation", "test")  # the training stream is no evaluation
 
 
 def run_job(job: JobSpec, console: Console) -> RunDir:
@@ -44,16 +43,18 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         TrainingError: the run stopped; what is saved is kept.
     """
     prepared = prepare(job)
-    run, plan = prepared.run, prepared.plan
+    run, plan, finished = prepared.run, prepared.plan, _finished(prepared)
+    leaks = None if finished else refuse_leaks(prepared.job, run, prepared.splits)
     _open_run(prepared)
-    if _finished(prepared):
+    if finished:
         console.print(
             f"run {run.uri} is complete; give the job another name to train again", highlight=False, soft_wrap=True
         )
     else:
         resumed = checkpoint.latest_step(run)
         _say_what_comes(prepared, resumed, console)
-        _work_to_the_end(prepared, console)
+        with told_leaks(prepared.job, run, prepared.splits, leaks, console):
+            _work_to_the_end(prepared, console)
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
@@ -71,7 +72,10 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     from launcher.tune.view import watch_sweep
 
     opened = open_sweep(job)
-    sweep, plan = opened.sweep, opened.prepared.plan
+    sweep, prepared, plan = opened.sweep, opened.prepared, opened.prepared.plan
+    # Once per sweep, and the test data stays shut: it is compared when the best job runs.
+    compared = prepared.splits if sweep.record.best is None else {}
+    leaks = refuse_leaks(prepared.job, sweep.run, compared)
     spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
     console.print(
         f"{plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
@@ -79,9 +83,12 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         highlight=False,
         soft_wrap=True,
     )
-    tracking.begin(run, opened.prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
+    tracking.begin(run, prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
     try:
-        with watch_sweep(spec, metric, mode, console) as listener:
+        with (
+            watch_sweep(spec, metric, mode, console) as listener,
+            told_leaks(prepared.job, run, compared, leaks, console),
+        ):
             tuned = run_trials(opened, listener)
     finally:
         write_sweep_report(run)
@@ -144,34 +151,6 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
     found = run.find_record("scores-test.json", ScoresRecord)
     scores = {f"test/{name}": value for name, value in found.metrics.items()} if found is not None else {}
     tracking.end(run, job, "FINISHED", scores)
-
-
-def evaluate_run(run: RunDir, split: str, console: Console) -> ScoresRecord:
-    """Score a finished run's exported model on a split of its data, by the workers its job file asks for.
-
-    Raises:
-        RunError: the run has no model yet, or no such split.
-    """
-    job = read_job(run)
-    if split not in _SPLITS:
-        raise RunError(not_one_of("--split", split, _SPLITS))
-    if not run.exists("model/config.json"):
-        raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
-    if getattr(job.data, split) is None:
-        raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
-    plan = run.read_record("plan.json", Plan)
-    splits = open_splits(job)
-    model_job = job.model_copy(update={"model": job.model.exported(run.path("model"))})
-    data = CanonicalData(model_job, plan, splits, _from_the_start)
-    with ray_session(model_job), watch(plan, console) as line:
-        order = WorkOrder(run, model_job, plan, splits, line.post, evaluate_only=split)
-        fit(Fit(model_job, run, data, (split,)), work, {"order": order}, line.ask_stop)
-    write_report(run)
-    return run.read_record(f"scores-{split}.json", ScoresRecord)
-
-
-def _from_the_start() -> int:
-    return 0
 
 
 def _open_run(prepared: Prepared) -> None:

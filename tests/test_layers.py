@@ -16,20 +16,21 @@ _ORDER = (
     ("errors", "arrays"),
     ("spec",),
     ("records",),
-    ("rundir",),
+    ("rundir", "leaks"),
     ("plan", "metrics", "models", "submit"),
     ("tasks",),
     ("data",),
     ("train",),
-    ("evaluate", "predict", "export", "report"),
-    ("prepare", "console", "worker", "init"),
-    ("tune",),
+    ("predict", "export", "report"),
+    ("prepare", "console", "worker", "init", "leakage"),
+    ("tune", "evaluate"),
     ("run",),
+    ("replay",),
     ("cli",),
     ("__main__",),
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
-_NARROW = {room: {"errors", "spec", "records", "rundir", room} for room in ("submit", "report")}
+_NARROW = {room: {"errors", "spec", "records", "rundir", "leaks", room} for room in ("submit", "report")}
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {

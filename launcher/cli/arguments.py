@@ -1,5 +1,7 @@
 """What commands share: their arguments, where they print, how a job file is read. Runs on the client."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from launcher.rundir import RunDir
     from launcher.spec.job import JobSpec
 
 OUT, ERR = Console(), Console(stderr=True)
@@ -37,3 +40,31 @@ def load(path: Path, overrides: list[str] | None, here: bool = True) -> "JobSpec
     if here:
         check_storage(job.output.storage)
     return job
+
+
+def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str]) -> "JobSpec":
+    """A run's job file, resolved as the run left it, with changes.
+
+    Args:
+        run: the run.
+        overrides: changes by dotted path.
+        allowed: sections and keys that may be changed.
+
+    Raises:
+        UserError: a change is not allowed, or everything that is wrong with the job.
+    """
+    from launcher.errors import UserError
+    from launcher.spec.load import load_job
+    from launcher.tasks import params_of
+
+    for override in overrides or ():
+        key = override.partition("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in allowed):
+            raise UserError(
+                f"override {override}: {key} belongs to what was trained, which stays; only {', '.join(allowed)} may "
+                "be changed here"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.yaml"
+        path.write_bytes(run.read_bytes("job.yaml"))
+        return load_job(path, overrides or (), params_of)

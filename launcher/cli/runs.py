@@ -6,12 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from launcher.cli.arguments import OUT, JobFile, Overrides, Run, load
+from launcher.cli.arguments import OUT, JobFile, Overrides, Run, load, load_run
+from launcher.errors import UserError
 
 if TYPE_CHECKING:
+    from launcher.evaluate import Difference
+    from launcher.leaks import LeakageRecord
     from launcher.plan import Plan
+    from launcher.records import ScoresRecord
 
 commands = typer.Typer()
+
+_EVALUATE_KEYS = ("cluster", "parallel", "task", "data.format", "data.on_bad_row", "evaluation.batch_size")
 
 
 @commands.command()
@@ -42,26 +48,49 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
         from launcher.tune.tuner import check_sweep
 
         check_sweep(spec)
+    from launcher.leakage import compare_splits
+
     prepared = prepare(spec)
     try_rows(prepared)
-    _print_plan(prepared.plan)
+    # The test data of a sweep stays shut.
+    shut = ("test",) if spec.tune is not None else ()
+    open_splits = {name: split for name, split in prepared.splits.items() if name not in shut}
+    _print_plan(prepared.plan, compare_splits(prepared.job, prepared.run, open_splits))
 
 
 @commands.command()
-def evaluate(run: Run, split: Annotated[str, typer.Option(help="validation or test.")] = "test") -> None:
-    """Score a run's exported model on a split of its data."""
+def evaluate(
+    run: Run,
+    overrides: Overrides = None,
+    split: Annotated[str | None, typer.Option(help="validation or test (the default) of the run's own data.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other data instead: a file, directory, glob, URI or data set of the hub.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of scores-NAME.json for --data; made of the location.")] = None,
+) -> None:
+    """Score a run's exported model on a split of its data, or on other data beside it.
+
+    Changes may be made to cluster, parallel, task (columns), data.format, data.on_bad_row and evaluation.batch_size.
+    """
     from launcher.rundir import find_run
 
+    if data is not None and split is not None:
+        raise UserError("--data and --split: give one of them, as other data is no split of the run")
+    if data is None and name is not None:
+        raise UserError("--name: names the scores on --data; give --data too, or leave it out")
     found = find_run(run)
-    from launcher.run import evaluate_run
+    job = load_run(found, overrides, _EVALUATE_KEYS)
+    from launcher.evaluate import differences, evaluate_data, evaluate_run
 
-    scores = evaluate_run(found, split, OUT)
-    table = Table("metric", split, "baseline")
-    for name, value in scores.metrics.items():
-        baseline = scores.baseline.get(name)
-        table.add_row(name, f"{value:.4f}", "" if baseline is None else f"{baseline:.4f}")
-    OUT.print(table)
-    OUT.print(f"{scores.rows} rows; details in {found.path(f'scores-{split}.json')}", highlight=False, soft_wrap=True)
+    if data is None:
+        scores = evaluate_run(found, split or "test", OUT, job)
+    else:
+        scores = evaluate_data(found, data, OUT, name, job)
+    own, rows = differences(found, scores)
+    _print_scores(scores, own if data is not None else "", rows)
+    OUT.print(
+        f"{scores.rows} rows; details in {found.path(f'scores-{scores.split}.json')}", highlight=False, soft_wrap=True
+    )
 
 
 @commands.command()
@@ -121,7 +150,23 @@ def schema() -> None:
     typer.echo(json.dumps(job_schema(params_models()), indent=1))
 
 
-def _print_plan(plan: "Plan") -> None:
+def _print_scores(scores: "ScoresRecord", own: str, rows: "tuple[Difference, ...]") -> None:
+    """The metrics; beside those of the run's own split where there is one."""
+    table = Table("metric", scores.split, *((own, "difference") if own else ()), "baseline")
+    for row in rows:
+        beside = (_figure(row.own), "" if row.change is None else f"{row.change:+.4f}") if own else ()
+        table.add_row(row.name, _figure(row.value), *beside, _figure(row.baseline))
+    OUT.print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
+    from launcher.leakage import leak_notes
+    from launcher.leaks import clean_sentence
+
     table = Table(show_header=False, box=None)
     rows = {
         "task": plan.task,
@@ -132,8 +177,10 @@ def _print_plan(plan: "Plan") -> None:
         "workers": f"{plan.workers}, ZeRO-{plan.zero}, {plan.accumulation} x {plan.micro_batch} samples each per step",
         "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients, optimizer states per worker",
     }
+    if leaks is not None and not leaks.leaks:
+        rows["leakage"] = clean_sentence(leaks)
     for name, value in rows.items():
         table.add_row(name, value)
     OUT.print(table)
-    for note in plan.notes:
+    for note in (*plan.notes, *leak_notes(leaks)):
         OUT.print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -94,7 +94,7 @@ def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table
     """
     wanted = np.sort(rows)
     kept, seen = [], 0
-    for batch in _batches(fragment, list(columns)):
+    for batch in read_batches(fragment, columns):
         low, high = np.searchsorted(wanted, [seen, seen + batch.num_rows])
         if high > low:
             kept.append(batch.take(pa.array(wanted[low:high] - seen)))
@@ -105,15 +105,16 @@ def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table
     return table.take(pa.array(np.searchsorted(wanted, rows)))
 
 
-def _batches(fragment: Fragment, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def read_batches(fragment: Fragment, columns: Sequence[str], rows: int = 16384) -> Iterator[pa.RecordBatch]:
+    """All rows of one fragment in order, at most `rows` at once (of a record batch: all at once)."""
     fs, path = open_uri(fragment.path)
     try:
         if fragment.format == "parquet":
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False)
-            yield from file.iter_batches(16384, row_groups=[fragment.index], columns=columns, use_threads=False)
+            yield from file.iter_batches(rows, row_groups=[fragment.index], columns=list(columns), use_threads=False)
         else:
             reader = _arrow_reader(fs, path)
-            yield reader.get_batch(fragment.index).select(columns)
+            yield reader.get_batch(fragment.index).select(list(columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{fragment.path}: cannot be read ({first_line(error)}); restore the file") from error
 

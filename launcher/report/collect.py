@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from launcher.errors import RunError
+from launcher.leaks import LeakageRecord
 from launcher.records import (
     EnvironmentRecord,
     EvaluationRecord,
@@ -47,6 +48,8 @@ class ReportData:
     """Where the time went, in order."""
     scores: tuple[ScoresRecord, ...]
     """One per scored split: test, validation, then any other by name."""
+    leakage: LeakageRecord | None
+    """Rows that the splits have in common."""
     result: ResultRecord | None
     files: tuple[str, ...]
     """Files worth a link, relative to the run directory."""
@@ -108,6 +111,7 @@ def collect(run: RunDir) -> ReportData:
         generations=tuple(generations),
         times=tuple(times),
         scores=_read_scores(run),
+        leakage=run.find_record("leakage.json", LeakageRecord),
         result=run.find_record("result.json", ResultRecord),
         files=tuple(path for path in _LINKED if run.exists(path)),
     )

@@ -48,6 +48,9 @@ def tiles(data: ReportData) -> tuple[Tile, ...]:
     broken = [step.step for step in data.steps if not math.isfinite(step.loss)]
     if broken:
         found.append(Tile("Loss not finite", f"{len(broken):,} steps", f"the first is step {broken[0]:,}", warns=True))
+    for pair in data.leakage.leaks if data.leakage is not None else ():
+        label = f"{pair.split.capitalize()} rows in {pair.other}"
+        found.append(Tile(label, f"{pair.duplicates:,}", f"of {pair.rows:,}, the same inputs", warns=True))
     skipped = skipped_rows(data)
     if skipped:
         note = ", ".join(f"{where} {count:,}" for where, count in skipped.items())

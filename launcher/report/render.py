@@ -14,6 +14,7 @@ import plotly.offline as plotly_offline  # type: ignore[import-untyped]  # plotl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from launcher.leaks import clean_sentence, leak_sentences
 from launcher.records import ConfusionMatrix, ScoresRecord
 from launcher.report import charts, headline, numbers, passages
 from launcher.report.charts import Chart
@@ -85,6 +86,8 @@ def render(data: ReportData) -> str:
         verdict=headline.verdict(data),
         tiles=headline.tiles(data),
         missing=missing(data),
+        leaks=leak_sentences(data.leakage) if data.leakage is not None else (),
+        no_leaks=clean_sentence(data.leakage) if data.leakage is not None else "",
         curves=curves,
         splits=splits,
         writings=passages.writings(data.generations),

@@ -44,6 +44,10 @@ class DataSpec(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used (null text, unknown label): stop and name it, or count and skip it."""
 
+    leakage: Literal["warn", "error", "off"] = "warn"
+    """Look for validation and test rows whose inputs are also in the training data: tell (while training begins),
+    refuse to train (before it begins), or do not look."""
+
     group_by_length: bool = True
     """Put samples of like length into the same global batch: less padding, same rows."""
 

@@ -7,7 +7,7 @@ from launcher.spec.job import JobSpec
 
 _CURVE_SECTIONS = {"seed", "task", "model", "data", "train"}
 # These look at the run without changing it.
-_ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}}
+_ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage"}}
 
 
 def spec_hash(job: JobSpec) -> str:
@@ -27,6 +27,11 @@ def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
 def curve_values(job: JobSpec) -> dict[str, str]:
     """All that the loss curve depends on, as dotted keys with their values as JSON."""
     return _leaves(_curve_sections(job))
+
+
+def job_values(job: JobSpec) -> dict[str, str]:
+    """All keys of a job but its name and place, as `curve_values` has them: what two runs may differ in."""
+    return _leaves(job.model_dump(mode="json", exclude={"name", "output"}))
 
 
 def _curve_sections(job: JobSpec) -> dict[str, object]:

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from jobs import example_table, make_job, write_splits
 from launcher.errors import DataError, RunError
+from launcher.evaluate import evaluate_run
 from launcher.predict import predict_run
 from launcher.records import EvaluationRecord, ScoresRecord, StepRecord
-from launcher.run import evaluate_run, run_job
+from launcher.run import run_job
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from launcher.spec.identity import spec_difference, spec_hash
+from launcher.spec.identity import job_values, spec_difference, spec_hash
 from launcher.spec.job import JobSpec
 
 JOB: dict[str, dict[str, object]] = {
@@ -44,6 +44,7 @@ def test_the_order_of_keys_and_keys_that_are_numbers_do_not_matter() -> None:
         {"checkpoint": {"every_steps": 5}},
         {"evaluation": {"metric": "f1", "batch_size": 8}},
         {"train": {"log_every_steps": 1, "sync_check_steps": 1}},
+        {"data": {"leakage": "off"}},
     ],
 )
 def test_what_the_curve_does_not_depend_on_is_left_out(changes: dict[str, object]) -> None:
@@ -70,3 +71,9 @@ def test_what_the_curve_depends_on_changes_the_hash_and_is_named(
 ) -> None:
     assert spec_hash(job(**changes)) != spec_hash(job())
     assert spec_difference(job(), job(**changes)) == difference
+
+
+def test_all_but_name_and_place_can_be_told_apart() -> None:
+    values = job_values(job(parallel={"zero": 3}, output={"storage": "elsewhere"}))
+    assert values["parallel.zero"] == "3" and values["cluster.workers"] == "1" and values["train.batch_size"] == "32"
+    assert not [key for key in values if key.startswith(("name", "output"))]

@@ -1,0 +1,195 @@
+"""Scores a finished run's exported model: on a split of its own data, or on data it never saw. Runs on the head.
+
+The workers are those the run's job file asks for; what each does is `worker.py`. Results are `scores-<name>.json`.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from launcher.console import watch
+from launcher.data.convert import as_splittable
+from launcher.data.sources import Split, open_split
+from launcher.data.stream import CanonicalData, judge
+from launcher.errors import DataError, RunError
+from launcher.plan import Plan
+from launcher.prepare import check_columns
+from launcher.records import ResultRecord, ScoresRecord
+from launcher.report.render import write_report
+from launcher.rundir import RunDir, read_job
+from launcher.spec.job import JobSpec
+from launcher.spec.problems import not_one_of
+from launcher.tasks import build_task
+from launcher.train.trainer import Fit, fit, ray_session
+from launcher.worker import WorkOrder, work
+
+SPLITS = ("validation", "test")
+"""What may be scored of a run's own data: the training stream is no evaluation."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TRIED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric on new data, beside the run's own.
+
+    Args:
+        name: of the metric.
+        value: on the new data.
+        own: on the run's test (or validation) data; None where it was not scored.
+        baseline: of the new data; None where there is none.
+    """
+
+    name: str
+    value: float
+    own: float | None
+    baseline: float | None
+
+    @property
+    def change(self) -> float | None:
+        """How much more (or, negative, less) it is than on the run's own data."""
+        return None if self.own is None else self.value - self.own
+
+
+def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None = None) -> ScoresRecord:
+    """Score a finished run's exported model on a split of its data, by the workers its job file asks for.
+
+    Args:
+        run: a finished run.
+        split: `validation` or `test`.
+        console: shows how far it is.
+        job: the run's, with changes; None takes it as it is.
+
+    Raises:
+        RunError: the run has no model yet, or no such split.
+    """
+    job = job or read_job(run)
+    if split not in SPLITS:
+        raise RunError(not_one_of("--split", split, SPLITS))
+    _check_model(run)
+    locations = getattr(job.data, split)
+    if locations is None:
+        raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
+    return _score(run, job, _open(job, split, locations), console)
+
+
+def evaluate_data(
+    run: RunDir, location: str, console: Console, name: str | None = None, job: JobSpec | None = None
+) -> ScoresRecord:
+    """Score a finished run's exported model on other data with the same columns.
+
+    Args:
+        run: a finished run.
+        location: file, directory, glob, URI or data set of the hub, as in the job file.
+        console: shows how far it is.
+        name: of `scores-<name>.json`; None makes one of the location.
+        job: the run's, with changes; None takes it as it is.
+
+    Raises:
+        RunError: the run has no model yet, or the name cannot be used.
+        DataError: the data cannot be read, lacks a column, or has labels that the model does not know.
+    """
+    job = job or read_job(run)
+    name = checked_name(name) if name is not None else name_of(location)
+    _check_model(run)
+    split = _open(job, name, (location,))
+    task = build_task(job)
+    check_columns(split, task)
+    _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
+    ids = np.arange(min(_TRIED_ROWS, split.rows), dtype=np.int64)
+    encoded = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
+    judge(split, ids, encoded, job.data.on_bad_row)  # before Ray starts
+    return _score(run, job, split, console)
+
+
+def checked_name(name: str) -> str:
+    """A name for `scores-<name>.json`.
+
+    Raises:
+        RunError: it is one of the run's own splits, or no file name.
+    """
+    if name in (*SPLITS, "train"):
+        raise RunError(f"--name: {name} is a split of the run itself, whose scores stay; give another name")
+    if not _NAME.fullmatch(name):
+        raise RunError(
+            f"--name: {name} is not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or "
+            "digit first; give one that is"
+        )
+    return name
+
+
+def name_of(location: str) -> str:
+    """A name for the scores on some data: the file's or directory's, with its parent's where that says nothing."""
+    bare = location.split("://", 1)[-1].split("?", 1)[0] if "://" in location else location.removeprefix("hub:")
+    parts = [part for part in re.split(r"[/#]", bare) if part and part not in (".", "..")]
+    named = [part for part in parts if not set(part) & set("*[]?")] or ["data"]
+    words = [re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") for part in named]
+    is_file = bool(parts) and parts[-1] == named[-1] and "#" not in location
+    last = words[-1].rsplit(".", 1)[0].rstrip("-._") if is_file and "." in words[-1] else words[-1]
+    if last in (*SPLITS, "train", ""):
+        before = words[-2] if len(words) > 1 and words[-2] else "other"
+        last = f"{before}-{last or 'data'}"
+    return last[:63]
+
+
+def differences(run: RunDir, scores: ScoresRecord) -> tuple[str, tuple[Difference, ...]]:
+    """The split of the run that new scores are laid beside, "" where none was scored, and each metric on both."""
+    own = next((found for split in ("test", "validation") if (found := _scores(run, split)) is not None), None)
+    values = {**scores.metrics, "loss": scores.loss}
+    other = {**own.metrics, "loss": own.loss} if own is not None else {}
+    rows = (Difference(name, value, other.get(name), scores.baseline.get(name)) for name, value in values.items())
+    return own.split if own is not None else "", tuple(rows)
+
+
+def _scores(run: RunDir, split: str) -> ScoresRecord | None:
+    return run.find_record(f"scores-{split}.json", ScoresRecord)
+
+
+def _check_model(run: RunDir) -> None:
+    if not run.exists("model/config.json"):
+        raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
+
+
+def _open(job: JobSpec, name: str, locations: tuple[str, ...]) -> Split:
+    return open_split(name, as_splittable(name, locations, job.data.format, f"{job.output.storage}/.cache"))
+
+
+def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...] | None) -> None:
+    """Numbers index the model's classes; data that gives them other names would be scored as nonsense.
+
+    Raises:
+        DataError: it does.
+    """
+    for column in targets:
+        names = dict(split.class_names).get(column)
+        kind = split.schema.field(column).type
+        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        if known and names and names != tuple(known) and pa.types.is_integer(kind):
+            raise DataError(
+                f"{split.locate(0)[0]}: the classes of {column} are {', '.join(names)}, but the model knows "
+                f"{', '.join(known)}; write the model's names instead of numbers"
+            )
+
+
+def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresRecord:
+    plan = run.read_record("plan.json", Plan)
+    model_job = job.model_copy(update={"model": job.model.exported(run.path("model"))})
+    splits = {split.name: split}
+    data = CanonicalData(model_job, plan, splits, _from_the_start)
+    with ray_session(model_job), watch(plan, console) as line:
+        order = WorkOrder(run, model_job, plan, splits, line.post, evaluate_only=split.name)
+        fit(Fit(model_job, run, data, (split.name,)), work, {"order": order}, line.ask_stop)
+    scores = run.read_record(f"scores-{split.name}.json", ScoresRecord)
+    result = run.find_record("result.json", ResultRecord)
+    if result is not None and scores.step != result.best_step:  # the stream counts to the plan's end
+        scores = scores.model_copy(update={"step": result.best_step})
+        run.write_record(f"scores-{split.name}.json", scores)
+    write_report(run)
+    return scores
+
+
+def _from_the_start() -> int:
+    return 0

@@ -1,0 +1,92 @@
+"""A run once more on a real Ray: the same curve under another cut; and the exported model on data it never saw."""
+
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from rich.console import Console
+
+import launcher.cli.main as cli
+from jobs import example_table, make_job, write_splits
+from launcher.leaks import LeakageRecord
+from launcher.records import ScoresRecord, StepRecord
+from launcher.run import run_job
+from launcher.rundir import RunDir
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bert: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    folder = tmp_path_factory.mktemp("replay")
+    data = write_splits(folder / "data", 60, validation=21, test=19)
+    return run_job(make_job(tiny_bert, data, folder / "runs", train={"learning_rate": 5e-3}), Console(file=StringIO()))
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(cli, "_quiet", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return call
+
+
+def test_the_run_knows_what_its_splits_have_in_common(run: RunDir) -> None:
+    record = run.read_record("leakage.json", LeakageRecord)
+    assert [(pair.split, pair.other, pair.duplicates) for pair in record.pairs] == [
+        ("validation", "train", 0), ("test", "train", 0), ("test", "validation", 0),
+    ]  # fmt: skip
+    assert "Rows in common: no row of validation is in train" in run.read_bytes("report.html").decode()
+
+
+def test_a_replay_under_another_cut_agrees_and_a_doctored_run_does_not(
+    run: RunDir, launcher: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher("replay", run.uri, "cluster.workers=1", "parallel.micro_batch=4", "parallel.zero=0") == 0
+    said = capsys.readouterr().out
+    assert "the losses of all 6 steps agree within 1e-05" in said or "have the same bits" in said
+    assert "the metrics of all 1 evaluations agree" in said and "dropout" not in said
+    again = RunDir(f"{run.uri}-replay")
+    assert b"launcher compare" in again.read_bytes("compare.html")[:2000]
+    lines = list(run.read_metrics())
+    broken = [
+        line.model_copy(update={"loss": 9.5}) if isinstance(line, StepRecord) and line.step == 4 else line
+        for line in lines
+    ]
+    run.delete("metrics.jsonl")
+    run.append_metrics(broken)
+    try:
+        assert launcher("replay", run.uri, "--name", again.name) == 1, "it is complete: compared again, not trained"
+    finally:
+        run.delete("metrics.jsonl")
+        run.append_metrics(lines)
+    said = capsys.readouterr().out
+    assert "the loss curves differ: loss at step 4: 9.5 and " in said
+
+
+def test_the_model_is_scored_on_other_data_beside_its_own(
+    run: RunDir, launcher: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = example_table(40, 9)
+    labels = table.column("label").to_pylist()
+    hard = ["b" if label == "a" else "a" for label in labels[:10]] + labels[10:]
+    pyarrow.csv.write_csv(table.set_column(1, "label", pa.array(hard)), tmp_path / "far.csv")
+    before = run.read_bytes("scores-test.json")
+    assert launcher("evaluate", run.uri, "cluster.workers=1", "--data", str(tmp_path / "far.csv")) == 0
+    said = capsys.readouterr().out
+    scores = run.read_record("scores-far.json", ScoresRecord)
+    own = run.read_record("scores-test.json", ScoresRecord)
+    assert scores.rows == 40 and scores.split == "far" and scores.step == own.step
+    assert scores.worst[0].file == str(tmp_path / "far.csv")
+    change = scores.metrics["accuracy"] - own.metrics["accuracy"]
+    assert f"{change:+.4f}" in said and "difference" in said and "test" in said
+    assert run.read_bytes("scores-test.json") == before
+    assert "Scores on far" in run.read_bytes("report.html").decode()

@@ -1,0 +1,246 @@
+"""Runs side by side: what is told of them, that the page is whole and offline, and when two curves are one."""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import RunError
+from launcher.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
+from launcher.report.agree import agreement
+from launcher.report.collect import collect
+from launcher.report.compare import MARK, compare, render_comparison, write_comparison
+from launcher.rundir import RunDir
+
+MakeRun = Callable[..., RunDir]
+
+
+def _edit_job(run: RunDir, old: str, new: str) -> None:
+    text = run.read_bytes("job.yaml").decode()
+    assert old in text
+    run.write_bytes("job.yaml", text.replace(old, new).encode())
+
+
+def _change(run: RunDir, change: Callable[[MetricsLine], MetricsLine | None]) -> None:
+    lines = [changed for line in run.read_metrics() if (changed := change(line)) is not None]
+    run.delete("metrics.jsonl")
+    run.append_metrics(lines)
+
+
+def _louder(step: int, by: float) -> Callable[[MetricsLine], MetricsLine]:
+    def change(line: MetricsLine) -> MetricsLine:
+        hit = isinstance(line, StepRecord) and line.step == step
+        return line.model_copy(update={"loss": line.loss + by}) if hit else line
+
+    return change
+
+
+# ---- the comparison ----
+
+
+def test_metrics_stand_beside_each_other_with_the_best_marked(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
+    scores = other.read_record("scores-test.json", ScoresRecord)
+    better = {**scores.metrics, "accuracy": 0.9, "only_here": 0.5}
+    other.write_record("scores-test.json", scores.model_copy(update={"metrics": better, "loss": 0.3}))
+    rows = {row.name: row for row in compare((one, other)).metrics}
+    assert list(rows)[:3] == ["test accuracy", "test f1_macro", "test mcc"]
+    assert rows["test accuracy"].values == ("0.7710", "0.9000") and rows["test accuracy"].best == (1,)
+    assert rows["test loss"].values == ("0.4711", "0.3000") and rows["test loss"].best == (1,), "less loss is better"
+    assert rows["validation accuracy"].best == (), "the same"
+    assert rows["test only_here"].values == ("", "0.5000") and rows["test only_here"].best == ()
+
+
+def test_less_is_better_where_the_plan_says_so(make_run: MakeRun) -> None:
+    runs = [make_run(name, ("a", "b"), steps=30) for name in ("one", "other")]
+    for run, value in zip(runs, (3.0, 2.0), strict=True):
+        scores = run.read_record("scores-test.json", ScoresRecord)
+        run.write_record("scores-test.json", scores.model_copy(update={"metrics": {"error_rate": value}}))
+    rows = {row.name: row for row in compare(runs).metrics}
+    assert rows["test error_rate"].best == (0,)
+    for run in runs:
+        run.write_bytes("plan.json", json.dumps({"metric": "error_rate", "metric_mode": "min"}).encode())
+    rows = {row.name: row for row in compare(runs).metrics}
+    assert rows["test error_rate"].best == (1,) and rows["test error_rate"].note == "less is better"
+
+
+def test_only_differences_of_the_job_files_are_told_and_which_change_the_curve(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
+    comparison = compare((one, other))
+    assert comparison.job_differences == () and comparison.environment_differences == ()
+    assert comparison.agreement[0] == "the losses of all 30 steps have the same bits"
+    _edit_job(other, "batch_size: 32}", "batch_size: 64}\ncluster: {workers: 4}\nparallel: {zero: 3}")
+    environment = other.read_record("environment.json", EnvironmentRecord)
+    packages = {**environment.packages, "torch": "2.12.0"}
+    other.write_record("environment.json", environment.model_copy(update={"packages": packages, "workers": ()}))
+    comparison = compare((one, other))
+    assert [(row.name, *row.values, row.note) for row in comparison.job_differences] == [
+        ("train.batch_size", "32", "64", "yes"),
+        ("parallel.zero", '"auto"', "3", "no"),
+        ("cluster.workers", "1", "4", "no"),
+    ]
+    changed = {row.name: row.values for row in comparison.environment_differences}
+    assert changed == {"torch": ("2.13.0", "2.12.0"), "hosts": ("node-1", ""), "devices": ("cpu", "")}
+    assert comparison.agreement == (), "another curve is not meant to be the same"
+    facts = {row.name: row.values for row in comparison.facts}
+    assert facts["workers"] == ("1, ZeRO-0", "4, ZeRO-3") and facts["memory per worker"] == ("1.3 GiB", "")
+    assert facts["model"] == ("models/minilm",) * 2 and facts["steps"] == ("30", "30")
+
+
+def test_runs_of_different_tasks_are_compared_with_a_warning(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", steps=30)
+    other.delete("result.json")
+    _edit_job(other, "data/dev.parquet", "data/other.parquet")
+    comparison = compare((one, other))
+    assert comparison.warnings == (
+        "The runs learn different tasks (text-classification, text-regression): their losses and metrics are not "
+        "alike.",
+        "The runs were validated on different data.",
+        "Not finished: other.",
+    )
+    page = render_comparison(comparison)
+    assert "Validation accuracy" in page and "Validation pearson" in page
+
+
+def test_a_run_without_scores_shows_its_best_evaluation(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
+    for name in ("scores-test.json", "scores-validation.json", "environment.json", "plan.json", "result.json"):
+        other.delete(name)
+    rows = {row.name: row for row in compare((one, other)).metrics}
+    assert rows["test accuracy"].values[1] == "" and rows["validation accuracy"].values[1] != ""
+
+
+def test_names_are_as_long_as_they_must_be(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("same", ("a", "b"), steps=30)
+    (tmp_path / "elsewhere").mkdir()
+    os.rename(tmp_path / "same", tmp_path / "elsewhere" / "same")
+    again = make_run("same", ("a", "b"), steps=30)
+    moved = RunDir(str(tmp_path / "elsewhere" / "same"))
+    assert compare((moved, again)).names == ("elsewhere/same", f"{tmp_path.name}/same")
+    with pytest.raises(RunError, match=r"same: is given twice; give different runs"):
+        compare((run, RunDir(run.uri + "/")))
+
+
+def test_a_run_without_metrics_is_refused(make_run: MakeRun, begun: RunDir) -> None:
+    with pytest.raises(
+        RunError, match=r"begun: has no metrics yet \(metrics\.jsonl\); let it train for some steps first"
+    ):
+        compare((make_run("one", ("a", "b"), steps=30), begun))
+
+
+# ---- the page ----
+
+
+def test_the_page_is_whole_and_offline(make_run: MakeRun, hostile: str) -> None:
+    runs = [make_run(f"run-{i}", (hostile, hostile + "2"), steps=30, comment=hostile) for i in range(9)]
+    for run in runs:
+        scores = run.read_record("scores-test.json", ScoresRecord)
+        run.write_record("scores-test.json", scores.model_copy(update={"metrics": {hostile: 0.5}}))
+        _change(
+            run,
+            lambda line: line.model_copy(update={"metrics": {hostile: 0.5}}) if line.kind == "evaluation" else line,
+        )
+    _edit_job(runs[1], "models/minilm", json.dumps(hostile))
+    text = render_comparison(compare(runs))
+    before, data, *_ = re.split(r'<script type="application/json" id="figures">|</script>', text)
+    assert "<script" not in before and "<img" not in before and not re.search(r"<[^>]*\ssrc=", before)
+    assert "default-src &#39;none&#39;;" in before
+    places = re.findall(r'data-figure="(.*?)"', before)
+    figures = json.loads(data)
+    assert places == list(figures)
+    loss = figures["compare-0"]["data"]
+    assert len(loss) == 18 and [trace["legendgroup"] for trace in loss[:2]] == ["run-0", "run-0"]
+    assert [trace["showlegend"] for trace in loss[:2]] == [False, True], "a click on the name hides both"
+    assert loss[1]["line"]["dash"] == "solid" and loss[17]["line"]["dash"] == "dash", "the eighth looks like no other"
+    assert "★" not in text, "all are the same"
+
+
+def test_the_page_is_written_at_once_and_never_over_something_else(make_run: MakeRun, tmp_path: Path) -> None:
+    comparison = compare((make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)))
+    target = tmp_path / "pages" / "compare.html"
+    assert write_comparison(comparison, target) == target
+    assert MARK in target.read_bytes()[:2048]
+    write_comparison(comparison, target)
+    assert os.listdir(target.parent) == ["compare.html"]
+    for name, content in (("notes.html", b"<html>mine</html>"), ("empty.html", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RunError, match=rf"--output: .*{name} is no comparison page and would be lost"):
+            write_comparison(comparison, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
+    with pytest.raises(RunError, match="is no comparison page"):
+        write_comparison(comparison, tmp_path)
+    with pytest.raises(RunError, match=r"--output: .*notes\.html/compare\.html cannot be written"):
+        write_comparison(comparison, tmp_path / "notes.html" / "compare.html")
+    assert stat.S_ISREG(target.stat().st_mode)
+
+
+# ---- whether two curves are one ----
+
+
+def test_the_same_bits(make_run: MakeRun) -> None:
+    found = agreement(collect(make_run("one", ("a", "b"), 30)), collect(make_run("other", ("a", "b"), 30)))
+    assert found.agrees and found.equal == 30 and found.evaluations == 10
+    assert found.sentences == (
+        "the losses of all 30 steps have the same bits",
+        "the metrics of all 10 evaluations agree within 1e-05",
+    )
+
+
+def test_within_the_tolerance(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
+    _change(other, _louder(7, 3e-6))
+    found = agreement(collect(one), collect(other))
+    assert found.agrees and found.equal == 29 and found.largest == pytest.approx(3e-6, rel=1e-3)
+    assert found.sentences[0] == (
+        "the losses of all 30 steps agree within 1e-05 (largest difference 3e-06; 29 have the same bits)"
+    )
+
+
+def test_the_first_step_that_differs_is_named_with_both_values(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
+    _change(other, _louder(20, 0.5))
+    _change(other, _louder(11, 2e-5))
+    found = agreement(collect(one), collect(other))
+    mine, its = (next(s.loss for s in collect(run).steps if s.step == 11) for run in (one, other))
+    assert not found.agrees and found.first is not None and found.first.step == 11
+    assert (
+        found.sentences[0]
+        == f"the loss curves differ: loss at step 11: {mine!r} and {its!r}; 28 of 30 steps have the same bits"
+    )
+
+
+@pytest.mark.parametrize(("value", "agrees"), [(math.nan, False), (math.inf, False)])
+def test_a_loss_that_is_not_finite_agrees_with_its_like_alone(make_run: MakeRun, value: float, agrees: bool) -> None:
+    def broken(line: MetricsLine) -> MetricsLine:
+        hit = isinstance(line, StepRecord) and line.step == 5
+        return line.model_copy(update={"loss": value}) if hit else line
+
+    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
+    _change(other, broken)
+    assert agreement(collect(one), collect(other)).agrees is agrees
+    _change(one, broken)
+    assert agreement(collect(one), collect(other)).agrees
+
+
+def test_evaluations_and_missing_steps_count_too(make_run: MakeRun) -> None:
+    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
+
+    def worse(line: MetricsLine) -> MetricsLine:
+        hit = isinstance(line, EvaluationRecord) and line.step == 9
+        return line.model_copy(update={"metrics": {**line.metrics, "accuracy": 0.25}}) if hit else line
+
+    _change(other, worse)
+    found = agreement(collect(one), collect(other))
+    assert not found.agrees and found.first is None
+    assert found.sentences[1].startswith("the evaluations differ: validation accuracy at step 9: 0.7")
+    _change(other, lambda line: None if line.step > 20 else line)
+    found = agreement(collect(one), collect(other))
+    assert not found.agrees and found.missing == 10 and "10 steps are in one of the runs only" in found.sentences
+    _change(other, lambda line: None)
+    other.append_metrics([])
+    assert agreement(collect(one), collect(other)).sentences == ("the runs have no step in common",)
