@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from launcher.data.hashes import Hashes, hash_rows
 from launcher.data.order import Ids, generator
-from launcher.data.sources import Fragment, Split, read_batches, read_rows
+from launcher.data.sources import Fragment, Reading, Split, read_batches, read_rows
 from launcher.data.windows import TRAIN
 from launcher.leaks import LeakageRecord, LeakExample, LeakPair
 from launcher.tasks.base import Task
@@ -114,11 +114,10 @@ class _Search:
         """
         at_once = _BATCH_BYTES * fragment.rows // max(1, fragment.size_bytes)
         at_once = min(_BATCH_ROWS, max(16, at_once))
-        for whole in read_batches(fragment, self._inputs, at_once):
-            for begin in range(0, whole.num_rows, at_once):  # an Arrow file's record batch comes whole
-                if self.stop.is_set():
-                    raise Stopped
-                yield hash_rows(_columns(whole.slice(begin, at_once), self.inputs))
+        for batch in read_batches(fragment, self._inputs, Reading(at_once)):
+            if self.stop.is_set():
+                raise Stopped
+            yield hash_rows(_columns(batch, self.inputs))
 
     @property
     def _inputs(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any  # JSON of another library
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,19 @@ class Fragment:
     """Uncompressed."""
     origin: str = ""
     """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much of a fragment is held at once."""
+
+    rows_at_once: int = 16384
+    buffer_bytes: int = 0
+    """Pages are read as they are needed, so many bytes at once; 0 reads the whole of a column first."""
+
+
+READING = Reading()
+"""What reads a window fastest."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +101,14 @@ class Split:
         return pa.concat_tables(parts).take(pa.array(inverse)).combine_chunks()
 
 
-def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table:
-    """Some rows of one fragment, in the order asked for.
+def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str], how: Reading = READING) -> pa.Table:
+    """Some rows of one fragment, in the order asked for; at least one.
 
     A large row group is decoded batch by batch and only the wanted rows are kept, so memory stays with the window.
     """
     wanted = np.sort(rows)
     kept, seen = [], 0
-    for batch in read_batches(fragment, columns):
+    for batch in read_batches(fragment, columns, how):
         low, high = np.searchsorted(wanted, [seen, seen + batch.num_rows])
         if high > low:
             kept.append(batch.take(pa.array(wanted[low:high] - seen)))
@@ -105,16 +119,21 @@ def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table
     return table.take(pa.array(np.searchsorted(wanted, rows)))
 
 
-def read_batches(fragment: Fragment, columns: Sequence[str], rows: int = 16384) -> Iterator[pa.RecordBatch]:
-    """All rows of one fragment in order, at most `rows` at once (of a record batch: all at once)."""
+def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READING) -> Iterator[pa.RecordBatch]:
+    """All rows of one fragment in order, batch by batch.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     fs, path = open_uri(fragment.path)
+    names, rows = list(columns), how.rows_at_once
     try:
         if fragment.format == "parquet":
-            file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False)
-            yield from file.iter_batches(rows, row_groups=[fragment.index], columns=list(columns), use_threads=False)
+            file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
+            yield from file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
         else:
-            reader = _arrow_reader(fs, path)
-            yield reader.get_batch(fragment.index).select(list(columns))
+            batch = _arrow_reader(fs, path).get_batch(fragment.index).select(names)
+            yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{fragment.path}: cannot be read ({first_line(error)}); restore the file") from error
 
@@ -142,14 +161,23 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     return Split(name, fragments, schema, digest.hexdigest(), _class_names(footers[0][1]))
 
 
-def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Names of `ClassLabel` columns, and of lists of them, from the metadata that `datasets` leaves in files."""
+def hub_features(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` says of each column, in the metadata it leaves in files; {} where it says nothing."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Names of `ClassLabel` columns, and of lists of them."""
+    try:
+        features = hub_features(schema)
         inner = {name: feature.get("feature", feature) for name, feature in features.items()}
         return tuple((n, tuple(f["names"])) for n, f in inner.items() if f.get("_type") == "ClassLabel")
     except (KeyError, ValueError, AttributeError, TypeError):
-        return ()  # no such metadata, or of a kind that tells no names: labels then name themselves
+        return ()  # of a kind that tells no names: labels then name themselves
 
 
 def _footer(path: str, format: str) -> tuple[list[Fragment], pa.Schema]:

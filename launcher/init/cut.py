@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.sources import ORIGIN, Split
+from launcher.data.sources import ORIGIN, Split, read_batches
 from launcher.errors import DataError
-from launcher.init.rows import batches, rows_at_once, schema_of
+from launcher.init.rows import a_few, schema_of
 from launcher.rundir import os_reason
 
 _AT_ONCE = 1 << 20
@@ -126,8 +126,8 @@ def _flush(writer: pq.ParquetWriter, held: list[pa.Table], at_least: int) -> Non
 
 def _numbered(split: Split) -> Iterator[tuple[int, pa.RecordBatch]]:
     """All rows in order, with the number of each batch's first."""
-    row = 0
+    row, how = 0, a_few(split)
     for fragment in split.fragments:
-        for batch in batches(fragment, split.schema.names, rows_at_once(split)):
+        for batch in read_batches(fragment, split.schema.names, how):
             yield row, batch
             row += batch.num_rows

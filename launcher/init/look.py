@@ -4,17 +4,16 @@ Reads footers, a few thousand rows at most, and the label column; read `guess.py
 """
 
 import difflib
-import json
 from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from launcher.data.sources import Split
+from launcher.data.sources import Reading, Split, hub_features, read_batches
 from launcher.errors import DataError
 from launcher.init.columns import Column, describe_column, is_heavy
-from launcher.init.rows import batches, row_bytes, sample, schema_of
+from launcher.init.rows import BUFFER_BYTES, row_bytes, sample, schema_of
 
 _ROWS = 2000
 _BYTES = 64 << 20
@@ -22,6 +21,7 @@ _HEAVY_ROWS = 16
 _LISTED = 12
 # Labels beyond these rows are not counted: they would tell nothing new about how rare a class is.
 _COUNTED_ROWS = 5_000_000
+_COUNTING = Reading(65536, BUFFER_BYTES)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def look(split: Split, where: str) -> Look:
         where: what to call it in messages.
     """
     names = split.schema.names
-    features = _features(schema_of(split))
+    told = hub_features(schema_of(split)).items()
+    features = {name: str(one["_type"]) for name, one in told if isinstance(one, dict) and "_type" in one}
     classes = dict(split.class_names)
     heavy = [name for name in names if is_heavy(split.schema.field(name).type)]
     size = row_bytes(split)
@@ -96,15 +97,6 @@ def look(split: Split, where: str) -> Look:
     return Look(where, split.rows, tuple(columns), size)
 
 
-def _features(schema: pa.Schema) -> dict[str, str]:
-    """The `_type` of each column, from the metadata that `datasets` leaves in files."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: str(feature["_type"]) for name, feature in features.items() if "_type" in feature}
-    except (KeyError, ValueError, AttributeError, TypeError):
-        return {}  # no such metadata, or of a kind that tells nothing
-
-
 def count_labels(split: Split, column: str) -> Labels:
     """Count the labels of a split: values, or the items of lists.
 
@@ -115,7 +107,7 @@ def count_labels(split: Split, column: str) -> Labels:
     found: Counter[object] = Counter()
     rows = nulls = 0
     for fragment in split.fragments:
-        for batch in batches(fragment, [column], 65536):
+        for batch in read_batches(fragment, [column], _COUNTING):
             values = batch.column(0)
             rows, nulls = rows + len(values), nulls + _unusable(values)
             found.update(_counts(values))
