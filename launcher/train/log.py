@@ -84,13 +84,15 @@ class RunLog:
         """
         sums = [p.loss_sum.detach().double() for p in self._pending]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        shared = [float(skipped_rows), float(flag and self._rank == 0)]
+        spent = self._spent_by_rank()
+        shared = [float(skipped_rows), float(flag and self._rank == 0), *spent]
         rest = torch.tensor(shared, dtype=torch.float64, device=device)
         merged = torch.cat([torch.stack(sums), rest]) if sums else rest
         dist.all_reduce(merged)
-        *losses, skipped, agreed = merged.tolist()  # the one sync point of these steps
+        told = merged.tolist()  # the one sync point of these steps
+        losses, (skipped, agreed, *spent) = told[: len(sums)], told[len(sums) :]
         now = time.monotonic()
-        times = self._times(device)
+        times = self._times(spent)
         seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
         lines = [
             self._line(p, loss / max(p.header.weight, 1e-12), int(skipped), samples / max(seconds, 1e-9))
@@ -116,13 +118,19 @@ class RunLog:
         for sink in self._sinks:
             sink.close()
 
-    def _times(self, device: torch.device) -> TimesRecord:
-        """What the timers of all workers say (a collective)."""
+    def _spent_by_rank(self) -> list[float]:
+        """This worker's seconds by phase at its place among all workers', zeros elsewhere: a sum gathers them."""
+        mine = self.timer.spent
+        spent = [0.0] * (dist.get_world_size() * len(mine))
+        spent[self._rank * len(mine) : (self._rank + 1) * len(mine)] = mine
+        return spent
+
+    def _times(self, spent: Sequence[float]) -> TimesRecord:
+        """What the timers of all workers said; ours begins anew."""
         seconds, phases = self.timer.take()
-        spent_WP = torch.zeros(dist.get_world_size(), len(phases), dtype=torch.float64, device=device)
-        spent_WP[self._rank] = torch.tensor(phases, dtype=torch.float64)
-        dist.all_reduce(spent_WP)
-        data, evaluation, checkpoint = (tuple(round(s, 4) for s in ranks) for ranks in spent_WP.T.tolist())
+        data, evaluation, checkpoint = (
+            tuple(round(s, 4) for s in spent[phase :: len(phases)]) for phase in range(len(phases))
+        )
         return TimesRecord(
             step=self._step,
             steps=len(self._pending),

@@ -40,9 +40,14 @@ class Timer:
                     return
             yield item
 
+    @property
+    def spent(self) -> tuple[float, ...]:
+        """Seconds spent in each of `PHASES` since the last `take`."""
+        return tuple(self._spent[name] for name in PHASES)
+
     def take(self) -> tuple[float, tuple[float, ...]]:
         """Seconds since the last time, and those of them spent in each of `PHASES`; begins anew."""
         now = time.monotonic()
-        taken = now - self._since, tuple(self._spent[name] for name in PHASES)
+        taken = now - self._since, self.spent
         self._since, self._spent = now, dict.fromkeys(PHASES, 0.0)
         return taken
