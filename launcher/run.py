@@ -17,7 +17,7 @@ from rich.console import Console
 from launcher.console import watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
-from launcher.errors import Interrupted, LauncherError, RunError
+from launcher.errors import Interrupted, RunError
 from launcher.leakage import refuse_leaks, told_leaks
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
@@ -115,18 +115,12 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
     streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
     data = CanonicalData(job, plan, prepared.splits, partial(checkpoint.latest_step, run))
     tracking.begin(run, job, curve_values(job))
-    with _tracked(run, job), ray_session(job), watch(plan, console) as line:
+    with _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console) as line:
         order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
         while not _finished(prepared):
-            try:
-                fit(Fit(job, run, data, streams), work, {"order": order}, line.ask_stop)
-            except LauncherError as error:
-                stopped = isinstance(error, Interrupted)
-                prometheus.count_failure(job, prometheus.STOPPED if stopped else prometheus.FAILED)
-                raise
+            fit(Fit(job, run, data, streams), work, {"order": order}, line.ask_stop)
             step = checkpoint.latest_step(run)
             if not _finished(prepared) and line.stop_asked:
-                prometheus.count_failure(job, prometheus.STOPPED)
                 raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
             if not _finished(prepared):
                 prometheus.count_failure(job, prometheus.PREEMPTED)

@@ -4,8 +4,12 @@ Ray puts `ray_` before each name and adds the node; `cluster/monitoring/` has a 
 https://docs.ray.io/en/latest/ray-observability/user-guides/add-app-metrics.html
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ray.util.metrics import Counter, Gauge
 
+from launcher.errors import Interrupted, LauncherError
 from launcher.records import EvaluationRecord, MetricsLine, StepRecord, TimesRecord
 from launcher.spec.job import JobSpec
 
@@ -85,6 +89,19 @@ class Exporter:
     def _count(self, name: str, amount: float) -> None:
         if amount > 0:
             self._counters[name].inc(amount, self._run)
+
+
+@contextmanager
+def counted(job: JobSpec) -> Iterator[None]:
+    """Count what ends the block early, within the session of Ray that the driver holds."""
+    try:
+        yield
+    except Interrupted:
+        count_failure(job, STOPPED)
+        raise
+    except LauncherError:
+        count_failure(job, FAILED)
+        raise
 
 
 def count_failure(job: JobSpec, kind: str) -> None:
