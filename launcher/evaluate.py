@@ -6,21 +6,19 @@ The workers are those the run's job file asks for; what each does is `worker.py`
 import re
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
 from launcher.console import watch
-from launcher.data.convert import as_splittable
-from launcher.data.sources import Split, open_split
-from launcher.data.stream import CanonicalData, judge
+from launcher.data.sources import Split
+from launcher.data.stream import CanonicalData
 from launcher.errors import DataError, RunError
 from launcher.plan import Plan
-from launcher.prepare import check_columns
-from launcher.records import ResultRecord, ScoresRecord
+from launcher.prepare import check_columns, open_part, try_split
+from launcher.records import ScoresRecord
 from launcher.report.render import write_report
 from launcher.rundir import RunDir, read_job
-from launcher.spec.job import JobSpec
+from launcher.spec.job import NO_NAME, JobSpec, is_name
 from launcher.spec.problems import not_one_of
 from launcher.tasks import build_task
 from launcher.train.trainer import Fit, fit, ray_session
@@ -28,8 +26,6 @@ from launcher.worker import WorkOrder, work
 
 SPLITS = ("validation", "test")
 """What may be scored of a run's own data: the training stream is no evaluation."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_TRIED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     locations = getattr(job.data, split)
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
-    return _score(run, job, _open(job, split, locations), console)
+    return _score(run, job, open_part(job, split, locations), console)
 
 
 def evaluate_data(
@@ -95,13 +91,11 @@ def evaluate_data(
     job = job or read_job(run)
     name = checked_name(name) if name is not None else name_of(location)
     _check_model(run)
-    split = _open(job, name, (location,))
+    split = open_part(job, name, (location,))
     task = build_task(job)
     check_columns(split, task)
     _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
-    ids = np.arange(min(_TRIED_ROWS, split.rows), dtype=np.int64)
-    encoded = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
-    judge(split, ids, encoded, job.data.on_bad_row)  # before Ray starts
+    try_split(job, task, split)  # before Ray starts
     return _score(run, job, split, console)
 
 
@@ -113,11 +107,8 @@ def checked_name(name: str) -> str:
     """
     if name in (*SPLITS, "train"):
         raise RunError(f"--name: {name} is a split of the run itself, whose scores stay; give another name")
-    if not _NAME.fullmatch(name):
-        raise RunError(
-            f"--name: {name} is not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or "
-            "digit first; give one that is"
-        )
+    if not is_name(name):
+        raise RunError(f"--name: {name} is {NO_NAME}; give one that is")
     return name
 
 
@@ -153,10 +144,6 @@ def _check_model(run: RunDir) -> None:
         raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
 
 
-def _open(job: JobSpec, name: str, locations: tuple[str, ...]) -> Split:
-    return open_split(name, as_splittable(name, locations, job.data.format, f"{job.output.storage}/.cache"))
-
-
 def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...] | None) -> None:
     """Numbers index the model's classes; data that gives them other names would be scored as nonsense.
 
@@ -182,13 +169,8 @@ def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresR
     with ray_session(model_job), watch(plan, console) as line:
         order = WorkOrder(run, model_job, plan, splits, line.post, evaluate_only=split.name)
         fit(Fit(model_job, run, data, (split.name,)), work, {"order": order}, line.ask_stop)
-    scores = run.read_record(f"scores-{split.name}.json", ScoresRecord)
-    result = run.find_record("result.json", ResultRecord)
-    if result is not None and scores.step != result.best_step:  # the stream counts to the plan's end
-        scores = scores.model_copy(update={"step": result.best_step})
-        run.write_record(f"scores-{split.name}.json", scores)
     write_report(run)
-    return scores
+    return run.read_record(f"scores-{split.name}.json", ScoresRecord)
 
 
 def _from_the_start() -> int:

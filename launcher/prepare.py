@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,9 +95,17 @@ def open_splits(job: JobSpec) -> dict[str, Split]:
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            ready = as_splittable(name, locations, job.data.format, f"{job.output.storage}/.cache")
-            splits[name] = open_split(name, ready)
+            splits[name] = open_part(job, name, locations)
     return splits
+
+
+def open_part(job: JobSpec, name: str, locations: Sequence[str]) -> Split:
+    """One split of a job, or other data that is read as one.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return open_split(name, as_splittable(name, locations, job.data.format, f"{job.output.storage}/.cache"))
 
 
 def check_columns(split: Split, task: Task) -> None:
@@ -225,14 +233,23 @@ def _notes(job: JobSpec, rows: dict[str, int], facts: dict[str, object]) -> list
     return notes
 
 
-def try_rows(prepared: Prepared, rows: int = 256) -> None:
-    """Encode the first rows of every split as the run would: unknown labels and null texts show before it starts.
+def try_rows(prepared: Prepared) -> None:
+    """`try_split` for every split.
 
     Raises:
         DataError: a row cannot be used and the job file says `error`.
     """
     task = build_task(prepared.job)
     for split in prepared.splits.values():
-        ids = np.arange(min(rows, split.rows), dtype=np.int64)
-        encoded = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
-        judge(split, ids, encoded, prepared.job.data.on_bad_row)
+        try_split(prepared.job, task, split)
+
+
+def try_split(job: JobSpec, task: Task, split: Split, rows: int = 256) -> None:
+    """Encode the first rows as the run would: unknown labels and null texts show before it starts.
+
+    Raises:
+        DataError: a row cannot be used and the job file says `error`.
+    """
+    ids = np.arange(min(rows, split.rows), dtype=np.int64)
+    encoded = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
+    judge(split, ids, encoded, job.data.on_bad_row)

@@ -4,7 +4,6 @@ The job file says what the curve is; only how its batches are cut, and where, ma
 """
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,7 @@ from launcher.report.agree import Agreement, agreement
 from launcher.report.compare import Comparison, compare, render_comparison
 from launcher.run import run_job
 from launcher.rundir import RunDir
-from launcher.spec.job import JobSpec
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+from launcher.spec.job import NO_NAME, JobSpec, is_name
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,8 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
 
 
 def _checked(run: RunDir, name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise RunError(
-            f"--name: {name} is not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or "
-            "digit first; give one that is"
-        )
+    if not is_name(name):
+        raise RunError(f"--name: {name} is {NO_NAME}; give one that is")
     if name == run.name:
         raise RunError(f"--name: {name} is the run itself; give another name")
     return name

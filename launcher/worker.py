@@ -56,12 +56,13 @@ def work(config: dict[str, object]) -> None:
     prepare_process(order.job)
     task = build_task(order.job)
     engine = Engine(order.job, task, order.plan.micro_batch)
+    result = order.run.find_record("result.json", ResultRecord)
     if order.evaluate_only:
-        scores = _score(order, task, engine, order.evaluate_only, order.plan.total_steps)
+        step = result.best_step if result is not None else order.plan.total_steps
+        scores = _score(order, task, engine, order.evaluate_only, step)
         if engine.rank == 0:
             order.run.write_record(f"scores-{order.evaluate_only}.json", scores)
         return
-    result = order.run.find_record("result.json", ResultRecord)
     if result is None or not order.run.exists("model/README.md"):
         result = _train_and_export(order, task, engine)
         if result is None:

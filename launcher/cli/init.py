@@ -89,17 +89,14 @@ def _is_terminal() -> bool:
 
 def _check_flags(task: str | None, name: str | None) -> None:
     """Refuse flags that no data would make right."""
-    import re
-
     from launcher.init.guess import TASKS
-    from launcher.spec.job import JobSpec
+    from launcher.spec.job import NO_NAME, is_name
     from launcher.spec.problems import not_one_of
 
     if task is not None and task not in TASKS:
         raise SpecError((not_one_of("--task", task, list(TASKS)),))
-    rule = JobSpec.model_json_schema()["properties"]["name"]
-    if name is not None and not re.fullmatch(rule["pattern"], name):
-        raise SpecError((f"--name {name}: is {rule['patternErrorMessage']}; give another",))
+    if name is not None and not is_name(name):
+        raise SpecError((f"--name {name}: is {NO_NAME}; give another",))
 
 
 def _guess(data: "Data", wishes: "Wishes") -> "Guess":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.errors import ModelError
 from launcher.init.guess import Guess
+from launcher.spec.hub import is_path
 
 # From this share of letters on, a text is not in a Latin script.
 _FOREIGN = 0.3
@@ -60,7 +61,7 @@ def find_model(name: str) -> Model:
     if not folder.is_dir():
         if folder.exists():
             raise ModelError(f"--model {name}: is a file; give the directory it is in, or a hub name")
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        if is_path(name):
             raise ModelError(f"--model {name}: there is no such directory; give one that exists, or a hub name")
         return Model(name, "as asked", None, any(word in name.lower() for word in _CHATS))
     config = _json(folder / "config.json")

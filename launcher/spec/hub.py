@@ -6,6 +6,11 @@ PREFIX = "hub:"
 _FORMS = "write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT"
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can be none on the hub, which is NAME or ORG/NAME, so that it must be a local directory."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
 class HubData(NamedTuple):
     """What `datasets.load_dataset` is asked for."""
 

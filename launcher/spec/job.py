@@ -1,5 +1,7 @@
 """The job file as one frozen model. Runs anywhere; read `spec/load.py` for how a YAML file becomes one."""
 
+import re
+
 from pydantic import ConfigDict, Field
 
 from launcher.spec.cluster import ClusterSpec
@@ -10,6 +12,15 @@ from launcher.spec.parallel import ParallelSpec
 from launcher.spec.section import PATTERN_WORDS, Section
 from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
 from launcher.spec.tune import TuneSpec
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+NO_NAME = "not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit first"
+"""What is wrong with a name that a run cannot have."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a run can be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 class TaskSpec(Section):
@@ -36,13 +47,7 @@ class OutputSpec(Section):
 class JobSpec(Section):
     """A whole job file: what to train, on what, and where it goes."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
-        json_schema_extra={
-            PATTERN_WORDS: "not made of at most 63 letters, digits, dots, dashes and underscores, "
-            "with a letter or digit first"
-        },
-    )
+    name: str = Field(pattern=_NAME.pattern, json_schema_extra={PATTERN_WORDS: NO_NAME})
     """Name of the run and of its directory; running the same job again goes on with the same run."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)

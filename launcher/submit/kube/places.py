@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from launcher.spec.document import KeyPath, dotted
-from launcher.spec.hub import PREFIX, parse_hub
+from launcher.spec.hub import PREFIX, is_path, parse_hub
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes import KubernetesSpec
 
@@ -76,5 +76,5 @@ def _within(path: str, root: str) -> bool:
 
 
 def _is_directory(name: str) -> bool:
-    """Whether a model's name can be no name on the hub, which is NAME or ORG/NAME, or is a directory here."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or (bool(name) and os.path.isdir(name))
+    """Whether a model's name is that of a directory: it can be none on the hub, or there is one here."""
+    return is_path(name) or (bool(name) and os.path.isdir(name))
