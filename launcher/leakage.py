@@ -85,7 +85,9 @@ def told_leaks(
         console: for the notes.
     """
     if known is not None:
-        run.write_record(_FILE, known)
+        _leave(run, known, console)
+        yield
+        return
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(_tell, job, run, splits, console, stop)
@@ -106,10 +108,17 @@ def _tell(job: JobSpec, run: RunDir, splits: dict[str, Split], console: Console,
         return
     except (LauncherError, OSError, pa.ArrowException) as error:  # whether rows leak must not cost the run
         what = error.message if isinstance(error, LauncherError) else " ".join(str(error).split())[:200]
-        notes: tuple[str, ...] = (f"the splits were not compared for rows in common ({what})",)
+        _note(console, f"the splits were not compared for rows in common ({what})")
     else:
-        notes = leak_notes(record)
         if record is not None:
-            run.write_record(_FILE, record)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+            _leave(run, record, console)
+
+
+def _leave(run: RunDir, record: LeakageRecord, console: Console) -> None:
+    run.write_record(_FILE, record)
+    for note in leak_notes(record):
+        _note(console, note)
+
+
+def _note(console: Console, note: str) -> None:
+    console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
