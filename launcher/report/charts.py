@@ -63,7 +63,7 @@ def curves(data: ReportData) -> tuple[Chart, ...]:
     found += _metric_charts(data)
     if steps:
         rates = [line.learning_rate for line in data.steps]
-        found.append(_step_chart("Learning rate", go.Figure(_line("learning rate", steps, rates, BLUE)), ""))
+        found.append(_step_chart("Learning rate", go.Figure(step_line("learning rate", steps, rates, BLUE)), ""))
         speeds = [line.samples_per_s for line in data.steps]
         figure = go.Figure(_noisy("rows per second", steps, speeds, GREEN))
         figure.update_yaxes(rangemode="tozero")
@@ -145,7 +145,7 @@ def _loss_chart(data: ReportData) -> Chart:
         figure.add_traces(_noisy("training", steps, losses, BLUE))
     if data.evaluations:
         at, values = [line.step for line in data.evaluations], [line.loss for line in data.evaluations]
-        figure.add_trace(_line("validation", at, values, ORANGE, width=2.5))
+        figure.add_trace(step_line("validation", at, values, ORANGE, width=2.5))
     for before, after in zip(data.steps, data.steps[1:], strict=False):
         # More lines than this say nothing and hide the curve.
         if before.epoch != after.epoch and data.steps[-1].epoch <= 12:
@@ -172,7 +172,7 @@ def _metric_chart(data: ReportData, names: Sequence[str]) -> Chart:
     for index, name in enumerate(names):
         points = [(line.step, line.metrics[name]) for line in data.evaluations if name in line.metrics]
         colour, symbol = _PALETTE[index % len(_PALETTE)], _SYMBOLS[index % len(_SYMBOLS)]
-        figure.add_trace(_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol))
+        figure.add_trace(step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol))
     best, main = data.best, data.main_metric
     note = ""
     if best is not None and main in names and main in best.metrics:
@@ -198,12 +198,12 @@ def _noisy(name: str, steps: Sequence[int], values: Sequence[float], colour: str
     """The values as they are, faint, and their moving average, strong."""
     span = min(200, max(5, len(steps) // 30))
     return [
-        _line(f"{name}, each step", steps, values, colour + _FAINT, width=1),
-        _line(f"{name}, mean of ~{span} steps", steps, smooth(values, span), colour, width=2.5),
+        step_line(f"{name}, each step", steps, values, colour + _FAINT, width=1),
+        step_line(f"{name}, mean of ~{span} steps", steps, smooth(values, span), colour, width=2.5),
     ]
 
 
-def _line(
+def step_line(
     name: str,
     steps: Sequence[int],
     values: Sequence[float],
@@ -211,6 +211,7 @@ def _line(
     symbol: str = "circle",
     width: float = 2,
 ) -> go.Scatter:
+    """A line over the steps, thinned to what a screen can show; short ones show their points."""
     xs, ys = thin(steps, values)
     marked = len(xs) <= _MARKED_POINTS
     return go.Scatter(
@@ -225,15 +226,17 @@ def _line(
 
 
 def _step_chart(title: str, figure: go.Figure, note: str, height_px: int = 300) -> Chart:
-    named = len(figure.data) > 1
+    figure.update_layout(showlegend=len(figure.data) > 1)
+    return chart(title, over_steps(figure), height_px, note)
+
+
+def over_steps(figure: go.Figure) -> go.Figure:
+    """The axes, legend and hover text of all curves over the steps; the same figure."""
     figure.update_xaxes(title_text="step", rangemode="tozero")
     figure.update_yaxes(automargin=True, exponentformat="e")
-    figure.update_layout(
-        hovermode="x unified",
-        showlegend=named,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    return figure.update_layout(
+        hovermode="x unified", legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     )
-    return chart(title, figure, height_px, note)
 
 
 def chart(title: str, figure: go.Figure, height_px: int, note: str, wide: bool = False) -> Chart:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launcher.errors import RunError
@@ -52,7 +53,7 @@ class Comparison:
     names: tuple[str, ...]
     """One per run, each different."""
 
-    @property
+    @cached_property
     def warnings(self) -> tuple[str, ...]:
         """Why the runs' numbers may not measure the same."""
         said = []
@@ -66,7 +67,7 @@ class Comparison:
             said.append(f"Not finished: {', '.join(unfinished)}.")
         return tuple(said)
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[Row, ...]:
         """Final scores, the test data first, then the last evaluation of runs that have no scores yet."""
         found: dict[str, list[tuple[int, float]]] = {}
@@ -80,7 +81,7 @@ class Comparison:
         names = sorted(found, key=lambda name: (not name.startswith("test "), not name.startswith("validation ")))
         return tuple(self._metric_row(name, dict(found[name])) for name in names)
 
-    @property
+    @cached_property
     def facts(self) -> tuple[Row, ...]:
         """What each run is and what it took."""
         ways: dict[str, Callable[[ReportData], str]] = {
@@ -97,7 +98,7 @@ class Comparison:
         rows = (Row(name, tuple(way(data) for data in self.runs)) for name, way in ways.items())
         return tuple(row for row in rows if any(row.values))
 
-    @property
+    @cached_property
     def job_differences(self) -> tuple[Row, ...]:
         """Keys of the job files whose values differ; the note says whether they change the curve."""
         values = [job_values(data.job) for data in self.runs]
@@ -107,12 +108,12 @@ class Comparison:
             Row(row.name, row.values, note="yes" if any(row.name in known for known in curve) else "no") for row in rows
         )
 
-    @property
+    @cached_property
     def environment_differences(self) -> tuple[Row, ...]:
         """Versions and machines that differ."""
         return _differing([_environment(data) for data in self.runs])
 
-    @property
+    @cached_property
     def agreement(self) -> tuple[str, ...]:
         """Whether the curves of two runs are the same; empty for more, or where their curves are not meant to be."""
         if len(self.runs) != 2 or any(row.note == "yes" for row in self.job_differences):

@@ -1,12 +1,24 @@
 """The curves of several runs laid on each other, as plotly figures. Pure; runs on the client or the head."""
 
-import html
 import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 
-from launcher.report.charts import AMBER, BLUE, GREEN, GREY, MAX_POINTS, ORANGE, PINK, SKY, Chart, chart, smooth, thin
+from launcher.report.charts import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    Chart,
+    chart,
+    over_steps,
+    smooth,
+    step_line,
+)
 from launcher.report.collect import ReportData
 from launcher.report.numbers import clip
 
@@ -14,7 +26,6 @@ _PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _FAINT = "48"  # alpha of an #rrggbbaa colour
 _NAME_CHARS = 48
-_MARKED_POINTS = 60
 
 
 def charts(names: Sequence[str], runs: Sequence[ReportData]) -> tuple[Chart, ...]:
@@ -94,19 +105,10 @@ def _lines(
 
 
 def _trace(name: str, points: Sequence[tuple[int, float]], tint: str, width: float, dash: str = "solid") -> go.Scatter:
-    xs, ys = thin([step for step, _ in points], [value for _, value in points], MAX_POINTS)
-    return go.Scatter(
-        x=xs,
-        y=[float(f"{y:.6g}") for y in ys],
-        name=html.escape(clip(name, _NAME_CHARS), quote=False),
-        mode="lines+markers" if len(xs) <= _MARKED_POINTS else "lines",
-        line={"color": tint, "width": width, "dash": dash},
-        marker={"size": 5},
-    )
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    trace = step_line(clip(name, _NAME_CHARS), steps, values, tint, width=width)
+    return trace.update(line_dash=dash, marker_size=5)
 
 
 def _framed(title: str, figure: go.Figure, note: str, height_px: int, wide: bool = False) -> Chart:
-    figure.update_xaxes(title_text="step", rangemode="tozero")
-    figure.update_yaxes(automargin=True, exponentformat="e")
-    figure.update_layout(hovermode="x unified", legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
-    return chart(title, figure, height_px, note, wide)
+    return chart(title, over_steps(figure), height_px, note, wide)
