@@ -16,14 +16,19 @@ _TOOL = _ROOT.parent / "shared" / "tools" / "netns_cluster.sh"
 TOKEN = "a-token-of-the-tests-" + "0" * 24
 
 
-@cache
 def why_not() -> str | None:
     """Why no such cluster can be had here, or None."""
     if not _TOOL.is_file():
         return "needs ../shared/tools/netns_cluster.sh, which is not part of the repository"
+    return why_no_nodes("ip", "unshare", "nsenter", "tc")
+
+
+@cache
+def why_no_nodes(*tools: str) -> str | None:
+    """Why no nodes with a network and a /tmp of their own can be had here by these tools, or None."""
     if _ROOT.is_relative_to("/tmp"):
         return "needs a checkout outside of /tmp, which each node has for itself"
-    missing = [tool for tool in ("ip", "unshare", "nsenter", "tc") if shutil.which(tool, path=_path()) is None]
+    missing = [tool for tool in tools if shutil.which(tool, path=_path()) is None]
     if missing:
         return f"needs {', '.join(missing)} (Debian: iproute2, util-linux)"
     if os.geteuid() != 0:

@@ -21,23 +21,6 @@ hostname "$3" && shift 3 && exec "$@"
 """
 
 
-def why_not() -> str | None:
-    """Why such nodes cannot be had here, or None."""
-    if Path(__file__).is_relative_to("/tmp"):
-        return "needs a checkout outside of /tmp, which each node has for itself"
-    missing = [tool for tool in ("ip", "unshare") if shutil.which(tool, path=_path()) is None]
-    if missing:
-        return f"needs {', '.join(missing)} (Debian: iproute2, util-linux)"
-    if os.geteuid() != 0:
-        return "needs root, to make network namespaces"
-    probe = f"slprobe{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, env={"PATH": _path()})
-    if made.returncode:
-        return f"needs network namespaces: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", probe], check=True, env={"PATH": _path()})
-    return None
-
-
 def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 

@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from netns import why_no_nodes
 from tiny import make_tiny_bert
 
 from jobs import write_splits
 
 sys.path.insert(0, str(Path(__file__).parent))  # its commands run it as a program, so it cannot need a package
 
-from slurm_nodes import Allocation, why_not
+from slurm_nodes import Allocation
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = _ROOT / "cluster" / "slurm" / "launcher.sbatch"
+_WHY_NOT = why_no_nodes("ip", "unshare")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck (Debian: shellcheck)")
@@ -262,7 +264,7 @@ def allocation() -> Iterator[Allocation]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+@pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or "")
 @pytest.mark.skipif("LAUNCHER_TEST_SLURM" not in os.environ, reason="two starts of Ray; `make test-slurm` runs it")
 def test_a_run_that_is_stopped_goes_on_in_the_next_start(allocation: Allocation) -> None:
     folder = allocation.folder
