@@ -38,7 +38,9 @@ def time_chart(times: Sequence[TimesRecord]) -> Chart | None:
             name=name, y=names, x=[values[rank] for rank in ranks], orientation="h", marker_color=colour,
             customdata=shares, hovertemplate="%{y}: %{x:.1f} s, %{customdata:.1f} %<extra>" + name + "</extra>",
         )  # fmt: skip
-    figure.update_layout(barmode="stack", legend={"orientation": "h", "y": 1.12, "traceorder": "normal"})
+    figure.update_layout(
+        barmode="stack", legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
+    )
     figure.update_xaxes(title_text="seconds")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return chart("Where the time goes", figure, 150 + 26 * len(ranks), _note(data, seconds, len(ranks)))
