@@ -19,8 +19,10 @@ from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
+from launcher.train.flat_gradients import FlatGradients, add_rows_only
+from launcher.train.kernels import forget_dead_builds
 from launcher.train.universal import load_buffers, load_whole
-from launcher.train.zero import deepspeed_config
+from launcher.train.zero import deepspeed_config, keeps_gradients_flat
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
@@ -54,15 +56,22 @@ class Engine:
             synchronise(model)
             self._frozen, self._synchronised = [], [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
+        self.grad_norm: float | torch.Tensor | None = None
+        """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
         groups = _decay_groups(model, job)
         self.trained = _names(model, groups)
         """Names of the trained parameters, in the optimizer's order."""
+        forget_dead_builds()
         config = deepspeed_config(job, micro_batch, self.world_size)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, model_parameters=groups, config=config, dist_init_required=False
         )
-        if self.zero == 0 and self.world_size == 1:
-            self._engine.enable_backward_allreduce = False  # it would copy all gradients to themselves
+        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        self._flat = FlatGradients(weights) if keeps_gradients_flat(job) else None
+        if self._flat is not None and not cuda:
+            add_rows_only(model)
+        if self._flat is not None or (self.zero == 0 and self.world_size == 1):
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients, at one worker to themselves
 
     @property
     def model(self) -> torch.nn.Module:
@@ -99,18 +108,22 @@ class Engine:
 
         DeepSpeed averages gradients over workers, hence the world size; nothing is divided by accumulation steps.
         """
-        self._engine.backward(loss_sum / global_weight * self.world_size, scale_wrt_gas=False)
+        times = 1 if self._flat is not None else self.world_size
+        self._engine.backward(loss_sum / global_weight * times, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> None:
         """Reduce, clip and apply the accumulated gradient."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._flat is None:
+            self._engine.step()
+            self.grad_norm = self._engine.get_global_grad_norm()
+            return
+        if self.world_size > 1:
+            self._flat.sum_over_workers()
+        self.grad_norm = self._flat.clip(self.job.train.max_grad_norm)
         self._engine.step()
-
-    @property
-    def grad_norm(self) -> float | torch.Tensor | None:
-        """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
-        return self._engine.get_global_grad_norm()  # type: ignore[no-any-return]  # deepspeed ships no types
+        self._flat.clear()  # DeepSpeed has put every gradient to None
 
     def save(self, directory: Path) -> None:
         """Write this worker's shards (a collective)."""

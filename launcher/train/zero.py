@@ -24,7 +24,8 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[st
         # The loop says when a global batch is whole; its number of micro-batches may differ from step to step.
         "managed_gradient_accumulation": False,
         "steps_per_print": None,
-        "gradient_clipping": job.train.max_grad_norm or 0.0,
+        # Clipped by `flat_gradients.py` where that holds them.
+        "gradient_clipping": 0.0 if keeps_gradients_flat(job) else job.train.max_grad_norm or 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32" if precision == "fp32" else None,
@@ -46,6 +47,11 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[st
         "zero_allow_untested_optimizer": False,
         "wall_clock_breakdown": False,
     }
+
+
+def keeps_gradients_flat(job: JobSpec) -> bool:
+    """Whether nothing shards, casts or scales gradients, so that `flat_gradients.py` may hold them."""
+    return job.zero_stage == 0 and job.train.precision == "fp32"
 
 
 def _zero(job: JobSpec) -> dict[str, object]:

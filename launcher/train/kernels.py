@@ -1,0 +1,40 @@
+"""DeepSpeed's compiled kernels: a build that was killed must not stop the next one. Train workers, before DeepSpeed.
+
+torch compiles a kernel under a lock *file*, which outlives a process that is killed; whoever comes later waits for it
+for ever, without a word (torch 2.13, torch/utils/file_baton.py).
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.utils.cpp_extension import get_default_build_root
+
+_LOG = logging.getLogger(__name__)
+
+
+def forget_dead_builds() -> None:
+    """Remove the locks of kernel builds that no living process holds.
+
+    The holder keeps the file open; where open files cannot be listed (no /proc), all locks stay.
+    """
+    locks = list(_root().glob("**/lock"))
+    held = set(_open_files()) if locks else set()  # after the locks: a build that begins meanwhile is not looked at
+    for lock in locks:
+        if held and str(lock) not in held:
+            _LOG.warning("%s: left by a build that was killed; removed", lock)
+            lock.unlink(missing_ok=True)  # another worker of this host may have been quicker
+
+
+def _root() -> Path:
+    return Path(os.path.realpath(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
+
+
+def _open_files() -> Iterator[str]:
+    """What the processes that we may look into have open; other users' builds are in other folders."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            yield from (os.readlink(file) for file in (process / "fd").iterdir())
+        except OSError:  # it ended, or is another user's
+            continue
