@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+_PREDICT_KEYS = ("cluster", "task", "data.on_bad_row", "evaluation.batch_size")
 _EVALUATE_KEYS = ("cluster", "parallel", "task", "data.format", "data.on_bad_row", "evaluation.batch_size")
 
 
@@ -98,16 +99,23 @@ def predict(
     run: Run,
     input: Annotated[str, typer.Argument(help="File, directory or glob; local or a URI.", metavar="INPUT")],
     output: Annotated[str, typer.Option(help="Directory or URI for the Parquet files.")],
+    overrides: Overrides = None,
 ) -> None:
-    """Run a run's exported model over data of any size; keeps its columns, adds the prediction and scores."""
+    """Run a run's exported model over data of any size; keeps its columns, adds the prediction and scores.
+
+    Interrupted, the same command goes on. Changes may be made to cluster, task (columns), data.on_bad_row and
+    evaluation.batch_size.
+    """
     from launcher.rundir import find_run
 
     found = find_run(run)
-    from launcher.predict import predict_run
+    job = load_run(found, overrides, _PREDICT_KEYS)
+    from launcher.predict.run import predict_run
 
-    rows, skipped = predict_run(found, input, output)
-    left = f", {skipped} of them without a prediction" if skipped else ""
-    OUT.print(f"{rows} rows{left} in {output}", highlight=False, soft_wrap=True)
+    done = predict_run(found, input, output, OUT, job)
+    left = f", {done.skipped_rows} of them without a prediction" if done.skipped_rows else ""
+    before = "complete: " if done.found_rows == done.rows else ""
+    OUT.print(f"{before}{done.rows} rows{left} in {output}", highlight=False, soft_wrap=True)
 
 
 @commands.command()

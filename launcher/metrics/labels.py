@@ -170,12 +170,16 @@ class Labels:
         if self.kind == "regression":
             return pa.table({"prediction": logits.float().squeeze(-1).tolist()}, self.prediction_schema)
         single = self.kind == "single-label"
-        scores = (logits.float().softmax(-1) if single else logits.float().sigmoid()).tolist()
-        text = [json.dumps(dict(zip(self.names, row, strict=True)), ensure_ascii=False) for row in scores]
-        chosen: list[object] = [self.names[int(np.argmax(row))] for row in scores]
-        if not single:
-            chosen = [[n for n, s in zip(self.names, row, strict=True) if s > 0.5] for row in scores]
-        return pa.table({"prediction": chosen, "scores": text}, self.prediction_schema)
+        scores = (logits.float().softmax(-1) if single else logits.float().sigmoid()).cpu().numpy()
+        # Python's own notation of a double is JSON's; a tenth of the time json.dumps takes for each row.
+        keys = [f"{json.dumps(name, ensure_ascii=False)}: " for name in self.names]
+        number = repr if np.isfinite(scores).all() else json.dumps
+        text = ["{" + ", ".join(map(str.__add__, keys, map(number, row))) + "}" for row in scores.tolist()]
+        if single:
+            chosen = pa.array(self.names).take(pa.array(scores.argmax(-1)))
+        else:
+            chosen = pa.array([[self.names[i] for i in np.flatnonzero(row)] for row in scores > 0.5])
+        return pa.table({"prediction": chosen.cast(self.prediction_schema.field(0).type), "scores": text})
 
     def answers(
         self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table
