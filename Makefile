@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv test test-slurm quickstart bench-accuracy bench-leakage bench-packing bench-sweep bench-sweep-many clean
+.PHONY: venv test test-slurm quickstart bench-accuracy bench-leakage bench-packing bench-predict bench-sweep bench-sweep-many clean
 
 venv: $(STAMP)
 
@@ -33,6 +33,11 @@ bench-accuracy: venv
 
 bench-packing: venv
 	$(BIN)/python tests/benchmarks/packing/run.py
+
+# Ten million rows take some ten minutes on two cores; ROWS=200000 a minute or two.
+ROWS ?= 10000000
+bench-predict: venv
+	$(BIN)/python tests/benchmarks/predict/run.py --rows $(ROWS)
 
 bench-sweep-many: venv
 	$(BIN)/python tests/benchmarks/sweep/many.py

@@ -107,7 +107,7 @@ class Drive:
     def _start(self) -> None:
         cluster = self._order.job.cluster
         options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker or None}
-        actor = ray.remote(Predictor).options(**options).remote(self._shared)
+        actor: Any = ray.remote(Predictor).options(**options).remote(self._shared)
         self._workers[self._started] = _Worker(actor, actor.load.remote())
         self._started += 1
 

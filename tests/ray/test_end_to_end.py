@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs import example_table, make_job, write_splits
 from launcher.errors import DataError, RunError
 from launcher.evaluate import evaluate_run
-from launcher.predict import predict_run
+from launcher.predict.run import Predicted, predict_run
 from launcher.records import EvaluationRecord, ScoresRecord, StepRecord
 from launcher.run import run_job
 from launcher.rundir import RunDir
@@ -81,7 +81,7 @@ def test_the_exported_model_predicts_the_same_by_plain_transformers(run: RunDir,
     assert job.data.test is not None
     data = job.data.test[0]
     output = tmp_path / "predictions"
-    assert predict_run(run, data, str(output)) == (41, 0)
+    assert predict_run(run, data, str(output)) == Predicted(41, 0, 0)
     ours = pq.read_table(output).to_pylist()
     assert [row["text"] for row in ours] == pq.read_table(data).column("text").to_pylist()  # order and columns kept
     command = [sys.executable, "-c", _PLAIN, run.path("model"), data]
@@ -93,7 +93,7 @@ def test_the_exported_model_predicts_the_same_by_plain_transformers(run: RunDir,
     right = sum(row["prediction"] == row["label"] for row in ours)
     assert right / 41 == pytest.approx(run.read_record("scores-test.json", ScoresRecord).metrics["accuracy"])
     with pytest.raises(RunError, match="is not empty; give a new directory"):
-        predict_run(run, data, str(output))
+        predict_run(run, data, str(output.parent))
 
 
 def test_evaluate_finds_what_the_run_found(run: RunDir) -> None:

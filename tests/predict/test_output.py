@@ -1,0 +1,157 @@
+"""The directory of predictions: whose it is, what is missing, and that half a part never shows."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from launcher.errors import ExactnessError, RunError
+from launcher.predict.identity import model_fingerprint
+from launcher.predict.output import (
+    FINISHED,
+    MANIFEST,
+    Part,
+    PredictionsRecord,
+    abandon,
+    claim,
+    finish,
+    part_name,
+    survey,
+    sweep,
+    writing,
+)
+from launcher.predict.parts import Layout
+from launcher.rundir import RunDir
+
+_LAYOUT = Layout(25, 10, 4)
+_SCHEMA = pa.schema({"id": pa.int64(), "prediction": pa.string()})
+_WANTED = PredictionsRecord(
+    input="in.parquet", input_fingerprint="i", run="/runs/a", model_fingerprint="m",
+    options={"task.max_length": "8"}, rows=25, part_rows=10, piece_rows=4,
+)  # fmt: skip
+
+
+def _write(output: RunDir, number: int, rows: int | None = None) -> Part:
+    ids = list(_LAYOUT.part(number))[:rows]
+    with writing(output, number, _SCHEMA) as out:
+        out.write(pa.table({"id": ids, "prediction": ["a"] * len(ids)}, _SCHEMA), number)
+        return out.seal()
+
+
+def test_parts_are_claimed_found_and_finished(tmp_path: Path) -> None:
+    output = RunDir(str(tmp_path / "out"))
+    assert claim(output, _WANTED) == _WANTED
+    assert survey(output, _LAYOUT) == {}
+    written = [_write(output, number) for number in (2, 0)]
+    assert survey(output, _LAYOUT) == {0: Part(10, 0), 2: Part(5, 2)} and written == [Part(5, 2), Part(10, 0)]
+    with pytest.raises(ExactnessError, match=r"out: 15 rows in 2 parts came out of 25 in 3; remove it"):
+        finish(output, _LAYOUT, Part(15, 2))
+    total = written[0] + written[1] + _write(output, 1)
+    assert finish(output, _LAYOUT, total).model_dump() == {"rows": 25, "skipped_rows": 3, "parts": 3}
+    assert output.list("") == [FINISHED, MANIFEST, *map(part_name, range(3))]
+    assert pq.read_table(tmp_path / "out").column("id").to_pylist() == list(range(25))  # readers see the parts alone
+
+
+def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    output = RunDir(str(tmp_path))
+    with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
+        out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
+        assert [name.startswith(".part-00000000.") for name in output.list("")] == [True]
+        raise ValueError("in the middle")
+    assert output.list("") == []
+    (tmp_path / ".part-00000003.host.1.tmp").write_bytes(b"PAR1")  # of a killed worker
+    sweep(output)
+    assert output.list("") == []
+
+
+def test_a_store_without_renames_keeps_no_half_either() -> None:
+    """By fsspec, as s3fs would be: a stream that is closed is published, also by an error."""
+    output = RunDir("memory://launcher-test-output")
+    output.delete("")
+    assert output.local is None
+    claim(output, _WANTED)
+    written = _write(output, 2)
+    with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
+        out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
+        raise ValueError("in the middle")
+    sweep(output)
+    assert survey(output, _LAYOUT) == {2: written}
+    assert output.list("") == [MANIFEST, part_name(2)]
+
+
+def test_a_torn_part_counts_as_missing_and_a_strange_one_is_told(tmp_path: Path) -> None:
+    output = RunDir(str(tmp_path))
+    _write(output, 0)
+    _write(output, 1)
+    path = tmp_path / part_name(1)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert survey(output, _LAYOUT) == {0: Part(10, 0)}
+    _write(output, 1, rows=3)
+    with pytest.raises(RunError, match=r"part-00000001\.parquet: has 3 rows, its part has 10; remove it and run"):
+        survey(output, _LAYOUT)
+    os.rename(path, tmp_path / "part-00000003.parquet")
+    with pytest.raises(RunError, match=r"part-00000003\.parquet: is no part of these predictions; remove it"):
+        survey(output, _LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"input": "b.parquet", "input_fingerprint": "j", "rows": 26},
+            r"holds other predictions \(of in\.parquet with 25 rows, not b\.parquet with 26\); give another "
+            "--output, or remove it",
+        ),
+        ({"input_fingerprint": "j"}, r"\(of in\.parquet with 25 rows, whose files have changed\)"),
+        ({"run": "/runs/b", "model_fingerprint": "n"}, r"\(by the model of /runs/a, not of /runs/b\)"),
+        ({"model_fingerprint": "n"}, r"\(by the model of /runs/a, as it was before it changed\)"),
+        ({"options": {"task.max_length": "16"}}, r"\(task\.max_length: 8 -> 16\)"),
+    ],
+)
+def test_other_predictions_are_refused(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
+    output = RunDir(str(tmp_path / "out"))
+    claim(output, _WANTED)
+    other = _WANTED.model_copy(update=changes)
+    assert claim(output, other) == other  # without a part there is nothing to lose
+    claim(output, _WANTED)
+    _write(output, 2)
+    with pytest.raises(RunError, match=sentence):
+        claim(output, other)
+    cut_otherwise = _WANTED.model_copy(update={"part_rows": 5})
+    assert claim(output, cut_otherwise) == _WANTED  # what is there says how it goes on
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty; give a new directory, so that nothing is overwritten"):
+        claim(RunDir(str(tmp_path)), _WANTED)
+    with pytest.raises(RunError, match=r"notes\.txt: is a file; give a new directory"):
+        claim(RunDir(str(tmp_path / "notes.txt")), _WANTED)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_command_that_wrote_no_part_leaves_nothing(tmp_path: Path) -> None:
+    output = RunDir(str(tmp_path / "out"))
+    claim(output, _WANTED)
+    abandon(output)
+    assert not output.exists()
+    claim(output, _WANTED)
+    _write(output, 1)
+    abandon(output)
+    assert output.list("") == [MANIFEST, part_name(1)]
+
+
+def test_other_weights_are_another_model(tmp_path: Path) -> None:
+    run, weights = RunDir(str(tmp_path)), bytearray(os.urandom(9 << 20))
+    run.write_bytes("model/config.json", b"{}")
+    run.write_bytes("model/model.safetensors", bytes(weights))
+    before = model_fingerprint(run)
+    run.write_bytes("model/README.md", b"scores")
+    assert model_fingerprint(run) == before
+    run.write_bytes("model/model.safetensors", os.urandom(9 << 20))
+    assert model_fingerprint(run) != before
+    run.write_bytes("model/model.safetensors", bytes(weights))
+    run.write_bytes("model/config.json", b"[]")
+    assert model_fingerprint(run) != before
