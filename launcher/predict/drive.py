@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any  # handles of actors, whose methods Ray makes at run time
 
 import ray
-from ray.exceptions import ActorUnschedulableError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from launcher.errors import Interrupted, TrainingError
 from launcher.predict.output import Part, sweep
@@ -95,8 +95,6 @@ class Drive:
             key, _ = asked[id(about)]
             try:
                 self._hear(key, self._workers[key])
-            except ActorUnschedulableError:
-                raise
             except _GONE as error:
                 self._replace(key, error)
         self._view.show(self.parts.rows + sum(_partial(w) for w in self._workers.values()), self._at_work())
