@@ -77,6 +77,8 @@ class Turns:
     _now: dict[int, int] = field(init=False, default_factory=dict)
     _next: dict[int, int] = field(init=False, default_factory=dict)
     _losses: Counter[int] = field(init=False, default_factory=Counter)
+    _suspects: set[int] = field(init=False, default_factory=set)
+    """Parts that a worker was at, or was reading ahead, when it died: each is now done alone, so that it is found."""
 
     def __post_init__(self) -> None:
         self._waiting = sorted(self.missing)
@@ -95,7 +97,7 @@ class Turns:
         if number is None:
             return None
         self._now[worker] = number
-        if self._waiting:
+        if self._waiting and not {number, self._waiting[0]} & self._suspects:
             self._next[worker] = heapq.heappop(self._waiting)
         return number, self._next.get(worker)
 
@@ -111,11 +113,13 @@ class Turns:
 
     def lost(self, worker: int) -> tuple[int, int] | None:
         """The worker is gone: its parts wait again. The part it was at, and how often that was lost; None for none."""
-        if worker in self._next:
-            heapq.heappush(self._waiting, self._next.pop(worker))
-        number = self._now.pop(worker, None)
+        number, following = self._now.pop(worker, None), self._next.pop(worker, None)
+        if following is not None:
+            heapq.heappush(self._waiting, following)
+            self._suspects.add(following)
         if number is None:
             return None
         heapq.heappush(self._waiting, number)
+        self._suspects.add(number)
         self._losses[number] += 1
         return number, self._losses[number]

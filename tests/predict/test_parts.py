@@ -77,16 +77,24 @@ def test_parts_are_handed_out_in_order_and_lost_ones_first() -> None:
     assert turns.take(1) == (0, 2)
     assert turns.take(2) == (4, 6)
     assert turns.lost(1) == (0, 1)  # its next waits again too
-    assert turns.take(3) == (0, 2)
+    assert turns.take(3) == (0, None)  # alone: it may have been 2, read ahead, that took the worker down
     assert turns.lost(3) == (0, 2)
     turns.done(2)
-    assert turns.take(2) == (6, 0)
-    assert turns.take(4) == (2, 7)
-    assert turns.take(5) == (0, None)  # the next of a worker that is busy
+    assert turns.take(2) == (6, None)
+    assert turns.take(4) == (0, None)
+    assert turns.take(5) == (2, None)
     assert turns.take(6) == (7, None)
     assert turns.take(7) is None and turns.left == 4
     turns.done(6)
     assert turns.lost(7) is None and turns.left == 3
+
+
+def test_an_idle_worker_takes_what_a_busy_one_would_do_next() -> None:
+    turns = Turns(range(3))
+    assert (turns.take(1), turns.take(2), turns.take(3)) == ((0, 1), (2, None), (1, None))
+    assert turns.take(4) is None and turns.left == 3
+    turns.done(1)
+    assert turns.take(1) is None and turns.left == 2
 
 
 @pytest.mark.parametrize("worker", [0, 1])

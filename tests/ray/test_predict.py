@@ -159,10 +159,10 @@ def test_a_dead_worker_is_replaced_and_its_part_done_again(
     place: Path, tiny_bert: Path, ray_cluster: None, whole: pa.Table
 ) -> None:
     deadly = _run(place, tiny_bert, "deadly", task={"type": "slow_task:Deadly"}, cluster={"workers": 1})
-    (place / "deaths").write_text("xxxx")
+    (place / "deaths").write_text("xxxxx")
     with pytest.raises(TrainingError, match=r"part 1 \(2048 rows from .*a\.parquet: row 2048\) took its worker down 3"):
         predict_run(deadly, str(place / "in"), str(place / "deadly"))
-    assert (place / "deaths").read_text() == "x"
+    assert (place / "deaths").read_text() in ("x", "xx")  # the first death may have come while part 1 was read ahead
     done = predict_run(deadly, str(place / "in"), str(place / "deadly"))  # once more, and then it works
     assert done == Predicted(_ROWS, len(_BAD), 2048) and (place / "deaths").read_text() == ""
     assert _rows(place / "deadly").equals(whole)
