@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from launcher.errors import UserError
+
 if TYPE_CHECKING:
     from launcher.rundir import RunDir
     from launcher.spec.job import JobSpec
@@ -18,6 +20,8 @@ JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="J
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes by dotted path: train.learning_rate=3e-5", metavar="[KEY=VALUE]...")
 ]
+EVALUATE_KEYS = ("cluster", "parallel", "task", "data.format", "data.on_bad_row", "evaluation.batch_size")
+"""Sections and keys of a run's job that its evaluation may change."""
 Run = Annotated[str, typer.Argument(help="Directory or URI of a run.", metavar="RUN")]
 
 
@@ -32,14 +36,41 @@ def load(path: Path, overrides: list[str] | None, here: bool = True) -> "JobSpec
     Raises:
         UserError: everything that is wrong with it.
     """
-    from launcher.rundir import check_storage
     from launcher.spec.load import load_job
+    from launcher.storage import check_storage
     from launcher.tasks import params_of
 
     job = load_job(path, overrides or (), params_of)
     if here:
         check_storage(job.output.storage)
     return job
+
+
+def check_overrides(overrides: Sequence[str], allowed: Sequence[str]) -> None:
+    """Refuse changes to what was trained.
+
+    Raises:
+        UserError: a key is not among the allowed sections and keys.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in allowed):
+            raise UserError(
+                f"override {override}: {key} belongs to what was trained, which stays; only {', '.join(allowed)} may "
+                "be changed here"
+            )
+
+
+def check_scored(split: str | None, data: str | None, name: str | None) -> None:
+    """What `evaluate` may be asked for at once.
+
+    Raises:
+        UserError: two of the options do not go together.
+    """
+    if data is not None and split is not None:
+        raise UserError("--data and --split: give one of them, as other data is no split of the run")
+    if data is None and name is not None:
+        raise UserError("--name: names the scores on --data; give --data too, or leave it out")
 
 
 def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str]) -> "JobSpec":
@@ -53,17 +84,10 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
     Raises:
         UserError: a change is not allowed, or everything that is wrong with the job.
     """
-    from launcher.errors import UserError
     from launcher.spec.load import load_job
     from launcher.tasks import params_of
 
-    for override in overrides or ():
-        key = override.partition("=")[0]
-        if not any(key == name or key.startswith(f"{name}.") for name in allowed):
-            raise UserError(
-                f"override {override}: {key} belongs to what was trained, which stays; only {', '.join(allowed)} may "
-                "be changed here"
-            )
+    check_overrides(overrides or (), allowed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yaml"
         path.write_bytes(run.read_bytes("job.yaml"))

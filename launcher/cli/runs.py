@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from launcher.cli.arguments import OUT, JobFile, Overrides, Run, load, load_run
-from launcher.errors import UserError
+from launcher.cli.arguments import EVALUATE_KEYS, OUT, JobFile, Overrides, Run, check_scored, load, load_run
 
 if TYPE_CHECKING:
     from launcher.evaluate import Difference
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 _PREDICT_KEYS = ("cluster", "task", "data.on_bad_row", "evaluation.batch_size")
-_EVALUATE_KEYS = ("cluster", "parallel", "task", "data.format", "data.on_bad_row", "evaluation.batch_size")
 
 
 @commands.command()
@@ -75,12 +73,9 @@ def evaluate(
     """
     from launcher.rundir import find_run
 
-    if data is not None and split is not None:
-        raise UserError("--data and --split: give one of them, as other data is no split of the run")
-    if data is None and name is not None:
-        raise UserError("--name: names the scores on --data; give --data too, or leave it out")
+    check_scored(split, data, name)
     found = find_run(run)
-    job = load_run(found, overrides, _EVALUATE_KEYS)
+    job = load_run(found, overrides, EVALUATE_KEYS)
     from launcher.evaluate import differences, evaluate_data, evaluate_run
 
     if data is None:

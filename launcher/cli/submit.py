@@ -1,7 +1,6 @@
 """`launcher submit` and `launcher jobs`: work on a Ray cluster through its Jobs API. Runs on the client."""
 
 import os
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from launcher.cli.arguments import ERR, OUT, JobFile, Overrides, load
+from launcher.cli.words import words_of
 
 if TYPE_CHECKING:
     from launcher.submit.package import Package
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 jobs = typer.Typer(help="Look at and stop the jobs of a Ray cluster.", no_args_is_help=True)
 commands.add_typer(jobs, name="jobs")
-_COMMANDS = ("train", "tune", "evaluate", "predict")
 
 Address = Annotated[
     str | None,
@@ -36,7 +35,10 @@ def submit(
     overrides: Overrides = None,
     command: Annotated[
         str,
-        typer.Option(help="train, tune, 'evaluate [--split NAME]', or 'predict INPUT --output DIR': paths there."),
+        typer.Option(
+            help="train, tune, 'evaluate [--split NAME]', 'evaluate --data LOCATION [--name NAME]', or "
+            "'predict INPUT --output DIR': paths there."
+        ),
     ] = "train",
     address: Address = None,
     follow: Follow = False,
@@ -50,8 +52,9 @@ def submit(
     from launcher.submit.package import make_package
     from launcher.submit.ray_jobs import Submission
 
+    words_of(command)  # before files are looked at
     package = make_package(spec, working_dir)
-    submission = Submission(package.job, _words(command))
+    submission = Submission(package.job, words_of(command, package))
     _warn_of_size(package)
     cluster = _open(address or _http(spec.cluster.address))
     busy = cluster.at_work_on(package.job)
@@ -127,22 +130,6 @@ def stop(name: Name, address: Address = None) -> None:
     OUT.print(f"stopping {job.id}: it saves a checkpoint first", highlight=False, soft_wrap=True)
     ended = wait(cluster, job.id)
     OUT.print(f"{job.id}: {ended.status.value}", highlight=False, soft_wrap=True)
-
-
-def _words(command: str) -> tuple[str, ...]:
-    """The words of `--command`, checked before anything is sent."""
-    from launcher.errors import RunError
-
-    words = tuple(shlex.split(command))
-    if not words or words[0] not in _COMMANDS:
-        raise RunError(f"--command: {command!r} is none of {', '.join(_COMMANDS)}; give one of them")
-    if words[0] in ("train", "tune") and len(words) > 1:
-        raise RunError(f"--command {words[0]}: takes no more words; give changes as KEY=VALUE behind the job file")
-    if words[0] == "evaluate" and words[1:2] not in ((), ("--split",)):
-        raise RunError("--command evaluate: takes --split NAME alone; write --command 'evaluate --split test'")
-    if words[0] == "predict" and "--output" not in words:
-        raise RunError("--command predict: needs its data and --output; write 'predict s3://in --output s3://out'")
-    return words
 
 
 def _open(address: str | None) -> "RayJobs":

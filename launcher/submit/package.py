@@ -45,6 +45,10 @@ class Package:
             return any(PurePosixPath(name).is_relative_to(steady) for name in self.files)
         return any(PurePosixPath(name).is_relative_to(path) for name in self.files)
 
+    def finds(self, location: str) -> bool:
+        """Whether a location of a command means something on the cluster."""
+        return _travels_well(location) or self.holds(location)
+
     def largest(self, count: int) -> list[tuple[str, int]]:
         """The largest files with their sizes in bytes."""
         sizes = [(name, path.stat().st_size) for name, path in self.files.items()]

@@ -11,11 +11,12 @@ import pytest
 import launcher.cli.main as cli
 from jobs import example_table, make_job, write_splits
 from launcher.errors import RunError
-from launcher.evaluate import checked_name, differences, name_of
+from launcher.evaluate import differences
 from launcher.prepare import prepare
 from launcher.records import ResultRecord, ScoresRecord, StepRecord
 from launcher.rundir import RunDir
 from launcher.spec.load import dump_job
+from launcher.spec.scored import checked_name, name_of
 
 
 def _launcher(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs import make_job
-from launcher.cli.submit import _words
-from launcher.errors import RunError
+from launcher.cli.words import words_of
+from launcher.errors import UserError
 from launcher.spec.load import dump_job
 from launcher.submit.ray_jobs import Submission
 
@@ -69,14 +69,39 @@ def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
         ("", "none of train, tune, evaluate, predict"),
         ("train2", "none of train, tune, evaluate, predict"),
         ("train learning_rate=1", "as KEY=VALUE behind the job file"),
-        ("evaluate test", "write --command 'evaluate --split test'"),
+        ("evaluate test", "not test; write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'"),
+        ("evaluate --split train", "--split is train, which is not one of validation, test"),
+        ("evaluate --data", "--data has no value"),
+        ("evaluate --data s3://in --split test", "--data and --split: give one of them"),
+        ("evaluate --name new", "--name: names the scores on --data"),
+        ("evaluate --data s3://in --name test", "--name: test is a split of the run itself"),
+        ("evaluate --data s3://in --data s3://in", "--data is given twice"),
+        ("evaluate --data s3://in train.epochs=2", "override train.epochs=2: train.epochs belongs to what was trained"),
+        ("evaluate --data 's3://in", "close its quotation marks"),
         ("predict s3://in", "write 'predict s3://in --output s3://out'"),
     ],
 )
 def test_a_wrong_command_is_refused(command: str, said: str) -> None:
-    with pytest.raises(RunError) as refused:
-        _words(command)
-    assert said in refused.value.message and refused.value.message.startswith("--command")
+    with pytest.raises(UserError) as refused:
+        words_of(command)
+    assert said in refused.value.message
+
+
+def test_other_data_is_scored_on_the_cluster() -> None:
+    words = words_of("evaluate --data 's3://in/new data.csv' --name=new data.format=csv")
+    job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
+    assert Submission(job, words).entrypoint == (
+        "exec python -m launcher evaluate /mnt/runs/test --data 's3://in/new data.csv' --name=new data.format=csv"
+    )
+
+
+def test_other_data_must_be_seen_by_the_cluster(job: Path) -> None:
+    done = _submit(job.parent, "submit", "job.yaml", "--command", "evaluate --data new.csv", "--address", _DEAD)
+    assert done.returncode == 2
+    assert done.stderr.startswith("--data: new.csv is a relative path that does not travel with the job; give a URI")
+    (job.parent / "new.csv").write_text("text,label\n")
+    sent = ("submit", "job.yaml", "cluster.code=[new.csv]", "--command", "evaluate --data new.csv", "--address", _DEAD)
+    assert "no Ray dashboard answers" in _submit(job.parent, *sent).stderr
 
 
 def test_the_entrypoint_quotes_and_execs() -> None:

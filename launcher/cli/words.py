@@ -1,0 +1,78 @@
+"""The words of `launcher submit --command`, checked before anything is sent. Runs on the client."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from launcher.cli.arguments import EVALUATE_KEYS, check_overrides, check_scored
+from launcher.errors import RunError
+
+if TYPE_CHECKING:
+    from launcher.submit.package import Package
+
+_COMMANDS = ("train", "tune", "evaluate", "predict")
+_EVALUATE = "write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'"
+
+
+def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
+    """The words of a command.
+
+    Args:
+        command: as it was given.
+        package: what travels; a relative path of the command must be in it.
+
+    Raises:
+        UserError: the command does not exist, or would be refused on the cluster.
+    """
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise RunError(f"--command: {command!r} cannot be taken apart ({error}); close its quotation marks") from error
+    if not words or words[0] not in _COMMANDS:
+        raise RunError(f"--command: {command!r} is none of {', '.join(_COMMANDS)}; give one of them")
+    if words[0] in ("train", "tune") and len(words) > 1:
+        raise RunError(f"--command {words[0]}: takes no more words; give changes as KEY=VALUE behind the job file")
+    if words[0] == "evaluate":
+        _check_evaluate(words[1:], package)
+    if words[0] == "predict" and "--output" not in words:
+        raise RunError("--command predict: needs its data and --output; write 'predict s3://in --output s3://out'")
+    return words
+
+
+def _check_evaluate(words: tuple[str, ...], package: "Package | None") -> None:
+    """Refuse what `launcher evaluate` would refuse there."""
+    from launcher.spec.problems import not_one_of
+    from launcher.spec.scored import SPLITS, checked_name
+
+    given, overrides = _options(words)
+    check_scored(given.get("--split"), given.get("--data"), given.get("--name"))
+    check_overrides(overrides, EVALUATE_KEYS)
+    split, data = given.get("--split"), given.get("--data")
+    if split is not None and split not in SPLITS:
+        raise RunError(not_one_of("--split", split, SPLITS))
+    if "--name" in given:
+        checked_name(given["--name"])
+    if data is not None and package is not None and not package.finds(data):
+        raise RunError(
+            f"--data: {data} is a relative path that does not travel with the job; give a URI or an absolute path on "
+            "storage that all nodes share, or name it in cluster.code if it is small"
+        )
+
+
+def _options(words: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The options of `evaluate` by name, and its KEY=VALUE words."""
+    given: dict[str, str] = {}
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        name, mark, value = rest.pop(0).partition("=")
+        if name in ("--split", "--data", "--name"):
+            if not mark and (not rest or rest[0].startswith("--")):
+                raise RunError(f"--command evaluate: {name} has no value; {_EVALUATE}")
+            if name in given:
+                raise RunError(f"--command evaluate: {name} is given twice; {_EVALUATE}")
+            given[name] = value if mark else rest.pop(0)
+        elif mark and not name.startswith("-"):
+            overrides.append(f"{name}={value}")
+        else:
+            raise RunError(f"--command evaluate: takes --split, --data, --name and KEY=VALUE, not {name}; {_EVALUATE}")
+    return given, overrides
