@@ -8,6 +8,7 @@ from launcher.plan import Plan
 from launcher.records import ResultRecord, ScoresRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
+from launcher.storage import split_options
 from launcher.tasks.base import Task
 from launcher.train.engine import Engine
 
@@ -51,7 +52,9 @@ def _number(value: float | None) -> str:
 
 
 def _card(job: JobSpec, plan: Plan) -> str:
-    base = job.model.name.rstrip("/").rsplit("/", 1)[-1] if job.model.name.startswith("/") else job.model.name
+    # The name on the hub, or that of a directory: where it lies, and with what keys it was read, is nobody's business.
+    placed = job.model.name.startswith("/") or "://" in job.model.name
+    base = split_options(job.model.name)[0].rstrip("/").rsplit("/", 1)[-1] if placed else job.model.name
     train, optimizer = job.train, job.train.optimizer
     rows = {
         "base model": base + (f" @ {job.model.revision}" if job.model.revision else ""),

@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.convert import as_splittable
-from launcher.data.sources import Split, open_split
+from launcher.data.convert import splittable_files
+from launcher.data.footers import Told
+from launcher.data.sources import Split, open_files
 from launcher.data.stream import judge
 from launcher.errors import DataError
 from launcher.models import scratch
 from launcher.plan import Plan, state_bytes, steps_of, total_steps
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
+from launcher.storage import join, split_options
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 
@@ -40,21 +42,25 @@ class Prepared:
     plan: Plan
 
 
-def prepare(job: JobSpec) -> Prepared:
+def prepare(job: JobSpec, told: Told | None = None) -> Prepared:
     """Resolve a job and plan it.
+
+    Args:
+        job: the job.
+        told: how many footers of a split are read.
 
     Raises:
         UserError: data, columns, labels or model do not fit the job file.
     """
     job = absolute(job)
-    splits = open_splits(job)
+    splits = open_splits(job, told)
     task = build_task(job)
     for split in splits.values():
         check_columns(split, task)
     job = _learn(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
     facts = task.check_model()
-    return Prepared(job, RunDir(f"{job.output.storage}/{job.name}"), splits, make_plan(job, task, splits, facts))
+    return Prepared(job, RunDir(join(job.output.storage, job.name)), splits, make_plan(job, task, splits, facts))
 
 
 def absolute(job: JobSpec) -> JobSpec:
@@ -69,7 +75,7 @@ def absolute(job: JobSpec) -> JobSpec:
         update={
             "data": job.data.model_copy(update=data),
             "model": job.model.model_copy(update=model),
-            "output": job.output.model_copy(update={"storage": _absolute(job.output.storage).rstrip("/")}),
+            "output": job.output.model_copy(update={"storage": _bare_end(_absolute(job.output.storage))}),
             "logging": job.logging.model_copy(update={"mlflow": _absolute_store(job.logging.mlflow)}),
         }
     )
@@ -83,29 +89,42 @@ def _absolute_store(uri: str | None) -> str | None:
     return scheme + os.path.abspath(os.path.expanduser(uri[len(scheme) :]))
 
 
+def _bare_end(storage: str) -> str:
+    bare, options = split_options(storage)
+    return bare.rstrip("/") + options
+
+
 def _absolute(location: str) -> str:
     if "://" in location or location.startswith("hub:"):
         return location
     return os.path.abspath(os.path.expanduser(location))
 
 
-def open_splits(job: JobSpec) -> dict[str, Split]:
+def open_splits(job: JobSpec, told: Told | None = None) -> dict[str, Split]:
     """Every split the job names, from footers; formats without footers are converted into the storage's cache."""
     splits = {}
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            splits[name] = open_part(job, name, locations)
+            splits[name] = open_part(job, name, locations, told)
     return splits
 
 
-def open_part(job: JobSpec, name: str, locations: Sequence[str]) -> Split:
+def open_part(job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None) -> Split:
     """One split of a job, or other data that is read as one.
+
+    Args:
+        job: says the format, and where converted files and footers are kept.
+        name: of the split.
+        locations: where its files are.
+        told: how many footers are read.
 
     Raises:
         DataError: it cannot be read.
     """
-    return open_split(name, as_splittable(name, locations, job.data.format, f"{job.output.storage}/.cache"))
+    files = splittable_files(name, locations, job.data.format, join(job.output.storage, ".cache"))
+    digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
+    return open_files(name, files, join(job.output.storage, f".cache/footers/{digest}.arrow"), told)
 
 
 def check_columns(split: Split, task: Task) -> None:
@@ -132,7 +151,7 @@ def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
     key = hashlib.sha256(
         json.dumps([*facts, scratch.VERSION, task.from_scratch, task.input_columns], sort_keys=True).encode()
     )
-    cache = RunDir(f"{job.output.storage}/.cache/models/{key.hexdigest()[:24]}")
+    cache = RunDir(join(job.output.storage, f".cache/models/{key.hexdigest()[:24]}"))
     if not cache.exists("base/config.json"):
         with tempfile.TemporaryDirectory() as folder:
             columns = [] if task.from_scratch == "image" else _text_columns(task, train)

@@ -17,6 +17,7 @@ from launcher.report.compare import Comparison, compare, render_comparison
 from launcher.run import run_job
 from launcher.rundir import RunDir
 from launcher.spec.job import NO_NAME, JobSpec, is_name
+from launcher.storage import join, parent
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     """
     if not run.exists("result.json") or not run.exists("metrics.jsonl"):
         raise RunError(f"{run.uri}: is not finished; finish the run with `launcher train` before it is run again")
-    storage = run.uri.rstrip("/").rpartition("/")[0]
-    again = RunDir(f"{storage}/{_checked(run, name) if name is not None else _free_name(run, storage)}")
+    storage = parent(run.uri)
+    again = RunDir(join(storage, _checked(run, name) if name is not None else _free_name(run, storage)))
     output = job.output.model_copy(update={"storage": storage})
     job = job.model_copy(update={"name": again.name, "output": output})
     prepared = prepare(job)
@@ -81,7 +82,7 @@ def _free_name(run: RunDir, storage: str) -> str:
     for number in itertools.count(1):
         ending = "-replay" if number == 1 else f"-replay-{number}"
         name = run.name[: 63 - len(ending)] + ending
-        if not RunDir(f"{storage}/{name}").exists("result.json"):
+        if not RunDir(join(storage, name)).exists("result.json"):
             return name
     raise AssertionError("there is always one more number")
 

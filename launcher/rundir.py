@@ -4,13 +4,13 @@
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -19,34 +19,14 @@ from ruamel.yaml.error import YAMLError
 from launcher.errors import RunError
 from launcher.records import MetricsLine, Record, TrialRecord
 from launcher.spec.job import JobSpec
+from launcher.storage import asking, is_local, is_object_store, join, os_reason, refusal, split_options
+from launcher.storage import open_uri as open_uri  # a part of this module's interface
 
 R = TypeVar("R", bound=Record)
+# Written anew every few seconds on an object store; a thousand steps and more fit in.
+_PART_BYTES = 1 << 19
+_METRICS_PART = re.compile(r"metrics(-\d+)?\.jsonl")
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
-
-
-def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path of a local path or URI (s3://, gs://, hdfs://, or any fsspec protocol).
-
-    Raises:
-        RunError: the protocol is unknown or its driver is not installed.
-    """
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    try:
-        return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow ships no types
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        import fsspec  # heavy drivers are loaded only for the protocols pyarrow does not know
-
-        try:
-            fs, path = fsspec.core.url_to_fs(uri)
-        except (ValueError, ImportError) as error:
-            raise RunError(f"{uri}: cannot be opened ({error}); install the fsspec driver of its protocol") from error
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
-
-
-def os_reason(error: OSError) -> str:
-    """Why a storage refused, in a few words: `Permission denied`."""
-    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:200]
 
 
 @dataclass(frozen=True)
@@ -62,27 +42,29 @@ class RunDir:
     @property
     def name(self) -> str:
         """The run's name: the last part of its path."""
-        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+        return split_options(self.uri)[0].rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def local(self) -> Path | None:
         """The directory as a local path, or None on remote storage."""
         fs, path = open_uri(self.uri)
-        return Path(path) if isinstance(fs, pafs.LocalFileSystem) else None
+        return Path(path) if is_local(fs) else None
 
     def path(self, relative: str) -> str:
         """`relative` as a path or URI of its own."""
-        return f"{self.uri.rstrip('/')}/{relative}"
+        return join(self.uri, relative)
 
     def exists(self, relative: str = "") -> bool:
         """Whether a file or directory is there."""
         fs, root = open_uri(self.uri)
-        return bool(fs.get_file_info(f"{root}/{relative}".rstrip("/")).type != pafs.FileType.NotFound)
+        with asking(self.path(relative)):
+            return bool(fs.get_file_info(f"{root}/{relative}".rstrip("/")).type != pafs.FileType.NotFound)
 
     def list(self, relative: str) -> list[str]:
         """Names inside a directory, sorted; empty where there is none."""
         fs, root = open_uri(self.uri)
-        found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}", allow_not_found=True))
+        with asking(self.path(relative)):
+            found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}", allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def read_bytes(self, relative: str) -> bytes:
@@ -93,7 +75,7 @@ class RunDir:
         """
         fs, root = open_uri(self.uri)
         try:
-            with fs.open_input_stream(f"{root}/{relative}") as stream:
+            with asking(self.path(relative)), fs.open_input_stream(f"{root}/{relative}") as stream:
                 return bytes(stream.read())
         except FileNotFoundError as error:
             raise RunError(f"{self.path(relative)}: not found; is {self.uri} the directory of a run?") from error
@@ -106,16 +88,19 @@ class RunDir:
         """
         fs, root = open_uri(self.uri)
         path = f"{root}/{relative}"
-        local = isinstance(fs, pafs.LocalFileSystem)
+        local = is_local(fs)
         # An object store publishes an object when its stream closes; a file system needs the rename.
         target = f"{path}.{os.getpid()}.tmp" if local else path
         try:
-            fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+            if not is_object_store(fs):
+                fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
             with fs.open_output_stream(target) as stream:
                 stream.write(content)
             if local:
                 os.replace(target, path)
         except OSError as error:
+            if not local:
+                raise refusal(self.path(relative), error) from error
             raise RunError(
                 f"{self.path(relative)}: cannot be written ({os_reason(error)}); give the job another output.storage, "
                 "or make room and rights there"
@@ -124,11 +109,12 @@ class RunDir:
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where there is none."""
         fs, root = open_uri(self.uri)
-        info = fs.get_file_info(f"{root}/{relative}")
-        if info.type == pafs.FileType.Directory:
-            fs.delete_dir(info.path)
-        elif info.type == pafs.FileType.File:
-            fs.delete_file(info.path)
+        with asking(self.path(relative)):
+            info = fs.get_file_info(f"{root}/{relative}")
+            if info.type == pafs.FileType.Directory:
+                fs.delete_dir(info.path)
+            elif info.type == pafs.FileType.File:
+                fs.delete_file(info.path)
 
     def upload(self, source: Path, relative: str) -> None:
         """Copy a local file or directory into the run."""
@@ -148,9 +134,11 @@ class RunDir:
     def _copy(self, source: pafs.FileSystem, path: str, relative: str) -> None:
         fs, root = open_uri(self.uri)
         target = f"{root}/{relative}"
-        is_directory = source.get_file_info(path).type == pafs.FileType.Directory
-        fs.create_dir(target if is_directory else target.rsplit("/", 1)[0], recursive=True)
-        pafs.copy_files(path, target, source_filesystem=source, destination_filesystem=fs)
+        with asking(self.path(relative)):
+            is_directory = source.get_file_info(path).type == pafs.FileType.Directory
+            if not is_object_store(fs):
+                fs.create_dir(target if is_directory else target.rsplit("/", 1)[0], recursive=True)
+            pafs.copy_files(path, target, source_filesystem=source, destination_filesystem=fs)
 
     def publish_directory(self, source: Path, relative: str) -> None:
         """Move a complete local directory to `relative`, replacing what stood there."""
@@ -172,9 +160,10 @@ class RunDir:
             return self.local / relative
         fs, root = open_uri(self.uri)
         target.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(
-            f"{root}/{relative}", str(target), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
-        )
+        with asking(self.path(relative)):
+            pafs.copy_files(
+                f"{root}/{relative}", str(target), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
+            )
         return target
 
     def write_record(self, relative: str, record: Record) -> None:
@@ -202,9 +191,13 @@ class RunDir:
     def append_metrics(self, lines: Iterable[MetricsLine]) -> None:
         """Add lines to metrics.jsonl; one writer at a time."""
         text = "".join(line.model_dump_json() + "\n" for line in lines)
-        if self.local is None:  # object stores cannot append
-            old = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
-            self.write_bytes("metrics.jsonl", old + text.encode())
+        if self.local is None:  # object stores cannot append: the last part is written anew while it is small
+            name, old = "metrics.jsonl", b""
+            if parts := self._metrics_parts():
+                name, old = parts[-1], self.read_bytes(parts[-1])
+            if len(old) > _PART_BYTES:
+                name, old = f"metrics-{len(parts):06d}.jsonl", b""
+            self.write_bytes(name, old + text.encode())
             return
         self.local.mkdir(parents=True, exist_ok=True)
         with open(self.local / "metrics.jsonl", "a", encoding="utf-8") as stream:
@@ -216,40 +209,26 @@ class RunDir:
         Raises:
             RunError: a line is not a record.
         """
-        if not self.exists("metrics.jsonl"):
-            return
-        for number, line in enumerate(self.read_bytes("metrics.jsonl").decode().split("\n")[:-1], 1):
+        for part in self._metrics_parts():
+            yield from self._read_part(part)
+
+    def _metrics_parts(self) -> tuple[str, ...]:
+        """metrics.jsonl and, on an object store, what follows it as metrics-000001.jsonl and so on."""
+        found = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
+        return tuple(sorted(found, key=lambda name: name.removesuffix(".jsonl")))
+
+    def _read_part(self, name: str) -> Iterator[MetricsLine]:
+        for number, line in enumerate(self.read_bytes(name).decode().split("\n")[:-1], 1):
             try:
                 yield _LINE.validate_json(line)
             except ValidationError as error:
-                raise RunError(
-                    f"{self.path('metrics.jsonl')}:{number}: not a record of a run; was it edited by hand?"
-                ) from error
+                raise RunError(f"{self.path(name)}:{number}: not a record of a run; was it edited by hand?") from error
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: those steps are done again."""
-        if self.exists("metrics.jsonl"):
-            kept = "".join(line.model_dump_json() + "\n" for line in self.read_metrics() if line.step <= step)
-            self.write_bytes("metrics.jsonl", kept.encode())
-
-
-def check_storage(storage: str) -> None:
-    """Refuse a local `output.storage` that no run could be written to, without creating anything.
-
-    Raises:
-        RunError: it, or the nearest directory above it that exists, is a file or read-only.
-    """
-    fs, path = open_uri(storage)
-    if not isinstance(fs, pafs.LocalFileSystem):
-        return  # an object store says so at the first write
-    place = Path(path)
-    while not place.exists():
-        place = place.parent
-    remedy = "give a directory that can be written"
-    if not place.is_dir():
-        raise RunError(f"output.storage: {place} is a file; {remedy}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise RunError(f"output.storage: {place} cannot be written (no permission); {remedy}")
+        for part in self._metrics_parts():
+            kept = "".join(line.model_dump_json() + "\n" for line in self._read_part(part) if line.step <= step)
+            self.write_bytes(part, kept.encode())
 
 
 def find_run(location: str) -> RunDir:
@@ -269,7 +248,8 @@ def find_run(location: str) -> RunDir:
 def run_at(location: str) -> RunDir:
     """The run directory at a path or URI, whatever is there; a local path is made absolute."""
     location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
-    return RunDir(location.rstrip("/"))
+    bare, options = split_options(location)
+    return RunDir(bare.rstrip("/") + options)
 
 
 def read_trials(run: RunDir) -> list[TrialRecord]:

@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "launcher"
 _ORDER = (
     ("errors", "arrays"),
     ("spec",),
-    ("records",),
+    ("records", "storage"),
     ("rundir", "leaks"),
     ("plan", "metrics", "models", "submit"),
     ("tasks",),
@@ -30,7 +30,7 @@ _ORDER = (
     ("__main__",),
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
-_NARROW = {room: {"errors", "spec", "records", "rundir", "leaks", room} for room in ("submit", "report")}
+_NARROW = {room: {"errors", "spec", "records", "storage", "rundir", "leaks", room} for room in ("submit", "report")}
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {

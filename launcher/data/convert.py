@@ -9,18 +9,19 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from launcher.data.files import first_line, list_files
-from launcher.data.sources import ORIGIN, check_names
+from launcher.data.files import DataFile, first_line, list_files
+from launcher.data.footers import ORIGIN
+from launcher.data.sources import check_names
 from launcher.errors import DataError, RunError
-from launcher.rundir import open_uri, os_reason
 from launcher.spec.hub import PREFIX, parse_hub
+from launcher.storage import asking, is_local, join, open_uri, os_reason, refusal
 
 _ROW_GROUP = 16384
 # Types are read off the first block, and a row must fit in one.
@@ -43,14 +44,22 @@ def as_splittable(name: str, locations: Sequence[str], format: str, cache: str) 
     Raises:
         DataError: a file cannot be read in its format.
     """
-    ready = []
+    return [file.path for file in splittable_files(name, locations, format, cache)]
+
+
+def splittable_files(name: str, locations: Sequence[str], format: str, cache: str) -> list[DataFile]:
+    """`as_splittable` with what the listing told of each file, which need not be asked for again."""
+    ready: list[DataFile] = []
     for location in locations:
         if location.startswith(PREFIX):
-            ready.append(_from_hub(name, location, cache))
+            ready += list_files(name, _from_hub(name, location, cache))
             continue
-        for path, _, kind in list_files(name, location, format):
-            footless = kind in _READERS or (kind == "arrow" and _is_stream(path))
-            ready.append(_converted(path, kind, cache) if footless else path)
+        for file in list_files(name, location, format):
+            if file.format in _READERS or (file.format == "arrow" and _is_stream(file.path)):
+                ready += list_files(name, _converted(file, cache))
+            else:
+                # By its name alone, as if it had been named: the fingerprint does not change with the directory.
+                ready.append(file._replace(relative=file.relative.rsplit("/", 1)[-1]))
     return ready
 
 
@@ -59,18 +68,19 @@ def _is_stream(path: str) -> bool:
         return bool(stream.read(4) == _STREAM_MAGIC)
 
 
-def _converted(path: str, kind: str, cache: str) -> str:
-    fs, inner = open_uri(path)
-    info = fs.get_file_info(inner)
-    target = _target(cache, inner.rsplit("/", 1)[-1], (path, info.size, info.mtime_ns))
-    if open_uri(target)[0].get_file_info(open_uri(target)[1]).size:
-        return target
+def _converted(file: DataFile, cache: str) -> str:
+    path, kind = file.path, file.format
+    target = _target(cache, file.relative.rsplit("/", 1)[-1], (path, file.size, file.mtime_ns))
+    with asking(target):
+        fs, inner = open_uri(target)
+        if fs.get_file_info(inner).size:
+            return target
     read = _READERS.get(kind, _read_arrow_stream)
     try:
         try:
             _write(target, path, read(path, False))
         except _UNREADABLE:
-            if kind not in _READERS or (info.size or 0) > _WHOLE_BYTES:
+            if kind not in _READERS or (file.size or 0) > _WHOLE_BYTES:
                 raise
             _write(target, path, read(path, True))
     except _UNREADABLE as error:
@@ -171,7 +181,7 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
         raise DataError(f"{origin}: has no rows; give a file that has")
     check_names(origin, first.schema)
     fs, path = open_uri(target)
-    staged = f"{path}.{os.getpid()}.tmp"
+    staged = f"{path}.{os.getpid()}.tmp"  # an object appears whole, but also when the writer ends with an error
     schema = first.schema.with_metadata({**(first.schema.metadata or {}), ORIGIN: origin.encode()})
     try:
         fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
@@ -181,12 +191,15 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
                 writer.write_batch(batch.replace_schema_metadata(schema.metadata), row_group_size=_ROW_GROUP)
         fs.move(staged, path)
     except OSError as error:
+        if not is_local(fs):
+            raise refusal(f"output.storage: {target}", error) from error
         raise RunError(
             f"output.storage: {target} cannot be written ({os_reason(error)}); give a directory that can be"
         ) from error
     finally:
-        if fs.get_file_info(staged).size is not None:
-            fs.delete_file(staged)
+        with suppress(OSError):  # of a storage that just refused; the error above says so
+            if fs.get_file_info(staged).size is not None:
+                fs.delete_file(staged)
 
 
 def _from_hub(name: str, location: str, cache: str) -> str:
@@ -214,4 +227,4 @@ def _from_hub(name: str, location: str, cache: str) -> str:
 
 def _target(cache: str, file_name: str, key: tuple[object, ...]) -> str:
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    return f"{cache}/{digest}/{file_name.rsplit('.', 1)[0]}.parquet"
+    return join(cache, f"{digest}/{file_name.rsplit('.', 1)[0]}.parquet")

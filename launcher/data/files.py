@@ -5,11 +5,12 @@ Read `sources.py` next for what is in them.
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
 from launcher.errors import DataError
-from launcher.rundir import open_uri
+from launcher.storage import open_uri, os_reason
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -25,8 +26,20 @@ SUFFIXES = {
 }
 
 
-def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str, str, str]]:
-    """(path, path relative to the location, format) of each data file at a location, sorted.
+class DataFile(NamedTuple):
+    """A file of a split."""
+
+    path: str
+    relative: str
+    """To the location that names it."""
+    format: str
+    size: int | None = None
+    """In bytes."""
+    mtime_ns: int | None = None
+
+
+def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]:
+    """The data files at a location, sorted by path.
 
     Args:
         name: the split, for messages.
@@ -39,17 +52,17 @@ def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str
     query = mark + options
     try:
         is_glob = any(c in bare for c in "*?[") and not _exists(location)
-        paths, base, is_file = _globbed(bare, scheme, query) if is_glob else _listed(location)
+        found, base, is_file = _globbed(bare, scheme, query) if is_glob else _listed(location)
     except FileNotFoundError as error:
         where = f"data.{name}: {location} does not exist"
         raise DataError(f"{where}; give a file, a directory or a glob that does") from error
     except OSError as error:
-        where = f"data.{name}: {location} cannot be listed ({first_line(error)})"
+        where = f"data.{name}: {location} cannot be listed ({os_reason(error)})"
         raise DataError(f"{where}; check the address, the network and your rights") from error
-    chosen = [(scheme + p + query, p[len(base) :].lstrip("/"), _format_of(p, format)) for p in paths]
+    chosen = [_data_file(info, (scheme, base, query), format) for info in found]
     if format == "auto" and not is_file:
-        chosen = [c for c in chosen if c[2]]
-    unknown = [c[0] for c in chosen if not c[2]]
+        chosen = [file for file in chosen if file.format]
+    unknown = [file.path for file in chosen if not file.format]
     if unknown or not chosen:
         nothing = "matches no data files" if is_glob else "holds no data files"
         what = f"{unknown[0]} has no known ending" if unknown else f"{location} {nothing}"
@@ -57,29 +70,37 @@ def list_files(name: str, location: str, format: str = "auto") -> list[tuple[str
     return chosen
 
 
-def _listed(location: str) -> tuple[list[str], str, bool]:
-    """(paths, the directory they are in, whether the location is a file itself)."""
+def _data_file(info: pafs.FileInfo, around: tuple[str, str, str], format: str) -> DataFile:
+    scheme, base, query = around
+    path = info.path
+    relative = path[len(base) :].lstrip("/")
+    return DataFile(scheme + path + query, relative, _format_of(path, format), info.size, info.mtime_ns)
+
+
+def _listed(location: str) -> tuple[list[pafs.FileInfo], str, bool]:
+    """(files, the directory they are in, whether the location is a file itself)."""
     fs, path = open_uri(location)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.File:
-        return [path], path.rsplit("/", 1)[0], True
+        return [info], path.rsplit("/", 1)[0], True
     # Raises FileNotFoundError where nothing is.
     found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
     return _files(found, path), path.rstrip("/"), False
 
 
-def _globbed(location: str, scheme: str, query: str) -> tuple[list[str], str, bool]:
+def _globbed(location: str, scheme: str, query: str) -> tuple[list[pafs.FileInfo], str, bool]:
     fixed = location[: min(i for i in map(location.find, "*?[") if i >= 0)].rpartition("/")[0]
     fs, root = open_uri((fixed + query) if fixed else ("/" if location.startswith("/") else "."))
     pattern = location[len(scheme) :] if scheme else open_uri(location)[1]
     deep = "/" in location[len(fixed) :].lstrip("/") or "**" in location
     found = fs.get_file_info(pafs.FileSelector(root, recursive=deep))
     matches = glob_pattern(pattern).fullmatch
-    return [path for path in _files(found, root) if matches(path)], root.rstrip("/"), False
+    return [info for info in _files(found, root) if matches(info.path)], root.rstrip("/"), False
 
 
-def _files(found: Sequence[pafs.FileInfo], root: str) -> list[str]:
-    return sorted(i.path for i in found if i.type == pafs.FileType.File and not _hidden(i.path, root))
+def _files(found: Sequence[pafs.FileInfo], root: str) -> list[pafs.FileInfo]:
+    kept = [(i.path, i) for i in found if i.type == pafs.FileType.File]
+    return [info for path, info in sorted(kept, key=lambda pair: pair[0]) if not _hidden(path, root)]
 
 
 _WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

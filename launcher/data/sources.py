@@ -7,40 +7,19 @@ Formats without footers pass through `convert.py` first. Read `order.py` and `st
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any  # JSON of another library
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from launcher.data.files import first_line, list_files
+from launcher.data.files import DataFile, first_line, list_files
+from launcher.data.footers import Footer, Told, arrow_reader, read_footers
+from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError
-from launcher.rundir import open_uri
-
-ORIGIN = b"launcher.origin"
-"""Key of a converted file's metadata that says what it was converted from."""
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """Rows that are read together: one row group or record batch."""
-
-    path: str
-    format: str
-    index: int
-    """Which row group or record batch of the file."""
-    file_row: int
-    """The fragment's first row within its file."""
-    rows: int
-    size_bytes: int
-    """Uncompressed."""
-    origin: str = ""
-    """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
+from launcher.storage import open_uri
 
 
 @dataclass(frozen=True)
@@ -61,16 +40,16 @@ class Split:
     """All fragments of one split, their schema, and the fingerprint that names the data."""
 
     name: str
-    fragments: tuple[Fragment, ...]
+    fragments: Fragments
     schema: pa.Schema
     fingerprint: str
     class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
 
-    @cached_property
+    @property
     def starts(self) -> Ids:
         """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
-        return np.concatenate([[0], np.cumsum([f.rows for f in self.fragments])]).astype(np.int64)
+        return self.fragments.starts
 
     @property
     def rows(self) -> int:
@@ -132,7 +111,7 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
             yield from file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
         else:
-            batch = _arrow_reader(fs, path).get_batch(fragment.index).select(names)
+            batch = arrow_reader(fs, path).get_batch(fragment.index).select(names)
             yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{fragment.path}: cannot be read ({first_line(error)}); restore the file") from error
@@ -144,21 +123,53 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     Raises:
         DataError: nothing is found, a file is broken or empty of rows, or files disagree on their columns.
     """
-    files = [file for location in locations for file in list_files(name, location, format)]
-    with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(_footer, [path for path, _, _ in files], [kind for _, _, kind in files]))
-    for (path, _, _), (_, found) in zip(files, footers, strict=True):
-        check_names(path, found)
-    schema = footers[0][1].remove_metadata()
-    for (path, _, _), (_, other) in zip(files[1:], footers[1:], strict=True):
-        schema = _one_schema(files[0][0], schema, path, other)
-    fragments = tuple(fragment for found, _ in footers for fragment in found if fragment.rows)
-    if not fragments:
-        raise DataError(f"data.{name}: {files[0][0]} has no rows; give a file that has")
+    return open_files(name, [file for location in locations for file in list_files(name, location, format)])
+
+
+def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, told: Told | None = None) -> Split:
+    """Read the footers of a split's files.
+
+    Args:
+        name: the split, for messages.
+        files: at least one.
+        cache: path or URI of the file that keeps their footers; None reads all of them.
+        told: of progress.
+
+    Raises:
+        DataError: a file is broken or empty of rows, or files disagree on their columns.
+    """
+    found = read_footers(files, cache, told)
+    footers = found.footers
+    schemas = list(found.schemas())
+    for place, other in schemas:
+        check_names(files[place].path, other)
+    whole = schemas[0][1]
+    schema = whole.remove_metadata()
+    for place, other in schemas[1:]:
+        schema = _one_schema(files[0].path, schema, files[place].path, other)
+    table = pa.table(
+        {
+            "path": pa.array([file.path for file in files], pa.large_string()),
+            "format": pa.array([file.format for file in files], pa.large_string()),
+            "origin": pa.array([footer.origin for footer in footers], pa.large_string()),
+        }
+    )
+    counts = np.array([len(footer.rows) for footer in footers], np.int64)
+    rows = np.fromiter((n for footer in footers for n in footer.rows), np.int64)
+    sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
+    fragments = Fragments.of(table, counts, rows, sizes)
+    if not len(fragments):
+        raise DataError(f"data.{name}: {files[0].path} has no rows; give a file that has")
+    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole))
+
+
+def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:
+    """Names, and the rows and bytes of each fragment."""
     digest = hashlib.sha256()
-    for (_, relative, _), (found, _) in zip(files, footers, strict=True):
-        digest.update(f"{relative}\0{[(f.rows, f.size_bytes) for f in found]}\n".encode())
-    return Split(name, fragments, schema, digest.hexdigest(), _class_names(footers[0][1]))
+    for file, footer in zip(files, footers, strict=True):
+        said = [(n, size) for n, size in zip(footer.rows, footer.size_bytes, strict=True)]
+        digest.update(f"{file.relative}\0{said}\n".encode())
+    return digest.hexdigest()
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
@@ -178,43 +189,6 @@ def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return tuple((n, tuple(f["names"])) for n, f in inner.items() if f.get("_type") == "ClassLabel")
     except (KeyError, ValueError, AttributeError, TypeError):
         return ()  # of a kind that tells no names: labels then name themselves
-
-
-def _footer(path: str, format: str) -> tuple[list[Fragment], pa.Schema]:
-    fs, inner = open_uri(path)
-    try:
-        if format == "parquet":
-            return _parquet_footer(path, fs, inner)
-        return _arrow_footer(path, fs, inner)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable {format} file ({first_line(error)}); restore or remove it") from error
-
-
-def _parquet_footer(path: str, fs: pafs.FileSystem, inner: str) -> tuple[list[Fragment], pa.Schema]:
-    with fs.open_input_file(inner) as stream:
-        metadata = pq.read_metadata(stream)
-    fragments, row, origin = [], 0, (metadata.metadata or {}).get(ORIGIN, b"").decode()
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        fragments.append(Fragment(path, "parquet", index, row, group.num_rows, group.total_byte_size, origin))
-        row += group.num_rows
-    return fragments, metadata.schema.to_arrow_schema()
-
-
-def _arrow_footer(path: str, fs: pafs.FileSystem, inner: str) -> tuple[list[Fragment], pa.Schema]:
-    reader = _arrow_reader(fs, inner)
-    fragments, row = [], 0
-    for index in range(reader.num_record_batches):
-        batch = reader.get_batch(index)
-        fragments.append(Fragment(path, "arrow", index, row, batch.num_rows, batch.nbytes))
-        row += batch.num_rows
-    return fragments, reader.schema
-
-
-def _arrow_reader(fs: pafs.FileSystem, path: str) -> pa.ipc.RecordBatchFileReader:
-    # A memory map costs nothing to open and lets get_batch touch only what is asked for.
-    source = pa.memory_map(path) if isinstance(fs, pafs.LocalFileSystem) else fs.open_input_file(path)
-    return pa.ipc.open_file(source)
 
 
 def check_names(path: str, schema: pa.Schema) -> None:

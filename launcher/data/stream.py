@@ -134,7 +134,8 @@ class _OrderKey:
 
 @lru_cache(maxsize=4)
 def _order(key: _OrderKey, epoch: int) -> EpochOrder:
-    fragments = tuple((f.rows, f.size_bytes) for f in key.split.fragments)
+    found = key.split.fragments
+    fragments = tuple(zip(found.rows.tolist(), found.size_bytes.tolist(), strict=True))
     window_rows = key.batch_size * key.window_steps
     return EpochOrder(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
 

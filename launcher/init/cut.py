@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from launcher.data.sources import ORIGIN, Split, read_batches
 from launcher.errors import DataError
 from launcher.init.rows import a_few, schema_of
-from launcher.rundir import os_reason
+from launcher.storage import os_reason
 
 _AT_ONCE = 1 << 20
 _GROUP_ROWS = 16384

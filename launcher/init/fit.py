@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.data.convert import as_splittable
-from launcher.data.sources import Split, open_split
+from launcher.data.convert import splittable_files
+from launcher.data.sources import Split, open_files
 from launcher.errors import DataError
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, count_labels
@@ -37,8 +37,7 @@ def open_data(name: str, locations: Sequence[str]) -> Split:
         DataError: it cannot be read.
     """
     try:
-        ready = as_splittable(name, locations, "auto", f"{OutputSpec().storage}/.cache")
-        return open_split(name, ready)
+        return open_files(name, splittable_files(name, locations, "auto", f"{OutputSpec().storage}/.cache"))
     except DataError as error:
         said = error.message.removeprefix(f"data.{name}: ").replace(", or set data.format", "")
         raise DataError(said) from error

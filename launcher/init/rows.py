@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from launcher.data.order import Ids
 from launcher.data.sources import Fragment, Reading, Split, read_rows
-from launcher.rundir import open_uri
+from launcher.storage import open_uri
 
 _FRAGMENTS = 8
 # Row groups of up to this size are decoded whole, so that the sample is spread over their rows too.

@@ -89,7 +89,7 @@ def files_of(location: str) -> list[tuple[str, str]]:
         DataError: nothing is there, or no data files.
     """
     try:
-        return [(path, relative) for path, relative, _ in list_files("train", location)]
+        return [(file.path, file.relative) for file in list_files("train", location)]
     except DataError as error:
         raise DataError(error.message.removeprefix("data.train: ").replace(", or set data.format", "")) from error
 

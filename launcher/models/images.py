@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.rundir import open_uri
+from launcher.storage import open_uri
 
 if TYPE_CHECKING:
     import torch

@@ -4,18 +4,12 @@ No remote code, no pickles unless the job file says so. Layers the checkpoint la
 from the job's seed and their own name, so they do not depend on how the model was loaded or sharded.
 """
 
-import atexit
 import hashlib
-import shutil
-import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.fs as pafs
-
 from launcher.errors import ModelError
-from launcher.rundir import open_uri
+from launcher.models.remote import local_copy, remote_files
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -41,7 +35,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
 
     try:
         config = AutoConfig.from_pretrained(
-            _local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **overrides
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **overrides
         )
     except (OSError, ValueError, KeyError) as error:
         raise _model_error(spec, error) from error
@@ -67,7 +61,7 @@ def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizer
     try:
         more = {"add_prefix_space": True} if words else {}
         tokenizer = AutoTokenizer.from_pretrained(
-            _local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **more
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **more
         )
     except (OSError, ValueError, KeyError) as error:
         raise _model_error(spec, error) from error
@@ -86,7 +80,7 @@ def load_image_processor(spec: ModelSpec) -> "BaseImageProcessor":
 
     try:
         return AutoImageProcessor.from_pretrained(  # type: ignore[no-any-return]  # untyped
-            _local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, backend="pil"
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, backend="pil"
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _model_error(spec, error) from error
@@ -114,7 +108,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
             return kind.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]  # untyped
     try:
         model, info = kind.from_pretrained(
-            _local_copy(spec.name),
+            local_copy(spec.name, weights=True),
             config=config,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
@@ -168,10 +162,11 @@ def check_weights(spec: ModelSpec) -> None:
     Raises:
         ModelError: it has none.
     """
-    folder = Path(spec.name)
-    if spec.from_config is not None or not folder.is_dir() or any(folder.glob("*.safetensors")):
+    remote = "://" in spec.name
+    if spec.from_config is not None or not (remote or Path(spec.name).is_dir()):
         return
-    if any(folder.glob("*.bin")) and spec.allow_pickle:
+    names = [i.base_name for i in remote_files(spec.name)] if remote else [f.name for f in Path(spec.name).iterdir()]
+    if any(name.endswith((".safetensors", *((".bin",) if spec.allow_pickle else ()))) for name in names):
         return
     raise _model_error(spec, OSError("no file named model.safetensors"))
 
@@ -190,15 +185,3 @@ def _model_error(spec: ModelSpec, error: Exception) -> ModelError:
             "or set model.allow_pickle: true if you trust it"
         )
     return ModelError(f"model.name: {spec.name} cannot be loaded ({text[:300]}); give a model directory or a hub name")
-
-
-@lru_cache(maxsize=8)
-def _local_copy(directory: str) -> str:
-    """A directory on this machine's disk: itself, or a copy of a remote one that lasts as long as the process."""
-    if "://" not in directory:
-        return directory
-    target = tempfile.mkdtemp(prefix="launcher-model-")
-    atexit.register(shutil.rmtree, target, ignore_errors=True)
-    fs, path = open_uri(directory)
-    pafs.copy_files(path, target, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
-    return target

@@ -18,8 +18,9 @@ from launcher.report.collect import ReportData, collect
 from launcher.report.compare_charts import colour
 from launcher.report.numbers import duration, number, short, size
 from launcher.report.render import page
-from launcher.rundir import RunDir, os_reason
+from launcher.rundir import RunDir
 from launcher.spec.identity import curve_values, job_values
+from launcher.storage import os_reason
 
 MARK = b'<meta name="generator" content="launcher compare">'
 """By this a file is known as a comparison page, which may be overwritten."""

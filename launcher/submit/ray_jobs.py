@@ -21,6 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from launcher.errors import ClusterError, RunError, UserError
 from launcher.spec.job import JobSpec
+from launcher.storage import join
 from launcher.submit.package import JOB_FILE, MAX_BYTES
 
 LOCAL = "http://127.0.0.1:8265"
@@ -73,7 +74,7 @@ class Submission:
     @property
     def entrypoint(self) -> str:
         """The shell command of the driver; `exec` gives it the stop signal, and Ray its exit."""
-        run = f"{self.job.output.storage.rstrip('/')}/{self.job.name}"
+        run = join(self.job.output.storage, self.job.name)
         target = JOB_FILE if self.command in ("train", "tune") else run
         line = "exec " + shlex.join(["python", "-m", "launcher", self.command, target, *self.words[1:]])
         prepare = self.job.cluster.prepare if self.command in ("train", "tune") else None

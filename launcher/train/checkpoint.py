@@ -9,6 +9,7 @@ import hashlib
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from launcher.errors import RunError, TrainingError
 from launcher.records import FileEntry, ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
+from launcher.storage import join
 from launcher.train import universal
 from launcher.train.engine import Engine
 
@@ -93,13 +95,16 @@ def load(run: RunDir, engine: Engine, step: int, weights_only: bool = False) -> 
     """
     source = directory_of(step)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = run.download(source, Path(scratch))
+        host = _Host.of(engine, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
-        _verify(directory, manifest, engine.rank, engine.world_size)
+        directory = _on_this_host(run, source, host, engine.world_size)
+        _verify(run.path(source), directory, manifest, _share(run, host, engine))
         if _fits(manifest, engine, weights_only):
             engine.load(directory, weights_only)
         else:
-            engine.load(_universal(directory, scratch, engine, manifest.zero), weights_only, universal=True)
+            engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
+        if run.local is None:
+            dist.barrier()  # others of this host may read what the first has fetched
     return run.read_record(f"{source}/state.json", RunStateRecord)
 
 
@@ -121,16 +126,63 @@ def _fits(manifest: ManifestRecord, engine: Engine, weights_only: bool) -> bool:
     return saved > 0 and manifest.world_size == engine.world_size
 
 
-def _verify(directory: Path, manifest: ManifestRecord, rank: int, world_size: int) -> None:
-    """Each rank checks every world_size-th file; all learn the verdict."""
-    problem = None
-    for entry in manifest.files[rank::world_size]:
-        path = directory / entry.path
-        if not path.is_file() or path.stat().st_size != entry.size_bytes:
-            problem = f"{path}: missing or cut short; delete {directory} to go on from the checkpoint before it"
-        elif _sha256(path) != entry.sha256:
-            problem = f"{path}: damaged (its sha256 differs); delete {directory} to go on from the checkpoint before it"
+@dataclass(frozen=True)
+class _Host:
+    """The workers of this machine, and a directory of their first one."""
+
+    scratch: Path
+    ranks: tuple[int, ...]
+    rank: int
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == self.ranks[0]
+
+    @staticmethod
+    def of(engine: Engine, scratch: Path) -> "_Host":
+        """Found by host name (a collective)."""
+        hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
+        dist.all_gather_object(hosts, (socket.gethostname(), str(scratch)))
+        ranks = tuple(rank for rank, (host, _) in enumerate(hosts) if host == hosts[engine.rank][0])
+        return _Host(Path(hosts[ranks[0]][1]), ranks, engine.rank)
+
+
+def _on_this_host(run: RunDir, source: str, host: _Host, world_size: int) -> Path:
+    """The checkpoint's directory; a remote one is fetched once per host (a collective)."""
+    if run.local is not None:
+        return run.local / source
+    problem: str | None = None
+    if host.leads:
+        try:
+            run.download(source, host.scratch / "checkpoint")
+        except (OSError, RunError) as error:
+            problem = str(error)
     problems: list[str | None] = [None] * world_size
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise RunError(next(p for p in problems if p))
+    return host.scratch / "checkpoint"
+
+
+def _share(run: RunDir, host: _Host, engine: Engine) -> slice:
+    """Files this rank verifies: its part of the one directory all see, or of its host's copy."""
+    if run.local is not None:
+        return slice(engine.rank, None, engine.world_size)
+    return slice(host.ranks.index(engine.rank), None, len(host.ranks))
+
+
+def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) -> None:
+    """Each rank checks some of the files; all learn the verdict."""
+    problem = None
+    for entry in manifest.files[mine]:
+        path = directory / entry.path
+        what = f"{join(shown, entry.path)}: "
+        remedy = f"delete {shown} to go on from the checkpoint before it"
+        if not path.is_file() or path.stat().st_size != entry.size_bytes:
+            problem = f"{what}missing or cut short; {remedy}"
+        elif _sha256(path) != entry.sha256:
+            problem = f"{what}damaged (its sha256 differs); {remedy}"
+    problems: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     if any(problems):
         raise RunError(next(p for p in problems if p))
@@ -144,14 +196,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _universal(directory: Path, scratch: str, engine: Engine, zero: int) -> Path:
+def _universal(directory: Path, host: _Host, engine: Engine, zero: int) -> Path:
     """The checkpoint in DeepSpeed's universal format, converted once per host, read by all its workers."""
-    hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
-    dist.all_gather_object(hosts, (socket.gethostname(), scratch))
-    first = next(rank for rank, (host, _) in enumerate(hosts) if host == hosts[engine.rank][0])
-    target = Path(hosts[first][1])
+    target = host.scratch
     problem: str | None = None
-    if first == engine.rank:
+    if host.leads:
         try:
             if zero:
                 universal.from_shards(directory / "state", target / "universal", zero)

@@ -20,11 +20,13 @@ from launcher.data.stream import TASK_CPUS, CanonicalData
 from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
+from launcher.storage import SETTINGS, open_uri
 from launcher.train.signals import StoppedAtOnce, wait_for
 
 # What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
-        "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE")  # fmt: skip
+        "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE",
+        *SETTINGS)  # fmt: skip
 
 
 @contextmanager
@@ -129,12 +131,14 @@ def fit(
     resources |= {"GPU": cluster.gpus_per_worker} if gpu else {}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    storage, place = open_uri(it.run.uri)
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        run_config=RunConfig(name="ray", storage_path=it.run.uri),
+        # Ray opens a URI in its own way, without its options (`?endpoint_override=`).
+        run_config=RunConfig(name="ray", storage_filesystem=storage, storage_path=place),
         # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
         datasets={name: _placeholder for name in it.streams},
         dataset_config=it.data,

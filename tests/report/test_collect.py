@@ -7,7 +7,8 @@ import pytest
 from launcher.errors import RunError
 from launcher.records import EvaluationRecord, ScoresRecord
 from launcher.report.collect import collect, missing
-from launcher.rundir import RunDir, open_uri
+from launcher.rundir import RunDir
+from launcher.storage import open_uri
 
 
 def test_a_run_that_has_only_begun(begun: RunDir) -> None:

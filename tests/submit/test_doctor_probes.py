@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from launcher.errors import ClusterError
-from launcher.rundir import open_uri
+from launcher.storage import open_uri
 from launcher.submit.doctor import host, probes, session
 from launcher.submit.doctor.closure import dependency_closure
 from launcher.submit.doctor.facts import Imports, NodeFacts, Software

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.rundir import open_uri
+from launcher.storage import open_uri
 from launcher.submit.doctor import storage
 from launcher.submit.doctor.facts import Node
 from launcher.submit.doctor.probes import Probe

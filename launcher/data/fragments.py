@@ -1,0 +1,100 @@
+"""Fragments: what is read together, a Parquet row group or an Arrow record batch. Any process.
+
+A split of a hundred thousand files travels to every worker and task, so fragments are columns of numbers that pickle
+as they lie in memory; a `Fragment` is made when one is asked for. Read `sources.py` next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+
+from launcher.data.order import Ids
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Rows that are read together: one row group or record batch."""
+
+    path: str
+    format: str
+    index: int
+    """Which row group or record batch of the file."""
+    file_row: int
+    """The fragment's first row within its file."""
+    rows: int
+    size_bytes: int
+    """Uncompressed."""
+    origin: str = ""
+    """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments(Sequence[Fragment]):
+    """The fragments of a split, files in order.
+
+    Args:
+        files: path, format and origin of each file, three columns of strings.
+        file: which file each fragment is of, int64 (fragments,).
+        place: which row group or record batch of the file.
+        file_row: its first row within its file.
+        rows: how many it has.
+        size_bytes: uncompressed.
+    """
+
+    files: pa.Table
+    file: Ids
+    place: Ids
+    file_row: Ids
+    rows: Ids
+    size_bytes: Ids
+
+    @staticmethod
+    def of(files: pa.Table, counts: Ids, rows: Ids, size_bytes: Ids) -> "Fragments":
+        """From what footers say; fragments without rows are left out.
+
+        Args:
+            files: as above.
+            counts: fragments of each file, int64 (files,).
+            rows: of all fragments, files in order.
+            size_bytes: of all fragments.
+        """
+        begins = np.repeat(np.cumsum(counts) - counts, counts)
+        behind = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        whole = Fragments(
+            files,
+            np.repeat(np.arange(len(counts), dtype=np.int64), counts),
+            np.arange(len(rows), dtype=np.int64) - begins,
+            behind[:-1] - behind[begins],
+            rows,
+            size_bytes,
+        )
+        return whole if bool((rows > 0).all()) else whole.some(np.flatnonzero(rows))
+
+    def some(self, chosen: Ids) -> "Fragments":
+        """The fragments at some places, in that order."""
+        columns = (self.file, self.place, self.file_row, self.rows, self.size_bytes)
+        return Fragments(self.files, *(column[chosen] for column in columns))
+
+    @cached_property
+    def starts(self) -> Ids:
+        """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.rows)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Fragment: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Fragments": ...
+    def __getitem__(self, index: "int | slice") -> "Fragment | Fragments":
+        if isinstance(index, slice):
+            return self.some(np.arange(len(self))[index])
+        file = int(self.file[index])
+        path, format, origin = (self.files.column(name)[file].as_py() for name in ("path", "format", "origin"))
+        numbers = (int(column[index]) for column in (self.place, self.file_row, self.rows, self.size_bytes))
+        return Fragment(path, format, *numbers, origin)
