@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv test test-slurm quickstart bench-accuracy bench-leakage bench-packing bench-predict bench-sweep bench-sweep-many clean
+.PHONY: venv moto test test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-packing bench-predict bench-sweep bench-throughput bench-sweep-many clean
 
 venv: $(STAMP)
 
@@ -17,7 +17,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-test: venv
+# An S3 server for tests, in a venv of its own: it needs an older python-dateutil than the constraints have.
+moto: .venv-moto/.installed
+
+.venv-moto/.installed: tests/storage/requirements.txt
+	test -x .venv-moto/bin/python || $(PYTHON) -m venv .venv-moto
+	.venv-moto/bin/python -m pip install --quiet --disable-pip-version-check -r tests/storage/requirements.txt
+	touch $@
+
+test: venv moto
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/check.sh
 
 # A real Ray on two nodes under the batch script, started twice: minutes, most of them imports.
@@ -44,6 +52,9 @@ bench-sweep-many: venv
 
 bench-leakage: venv
 	$(BIN)/python tests/benchmarks/leakage/run.py
+
+bench-listing: venv moto
+	$(BIN)/python tests/benchmarks/listing/run.py
 
 bench-sweep: venv
 	$(BIN)/python tests/benchmarks/sweep/run.py

@@ -6,7 +6,7 @@ actor tells rank 0 that the person wants the run to stop.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
@@ -18,6 +18,7 @@ from launcher.plan import Plan
 from launcher.records import EvaluationRecord, MetricsLine, StepRecord
 
 _POLL_S = 0.5
+_EVERY_S = 5.0
 _ANSWER_S = 5.0
 
 
@@ -140,6 +141,32 @@ def evaluation_text(line: EvaluationRecord) -> str:
     return f"{line.split} at step {line.step}: {metrics}  loss {line.loss:.4f}  ({line.rows} rows{skipped}){best}"
 
 
+@contextmanager
+def reading_files(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many footers are read, from the fifth second on: on a terminal in place, in a log line by line."""
+    began = shown = time.monotonic()
+    status = console.status("") if console.is_terminal else None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < (_POLL_S if status is not None else _EVERY_S) or now - began < _EVERY_S:
+            return
+        shown = now
+        text = f"reading footers: {done:,} of {total:,} files"
+        if status is None:
+            console.print(text, highlight=False, soft_wrap=True)
+        else:
+            status.update(text)
+            status.start()
+
+    try:
+        yield tell
+    finally:
+        if status is not None:
+            status.stop()
+
+
 class _Bar:
     """A rich progress bar; evaluations are printed above it."""
 
@@ -165,8 +192,6 @@ class _Bar:
 class _Lines:
     """Plain lines, at most one every few seconds between evaluations."""
 
-    _EVERY_S = 5.0
-
     def __init__(self, plan: Plan, console: Console) -> None:
         self._plan, self._console = plan, console
         self._shown = 0.0
@@ -179,7 +204,7 @@ class _Lines:
             return
         now = time.monotonic()
         self._first = self._first or (now, line.step)
-        if now - self._shown < self._EVERY_S and line.step != self._plan.total_steps:
+        if now - self._shown < _EVERY_S and line.step != self._plan.total_steps:
             return
         self._shown = now
         self._console.print(

@@ -42,18 +42,19 @@ class Prepared:
     plan: Plan
 
 
-def prepare(job: JobSpec, told: Told | None = None) -> Prepared:
+def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None) -> Prepared:
     """Resolve a job and plan it.
 
     Args:
         job: the job.
         told: how many footers of a split are read.
+        cache: where converted files and footers are kept; None is the storage's own, which other jobs share.
 
     Raises:
         UserError: data, columns, labels or model do not fit the job file.
     """
     job = absolute(job)
-    splits = open_splits(job, told)
+    splits = open_splits(job, told, cache)
     task = build_task(job)
     for split in splits.values():
         check_columns(split, task)
@@ -100,17 +101,19 @@ def _absolute(location: str) -> str:
     return os.path.abspath(os.path.expanduser(location))
 
 
-def open_splits(job: JobSpec, told: Told | None = None) -> dict[str, Split]:
+def open_splits(job: JobSpec, told: Told | None = None, cache: str | None = None) -> dict[str, Split]:
     """Every split the job names, from footers; formats without footers are converted into the storage's cache."""
     splits = {}
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            splits[name] = open_part(job, name, locations, told)
+            splits[name] = open_part(job, name, locations, told, cache)
     return splits
 
 
-def open_part(job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None) -> Split:
+def open_part(
+    job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None, cache: str | None = None
+) -> Split:
     """One split of a job, or other data that is read as one.
 
     Args:
@@ -118,13 +121,15 @@ def open_part(job: JobSpec, name: str, locations: Sequence[str], told: Told | No
         name: of the split.
         locations: where its files are.
         told: how many footers are read.
+        cache: where converted files and footers are kept; None is the storage's own.
 
     Raises:
         DataError: it cannot be read.
     """
-    files = splittable_files(name, locations, job.data.format, join(job.output.storage, ".cache"))
+    cache = cache or join(job.output.storage, ".cache")
+    files = splittable_files(name, locations, job.data.format, cache)
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
-    return open_files(name, files, join(job.output.storage, f".cache/footers/{digest}.arrow"), told)
+    return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told)
 
 
 def check_columns(split: Split, task: Task) -> None:

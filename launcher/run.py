@@ -14,7 +14,7 @@ from importlib import metadata
 
 from rich.console import Console
 
-from launcher.console import watch
+from launcher.console import reading_files, watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
 from launcher.errors import Interrupted, RunError
@@ -28,7 +28,7 @@ from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import curve_values, spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
-from launcher.train import checkpoint, prometheus, tracking
+from launcher.train import checkpoint, prometheus, trackers
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
@@ -42,7 +42,8 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         UserError: something in the job file, data or model must be mended first.
         TrainingError: the run stopped; what is saved is kept.
     """
-    prepared = prepare(job)
+    with reading_files(console) as told:
+        prepared = prepare(job, told)
     run, plan, finished = prepared.run, prepared.plan, _finished(prepared)
     leaks = None if finished else refuse_leaks(prepared.job, run, prepared.splits)
     _open_run(prepared)
@@ -83,7 +84,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         highlight=False,
         soft_wrap=True,
     )
-    tracking.begin(run, prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
+    trackers.begin(run, prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
     try:
         with (
             watch_sweep(spec, metric, mode, console) as listener,
@@ -114,7 +115,7 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
     run, job, plan = prepared.run, prepared.job, prepared.plan
     streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
     data = CanonicalData(job, plan, prepared.splits, partial(checkpoint.latest_step, run))
-    tracking.begin(run, job, curve_values(job))
+    trackers.begin(run, job, curve_values(job))
     with _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console) as line:
         order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
         while not _finished(prepared):
@@ -137,14 +138,14 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        tracking.end(run, job, "KILLED")
+        trackers.end(run, job, "KILLED")
         raise
     except BaseException:
-        tracking.end(run, job, "FAILED")
+        trackers.end(run, job, "FAILED")
         raise
     found = run.find_record("scores-test.json", ScoresRecord)
     scores = {f"test/{name}": value for name, value in found.metrics.items()} if found is not None else {}
-    tracking.end(run, job, "FINISHED", scores)
+    trackers.end(run, job, "FINISHED", scores)
 
 
 def _open_run(prepared: Prepared) -> None:

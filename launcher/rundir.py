@@ -193,7 +193,7 @@ class RunDir:
         text = "".join(line.model_dump_json() + "\n" for line in lines)
         if self.local is None:  # object stores cannot append: the last part is written anew while it is small
             name, old = "metrics.jsonl", b""
-            if parts := self._metrics_parts():
+            if parts := self.metrics_parts():
                 name, old = parts[-1], self.read_bytes(parts[-1])
             if len(old) > _PART_BYTES:
                 name, old = f"metrics-{len(parts):06d}.jsonl", b""
@@ -209,10 +209,10 @@ class RunDir:
         Raises:
             RunError: a line is not a record.
         """
-        for part in self._metrics_parts():
+        for part in self.metrics_parts():
             yield from self._read_part(part)
 
-    def _metrics_parts(self) -> tuple[str, ...]:
+    def metrics_parts(self) -> tuple[str, ...]:
         """metrics.jsonl and, on an object store, what follows it as metrics-000001.jsonl and so on."""
         found = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
         return tuple(sorted(found, key=lambda name: name.removesuffix(".jsonl")))
@@ -226,7 +226,7 @@ class RunDir:
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: those steps are done again."""
-        for part in self._metrics_parts():
+        for part in self.metrics_parts():
             kept = "".join(line.model_dump_json() + "\n" for line in self._read_part(part) if line.step <= step)
             self.write_bytes(part, kept.encode())
 

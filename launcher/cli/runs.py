@@ -41,6 +41,7 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
 def check(job: JobFile, overrides: Overrides = None) -> None:
     """Validate all that can be without training, and print the plan."""
     spec = load(job, overrides)
+    from launcher.console import reading_files
     from launcher.prepare import prepare, try_rows
 
     if spec.tune is not None:
@@ -49,7 +50,8 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
         check_sweep(spec)
     from launcher.leakage import compare_splits
 
-    prepared = prepare(spec)
+    with reading_files(OUT) as told:
+        prepared = prepare(spec, told)
     try_rows(prepared)
     # The test data of a sweep stays shut.
     shut = ("test",) if spec.tune is not None else ()

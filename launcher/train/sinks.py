@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from launcher.records import MetricsLine
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
-from launcher.train import tracking
+from launcher.train import tracking, weights_biases
 from launcher.train.prometheus import Exporter
 from launcher.train.scalars import scalars_of
 
@@ -54,6 +54,9 @@ def open_sinks(run: RunDir, job: JobSpec, resumed_step: int) -> list[Sink]:
     found = tracking.find(run, job)
     if found is not None:
         sinks.append(tracking.Tracker(found.uri, found.run_id))
+    at_wandb = weights_biases.find(run, job)
+    if at_wandb is not None:
+        sinks.append(weights_biases.Reporter(run, at_wandb))
     if job.logging.prometheus:
         sinks.append(Exporter(job.name))
     return sinks

@@ -26,7 +26,7 @@ from launcher.train.signals import StoppedAtOnce, wait_for
 # What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
         "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE",
-        *SETTINGS)  # fmt: skip
+        "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", *SETTINGS)  # fmt: skip
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from launcher.records import EvaluationRecord, TrialEvaluation, TrialRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
+from launcher.storage import join, parent
 from launcher.tasks import params_of
-from launcher.train import checkpoint, tracking
+from launcher.train import checkpoint, trackers
 from launcher.train.loop import Pause, out_of_patience
 from launcher.train.trainer import explain
 from launcher.tune.rank import Peer, Rank, Start
@@ -103,7 +104,7 @@ class TrialActor(tune.Trainable):
         self._params: dict[str, JsonValue] = params
         self._prepared: Prepared | None = None
         self._start: Start | None = None
-        self._run = RunDir(f"{self._order.trials}/{trial_name(self._number)}")
+        self._run = RunDir(join(self._order.trials, trial_name(self._number)))
         record = self._run.find_record("trial.json", TrialRecord)
         self._status = record.status if record is not None else "running"
         self._over = self._status != "running"
@@ -158,12 +159,12 @@ class TrialActor(tune.Trainable):
         if self._prepared is not None:
             return
         job = job_of(self._order, self._number, self._params, self._seed)
-        prepared = prepare(job)
+        prepared = prepare(job, cache=join(self._order.base.output.storage, ".cache"))
         self._run.delete("error.txt")  # of an attempt before this one
         self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
         self._run.write_record("plan.json", prepared.plan)
         try:
-            tracking.begin(self._run, prepared.job, self._params, self._order.parent)
+            trackers.begin(self._run, prepared.job, self._params, self._order.parent)
         except RunError as error:  # the sweep's own run could be made; a server that has gone since ends no trial
             _log.warning("%s", error.message)
         if self._group is None:
@@ -196,7 +197,7 @@ class TrialActor(tune.Trainable):
         step = self._group.save()
         if self._order.snapshots is None:
             return {"uri": self._run.uri, "step": step, "seen": []}
-        kept = RunDir(f"{self._order.snapshots}/{trial_name(self._number)}")
+        kept = RunDir(join(self._order.snapshots, trial_name(self._number)))
         keep(kept, self._run, step)
         return {"uri": kept.uri, "step": step, "seen": []}
 
@@ -212,7 +213,7 @@ class TrialActor(tune.Trainable):
             self._start = Start(uri, nearest(self._run, step)) if step else None
             return
         self._over, self._replayed = False, []
-        mine = RunDir(f"{uri}-for-{trial_name(self._number)}")
+        mine = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
         self._start = take(RunDir(uri), mine, step) if step else None
         _forget_after(self._run, self._start.step if self._start else 0)
 

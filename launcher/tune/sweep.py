@@ -10,7 +10,8 @@ from launcher.records import ManifestRecord, SweepRecord, TrialRecord
 from launcher.rundir import RunDir, read_trials
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
-from launcher.train import checkpoint, tracking
+from launcher.storage import join
+from launcher.train import checkpoint, trackers
 from launcher.tune.actor import trial_name
 
 _GIB = 1 << 30
@@ -43,7 +44,7 @@ class Sweep:
 
     def trial_run(self, number: int) -> RunDir:
         """A trial's own run directory."""
-        return RunDir(f"{self.folder}/{trial_name(number)}")
+        return RunDir(join(self.folder, trial_name(number)))
 
     def load(self) -> None:
         """The trials of earlier attempts."""
@@ -56,7 +57,7 @@ class Sweep:
             run = self.trial_run(trial.number)
             run.write_record("trial.json", trial)
             if trial.status != "running":
-                tracking.end(run, self.job, _ENDS[trial.status])
+                trackers.end(run, self.job, _ENDS[trial.status])
 
     def save(self, **changes: object) -> None:
         """Publish what the trials have in common."""

@@ -162,7 +162,7 @@ def adopt(tuned: Tuned) -> None:
     if run.exists("job.yaml") or spec.refit != "none":
         return
     trial = tuned.sweep.trial_run(tuned.best.number)
-    for name in ("checkpoints", "tensorboard", "metrics.jsonl", "scores-validation.json"):
+    for name in ("checkpoints", "tensorboard", *trial.metrics_parts(), "scores-validation.json"):
         if trial.exists(name):
             run.copy_from(trial, name, immutable=name == "checkpoints")
 
