@@ -64,7 +64,7 @@ class RunDir:
         """Names inside a directory, sorted; empty where there is none."""
         fs, root = open_uri(self.uri)
         with asking(self.path(relative)):
-            found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}", allow_not_found=True))
+            found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}".rstrip("/"), allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def read_bytes(self, relative: str) -> bytes:

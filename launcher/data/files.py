@@ -59,7 +59,8 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
     except OSError as error:
         where = f"data.{name}: {location} cannot be listed ({os_reason(error)})"
         raise DataError(f"{where}; check the address, the network and your rights") from error
-    chosen = [_data_file(info, (scheme, base, query), format) for info in found]
+    head = _head(bare, scheme, base)
+    chosen = [_data_file(info, (head, base, query), format) for info in found]
     if format == "auto" and not is_file:
         chosen = [file for file in chosen if file.format]
     unknown = [file.path for file in chosen if not file.format]
@@ -71,10 +72,16 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
 
 
 def _data_file(info: pafs.FileInfo, around: tuple[str, str, str], format: str) -> DataFile:
-    scheme, base, query = around
+    head, base, query = around
     path = info.path
     relative = path[len(base) :].lstrip("/")
-    return DataFile(scheme + path + query, relative, _format_of(path, format), info.size, info.mtime_ns)
+    return DataFile(head + path + query, relative, _format_of(path, format), info.size, info.mtime_ns)
+
+
+def _head(bare: str, scheme: str, base: str) -> str:
+    """What a URI has before the paths of its file system: the scheme, with an account or a host where there is one."""
+    begin = bare.find(base, len(scheme)) if scheme else -1
+    return bare[:begin] if begin >= 0 else scheme
 
 
 def _listed(location: str) -> tuple[list[pafs.FileInfo], str, bool]:
@@ -91,7 +98,7 @@ def _listed(location: str) -> tuple[list[pafs.FileInfo], str, bool]:
 def _globbed(location: str, scheme: str, query: str) -> tuple[list[pafs.FileInfo], str, bool]:
     fixed = location[: min(i for i in map(location.find, "*?[") if i >= 0)].rpartition("/")[0]
     fs, root = open_uri((fixed + query) if fixed else ("/" if location.startswith("/") else "."))
-    pattern = location[len(scheme) :] if scheme else open_uri(location)[1]
+    pattern = location[len(_head(location, scheme, root)) :] if scheme else open_uri(location)[1]
     deep = "/" in location[len(fixed) :].lstrip("/") or "**" in location
     found = fs.get_file_info(pafs.FileSelector(root, recursive=deep))
     matches = glob_pattern(pattern).fullmatch

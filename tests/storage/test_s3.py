@@ -81,7 +81,7 @@ def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path
     assert [x.loss for x in prepared.run.read_metrics() if isinstance(x, StepRecord)] == [loss for _, loss in whole]
     prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
     prepared.run.write_record("plan.json", prepared.plan)
-    assert "secret" not in RunDir(write_report(prepared.run)).uri or prepared.run.exists("report.html")
+    write_report(prepared.run)
     assert b"tester:secret" not in prepared.run.read_bytes("report.html")
 
 
