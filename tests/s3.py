@@ -30,17 +30,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server(bucket: str) -> Iterator[str]:
-    """`127.0.0.1:PORT` of a server with one empty bucket."""
+def s3_server(bucket: str | None) -> Iterator[str]:
+    """`127.0.0.1:PORT` of a server with one empty bucket, or of one with none that knows no account."""
     command = server_command()
     assert command is not None, MISSING
     port = free_port()
+    # So many requests are answered whatever their keys are.
+    environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "inf" if bucket else "0"}
     server = subprocess.Popen(
-        [command, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [command, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+    )  # fmt: skip
     try:
         _wait(port, server)
-        server_fs(f"127.0.0.1:{port}").create_dir(bucket)
+        if bucket:
+            server_fs(f"127.0.0.1:{port}").create_dir(bucket)
         yield f"127.0.0.1:{port}"
     finally:
         server.terminate()

@@ -17,7 +17,8 @@ import launcher.rundir
 from jobs import make_job, prepared_job, write_splits
 from launcher.data.files import list_files
 from launcher.errors import DataError, ModelError, RunError
-from launcher.models.remote import remote_files
+from launcher.models.images import image_bytes
+from launcher.models.remote import local_copy, remote_files
 from launcher.prepare import prepare
 from launcher.records import StepRecord
 from launcher.report.render import write_report
@@ -134,6 +135,44 @@ def test_what_is_not_there_is_told(here: str) -> None:
         remote_files("s3://none/m")
     with pytest.raises(ModelError, match=r"model\.name: s3://bucket/m is empty or does not exist; give a directory"):
         remote_files("s3://bucket/m")
+
+
+def test_wrong_keys_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(None) as address:
+        for name, value in clean_environment(address).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(
+            RunError, match=r"\(the access key is not known\); look at AWS_ACCESS_KEY_ID and AWS_SECRET_"
+        ):
+            check_storage("s3://bucket/runs")
+        with pytest.raises(DataError, match=r"data\.train: s3://bucket/x cannot be listed \(access is denied\); check"):
+            list_files("train", "s3://bucket/x")
+
+
+def test_a_model_is_copied_once_and_its_weights_when_they_are_needed(
+    here: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    upload(here, tiny_bert, "bucket/models/bert")
+    names = {path.name for path in tiny_bert.iterdir()}
+    part = Path(local_copy("s3://bucket/models/bert"))
+    assert {path.name for path in part.iterdir()} == names - {"model.safetensors"}
+    whole = Path(local_copy("s3://bucket/models/bert", weights=True))
+    assert (whole / "model.safetensors").read_bytes() == (tiny_bert / "model.safetensors").read_bytes()
+    local_copy.cache_clear()  # as another process
+    assert local_copy("s3://bucket/models/bert") == local_copy("s3://bucket/models/bert", weights=True) == str(whole)
+    (tmp_path / "more.txt").write_text("a change")
+    upload(here, tmp_path / "more.txt", "bucket/models/bert/more.txt")
+    local_copy.cache_clear()
+    assert (Path(local_copy("s3://bucket/models/bert")) / "more.txt").exists()
+
+
+def test_a_picture_is_read_there(here: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"picture")
+    upload(here, tmp_path / "a.png", "bucket/pictures/a.png")
+    assert image_bytes({"path": "s3://bucket/pictures/a.png", "bytes": None}) == b"picture"
+    with pytest.raises(ValueError, match=r"is s3://bucket/pictures/b\.png, which cannot be read"):
+        image_bytes("s3://bucket/pictures/b.png")
 
 
 def test_a_dead_endpoint_is_told_in_seconds(dead: None, tiny_bert: Path, tmp_path: Path) -> None:
