@@ -59,7 +59,8 @@ def splittable_files(name: str, locations: Sequence[str], format: str, cache: st
                 ready += list_files(name, _converted(file, cache))
             else:
                 # By its name alone, as if it had been named: the fingerprint does not change with the directory.
-                ready.append(file._replace(relative=file.relative.rsplit("/", 1)[-1]))
+                below = "/" in file.relative
+                ready.append(file._replace(relative=file.relative.rsplit("/", 1)[-1]) if below else file)
     return ready
 
 

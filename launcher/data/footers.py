@@ -159,16 +159,25 @@ def _load(cache: str) -> dict[_Key, Footer]:
             return {}
         table = pa.ipc.open_file(pa.py_buffer(run.read_bytes(name))).read_all()
         table.validate(full=True)
-        columns = [table.column(c).to_pylist() for c in ("path", "size", "mtime_ns", "rows", "size_bytes", "origin")]
+        columns = [table.column(c).to_pylist() for c in ("path", "size", "mtime_ns", "origin")]
+        lists = [_lists(table.column(c).combine_chunks()) for c in ("rows", "size_bytes")]
         codes = table.column("schema").combine_chunks()
         schemas = codes.dictionary.to_pylist()
         return {
             (path, size, mtime): Footer(rows, sizes, schemas[code], origin)
-            for path, size, mtime, rows, sizes, origin, code in zip(*columns, codes.indices.to_pylist(), strict=True)
+            for path, size, mtime, origin, rows, sizes, code in zip(
+                *columns, *lists, codes.indices.to_pylist(), strict=True
+            )
         }
     except (pa.ArrowInvalid, OSError, KeyError, AttributeError, RunError) as error:
         _log.warning("%s: cannot be read (%s); footers are read anew", cache, " ".join(str(error).split())[:200])
         return {}
+
+
+def _lists(column: pa.ListArray) -> list[list[int]]:
+    """As `to_pylist`, in a tenth of the time."""
+    numbers, ends = column.values.to_pylist(), column.offsets.to_pylist()
+    return [numbers[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
 def _keep(cache: str, files: Sequence[DataFile], footers: Sequence[Footer]) -> None:
