@@ -95,6 +95,13 @@ class Fragments(Sequence[Fragment]):
         if isinstance(index, slice):
             return self.some(np.arange(len(self))[index])
         file = int(self.file[index])
-        path, format, origin = (self.files.column(name)[file].as_py() for name in ("path", "format", "origin"))
-        numbers = (int(column[index]) for column in (self.place, self.file_row, self.rows, self.size_bytes))
-        return Fragment(path, format, *numbers, origin)
+        path, format, origin = (str(self.files.column(name)[file]) for name in ("path", "format", "origin"))
+        return Fragment(
+            path,
+            format,
+            index=int(self.place[index]),
+            file_row=int(self.file_row[index]),
+            rows=int(self.rows[index]),
+            size_bytes=int(self.size_bytes[index]),
+            origin=origin,
+        )
