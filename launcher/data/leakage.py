@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from launcher.data.fragments import Fragment
 from launcher.data.hashes import Hashes, hash_rows
 from launcher.data.order import Ids, generator
-from launcher.data.sources import Fragment, Reading, Split, read_batches, read_rows
+from launcher.data.sources import Reading, Split, read_batches, read_rows
 from launcher.data.windows import TRAIN
 from launcher.leaks import LeakageRecord, LeakExample, LeakPair
 from launcher.tasks.base import Task

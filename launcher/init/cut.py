@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.sources import ORIGIN, Split, read_batches
+from launcher.data.footers import ORIGIN
+from launcher.data.sources import Split, read_batches
 from launcher.errors import DataError
 from launcher.init.rows import a_few, schema_of
 from launcher.storage import os_reason

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from launcher.data.fragments import Fragment
 from launcher.data.order import Ids
-from launcher.data.sources import Fragment, Reading, Split, read_rows
+from launcher.data.sources import Reading, Split, read_rows
 from launcher.storage import open_uri
 
 _FRAGMENTS = 8
