@@ -98,6 +98,12 @@ def split_options(uri: str) -> tuple[str, str]:
     return bare, mark + options
 
 
+def shown(uri: str) -> str:
+    """A path or URI for people: without its account and its options, where keys may stand."""
+    scheme, mark, rest = split_options(uri)[0].rpartition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2] if '@' in rest.partition('/')[0] else rest}"
+
+
 def join(uri: str, relative: str) -> str:
     """A path or URI below another; options stay behind it."""
     bare, options = split_options(uri)

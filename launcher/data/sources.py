@@ -19,7 +19,7 @@ from launcher.data.footers import Footer, Told, arrow_reader, read_footers
 from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError
-from launcher.storage import open_uri
+from launcher.storage import open_uri, shown
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Split:
         """File, as the user knows it, and row within that file of a row id."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         fragment = self.fragments[index]
-        return fragment.origin or fragment.path, fragment.file_row + row - int(self.starts[index])
+        return shown(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
 
     def read(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         """Rows by id, in the order of `ids`, with only the columns asked for."""
