@@ -101,7 +101,8 @@ def split_options(uri: str) -> tuple[str, str]:
 def shown(uri: str) -> str:
     """A path or URI for people: without its account and its options, where keys may stand."""
     scheme, mark, rest = split_options(uri)[0].rpartition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2] if '@' in rest.partition('/')[0] else rest}"
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2] if mark else host}{slash}{path}"
 
 
 def join(uri: str, relative: str) -> str:
