@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from launcher.errors import ExactnessError, RunError
 from launcher.predict.parts import Layout
 from launcher.records import Record
-from launcher.rundir import RunDir, open_uri, os_reason
+from launcher.rundir import RunDir, open_uri
+from launcher.storage import os_reason
 
 MANIFEST, FINISHED = "_predictions.json", "_SUCCESS"
 _UNDER_WAY = ".part-"

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.files import first_line
-from launcher.data.sources import Fragment, Reading, Split, read_batches
+from launcher.data.fragments import Fragment
+from launcher.data.sources import Reading, Split, read_batches
 from launcher.errors import DataError, ExactnessError
 from launcher.rundir import open_uri
 

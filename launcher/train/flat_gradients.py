@@ -50,7 +50,7 @@ class FlatGradients:
         Returns:
             The L2 norm before, a scalar on the device: nothing waits for it.
         """
-        norm = torch.linalg.vector_norm(self._flat_N)
+        norm: torch.Tensor = torch.linalg.vector_norm(self._flat_N)
         if max_norm is not None:
             self._flat_N.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
