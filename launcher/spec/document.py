@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from launcher.errors import SpecError
+from launcher.spec.text import read_text
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of the job file down to one value."""
@@ -24,7 +25,14 @@ _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {_TAG + kind for kind in ("str", "timestamp", "value", "merge")}
 _NUMBER_TAGS = {_TAG + kind for kind in ("int", "float", "bool", "null")}
 _EXAMPLE = "write it as key.path=value, for example train.epochs=3"
-_MENDS = {"'\\t'": "indent with spaces", "alias": "put text that starts with * in quotes"}
+_MENDS = {
+    "'\\t'": "indent with spaces",
+    "undefined alias": "put text that starts with * in quotes",
+    "another document": "keep one of the parts between ---",
+    "repeat more": "write the values out, or fewer of them",
+}
+# Aliases of aliases could make billions of values of a few lines.
+_MOST_REPEATED = 10_000
 _MEND = "check colons, indentation, brackets and quotes there"
 _LONGEST_SHOWN = 80
 
@@ -107,7 +115,7 @@ def read_document(path: Path) -> Document:
     def place_at(line: int, text: str | None = None) -> Place:
         return Place((0, line), f"{name}:{line}", text)
 
-    reader = _Reader(_decode(path, name), document, place_at)
+    reader = _Reader(read_text(path, name), document, place_at)
     try:
         values = reader.read(())
     except _NotYamlError as error:
@@ -166,23 +174,6 @@ def apply_override(document: Document, override: str, position: int) -> None:
         refuse(f"the value is not valid YAML: {error.reason}; put the value in quotes")
 
 
-def _decode(path: Path, name: str) -> str:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise SpecError((f"{name}: there is no such file; check the path of the job file",)) from error
-    except IsADirectoryError as error:
-        raise SpecError((f"{name}: this is a directory, not a job file; name a YAML file in it",)) from error
-    except OSError as error:
-        raise SpecError((f"{name}: the job file cannot be read ({error.strerror}); check the path",)) from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise SpecError((f"{name}:{line}: {found}; save the job file as UTF-8",)) from error
-
-
 class _NotYamlError(Exception):
     """The text is not YAML: why, and where (1-based; column 0 where it is not known)."""
 
@@ -206,6 +197,8 @@ class _Reader:
         # Giving an anchor twice is legal YAML; ruamel warns about it on stderr.
         self._yaml.composer.warn_double_anchors = False
         self._open: set[int] = set()
+        self._seen: set[int] = set()
+        self._repeated = 0
 
     def read(self, path: KeyPath) -> object:
         """The value of the whole text, which stands at `path` of the document; None for an empty text."""
@@ -223,7 +216,7 @@ class _Reader:
         except MarkedYAMLError as error:
             # The context says what was being read ("while scanning..."), which helps only if it began elsewhere.
             mark, began = error.problem_mark, error.context_mark
-            reason = one_line(" ".join(error.problem.split()))
+            reason = one_line(" ".join(error.problem.split())).removeprefix("but ")
             if began is not None and began.line != mark.line:
                 reason += f" ({one_line(error.context)} that began on line {began.line + 1})"
             raise _NotYamlError(reason, mark.line + 1, mark.column + 1) from error
@@ -234,6 +227,10 @@ class _Reader:
         if id(node) in self._open:
             self._refuse(node, f"{dotted(path)} contains itself; write it without the alias")
             return None
+        self._repeated += id(node) in self._seen
+        self._seen.add(id(node))
+        if self._repeated > _MOST_REPEATED:
+            raise _NotYamlError(f"its aliases repeat more than {_MOST_REPEATED} values", node.start_mark.line + 1)
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
         self._open.add(id(node))

@@ -5,6 +5,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +15,13 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from launcher.errors import SpecError, UserError
-from launcher.spec.document import Document, Problem, apply_override, read_document
+from launcher.spec.document import Document, KeyPath, Problem, apply_override, dotted, read_document
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import problems_of
 from launcher.spec.schema import JobKeys, Schema, definitions
 
+_LARGEST = 2**63 - 1
+_BAD_TEXT = "holds a NUL or half a character, which no file can; remove it"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _IMPORT_PATH = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -54,7 +57,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
     for position, override in enumerate(overrides):
         apply_override(document, override, position)
     params, problems = _task_params(document, params_of)
-    keys, job = JobKeys(params), None
+    problems += _unbearable(document, document.values)
+    keys, job = _keys(params), None
     values = keys.without_false_numbers(document.values)
     try:
         job = JobSpec.model_validate(values)
@@ -67,6 +71,36 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
         problems.sort(key=lambda problem: problem.place.order)
         raise SpecError(tuple(str(problem) for problem in problems))
     return job
+
+
+@lru_cache(maxsize=8)  # a sweep, and the tests, ask for the same ones again and again
+def _keys(params: type[BaseModel] | None) -> JobKeys:
+    return JobKeys(params)
+
+
+def _unbearable(document: Document, value: object, path: KeyPath = ()) -> list[Problem]:
+    """Values that no part of a run could bear: integers beyond 64 bits, and text with a NUL or half a character."""
+    if isinstance(value, dict):
+        names = [key for key in value if not _is_bearable(key)]
+        problems = [
+            Problem(document.place((*path, key)), f"a key of {dotted(path) or 'the job file'} {_BAD_TEXT}")
+            for key in names
+        ]
+        return problems + [p for key, inner in value.items() for p in _unbearable(document, inner, (*path, key))]
+    if isinstance(value, list):
+        return [p for index, inner in enumerate(value) for p in _unbearable(document, inner, (*path, index))]
+    if isinstance(value, str) and not _is_bearable(value):
+        return [Problem(document.place(path), f"{dotted(path)} {_BAD_TEXT}")]
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        shown = document.shown(path, value)
+        return [
+            Problem(document.place(path), f"{dotted(path)} is {shown}, which no 64 bits hold; give a smaller number")
+        ]
+    return []
+
+
+def _is_bearable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _task_params(document: Document, params_of: ParamsOf | None) -> tuple[type[BaseModel] | None, list[Problem]]:

@@ -19,7 +19,7 @@ class LoraSpec(Section):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout in front of each adapter."""
 
-    target_modules: tuple[str, ...] | None = None
+    target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the layers that get an adapter; null takes every linear layer but the head (arXiv:2305.14314)."""
 
 
