@@ -1,5 +1,6 @@
-"""Arrow lists to padded arrays and tensors. Runs in train workers; tasks call it from `collate`."""
+"""Arrow lists to padded arrays and tensors, and cells as text. Runs in data and train workers; tasks call it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token that is not to be learned, as torch and transformers have it."""
+
+_LONGEST_SHOWN, _MOST_SHOWN = 60, 20
 
 
 def pad_lists(column: pa.ChunkedArray | pa.ListArray, value: int) -> npt.NDArray[np.int64]:
@@ -75,3 +78,28 @@ def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
 def list_column(rows: list[list[int]]) -> pa.ListArray:
     """Integer lists as an Arrow column of int32 lists."""
     return pa.array(rows, type=pa.list_(pa.int32()))
+
+
+def as_text(value: object, column: str) -> str:
+    """A cell as text; numbers and dates are written out, what is no text is not.
+
+    Raises:
+        ValueError: it is null, a list, a struct or bytes.
+    """
+    if value is None:
+        raise ValueError(f"{column} is null")
+    if isinstance(value, list | dict | bytes):
+        raise ValueError(f"{column} is {shown(value)}, which is not text")
+    return str(value)
+
+
+def shown(value: object) -> str:
+    """A cell as a message can bear it."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+def few(names: Sequence[str]) -> str:
+    """Names for a message: all, or the first of many and how many there are."""
+    more = f" ... ({len(names)} in all)" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(names[:_MOST_SHOWN]) + more

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator
 
+from launcher.arrays import few, shown
 from launcher.errors import DataError
 from launcher.records import Mark
 
@@ -105,16 +106,30 @@ class Labels:
             raise ValueError(f"{self.column} is null")
         if self.kind == "multi-label":
             if not isinstance(value, list):
-                raise ValueError(f"{self.column} is {value!r}, which is not a list of labels")
+                raise ValueError(f"{self.column} is {shown(value)}, which is not a list of labels")
             chosen = {self._class(v) for v in value}
             return [float(i in chosen) for i in range(len(self.names))]
         return [float(self._class(value))] if self.kind == "single-label" else [self._number(value)]
+
+    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+        """The first row whose class cannot be used, and why; None where there is none, or labels are no classes."""
+        types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+        if self.kind != "single-label" or not any(fits(column.type) for fits in types):
+            return None
+        found = []
+        for value in pc.unique(column):
+            try:
+                self.target(value.as_py())
+            except ValueError as problem:
+                row = pc.index(column.is_null(), True) if not value.is_valid else pc.index(column, value)
+                found.append((int(row.as_py()), str(problem)))
+        return min(found, default=None)
 
     def _number(self, value: object) -> float:
         try:
             number = float(str(value))
         except ValueError:
-            raise ValueError(f"{self.column} is {value!r}, which is not a number") from None
+            raise ValueError(f"{self.column} is {shown(value)}, which is not a number") from None
         if not np.isfinite(number):
             raise ValueError(f"{self.column} is {number}, which is not a finite number")
         return number
@@ -125,7 +140,7 @@ class Labels:
         if index is None and isinstance(value, int) and not self._numeric and 0 <= value < len(self.names):
             return int(value)
         if index is None:
-            raise ValueError(f"{self.column} is {value!r}, which is not one of {', '.join(self.names)}")
+            raise ValueError(f"{self.column} is {shown(value)}, which is not one of {few(self.names)}")
         return index
 
     def tensor(self, targets: pa.ChunkedArray) -> "torch.Tensor":

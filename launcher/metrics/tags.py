@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from launcher.arrays import IGNORED
+from launcher.arrays import IGNORED, few, shown
+from launcher.errors import DataError
 from launcher.metrics.labels import learn_names
 from launcher.records import Mark
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
     from launcher.metrics.entities import EntityMetrics
+
+_SPAN = ("start", "end", "label")
 
 Places = Sequence[tuple[int, int]]
 """First character, and one past the last, of each word of a text."""
@@ -58,11 +61,26 @@ class Tags:
         Raises:
             DataError: there are fewer than two.
         """
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            raise DataError(
+                f"task: column {self.column} of the training data is of type {column.type}; give a list with a tag for "
+                "each word, or with a {start, end, label} for each entity"
+            )
         flat = pc.list_flatten(column)
         if not pa.types.is_struct(flat.type):
             return learn_names(flat, known, self.column)
+        missing = [key for key in _SPAN if flat.type.get_field_index(key) < 0]
+        if missing:
+            raise DataError(
+                f"task: the entities in column {self.column} of the training data have no {missing[0]}; each needs "
+                "start, end and label"
+            )
         types = sorted(t for t in pc.unique(pc.struct_field(flat, "label")).to_pylist() if t is not None)
         return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
+
+    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+        """None: a tag goes with its words, so whole rows tell, as they are read."""
+        return None
 
     def config(self) -> dict[str, object]:
         """The model config's entries."""
@@ -73,18 +91,40 @@ class Tags:
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
 
-    def check(self, label: object, words: int | None) -> None:
+    def check(self, label: object, text: str | list[str]) -> None:
         """Look at a row's label before its words are known.
+
+        Args:
+            label: a tag for each word of a list, or {start, end, label} of each entity of a string.
+            text: the row's.
 
         Raises:
             ValueError: it cannot be used; the text says why.
         """
         if not isinstance(label, list):
-            raise ValueError(f"{self.column} is {'null' if label is None else f'{label!r}, which is not a list'}")
-        if words is not None and len(label) != words:
-            raise ValueError(f"{self.column} has {len(label)} tags for {words} words")
+            raise ValueError(f"{self.column} is {'null' if label is None else f'{shown(label)}, which is not a list'}")
+        if isinstance(text, str):
+            for one in label:
+                self._check_entity(one, len(text))
+            return
+        if any(isinstance(one, dict) for one in label):
+            raise ValueError(f"{self.column} holds entities of a string, but the row has words; give a tag for each")
+        if len(label) != len(text):
+            raise ValueError(f"{self.column} has {len(label)} tags for {len(text)} words")
         for one in label:
             self._class(one)
+
+    def _check_entity(self, entity: object, characters: int) -> None:
+        if not isinstance(entity, dict):
+            raise ValueError(
+                f"{self.column} holds {shown(entity)}, but a string needs the {{start, end, label}} of each entity"
+            )
+        start, end = entity.get("start"), entity.get("end")
+        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= characters):
+            raise ValueError(
+                f"{self.column} has an entity from {start} to {end}, which is no part of its {characters} characters"
+            )
+        self._class(entity)
 
     def sample(self, tokens: "Encoding", text: str | list[str], label: list[object]) -> dict[str, list[int]]:
         """One row as the model takes it.
@@ -142,7 +182,7 @@ class Tags:
 
     @property
     def _listed(self) -> str:
-        return ", ".join(self.names)
+        return few(self.names)
 
     def metrics(self, device: "torch.device") -> "EntityMetrics":
         """Fresh metric states."""

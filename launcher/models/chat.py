@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from launcher.arrays import IGNORED
+from launcher.arrays import IGNORED, as_text, shown
+from launcher.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,9 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+# A template is a program: what goes wrong in it may be a row's doing.
+_ROWS_TELL = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 Message = dict[str, str]
 
@@ -79,16 +83,27 @@ class Writer:
                 raise ValueError(f"{name} is {'null' if row[name] is None else 'empty'}")
         content = row[self.column]
         if self.form == "text":
-            text = f"{content}{self._end if with_targets else ''}"
+            text = f"{as_text(content, self.column)}{self._end if with_targets else ''}"
             return Written(text, ((0, len(text)),))
         if self.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template; set task.chat_template: chatml, or one of your own")
-        messages = content if isinstance(content, list) else [{"role": "user", "content": str(content)}]
+        if self.form == "chat" or isinstance(content, list):
+            messages = self._checked(content)
+        else:
+            messages = [{"role": "user", "content": as_text(content, self.column)}]
         if not with_targets:
             return Written(self._prompt(messages), ())
         if self.form == "answer":
-            messages = [*messages, {"role": self.roles[0], "content": str(row[self.response])}]
+            messages = [*messages, {"role": self.roles[0], "content": as_text(row[self.response], self.response)}]
         return self._chat(messages)
+
+    def _checked(self, content: object) -> list[Message]:
+        if not isinstance(content, list):
+            raise ValueError(f"{self.column} is {shown(content)}, which is no list of messages")
+        for i, message in enumerate(content):
+            if not isinstance(message, dict) or message.get("role") is None or "content" not in message:
+                raise ValueError(f"{self.column}: message {i} is {shown(message)}, which is no {{role, content}}")
+        return content
 
     @cached_property
     def _end(self) -> str:
@@ -124,10 +139,37 @@ class Writer:
 
         try:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-        except TemplateError as error:
+        except (TemplateError, *_ROWS_TELL) as error:
             raise ValueError(f"{self.column}: the chat template refuses it ({error})") from error
         assert isinstance(text, str)
         return text
+
+
+def with_template(tokenizer: "PreTrainedTokenizerBase", model: str) -> "PreTrainedTokenizerBase":
+    """The same tokenizer, if it can write conversations.
+
+    Args:
+        tokenizer: with the job's template, or its own.
+        model: whose it is, for the message.
+
+    Raises:
+        ModelError: it has no template, or one that is not Jinja.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"task.chat_template: missing, and the tokenizer of {model} has none; set chatml, or one of your own"
+        )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"task.chat_template: line {error.lineno} is not Jinja ({error.message}); mend the template"
+        ) from error
+    except (TemplateError, *_ROWS_TELL):
+        return tokenizer  # it may want other messages than this one: rows will tell
+    return tokenizer
 
 
 def readable(cell: object) -> str:

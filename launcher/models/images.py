@@ -1,15 +1,19 @@
 """Pictures from table cells, augmented and made ready for a model. Runs in data workers, and train workers (floats)."""
 
 import io
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.storage import open_uri
+from launcher.arrays import shown
+from launcher.errors import RunError
+from launcher.storage import open_uri, os_reason
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +31,22 @@ def image_bytes(cell: object) -> bytes:
         ValueError: there is none, or it cannot be read.
     """
     if isinstance(cell, dict):
+        if not {"bytes", "path"} & set(cell):
+            raise ValueError(f"holds {', '.join(map(str, cell))}, but neither bytes nor path")
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str):
         raise ValueError("is null" if cell is None else f"is {type(cell).__name__}, which is no picture")
-    fs, path = open_uri(cell)
     try:
+        fs, path = open_uri(cell)
+        if isinstance(fs, pafs.LocalFileSystem) and not os.path.isfile(path):  # a device or a pipe might never end
+            raise ValueError(f"is {shown(cell)}, which is no file here")
         with fs.open_input_file(path) as file:
             return bytes(file.read())
-    except OSError as error:
-        raise ValueError(f"is {cell}, which cannot be read ({error})") from error
+    except (OSError, RunError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else error.message
+        raise ValueError(f"is {shown(cell)}, which cannot be read ({reason})") from error
 
 
 def open_image(content: bytes, channels: int) -> "Image":
@@ -46,11 +55,13 @@ def open_image(content: bytes, channels: int) -> "Image":
     Raises:
         ValueError: it cannot be decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as file:
             return ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"is no picture ({len(content)} bytes of no known format)") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded ({str(error).splitlines()[0]})") from error
 
@@ -58,7 +69,7 @@ def open_image(content: bytes, channels: int) -> "Image":
 class Augment(BaseModel):
     """How training pictures are changed at random; the defaults change nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     crop_scale_min: float = Field(default=1.0, gt=0.0, le=1.0)
     """Smallest share of the area that a random crop keeps."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import ModelError
-from launcher.models.remote import local_copy, remote_files
+from launcher.models.remote import local_copy
+from launcher.models.weights import check_place
+from launcher.spec.hub import is_path
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -31,13 +33,15 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
     Raises:
         ModelError: there is no such model, or it needs remote code that is not allowed.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    check_place(spec)
     try:
         config = AutoConfig.from_pretrained(
             local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **overrides
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise _model_error(spec, error) from error
     if spec.dropout is not None:
         for name in _DROPOUTS:
@@ -56,14 +60,22 @@ def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizer
     Raises:
         ModelError: the model has none that loads.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
+    check_place(spec)
     try:
         more = {"add_prefix_space": True} if words else {}
         tokenizer = AutoTokenizer.from_pretrained(
             local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **more
         )
-    except (OSError, ValueError, KeyError) as error:
+    except StrictDataclassError as error:
+        raise _model_error(spec, error) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if Path(spec.name).is_dir() and "trust_remote_code" not in str(error):
+            raise ModelError(
+                f"model.name: the tokenizer of {spec.name} cannot be loaded ({_named(error)}); copy its files again"
+            ) from error
         raise _model_error(spec, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of a model type's name
         raise ModelError(f"model.name: {spec.name} has no tokenizer; put its files (tokenizer.json) beside the weights")
@@ -78,11 +90,16 @@ def load_image_processor(spec: ModelSpec) -> "BaseImageProcessor":
     """
     from transformers import AutoImageProcessor
 
+    check_place(spec)
     try:
         return AutoImageProcessor.from_pretrained(  # type: ignore[no-any-return]  # untyped
             local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, backend="pil"
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if Path(spec.name).is_dir():
+            raise ModelError(
+                f"model.name: {spec.name} has no image processor; put its preprocessor_config.json beside the weights"
+            ) from error
         raise _model_error(spec, error) from error
 
 
@@ -122,15 +139,37 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
-def count(auto_model: str, config: "PretrainedConfig") -> tuple[int, int]:
-    """(parameters, BatchNorm layers) of a model of this config, counted without allocating any."""
+def blank(auto_model: str, spec: ModelSpec, config: "PretrainedConfig") -> "PreTrainedModel":
+    """A model of this config without storage: its layers and the shapes of its parameters.
+
+    Raises:
+        ModelError: the configuration describes no such model.
+    """
     import torch
 
-    from launcher.models.batch_norm import batch_norms
+    try:
+        with torch.device("meta"):
+            return _auto_class(auto_model).from_config(config)  # type: ignore[no-any-return]  # untyped
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
+        scratch = spec.from_config is not None
+        at, whose = ("model.from_config", "it") if scratch else ("model.name", f"the configuration of {spec.name}")
+        kind = config.model_type
+        if "Unrecognized configuration class" in str(error):
+            what = f"{'it' if scratch else spec.name} is a {kind} model, of which transformers has no {auto_model}"
+            raise ModelError(f"{at}: {what}; give a model that can do the task") from error
+        raise ModelError(f"{at}: {whose} makes no {kind} model ({_named(error)}); mend its keys") from error
 
-    with torch.device("meta"):
-        model = _auto_class(auto_model).from_config(config)
-    return sum(p.numel() for p in model.parameters()), len(batch_norms(model))
+
+def usable_positions(model: "PreTrainedModel") -> int | None:
+    """Longest input that the model's position embeddings reach; None where it has no such limit."""
+    import torch
+
+    for name, module in model.named_modules():
+        # RoBERTa's kind counts positions from behind the padding's.
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    has = getattr(model.config, "max_position_embeddings", None)
+    return has if isinstance(has, int) else None
 
 
 def _auto_class(name: str) -> "type[_BaseAutoModelClass]":
@@ -156,24 +195,9 @@ def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def check_weights(spec: ModelSpec) -> None:
-    """Look whether a local model directory has weights that may be loaded, without reading them.
-
-    Raises:
-        ModelError: it has none.
-    """
-    remote = "://" in spec.name
-    if spec.from_config is not None or not (remote or Path(spec.name).is_dir()):
-        return
-    names = [i.base_name for i in remote_files(spec.name)] if remote else [f.name for f in Path(spec.name).iterdir()]
-    if any(name.endswith((".safetensors", *((".bin",) if spec.allow_pickle else ()))) for name in names):
-        return
-    raise _model_error(spec, OSError("no file named model.safetensors"))
-
-
 def _model_error(spec: ModelSpec, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
-    if spec.name.startswith(("/", "./", "../", "~")) and not Path(spec.name).is_dir():
+    if is_path(spec.name) and "://" not in spec.name and not Path(spec.name).is_dir():
         return ModelError(f"model.name: there is no directory {spec.name}; give one that exists, or a hub name")
     if "trust_remote_code" in text:
         return ModelError(
@@ -184,4 +208,20 @@ def _model_error(spec: ModelSpec, error: Exception) -> ModelError:
             f"model.name: {spec.name} has no safetensors weights; a pickle can run code when loaded: convert it, "
             "or set model.allow_pickle: true if you trust it"
         )
-    return ModelError(f"model.name: {spec.name} cannot be loaded ({text[:300]}); give a model directory or a hub name")
+    if (
+        any(said in text for said in ("couldn't connect", "offline mode", "Can't load"))
+        and not Path(spec.name).is_dir()
+    ):
+        return ModelError(
+            f"model.name: {spec.name} is no directory here, and neither the hub nor its cache has it now; give a "
+            "directory, mend the name, or look at the network"
+        )
+    return ModelError(
+        f"model.name: {spec.name} cannot be loaded ({_named(error)}); give a model directory or a hub name"
+    )
+
+
+def _named(error: Exception) -> str:
+    """What a library said, with the kind of error where that alone tells what it is about."""
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text

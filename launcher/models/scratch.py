@@ -38,27 +38,35 @@ def make_base(
     Raises:
         ModelError: transformers knows no such configuration.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    settings = dict(spec.from_config or {})
+    settings: dict[str, object] = dict(spec.from_config or {})
     model_type = str(settings.pop("model_type"))
     if kind == "image":
-        side, channels = (int(str(settings.get(k, v))) for k, v in (("image_size", _IMAGE_SIDE), ("num_channels", 3)))
+        side, channels = _count(settings, "image_size", _IMAGE_SIDE), _count(settings, "num_channels", 3)
         processor = load_image_processor(spec) if spec.name else _image_processor(side, channels)
         processor.save_pretrained(folder)
     else:
-        size = int(str(settings.get("vocab_size", _VOCABULARY)))
+        size = _count(settings, "vocab_size", _VOCABULARY)
         tokenizer = load_tokenizer(spec) if spec.name else _train_tokenizer(kind, size, _strings(values))
         tokenizer.save_pretrained(folder)
         settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         settings |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
         AutoConfig.for_model(model_type, **settings).save_pretrained(folder)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         text = " ".join(str(error).split())
         raise ModelError(
             f"model.from_config: {model_type} is not to be made so ({text[:200]}); mend its keys"
         ) from error
+
+
+def _count(settings: dict[str, object], key: str, default: int) -> int:
+    value = settings.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise ModelError(f"model.from_config: {key} is {value}, which is not a whole number of at least 1; mend it")
+    return value
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -34,9 +34,14 @@ def task_class(name: str) -> type[Task]:
         module_name, _, class_name = name.partition(":")
         try:
             found: type[Task] = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
+        except (ModuleNotFoundError, AttributeError, ValueError) as error:
             raise UserError(
                 f"task.type is {name}, which cannot be imported ({error}); put the module on PYTHONPATH"
+            ) from error
+        except Exception as error:  # process border: the user's own module, whatever it does
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"task.type is {name}, which cannot be imported ({what}); mend the module {module_name}"
             ) from error
         if not (isinstance(found, type) and issubclass(getattr(found, "Params", type(None)), TaskParams)):
             raise UserError(f"task.type is {name}, which is not a task; see `launcher/tasks/base.py` for what one is")

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from launcher.errors import ModelError
-from launcher.models.pretrained import check_weights, count, load_config, load_model
+from launcher.models.pretrained import blank, load_config, load_model, usable_positions
+from launcher.models.weights import check_layers, check_weights
 from launcher.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
 
@@ -31,7 +32,23 @@ MetricMode = Literal["max", "min"]
 class TaskParams(BaseModel):
     """Base of a task's own part of the job file."""
 
-    model_config = {"frozen": True, "extra": "forbid", "use_attribute_docstrings": True, "validate_default": True}
+    one_of: ClassVar[tuple[str, ...]] = ()
+    """Keys that exclude each other."""
+
+    model_config = {
+        "frozen": True,
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "validate_default": True,
+        "allow_inf_nan": False,
+    }
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> "TaskParams":
+        given = [name for name in self.one_of if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are both given, but a row is one of them; keep one")
+        return self
 
 
 class TrainingColumns(Protocol):
@@ -166,6 +183,10 @@ class Task(Protocol):
         """The parameters, with what only the training data tells (class names) filled in."""
         return self.params
 
+    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+        """The first row of a target column that cannot be used, and why; None where that shows as rows are read."""
+        return None
+
     def processor(self) -> "Processor":
         """What turns inputs into tensors (tokenizer, image processor), exported with the model."""
 
@@ -190,14 +211,32 @@ class Task(Protocol):
 
     def check_model(self) -> dict[str, object]:
         """Facts about the model that need no weights (type, parameters, classes); raises ModelError."""
+        from launcher.models.batch_norm import batch_norms  # which imports torch
+
         config = load_config(self.model, **self.head())
-        check_weights(self.model)
-        wanted, has = getattr(self.params, "max_length", 0), getattr(config, "max_position_embeddings", None)
-        if isinstance(has, int) and wanted > has:
+        model = blank(self.auto_model, self.model, config)
+        check_weights(self.model, model)
+        wanted, has = getattr(self.params, "max_length", 0), usable_positions(model)
+        if has is not None and wanted > has:
             raise ModelError(f"task.max_length: {wanted} is more than the model's {has} positions; lower it")
-        parameters, norms = count(self.auto_model, config)
+        if self.model.lora is not None:
+            check_layers(self.model.lora.target_modules or (), model)
+        self._check_processor(model)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         classes = {"classes": config.num_labels} if self.head() else {}
+        norms = len(batch_norms(model))
         return {"model_type": config.model_type, "parameters": parameters, "batch_norms": norms, **classes}
+
+    def _check_processor(self, model: "PreTrainedModel") -> None:
+        """A tokenizer's words must all have an embedding, and so must its padding."""
+        processor = self.processor()
+        highest = max(getattr(processor, "vocab_size", 0) - 1, getattr(processor, "pad_token_id", None) or 0)
+        embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None) if highest > 0 else None
+        if isinstance(embeddings, int) and highest >= embeddings:
+            raise ModelError(
+                f"model.name: the tokenizer of {self.model.name} knows {highest + 1} tokens, but its model only "
+                f"{embeddings}; put the files of one model together"
+            )
 
     def build_model(self) -> "PreTrainedModel":
         """The model with the task's head: `forward(**inputs).logits` is (B, ...)."""

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, positions
-from launcher.models.chat import CHATML, Writer, readable
+from launcher.models.chat import CHATML, Writer, readable, with_template
 from launcher.models.generate import generate
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -33,7 +33,7 @@ class CausalParams(TaskParams):
     """Column with a question each; its answer, in the column `response`, is learned."""
     response: str = "response"
     """Column with the answers."""
-    answer_roles: tuple[str, ...] = ("assistant",)
+    answer_roles: tuple[str, ...] = Field(default=("assistant",), min_length=1)
     """Roles whose messages are learned."""
     chat_template: str | None = None
     """Jinja template of conversations; `chatml` for that one; null takes the tokenizer's own."""
@@ -43,6 +43,8 @@ class CausalParams(TaskParams):
     """Put several samples into one sequence, kept apart by the attention: less padding, the same loss curve."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens that `predict`, and the samples in the report, write at most."""
+
+    one_of: ClassVar = ("text", "messages", "prompt")
 
 
 class CausalLM(Task):
@@ -66,7 +68,7 @@ class CausalLM(Task):
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         tokenizer, template = load_tokenizer(self.model), self.params.chat_template
         tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
-        return tokenizer
+        return with_template(tokenizer, self.model.name) if self.params.messages or self.params.prompt else tokenizer
 
     def processor(self) -> "PreTrainedTokenizerBase":
         return self._tokenizer

@@ -37,6 +37,9 @@ class Targets(Protocol):
     def learn(self, column: pa.ChunkedArray, known: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """Class names of the training data's labels; None where there are none."""
 
+    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+        """The first row whose label cannot be used, and why, where whole columns tell it at little cost."""
+
     def config(self) -> dict[str, object]:
         """The model config's entries: number and names of the classes."""
 
@@ -73,6 +76,9 @@ class LabelledTask(Task):
         column = self.params.label
         names = self.targets.learn(data.column(column), data.class_names(column))
         return self.params.model_copy(update={"labels": names})
+
+    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+        return self.targets.first_bad(column)
 
     def head(self) -> dict[str, object]:
         return self.targets.config()

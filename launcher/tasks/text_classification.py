@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from launcher.arrays import list_column, text_inputs
+from launcher.arrays import as_text, list_column, text_inputs
 from launcher.metrics.labels import Kind, Labels
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -56,17 +56,16 @@ class TextClassification(LabelledTask):
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         texts = [rows.column(c).to_pylist() for c in self.input_columns]
         raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        kept, targets, problems = [], [], []
+        kept, targets, problems, read = [], [], [], []
         for i in range(len(rows)):
             try:
-                for name, values in zip(self.input_columns, texts, strict=True):
-                    if values[i] is None:
-                        raise ValueError(f"{name} is null")
+                cells = [as_text(values[i], name) for name, values in zip(self.input_columns, texts, strict=True)]
                 targets.append(self.labels.target(raw[i]) if with_targets else [])
+                read.append(cells)
                 kept.append(i)
             except ValueError as problem:
                 problems.append((i, str(problem)))
-        columns = [[str(values[i]) for i in kept] for values in texts]
+        columns = [list(texts) for texts in zip(*read, strict=True)]
         # The attention mask is made of the lengths (`text_inputs`); as lists it costs a third of the time.
         limits = {"truncation": True, "max_length": self.params.max_length, "return_attention_mask": False}
         ids = self._tokenizer(*columns, **limits) if kept else {}

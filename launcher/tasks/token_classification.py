@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from launcher.arrays import IGNORED, list_column, pad_lists, text_inputs
+from launcher.arrays import IGNORED, list_column, pad_lists, shown, text_inputs
 from launcher.metrics.tags import Tags
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -58,8 +58,10 @@ class TokenClassification(LabelledTask):
             try:
                 if not text:
                     raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
+                if not (isinstance(text, str) or (isinstance(text, list) and all(isinstance(w, str) for w in text))):
+                    raise ValueError(f"{self.params.text} is {shown(text)}, which is neither text nor a list of words")
                 if with_targets:
-                    self.tags.check(raw[i], len(text) if isinstance(text, list) else None)
+                    self.tags.check(raw[i], text)
                 kept.append(i)
             except ValueError as problem:
                 problems.append((i, str(problem)))

@@ -78,15 +78,15 @@ def test_tags_are_learned_from_tags_and_from_spans() -> None:
 
 def test_what_cannot_be_a_label() -> None:
     tags = Tags("tags", ("O", "B-x", "I-x"))
-    for label, words, text in (
-        (None, 2, "tags is null"),
-        ("O", 2, "tags is 'O', which is not a list"),
-        (["O"], 2, "tags has 1 tags for 2 words"),
-        (["O", "B-z"], 2, "tags has the tag 'B-z', which is not one of O, B-x, I-x"),
-        (["O", 7], 2, "tags has the tag 7, which is not one of O, B-x, I-x"),
-        ([{"start": 0, "end": 1, "label": "z"}], None, "tags has the label 'z', which is not one of O, B-x, I-x"),
+    for label, row, text in (
+        (None, ["w", "w"], "tags is null"),
+        ("O", ["w", "w"], "tags is 'O', which is not a list"),
+        (["O"], ["w", "w"], "tags has 1 tags for 2 words"),
+        (["O", "B-z"], ["w", "w"], "tags has the tag 'B-z', which is not one of O, B-x, I-x"),
+        (["O", 7], ["w", "w"], "tags has the tag 7, which is not one of O, B-x, I-x"),
+        ([{"start": 0, "end": 1, "label": "z"}], "a", "tags has the label 'z', which is not one of O, B-x, I-x"),
     ):
         with pytest.raises(ValueError) as caught:
-            tags.check(label, words)
+            tags.check(label, row)
         assert str(caught.value) == text
-    tags.check(["O", 2], 2)
+    tags.check(["O", 2], ["w", "w"])
