@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.fs as pafs
 import pyarrow.json
 import pyarrow.parquet as pq
 
@@ -85,7 +86,7 @@ def _converted(file: DataFile, cache: str) -> str:
                 raise
             _write(target, path, read(path, True))
     except _UNREADABLE as error:
-        what = (_broken_line(path) if kind == "jsonl" else "") or first_line(error)
+        what = _other_kind(path) or (_broken_line(path) if kind == "jsonl" else "") or first_line(error)
         raise DataError(f"{path}: not a readable {kind} file ({what}); mend the file, or set data.format") from error
     return target
 
@@ -140,6 +141,25 @@ _Reader = Callable[[str, bool], Iterator[pa.RecordBatch]]
 _READERS: dict[str, _Reader] = {"csv": _read_csv, "jsonl": _read_jsonl}
 
 
+# How files of other kinds begin.
+_MAGIC = {
+    b"\x1f\x8b": "it is packed with gzip; name it .gz beside data.format, or unpack it",
+    b"PK\x03\x04": "it is a zip archive or a spreadsheet; save it as text",
+    b"PAR1": "it is a Parquet file; name it .parquet",
+    b"ARROW1": "it is an Arrow file; name it .arrow",
+    b"\xff\xfe": "it is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16; save it as UTF-8",
+    b"%PDF": "it is a PDF document",
+}
+
+
+def _other_kind(path: str) -> str:
+    """What a file is that is not of the kind its name says; "" where nobody knows."""
+    with _opened(path) as stream:
+        start = bytes(stream.read(8))
+    return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
+
+
 def _broken_line(path: str) -> str:
     """The first line that is no JSON object or gives a key another kind of value; "" where all are well."""
     kinds: dict[str, str] = {}
@@ -157,6 +177,8 @@ def _wrong_with(line: bytes, kinds: dict[str, str]) -> str:
         row = json.loads(line)
     except UnicodeDecodeError:
         return "it is not UTF-8"
+    except RecursionError:
+        return "it is nested too deeply"
     except json.JSONDecodeError as error:
         return f"{error.msg} at character {error.pos + 1}"
     if not isinstance(row, dict):
@@ -181,11 +203,15 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
     if first is None:
         raise DataError(f"{origin}: has no rows; give a file that has")
     check_names(origin, first.schema)
+    if not first.schema.names:
+        raise DataError(f"{origin}: has no columns; give a file whose rows hold something")
     fs, path = open_uri(target)
+    folder = path.rsplit("/", 1)[0]
+    is_new = not _is_there(fs, folder)
     staged = f"{path}.{os.getpid()}.tmp"  # an object appears whole, but also when the writer ends with an error
     schema = first.schema.with_metadata({**(first.schema.metadata or {}), ORIGIN: origin.encode()})
     try:
-        fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        fs.create_dir(folder, recursive=True)
         with pq.ParquetWriter(staged, schema, filesystem=fs, compression="zstd") as writer:
             writer.write_batch(first.replace_schema_metadata(schema.metadata), row_group_size=_ROW_GROUP)
             for batch in batches:
@@ -201,6 +227,12 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
         with suppress(OSError):  # of a storage that just refused; the error above says so
             if fs.get_file_info(staged).size is not None:
                 fs.delete_file(staged)
+            if is_new and _is_there(fs, folder) and not _is_there(fs, path):
+                fs.delete_dir(folder)  # of what was begun nothing stays
+
+
+def _is_there(fs: pafs.FileSystem, path: str) -> bool:
+    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def _from_hub(name: str, location: str, cache: str) -> str:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from launcher.errors import DataError
+from launcher.errors import DataError, RunError
 from launcher.storage import open_uri, os_reason
 
 SUFFIXES = {
@@ -53,11 +54,14 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
     try:
         is_glob = any(c in bare for c in "*?[") and not _exists(location)
         found, base, is_file = _globbed(bare, scheme, query) if is_glob else _listed(location)
+    except (RunError, re.error, pa.ArrowInvalid) as error:  # no such protocol, no glob, no path
+        what = error.message if isinstance(error, RunError) else f"{location} is no path or glob ({first_line(error)})"
+        raise DataError(f"data.{name}: {what}{'' if isinstance(error, RunError) else '; mend it'}") from error
     except FileNotFoundError as error:
         where = f"data.{name}: {location} does not exist"
         raise DataError(f"{where}; give a file, a directory or a glob that does") from error
     except OSError as error:
-        where = f"data.{name}: {location} cannot be listed ({os_reason(error)})"
+        where = f"data.{name}: {location} cannot be listed ({os_reason(error) if error.errno else first_line(error)})"
         raise DataError(f"{where}; check the address, the network and your rights") from error
     head = _head(bare, scheme, base)
     chosen = [_data_file(info, (head, base, query), format) for info in found]
@@ -90,6 +94,8 @@ def _listed(location: str) -> tuple[list[pafs.FileInfo], str, bool]:
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.File:
         return [info], path.rsplit("/", 1)[0], True
+    if info.type == pafs.FileType.Unknown:
+        raise OSError("it is a device or a pipe, neither file nor directory")
     # Raises FileNotFoundError where nothing is.
     found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
     return _files(found, path), path.rstrip("/"), False

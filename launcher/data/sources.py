@@ -141,12 +141,13 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
     found = read_footers(files, cache, told)
     footers = found.footers
     schemas = list(found.schemas())
+    shown = [footer.origin or file.path for file, footer in zip(files, footers, strict=True)]
     for place, other in schemas:
-        check_names(files[place].path, other)
+        check_names(shown[place], other)
     whole = schemas[0][1]
     schema = whole.remove_metadata()
     for place, other in schemas[1:]:
-        schema = _one_schema(files[0].path, schema, files[place].path, other)
+        schema = _one_schema(shown[0], schema, shown[place], other)
     table = pa.table(
         {
             "path": pa.array([file.path for file in files], pa.large_string()),
@@ -159,7 +160,7 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
     sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
     fragments = Fragments.of(table, counts, rows, sizes)
     if not len(fragments):
-        raise DataError(f"data.{name}: {files[0].path} has no rows; give a file that has")
+        raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole))
 
 

@@ -96,6 +96,10 @@ class StreamSource:
         return cut_batches(lengths, -(-rows // size), size, rng)
 
 
+MEND_ROW = "mend the row, or set data.on_bad_row: skip to leave such rows out"
+"""The remedy for a row that cannot be used."""
+
+
 def judge(split: Split, ids: Ids, encoded: Encoded, on_bad_row: str) -> None:
     """Do with unusable rows what the job file says.
 
@@ -108,7 +112,7 @@ def judge(split: Split, ids: Ids, encoded: Encoded, on_bad_row: str) -> None:
     file, row = split.locate(int(ids[position]))
     where = f"{file}: row {row}: {reason}"
     if on_bad_row == "error":
-        raise DataError(f"{where}; mend the row, or set data.on_bad_row: skip to leave such rows out")
+        raise DataError(f"{where}; {MEND_ROW}")
     if not len(encoded.kept):
         raise DataError(f"{where}, and so are all {len(ids)} rows read with it; is the right column named?")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import ModelError
 from launcher.models.remote import remote_files
-from launcher.storage import os_reason
 from launcher.spec.model import ModelSpec
+from launcher.storage import os_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
