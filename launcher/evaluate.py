@@ -13,9 +13,10 @@ from launcher.data.sources import Split
 from launcher.data.stream import CanonicalData
 from launcher.errors import DataError, RunError
 from launcher.plan import Plan
-from launcher.prepare import check_columns, open_part, try_split
+from launcher.prepare import open_part
 from launcher.records import ScoresRecord
 from launcher.report.render import write_report
+from launcher.rows import check_columns, try_split
 from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
@@ -66,7 +67,9 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     locations = getattr(job.data, split)
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
-    return _score(run, job, open_part(job, split, locations), console)
+    part = open_part(job, split, locations)
+    _try(run, job, part)
+    return _score(run, job, part, console)
 
 
 def evaluate_data(
@@ -89,10 +92,7 @@ def evaluate_data(
     name = checked_name(name) if name is not None else name_of(location)
     _check_model(run)
     split = open_part(job, name, (location,))
-    task = build_task(job)
-    check_columns(split, task)
-    _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
-    try_split(job, task, split)  # before Ray starts
+    _try(run, job, split)
     return _score(run, job, split, console)
 
 
@@ -107,6 +107,19 @@ def differences(run: RunDir, scores: ScoresRecord) -> tuple[str, tuple[Differenc
 
 def _scores(run: RunDir, split: str) -> ScoresRecord | None:
     return run.find_record(f"scores-{split}.json", ScoresRecord)
+
+
+def _exported(run: RunDir, job: JobSpec) -> JobSpec:
+    """The job with the run's own model: what it was made of may be gone."""
+    return job.model_copy(update={"model": job.model.exported(run.path("model"))})
+
+
+def _try(run: RunDir, job: JobSpec, split: Split) -> None:
+    """Columns, classes and first rows, before Ray starts."""
+    task = build_task(_exported(run, job))
+    check_columns(split, task)
+    _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
+    try_split(job, task, split)
 
 
 def _check_model(run: RunDir) -> None:
@@ -133,7 +146,7 @@ def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...
 
 def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresRecord:
     plan = run.read_record("plan.json", Plan)
-    model_job = job.model_copy(update={"model": job.model.exported(run.path("model"))})
+    model_job = _exported(run, job)
     splits = {split.name: split}
     data = CanonicalData(model_job, plan, splits, _from_the_start)
     with ray_session(model_job), watch(plan, console) as line:

@@ -6,6 +6,9 @@ Pure; runs on the client and the head. `prepare.py` collects the facts, `check` 
 from launcher.records import Record
 from launcher.spec.job import JobSpec
 
+MAX_STEPS = 2**31 - 1
+"""More optimizer steps than that no run does; the numbers behind it fit everywhere."""
+
 
 class Plan(Record):
     """plan.json: everything about a run that is known before it starts."""

@@ -3,7 +3,6 @@
 Runs on the client (`check`) and the head (`train`). Reads footers, one column, and the model's config; no weights.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -18,15 +17,18 @@ import pyarrow as pa
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
 from launcher.data.sources import Split, open_files
-from launcher.data.stream import judge
 from launcher.errors import DataError
 from launcher.models import scratch
-from launcher.plan import Plan, state_bytes, steps_of, total_steps
+from launcher.models.pretrained import blank, load_config
+from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
+from launcher.rows import check_columns, check_kinds, check_targets
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
+from launcher.spec.problems import not_one_of
 from launcher.storage import join, split_options
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
+from launcher.train.machine import missing_gpus
 
 _ROWS_AT_ONCE = 4096
 
@@ -58,8 +60,11 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None) ->
     task = build_task(job)
     for split in splits.values():
         check_columns(split, task)
+    check_kinds(job, task, splits)
     job = _learn(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
+    if job.data.on_bad_row == "error":
+        check_targets(task, [split for name, split in splits.items() if name != "train"])
     facts = task.check_model()
     return Prepared(job, RunDir(join(job.output.storage, job.name)), splits, make_plan(job, task, splits, facts))
 
@@ -132,22 +137,6 @@ def open_part(
     return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told)
 
 
-def check_columns(split: Split, task: Task) -> None:
-    """Refuse a split that lacks a column the task reads.
-
-    Raises:
-        DataError: it does, or the task takes one column as both input and label.
-    """
-    both = sorted(set(task.input_columns) & set(task.target_columns))
-    if both:
-        raise DataError(f"task: column {both[0]!r} is both input and label, so there is nothing to learn; name two")
-    for column in task.input_columns + task.target_columns:
-        if column not in split.schema.names:
-            near = difflib.get_close_matches(column, split.schema.names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the file has {', '.join(split.schema.names)}"
-            raise DataError(f"{split.locate(0)[0]}: has no column {column!r}, which the task reads; {hint} (see task:)")
-
-
 def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
     """For `model.from_config`: the model directory is made once, in the storage's cache."""
     if job.model.from_config is None:
@@ -161,6 +150,8 @@ def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
         with tempfile.TemporaryDirectory() as folder:
             columns = [] if task.from_scratch == "image" else _text_columns(task, train)
             scratch.make_base(job.model, task.from_scratch, _cells(train, columns), Path(folder) / "base")
+            made = job.model.model_copy(update={"name": f"{folder}/base", "revision": None})
+            blank(task.auto_model, made, load_config(made))  # what makes no model does not get into the cache
             cache.publish_directory(Path(folder) / "base", "base")
     return job.model_copy(update={"model": job.model.model_copy(update={"name": cache.path("base")})})
 
@@ -205,7 +196,12 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
     modes = {**task.metric_modes, "loss": "min"}
     metric = job.evaluation.metric or next(iter(modes))
     if metric not in modes:
-        raise DataError(f"evaluation.metric: {metric} is not a metric of {job.task.type}; it has {', '.join(modes)}")
+        raise DataError(not_one_of("evaluation.metric", metric, tuple(modes)))
+    if total_steps(rows["train"], job) > MAX_STEPS:
+        raise DataError(
+            f"train.epochs: {job.train.epochs} epochs of {steps_of(rows['train'], job.train.batch_size)} steps are "
+            f"more than the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
+        )
     mode = job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric]
     share = -(-min(job.train.batch_size, rows["train"]) // job.cluster.workers)
     micro = min(job.parallel.micro_batch or share, share)
@@ -252,28 +248,12 @@ def _notes(job: JobSpec, rows: dict[str, int], facts: dict[str, object]) -> list
         notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: sync learns them anew")
     if job.model.dropout != 0.0:
         notes.append("dropout draws other noise for another number of workers or micro-batch; all else stays equal")
+    if job.cluster.workers > job.train.batch_size:
+        notes.append(
+            f"cluster.workers: of {job.cluster.workers} workers only {job.train.batch_size} ever get a sample, as "
+            "train.batch_size has no more"
+        )
+    notes += [gpus] if (gpus := missing_gpus(job)) is not None else []
     if job.cluster.gpus_per_worker and not job.train.deterministic:
         notes.append("GPU kernels may differ in the last bits from run to run; train.deterministic: true refuses them")
     return notes
-
-
-def try_rows(prepared: Prepared) -> None:
-    """`try_split` for every split.
-
-    Raises:
-        DataError: a row cannot be used and the job file says `error`.
-    """
-    task = build_task(prepared.job)
-    for split in prepared.splits.values():
-        try_split(prepared.job, task, split)
-
-
-def try_split(job: JobSpec, task: Task, split: Split, rows: int = 256) -> None:
-    """Encode the first rows as the run would: unknown labels and null texts show before it starts.
-
-    Raises:
-        DataError: a row cannot be used and the job file says `error`.
-    """
-    ids = np.arange(min(rows, split.rows), dtype=np.int64)
-    encoded = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
-    judge(split, ids, encoded, job.data.on_bad_row)

@@ -17,22 +17,30 @@ from rich.console import Console
 from launcher.console import reading_files, watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
-from launcher.errors import Interrupted, RunError
+from launcher.errors import ClusterError, Interrupted
 from launcher.leakage import refuse_leaks, told_leaks
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
 from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
 from launcher.report.render import write_report
 from launcher.report.sweep import write_sweep_report
-from launcher.rundir import RunDir, read_job
-from launcher.spec.identity import curve_values, spec_difference
+from launcher.resume import check_run
+from launcher.rows import try_rows
+from launcher.rundir import RunDir
+from launcher.spec.identity import curve_values
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.train import checkpoint, prometheus, trackers
+from launcher.train.machine import check_machine
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.worker import WorkOrder, work
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
+
+# As many as cost no time to speak of, also where they are pictures; `check` tries more.
+_TRIED_ROWS = 64
+# What a run holds before a cluster has taken it.
+_FIRST = ("job.yaml", "plan.json", "leakage.json")
 
 
 def run_job(job: JobSpec, console: Console) -> RunDir:
@@ -45,16 +53,20 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
     with reading_files(console) as told:
         prepared = prepare(job, told)
     run, plan, finished = prepared.run, prepared.plan, _finished(prepared)
+    check_run(prepared)
+    if not finished:
+        check_machine(prepared.job)
+        try_rows(prepared.job, prepared.splits, _TRIED_ROWS)
     leaks = None if finished else refuse_leaks(prepared.job, run, prepared.splits)
-    _open_run(prepared)
     if finished:
+        _open_run(prepared)
         console.print(
             f"run {run.uri} is complete; give the job another name to train again", highlight=False, soft_wrap=True
         )
     else:
         resumed = checkpoint.latest_step(run)
         _say_what_comes(prepared, resumed, console)
-        with told_leaks(prepared.job, run, prepared.splits, leaks, console):
+        with _opened(prepared), told_leaks(prepared.job, run, prepared.splits, leaks, console):
             _work_to_the_end(prepared, console)
         _write_environment(run, plan)
     report = write_report(run)
@@ -148,23 +160,26 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
     trackers.end(run, job, "FINISHED", scores)
 
 
-def _open_run(prepared: Prepared) -> None:
-    """Create the run directory, or refuse one that another job made."""
+@contextmanager
+def _opened(prepared: Prepared) -> Iterator[None]:
+    """The run directory with its job and plan; where no cluster takes a new run, nothing of it stays."""
     run = prepared.run
-    if run.exists("job.yaml"):
-        different = spec_difference(read_job(run), prepared.job)
-        if different:
-            raise RunError(
-                f"{run.uri}: belongs to another job ({'; '.join(different[:5])}); change `name` to start a new run, "
-                "or take the change back to go on with this one"
-            )
-        old = run.find_record("plan.json", Plan)
-        if old is not None and old.fingerprint != prepared.plan.fingerprint:
-            raise RunError(
-                f"{run.uri}: the training data changed since the run began; change `name` to start a new run"
-            )
-    run.write_bytes("job.yaml", dump_job(prepared.job).encode())
-    run.write_record("plan.json", prepared.plan)
+    is_new = not run.exists("job.yaml")
+    _open_run(prepared)
+    try:
+        yield
+    except ClusterError:
+        if is_new and not run.exists("metrics.jsonl"):
+            for name in _FIRST:
+                run.delete(name)
+            if not run.list(""):
+                run.delete("")
+        raise
+
+
+def _open_run(prepared: Prepared) -> None:
+    prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
+    prepared.run.write_record("plan.json", prepared.plan)
 
 
 def _finished(prepared: Prepared) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
 _PART_BYTES = 1 << 19
 _METRICS_PART = re.compile(r"metrics(-\d+)?\.jsonl")
+RESTORE = "restore it from a copy, or begin a new run under another name"
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 
 
@@ -61,10 +63,19 @@ class RunDir:
             return bool(fs.get_file_info(f"{root}/{relative}".rstrip("/")).type != pafs.FileType.NotFound)
 
     def list(self, relative: str) -> list[str]:
-        """Names inside a directory, sorted; empty where there is none."""
+        """Names inside a directory, sorted; empty where there is none.
+
+        Raises:
+            RunError: it is a file.
+        """
         fs, root = open_uri(self.uri)
-        with asking(self.path(relative)):
-            found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}".rstrip("/"), allow_not_found=True))
+        try:
+            with asking(self.path(relative)):
+                found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}".rstrip("/"), allow_not_found=True))
+        except RunError as error:
+            if isinstance(error.__cause__, NotADirectoryError):
+                raise RunError(f"{self.path(relative)}: is no directory; {RESTORE}") from error
+            raise
         return sorted(info.base_name for info in found)
 
     def read_bytes(self, relative: str) -> bytes:
@@ -79,6 +90,8 @@ class RunDir:
                 return bytes(stream.read())
         except FileNotFoundError as error:
             raise RunError(f"{self.path(relative)}: not found; is {self.uri} the directory of a run?") from error
+        except OSError as error:
+            raise RunError(f"{self.path(relative)}: cannot be read ({os_reason(error)}); {RESTORE}") from error
 
     def write_bytes(self, relative: str, content: bytes) -> None:
         """Publish a file at once: readers see the old content or the new, never a part.
@@ -91,9 +104,11 @@ class RunDir:
         local = is_local(fs)
         # An object store publishes an object when its stream closes; a file system needs the rename.
         target = f"{path}.{os.getpid()}.tmp" if local else path
+        folder = path.rsplit("/", 1)[0]
+        new = local and not os.path.isdir(folder)
         try:
             if not is_object_store(fs):
-                fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+                fs.create_dir(folder, recursive=True)
             with fs.open_output_stream(target) as stream:
                 stream.write(content)
             if local:
@@ -101,6 +116,10 @@ class RunDir:
         except OSError as error:
             if not local:
                 raise refusal(self.path(relative), error) from error
+            with suppress(OSError):  # of what was begun nothing stays
+                fs.delete_file(target)
+            with suppress(OSError):
+                os.rmdir(folder if new else "")
             raise RunError(
                 f"{self.path(relative)}: cannot be written ({os_reason(error)}); give the job another output.storage, "
                 "or make room and rights there"
@@ -179,10 +198,7 @@ class RunDir:
         try:
             return kind.model_validate_json(self.read_bytes(relative))
         except ValidationError as error:
-            problem = error.errors()[0]
-            raise RunError(
-                f"{self.path(relative)}: not a valid {kind.__name__} ({problem['msg']}); was it edited by hand?"
-            ) from error
+            raise RunError(f"{self.path(relative)}: {_unreadable(error, f'a valid {kind.__name__}')}") from error
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:
         """One record, or None where the file does not exist."""
@@ -218,11 +234,11 @@ class RunDir:
         return tuple(sorted(found, key=lambda name: name.removesuffix(".jsonl")))
 
     def _read_part(self, name: str) -> Iterator[MetricsLine]:
-        for number, line in enumerate(self.read_bytes(name).decode().split("\n")[:-1], 1):
+        for number, line in enumerate(self.read_bytes(name).decode(errors="replace").split("\n")[:-1], 1):
             try:
                 yield _LINE.validate_json(line)
             except ValidationError as error:
-                raise RunError(f"{self.path(name)}:{number}: not a record of a run; was it edited by hand?") from error
+                raise RunError(f"{self.path(name)}:{number}: not a record of a run; {RESTORE}") from error
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: those steps are done again."""
@@ -271,6 +287,17 @@ def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
     """
     try:
         return JobSpec.model_validate(YAML(typ="safe", pure=True).load(run.read_bytes(name).decode()))
-    except (YAMLError, ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        raise RunError(f"{run.path(name)}: {_unreadable(error, 'a resolved job file')}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
-        raise RunError(f"{run.path(name)}: not a resolved job file ({first}); was it edited by hand?") from error
+        raise RunError(f"{run.path(name)}: not a resolved job file ({first}); {RESTORE}") from error
+
+
+def _unreadable(error: ValidationError, what: str) -> str:
+    """What is wrong with a record, and its remedy; a key that is unknown is a newer version's."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"holds {key}, which this version of the launcher does not know; use the version that wrote it"
+    return f"not {what} ({f'{key}: ' if key else ''}{' '.join(first['msg'].split())}); {RESTORE}"

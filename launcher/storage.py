@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -178,28 +177,3 @@ def asking(uri: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise refusal(uri, error) from error
-
-
-def check_storage(storage: str) -> None:
-    """Refuse an `output.storage` that no run could be written to, without creating anything.
-
-    Raises:
-        RunError: it, or the nearest directory above it that exists, is a file or read-only; the server does not
-            answer, has no such bucket, or lets nobody in.
-    """
-    fs, path = open_uri(storage)
-    if not is_local(fs):
-        try:
-            with asking(f"output.storage: {storage}"):
-                fs.get_file_info(pafs.FileSelector(path))
-        except FileNotFoundError:
-            pass  # the first write makes it
-        return
-    place = Path(path)
-    while not place.exists():
-        place = place.parent
-    remedy = "give a directory that can be written"
-    if not place.is_dir():
-        raise RunError(f"output.storage: {place} is a file; {remedy}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise RunError(f"output.storage: {place} cannot be written (no permission); {remedy}")

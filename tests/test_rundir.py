@@ -8,7 +8,7 @@ import pytest
 from launcher.errors import RunError
 from launcher.records import ResultRecord, StepRecord
 from launcher.rundir import RunDir, find_run
-from launcher.storage import check_storage
+from launcher.writable import check_storage
 
 _RESULT = ResultRecord(steps=3, best_step=2, stopped_early=False, skipped_rows=0, elapsed_s=1.5)
 

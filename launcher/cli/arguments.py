@@ -37,8 +37,8 @@ def load(path: Path, overrides: list[str] | None, here: bool = True) -> "JobSpec
         UserError: everything that is wrong with it.
     """
     from launcher.spec.load import load_job
-    from launcher.storage import check_storage
     from launcher.tasks import params_of
+    from launcher.writable import check_storage
 
     job = load_job(path, overrides or (), params_of)
     if here:
@@ -84,6 +84,8 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
     Raises:
         UserError: a change is not allowed, or everything that is wrong with the job.
     """
+    from launcher.errors import SpecError
+    from launcher.spec.document import one_line
     from launcher.spec.load import load_job
     from launcher.tasks import params_of
 
@@ -91,4 +93,9 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yaml"
         path.write_bytes(run.read_bytes("job.yaml"))
-        return load_job(path, overrides or (), params_of)
+        try:
+            return load_job(path, overrides or (), params_of)
+        except SpecError as error:
+            shown = one_line(str(path))  # as problems begin with it
+            problems = (problem.replace(shown, run.path("job.yaml"), 1) for problem in error.problems)
+            raise SpecError(tuple(problems)) from error

@@ -26,9 +26,10 @@ def compare_runs(
     output: Annotated[Path, typer.Option(help="The page, one HTML file that works offline.")] = Path("compare.html"),
 ) -> None:
     """Curves, final metrics and differences of several runs on one page, and the metrics here."""
-    from launcher.report.compare import compare, write_comparison
+    from launcher.report.compare import check_page, compare, write_comparison
     from launcher.rundir import find_run
 
+    check_page(output)
     comparison = compare([find_run(run) for run in runs])
     for warning in comparison.warnings:
         OUT.print(f"note: {warning}", highlight=False, soft_wrap=True, markup=False)

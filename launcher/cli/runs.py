@@ -42,17 +42,21 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
     """Validate all that can be without training, and print the plan."""
     spec = load(job, overrides)
     from launcher.console import reading_files
-    from launcher.prepare import prepare, try_rows
+    from launcher.leakage import compare_splits
+    from launcher.prepare import prepare
+    from launcher.resume import check_run
+    from launcher.rows import try_rows
 
     if spec.tune is not None:
-        from launcher.tune.tuner import check_sweep
+        from launcher.tune.tuner import check_sweep, check_trials
 
         check_sweep(spec)
-    from launcher.leakage import compare_splits
-
     with reading_files(OUT) as told:
         prepared = prepare(spec, told)
-    try_rows(prepared)
+    check_run(prepared)
+    try_rows(prepared.job, prepared.splits)
+    if spec.tune is not None:
+        check_trials(prepared)
     # The test data of a sweep stays shut.
     shut = ("test",) if spec.tune is not None else ()
     open_splits = {name: split for name, split in prepared.splits.items() if name not in shut}

@@ -31,8 +31,10 @@ from launcher.predict.output import (
 from launcher.predict.parts import Turns, cut_parts
 from launcher.predict.progress import make_view
 from launcher.predict.worker import Order
+from launcher.rows import try_split
 from launcher.rundir import RunDir, read_job, run_at
 from launcher.spec.job import JobSpec
+from launcher.storage import join
 from launcher.tasks import build_task
 from launcher.train.signals import StoppedAtOnce, wait_for
 from launcher.train.trainer import explain, ray_session
@@ -84,8 +86,10 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
         raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
     job = trained.model_copy(update={"model": trained.model.exported(run.path("model"))})
     _check_apart(input, output)
-    split = open_split("input", as_splittable("input", (input,), "auto", f"{job.output.storage}/.cache"))
+    split = open_split("input", as_splittable("input", (input,), "auto", join(job.output.storage, ".cache")))
     _check_columns(split, job)
+    if job.data.on_bad_row == "error":
+        try_split(job, build_task(job), split, with_targets=False)  # before Ray starts
     cut = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
     wanted = PredictionsRecord(
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),

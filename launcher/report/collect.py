@@ -20,7 +20,7 @@ from launcher.records import (
     StepRecord,
     TimesRecord,
 )
-from launcher.rundir import RunDir, read_job
+from launcher.rundir import RESTORE, RunDir, read_job
 from launcher.spec.job import JobSpec
 
 # Test first: it is the number a reader came for.
@@ -157,7 +157,7 @@ def _read_plan(run: RunDir) -> tuple[tuple[str, str], ...]:
     try:
         plan = json.loads(run.read_bytes("plan.json"))
     except ValueError as error:
-        raise RunError(f"{run.path('plan.json')}: not valid JSON ({error}); was it edited by hand?") from error
+        raise RunError(f"{run.path('plan.json')}: not valid JSON ({error}); {RESTORE}") from error
     return tuple(_flatten("", plan))
 
 

@@ -179,11 +179,9 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     Raises:
         RunError: another kind of file is there, or the place cannot be written.
     """
-    output = Path(os.path.abspath(output.expanduser()))
+    output = check_page(output)
     staged = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
-        if output.exists() and not _is_comparison(output):
-            raise RunError(f"--output: {output} is no comparison page and would be lost; give another file")
         output.parent.mkdir(parents=True, exist_ok=True)
         staged.write_text(render_comparison(comparison), encoding="utf-8")
         os.replace(staged, output)
@@ -192,6 +190,21 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     finally:
         with suppress(OSError):  # it was moved, or never came to be
             staged.unlink()
+    return output
+
+
+def check_page(output: Path) -> Path:
+    """Where a page is to be written, made absolute.
+
+    Raises:
+        RunError: another kind of file is there, or the place cannot be read.
+    """
+    output = Path(os.path.abspath(output.expanduser()))
+    try:
+        if output.exists() and not _is_comparison(output):
+            raise RunError(f"--output: {output} is no comparison page and would be lost; give another file")
+    except OSError as error:
+        raise RunError(f"--output: {output} cannot be read ({os_reason(error)}); give another file") from error
     return output
 
 

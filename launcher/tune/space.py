@@ -4,17 +4,23 @@ Keys are dotted paths of the job file; `search.py` chooses the values.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any  # a job as JSON
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from launcher.errors import SpecError, UserError
+from launcher.spec.document import Document, Place
 from launcher.spec.job import JobSpec
-from launcher.spec.problems import not_one_of
+from launcher.spec.problems import not_one_of, problems_of
+from launcher.spec.schema import JobKeys
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tasks.base import MetricMode
 
 Params = dict[str, JsonValue]
+# Beyond it no sweep comes to an end, and the list of its cells would fill the memory.
+_LARGEST_GRID = 100_000
 _FIXED = ("name", "tune", "output", "data", "evaluation.metric", "evaluation.mode", "cluster.address")
 # What pbt may change while a trial goes on: neither its steps nor its weights' shapes depend on it.
 _LIVE = ("train.learning_rate", "train.max_grad_norm", "train.optimizer.", "model.dropout")
@@ -40,10 +46,19 @@ def trial_job(base: JobSpec, params: Params, params_of: Callable[[str], type[Bas
         job = JobSpec.model_validate(raw)
         params_of(job.task.type).model_validate(job.task.parameters())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        at = ".".join(map(str, first["loc"]))
-        raise SpecError((f"tune.space: {at or 'the job'}: {first['msg']} (with {_words(params)})",)) from error
+        raise SpecError(_sentences(error, raw, params_of)) from error
     return job
+
+
+def _sentences(
+    error: ValidationError, raw: dict[str, Any], params_of: Callable[[str], type[BaseModel]]
+) -> tuple[str, ...]:
+    """What is wrong with a trial's values, as `load_job` would say it of a job file."""
+    task = raw["task"]
+    kind = params_of(task["type"]) if isinstance(task, dict) and isinstance(task.get("type"), str) else None
+    document = Document(raw, {(): Place((0, 0), "tune.space")})
+    at = ("task",) if kind is not None and error.title == kind.__name__ else ()
+    return tuple(str(problem) for problem in problems_of(error, document, JobKeys(kind), at))
 
 
 def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[BaseModel]]) -> None:
@@ -71,8 +86,18 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
     if spec.search == "grid":
         endless = [key for key, d in spec.space.items() if d.ends and not d.is_whole]
         problems += [f"tune.space: {key} has no end of values, which a grid cannot try; use choice" for key in endless]
+        cells = 1 if endless else math.prod(_values(dimension) for dimension in spec.space.values())
+        if cells > _LARGEST_GRID:
+            problems.append(
+                f"tune.space: the grid has {cells} cells, more than {_LARGEST_GRID}; use choice, or search: random"
+            )
     if problems:
         raise SpecError(tuple(problems))
+
+
+def _values(dimension: Dimension) -> int:
+    low, high = dimension.ends or (0, -1)
+    return len(dimension.choice) if dimension.choice else int(high) - int(low) + 1
 
 
 def grid(space: Mapping[str, Dimension]) -> list[Params]:
@@ -96,7 +121,3 @@ def metric_of(spec: TuneSpec, base: JobSpec, modes: Mapping[str, MetricMode]) ->
         raise UserError(not_one_of("tune.metric", metric, tuple(known)))
     mode = spec.mode if spec.mode != "auto" else base.evaluation.mode
     return metric, known[metric] if mode == "auto" else mode
-
-
-def _words(params: Params) -> str:
-    return ", ".join(f"{key} {value}" for key, value in params.items())

@@ -14,13 +14,16 @@ from launcher.data.files import list_files
 from launcher.errors import DataError, RunError, TrainingError, UserError
 from launcher.prepare import Prepared, absolute, prepare
 from launcher.records import SweepRecord, TrialRecord
+from launcher.rows import check_columns, try_rows
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import build_task, params_of
+from launcher.tasks.base import MetricMode
 from launcher.train import tracking
+from launcher.train.machine import check_machine
 from launcher.train.trainer import ray_session
 from launcher.tune.actor import Order
 from launcher.tune.drive import Listener, Phase, drive, slots
@@ -30,6 +33,7 @@ from launcher.tune.sweep import Sweep
 from launcher.tune.table import write_tables
 
 _WORST = 1e30
+_TRIED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,29 @@ def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
     return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
 
 
+def check_trials(prepared: Prepared) -> tuple[str, MetricMode]:
+    """Refuse a sweep in which a model or a column of some trial is not there, or no such metric is measured.
+
+    Returns:
+        The metric that ranks the trials, and whether more of it is better.
+
+    Raises:
+        UserError: names the key and the value.
+    """
+    job, spec = prepared.job, prepared.job.tune
+    assert spec is not None
+    for key, dimension in spec.space.items():
+        for value in (dimension.choice or dimension.ends or ()) if key.startswith(("model.", "task.")) else ():
+            task = build_task(trial_job(job, {key: value}, params_of))
+            try:
+                for split in prepared.splits.values():
+                    check_columns(split, task)
+                task.check_model()
+            except UserError as error:
+                raise RunError(f"tune.space: {key} {value}: {error.message}") from error
+    return metric_of(spec, job, build_task(job).metric_modes)
+
+
 @dataclass(frozen=True)
 class Opened:
     """A sweep that can begin, or go on."""
@@ -93,7 +120,9 @@ def open_sweep(job: JobSpec) -> Opened:
     prepared = prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
-    metric, mode = metric_of(spec, base, build_task(base).metric_modes)
+    check_machine(base)
+    metric, mode = check_trials(prepared)
+    try_rows(base, prepared.splits, _TRIED_ROWS)
     # What ranks the trials also chooses the checkpoint that each keeps as its best.
     evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
     base = base.model_copy(update={"evaluation": evaluation})

@@ -24,8 +24,9 @@ from launcher.records import StepRecord
 from launcher.report.render import write_report
 from launcher.rundir import RunDir
 from launcher.spec.load import dump_job
-from launcher.storage import check_storage, open_uri
+from launcher.storage import open_uri
 from launcher.train import checkpoint
+from launcher.writable import check_storage
 
 pytestmark = pytest.mark.skipif(server_command() is None, reason=MISSING)
 

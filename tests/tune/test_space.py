@@ -60,7 +60,7 @@ def test_a_dimension_that_cannot_be(dimension: dict[str, Any], complaint: str) -
     [
         ({"train.learning_rat": {"uniform": [0.1, 0.2]}}, {}, "tune.space: train.learning_rat"),
         ({"train.batch_size": {"choice": [8, 0]}}, {}, "tune.space: train.batch_size"),
-        ({"task.max_length": {"choice": [32, 2]}}, {}, "tune.space: max_length"),
+        ({"task.max_length": {"choice": [32, 2]}}, {}, "tune.space: task.max_length is 2, which is below 4"),
         ({"name": {"choice": ["a", "b"]}}, {}, "name cannot be searched"),
         ({"data.train": {"choice": ["a", "b"]}}, {}, "data.train cannot be searched"),
         ({"seed.low": {"choice": [1, 2]}}, {}, "seed holds no keys of its own"),

@@ -1,0 +1,109 @@
+"""Whether the rows are what the task reads: columns, labels, and the first rows as the run would encode them.
+
+Client and head, before Ray starts. Read `prepare.py` next.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from launcher.data.sources import Split
+from launcher.data.stream import MEND_ROW, judge
+from launcher.errors import DataError
+from launcher.spec.job import JobSpec
+from launcher.tasks import build_task
+from launcher.tasks.base import Task
+
+
+def check_columns(split: Split, task: Task) -> None:
+    """Refuse a split that lacks a column the task reads.
+
+    Raises:
+        DataError: it does, or the task takes one column as both input and label.
+    """
+    both = sorted(set(task.input_columns) & set(task.target_columns))
+    if both:
+        raise DataError(f"task: column {both[0]!r} is both input and label, so there is nothing to learn; name two")
+    for column in task.input_columns + task.target_columns:
+        if column not in split.schema.names:
+            near = difflib.get_close_matches(column, split.schema.names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the file has {', '.join(split.schema.names)}"
+            raise DataError(f"{split.locate(0)[0]}: has no column {column!r}, which the task reads; {hint} (see task:)")
+
+
+def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
+    """Refuse numbers in one split where the training data has names: by chance they would count as classes.
+
+    Raises:
+        DataError: a split has, and the job file does not say which name a number means.
+    """
+    classes = "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
+    if not classes or job.task.parameters().get("labels"):
+        return
+    named_in = splits["train"].locate(0)[0]
+    for column in task.target_columns:
+        kinds = {name: split.schema.field(column).type for name, split in splits.items()}
+        for name, split in splits.items():
+            named = pa.types.is_string(kinds["train"]) and not dict(split.class_names).get(column)
+            if named and pa.types.is_integer(kinds[name]):
+                raise DataError(
+                    f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in {named_in}; write names, or "
+                    "say in task.labels which name each number means"
+                )
+
+
+def check_targets(task: Task, splits: Sequence[Split]) -> None:
+    """Look through the labels of data that is scored: a label unknown in training would end the run hours later.
+
+    Raises:
+        DataError: a label cannot be used; names the file and the row.
+    """
+    for split in splits:
+        for column in task.target_columns:
+            bad = task.first_bad(split.read(np.arange(split.rows), [column]).column(column))
+            if bad is not None:
+                file, row = split.locate(bad[0])
+                raise DataError(f"{file}: row {row}: {bad[1]}; {MEND_ROW}")
+
+
+def try_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:
+    """`try_split` for every split.
+
+    Args:
+        job: resolved.
+        splits: of the job.
+        rows: of each split.
+
+    Raises:
+        DataError: a row cannot be used and the job file says `error`.
+    """
+    task = build_task(job)
+    for split in splits.values():
+        try_split(job, task, split, rows)
+
+
+def try_split(job: JobSpec, task: Task, split: Split, rows: int = 256, with_targets: bool = True) -> None:
+    """Encode the first rows as the run would: unknown labels and null texts show before it starts.
+
+    Where bad rows are skipped, rows of the middle and the end may be the good ones.
+
+    Args:
+        job: resolved.
+        task: of the job.
+        split: of the job, or other data.
+        rows: at each of these places.
+        with_targets: whether their labels are looked at.
+
+    Raises:
+        DataError: a row cannot be used and the job file says `error`.
+    """
+    columns = task.input_columns + (task.target_columns if with_targets else ())
+    rows = min(rows, split.rows)
+    begins = (0,) if job.data.on_bad_row == "error" else (0, (split.rows - rows) // 2, split.rows - rows)
+    for begin in begins:
+        ids = np.arange(begin, begin + rows, dtype=np.int64)
+        encoded = task.encode(split.read(ids, columns), with_targets)
+        if len(encoded.kept) or begin == begins[-1]:
+            return judge(split, ids, encoded, job.data.on_bad_row)
