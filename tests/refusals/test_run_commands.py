@@ -1,0 +1,223 @@
+"""What evaluate, predict, report, compare and replay say of runs, data and arguments that they cannot use."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from refusals.desk import Desk, Order, well
+
+_RESTORE = "restore it from a copy, or begin a new run under another name"
+_RUN = "runs/first"
+
+
+def _pipe(_: Desk) -> None:
+    os.mkfifo("in.parquet")
+
+
+def _rows(**columns: object) -> Callable[[Desk], None]:
+    return lambda desk: desk.table("in.parquet", **columns)
+
+
+def _twin() -> None:
+    shutil.copytree(_RUN, "runs/second")
+
+
+ORDERS = [
+    Order(
+        "evaluate nowhere",
+        well,
+        "DESK/nowhere: no run there (it has no job.yaml); give the directory that `launcher train` printed",
+    ),
+    Order(
+        "evaluate job.yaml",
+        well,
+        "DESK/job.yaml: no run there (it has no job.yaml); give the directory that `launcher train` printed",
+    ),
+    Order(
+        f"evaluate {_RUN}",
+        lambda desk: Path(f"{_RUN}/model/config.json").unlink(),
+        f"DESK/{_RUN}: has no model yet; finish the run with `launcher train` first",
+    ),
+    Order(
+        f"evaluate {_RUN}",
+        well,
+        f"DESK/{_RUN}: its job file has no data.test; add it to the job file of a new run",
+    ),
+    Order(
+        f"evaluate {_RUN} --split tset",
+        well,
+        "--split is tset, which is not one of validation, test; did you mean test?",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet --name a/b",
+        well,
+        "--name: a/b is not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit "
+        "first; give one that is",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet",
+        lambda desk: desk.file("in.parquet", "PAR1"),
+        "DESK/in.parquet: not a readable parquet file (...); restore or remove it",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet",
+        _pipe,
+        "data.in: in.parquet cannot be listed (it is a device or a pipe, neither file nor directory); check the "
+        "address, the network and your rights",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet",
+        _rows(text=["w1"] * 3, label=["a", "b", None]),
+        "DESK/in.parquet: row 2: label is null; mend the row, or set data.on_bad_row: skip to leave such rows out",
+    ),
+    Order(
+        f"evaluate {_RUN} --split validation",
+        lambda desk: desk.file(f"{_RUN}/job.yaml", "name: ["),
+        f"DESK/{_RUN}/job.yaml:1:8: not valid YAML: ...",
+    ),
+    Order(
+        f"predict {_RUN} nowhere.parquet --output out",
+        well,
+        "data.input: nowhere.parquet does not exist; give a file, a directory or a glob that does",
+    ),
+    Order(
+        f"predict {_RUN} in.parquet --output out",
+        _rows(body=["w1"]),
+        "DESK/in.parquet: has no column 'text'; it has body",
+    ),
+    Order(
+        f"predict {_RUN} in.parquet --output out",
+        _rows(text=["w1"], prediction=["a"]),
+        "DESK/in.parquet: already has a column 'prediction'; rename it before predicting",
+    ),
+    Order(
+        f"predict {_RUN} data/train.parquet --output data",
+        well,
+        "data: is not empty; give a new directory, so that nothing is overwritten",
+    ),
+    Order(
+        f"predict {_RUN} data/train.parquet --output job.yaml/out",
+        well,
+        "job.yaml/out: cannot be written (Not a directory); give a directory that can",
+    ),
+    Order(
+        f"predict {_RUN} data/train.parquet --output foo://bucket/out",
+        well,
+        "foo://bucket/out: cannot be opened (Protocol not known: foo); install the fsspec driver of its protocol",
+    ),
+    Order(
+        f"predict {_RUN} in.parquet --output out",
+        _rows(text=[["w1"], ["w2"]]),
+        "DESK/in.parquet: row 0: text is ['w1'], which is not text; mend the row, or set data.on_bad_row: skip to "
+        "leave such rows out",
+    ),
+    Order(
+        "report data",
+        well,
+        "DESK/data: no run there (it has no job.yaml); give the directory that `launcher train` printed",
+    ),
+    Order(
+        f"report {_RUN}",
+        lambda desk: desk.file(f"{_RUN}/metrics.jsonl", b"\xff\n"),
+        f"DESK/{_RUN}/metrics.jsonl:1: not a record of a run; {_RESTORE}",
+    ),
+    Order(
+        f"report {_RUN}",
+        lambda desk: desk.file(f"{_RUN}/result.json", "[]"),
+        f"DESK/{_RUN}/result.json: not a valid ResultRecord (...); {_RESTORE}",
+    ),
+    Order(
+        f"report {_RUN}",
+        lambda desk: desk.file(f"{_RUN}/plan.json", "{"),
+        f"DESK/{_RUN}/plan.json: not valid JSON (...); {_RESTORE}",
+    ),
+    Order(
+        f"report {_RUN}",
+        lambda desk: desk.edit(f"{_RUN}/scores-test.json", lambda scores: scores.update(soon=1)),
+        f"DESK/{_RUN}/scores-test.json: holds soon, which this version of the launcher does not know; use the version "
+        "that wrote it",
+    ),
+    Order(
+        f"report {_RUN}",
+        lambda desk: desk.file(f"{_RUN}/job.yaml", Path(f"{_RUN}/job.yaml").read_text() + "soon: 1\n"),
+        f"DESK/{_RUN}/job.yaml: holds soon, which this version of the launcher does not know; use the version that "
+        "wrote it",
+    ),
+    Order(
+        f"compare {_RUN} nowhere",
+        well,
+        "DESK/nowhere: no run there (it has no job.yaml); give the directory that `launcher train` printed",
+    ),
+    Order(
+        f"compare {_RUN} runs/second --output data",
+        lambda desk: _twin(),
+        "--output: DESK/data is no comparison page and would be lost; give another file",
+    ),
+    Order(
+        f"compare {_RUN} runs/second --output job.yaml",
+        lambda desk: _twin(),
+        "--output: DESK/job.yaml is no comparison page and would be lost; give another file",
+    ),
+    Order(
+        f"compare {_RUN} {_RUN}",
+        well,
+        f"DESK/{_RUN}: is given twice; give different runs",
+    ),
+    Order(
+        f"compare {_RUN} runs/second",
+        lambda desk: _twin() or desk.file(f"{_RUN}/metrics.jsonl", '{"kind": "step"}\n'),
+        f"DESK/{_RUN}/metrics.jsonl:1: not a record of a run; {_RESTORE}",
+    ),
+    Order(
+        "sweeps compare runs/first",
+        well,
+        "runs/first: no sweep there (it has no sweep/sweep.json); give what `launcher tune` printed",
+    ),
+    Order(
+        f"replay {_RUN} train.epochs=5",
+        well,
+        "override train.epochs=5: train.epochs belongs to what was trained, which stays; only cluster, parallel, "
+        "checkpoint, logging may be changed here",
+    ),
+    Order(
+        f"replay {_RUN} --name first",
+        well,
+        "--name: first is the run itself; give another name",
+    ),
+    Order(
+        f"replay {_RUN} cluster.workers=two",
+        well,
+        "override cluster.workers=two: cluster.workers is two, which is not a whole number; give a whole number of at "
+        "least 1",
+    ),
+    Order(
+        f"replay {_RUN}",
+        lambda desk: desk.file(f"{_RUN}/plan.json", "{"),
+        f"DESK/{_RUN}/plan.json: not a valid Plan (...); {_RESTORE}",
+    ),
+    Order(
+        f"replay {_RUN}",
+        lambda desk: Path("data/train.parquet").unlink(),
+        "data.train: DESK/data/train.parquet does not exist; give a file, a directory or a glob that does",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.words)
+def test_it_is_refused(order: Order, desk: Desk) -> None:
+    desk.finished()
+    order.harm(desk)
+    command, *arguments = order.words.split()
+    desk.refuses(command, order.said, *arguments)
+
+
+def test_reports_are_made_of_runs_that_stopped_in_mid_line(desk: Desk) -> None:
+    """What was cut off with the power is left out, and nothing is refused."""
+    desk.finished()
+    with Path(f"{_RUN}/metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"kind": "step", "step": 5})[:12])
+    assert desk.launcher("report", _RUN).code == 0
+    assert "<html" in Path(f"{_RUN}/report.html").read_text()

@@ -1,0 +1,212 @@
+"""Rows that are not what their task reads, for tasks beside text classification."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from refusals.desk import Case, Desk
+
+_TRAIN = "DESK/data/train.parquet"
+_MEND = "mend the row, or set data.on_bad_row: skip to leave such rows out"
+_TURNS = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+
+
+def _both(desk: Desk, **columns: Any) -> None:
+    for split in ("train", "validation"):
+        desk.table(f"data/{split}.parquet", **columns)
+
+
+def _tags(desk: Desk, tokens: Any, tags: Any) -> list[str]:
+    _both(desk, tokens=tokens, tags=tags)
+    return ["task={type: token-classification, max_length: 32}"]
+
+
+def _lm(desk: Desk, task: str, **columns: Any) -> list[str]:
+    _both(desk, **columns)
+    return [f"task={{type: causal-lm, max_length: 32, {task}}}", f"model.name={desk.models['causal-lm']}"]
+
+
+def _chat(desk: Desk, messages: Any, more: str = "") -> list[str]:
+    return _lm(desk, f"messages: chat{more}", chat=[messages] * 10)
+
+
+def _without_template(desk: Desk) -> list[str]:
+    given = _chat(desk, _TURNS)
+    Path("gpt").mkdir()
+    for file in desk.models["causal-lm"].iterdir():
+        if file.name != "chat_template.jinja":
+            desk.file(f"gpt/{file.name}", file.read_bytes())
+    path = Path("gpt/tokenizer_config.json")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}))
+    return [given[0], "model.name=gpt"]
+
+
+def _pictures(desk: Desk, cells: Any) -> list[str]:
+    _both(desk, image=cells, label=["a", "b"] * (len(cells) // 2))
+    return ["task={type: image-classification}", f"model.name={desk.models['image-classification']}"]
+
+
+def _without_processor(desk: Desk) -> list[str]:
+    given = _pictures(desk, [b"x"] * 4)
+    Path("vit").mkdir()
+    for file in desk.models["image-classification"].iterdir():
+        if file.name != "preprocessor_config.json":
+            desk.file(f"vit/{file.name}", file.read_bytes())
+    return [given[0], "model.name=vit"]
+
+
+WORDS = [["w1", "w2"]] * 10
+TAGS = [["O", "B-x"]] * 10
+
+CASES = [
+    Case(
+        "a tag too few",
+        lambda desk: _tags(desk, WORDS, [*TAGS[:9], ["O"]]),
+        f"{_TRAIN}: row 9: tags has 1 tags for 2 words; {_MEND}",
+    ),
+    Case(
+        "tags that are no lists",
+        lambda desk: _tags(desk, WORDS, ["O", "B-x"] * 5),
+        "task: column tags of the training data is of type string; give a list with a tag for each word, or with a "
+        "{start, end, label} for each entity",
+    ),
+    Case(
+        "words that are numbers",
+        lambda desk: _tags(desk, [[1, 2]] * 10, TAGS),
+        f"{_TRAIN}: row 0: tokens is [1, 2], which is neither text nor a list of words; {_MEND}",
+    ),
+    Case(
+        "a word that is null",
+        lambda desk: _tags(desk, [*WORDS[:9], ["w1", None]], TAGS),
+        f"{_TRAIN}: row 9: tokens is ['w1', None], which is neither text nor a list of words; {_MEND}",
+    ),
+    Case(
+        "a tag that is null",
+        lambda desk: _tags(desk, WORDS, [*TAGS[:9], ["O", None]]),
+        f"{_TRAIN}: row 9: tags has the tag None, which is not one of B-x, O; {_MEND}",
+    ),
+    Case(
+        "entities without a name",
+        lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 0, "end": 2}]] * 10),
+        "task: the entities in column tags of the training data have no label; each needs start, end and label",
+    ),
+    Case(
+        "tags of words for a string",
+        lambda desk: _tags(desk, ["w1 w2"] * 10, TAGS),
+        f"{_TRAIN}: row 0: tags holds 'O', but a string needs the {{start, end, label}} of each entity; {_MEND}",
+    ),
+    Case(
+        "entities of a string for words",
+        lambda desk: _tags(desk, WORDS, [[{"start": 0, "end": 2, "label": "x"}]] * 10),
+        f"{_TRAIN}: row 0: tags holds entities of a string, but the row has words; give a tag for each; {_MEND}",
+    ),
+    Case(
+        "an entity that ends before it begins",
+        lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 5, "end": 2, "label": "x"}]] * 10),
+        f"{_TRAIN}: row 0: tags has an entity from 5 to 2, which is no part of its 5 characters; {_MEND}",
+    ),
+    Case(
+        "an entity behind the text",
+        lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 3, "end": 9, "label": "x"}]] * 10),
+        f"{_TRAIN}: row 0: tags has an entity from 3 to 9, which is no part of its 5 characters; {_MEND}",
+    ),
+    Case(
+        "an entity that begins nowhere",
+        lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": None, "end": 2, "label": "x"}]] * 10),
+        f"{_TRAIN}: row 0: tags has an entity from None to 2, which is no part of its 5 characters; {_MEND}",
+    ),
+    Case(
+        "texts that are structs",
+        lambda desk: _lm(desk, "text: text", text=[{"body": "w1 w2"}] * 10),
+        f"{_TRAIN}: row 0: text is {{'body': 'w1 w2'}}, which is not text; {_MEND}",
+    ),
+    Case(
+        "conversations that are strings",
+        lambda desk: _chat(desk, "w1 w2"),
+        f"{_TRAIN}: row 0: chat is 'w1 w2', which is no list of messages; {_MEND}",
+    ),
+    Case(
+        "conversations of strings",
+        lambda desk: _chat(desk, ["w1", "w2"]),
+        f"{_TRAIN}: row 0: chat: message 0 is 'w1', which is no {{role, content}}; {_MEND}",
+    ),
+    Case(
+        "conversations with other keys",
+        lambda desk: _chat(desk, [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]),
+        f"{_TRAIN}: row 0: chat: message 0 is {{'from': 'human', 'value': 'w1'}}, which is no {{role, content}}; "
+        f"{_MEND}",
+    ),
+    Case(
+        "conversations without an answer",
+        lambda desk: _chat(desk, _TURNS[:1]),
+        f"{_TRAIN}: row 0: chat has nothing to learn among its first 32 tokens; {_MEND}",
+    ),
+    Case(
+        "answers of a role that nobody has",
+        lambda desk: _chat(desk, _TURNS, ", answer_roles: [bot]"),
+        f"{_TRAIN}: row 0: chat has nothing to learn among its first 32 tokens; {_MEND}",
+    ),
+    Case(
+        "no chat template",
+        _without_template,
+        "task.chat_template: missing, and the tokenizer of DESK/gpt has none; set chatml, or one of your own",
+    ),
+    Case(
+        "a chat template that is not Jinja",
+        lambda desk: _chat(desk, _TURNS, ', chat_template: "{% for m"'),
+        "task.chat_template: line 1 is not Jinja (unexpected end of template, expected 'in'.); mend the template",
+    ),
+    Case(
+        "a chat template that fails",
+        lambda desk: _chat(desk, _TURNS, ', chat_template: "{{ 1 / 0 }}"'),
+        f"{_TRAIN}: row 0: chat: the chat template refuses it (division by zero); {_MEND}",
+    ),
+    Case(
+        "answers that are lists",
+        lambda desk: _lm(desk, "prompt: p, response: r", p=["w1"] * 10, r=[["w2"]] * 10),
+        f"{_TRAIN}: row 0: r is ['w2'], which is not text; {_MEND}",
+    ),
+    Case(
+        "prompts longer than max_length",
+        lambda desk: _lm(desk, "prompt: p, response: r", p=["w1 " * 100] * 10, r=["w2"] * 10),
+        f"{_TRAIN}: row 0: p has nothing to learn among its first 32 tokens; {_MEND}",
+    ),
+    Case(
+        "pictures that are not there",
+        lambda desk: _pictures(desk, ["/nowhere/a.png"] * 4),
+        f"{_TRAIN}: row 0: image is '/nowhere/a.png', which is no file here; {_MEND}",
+    ),
+    Case(
+        "pictures without end",
+        lambda desk: _pictures(desk, ["/dev/zero"] * 4),
+        f"{_TRAIN}: row 0: image is '/dev/zero', which is no file here; {_MEND}",
+    ),
+    Case(
+        "pictures that are none",
+        lambda desk: _pictures(desk, [b"\x89PNG and then nothing"] * 4),
+        f"{_TRAIN}: row 0: image is no picture (21 bytes of no known format); {_MEND}",
+    ),
+    Case(
+        "pictures under another key",
+        lambda desk: _pictures(desk, [{"content": b"x"}] * 4),
+        f"{_TRAIN}: row 0: image holds content, but neither bytes nor path; {_MEND}",
+    ),
+    Case(
+        "pictures that are numbers",
+        lambda desk: _pictures(desk, pa.array([1, 2, 3, 4])),
+        f"{_TRAIN}: row 0: image is int, which is no picture; {_MEND}",
+    ),
+    Case(
+        "no image processor",
+        _without_processor,
+        "model.name: DESK/vit has no image processor; put its preprocessor_config.json beside the weights",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+    desk.refuses_case(command, case)
