@@ -47,7 +47,8 @@ ORDERS = [
     Order(
         "init in.parquet --yes --output new.yaml",
         _rows(label=["a", "b"]),
-        "...; ...",
+        "in.parquet has the columns label (string): these are numbers and categories, and the launcher has no task for "
+        "tables; if one is meant, say so: --task, --text COLUMN, --label COLUMN",
     ),
     Order(
         "submit job.yaml output.storage=runs",
@@ -78,12 +79,14 @@ ORDERS = [
     Order(
         "submit job.yaml --address http://127.0.0.1:1",
         _elsewhere,
-        "http://127.0.0.1:1: ...",
+        "http://127.0.0.1:1: no Ray dashboard answers there (ConnectionError); give --address http://HEAD:8265, or "
+        "forward its port",
     ),
     Order(
         "kube render job.yaml",
         well,
-        "...kubernetes...",
+        "job.yaml:1: cluster.kubernetes is missing; add it with at least an image: `kubernetes: {image: "
+        "registry/launcher:0.1.0}`",
     ),
     Order(
         "tasks text-clasification",
