@@ -85,7 +85,7 @@ ORDERS = [
     Order(
         "kube render job.yaml",
         well,
-        "job.yaml:1: cluster.kubernetes is missing; add it with at least an image: `kubernetes: {image: "
+        "job.yaml:10: cluster.kubernetes is missing; add it with at least an image: `kubernetes: {image: "
         "registry/launcher:0.1.0}`",
     ),
     Order(
