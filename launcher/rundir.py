@@ -117,13 +117,10 @@ class RunDir:
             if not local:
                 raise refusal(self.path(relative), error) from error
             with suppress(OSError):  # of what was begun nothing stays
-                fs.delete_file(target)
-            with suppress(OSError):
+                Path(target).unlink(missing_ok=True)
                 os.rmdir(folder if new else "")
-            raise RunError(
-                f"{self.path(relative)}: cannot be written ({os_reason(error)}); give the job another output.storage, "
-                "or make room and rights there"
-            ) from error
+            mend = "give the job another output.storage, or make room and rights there"
+            raise RunError(f"{self.path(relative)}: cannot be written ({os_reason(error)}); {mend}") from error
 
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where there is none."""
@@ -263,8 +260,7 @@ def find_run(location: str) -> RunDir:
 
 def run_at(location: str) -> RunDir:
     """The run directory at a path or URI, whatever is there; a local path is made absolute."""
-    location = location if "://" in location else os.path.abspath(os.path.expanduser(location))
-    bare, options = split_options(location)
+    bare, options = split_options(location if "://" in location else os.path.abspath(os.path.expanduser(location)))
     return RunDir(bare.rstrip("/") + options)
 
 
@@ -290,8 +286,9 @@ def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
     except ValidationError as error:
         raise RunError(f"{run.path(name)}: {_unreadable(error, 'a resolved job file')}") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise RunError(f"{run.path(name)}: not a resolved job file ({first}); {RESTORE}") from error
+        raise RunError(
+            f"{run.path(name)}: not a resolved job file ({str(error).splitlines()[0]}); {RESTORE}"
+        ) from error
 
 
 def _unreadable(error: ValidationError, what: str) -> str:

@@ -69,7 +69,7 @@ def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path
         }
     )
     prepared = prepare(job)
-    first = run_group(2, train_here, prepared, stop_after=4)["lines"]
+    first = run_group(2, train_here, prepared, 4)["lines"]
     assert checkpoint.latest_step(prepared.run) == 4
     rest = run_group(2, train_here, prepared)["lines"]
     assert first[:4] + rest == whole  # bit by bit
