@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
-from launcher.data.sources import Split, open_files
+from launcher.data.sources import Split, open_files, read_batches
 from launcher.errors import DataError
 from launcher.models import scratch
 from launcher.models.pretrained import blank, load_config
@@ -177,6 +177,11 @@ class _Columns:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.split.read(np.arange(self.split.rows), [name]).column(name)
 
+    def pieces(self, name: str) -> Iterator[pa.Array]:
+        for fragment in self.split.fragments:
+            for batch in read_batches(fragment, [name]):
+                yield batch.column(0).cast(self.split.schema.field(name).type)
+
     def class_names(self, name: str) -> tuple[str, ...] | None:
         return dict(self.split.class_names).get(name)
 
@@ -228,14 +233,16 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
         model={k: v for k, v in facts.items() if v and isinstance(v, (str, int, float, bool))},
         parameters=parameters,
         state_bytes_per_worker=state_bytes(parameters, job),
-        notes=tuple(_notes(job, rows, facts)),
+        notes=tuple(_notes(job, task, rows, facts)),
     )
 
 
-def _notes(job: JobSpec, rows: dict[str, int], facts: dict[str, object]) -> list[str]:
+def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, object]) -> list[str]:
     notes = []
     if "validation" not in rows:
         notes.append("no validation data: the last weights are exported, whatever they are worth")
+    if task.scored() is not task:
+        notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
     if rows["train"] < job.train.batch_size:
         notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
     if job.model.syncs_batch_norm and facts.get("batch_norms"):

@@ -1,5 +1,6 @@
 """Jobs and data for tests: small, real, and of awkward sizes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class Columns:
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self.table.column(name)
+
+    def pieces(self, name: str) -> Iterator[pa.Array]:
+        yield from self.table.column(name).chunks
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         return None

@@ -54,7 +54,8 @@ class StreamSource:
     def shares(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
         """The packed shares of a window for some of the workers; raises as `read` does."""
         split = self.splits[window.kind]
-        task = _task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}))
+        said = self.job.model_dump_json(include={"task", "model", "seed", "name", "data"})
+        task = _task(said, window.kind != TRAIN)
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         judge(split, ids, encoded, self.job.data.on_bad_row)
@@ -145,8 +146,9 @@ def _order(key: _OrderKey, epoch: int) -> EpochOrder:
 
 
 @lru_cache(maxsize=4)
-def _task(job_json: str) -> Task:
-    return build_task(JobSpec.model_validate_json(job_json))  # its tokenizer stays loaded in this process
+def _task(job_json: str, scored: bool) -> Task:
+    task = build_task(JobSpec.model_validate_json(job_json))  # its tokenizer stays loaded in this process
+    return task.scored() if scored else task
 
 
 class _Windows(Datasource):

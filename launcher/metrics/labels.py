@@ -4,7 +4,8 @@ Runs in data workers (targets; no torch) and train workers. Tasks that label who
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,7 @@ from pydantic import AfterValidator
 
 from launcher.arrays import few, shown
 from launcher.errors import DataError
+from launcher.metrics.class_weights import count_classes, weight_tensor
 from launcher.records import Mark
 
 if TYPE_CHECKING:
@@ -58,11 +60,15 @@ class Labels:
         column: the column that holds it, for messages.
         kind: one class, several, or a number.
         names: class names in order; empty for regression.
+        weights: of each class in the loss, for single-label; empty weighs all alike.
+        smoothing: share of each target that the loss spreads over all classes, for single-label.
     """
 
     column: str
     kind: Kind
     names: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    smoothing: float = 0.0
 
     @property
     def metric_modes(self) -> "dict[str, Literal['max', 'min']]":
@@ -143,6 +149,18 @@ class Labels:
             raise ValueError(f"{self.column} is {shown(value)}, which is not one of {few(self.names)}")
         return index
 
+    def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
+        """Rows of each class in a column that comes in pieces."""
+        return count_classes(pieces, names, replace(self, names=names)._class)
+
+    def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
+        """float64 (n,), what each row adds to the global batch's weight, from `target` values; [] where not known."""
+        return np.array([self.weights[int(row[0])] if row and self.weights else 1.0 for row in labels], np.float64)
+
+    def plain(self) -> "Labels":
+        """The same labels under plain cross entropy."""
+        return replace(self, weights=(), smoothing=0.0)
+
     def tensor(self, targets: pa.ChunkedArray) -> "torch.Tensor":
         """A column of `target` values: int64 (B,), float (B, classes) for multi-label, float (B,) for regression."""
         import torch
@@ -154,11 +172,17 @@ class Labels:
         return flat.long() if self.kind == "single-label" else flat
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """(B,) cross entropy; multi-label its binary form averaged over classes; regression the squared error."""
+        """(B,) cross entropy; multi-label its binary form averaged over classes; regression the squared error.
+
+        Divided by the sum of their `weigh`, weighted and smoothed losses are what `torch.nn.CrossEntropyLoss` gives.
+        """
         from torch.nn import functional
 
         if self.kind == "single-label":
-            return functional.cross_entropy(logits.float(), labels, reduction="none")
+            weight = weight_tensor(self.weights, logits.device)
+            return functional.cross_entropy(
+                logits.float(), labels, weight, reduction="none", label_smoothing=self.smoothing
+            )
         if self.kind == "multi-label":
             return functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").mean(-1)
         return functional.mse_loss(logits.float().squeeze(-1), labels, reduction="none")

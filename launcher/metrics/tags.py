@@ -3,8 +3,8 @@
 Tasks that tag the parts of a text compose it. What is an entity, and how entities are scored: `entities.py`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from launcher.arrays import IGNORED, few, shown
 from launcher.errors import DataError
+from launcher.metrics.class_weights import count_classes, weight_tensor
 from launcher.metrics.labels import learn_names
 from launcher.records import Mark
 
@@ -40,10 +41,14 @@ class Tags:
     Args:
         column: the column that holds the tags, for messages.
         names: tag names in order.
+        weights: of each tag in the loss; empty weighs all alike.
+        smoothing: share of each target that the loss spreads over all tags.
     """
 
     column: str
     names: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    smoothing: float = 0.0
 
     @property
     def metric_modes(self) -> "dict[str, Literal['max', 'min']]":
@@ -90,6 +95,32 @@ class Tags:
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
+
+    def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
+        """Words of each tag in a column that comes in pieces, those that are cut off later included.
+
+        Raises:
+            DataError: it holds spans, whose words only the tokenizer knows.
+        """
+        return count_classes((self._tags(piece) for piece in pieces), names, replace(self, names=names)._class)
+
+    def _tags(self, piece: pa.Array) -> pa.Array:
+        flat = pc.list_flatten(piece)
+        if pa.types.is_struct(flat.type):
+            raise DataError(
+                f"task.class_weights: balanced counts the tags of words, and column {self.column} holds spans of "
+                "characters; give a weight for each tag"
+            )
+        return flat
+
+    def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
+        """float64 (n,), what each row adds to the global batch's weight, from its `labels`."""
+        words = [[int(label) for label in row if label != IGNORED] for row in labels]
+        return np.array([sum(self.weights[i] for i in row) if self.weights else len(row) for row in words], np.float64)
+
+    def plain(self) -> "Tags":
+        """The same tags under plain cross entropy."""
+        return replace(self, weights=(), smoothing=0.0)
 
     def check(self, label: object, text: str | list[str]) -> None:
         """Look at a row's label before its words are known.
@@ -194,7 +225,7 @@ class Tags:
         """(B,) cross entropy of each text, summed over its words."""
         from launcher.metrics.losses import token_losses
 
-        return token_losses(logits, labels)
+        return token_losses(logits, labels, weight_tensor(self.weights, logits.device), self.smoothing)
 
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
         """The entities in each text, with characters and scores.

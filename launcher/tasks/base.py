@@ -5,12 +5,13 @@ read `text_classification.py` for a whole task and `train/loop.py` for who calls
 inherits the answers most tasks give.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import pyarrow as pa
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from launcher.errors import ModelError
 from launcher.models.pretrained import blank, load_config, load_model, usable_positions
@@ -51,11 +52,22 @@ class TaskParams(BaseModel):
         return self
 
 
+class SmoothedParams(TaskParams):
+    """Of tasks that learn classes by cross entropy."""
+
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of each target that is spread over all classes while training (Szegedy et al. 2016, arXiv:1512.00567);
+    validation and test losses stay plain, so that runs with different shares can be compared."""
+
+
 class TrainingColumns(Protocol):
     """What a task may look at before training begins: whole columns of the training data."""
 
     def column(self, name: str) -> pa.ChunkedArray:
         """All values of a column."""
+
+    def pieces(self, name: str) -> Iterator[pa.Array]:
+        """The values of a column, a part at a time."""
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Names of a column's integer classes, where the files tell them (a `ClassLabel` of `datasets`)."""
@@ -245,6 +257,10 @@ class Task(Protocol):
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """(B,) loss of each sequence, summed within it, never averaged."""
 
+    def scored(self) -> "Task":
+        """The task as evaluations see it: with another loss and other weights where those of training are shaped."""
+        return self
+
     def metrics(self, device: "torch.device") -> TaskMetrics:
         """Fresh metric states."""
 
@@ -269,3 +285,11 @@ class Task(Protocol):
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Synthetic rows a model can learn, for the contract test."""
+
+
+def altered(task: Task, **attributes: object) -> Task:
+    """A copy of a task, with what it has loaded, that differs in some attributes."""
+    other = copy.copy(task)
+    for name, value in attributes.items():
+        setattr(other, name, value)
+    return other

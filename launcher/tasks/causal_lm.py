@@ -13,7 +13,7 @@ from launcher.models.chat import CHATML, Writer, readable, with_template
 from launcher.models.generate import generate
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown, Task, TaskParams, Verdict
+from launcher.tasks.base import Batch, Encoded, Shown, SmoothedParams, Task, Verdict, altered
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from launcher.tasks.base import TaskMetrics
 
 
-class CausalParams(TaskParams):
+class CausalParams(SmoothedParams):
     """`task:` with `type: causal-lm`."""
 
     text: str | None = None
@@ -62,7 +62,7 @@ class CausalLM(Task):
         self.target_columns = (params.response,) if params.prompt and not params.messages else ()
         self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
         self.prediction_schema = pa.schema({"prediction": pa.string()})
-        self.pack_length = params.max_length if params.packing else None
+        self.pack_length, self.smoothing = params.max_length if params.packing else None, params.label_smoothing
 
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -109,7 +109,10 @@ class CausalLM(Task):
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         from launcher.metrics.losses import token_losses
 
-        return token_losses(logits, labels)
+        return token_losses(logits, labels, smoothing=self.smoothing)
+
+    def scored(self) -> Task:
+        return altered(self, smoothing=0.0) if self.smoothing else self
 
     def metrics(self, device: "torch.device") -> "TaskMetrics":
         from launcher.metrics.language import LanguageMetrics
@@ -137,8 +140,7 @@ class CausalLM(Task):
         return pa.table({"prediction": texts}, self.prediction_schema)
 
     def show(self, row: Mapping[str, object]) -> Shown:
-        name = self.input_columns[0]
-        return Shown({name: readable(row[name])})
+        return Shown({name: readable(row[name]) for name in self.input_columns})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Texts that count: each word is the one after the last, w0..w199."""

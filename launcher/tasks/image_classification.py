@@ -40,7 +40,8 @@ class ImageClassification(LabelledTask):
     from_scratch = "image"
 
     def __init__(self, params: ImageParams, model: ModelSpec, seed: int) -> None:
-        self.labels = Labels(params.label, params.kind, params.labels or ())
+        names, weights = params.labels or (), params.ordered_weights
+        self.labels = Labels(params.label, params.kind, names, weights, params.label_smoothing)
         super().__init__(params, model, seed, self.labels)
         self.input_columns = (params.image,)
         self.augments = params.augment != Augment()
@@ -69,8 +70,8 @@ class ImageClassification(LabelledTask):
         shapes = pa.array([list(p.shape) for p in pixels], pa.list_(pa.int32()))
         content = pa.array([p.tobytes() for p in pixels], pa.large_binary())
         samples = pa.table({"pixels": content, "shape": shapes, "target": pa.array(targets, pa.list_(pa.float64()))})
-        ones = np.ones(len(kept))
-        return Encoded(samples, np.array(kept, np.int64), ones.astype(np.int64), ones, tuple(problems))
+        lengths = np.ones(len(kept), np.int64)
+        return Encoded(samples, np.array(kept, np.int64), lengths, self.targets.weigh(targets), tuple(problems))
 
     def collate(self, samples: pa.Table) -> Batch:
         """pixel_values float (B, C, H, W); labels (B,) or, multi-label, (B, classes)."""

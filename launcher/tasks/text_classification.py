@@ -42,7 +42,8 @@ class TextClassification(LabelledTask):
     augments = False
 
     def __init__(self, params: TextParams, model: ModelSpec, seed: int) -> None:
-        self.labels = Labels(params.label, params.kind, params.labels or ())
+        names, weights = params.labels or (), params.ordered_weights
+        self.labels = Labels(params.label, params.kind, names, weights, params.label_smoothing)
         super().__init__(params, model, seed, self.labels)
         self.input_columns = tuple(c for c in (params.text, params.text_pair) if c)
 
@@ -72,7 +73,9 @@ class TextClassification(LabelledTask):
         names = [n for n in ("input_ids", "token_type_ids") if n in ids]
         samples = {n: list_column(ids[n]) for n in names} | {"target": pa.array(targets, pa.list_(pa.float64()))}
         lengths = np.array([len(t) for t in ids["input_ids"]] if kept else [], np.int64)
-        return Encoded(pa.table(samples), np.array(kept, np.int64), lengths, np.ones(len(kept)), tuple(problems))
+        return Encoded(
+            pa.table(samples), np.array(kept, np.int64), lengths, self.targets.weigh(targets), tuple(problems)
+        )
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids, attention_mask (and token_type_ids) (B, T); labels (B,) or, multi-label, (B, classes)."""

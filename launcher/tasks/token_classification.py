@@ -39,7 +39,7 @@ class TokenClassification(LabelledTask):
     augments = False
 
     def __init__(self, params: TokenParams, model: ModelSpec, seed: int) -> None:
-        self.tags = Tags(params.label, params.labels or ())
+        self.tags = Tags(params.label, params.labels or (), params.ordered_weights, params.label_smoothing)
         super().__init__(params, model, seed, self.tags)
         self.input_columns = (params.text,)
 
@@ -76,7 +76,7 @@ class TokenClassification(LabelledTask):
         columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
         columns["text"] = pa.array([_joined(text) for text in chosen], pa.string())
         lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
-        weights = np.array([len(s["starts"]) for s in samples], np.float64)
+        weights = self.targets.weigh([s["labels"] for s in samples])
         return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
 
     def collate(self, samples: pa.Table) -> Batch:

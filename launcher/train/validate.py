@@ -84,7 +84,7 @@ def validate(engine: Engine, task: Task, shares: Evaluation, split: Split, step:
     Raises:
         ExactnessError: the number of scored rows is not what the file footers say.
     """
-    started = time.monotonic()
+    started, task = time.monotonic(), task.scored()
     metrics = task.metrics(engine.device)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss, rows: this worker's
     weight, mistakes = 0.0, list[_Mistake]()

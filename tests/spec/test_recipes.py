@@ -1,0 +1,52 @@
+"""Keys of fine-tuning recipes: what they refuse, in which words. How they train: `tests/train/test_recipes.py`."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import SpecError
+from launcher.spec.load import load_job
+from launcher.tasks import params_of
+
+_JOB = """\
+name: recipe
+task: {type: text-classification}
+model: {name: models/minilm}
+data: {train: data/train.parquet}
+"""
+
+
+def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
+    """What is wrong with the job once the overrides are in it."""
+    (folder / "job.yaml").write_text(_JOB)
+    with pytest.raises(SpecError) as caught:
+        load_job(folder / "job.yaml", overrides, params_of)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("task.class_weights=balancd", "task.class_weights is balancd; give balanced or {class: weight above 0}"),
+        ("task.class_weights={0: 1, 1: -2}", "task.class_weights is {0: 1, 1: -2}; give balanced or {class: weight"),
+        ("task.class_weights={a: yes}", "task.class_weights is {a: yes}; give balanced or {class: weight above 0}"),
+        ("task.label_smoothing=1.0", "task.label_smoothing is 1.0, which is not below 1; give a number of at least 0"),
+    ],
+)
+def test_refused(tmp_path: Path, override: str, problem: str) -> None:
+    (found,) = problems(tmp_path, override)
+    assert problem in found
+
+
+@pytest.mark.parametrize("key", ["label_smoothing=0.1", "class_weights=balanced"])
+def test_shaped_losses_are_for_one_class_per_row(tmp_path: Path, key: str) -> None:
+    name = key.split("=")[0]
+    expected = f"task.{name} is for one class per row, and kind is regression; drop {name}"
+    (found,) = problems(tmp_path, "task.kind=regression", f"task.{key}")
+    assert expected in found
+
+
+def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(_JOB)
+    job = load_job(tmp_path / "job.yaml", ("task.class_weights={0: 1, 1: 2}",), params_of)
+    assert job.task.parameters()["class_weights"] == {"0": 1.0, "1": 2.0}
