@@ -55,7 +55,8 @@ def _card(job: JobSpec, plan: Plan) -> str:
     # The name on the hub, or that of a directory: where it lies, and with what keys it was read, is nobody's business.
     placed = job.model.name.startswith("/") or "://" in job.model.name
     base = split_options(job.model.name)[0].rstrip("/").rsplit("/", 1)[-1] if placed else job.model.name
-    train, optimizer = job.train, job.train.optimizer
+    train = job.train
+    optimizer = train.optimizer.model_dump(exclude={"type"})
     rows = {
         "base model": base + (f" @ {job.model.revision}" if job.model.revision else ""),
         "task": job.task.type,
@@ -64,7 +65,7 @@ def _card(job: JobSpec, plan: Plan) -> str:
         "epochs / steps": f"{train.epochs} / {plan.total_steps}",
         "global batch": train.batch_size,
         "learning rate": f"{train.learning_rate:g}, {train.schedule.type}, warm-up {train.schedule.warmup_fraction:g}",
-        "optimizer": f"AdamW, betas {optimizer.beta1:g} {optimizer.beta2:g}, weight decay {optimizer.weight_decay:g}",
+        "optimizer": ", ".join([train.optimizer.type, *(f"{key} {value:g}" for key, value in optimizer.items())]),
         "gradient clipping": train.max_grad_norm,
         "precision": train.precision,
         "seed": job.seed,

@@ -52,17 +52,33 @@ class Plan(Record):
         return step == self.total_steps or (step > 0 and step % every == 0)
 
 
-def state_bytes(parameters: int, job: JobSpec) -> int:
+def state_bytes(parameters: int, trained: int, job: JobSpec) -> int:
     """Bytes of weights, gradients and optimizer states per worker (ZeRO paper, arXiv:1910.02054, section 3).
 
-    fp32 keeps 4 + 4 + 8 bytes a parameter; bf16/fp16 2 + 2 + 12, the fp32 master copy among the optimizer states.
+    With AdamW fp32 keeps 4 + 4 + 8 bytes a parameter; bf16/fp16 2 + 2 + 12, the fp32 master copy among the optimizer
+    states. Frozen parameters have weights only.
+
+    Args:
+        parameters: of the model.
+        trained: those that are not frozen.
+        job: precision, optimizer, ZeRO stage and workers.
     """
-    weights, gradients, optimizer = (4, 4, 8) if job.train.precision == "fp32" else (2, 2, 12)
+    full = job.train.precision == "fp32"
+    weights, gradients, optimizer = (4, 4, 0) if full else (2, 2, 4)
+    optimizer += _moment_bytes(job)
     workers, zero = job.cluster.workers, job.zero_stage
     per_parameter = weights / (workers if zero == 3 else 1)
-    per_parameter += gradients / (workers if zero >= 2 else 1)
-    per_parameter += optimizer / (workers if zero >= 1 else 1)
-    return int(parameters * per_parameter)
+    per_trained = gradients / (workers if zero >= 2 else 1)
+    per_trained += optimizer / (workers if zero >= 1 else 1)
+    return int(parameters * per_parameter + trained * per_trained)
+
+
+def _moment_bytes(job: JobSpec) -> int:
+    """Bytes of the optimizer's moments per trained parameter; a row and a column of a matrix are next to nothing."""
+    optimizer = job.train.optimizer
+    if optimizer.type == "sgd":
+        return 4 if optimizer.momentum else 0
+    return {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}[optimizer.type]
 
 
 def steps_of(rows: int, batch_size: int) -> int:

@@ -4,6 +4,7 @@ Runs on the client (`check`) and the head (`train`). Reads footers, one column, 
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ import pyarrow as pa
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
 from launcher.data.sources import Split, open_files, read_batches
-from launcher.errors import DataError
+from launcher.errors import DataError, ModelError
 from launcher.models import scratch
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
@@ -55,6 +56,11 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None) ->
     Raises:
         UserError: data, columns, labels or model do not fit the job file.
     """
+    if job.train.optimizer.type == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "train.optimizer: adamw_8bit needs bitsandbytes, which is not installed here; pip install "
+            "'launcher[bitsandbytes]' on every node, or take adamw"
+        )
     job = absolute(job)
     splits = open_splits(job, told, cache)
     task = build_task(job)
@@ -232,7 +238,7 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
         accumulation=-(-share // micro),
         model={k: v for k, v in facts.items() if v and isinstance(v, (str, int, float, bool))},
         parameters=parameters,
-        state_bytes_per_worker=state_bytes(parameters, job),
+        state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
         notes=tuple(_notes(job, task, rows, facts)),
     )
 
@@ -253,6 +259,11 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
         )
     elif facts.get("batch_norms"):
         notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: sync learns them anew")
+    if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
+        notes.append(
+            "adamw_8bit quantises blocks of each worker's shard: another number of workers changes the last digits of "
+            "the curve, and cannot go on from its checkpoints; parallel.zero: 0 has neither limit"
+        )
     if job.model.dropout != 0.0:
         notes.append("dropout draws other noise for another number of workers or micro-batch; all else stays equal")
     if job.cluster.workers > job.train.batch_size:

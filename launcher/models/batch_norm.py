@@ -60,9 +60,11 @@ def batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
 
 
 def synchronise(model: torch.nn.Module) -> None:
-    """Put `SyncBatchNorm` in the place of every BatchNorm; weights and statistics stay."""
+    """Put `SyncBatchNorm` in the place of every BatchNorm that is trained; weights and statistics stay."""
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
+            if not all(p.requires_grad for p in child.parameters()):
+                continue  # `model.freeze`: pretrained statistics as well as weights
             layer = SyncBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )

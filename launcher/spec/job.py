@@ -2,7 +2,7 @@
 
 import re
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.data import DataSpec
@@ -65,6 +65,22 @@ class JobSpec(Section):
     logging: LoggingSpec = LoggingSpec()
     tune: TuneSpec | None = None
 
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> "JobSpec":
+        kind, parallel = self.train.optimizer.type, self.parallel
+        if kind != "adamw" and (parallel.offload_optimizer or parallel.offload_parameters):
+            key = "offload_optimizer" if parallel.offload_optimizer else "offload_parameters"
+            raise ValueError(
+                f"parallel.{key} is for adamw, which has a CPU kernel, and train.optimizer is {kind}; drop {key} or "
+                "take adamw"
+            )
+        if kind == "adafactor" and parallel.zero not in ("auto", 0):
+            raise ValueError(
+                f"parallel.zero is {parallel.zero}, and train.optimizer is adafactor, whose statistics are of whole "
+                "matrices, which ZeRO cuts; set parallel.zero: 0, or take another optimizer"
+            )
+        return self
+
     @property
     def zero_stage(self) -> int:
         """The ZeRO stage that `parallel.zero` stands for."""
@@ -73,6 +89,8 @@ class JobSpec(Section):
             return parallel.zero
         if parallel.offload_parameters:
             return 3
+        if self.train.optimizer.type == "adafactor":
+            return 0
         # A single worker has nobody to shard with, and ZeRO's flat copies of weights and gradients take a quarter of a
         # step on a CPU; half precision keeps ZeRO for its fp32 master weights.
         alone = self.cluster.workers == 1 and self.train.precision == "fp32" and not parallel.offload_optimizer

@@ -23,6 +23,22 @@ class LoraSpec(Section):
     """Names of the layers that get an adapter; null takes every linear layer but the head (arXiv:2305.14314)."""
 
 
+class FreezeSpec(Section):
+    """What keeps its pretrained weights: no gradient, no optimizer state. The parts add up."""
+
+    backbone: bool = False
+    """Everything but the task's head (linear probing)."""
+
+    embeddings: bool = False
+    """All that stands before the layers."""
+
+    layers: int = Field(default=0, ge=0)
+    """So many layers, from the embeddings on: blocks of a transformer, stages of a ResNet."""
+
+    names: tuple[str, ...] = ()
+    """Parameters or modules by name, with * and ?: `*.LayerNorm.*`, `bert.pooler`."""
+
+
 class ModelSpec(Section):
     """The model to start from and how it may be loaded."""
 
@@ -36,6 +52,9 @@ class ModelSpec(Section):
 
     lora: LoraSpec | None = None
     """Train low-rank adapters and the head instead of all weights."""
+
+    freeze: FreezeSpec | None = None
+    """Train a part of the weights and keep the rest; `check` tells which. BatchNorm in it keeps its statistics."""
 
     revision: str | None = None
     """Commit, branch or tag on the hub; null takes the default branch."""
@@ -55,7 +74,9 @@ class ModelSpec(Section):
 
     def exported(self, directory: str) -> "ModelSpec":
         """The model of a finished run: whole, pretrained, with the same permissions."""
-        return self.model_copy(update={"name": directory, "revision": None, "from_config": None, "lora": None})
+        return self.model_copy(
+            update={"name": directory, "revision": None, "from_config": None, "lora": None, "freeze": None}
+        )
 
     @property
     def syncs_batch_norm(self) -> bool:
@@ -68,4 +89,6 @@ class ModelSpec(Section):
             raise ValueError("name is missing; give a model directory or hub name, or a from_config to start from")
         if self.from_config is not None and not isinstance(self.from_config.get("model_type"), str):
             raise ValueError("from_config needs a model_type, such as gpt2, bert, vit or resnet")
+        if self.freeze is not None and self.lora is not None:
+            raise ValueError("freeze adds nothing to lora, which trains its adapters and the head alone; drop freeze")
         return self

@@ -12,7 +12,7 @@ class ParallelSpec(Section):
 
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
     """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054); `auto`
-    takes 0 where one worker would shard with nobody, 3 to offload weights, else 2."""
+    takes 0 where one worker would shard with nobody and for adafactor, 3 to offload weights, else 2."""
 
     micro_batch: int | None = Field(default=None, ge=1)
     """Samples one worker puts through the model at once; null takes its whole share of the global batch."""

@@ -4,21 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from launcher.spec.optimizer import AdamW, Optimizer
 from launcher.spec.section import Section
-
-
-class AdamW(Section):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); biases and norms are never decayed."""
-
-    type: Literal["adamw"] = "adamw"
-    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Decay rate of the first moment."""
-    beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
-    """Decay rate of the second moment."""
-    eps: float = Field(default=1e-8, gt=0.0)
-    """Added to the denominator."""
-    weight_decay: float = Field(default=0.01, ge=0.0)  # the BERT recipe (Devlin et al. 2019, A.2)
-    """Decoupled weight decay per unit of learning rate, on weight matrices only."""
 
 
 class _Warmup(Section):
@@ -62,8 +49,13 @@ class TrainSpec(Section):
     learning_rate: float = Field(default=2e-5, gt=0.0)
     """Peak learning rate, reached at the end of the warm-up."""
 
-    optimizer: AdamW = AdamW()
-    """The optimizer and its own parameters."""
+    optimizer: Optimizer = AdamW()
+    """The optimizer and its own parameters; AdamW where no `type` is given."""
+
+    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Layer-wise learning-rate decay (ELECTRA, Clark et al. 2020, arXiv:2003.10555; BEiT, arXiv:2106.08254): layer i of
+    n learns at learning_rate * layer_decay ** (n + 1 - i), the head at the full rate, the embeddings (i = 0) slowest;
+    null trains all alike."""
 
     schedule: Schedule = LinearSchedule()
     """How the learning rate changes over the steps."""

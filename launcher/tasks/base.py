@@ -224,6 +224,7 @@ class Task(Protocol):
     def check_model(self) -> dict[str, object]:
         """Facts about the model that need no weights (type, parameters, classes); raises ModelError."""
         from launcher.models.batch_norm import batch_norms  # which imports torch
+        from launcher.models.layers import freeze, frozen_modules
 
         config = load_config(self.model, **self.head())
         model = blank(self.auto_model, self.model, config)
@@ -234,10 +235,13 @@ class Task(Protocol):
         if self.model.lora is not None:
             check_layers(self.model.lora.target_modules or (), model)
         self._check_processor(model)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
         classes = {"classes": config.num_labels} if self.head() else {}
-        norms = len(batch_norms(model))
-        return {"model_type": config.model_type, "parameters": parameters, "batch_norms": norms, **classes}
+        facts: dict[str, object] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        if self.model.freeze is not None:
+            freeze(model, self.model.freeze)
+            facts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            facts["frozen"] = " ".join(frozen_modules(model))
+        return {"model_type": config.model_type, **facts, "batch_norms": len(batch_norms(model)), **classes}
 
     def _check_processor(self, model: "PreTrainedModel") -> None:
         """A tokenizer's words must all have an embedding, and so must its padding."""

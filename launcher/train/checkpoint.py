@@ -121,9 +121,13 @@ def _fits(manifest: ManifestRecord, engine: Engine, weights_only: bool) -> bool:
             f"set parallel.zero: {saved} to go on"
         )
     # Without ZeRO every rank reads the same file, whatever their number; weights alone are whole below stage 3.
-    if here == 0:
-        return saved == 0 or weights_only
-    return saved > 0 and manifest.world_size == engine.world_size
+    as_it_is = (saved == 0 or weights_only) if here == 0 else (saved > 0 and manifest.world_size == engine.world_size)
+    if not as_it_is and engine.moments is None:
+        raise RunError(
+            f"the checkpoint of step {manifest.step} was written by {manifest.world_size} workers, and states of 8 "
+            f"bits cannot be dealt anew; set cluster.workers: {manifest.world_size} to go on"
+        )
+    return as_it_is
 
 
 @dataclass(frozen=True)
@@ -203,9 +207,9 @@ def _universal(directory: Path, host: _Host, engine: Engine, zero: int) -> Path:
     if host.leads:
         try:
             if zero:
-                universal.from_shards(directory / "state", target / "universal", zero)
+                universal.from_shards(directory / "state", target / "universal", zero, engine.moments or {})
             else:
-                universal.from_whole(directory / "state", target / "universal", engine.trained)
+                universal.from_whole(directory / "state", target / "universal", engine.trained, engine.moments or {})
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
             problem = f"{directory}: cannot be converted for {engine.world_size} workers ({error})"
     problems: list[str | None] = [None] * engine.world_size

@@ -5,10 +5,10 @@ The only importer of deepspeed beside `universal.py`; `loop.py` is its user, `ze
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,19 +17,19 @@ import torch.distributed as dist
 from launcher.errors import SyncError, TrainingError
 from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
+from launcher.models.layers import freeze
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
+from launcher.train.groups import parameter_groups, refuse_tiny
 from launcher.train.kernels import forget_dead_builds
-from launcher.train.universal import load_buffers, load_whole
+from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
 from launcher.train.zero import deepspeed_config, keeps_gradients_flat
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
 
 import deepspeed
-
-_NUMBERS = ("weight_decay", "betas", "eps")
 
 
 class Engine:
@@ -48,23 +48,32 @@ class Engine:
         built = task.build_model()
         if job.parallel.activation_checkpointing:
             built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if job.model.freeze is not None:
+            freeze(built, job.model.freeze)
         lora = job.model.lora is not None
         model = add_adapters(built, task.auto_model, job.model, job.seed) if lora else built
         self._unwrapped = model
-        self._frozen, self._synchronised = batch_norms(model), list[SyncBatchNorm]()
         if job.model.syncs_batch_norm:
             synchronise(model)
-            self._frozen, self._synchronised = [], [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
+        self._synchronised = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
+        self._frozen = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
         self.grad_norm: float | torch.Tensor | None = None
         """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
-        groups = _decay_groups(model, job)
-        self.trained = _names(model, groups)
+        groups = parameter_groups(model, job.train)
+        self._groups = groups
+        self.trained = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
         forget_dead_builds()
         config = deepspeed_config(job, micro_batch, self.world_size)
+        self.moments = MOMENTS.get(job.train.optimizer.type)
+        """How the optimizer's states travel to another number of workers; None where they cannot."""
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, model_parameters=groups, config=config, dist_init_required=False
+            model=model,
+            optimizer=_not_torchs(job),
+            model_parameters=[group.as_dict() for group in groups],
+            config=config,
+            dist_init_required=False,
         )
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         self._flat = FlatGradients(weights) if keeps_gradients_flat(job) else None
@@ -113,8 +122,8 @@ class Engine:
 
     def step(self, learning_rate: float) -> None:
         """Reduce, clip and apply the accumulated gradient."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, own in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = learning_rate * own.scale
         if self._flat is None:
             self._engine.step()
             self.grad_norm = self._engine.get_global_grad_norm()
@@ -135,12 +144,14 @@ class Engine:
         if universal:
             load_buffers(directory / tag, self._unwrapped)
             if self.zero == 0:
-                load_whole(directory / tag, self._unwrapped, self._optimizer, self.trained)
+                load_whole(directory / tag, self._unwrapped, self._optimizer, self.trained, self.moments or {})
                 return
+            if self.zero < 3:
+                refuse_tiny(self._groups, self.world_size)
         # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
         self._engine._config.load_universal_checkpoint = universal
         # The job file's numbers, not the checkpoint's: a trial of a sweep may go on from another's with its own.
-        numbers = [{k: v for k, v in g.items() if k in _NUMBERS} for g in self._optimizer.param_groups]
+        numbers = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
             str(directory), tag=tag, load_module_only=weights_only and not universal, load_lr_scheduler_states=False
         )
@@ -152,6 +163,8 @@ class Engine:
         for group, own in zip(self._optimizer.param_groups, numbers, strict=True):
             group.update(own)
         for state in getattr(self._optimizer, "optimizer", self._optimizer).state.values():
+            if universal and self.moments is not None:
+                own_names(state, self.moments)
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
 
@@ -210,16 +223,11 @@ class Engine:
         return digest.digest()
 
 
-def _decay_groups(model: torch.nn.Module, job: JobSpec) -> list[dict[str, object]]:
-    """Two parameter groups: weight matrices are decayed; biases, norms and other vectors are not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: Iterable[tuple[list[torch.nn.Parameter], float]] = (
-        ([p for p in trained if p.dim() >= 2], job.train.optimizer.weight_decay),
-        ([p for p in trained if p.dim() < 2], 0.0),
-    )
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+def _not_torchs(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:
+    """What builds the optimizer from parameter groups, for one that DeepSpeed does not find by name; see `zero.py`."""
+    chosen = job.train.optimizer
+    if chosen.type != "adamw_8bit":
+        return None
+    from bitsandbytes.optim import AdamW8bit  # `prepare.py` has looked whether it is installed
 
-
-def _names(model: torch.nn.Module, groups: list[dict[str, object]]) -> list[str]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in groups for p in cast("list[torch.nn.Parameter]", group["params"])]
+    return partial(AdamW8bit, lr=job.train.learning_rate, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)

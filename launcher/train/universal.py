@@ -2,29 +2,40 @@
 
 DeepSpeed's universal format (arXiv:2406.18820) holds one file per parameter and optimizer state, `zero/NAME/fp32.pt`.
 DeepSpeed writes and reads it for ZeRO's shards; without ZeRO every worker holds all, and the two functions here that
-say "whole" stand in. `checkpoint.py` decides when a checkpoint takes this way.
+say "whole" stand in. The format knows Adam's states alone, so those of another optimizer travel under their names.
+`checkpoint.py` decides when a checkpoint takes this way.
 """
 
+import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
 
 _MODEL_STATES = "mp_rank_00_model_states.pt"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+State = MutableMapping[str, object]
+Moments = Mapping[str, str]
+"""An optimizer's own names of its states, and under which of `_MOMENTS` each travels."""
+
+# By `train.optimizer.type`; what is missing here cannot change its shape.
+MOMENTS: Mapping[str, Moments] = {"adamw": {name: name for name in _MOMENTS}, "sgd": {"momentum_buffer": "exp_avg"}}
 
 
-def from_shards(source: Path, target: Path, zero: int) -> None:
+def from_shards(source: Path, target: Path, zero: int, moments: Moments) -> None:
     """DeepSpeed's own conversion of ZeRO shards.
 
     Args:
         source: what `save_checkpoint` wrote.
         target: universal checkpoint to write.
         zero: stage of the source, 1 to 3.
+        moments: of the optimizer.
     """
     from deepspeed.checkpoint import ds_to_universal
 
+    if set(moments) != set(_MOMENTS):
+        source = _under_adams_names(source, target.parent / "renamed", zero, moments)
     target.parent.mkdir(parents=True, exist_ok=True)
     ds_to_universal.main(
         Namespace(
@@ -39,21 +50,62 @@ def from_shards(source: Path, target: Path, zero: int) -> None:
     )
 
 
-def from_whole(source: Path, target: Path, names: Sequence[str]) -> None:
+def _under_adams_names(source: Path, target: Path, zero: int, moments: Moments) -> Path:
+    """The same shards with the states that DeepSpeed's conversion wants; all but the optimizer's files are links."""
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if not file.name.endswith("_optim_states.pt"):
+            os.symlink(file.resolve(), target / file.name)
+            continue
+        saved = torch.load(file, map_location="cpu", weights_only=False)
+        shards = saved["optimizer_state_dict"]
+        inner, flat = ("optimizer_state_dict", "fp32_flat_groups") if zero == 3 else _FLAT_BELOW_3
+        state = shards[inner]["state"]
+        shards[inner]["state"] = {i: _renamed(state.get(i, {}), part, moments) for i, part in enumerate(shards[flat])}
+        torch.save(saved, target / file.name)
+    return target
+
+
+_FLAT_BELOW_3 = ("base_optimizer_state", "single_partition_of_fp32_groups")
+
+
+def _renamed(state: Mapping[str, torch.Tensor], like: torch.Tensor, moments: Moments) -> State:
+    """A flat shard's states by Adam's names; zeros where the optimizer has none, or has not stepped yet."""
+    nothing = torch.zeros(1).expand(like.numel())
+    found = {there: state[here] for here, there in moments.items() if state.get(here) is not None}
+    return {"step": torch.tensor(0.0), **dict.fromkeys(_MOMENTS, nothing), **found}
+
+
+def own_names(state: State, moments: Moments) -> None:
+    """Give an optimizer, that was loaded from a universal checkpoint, its states under its own names."""
+    if set(moments) == set(_MOMENTS):
+        return
+    found = {here: state[there] for here, there in moments.items()}
+    state.clear()
+    state.update(found)
+
+
+def from_whole(source: Path, target: Path, names: Sequence[str], moments: Moments) -> None:
     """A checkpoint without ZeRO as a universal one, for stages 1 and 2.
 
     Args:
         source: what `save_checkpoint` wrote.
         target: universal checkpoint to write.
         names: of the trained parameters, in the optimizer's order.
+        moments: of the optimizer.
     """
     saved = torch.load(source / _MODEL_STATES, map_location="cpu", weights_only=False)
     optimizer = saved.pop("optimizer")
     for index, name in enumerate(names):
-        state = optimizer["state"][index]
+        state = optimizer["state"].get(index, {})
+        if "step" not in state:
+            state = _renamed(state, saved["module"][name], moments)
         folder = target / "zero" / name
         folder.mkdir(parents=True)
-        tensors = {"fp32": saved["module"][name], **{key: state[key] for key in _MOMENTS}}
+        tensors = {
+            "fp32": saved["module"][name],
+            **{key: state[key].view_as(saved["module"][name]) for key in _MOMENTS},
+        }
         for key, tensor in tensors.items():
             torch.save({"param": tensor.clone()}, folder / f"{key}.pt")
         torch.save(state["step"].clone(), folder / "step.pt")
@@ -62,23 +114,27 @@ def from_whole(source: Path, target: Path, names: Sequence[str]) -> None:
     torch.save(saved, target / _MODEL_STATES)
 
 
-def load_whole(source: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+def load_whole(
+    source: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[str], moments: Moments
+) -> None:
     """A universal checkpoint of stage 1 or 2 into a model that is not sharded.
 
     Args:
         source: universal checkpoint.
         model: whose weights are replaced.
-        optimizer: AdamW over the trained parameters themselves.
+        optimizer: over the trained parameters themselves.
         names: of the trained parameters.
+        moments: of the optimizer.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in names:
             folder, parameter = source / "zero" / name, parameters[name]
             parameter.copy_(_tensor(folder / "fp32.pt").view_as(parameter))
-            moments = {key: _tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _MOMENTS}
+            states = {key: _tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _MOMENTS}
             step = torch.load(folder / "step.pt", weights_only=False)
-            optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **states}
+            own_names(optimizer.state[parameter], moments)
 
 
 def load_buffers(source: Path, model: torch.nn.Module) -> None:

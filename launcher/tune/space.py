@@ -72,7 +72,7 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED):
             problems.append(f"tune.space: {key} cannot be searched: all trials share it; take it out of the space")
             continue
-        if spec.scheduler == "pbt" and not key.startswith(_LIVE):
+        if spec.scheduler == "pbt" and (key == "train.optimizer.type" or not key.startswith(_LIVE)):
             problems.append(
                 f"tune.space: {key} cannot change while a trial goes on, as scheduler: pbt wants; search it with "
                 f"another scheduler ({', '.join(_LIVE)} can)"

@@ -278,7 +278,10 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ("task.lables=0", "task.lables is not a key of task; did you mean labels?"),
         ("parallel.zero=5", "parallel.zero is 5, which is not one of auto, 0, 1, 2, 3; choose one of them"),
         ("train.precision=FP61", "train.precision is FP61, which is not one of fp32, bf16, fp16; did you mean fp16?"),
-        ("train.optimizer.type=sgd", "train.optimizer.type is sgd, which is not adamw; write adamw"),
+        (
+            "train.optimizer.type=lion",
+            "train.optimizer.type is lion, which is not one of adamw, sgd, adafactor, adamw_8bit; choose one of them",
+        ),
         (
             "train.schedule.type=foo",
             "train.schedule.type is foo, which is not one of constant, linear, cosine; choose one of them",

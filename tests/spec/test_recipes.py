@@ -31,6 +31,19 @@ def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
         ("task.class_weights={0: 1, 1: -2}", "task.class_weights is {0: 1, 1: -2}; give balanced or {class: weight"),
         ("task.class_weights={a: yes}", "task.class_weights is {a: yes}; give balanced or {class: weight above 0}"),
         ("task.label_smoothing=1.0", "task.label_smoothing is 1.0, which is not below 1; give a number of at least 0"),
+        (
+            "train.optimizer.type=adam",
+            "train.optimizer.type is adam, which is not one of adamw, sgd, adafactor, adamw_8bit",
+        ),
+        ("train.optimizer=sgd", "train.optimizer is sgd, which is not a section; write {type: sgd}"),
+        ("train.optimizer={type: sgd, beta1: 0.5}", "train.optimizer.beta1 is not a key of train.optimizer"),
+        (
+            "train.optimizer={type: sgd, momentum: 0, nesterov: true}",
+            "train.optimizer.nesterov needs a momentum above 0; set one or drop nesterov",
+        ),
+        ("train.layer_decay=1.5", "train.layer_decay is 1.5, which is above 1; give"),
+        ("model.freeze={layer: 3}", "model.freeze.layer is not a key of model.freeze; did you mean layers?"),
+        ("model.freeze=backbone", "model.freeze is backbone, which is not a section"),
     ],
 )
 def test_refused(tmp_path: Path, override: str, problem: str) -> None:
@@ -50,3 +63,35 @@ def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(_JOB)
     job = load_job(tmp_path / "job.yaml", ("task.class_weights={0: 1, 1: 2}",), params_of)
     assert job.task.parameters()["class_weights"] == {"0": 1.0, "1": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ("train.optimizer={type: adafactor}", "parallel.zero=2"),
+            "parallel.zero is 2, and train.optimizer is adafactor, whose statistics are of whole matrices, which ZeRO "
+            "cuts; set parallel.zero: 0, or take another optimizer",
+        ),
+        (
+            ("train.optimizer={type: sgd}", "parallel.offload_optimizer=true"),
+            "parallel.offload_optimizer is for adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
+            "offload_optimizer or take adamw",
+        ),
+        (
+            ("model.lora={rank: 4}", "model.freeze={layers: 1}"),
+            "model.freeze adds nothing to lora, which trains its adapters and the head alone; drop freeze",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:
+    (found,) = problems(tmp_path, *overrides)
+    assert problem in found
+
+
+def test_an_optimizer_without_a_type_is_adamw(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(_JOB)
+    job = load_job(tmp_path / "job.yaml", ("train.optimizer={weight_decay: 0.1}",), params_of)
+    assert (job.train.optimizer.type, job.train.optimizer.weight_decay) == ("adamw", 0.1)
+    adafactor = load_job(tmp_path / "job.yaml", ("train.optimizer={type: adafactor}", "cluster.workers=4"), params_of)
+    assert adafactor.zero_stage == 0

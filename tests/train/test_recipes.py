@@ -56,3 +56,62 @@ def test_weighted_and_smoothed_losses(tiny_bert: Path, tmp_path: Path) -> None:
     balanced = prepared_job(tiny_bert, data, tmp_path, task=shaped | {"class_weights": "balanced"}, **common)
     assert sorted(balanced.job.task.parameters()["class_weights"]) == ["a", "b"]
     assert any("plain cross entropy" in note for note in balanced.plan.notes)
+
+
+# name: sections, and the ZeRO stages it is tried with
+_RECIPES: dict[str, tuple[dict[str, Any], tuple[int | str, ...]]] = {
+    "momentum": (
+        {"train": {"optimizer": {"type": "sgd", "nesterov": True, "weight_decay": 0.01}, "learning_rate": 3e-2}},
+        (2, 3, "auto"),
+    ),
+    "plain": ({"train": {"optimizer": {"type": "sgd", "momentum": 0.0}, "learning_rate": 1e-1}}, (2, 3)),
+    "adafactor": (
+        {"train": {"optimizer": {"type": "adafactor", "weight_decay": 0.1}, "learning_rate": 1e-2}},
+        ("auto",),
+    ),
+    "layers": (
+        {"model": {"freeze": {"embeddings": True, "layers": 1}}, "train": {"layer_decay": 0.5, "learning_rate": 3e-3}},
+        (0, 2, 3),
+    ),
+}
+_STEPS = 10
+
+
+def _across(jobs: list[tuple[Prepared, int | None]]) -> list[Any]:
+    """Each job's curve, to its end or until a step."""
+    return [train_here(job, stop_after)["lines"] for job, stop_after in jobs]
+
+
+def test_a_recipe_has_one_curve(tiny_bert: Path, tmp_path: Path) -> None:
+    """Three workers leave a run after 4 steps and go on to 8, which has the same bits as one go; one worker ends it.
+
+    All of that with micro-batches of 3 and several stages agrees with one worker without ZeRO.
+    """
+    data = write_splits(tmp_path / "data", train=131, row_group=37)
+    jobs: dict[str, Prepared] = {}
+    for name, (sections, _) in _RECIPES.items():
+        train = {"max_steps": _STEPS, **sections["train"]}
+        checkpoint = {"every_steps": 3, "every_minutes": None}
+        jobs[name] = prepared_job(tiny_bert, data, tmp_path, **{**sections, "train": train}, checkpoint=checkpoint)
+
+    def cut(name: str, zero: int | str, run: str, workers: int) -> Prepared:
+        parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}
+        return with_job(jobs[name], name=f"{name}-{run}-{zero}", parallel=parallel, cluster={"workers": workers})
+
+    cuts = [(name, zero) for name, (_, stages) in _RECIPES.items() for zero in stages]
+    alone = run_group(1, _across, [(cut(name, 0, "alone", 1), None) for name in jobs])
+    reference = dict(zip(jobs, alone, strict=True))
+    for name, lines in reference.items():
+        assert len(lines) == _STEPS
+        assert lines[-1][1] < lines[0][1] - 0.005, name  # it learns, so equality means something
+    whole = [(cut(*one, "whole", 3), None) for one in cuts]
+    parts = [(cut(*one, "part", 3), until) for until in (4, 8) for one in cuts]
+    found = run_group(3, _across, [*whole, *parts])
+    ends = run_group(1, _across, [(cut(*one, "part", 1), None) for one in cuts])
+    for (name, zero), in_one_go, first, second, end in zip(
+        cuts, found, found[len(cuts) :], found[2 * len(cuts) :], ends, strict=False
+    ):
+        assert second[0][0] == 4 and end[0][0] == 7  # checkpoints after 3 and 6 steps
+        assert [*first[:3], *second] == in_one_go[: 3 + len(second)], f"{name}, ZeRO {zero}: not the same bits"
+        for step, loss in (*in_one_go, *end):
+            assert abs(loss - reference[name][step - 1][1]) < 1e-5, f"{name}, ZeRO {zero}, step {step}"

@@ -1,0 +1,129 @@
+"""Which layers a model has, how deep each parameter is, and what `model.freeze` makes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tiny import make_tiny_resnet
+
+from jobs import make_job, write_splits
+from launcher.errors import ModelError
+from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
+from launcher.models.layers import Stack, depths, find_stack, freeze, frozen_modules
+from launcher.prepare import prepare
+from launcher.spec.model import FreezeSpec
+from launcher.spec.train import TrainSpec
+from launcher.train.groups import parameter_groups
+
+# Auto class; the list of layers; places of depth 0, 1 and n + 1.
+_MODELS = {
+    "bert": (
+        "AutoModelForSequenceClassification",
+        "bert.encoder.layer",
+        ("bert.embeddings.", "bert.encoder.layer.0.", "bert.pooler.dense.weight"),
+    ),
+    "gpt": ("AutoModelForCausalLM", "transformer.h", ("transformer.wte.", "transformer.h.0.", "transformer.ln_f.bias")),
+    "vit": ("AutoModelForImageClassification", "vit.layers", ("vit.embeddings.", "vit.layers.0.", "classifier.bias")),
+    "resnet": (
+        "AutoModelForImageClassification",
+        "resnet.encoder.stages",
+        ("resnet.embedder.", "resnet.encoder.stages.0.", "classifier.1.weight"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    resnet = make_tiny_resnet(tmp_path_factory.mktemp("resnet"))
+    names = ("text-classification", "causal-lm", "image-classification")
+    return dict(zip(_MODELS, [*(tiny_models[name] for name in names), resnet], strict=True))
+
+
+def _model(name: str, folders: dict[str, Path]) -> Any:
+    return getattr(transformers, _MODELS[name][0]).from_pretrained(folders[name])
+
+
+@pytest.mark.parametrize("name", _MODELS)
+def test_depths_and_rates(name: str, folders: dict[str, Path]) -> None:
+    model = _model(name, folders)
+    _, layers, places = _MODELS[name]
+    stack = find_stack(model, "train.layer_decay")
+    assert stack == Stack(layers, 2)
+    depth = depths(model, stack)
+    for place, expected in zip(places, (0, 1, 3), strict=True):
+        assert {d for n, d in depth.items() if n.startswith(place)} == {expected}
+    groups = parameter_groups(model, TrainSpec(layer_decay=0.5))
+    rates = {name: group.scale for group in groups for name in group.names}
+    assert rates == {name: 0.5 ** (3 - d) for name, d in depth.items()}
+    assert all(p.dim() >= 2 if group.weight_decay else p.dim() < 2 for group in groups for p in group.parameters)
+    assert [group.scale for group in parameter_groups(model, TrainSpec())] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", _MODELS)
+def test_frozen_from_the_embeddings_on(name: str, folders: dict[str, Path]) -> None:
+    model, (_, layers, places) = _model(name, folders), _MODELS[name]
+    freeze(model, FreezeSpec(embeddings=True, layers=1))
+    assert frozen_modules(model)[-1] == f"{layers}.0"
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learning == {n for n, d in depths(model, Stack(layers, 2)).items() if d >= 2}
+    assert not any(n.startswith(places[0]) for n in learning)
+
+
+def test_backbone_and_names(folders: dict[str, Path]) -> None:
+    model = _model("bert", folders)
+    freeze(model, FreezeSpec(backbone=True))
+    assert frozen_modules(model) == ["bert"]
+    freeze(model, FreezeSpec(names=("*.LayerNorm.*", "bert.pooler")))
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learning == {n for n, _ in model.named_parameters() if "LayerNorm" not in n and "pooler" not in n}
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "problem"),
+    [
+        ("bert", {"layers": 3}, "model.freeze.layers: 3 is more than the 2 layers of bert.encoder.layer; lower it"),
+        (
+            "bert",
+            {"names": ("bert.encodr.layer.0.*",)},
+            "model.freeze.names: no parameter of BertForSequenceClassification matches bert.encodr.layer.0.*; did you "
+            "mean bert.encoder.layer.0",
+        ),
+        (
+            "bert",
+            {"names": ("*",)},
+            "model.freeze leaves nothing of BertForSequenceClassification to train; freeze less",
+        ),
+        (
+            "gpt",
+            {"backbone": True},
+            "model.freeze leaves nothing of GPT2LMHeadModel to train; its head shares the embeddings' weights",
+        ),
+    ],
+)
+def test_refused(name: str, spec: dict[str, Any], problem: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError) as caught:
+        freeze(_model(name, folders), FreezeSpec(**spec))
+    assert caught.value.message.startswith(problem)
+
+
+def test_frozen_batch_norm_keeps_its_statistics(folders: dict[str, Path]) -> None:
+    model = _model("resnet", folders)
+    freeze(model, FreezeSpec(embeddings=True))
+    synchronise(model)
+    norms = dict.fromkeys(batch_norms(model))
+    frozen = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
+    assert frozen == batch_norms(model.resnet.embedder) and len(frozen) < len(norms)
+
+
+def test_the_plan_tells_what_is_trained(tiny_bert: Path, tmp_path: Path) -> None:
+    """Frozen weights have neither gradients nor optimizer states; SGD without momentum has none at all."""
+    data = write_splits(tmp_path / "data", train=20)
+    sgd = {"optimizer": {"type": "sgd", "momentum": 0.0}}
+    jobs = [{}, {"model": {"freeze": {"backbone": True}}}, {"train": sgd}]
+    sections = [{"parallel": {"zero": 0}, **job} for job in jobs]
+    whole, head, plain = (prepare(make_job(tiny_bert, data, tmp_path, **section)).plan for section in sections)
+    assert head.model["frozen"] == "bert" and head.model["trained"] == 2 * 32 + 2 and "trained" not in whole.model
+    assert whole.state_bytes_per_worker == 16 * whole.parameters
+    assert head.state_bytes_per_worker == 4 * whole.parameters + 12 * 66
+    assert plain.state_bytes_per_worker == 8 * whole.parameters
