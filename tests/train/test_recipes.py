@@ -92,7 +92,8 @@ def test_a_recipe_has_one_curve(tiny_bert: Path, tmp_path: Path) -> None:
     for name, (sections, _) in _RECIPES.items():
         train = {"max_steps": _STEPS, **sections["train"]}
         checkpoint = {"every_steps": 3, "every_minutes": None}
-        jobs[name] = prepared_job(tiny_bert, data, tmp_path, **{**sections, "train": train}, checkpoint=checkpoint)
+        common = {"checkpoint": checkpoint, "parallel": {"zero": "auto"}}
+        jobs[name] = prepared_job(tiny_bert, data, tmp_path, **{**sections, "train": train}, **common)
 
     def cut(name: str, zero: int | str, run: str, workers: int) -> Prepared:
         parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}
