@@ -28,7 +28,7 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[st
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32" if precision == "fp32" else None,
-        "optimizer": _optimizer(job),
+        **_optimizer(job),
         "zero_optimization": _zero(job),
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
@@ -42,22 +42,22 @@ def keeps_gradients_flat(job: JobSpec) -> bool:
     return job.zero_stage == 0 and job.train.precision == "fp32"
 
 
-def _optimizer(job: JobSpec) -> dict[str, object] | None:
-    """By its name in torch.optim; None where `engine.py` builds it, from what is not torch's."""
+def _optimizer(job: JobSpec) -> dict[str, object]:
+    """By its name in torch.optim; nothing where `engine.py` builds it, from what is not torch's."""
     chosen = job.train.optimizer
     params: dict[str, object] = {"lr": job.train.learning_rate, "weight_decay": chosen.weight_decay}
     if chosen.type == "adamw_8bit":
-        return None
+        return {}
     if chosen.type == "sgd":
         params |= {"momentum": chosen.momentum, "nesterov": chosen.nesterov, "dampening": 0.0}
-        return {"type": "SGD", "params": params}
+        return {"optimizer": {"type": "SGD", "params": params}}
     if chosen.type == "adafactor":
         params |= {"beta2_decay": chosen.beta2_decay, "d": chosen.clip_threshold, "eps": [None, chosen.min_scale]}
-        return {"type": "Adafactor", "params": params}
+        return {"optimizer": {"type": "Adafactor", "params": params}}
     params |= {"betas": [chosen.beta1, chosen.beta2], "eps": chosen.eps, "adam_w_mode": True}
     # torch's AdamW needs no compiled kernel; offloaded states are updated by DeepSpeed's CPU kernel.
     kernel = {} if job.parallel.offload_optimizer else {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": params | kernel}
+    return {"optimizer": {"type": "AdamW", "params": params | kernel}}
 
 
 def _zero(job: JobSpec) -> dict[str, object]:

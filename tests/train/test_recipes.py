@@ -102,9 +102,8 @@ def test_a_recipe_has_one_curve(tiny_bert: Path, tmp_path: Path) -> None:
     cuts = [(name, zero) for name, (_, stages) in _RECIPES.items() for zero in stages]
     alone = run_group(1, _across, [(cut(name, 0, "alone", 1), None) for name in jobs])
     reference = dict(zip(jobs, alone, strict=True))
-    for name, lines in reference.items():
-        assert len(lines) == _STEPS
-        assert lines[-1][1] < lines[0][1] - 0.005, name  # it learns, so equality means something
+    ends_at = sorted(lines[_STEPS - 1][1] for lines in reference.values())
+    assert min(np.diff(ends_at)) > 1e-4  # each recipe takes its own way, so equality means something
     whole = [(cut(*one, "whole", 3), None) for one in cuts]
     parts = [(cut(*one, "part", 3), until) for until in (4, 8) for one in cuts]
     found = run_group(3, _across, [*whole, *parts])
