@@ -24,7 +24,7 @@ class AdamW(Section):
 class SGD(Section):
     """Stochastic gradient descent with momentum, torch's: half of AdamW's optimizer states, or none."""
 
-    type: Literal["sgd"] = "sgd"
+    type: Literal["sgd"]
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)  # BiT fine-tunes so (Kolesnikov et al. 2020, arXiv:1912.11370)
     """Share of the last update that is kept; 0 keeps no state at all."""
     nesterov: bool = False
@@ -46,7 +46,7 @@ class Adafactor(Section):
     are usual. It looks at whole matrices, which ZeRO cuts: it runs with `parallel.zero: 0`, which `auto` takes.
     """
 
-    type: Literal["adafactor"] = "adafactor"
+    type: Literal["adafactor"]
     beta2_decay: float = Field(default=-0.8, lt=0.0)
     """The second moment's decay rate at step t is 1 - t ** beta2_decay (section 7.2)."""
     clip_threshold: float = Field(default=1.0, ge=1.0)
@@ -64,7 +64,7 @@ class AdamW8bit(Section):
     number of workers, and a run goes on with as many workers as it began with; `parallel.zero: 0` has neither limit.
     """
 
-    type: Literal["adamw_8bit"] = "adamw_8bit"
+    type: Literal["adamw_8bit"]
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Decay rate of the first moment."""
     beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
