@@ -51,6 +51,10 @@ class TrainingError(LauncherError, RuntimeError):
     """The run stopped: a loss that is not finite, a lost worker, a broken invariant."""
 
 
+class MicroBatchTooLarge(TrainingError):
+    """A micro-batch did not fit into memory; a smaller one is written down, with which the workers may start again."""
+
+
 class Interrupted(LauncherError):  # a wish of the user, not an error
     """The user stopped the run (Ctrl-C); what is saved is kept."""
 

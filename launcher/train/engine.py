@@ -65,7 +65,8 @@ class Engine:
         self.trained = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
         forget_dead_builds()
-        config = deepspeed_config(job, micro_batch, self.world_size)
+        elements = sum(weight.numel() for group in groups for weight in group.weights)
+        config = deepspeed_config(job, micro_batch, self.world_size, elements)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """How the optimizer's states travel to another number of workers; None where they cannot."""
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -119,6 +120,25 @@ class Engine:
         """
         times = 1 if self._flat is not None else self.world_size
         self._engine.backward(loss_sum / global_weight * times, scale_wrt_gas=False)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a step can be made again: before `step` nothing was exchanged, and gradients are the parameters'."""
+        parallel, fp32 = self.job.parallel, self.job.train.precision == "fp32"
+        return (self.zero == 1 or (self.zero == 0 and fp32)) and not (parallel.offload_optimizer or self._synchronised)
+
+    def discard(self) -> None:
+        """Forget the gradients of a step that broke off; only where the engine `repeats`."""
+        self._engine.zero_grad()
+        if self._flat is not None:
+            self._flat.clear()
+        self._engine._unmanaged_backward_count = 0
+        if self.zero == 1:
+            # A backward pass that broke off leaves DeepSpeed (0.19.8, runtime/base_optimizer.py) inside of it.
+            self._optimizer.zero_grad()
+            self._optimizer._backward_active_depth = self._optimizer._remaining_grad_acc_hooks = 0
+            self._optimizer._backward_hook_state.reset_for_new_step()
+            self._optimizer._release_ipg_buffers()
 
     def step(self, learning_rate: float) -> None:
         """Reduce, clip and apply the accumulated gradient."""

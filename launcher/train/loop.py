@@ -5,9 +5,10 @@ The loss is a sum over samples divided by the weight of the *global* batch, so n
 micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `checkpoint.py` what survives a stop.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import torch
 
 from launcher.data.batches import StepShare, collate
@@ -22,6 +23,7 @@ from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.train import checkpoint
 from launcher.train.engine import Engine
+from launcher.train.heal import Healer
 from launcher.train.log import RunLog, pending_step
 from launcher.train.notice import never
 from launcher.train.schedule import learning_rate
@@ -74,10 +76,11 @@ def train(
     job, plan, engine = it.job, it.plan, it.engine
     skipped_before, stopped, saved_at = state.skipped_rows, out_of_patience(job, state), log.elapsed_s
     leaving = False
+    healer = Healer(it.run, engine)
     engine.train_mode()
     for step, epoch, share in log.timer.waiting(stream.steps()) if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
-        loss_sum = train_step(engine, it.task, share, step, rate)
+        loss_sum = train_step(engine, it.task, share, step, rate, healer)
         done = step + 1
         log.step(pending_step(done, epoch, share.header, loss_sum, (rate, engine.grad_norm)))
         leaving = leave()
@@ -137,21 +140,29 @@ def to_the_end(training: Generator[Pause, None, ResultRecord | None]) -> ResultR
             return result
 
 
-def train_step(engine: Engine, task: Task, share: StepShare, step: int, rate: float) -> torch.Tensor:
-    """One optimizer step on one global batch.
+def train_step(
+    engine: Engine, task: Task, share: StepShare, step: int, rate: float, healer: Healer | None = None
+) -> torch.Tensor:
+    """One optimizer step on one global batch; a `healer` repeats what did not fit into memory, in smaller parts.
 
     Returns:
         This worker's sum of losses, a scalar on the device; summed over workers and divided by the batch's weight it
         is the loss of the step.
     """
-    engine.seed(step)
-    total = torch.zeros((), device=engine.device)
-    for samples in share.micro_batches:
-        batch = collate(task, samples).to(engine.device)
-        losses_B = task.sample_losses(engine.logits(batch), batch.labels)
-        loss_sum = (losses_B * batch.mask).sum()
-        engine.backward(loss_sum, share.header.weight)
-        total += loss_sum.detach()
+
+    def gradients(micro_batches: Sequence[pa.Table]) -> torch.Tensor:
+        engine.seed(step)
+        total = torch.zeros((), device=engine.device)
+        for samples in micro_batches:
+            batch = collate(task, samples).to(engine.device)
+            losses_B = task.sample_losses(engine.logits(batch), batch.labels)
+            loss_sum = (losses_B * batch.mask).sum()
+            engine.backward(loss_sum, share.header.weight)
+            total += loss_sum.detach()
+        return total
+
+    micro_batches = share.micro_batches
+    total = gradients(micro_batches) if healer is None else healer.gradients(step, micro_batches, gradients)
     engine.step(rate)
     return total
 

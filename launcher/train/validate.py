@@ -13,10 +13,11 @@ import torch.distributed as dist
 from launcher.data.batches import StepShare, collate
 from launcher.data.sources import Split
 from launcher.data.stream import Evaluation
-from launcher.errors import ExactnessError
+from launcher.errors import ExactnessError, TrainingError
 from launcher.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
 from launcher.tasks.base import Task, TaskMetrics, Verdict
 from launcher.train.engine import Engine
+from launcher.train.heal import cut, does_not_fit, free, out_of_memory
 
 # As many as people read.
 _WORST = 20
@@ -134,19 +135,41 @@ def _score(
     engine: Engine, task: Task, share: StepShare, metrics: TaskMetrics, mistakes: list[_Mistake]
 ) -> torch.Tensor:
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for samples in share.micro_batches:
-        batch = collate(task, samples).to(engine.device)
-        logits = engine.logits(batch)
-        real = batch.mask > 0
-        if not bool(samples.column("__mask").to_numpy().any()):
+    waiting = list(share.micro_batches)
+    while waiting:
+        samples = waiting.pop(0)
+        scored = _forward(engine, task, samples)
+        if scored is None:  # memory ran out: two halves
+            free()
+            waiting[:0] = cut([samples], -(-len(samples) // 2))
+            continue
+        logits, labels, losses, real = scored
+        if not len(labels):
             continue  # a filler: the forward pass was for the other workers' sake
-        logits, labels = logits[real], batch.labels[real]
-        losses = task.sample_losses(logits, labels)
         metrics.update(logits, labels)
         total += torch.stack([losses.double().sum(), real.double().sum()])
         rows = [row for row in samples.column("__row").to_pylist() if row >= 0]
         _remember(task, mistakes, rows, (logits, labels, losses, samples))
     return total
+
+
+def _forward(
+    engine: Engine, task: Task, samples: pa.Table
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Logits, labels and losses of the samples that are no fillers, and which these are; None when memory ran out."""
+    try:
+        batch = collate(task, samples).to(engine.device)
+        logits = engine.logits(batch)
+        real = batch.mask > 0
+        logits, labels = logits[real], batch.labels[real]
+        return logits, labels, task.sample_losses(logits, labels) if len(labels) else real, real
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        if len(samples) == 1 or engine.zero == 3:  # ZeRO-3 gathers in lockstep: the others could not follow
+            raise TrainingError(does_not_fit(f"evaluation on rank {engine.rank}", len(samples))) from None
+        error.__traceback__ = None  # its frames hold what was made
+    return None
 
 
 def _remember(

@@ -7,13 +7,14 @@ value the result depends on is written out. Runs in train workers; `engine.py` p
 from launcher.spec.job import JobSpec
 
 
-def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[str, object]:
+def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int, trained: int) -> dict[str, object]:
     """The configuration for `deepspeed.initialize`.
 
     Args:
         job: the resolved job.
         micro_batch: largest micro-batch of a worker; informs DeepSpeed's own counters only.
         world_size: train workers.
+        trained: elements of all trained parameters.
     """
     precision = job.train.precision
     return {
@@ -29,7 +30,7 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int) -> dict[st
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32" if precision == "fp32" else None,
         **_optimizer(job),
-        "zero_optimization": _zero(job),
+        "zero_optimization": _zero(job, trained),
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
         "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),  # tested by us
@@ -60,7 +61,16 @@ def _optimizer(job: JobSpec) -> dict[str, object]:
     return {"optimizer": {"type": "AdamW", "params": params | kernel}}
 
 
-def _zero(job: JobSpec) -> dict[str, object]:
+def reduce_bucket(trained: int) -> int:
+    """Elements of the buffer that gradients are reduced in.
+
+    DeepSpeed allocates it whole, 2 GB of fp32 by its own default however small the model is. A bucket that holds all
+    gradients is filled and reduced just as that one.
+    """
+    return max(1, min(trained, 500_000_000))
+
+
+def _zero(job: JobSpec, trained: int) -> dict[str, object]:
     parallel = job.parallel
     section: dict[str, object] = {
         "stage": job.zero_stage,
@@ -69,6 +79,7 @@ def _zero(job: JobSpec) -> dict[str, object]:
         # Gloo reduces to one rank at a time where NCCL scatters; a plain all-reduce takes half the time there.
         "reduce_scatter": job.cluster.gpus_per_worker > 0,
         "round_robin_gradients": False,
+        "reduce_bucket_size": reduce_bucket(trained),
     }
     if parallel.offload_optimizer:
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": job.cluster.gpus_per_worker > 0}

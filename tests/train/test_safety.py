@@ -89,11 +89,12 @@ def test_schedules() -> None:
 def test_the_deepspeed_config_says_everything(tiny_bert: Path, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"train": {"max_grad_norm": None, "precision": "bf16"}}
     job = make_job(tiny_bert, {"train": "none"}, tmp_path, parallel={"zero": 3, "offload_parameters": True}, **sections)
-    config: Any = deepspeed_config(job, 4, 2)
+    config: Any = deepspeed_config(job, 4, 2, 1000)
     assert config["gradient_clipping"] == 0.0  # silent, DeepSpeed would clip at 1.0
     assert config["managed_gradient_accumulation"] is False and config["gradient_accumulation_steps"] == 1
     assert config["bf16"] == {"enabled": True} and config["fp16"]["enabled"] is False
     assert config["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000  # silent, DeepSpeed would allocate 2 GB
 
 
 def test_early_stopping_keeps_the_best(tiny_bert: Path, tmp_path: Path) -> None:
