@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-packing bench-predict bench-sweep bench-throughput bench-sweep-many clean
+.PHONY: venv moto test test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-packing bench-plan-memory bench-predict bench-sweep bench-throughput bench-sweep-many clean
 
 venv: $(STAMP)
 
@@ -46,6 +46,9 @@ bench-packing: venv
 ROWS ?= 10000000
 bench-predict: venv
 	$(BIN)/python tests/benchmarks/predict/run.py --rows $(ROWS)
+
+bench-plan-memory: venv
+	$(BIN)/python tests/benchmarks/plan_memory/run.py
 
 bench-sweep-many: venv
 	$(BIN)/python tests/benchmarks/sweep/many.py

@@ -3,6 +3,7 @@
 Pure; runs on the client and the head. `prepare.py` collects the facts, `check` prints the plan.
 """
 
+from launcher.memory import WorkerMemory
 from launcher.records import Record
 from launcher.spec.job import JobSpec
 
@@ -41,6 +42,10 @@ class Plan(Record):
     parameters: int
     state_bytes_per_worker: int
     """Weights, gradients and optimizer states on one worker, activations not counted."""
+    memory: WorkerMemory | None = None
+    """Of one worker, predicted; null where it was not measured."""
+    memory_limit_bytes: int | None = None
+    """A worker may use; null where it is not known."""
     notes: tuple[str, ...] = ()
     """What the user should know before spending hours."""
 

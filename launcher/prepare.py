@@ -22,6 +22,7 @@ from launcher.errors import DataError, ModelError
 from launcher.models import scratch
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
+from launcher.room import Room, largest_share, settle
 from launcher.rows import check_columns, check_kinds, check_targets
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
@@ -45,13 +46,14 @@ class Prepared:
     plan: Plan
 
 
-def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None) -> Prepared:
+def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, measure: bool = False) -> Prepared:
     """Resolve a job and plan it.
 
     Args:
         job: the job.
         told: how many footers of a split are read.
         cache: where converted files and footers are kept; None is the storage's own, which other jobs share.
+        measure: whether to predict memory even where nothing is to be decided by it, for a second or two.
 
     Raises:
         UserError: data, columns, labels or model do not fit the job file.
@@ -72,7 +74,9 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None) ->
     if job.data.on_bad_row == "error":
         check_targets(task, [split for name, split in splits.items() if name != "train"])
     facts = task.check_model()
-    return Prepared(job, RunDir(join(job.output.storage, job.name)), splits, make_plan(job, task, splits, facts))
+    run = RunDir(join(job.output.storage, job.name))
+    room = settle(job, run, splits["train"], measure)
+    return Prepared(room.job, run, splits, make_plan(room, task, splits, facts))
 
 
 def absolute(job: JobSpec) -> JobSpec:
@@ -197,12 +201,13 @@ def _learn(job: JobSpec, task: Task, train: Split) -> JobSpec:
     return job.model_copy(update={"task": TaskSpec.model_validate({"type": job.task.type, **params})})
 
 
-def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[str, object]) -> Plan:
+def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object]) -> Plan:
     """Steps, shares and memory.
 
     Raises:
         DataError: the metric that should decide does not exist.
     """
+    job = room.job
     rows = {name: split.rows for name, split in splits.items()}
     modes = {**task.metric_modes, "loss": "min"}
     metric = job.evaluation.metric or next(iter(modes))
@@ -214,8 +219,9 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
             f"more than the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
         )
     mode = job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric]
-    share = -(-min(job.train.batch_size, rows["train"]) // job.cluster.workers)
-    micro = min(job.parallel.micro_batch or share, share)
+    share = largest_share(job, splits["train"])
+    given = job.parallel.micro_batch
+    micro = min(given, share) if isinstance(given, int) else share
     parameters = int(str(facts.get("parameters", 0)))
     return Plan(
         task=job.task.type,
@@ -239,7 +245,9 @@ def make_plan(job: JobSpec, task: Task, splits: dict[str, Split], facts: dict[st
         model={k: v for k, v in facts.items() if v and isinstance(v, (str, int, float, bool))},
         parameters=parameters,
         state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
-        notes=tuple(_notes(job, task, rows, facts)),
+        memory=room.memory,
+        memory_limit_bytes=room.limit,
+        notes=(*_notes(job, task, rows, facts), *room.notes),
     )
 
 

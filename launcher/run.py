@@ -17,8 +17,9 @@ from rich.console import Console
 from launcher.console import reading_files, watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
-from launcher.errors import ClusterError, Interrupted
+from launcher.errors import ClusterError, Interrupted, MicroBatchTooLarge
 from launcher.leakage import refuse_leaks, told_leaks
+from launcher.micro_batch import halvings_of
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
 from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
@@ -51,7 +52,7 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         TrainingError: the run stopped; what is saved is kept.
     """
     with reading_files(console) as told:
-        prepared = prepare(job, told)
+        prepared = prepare(job, told, measure=True)
     run, plan, finished = prepared.run, prepared.plan, _finished(prepared)
     check_run(prepared)
     if not finished:
@@ -131,7 +132,14 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
     with _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console) as line:
         order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
         while not _finished(prepared):
-            fit(Fit(job, run, data, streams), work, {"order": order}, line.ask_stop)
+            try:
+                fit(Fit(prepared.job, run, data, streams), work, {"order": order}, line.ask_stop)
+            except MicroBatchTooLarge as error:
+                console.print(error.message, highlight=False, soft_wrap=True)
+                prepared = prepare(job)
+                data = CanonicalData(prepared.job, prepared.plan, prepared.splits, partial(checkpoint.latest_step, run))
+                order = WorkOrder(run, prepared.job, prepared.plan, prepared.splits, line.post, line.post)
+                continue
             step = checkpoint.latest_step(run)
             if not _finished(prepared) and line.stop_asked:
                 raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
@@ -236,6 +244,9 @@ def _say_what_came(run: RunDir, report: str, console: Console) -> None:
     result = run.read_record("result.json", ResultRecord)
     early = ", stopped early" if result.stopped_early else ""
     skipped = f", {result.skipped_rows} rows skipped" if result.skipped_rows else ""
+    for halving in halvings_of(run):
+        if not halving.restarted:  # those that are were told when it happened
+            console.print(halving.sentence(), highlight=False, soft_wrap=True)
     lines = [f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}"]
     for split in ("validation", "test"):
         scores = run.find_record(f"scores-{split}.json", ScoresRecord)

@@ -31,6 +31,7 @@ from launcher.train.engine import Engine
 from launcher.train.log import Listener, RunLog
 from launcher.train.loop import FRESH, TrainRun, to_the_end, train
 from launcher.train.notice import Caller, Notices, node_goes_away
+from launcher.train.used import PeakMemory
 from launcher.train.validate import validate
 
 
@@ -55,6 +56,7 @@ def work(config: dict[str, object]) -> None:
     assert isinstance(order, WorkOrder)
     prepare_process(order.job)
     task = build_task(order.job)
+    memory = PeakMemory()
     engine = Engine(order.job, task, order.plan.micro_batch)
     result = order.run.find_record("result.json", ResultRecord)
     if order.evaluate_only:
@@ -64,7 +66,7 @@ def work(config: dict[str, object]) -> None:
             order.run.write_record(f"scores-{order.evaluate_only}.json", scores)
         return
     if result is None or not order.run.exists("model/README.md"):
-        result = _train_and_export(order, task, engine)
+        result = _train_and_export(order, task, engine, memory)
         if result is None:
             return  # a checkpoint is all that was asked for
     else:
@@ -92,7 +94,7 @@ def prepare_process(job: JobSpec) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _train_and_export(order: WorkOrder, task: Task, engine: Engine) -> ResultRecord | None:
+def _train_and_export(order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory) -> ResultRecord | None:
     start = checkpoint.latest_step(order.run)
     state = checkpoint.load(order.run, engine, start) if start else FRESH
     log = RunLog(order.run, order.job, order.listener, state.step, state.elapsed_s)
@@ -100,6 +102,8 @@ def _train_and_export(order: WorkOrder, task: Task, engine: Engine) -> ResultRec
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits)
     notices = Notices(order.caller, node_goes_away)
     result = to_the_end(train(it, stream, log, state, notices.leave))
+    predicted = order.plan.memory
+    memory.write(order.run, engine.rank, None if predicted is None else predicted.peak)
     notices.close()
     log.close()
     if result is None:

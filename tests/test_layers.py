@@ -17,12 +17,14 @@ _ORDER = (
     ("spec",),
     ("records", "storage", "writable"),
     ("rundir", "leaks"),
+    ("memory", "micro_batch"),
     ("plan", "metrics", "models", "submit"),
     ("tasks",),
     ("data",),
     ("rows",),
     ("train",),
-    ("export", "report"),
+    ("measure",),
+    ("export", "report", "room"),
     ("prepare", "console", "worker", "init", "leakage"),
     ("resume",),
     ("tune", "evaluate", "predict"),
@@ -32,7 +34,10 @@ _ORDER = (
     ("__main__",),
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
-_NARROW = {room: {"errors", "spec", "records", "storage", "rundir", "leaks", room} for room in ("submit", "report")}
+_NARROW = {
+    room: {"errors", "spec", "records", "storage", "rundir", "leaks", "memory", "micro_batch", room}
+    for room in ("submit", "report")
+}
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {

@@ -11,6 +11,7 @@ from launcher.cli.arguments import EVALUATE_KEYS, OUT, JobFile, Overrides, Run, 
 if TYPE_CHECKING:
     from launcher.evaluate import Difference
     from launcher.leaks import LeakageRecord
+    from launcher.memory import WorkerMemory
     from launcher.plan import Plan
     from launcher.records import ScoresRecord
 
@@ -26,6 +27,18 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
     from launcher.run import run_job
 
     run_job(spec, OUT)
+
+
+def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:
+    from launcher.room import gib
+
+    has = f" of {gib(limit)}" if limit is not None else ""
+    host = f", {gib(memory.host)} more on the host" if memory.host else ""
+    return (
+        f"{gib(memory.peak)}{has} per worker at the peak: weights {gib(memory.weights)}, gradients "
+        f"{gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, DeepSpeed's buffers {gib(memory.buffers)}, "
+        f"activations {gib(memory.activations)}{host}"
+    )
 
 
 @commands.command()
@@ -52,7 +65,7 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
 
         check_sweep(spec)
     with reading_files(OUT) as told:
-        prepared = prepare(spec, told)
+        prepared = prepare(spec, told, measure=True)
     check_run(prepared)
     try_rows(prepared.job, prepared.splits)
     if spec.tune is not None:
@@ -175,6 +188,7 @@ def _figure(value: float | None) -> str:
 def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     from launcher.leakage import leak_notes
     from launcher.leaks import clean_sentence
+    from launcher.room import gib
 
     table = Table(show_header=False, box=None)
     rows = {
@@ -186,6 +200,9 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
         "workers": f"{plan.workers}, ZeRO-{plan.zero}, {plan.accumulation} x {plan.micro_batch} samples each per step",
         "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients, optimizer states per worker",
     }
+    if plan.memory is not None:
+        rows["memory"] = _memory_words(plan.memory, plan.memory_limit_bytes)
+        rows["checkpoint"] = f"{gib(plan.memory.checkpoint)} each"
     if leaks is not None and not leaks.leaks:
         rows["leakage"] = clean_sentence(leaks)
     for name, value in rows.items():

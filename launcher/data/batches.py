@@ -156,6 +156,17 @@ def _join(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
     return pa.table(columns | {"segments": segments})
 
 
+def repeated(task: Task, samples: pa.Table, position: int, count: int, fill: int) -> Batch:
+    """A micro-batch of `count` sequences, each of which holds the same sample `fill` times."""
+    table = samples.take(pa.array(np.full(count * fill, position, np.int64)))
+    if task.pack_length is not None:
+        table = _join(table, np.full(count, fill))
+    rows = np.full(count, position, np.int64)
+    return collate(
+        task, table.append_column("__row", pa.array(rows)).append_column("__mask", pa.array(np.ones(count, np.float32)))
+    )
+
+
 def pack_share(table: pa.Table, header: ShareHeader) -> bytes:
     """A share as bytes; one cell of the row that Ray Data carries to its worker."""
     table = table.replace_schema_metadata({"launcher": json.dumps(asdict(header))})

@@ -62,7 +62,8 @@ class StreamSource:
         batches = self._batches(window, len(ids), encoded)[window.begin : window.end]
         # An evaluation tells samples apart, so it never packs.
         packed = task.pack_length if window.kind == TRAIN else None
-        cut = Cut(self.world_size, self.job.parallel.micro_batch, packed)
+        given = self.job.parallel.micro_batch
+        cut = Cut(self.world_size, given if isinstance(given, int) else None, packed)
         dealt = [deal_batch(batch, encoded.lengths, cut) for batch in batches]
         for rank in ranks:
             table, steps = build_share(encoded, ids, batches, dealt, rank, cut)

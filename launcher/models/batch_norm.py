@@ -33,17 +33,19 @@ class SyncBatchNorm(_BatchNorm):
         centred = input - mean.view(shape)
         squares, _ = _over_workers((centred * centred * weight).sum(axes), count)  # the count is summed already
         variance = squares / count.clamp(min=1)
-        self._remember(mean.detach(), variance.detach(), float(count))
+        self._remember(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return centred * scale.view(shape) + self.bias.view(shape)
 
-    def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: float) -> None:
+    def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
         rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, rate)
-        self.running_var.lerp_(variance * (count / max(count - 1, 1.0)), rate)
+        count = count.double()  # a tensor still: a number would make the host wait
+        unbiased = (count / (count - 1).clamp(min=1)).to(variance.dtype)
+        self.running_var.lerp_(variance * unbiased, rate)
 
 
 def _over_workers(total: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

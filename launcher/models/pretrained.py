@@ -149,7 +149,7 @@ def blank(auto_model: str, spec: ModelSpec, config: "PretrainedConfig") -> "PreT
 
     try:
         with torch.device("meta"):
-            return _auto_class(auto_model).from_config(config)  # type: ignore[no-any-return]  # untyped
+            return empty_model(auto_model, config)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
         scratch = spec.from_config is not None
         at, whose = ("model.from_config", "it") if scratch else ("model.name", f"the configuration of {spec.name}")
@@ -170,6 +170,11 @@ def usable_positions(model: "PreTrainedModel") -> int | None:
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     has = getattr(model.config, "max_position_embeddings", None)
     return has if isinstance(has, int) else None
+
+
+def empty_model(auto_model: str, config: "PretrainedConfig") -> "PreTrainedModel":
+    """A model of this config with whatever values its layers begin with, on torch's default device."""
+    return _auto_class(auto_model).from_config(config)  # type: ignore[no-any-return]  # untyped
 
 
 def _auto_class(name: str) -> "type[_BaseAutoModelClass]":

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from launcher.errors import RunError
 from launcher.leaks import LeakageRecord
+from launcher.memory import UsedMemory
+from launcher.micro_batch import Halving, halvings_of
 from launcher.records import (
     EnvironmentRecord,
     EvaluationRecord,
@@ -39,6 +41,10 @@ class ReportData:
     plan: tuple[tuple[str, str], ...]
     """The plan's values by dotted key."""
     environment: EnvironmentRecord | None
+    memory: tuple[UsedMemory, ...]
+    """Of each worker that told, by rank."""
+    halvings: tuple[Halving, ...]
+    """Of the micro-batch, where memory ran out."""
     steps: tuple[StepRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     """Evaluations of the validation split, in order."""
@@ -106,6 +112,8 @@ def collect(run: RunDir) -> ReportData:
         job_text=job_text,
         plan=_read_plan(run),
         environment=run.find_record("environment.json", EnvironmentRecord),
+        memory=_read_memory(run),
+        halvings=halvings_of(run),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
         generations=tuple(generations),
@@ -149,6 +157,11 @@ def _read_scores(run: RunDir) -> tuple[ScoresRecord, ...]:
     names = [name for name in run.list("") if name.startswith("scores-") and name.endswith(".json")]
     records = [run.read_record(name, ScoresRecord) for name in names]
     return tuple(sorted(records, key=lambda record: (_SPLIT_ORDER.get(record.split, 2), record.split)))
+
+
+def _read_memory(run: RunDir) -> tuple[UsedMemory, ...]:
+    names = [name for name in run.list("workers") if name.startswith("memory-")]
+    return tuple(sorted((run.read_record(f"workers/{n}", UsedMemory) for n in names), key=lambda used: used.rank))
 
 
 def _read_plan(run: RunDir) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,6 @@
 """`parallel:` in the job file: how a batch is spread over memory; nothing here changes the curve. Runs anywhere."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,10 +12,12 @@ class ParallelSpec(Section):
 
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
     """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054); `auto`
-    takes 0 where one worker would shard with nobody and for adafactor, 3 to offload weights, else 2."""
+    takes the lowest that fits into a worker's memory where that is known; else 0 where one worker would shard with
+    nobody and for adafactor, 3 to offload weights, else 2."""
 
-    micro_batch: int | None = Field(default=None, ge=1)
-    """Samples one worker puts through the model at once; null takes its whole share of the global batch."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Samples one worker puts through the model at once; null takes its whole share of the global batch, `auto` the
+    largest of share, share / 2, share / 4 ... that fits into its memory."""
 
     offload_optimizer: bool = False
     """Keep optimizer states in CPU memory and update there (ZeRO 1 and up); compiles a CPU kernel at first use."""

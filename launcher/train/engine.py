@@ -65,7 +65,7 @@ class Engine:
         self.trained = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
         forget_dead_builds()
-        elements = sum(weight.numel() for group in groups for weight in group.weights)
+        elements = sum(weight.numel() for group in groups for weight in group.parameters)
         config = deepspeed_config(job, micro_batch, self.world_size, elements)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """How the optimizer's states travel to another number of workers; None where they cannot."""

@@ -1,0 +1,184 @@
+"""Memory of one train worker, predicted: states, DeepSpeed's own buffers, activations. Pure; runs on client and head.
+
+`measure.py` finds the sizes of model and activations; `room.py` decides with them. The formulas follow DeepSpeed 0.19.8
+(runtime/zero/stage_1_and_2.py, stage3.py), as `train/zero.py` configures it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from launcher.records import Record
+
+_FP32 = 4
+# Elements, DeepSpeed's own where its configuration is silent: stage3_max_reuse_distance, stage3_prefetch_bucket_size.
+_REUSE, _PREFETCH = 1_000_000_000, 50_000_000
+"""Numbers AdamW keeps for each trained one."""
+
+
+class Shapes(Record):
+    """Elements of a model's tensors."""
+
+    trained: int
+    matrices: int
+    """Of the trained ones, those with two dimensions or more: the first of the optimizer's groups."""
+    frozen: int
+    persistent: int
+    """Of parameters so small that ZeRO-3 keeps them whole."""
+    largest: int
+    """Of the largest parameter."""
+    buffer_bytes: int
+
+
+class Activations(Record):
+    """Largest number of bytes alive beside model, gradients and optimizer, with one micro-batch."""
+
+    forward: int
+    """Until the first gradient is whole."""
+    backward: int
+    """From then on."""
+    joint: int
+    """With the gradients made so far."""
+    evaluation: int
+    """While an evaluation batch is scored."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run uses memory.
+
+    Args:
+        workers: that share states.
+        zero: stage.
+        element_bytes: of a weight: 4 in fp32, 2 in half precision.
+        accumulates: whether a step has more than one micro-batch.
+        states: numbers of 4 bytes that the optimizer keeps of each trained weight; Adam has two moments.
+        offload_optimizer: states are in the CPU's memory.
+        offload_parameters: weights are in the CPU's memory between uses.
+        gpu: whether the device's memory is another than the CPU's.
+    """
+
+    workers: int
+    zero: int
+    element_bytes: int
+    accumulates: bool
+    states: float = 2.0
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    gpu: bool = False
+
+
+class WorkerMemory(Record):
+    """Predicted bytes of one worker, on the device it trains on."""
+
+    weights: int
+    """As the model holds them between two steps."""
+    gradients: int
+    """Kept until the step, or from one micro-batch to the next."""
+    optimizer: int
+    """Optimizer states, and the copy of the weights they belong to."""
+    buffers: int
+    """DeepSpeed's own beside them, at the peak: the bucket gradients are reduced in, gathered weights."""
+    activations: int
+    """Of a micro-batch, the batch and its loss among them, at the peak."""
+    peak: int
+    """The largest sum at any time; not that of the above, which peak at different times."""
+    host: int
+    """Beside it, in the CPU's memory, what was offloaded."""
+    checkpoint: int
+    """Of one whole checkpoint, all workers together."""
+
+
+class UsedMemory(Record):
+    """workers/memory-N.json: what a worker used while it trained, beside the plan."""
+
+    rank: int
+    predicted_bytes: int | None
+    """Null where it was not measured beforehand."""
+    used_bytes: int | None
+    """Of the GPU's allocator, or the growth of the process's resident memory; null where the system does not tell."""
+
+
+def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemory:
+    """What one worker needs.
+
+    Args:
+        shapes: of the model.
+        used: by one micro-batch.
+        it: stage, workers and the like.
+    """
+    trained = shapes.trained
+    share = it.workers if it.zero else 1
+    half = it.element_bytes != _FP32
+    weights = (trained + shapes.frozen) * it.element_bytes + shapes.buffer_bytes
+    if it.zero == 3:
+        weights = weights // it.workers + shapes.persistent * it.element_bytes
+    whole = trained * it.element_bytes
+    # ZeRO, and half precision without it, update a flat copy of the weights in fp32, even where these are fp32 too.
+    master = trained * _FP32 // share if it.zero or half else 0
+    states = int(it.states * trained * _FP32) // share
+    # In half precision ZeRO sums the gradients of the micro-batches in fp32.
+    kept = trained * _FP32 // share if half else whole // share
+    bucket = whole if it.zero else 0
+    offloaded = (master + states + kept if it.offload_optimizer else 0) + (weights if it.offload_parameters else 0)
+    base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states)
+    if it.zero == 3:
+        # Weights stay gathered where they are used again within max_reuse_distance: in all smaller models. What is
+        # fetched ahead, up to the prefetch bucket, arrives in a flat buffer first.
+        scattered = shapes.trained + shapes.frozen - shapes.persistent
+        gathered = (min(scattered, _REUSE) + min(scattered, _PREFETCH)) * it.element_bytes
+        gradients = 0 if it.offload_optimizer else kept
+        buffers, active = bucket + gathered, max(used.forward, used.backward)
+        peak = base + gradients + buffers + active
+    elif it.zero == 2:
+        gradients = kept if it.accumulates and not it.offload_optimizer else 0
+        buffers, active = bucket, used.backward
+        # The step makes this worker's gradients flat, beside their sums.
+        peak = base + max(gradients + used.forward, gradients + bucket + used.backward, 2 * kept)
+    elif it.zero == 1:
+        gradients = whole
+        buffers, active = bucket, used.backward
+        flowing = whole + used.backward if it.accumulates else max(used.forward, used.joint)
+        peak = base + bucket + max(flowing, 2 * whole // share)
+    else:
+        gradients = whole  # in fp32 one buffer that is always there (`train/flat_gradients.py`)
+        buffers = whole if half else 0
+        active = used.backward
+        always = it.accumulates or not half
+        flowing = whole + max(used.forward, used.backward) if always else max(used.forward, used.joint)
+        peak = base + max(flowing, gradients + buffers)
+    peak = max(peak, base + used.evaluation)
+    return WorkerMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=master + states,
+        buffers=buffers,
+        activations=active,
+        peak=peak,
+        host=offloaded,
+        checkpoint=(trained + shapes.frozen) * it.element_bytes + (states + master) * share,
+    )
+
+
+def lowest_stage(candidates: Sequence[int], peak: Callable[[int], int], limit: int | None) -> int | None:
+    """The lowest of some ZeRO stages that fits; None where none does.
+
+    Args:
+        candidates: stages, lowest first.
+        peak: bytes a worker needs at a stage.
+        limit: bytes it has; None is unknown and fits nothing.
+    """
+    return next((stage for stage in candidates if limit is not None and peak(stage) <= limit), None)
+
+
+def largest_micro_batch(share: int, peak: Callable[[int], int], limit: int | None) -> int:
+    """The largest of share, share / 2, share / 4 ... that fits, 1 where none does; the share where nothing is known.
+
+    Args:
+        share: samples of a worker's share of the global batch.
+        peak: bytes a worker needs with micro-batches of that many.
+        limit: bytes it has.
+    """
+    size = max(1, share)
+    while limit is not None and size > 1 and peak(size) > limit:
+        size = -(-size // 2)
+    return size
