@@ -136,7 +136,8 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
                 fit(Fit(prepared.job, run, data, streams), work, {"order": order}, line.ask_stop)
             except MicroBatchTooLarge as error:
                 console.print(error.message, highlight=False, soft_wrap=True)
-                prepared = prepare(job)
+                prepared = prepare(job, measure=True)
+                run.write_record("plan.json", prepared.plan)
                 data = CanonicalData(prepared.job, prepared.plan, prepared.splits, partial(checkpoint.latest_step, run))
                 order = WorkOrder(run, prepared.job, prepared.plan, prepared.splits, line.post, line.post)
                 continue
