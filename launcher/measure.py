@@ -58,10 +58,8 @@ def shapes(model: torch.nn.Module) -> Shapes:
     sizes = [p.numel() for p in trained]
     return Shapes(
         trained=sum(sizes),
-        matrices=sum(p.numel() for p in trained if p.dim() >= 2),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         persistent=sum(p.numel() for p in model.parameters() if p.numel() < _PERSISTENT),
-        largest=max((p.numel() for p in model.parameters()), default=0),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
     )
 

@@ -19,13 +19,9 @@ class Shapes(Record):
     """Elements of a model's tensors."""
 
     trained: int
-    matrices: int
-    """Of the trained ones, those with two dimensions or more: the first of the optimizer's groups."""
     frozen: int
     persistent: int
     """Of parameters so small that ZeRO-3 keeps them whole."""
-    largest: int
-    """Of the largest parameter."""
     buffer_bytes: int
 
 
@@ -54,7 +50,6 @@ class Setting:
         states: numbers of 4 bytes that the optimizer keeps of each trained weight; Adam has two moments.
         offload_optimizer: states are in the CPU's memory.
         offload_parameters: weights are in the CPU's memory between uses.
-        gpu: whether the device's memory is another than the CPU's.
     """
 
     workers: int
@@ -64,7 +59,6 @@ class Setting:
     states: float = 2.0
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    gpu: bool = False
 
 
 class WorkerMemory(Record):

@@ -250,7 +250,6 @@ def setting(job: JobSpec, zero: int, accumulates: bool) -> Setting:
         states=_states(job),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
-        gpu=job.cluster.gpus_per_worker > 0,
     )
 
 

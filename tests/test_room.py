@@ -85,7 +85,7 @@ def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
 
 
 def test_stages_share_out_what_they_say() -> None:
-    sizes = Shapes(trained=1000, matrices=900, frozen=500, persistent=0, largest=400, buffer_bytes=0)
+    sizes = Shapes(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
     nothing = Activations(forward=0, backward=0, joint=4000, evaluation=0)
     by_stage = [worker_memory(sizes, nothing, Setting(4, zero, 4, False)) for zero in range(4)]
     assert [m.weights for m in by_stage] == [6000, 6000, 6000, 1500]
