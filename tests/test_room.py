@@ -37,7 +37,9 @@ def _really_used(task: Task, batch: Batch) -> int:
 
 
 @pytest.mark.parametrize("kind", _TASKS)
-def test_a_micro_batch_is_measured_exactly(kind: str, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_micro_batch_is_measured_without_computing_it(
+    kind: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
     data = write_splits(tmp_path / "data", train=40, task=kind)
     length = {} if kind == "image-classification" else {"max_length": 32}
     job = prepare(make_job(tiny_models[kind], data, tmp_path, task={"type": kind, **length})).job
@@ -46,7 +48,8 @@ def test_a_micro_batch_is_measured_exactly(kind: str, tiny_models: dict[str, Pat
     encoded = task.encode(split.read(np.arange(8), task.input_columns + task.target_columns), True)
     batch = repeated(task, encoded.samples, int(encoded.lengths.argmax()), 16, 1)
     found = activations(skeleton(job, task), task, batch, batch)
-    assert found.joint == pytest.approx(_really_used(task, batch), rel=0.05)
+    # A batch without padding needs no attention mask in truth; measured without values, it has one.
+    assert 0.95 < found.joint / _really_used(task, batch) < 1.15
     assert 0 < found.evaluation < found.forward <= found.joint
 
 
