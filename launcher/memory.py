@@ -12,7 +12,6 @@ from launcher.records import Record
 _FP32 = 4
 # Elements, DeepSpeed's own where its configuration is silent: stage3_max_reuse_distance, stage3_prefetch_bucket_size.
 _REUSE, _PREFETCH = 1_000_000_000, 50_000_000
-"""Numbers AdamW keeps for each trained one."""
 
 
 class Shapes(Record):
