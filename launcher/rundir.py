@@ -86,12 +86,12 @@ class RunDir:
         """
         fs, root = open_uri(self.uri)
         try:
-            with asking(self.path(relative)), fs.open_input_stream(f"{root}/{relative}") as stream:
+            with fs.open_input_stream(f"{root}/{relative}") as stream:
                 return bytes(stream.read())
         except FileNotFoundError as error:
             raise RunError(f"{self.path(relative)}: not found; is {self.uri} the directory of a run?") from error
         except OSError as error:
-            raise RunError(f"{self.path(relative)}: cannot be read ({os_reason(error)}); {RESTORE}") from error
+            raise refusal(self.path(relative), error, RESTORE) from error
 
     def write_bytes(self, relative: str, content: bytes) -> None:
         """Publish a file at once: readers see the old content or the new, never a part.

@@ -38,6 +38,11 @@ def check_storage(storage: str) -> None:
         what = " ".join(str(error).split())[:200]
         raise RunError(f"output.storage: {storage} cannot be opened ({what}); mend the URI, or its driver") from error
     except RunError as error:
+        if isinstance(error.__cause__, OSError) and not storage.startswith("s3://"):
+            what = os_reason(error.__cause__)
+            raise RunError(
+                f"output.storage: {storage} cannot be opened ({what}); mend the URI, or its driver"
+            ) from error
         raise RunError(f"output.storage: {error.message}") from error
     if "://" in storage and not storage.partition("://")[2].strip("/"):
         raise RunError(f"output.storage: {storage} names no place; write it as {storage.rstrip('/')}//BUCKET/FOLDER")

@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "launcher"
 _ORDER = (
     ("errors", "arrays"),
     ("spec",),
-    ("records", "storage", "writable"),
-    ("rundir", "leaks"),
+    ("records", "storage"),
+    ("rundir", "leaks", "writable"),
     ("memory", "micro_batch"),
     ("plan", "metrics", "models", "submit"),
     ("tasks",),

@@ -106,7 +106,13 @@ def claim(output: RunDir, wanted: PredictionsRecord) -> PredictionsRecord:
                 f"{output.uri}: holds other predictions ({'; '.join(differences)}); give another --output, or remove it"
             )
         return found
-    output.write_record(MANIFEST, wanted)
+    try:
+        output.write_record(MANIFEST, wanted)
+    except RunError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        reason = os_reason(error.__cause__)
+        raise RunError(f"{output.uri}: cannot be written ({reason}); give another --output") from error
     return wanted
 
 

@@ -96,12 +96,12 @@ ORDERS = [
     Order(
         f"predict {_RUN} data/train.parquet --output data",
         well,
-        "data: is not empty; give a new directory, so that nothing is overwritten",
+        "DESK/data: is not empty; give a new directory, so that nothing is overwritten",
     ),
     Order(
         f"predict {_RUN} data/train.parquet --output job.yaml/out",
         well,
-        "job.yaml/out: cannot be written (Not a directory); give a directory that can",
+        "DESK/job.yaml/out: cannot be written (Not a directory); give another --output",
     ),
     Order(
         f"predict {_RUN} data/train.parquet --output foo://bucket/out",

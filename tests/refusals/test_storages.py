@@ -113,7 +113,7 @@ RUNS = [
     Case(
         "a directory where the job file was",
         lambda desk: Path(f"{_RUN}/job.yaml").mkdir(parents=True),
-        f"DESK/{_RUN}/job.yaml: cannot be read (...); {_RESTORE}",
+        f"DESK/{_RUN}/job.yaml: cannot be used (...); {_RESTORE}",
     ),
     Case(
         "a job file of a newer version",
@@ -203,7 +203,7 @@ def test_a_read_only_storage(command: str, small: Path, desk: Desk) -> None:
 
 def test_a_storage_that_fills_up(small: Path, desk: Desk) -> None:
     """The converted data do not fit: of what was begun nothing stays."""
-    desk.monkeypatch.setattr("launcher.storage._probe", lambda folder: None)
+    desk.monkeypatch.setattr("launcher.writable._probe", lambda folder: None)
     desk.file(
         "data/train.csv", "text,label\n" + "".join(f"w{i} w{i * 7919 % 9973},{'ab'[i % 2]}\n" for i in range(9000))
     )
