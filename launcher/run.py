@@ -17,7 +17,7 @@ from rich.console import Console
 from launcher.console import reading_files, watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
-from launcher.errors import ClusterError, Interrupted, MicroBatchTooLarge
+from launcher.errors import ClusterError, Interrupted, TrainingError
 from launcher.leakage import refuse_leaks, told_leaks
 from launcher.micro_batch import halvings_of
 from launcher.plan import Plan
@@ -131,11 +131,17 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
     trackers.begin(run, job, curve_values(job))
     with _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console) as line:
         order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
+        known = len(halvings_of(run))
         while not _finished(prepared):
             try:
                 fit(Fit(prepared.job, run, data, streams), work, {"order": order}, line.ask_stop)
-            except MicroBatchTooLarge as error:
-                console.print(error.message, highlight=False, soft_wrap=True)
+            except TrainingError:
+                # Any worker's error may be the first to be heard; what was written down tells whether memory ran out.
+                told = halvings_of(run)
+                if len(told) == known or not told[-1].restarted:
+                    raise
+                known = len(told)
+                console.print(told[-1].sentence(), highlight=False, soft_wrap=True)
                 prepared = prepare(job, measure=True)
                 run.write_record("plan.json", prepared.plan)
                 data = CanonicalData(prepared.job, prepared.plan, prepared.splits, partial(checkpoint.latest_step, run))

@@ -60,18 +60,21 @@ def _under_adams_names(source: Path, target: Path, zero: int, moments: Moments) 
         saved = torch.load(file, map_location="cpu", weights_only=False)
         shards = saved["optimizer_state_dict"]
         inner, flat = ("optimizer_state_dict", "fp32_flat_groups") if zero == 3 else _FLAT_BELOW_3
-        state = shards[inner]["state"]
-        shards[inner]["state"] = {i: _renamed(state.get(i, {}), part, moments) for i, part in enumerate(shards[flat])}
+        state, paddings = shards[inner]["state"], shards.get(_PADDINGS, [0] * len(shards[flat]))
+        # Weights are saved without what fills a shard up, states with it.
+        sizes = [part.numel() + padding for part, padding in zip(shards[flat], paddings, strict=True)]
+        shards[inner]["state"] = {i: _renamed(state.get(i, {}), size, moments) for i, size in enumerate(sizes)}
         torch.save(saved, target / file.name)
     return target
 
 
+_PADDINGS = "group_paddings"
 _FLAT_BELOW_3 = ("base_optimizer_state", "single_partition_of_fp32_groups")
 
 
-def _renamed(state: Mapping[str, torch.Tensor], like: torch.Tensor, moments: Moments) -> State:
+def _renamed(state: Mapping[str, torch.Tensor], size: int, moments: Moments) -> State:
     """A flat shard's states by Adam's names; zeros where the optimizer has none, or has not stepped yet."""
-    nothing = torch.zeros(1).expand(like.numel())
+    nothing = torch.zeros(1).expand(size)
     found = {there: state[here] for here, there in moments.items() if state.get(here) is not None}
     return {"step": torch.tensor(0.0), **dict.fromkeys(_MOMENTS, nothing), **found}
 
