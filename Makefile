@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-packing bench-plan-memory bench-predict bench-sweep bench-throughput bench-sweep-many clean
+.PHONY: venv moto test test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-packing bench-plan-memory bench-predict bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -52,6 +52,12 @@ bench-plan-memory: venv
 
 bench-sweep-many: venv
 	$(BIN)/python tests/benchmarks/sweep/many.py
+
+bench-start: venv
+	$(BIN)/python tests/benchmarks/start/run.py
+
+bench-throughput: venv
+	$(BIN)/python tests/benchmarks/throughput/run.py
 
 bench-leakage: venv
 	$(BIN)/python tests/benchmarks/leakage/run.py

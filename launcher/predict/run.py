@@ -88,8 +88,6 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
     _check_apart(input, output)
     split = open_split("input", as_splittable("input", (input,), "auto", join(job.output.storage, ".cache")))
     _check_columns(split, job)
-    if job.data.on_bad_row == "error":
-        try_split(job, build_task(job), split, with_targets=False)  # before Ray starts
     cut = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
     wanted = PredictionsRecord(
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),
@@ -117,6 +115,8 @@ def _complete(order: Order, console: Console) -> Predicted:
         )
     if finished is not None and len(there) == layout.parts:
         return Predicted(found.rows, found.skipped_rows, found.rows)
+    if order.job.data.on_bad_row == "error":
+        try_split(order.job, build_task(order.job), order.split, with_targets=False)  # before Ray starts
     output.delete(FINISHED)  # a part was removed: until it is back, this is not complete
     if there:
         console.print(

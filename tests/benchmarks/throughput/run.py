@@ -96,13 +96,17 @@ def speed_of(metrics: Path) -> float:
     return sum(line["samples"] for line in steps[WARM:]) / (steps[-1]["elapsed_s"] - begun)
 
 
-def call(command: list[str], log: Path) -> str:
-    """Run one side, one thread per process as torchrun and the launcher have it on two cores."""
+def environment() -> dict[str, str]:
+    """One thread per process, as torchrun and the launcher have it on two cores."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    env |= {"TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "disabled"}
+    return env | {"TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "disabled"}
+
+
+def call(command: list[str], log: Path) -> str:
+    """Run one side."""
     with log.open("w", encoding="utf-8") as messages:
         done = subprocess.run(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=messages, text=True, check=False
+            command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=messages, text=True, check=False
         )
         messages.write(done.stdout)
     if done.returncode != 0:
