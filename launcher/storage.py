@@ -149,7 +149,7 @@ def refusal(uri: str, error: OSError, remedy: str = "") -> RunError:
     """What a storage said, as one sentence: URI, reason, remedy."""
     kind = _aws(error)
     mend = _REMEDIES.get(kind) or (_KEYS if kind in _WORDS else remedy or "look at the storage and your rights there")
-    return RunError(f"{uri}: cannot be used ({os_reason(error)}); {mend}")
+    return RunError(f"{shown(uri)}: cannot be used ({os_reason(error)}); {mend}")
 
 
 def _aws(error: OSError) -> str:

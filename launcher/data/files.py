@@ -61,7 +61,7 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
         where = f"data.{name}: {location} does not exist"
         raise DataError(f"{where}; give a file, a directory or a glob that does") from error
     except OSError as error:
-        where = f"data.{name}: {location} cannot be listed ({os_reason(error) if error.errno else first_line(error)})"
+        where = f"data.{name}: {location} cannot be listed ({os_reason(error)})"
         raise DataError(f"{where}; check the address, the network and your rights") from error
     head = _head(bare, scheme, base)
     chosen = [_data_file(info, (head, base, query), format) for info in found]

@@ -7,6 +7,7 @@ by hash stands behind them: no other script runs, and nothing is loaded from any
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -151,6 +152,11 @@ def _largest_confusions(matrix: ConfusionMatrix) -> tuple[Confusion, ...]:
     return tuple(sorted(found, key=lambda pair: -pair.count)[:_CONFUSIONS_SHOWN])
 
 
+def _without_accounts(value: object) -> object:
+    """What a page shows of a text with URIs: a report is passed on, and `s3://key:secret@bucket` tells the keys."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1", value) if type(value) is str else value
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("launcher.report"),
@@ -158,6 +164,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_without_accounts,
     )
     environment.filters |= {
         "number": numbers.number,

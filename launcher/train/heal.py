@@ -79,8 +79,11 @@ class Healer:
             raise TrainingError(does_not_fit(f"step {step + 1} on rank {self._engine.rank}"))
         if self._engine.repeats:
             return
-        halving = Halving(step=step + 1, micro_batch=largest, halved=-(-largest // 2), restarted=True)
-        raise MicroBatchTooLarge(note_halving(self._run, halving).sentence())
+        half = -(-largest // 2)
+        note_halving(self._run, Halving(step=step + 1, micro_batch=largest, halved=half, restarted=True))
+        raise MicroBatchTooLarge(
+            f"out of memory in step {step + 1}: micro-batches of {largest} do not fit; the next start takes {half}"
+        )
 
     def _largest_failed(self, mine: int) -> int:
         """The largest micro-batch that did not fit on some worker; 0 where all did."""
