@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from launcher.arrays import IGNORED, as_text, shown
 from launcher.errors import ModelError
+from launcher.models.pretrained import load_tokenizer
+from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,7 +147,23 @@ class Writer:
         return text
 
 
-def with_template(tokenizer: "PreTrainedTokenizerBase", model: str) -> "PreTrainedTokenizerBase":
+def load_chat_tokenizer(model: ModelSpec, template: str | None, required: bool) -> "PreTrainedTokenizerBase":
+    """A tokenizer with the job's chat template, or its own.
+
+    Args:
+        model: whose.
+        template: of the job file; `chatml` for that one.
+        required: whether rows are conversations, which cannot be written without one.
+
+    Raises:
+        ModelError: there is no tokenizer, or no template where one is required.
+    """
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
+    return _with_template(tokenizer, model.name) if required else tokenizer
+
+
+def _with_template(tokenizer: "PreTrainedTokenizerBase", model: str) -> "PreTrainedTokenizerBase":
     """The same tokenizer, if it can write conversations.
 
     Args:

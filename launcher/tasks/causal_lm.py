@@ -9,9 +9,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, positions
-from launcher.models.chat import CHATML, Writer, readable, with_template
+from launcher.models.chat import Writer, load_chat_tokenizer, readable
 from launcher.models.generate import generate
-from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, Encoded, Shown, SmoothedParams, Task, Verdict, altered
 
@@ -66,9 +65,8 @@ class CausalLM(Task):
 
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        tokenizer, template = load_tokenizer(self.model), self.params.chat_template
-        tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
-        return with_template(tokenizer, self.model.name) if self.params.messages or self.params.prompt else tokenizer
+        p = self.params
+        return load_chat_tokenizer(self.model, p.chat_template, required=bool(p.messages or p.prompt))
 
     def processor(self) -> "PreTrainedTokenizerBase":
         return self._tokenizer
