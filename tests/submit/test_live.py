@@ -205,7 +205,7 @@ def test_a_run_is_evaluated_and_predicts_where_it_is(cluster: Netns, job: Path) 
     assert predicted.returncode == 0, predicted.stdout + predicted.stderr
     assert "40 rows in /mnt/predictions" in predicted.stdout
     failed = _client(cluster, "submit", str(job), "--command", "evaluate --split none", "--follow")
-    assert failed.returncode == 2 and "--split is none, which is not one of" in failed.stdout
+    assert failed.returncode == 2 and "--split is none, which is not one of" in failed.stderr  # before it is sent
 
 
 def test_a_sweep_uses_all_nodes(cluster: Netns, tmp_path: Path) -> None:
