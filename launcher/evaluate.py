@@ -16,6 +16,7 @@ from launcher.plan import Plan
 from launcher.prepare import open_part
 from launcher.records import ScoresRecord
 from launcher.report.render import write_report
+from launcher.resume import check_model
 from launcher.rows import check_columns, try_split
 from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
@@ -63,7 +64,7 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     job = job or read_job(run)
     if split not in SPLITS:
         raise RunError(not_one_of("--split", split, SPLITS))
-    _check_model(run)
+    check_model(run)
     locations = getattr(job.data, split)
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
@@ -90,7 +91,7 @@ def evaluate_data(
     """
     job = job or read_job(run)
     name = checked_name(name) if name is not None else name_of(location)
-    _check_model(run)
+    check_model(run)
     split = open_part(job, name, (location,))
     _try(run, job, split)
     return _score(run, job, split, console)
@@ -120,11 +121,6 @@ def _try(run: RunDir, job: JobSpec, split: Split) -> None:
     check_columns(split, task)
     _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
     try_split(job, task, split)
-
-
-def _check_model(run: RunDir) -> None:
-    if not run.exists("model/config.json"):
-        raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
 
 
 def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...] | None) -> None:

@@ -12,6 +12,7 @@ from launcher.prepare import Prepared
 from launcher.records import ManifestRecord, ResultRecord, RunStateRecord
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
+from launcher.train import checkpoint
 
 
 def check_run(prepared: Prepared) -> None:
@@ -45,11 +46,10 @@ def check_run(prepared: Prepared) -> None:
 
 def _check_checkpoint(run: RunDir, zero: int) -> None:
     """The newest complete one: where the run would go on."""
-    names = [name for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
-    newest = next((name for name in reversed(names) if run.exists(f"checkpoints/{name}/manifest.json")), None)
-    if newest is None or run.exists("result.json"):
+    newest = checkpoint.latest_step(run)
+    if not newest or run.exists("result.json"):
         return
-    folder = f"checkpoints/{newest}"
+    folder = checkpoint.directory_of(newest)
     manifest = run.read_record(f"{folder}/manifest.json", ManifestRecord)
     run.read_record(f"{folder}/state.json", RunStateRecord)
     for entry in manifest.files if run.local is not None else ():
@@ -58,8 +58,14 @@ def _check_checkpoint(run: RunDir, zero: int) -> None:
             raise RunError(
                 f"{path}: missing or cut short; delete {run.path(folder)} to go on from the checkpoint before it"
             )
-    if (manifest.zero == 3) != (zero == 3):
-        raise RunError(
-            f"the checkpoint of step {manifest.step} was written with ZeRO stage {manifest.zero}, stage {zero} cannot "
-            f"read it; set parallel.zero: {manifest.zero} to go on"
-        )
+    checkpoint.refuse_stage(manifest, zero)
+
+
+def check_model(run: RunDir) -> None:
+    """Refuse to use the model of a run that has none.
+
+    Raises:
+        RunError: it has none.
+    """
+    if not run.exists("model/config.json"):
+        raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")

@@ -31,6 +31,7 @@ from launcher.predict.output import (
 from launcher.predict.parts import Turns, cut_parts
 from launcher.predict.progress import make_view
 from launcher.predict.worker import Order
+from launcher.resume import check_model
 from launcher.rows import try_split
 from launcher.rundir import RunDir, read_job, run_at
 from launcher.spec.job import JobSpec
@@ -82,8 +83,7 @@ def predict_run(
 
 
 def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> Predicted:
-    if not run.exists("model/config.json"):
-        raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
+    check_model(run)
     job = trained.model_copy(update={"model": trained.model.exported(run.path("model"))})
     _check_apart(input, output)
     split = open_split("input", as_splittable("input", (input,), "auto", join(job.output.storage, ".cache")))

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -19,7 +20,9 @@ from launcher.records import FileEntry, ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.storage import join
 from launcher.train import universal
-from launcher.train.engine import Engine
+
+if TYPE_CHECKING:
+    from launcher.train.engine import Engine  # which imports deepspeed: the head only looks for checkpoints
 
 
 def directory_of(step: int) -> str:
@@ -38,7 +41,20 @@ def latest_step(run: RunDir) -> int:
     return max(complete_steps(run), default=0)
 
 
-def save(run: RunDir, engine: Engine, state: RunStateRecord, spec_hash: str) -> None:
+def refuse_stage(manifest: ManifestRecord, zero: int) -> None:
+    """Refuse a ZeRO stage that cannot read a checkpoint.
+
+    Raises:
+        RunError: only one of the two is stage 3.
+    """
+    if (manifest.zero == 3) != (zero == 3):
+        raise RunError(
+            f"the checkpoint of step {manifest.step} was written with ZeRO stage {manifest.zero}, stage {zero} cannot "
+            f"read it; set parallel.zero: {manifest.zero} to go on"
+        )
+
+
+def save(run: RunDir, engine: "Engine", state: RunStateRecord, spec_hash: str) -> None:
     """Write a checkpoint (a collective): shards by all ranks in parallel, then the manifest by rank 0."""
     target = directory_of(state.step)
     if engine.rank == 0:
@@ -87,7 +103,7 @@ def _entries(directory: Path, mine: Callable[[Path], bool]) -> list[FileEntry]:
     ]
 
 
-def load(run: RunDir, engine: Engine, step: int, weights_only: bool = False) -> RunStateRecord:
+def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -> RunStateRecord:
     """Read a checkpoint back (a collective), with whatever number of workers there is now.
 
     Raises:
@@ -108,18 +124,14 @@ def load(run: RunDir, engine: Engine, step: int, weights_only: bool = False) -> 
     return run.read_record(f"{source}/state.json", RunStateRecord)
 
 
-def _fits(manifest: ManifestRecord, engine: Engine, weights_only: bool) -> bool:
+def _fits(manifest: ManifestRecord, engine: "Engine", weights_only: bool) -> bool:
     """Whether the engine reads the checkpoint as it is.
 
     Raises:
         RunError: it can be read in no way.
     """
     saved, here = manifest.zero, engine.zero
-    if (saved == 3) != (here == 3):
-        raise RunError(
-            f"the checkpoint of step {manifest.step} was written with ZeRO stage {saved}, stage {here} cannot read it; "
-            f"set parallel.zero: {saved} to go on"
-        )
+    refuse_stage(manifest, here)
     # Without ZeRO every rank reads the same file, whatever their number; weights alone are whole below stage 3.
     as_it_is = (saved == 0 or weights_only) if here == 0 else (saved > 0 and manifest.world_size == engine.world_size)
     if not as_it_is and engine.moments is None:
@@ -143,7 +155,7 @@ class _Host:
         return self.rank == self.ranks[0]
 
     @staticmethod
-    def of(engine: Engine, scratch: Path) -> "_Host":
+    def of(engine: "Engine", scratch: Path) -> "_Host":
         """Found by host name (a collective)."""
         hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
         dist.all_gather_object(hosts, (socket.gethostname(), str(scratch)))
@@ -168,7 +180,7 @@ def _on_this_host(run: RunDir, source: str, host: _Host, world_size: int) -> Pat
     return host.scratch / "checkpoint"
 
 
-def _share(run: RunDir, host: _Host, engine: Engine) -> slice:
+def _share(run: RunDir, host: _Host, engine: "Engine") -> slice:
     """Files this rank verifies: its part of the one directory all see, or of its host's copy."""
     if run.local is not None:
         return slice(engine.rank, None, engine.world_size)
@@ -200,7 +212,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _universal(directory: Path, host: _Host, engine: Engine, zero: int) -> Path:
+def _universal(directory: Path, host: _Host, engine: "Engine", zero: int) -> Path:
     """The checkpoint in DeepSpeed's universal format, converted once per host, read by all its workers."""
     target = host.scratch
     problem: str | None = None

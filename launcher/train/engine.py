@@ -124,8 +124,8 @@ class Engine:
     @property
     def repeats(self) -> bool:
         """Whether a step can be made again: before `step` nothing was exchanged, and gradients are the parameters'."""
-        parallel, fp32 = self.job.parallel, self.job.train.precision == "fp32"
-        return (self.zero == 1 or (self.zero == 0 and fp32)) and not (parallel.offload_optimizer or self._synchronised)
+        alone = self.zero == 1 or self._flat is not None
+        return alone and not (self.job.parallel.offload_optimizer or self._synchronised)
 
     def discard(self) -> None:
         """Forget the gradients of a step that broke off; only where the engine `repeats`."""
