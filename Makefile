@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-packing bench-plan-memory bench-predict bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-long test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -28,6 +28,10 @@ moto: .venv-moto/.installed
 test: venv moto
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/check.sh
 
+# What takes minutes and shows by real means what `make test` shows by smaller ones; more than half an hour.
+test-long: venv moto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m long
+
 # A real Ray on two nodes under the batch script, started twice: minutes, most of them imports.
 test-slurm: venv
 	LAUNCHER_TEST_SLURM=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/cluster/test_slurm.py
@@ -46,6 +50,9 @@ bench-packing: venv
 ROWS ?= 10000000
 bench-predict: venv
 	$(BIN)/python tests/benchmarks/predict/run.py --rows $(ROWS)
+
+bench-memory: venv
+	$(BIN)/python tests/benchmarks/memory/run.py --rows $(ROWS)
 
 bench-plan-memory: venv
 	$(BIN)/python tests/benchmarks/plan_memory/run.py

@@ -5,4 +5,6 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
-python -m pytest -q "$@"
+# What needs no cluster of its own runs on both cores at once, by files; the rest would only be in its own way.
+python -m pytest -q -n 2 --dist loadfile -m "not ray and not slow and not long"
+python -m pytest -q -m "(ray or slow) and not long"

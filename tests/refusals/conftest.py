@@ -25,6 +25,7 @@ def desk(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", started)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # the session's cluster is none of the user's
     monkeypatch.setattr(cli, "_quiet", lambda: None)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return Desk(folder, capsys, monkeypatch, tiny_models)
