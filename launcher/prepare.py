@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from launcher.data.cache import root_of
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
 from launcher.data.sources import Split, open_files, read_batches
@@ -64,6 +65,7 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, me
             "'launcher[bitsandbytes]' on every node, or take adamw"
         )
     job = absolute(job)
+    root_of(job)  # refuses
     splits = open_splits(job, told, cache)
     task = build_task(job)
     for split in splits.values():
@@ -81,11 +83,14 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, me
 
 def absolute(job: JobSpec) -> JobSpec:
     """Local paths made absolute, so that they mean the same in every process."""
-    data = {
+    data: dict[str, object] = {
         name: tuple(_absolute(location) for location in locations)
         for name in ("train", "validation", "test")
         if (locations := getattr(job.data, name)) is not None
     }
+    cache = job.data.cache
+    if cache is not None and cache.path is not None:
+        data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})
     model = {"name": os.path.abspath(job.model.name)} if os.path.isdir(job.model.name) else {}
     return job.model_copy(
         update={
@@ -274,6 +279,13 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
         )
     if job.model.dropout != 0.0:
         notes.append("dropout draws other noise for another number of workers or micro-batch; all else stays equal")
+    if job.data.cache is not None and task.augments:
+        notes.append("data.cache: training rows are augmented, so only validation and test rows are kept")
+    return notes + _cluster_notes(job)
+
+
+def _cluster_notes(job: JobSpec) -> list[str]:
+    notes = []
     if job.cluster.workers > job.train.batch_size:
         notes.append(
             f"cluster.workers: of {job.cluster.workers} workers only {job.train.batch_size} ever get a sample, as "

@@ -4,14 +4,15 @@ A trial of a sweep reads the rows that all its predecessors in the same process 
 (up to a limit; rows that are augmented are encoded anew), and a thread lays out the next window while one is trained.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
 
+from launcher.data.blocks import Block
 from launcher.data.order import Ids
 from launcher.data.sources import Split
 from launcher.data.stream import StreamSource
@@ -29,11 +30,12 @@ class KeptSource(StreamSource):
     def encode(self, task: Task, window: Window, ids: Ids) -> Encoded:
         """As its base does, from memory where that is possible."""
         split = self.splits[window.kind]
+        encode = partial(super().encode, task, window)
         kept = None
         if not (task.augments and window.kind == TRAIN):
             said = self.job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
-            kept = _kept(_Key(said, split.name, split.fingerprint, split, task))
-        return super().encode(task, window, ids) if kept is None else kept.take(ids)
+            kept = _kept(_Key(said, split.name, split.version, split, encode))
+        return encode(ids) if kept is None else kept.take(ids)
 
 
 @dataclass(frozen=True)
@@ -42,55 +44,23 @@ class _Key:
 
     said: str
     name: str
-    fingerprint: str
+    version: str
     split: Split = field(compare=False)
-    task: Task = field(compare=False)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A whole split, encoded."""
-
-    samples: pa.Table
-    lengths: Ids
-    weights: np.ndarray
-    place: Ids
-    """(rows,) position of each row among the samples; -1 where it cannot be used."""
-    reasons: dict[int, str]
-
-    def take(self, ids: Ids) -> Encoded:
-        """The given rows, as `Task.encode` gives them."""
-        places = self.place[ids]
-        kept = np.flatnonzero(places >= 0)
-        chosen = places[kept]
-        problems = tuple((int(i), self.reasons[int(ids[i])]) for i in np.flatnonzero(places < 0))
-        return Encoded(self.samples.take(pa.array(chosen)), kept, self.lengths[chosen], self.weights[chosen], problems)
+    encode: Callable[[Ids], Encoded] = field(compare=False)
 
 
 @lru_cache(maxsize=4)
-def _kept(key: _Key) -> _Kept | None:
+def _kept(key: _Key) -> Block | None:
     """A split in memory; None if it is too large for that."""
-    task, split = key.task, key.split
+    rows = key.split.rows
     parts: list[Encoded] = []
-    place = np.full(split.rows, -1, np.int64)
-    reasons: dict[int, str] = {}
-    found = 0
-    for begin in range(0, split.rows, _ROWS_AT_ONCE):
-        ids = np.arange(begin, min(begin + _ROWS_AT_ONCE, split.rows), dtype=np.int64)
-        part = task.encode(split.read(ids, task.input_columns + task.target_columns), True)
-        place[begin + part.kept] = found + np.arange(len(part.kept))
-        reasons |= {begin + position: reason for position, reason in part.problems}
-        found += len(part.kept)
+    bounds = [(begin, min(begin + _ROWS_AT_ONCE, rows)) for begin in range(0, rows, _ROWS_AT_ONCE)]
+    for begin, stop in bounds:
+        part = key.encode(np.arange(begin, stop, dtype=np.int64))
         parts.append(part)
-        if part.samples.nbytes / len(ids) * split.rows > _KEPT_BYTES:
+        if part.samples.nbytes / (stop - begin) * rows > _KEPT_BYTES:
             return None
-    return _Kept(
-        pa.concat_tables([part.samples for part in parts], promote_options="permissive").combine_chunks(),
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.weights for part in parts]),
-        place,
-        reasons,
-    )
+    return Block.of(parts, [stop - begin for begin, stop in bounds])
 
 
 def cells(source: StreamSource, windows: list[Window], rank: int) -> Iterator[pa.Buffer]:

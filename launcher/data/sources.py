@@ -45,6 +45,9 @@ class Split:
     fingerprint: str
     class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
+    version: str = ""
+    """Changes whenever a file does: a hash of their paths, sizes and times. The fingerprint, which the order depends
+    on, stays the same when files move."""
 
     @property
     def starts(self) -> Ids:
@@ -161,7 +164,8 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
     fragments = Fragments.of(table, counts, rows, sizes)
     if not len(fragments):
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
-    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole))
+    version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
+    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), version)
 
 
 def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from launcher.spec.hub import PREFIX, parse_hub
 from launcher.spec.section import Section
@@ -25,6 +25,22 @@ Locations = Annotated[_Several, BeforeValidator(_as_tuple, json_schema_input_typ
 """One path or several; each a file, a directory, a glob, a URI, or a data set of the hub (`spec/hub.py`)."""
 
 
+class CacheSpec(Section):
+    """`data.cache`: rows are encoded once and kept on disk, for later epochs, runs and trials."""
+
+    path: str | None = Field(default=None, min_length=1)
+    """A directory on the nodes' disks, or one they share; null is `.cache/encoded` in `output.storage`."""
+
+    gib: float = Field(default=20.0, gt=0.0)
+    """How much may lie there; then what was not used for the longest time goes, and rows beyond are not kept."""
+
+    @model_validator(mode="after")
+    def _is_a_directory(self) -> "CacheSpec":
+        if self.path is not None and "://" in self.path:
+            raise ValueError(f"path is {self.path}, but blocks are read in small pieces; give a directory of the nodes")
+        return self
+
+
 class DataSpec(Section):
     """Where the rows come from and how they are put in order."""
 
@@ -43,6 +59,10 @@ class DataSpec(Section):
 
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used (null text, unknown label): stop and name it, or count and skip it."""
+
+    cache: CacheSpec | None = None
+    """Keep encoded rows on disk; `{}` takes the defaults. Worth it where encoding is dear: pictures, long texts, many
+    trials. Rows that are augmented are always made anew."""
 
     leakage: Literal["warn", "error", "off"] = "warn"
     """Look for validation and test rows whose inputs are also in the training data: tell (while training begins),
