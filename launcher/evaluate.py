@@ -22,9 +22,10 @@ from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
 from launcher.spec.scored import SPLITS, checked_name, name_of
+from launcher.start import work
 from launcher.tasks import build_task
 from launcher.train.trainer import Fit, fit, ray_session
-from launcher.worker import WorkOrder, work
+from launcher.work_order import WorkOrder
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from launcher.prepare import Prepared
 from launcher.records import ManifestRecord, ResultRecord, RunStateRecord
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
-from launcher.train import checkpoint
+from launcher.train import saved
 
 
 def check_run(prepared: Prepared) -> None:
@@ -46,10 +46,10 @@ def check_run(prepared: Prepared) -> None:
 
 def _check_checkpoint(run: RunDir, zero: int) -> None:
     """The newest complete one: where the run would go on."""
-    newest = checkpoint.latest_step(run)
+    newest = saved.latest_step(run)
     if not newest or run.exists("result.json"):
         return
-    folder = checkpoint.directory_of(newest)
+    folder = saved.directory_of(newest)
     manifest = run.read_record(f"{folder}/manifest.json", ManifestRecord)
     run.read_record(f"{folder}/state.json", RunStateRecord)
     for entry in manifest.files if run.local is not None else ():
@@ -58,7 +58,7 @@ def _check_checkpoint(run: RunDir, zero: int) -> None:
             raise RunError(
                 f"{path}: missing or cut short; delete {run.path(folder)} to go on from the checkpoint before it"
             )
-    checkpoint.refuse_stage(manifest, zero)
+    saved.refuse_stage(manifest, zero)
 
 
 def check_model(run: RunDir) -> None:

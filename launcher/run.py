@@ -15,7 +15,8 @@ from importlib import metadata
 from rich.console import Console
 
 from launcher.console import reading_files, watch
-from launcher.data.stream import CanonicalData
+from launcher.data.stream import CanonicalData, StreamSource
+from launcher.data.warm import warm_up
 from launcher.data.windows import TRAIN
 from launcher.errors import ClusterError, Interrupted, TrainingError
 from launcher.leakage import refuse_leaks, told_leaks
@@ -31,10 +32,11 @@ from launcher.rundir import RunDir
 from launcher.spec.identity import curve_values
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
-from launcher.train import checkpoint, prometheus, trackers
+from launcher.start import work
+from launcher.train import prometheus, saved, trackers
 from launcher.train.machine import check_machine
 from launcher.train.trainer import Fit, fit, ray_session
-from launcher.worker import WorkOrder, work
+from launcher.work_order import WorkOrder
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
 
@@ -65,7 +67,7 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
             f"run {run.uri} is complete; give the job another name to train again", highlight=False, soft_wrap=True
         )
     else:
-        resumed = checkpoint.latest_step(run)
+        resumed = saved.latest_step(run)
         _say_what_comes(prepared, resumed, console)
         with _opened(prepared), told_leaks(prepared.job, run, prepared.splits, leaks, console):
             _work_to_the_end(prepared, console)
@@ -127,9 +129,10 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
     """
     run, job, plan = prepared.run, prepared.job, prepared.plan
     streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
-    data = CanonicalData(job, plan, prepared.splits, partial(checkpoint.latest_step, run))
+    data = CanonicalData(job, plan, prepared.splits, partial(saved.latest_step, run))
     trackers.begin(run, job, curve_values(job))
     with _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console) as line:
+        warm_up(StreamSource(job, prepared.splits, plan.workers))
         order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
         known = len(halvings_of(run))
         while not _finished(prepared):
@@ -144,10 +147,10 @@ def _work_to_the_end(prepared: Prepared, console: Console) -> None:
                 console.print(told[-1].sentence(), highlight=False, soft_wrap=True)
                 prepared = prepare(job, measure=True)
                 run.write_record("plan.json", prepared.plan)
-                data = CanonicalData(prepared.job, prepared.plan, prepared.splits, partial(checkpoint.latest_step, run))
+                data = CanonicalData(prepared.job, prepared.plan, prepared.splits, partial(saved.latest_step, run))
                 order = WorkOrder(run, prepared.job, prepared.plan, prepared.splits, line.post, line.post)
                 continue
-            step = checkpoint.latest_step(run)
+            step = saved.latest_step(run)
             if not _finished(prepared) and line.stop_asked:
                 raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
             if not _finished(prepared):

@@ -9,45 +9,32 @@ import platform
 import resource
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import Future
+from threading import Thread
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
 
-from launcher.data.sources import Split
 from launcher.data.stream import ShareStream, share_cells
 from launcher.data.windows import TRAIN
 from launcher.export import export, write_card
-from launcher.plan import Plan
 from launcher.records import ResultRecord, ScoresRecord, WorkerRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
-from launcher.train import checkpoint
+from launcher.train import checkpoint, saved
 from launcher.train.engine import Engine
-from launcher.train.log import Listener, RunLog
+from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, TrainRun, to_the_end, train
-from launcher.train.notice import Caller, Notices, node_goes_away
+from launcher.train.notice import Notices, node_goes_away
 from launcher.train.used import PeakMemory
 from launcher.train.validate import validate
-
-
-@dataclass(frozen=True)
-class WorkOrder:
-    """What a worker is told; pickled to it."""
-
-    run: RunDir
-    job: JobSpec
-    plan: Plan
-    splits: dict[str, Split]
-    listener: Listener | None = None
-    caller: Caller | None = None
-    """Asked whether the training should stop."""
-    evaluate_only: str | None = None
-    """Score this split with the job's model and do nothing else."""
+from launcher.work_order import WorkOrder
 
 
 def work(config: dict[str, object]) -> None:
@@ -56,20 +43,23 @@ def work(config: dict[str, object]) -> None:
     assert isinstance(order, WorkOrder)
     prepare_process(order.job)
     task = build_task(order.job)
+    result = order.run.find_record("result.json", ResultRecord)
+    trained = order.evaluate_only or (result is not None and order.run.exists("model/README.md"))
+    stream = None if trained else ShareStream(_ahead(share_cells(ray.train.get_dataset_shard(TRAIN))))
     memory = PeakMemory()
     engine = Engine(order.job, task, order.plan.micro_batch)
-    result = order.run.find_record("result.json", ResultRecord)
     if order.evaluate_only:
         step = result.best_step if result is not None else order.plan.total_steps
         scores = _score(order, task, engine, order.evaluate_only, step)
         if engine.rank == 0:
             order.run.write_record(f"scores-{order.evaluate_only}.json", scores)
         return
-    if result is None or not order.run.exists("model/README.md"):
-        result = _train_and_export(order, task, engine, memory)
+    if stream is not None:
+        result = _train_and_export(order, task, engine, memory, stream)
         if result is None:
             return  # a checkpoint is all that was asked for
     else:
+        assert result is not None
         checkpoint.load(order.run, engine, result.best_step, weights_only=True)
     if "test" in order.splits and not order.run.exists("scores-test.json"):
         scores = _score(order, task, engine, "test", result.best_step)
@@ -94,11 +84,33 @@ def prepare_process(job: JobSpec) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _train_and_export(order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory) -> ResultRecord | None:
-    start = checkpoint.latest_step(order.run)
+def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
+    """The same cells; the first is fetched from now on: the stream's own processes start while the model is built."""
+    first: Future[pa.Buffer | None] = Future()
+
+    def fetch() -> None:
+        try:
+            first.set_result(next(cells, None))
+        except BaseException as error:  # noqa: BLE001  # raised where the cell is waited for
+            first.set_exception(error)
+
+    Thread(target=fetch, name="first-window", daemon=True).start()
+
+    def all_of_them() -> Iterator[pa.Buffer]:
+        cell = first.result()
+        if cell is not None:
+            yield cell
+            yield from cells
+
+    return all_of_them()
+
+
+def _train_and_export(
+    order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory, stream: ShareStream
+) -> ResultRecord | None:
+    start = saved.latest_step(order.run)
     state = checkpoint.load(order.run, engine, start) if start else FRESH
     log = RunLog(order.run, order.job, order.listener, state.step, state.elapsed_s)
-    stream = ShareStream(share_cells(ray.train.get_dataset_shard(TRAIN)))
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits)
     notices = Notices(order.caller, node_goes_away)
     result = to_the_end(train(it, stream, log, state, notices.leave))

@@ -18,6 +18,7 @@ from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
 from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
+from launcher.data.cache import encoded_rows
 from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
 from launcher.data.sources import Split
 from launcher.data.windows import TRAIN, Window, evaluation_windows, train_windows
@@ -54,8 +55,7 @@ class StreamSource:
     def shares(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
         """The packed shares of a window for some of the workers; raises as `read` does."""
         split = self.splits[window.kind]
-        said = self.job.model_dump_json(include={"task", "model", "seed", "name", "data"})
-        task = _task(said, window.kind != TRAIN)
+        task = self.task(window.kind != TRAIN)
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         judge(split, ids, encoded, self.job.data.on_bad_row)
@@ -73,9 +73,16 @@ class StreamSource:
             )
             yield pack_share(table, header)
 
+    def task(self, scored: bool) -> Task:
+        """What encodes rows, as evaluations see it or as training does."""
+        return _task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), scored)
+
     def encode(self, task: Task, window: Window, ids: Ids) -> Encoded:
         """The rows of a window, read and made ready for the model."""
-        rows = self.splits[window.kind].read(ids, task.input_columns + task.target_columns)
+        split = self.splits[window.kind]
+        if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
+            return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
+        rows = split.read(ids, task.input_columns + task.target_columns)
         noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
         return task.encode(rows, True, noise)
 
@@ -241,11 +248,7 @@ def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
 
 
 class ShareStream:
-    """The train worker's end of the stream.
-
-    Args:
-        rows: the cells of this worker's rows, in order (`share_cells` of a Ray Data iterator).
-    """
+    """The train worker's end of the stream: the cells of its rows, in order (`share_cells` of a Ray Data iterator)."""
 
     def __init__(self, rows: Iterator[pa.Buffer]) -> None:
         self._rows = rows

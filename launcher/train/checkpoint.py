@@ -1,4 +1,4 @@
-"""Checkpoints: sharded by rank, complete when `manifest.json` is there. Train workers and the head.
+"""Checkpoints: sharded by rank, complete when `manifest.json` is there. Train workers.
 
 `checkpoints/step-00000120/` holds DeepSpeed's shards under `state/`, `state.json` (what the loop must know) and
 `manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is converted
@@ -20,38 +20,10 @@ from launcher.records import FileEntry, ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.storage import join
 from launcher.train import universal
+from launcher.train.saved import directory_of, refuse_stage
 
 if TYPE_CHECKING:
-    from launcher.train.engine import Engine  # which imports deepspeed: the head only looks for checkpoints
-
-
-def directory_of(step: int) -> str:
-    """The checkpoint's directory in the run."""
-    return f"checkpoints/step-{step:08d}"
-
-
-def complete_steps(run: RunDir) -> list[int]:
-    """Steps of the checkpoints that have a manifest, oldest first."""
-    names = [name for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
-    return [int(name[5:]) for name in names if run.exists(f"checkpoints/{name}/manifest.json")]
-
-
-def latest_step(run: RunDir) -> int:
-    """Step of the newest complete checkpoint; 0 where there is none."""
-    return max(complete_steps(run), default=0)
-
-
-def refuse_stage(manifest: ManifestRecord, zero: int) -> None:
-    """Refuse a ZeRO stage that cannot read a checkpoint.
-
-    Raises:
-        RunError: only one of the two is stage 3.
-    """
-    if (manifest.zero == 3) != (zero == 3):
-        raise RunError(
-            f"the checkpoint of step {manifest.step} was written with ZeRO stage {manifest.zero}, stage {zero} cannot "
-            f"read it; set parallel.zero: {manifest.zero} to go on"
-        )
+    from launcher.train.engine import Engine
 
 
 def save(run: RunDir, engine: "Engine", state: RunStateRecord, spec_hash: str) -> None:
@@ -119,6 +91,8 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
             engine.load(directory, weights_only)
         else:
             engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
+        if engine.average is not None:
+            engine.average.load(directory)
         if run.local is None:
             dist.barrier()  # others of this host may read what the first has fetched
     return run.read_record(f"{source}/state.json", RunStateRecord)
@@ -229,17 +203,3 @@ def _universal(directory: Path, host: _Host, engine: "Engine", zero: int) -> Pat
     if any(problems):
         raise TrainingError(next(p for p in problems if p))
     return target
-
-
-def prune(run: RunDir, keep_last: int, best_step: int | None) -> None:
-    """Remove checkpoints that are neither among the last nor the best."""
-    steps = complete_steps(run)
-    for step in steps[:-keep_last]:
-        if step != best_step:
-            remove(run, step)
-
-
-def remove(run: RunDir, step: int) -> None:
-    """Remove a checkpoint, its manifest first: what is left when this is interrupted counts as nothing."""
-    run.delete(f"{directory_of(step)}/manifest.json")
-    run.delete(directory_of(step))

@@ -26,7 +26,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.storage import join, parent
 from launcher.tasks import params_of
-from launcher.train import checkpoint, trackers
+from launcher.train import saved, trackers
 from launcher.train.loop import Pause, out_of_patience
 from launcher.train.trainer import explain
 from launcher.tune.rank import Peer, Rank, Start
@@ -112,7 +112,7 @@ class TrialActor(tune.Trainable):
         self._total_steps = record.total_steps if record is not None else 0
         seen = record.evaluations if record is not None else ()
         if not self._over:
-            latest = checkpoint.latest_step(self._run)
+            latest = saved.latest_step(self._run)
             self._start = Start(self._run.uri, latest) if latest else None
             seen = self._measured(latest)
         self._replayed = list(seen)
@@ -231,9 +231,9 @@ def _look(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluat
 
 def _forget_after(run: RunDir, step: int) -> None:
     """A trial that takes another's state must not go on from its own later one."""
-    for other in checkpoint.complete_steps(run):
+    for other in saved.complete_steps(run):
         if other > step:
-            checkpoint.remove(run, other)
+            saved.remove(run, other)
 
 
 class _Group:

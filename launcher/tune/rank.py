@@ -22,7 +22,7 @@ from launcher.records import ResultRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.spec.identity import spec_hash
 from launcher.tasks import build_task
-from launcher.train import checkpoint
+from launcher.train import checkpoint, saved
 from launcher.train.engine import Engine
 from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, Pause, TrainRun, train
@@ -112,12 +112,12 @@ class Rank:
         training = self._training
         assert training is not None
         run, step = training.it.run, training.state.step
-        there = [step in checkpoint.complete_steps(run)]
+        there = [step in saved.complete_steps(run)]
         dist.broadcast_object_list(there)
         if not there[0]:
             checkpoint.save(run, training.it.engine, training.state, spec_hash(training.it.job))
             if self._rank == 0:
-                checkpoint.prune(run, training.it.job.checkpoint.keep_last, training.state.best_step)
+                saved.prune(run, training.it.job.checkpoint.keep_last, training.state.best_step)
         return step
 
     def end(self) -> None:

@@ -4,7 +4,7 @@ A trial removes its own checkpoints as it goes on; a snapshot stays for those th
 """
 
 from launcher.rundir import RunDir
-from launcher.train import checkpoint
+from launcher.train import saved
 from launcher.tune.rank import Start
 
 # A trial is copied within moments of its snapshot; a few more wait for trials that find no room at once.
@@ -14,9 +14,9 @@ _TRIES = 3
 
 def keep(kept: RunDir, run: RunDir, step: int) -> None:
     """Keep a trial's checkpoint for others; of its older ones only a few stay."""
-    if step not in checkpoint.complete_steps(kept):
-        kept.copy_from(run, checkpoint.directory_of(step), immutable=True)
-        checkpoint.prune(kept, _KEPT, None)
+    if step not in saved.complete_steps(kept):
+        kept.copy_from(run, saved.directory_of(step), immutable=True)
+        saved.prune(kept, _KEPT, None)
 
 
 def take(other: RunDir, kept: RunDir, step: int) -> Start:
@@ -31,7 +31,7 @@ def take(other: RunDir, kept: RunDir, step: int) -> Start:
         kept.delete("checkpoints")
         chosen = nearest(other, step)
         try:
-            kept.copy_from(other, checkpoint.directory_of(chosen), immutable=True)
+            kept.copy_from(other, saved.directory_of(chosen), immutable=True)
             break
         except OSError:  # it has given way while it was copied; there is a newer one then
             if not tries_left:
@@ -41,5 +41,5 @@ def take(other: RunDir, kept: RunDir, step: int) -> Start:
 
 def nearest(run: RunDir, step: int) -> int:
     """The step itself where there is such a checkpoint, else that of the newest one."""
-    steps = checkpoint.complete_steps(run)
+    steps = saved.complete_steps(run)
     return step if step in steps else max(steps)

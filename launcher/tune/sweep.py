@@ -11,7 +11,7 @@ from launcher.rundir import RunDir, read_trials
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.storage import join
-from launcher.train import checkpoint, trackers
+from launcher.train import saved, trackers
 from launcher.tune.actor import trial_name
 
 _GIB = 1 << 30
@@ -82,8 +82,8 @@ class Sweep:
             given_up = trial.status != "finished" or used + size > budget_gib * _GIB
             if place and given_up:
                 run = self.trial_run(trial.number)
-                for step in checkpoint.complete_steps(run):
-                    checkpoint.remove(run, step)
+                for step in saved.complete_steps(run):
+                    saved.remove(run, step)
                 run.delete("checkpoints")
                 self._sizes[trial.number] = size = 0
             used += size
@@ -91,7 +91,7 @@ class Sweep:
 
 def _checkpoint_bytes(run: RunDir) -> int:
     manifests = [
-        run.read_record(f"{checkpoint.directory_of(step)}/manifest.json", ManifestRecord)
-        for step in checkpoint.complete_steps(run)
+        run.read_record(f"{saved.directory_of(step)}/manifest.json", ManifestRecord)
+        for step in saved.complete_steps(run)
     ]
     return sum(entry.size_bytes for manifest in manifests for entry in manifest.files)

@@ -22,7 +22,7 @@ from launcher.run import run_job, run_sweep
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
-from launcher.train import checkpoint
+from launcher.train import saved
 from launcher.tune.tuner import Tuned, tune_job
 
 pytestmark = pytest.mark.ray
@@ -144,7 +144,7 @@ def test_schedulers(
         looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
         assert looks == [look.step for look in trial.evaluations]
         if trial.status == "pruned" and trial.number != tuned.best.number:
-            assert checkpoint.complete_steps(run) == []
+            assert saved.complete_steps(run) == []
     if tune.get("scheduler") == "pbt":
         began = [job_of_number(tuned, number) for number in range(len(trials))]
         assert [t.params for t in trials] != began  # somebody went on from somebody else with other values

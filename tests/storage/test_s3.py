@@ -25,7 +25,7 @@ from launcher.report.render import write_report
 from launcher.rundir import RunDir
 from launcher.spec.load import dump_job
 from launcher.storage import open_uri
-from launcher.train import checkpoint
+from launcher.train import saved
 from launcher.writable import check_storage
 
 pytestmark = pytest.mark.skipif(server_command() is None, reason=MISSING)
@@ -70,9 +70,9 @@ def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path
     )
     prepared = prepare(job)
     first = run_group(2, train_here, prepared, 4)["lines"]
-    assert checkpoint.latest_step(prepared.run) == 4
+    assert saved.latest_step(prepared.run) == 4
     fewer = prepare(job.model_copy(update={"name": "fewer", "cluster": job.cluster.model_copy(update={"workers": 1})}))
-    fewer.run.copy_from(prepared.run, checkpoint.directory_of(4))  # before later ones push it out
+    fewer.run.copy_from(prepared.run, saved.directory_of(4))  # before later ones push it out
     rest = run_group(2, train_here, prepared)["lines"]
     assert first[:4] + rest == whole  # bit by bit
     alone = run_group(1, train_here, fewer)["lines"]

@@ -97,7 +97,7 @@ def train_here(
 ) -> Any:
     """Train in this process's group, going on from the last checkpoint; (step, loss) of each step of this attempt."""
     from launcher.tasks import build_task
-    from launcher.train import checkpoint
+    from launcher.train import checkpoint, saved
     from launcher.train.engine import Engine
     from launcher.train.log import RunLog
     from launcher.train.loop import FRESH, TrainRun, to_the_end, train
@@ -105,7 +105,7 @@ def train_here(
 
     run, plan, task = prepared.run, prepared.plan, build_task(prepared.job)
     engine = Engine(prepared.job, task, plan.micro_batch)
-    start = checkpoint.latest_step(run)
+    start = saved.latest_step(run)
     state = checkpoint.load(run, engine, start) if start else FRESH
     lines: list[tuple[int, float]] = []
     log = RunLog(

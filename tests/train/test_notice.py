@@ -11,7 +11,7 @@ from group import run_group, train_here
 from jobs import prepared_job, write_splits
 from launcher.errors import TrainingError
 from launcher.prepare import Prepared
-from launcher.train import checkpoint, notice
+from launcher.train import notice, saved
 from launcher.train.notice import Notices
 from launcher.train.signals import StoppedAtOnce, wait_for
 
@@ -82,8 +82,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(tiny_bert: Path, tmp_path: Path
     expected = run_group(2, _whole, whole)
     first = run_group(2, _stopped, parts, 7)
     assert first["result"] is None
-    saved = checkpoint.latest_step(parts.run)
-    assert 7 <= saved <= 9 and [step for step, _ in first["lines"]] == list(range(1, saved + 1))
+    stopped = saved.latest_step(parts.run)
+    assert 7 <= stopped <= 9 and [step for step, _ in first["lines"]] == list(range(1, stopped + 1))
     second = run_group(2, _stopped, parts, 999)
     assert first["lines"] + second["lines"] == expected["lines"]
     assert second["result"]["steps"] == expected["result"]["steps"]

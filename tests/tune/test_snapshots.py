@@ -6,14 +6,14 @@ import pytest
 
 from launcher.records import ManifestRecord
 from launcher.rundir import RunDir
-from launcher.train import checkpoint
+from launcher.train import saved
 from launcher.tune import snapshots
 
 
 def _run(path: Path, *steps: int) -> RunDir:
     run = RunDir(str(path))
     for step in steps:
-        folder = checkpoint.directory_of(step)
+        folder = saved.directory_of(step)
         run.write_bytes(f"{folder}/state/shard", f"weights of {step}".encode())
         run.write_record(
             f"{folder}/manifest.json", ManifestRecord(step=step, world_size=1, zero=0, spec_hash="", files=())
@@ -25,16 +25,16 @@ def test_a_few_snapshots_stay(tmp_path: Path) -> None:
     kept = RunDir(str(tmp_path / "kept"))
     for step in range(2, 16, 2):
         snapshots.keep(kept, _run(tmp_path / "trial", step), step)
-    assert checkpoint.complete_steps(kept) == [8, 10, 12, 14]
+    assert saved.complete_steps(kept) == [8, 10, 12, 14]
 
 
 def test_what_is_taken_outlives_its_owner(tmp_path: Path) -> None:
     owner, mine = _run(tmp_path / "owner", 2, 4), RunDir(str(tmp_path / "mine"))
     start = snapshots.take(owner, mine, 4)
     for step in (2, 4):
-        checkpoint.remove(owner, step)
+        saved.remove(owner, step)
     assert (start.uri, start.step) == (mine.uri, 4)
-    assert checkpoint.complete_steps(mine) == [4]
+    assert saved.complete_steps(mine) == [4]
     assert mine.read_bytes("checkpoints/step-00000004/state/shard") == b"weights of 4"
 
 
@@ -42,7 +42,7 @@ def test_the_newest_stands_in_for_one_that_has_given_way(tmp_path: Path) -> None
     mine = RunDir(str(tmp_path / "mine"))
     snapshots.take(_run(tmp_path / "one", 20), mine, 20)
     assert snapshots.take(_run(tmp_path / "other", 6, 8), mine, 4).step == 8
-    assert checkpoint.complete_steps(mine) == [8], "what was taken before is gone, be it of a later step"
+    assert saved.complete_steps(mine) == [8], "what was taken before is gone, be it of a later step"
 
 
 def test_one_that_goes_while_it_is_copied_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_one_that_goes_while_it_is_copied_is_tried_again(tmp_path: Path, monkeyp
 
     def late(self: RunDir, other: RunDir, relative: str, immutable: bool = False) -> None:
         if relative.endswith("2"):
-            checkpoint.remove(owner, 2)
+            saved.remove(owner, 2)
             _run(tmp_path / "owner", 4)
         copy(self, other, relative, immutable)
 

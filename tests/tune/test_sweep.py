@@ -13,7 +13,7 @@ from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import params_of
-from launcher.train import checkpoint
+from launcher.train import saved
 from launcher.tune.search import Search
 from launcher.tune.space import trial_job
 from launcher.tune.sweep import Sweep
@@ -76,7 +76,7 @@ def test_checkpoints_give_way_to_the_budget(tmp_path: Path) -> None:
         sweep.put(_trial(number, value, status=status))
         _give_checkpoint(sweep, number, 1 << 29)
     sweep.free_space(budget_gib=1.0)
-    kept = [number for number in range(6) if checkpoint.latest_step(sweep.trial_run(number))]
+    kept = [number for number in range(6) if saved.latest_step(sweep.trial_run(number))]
     assert kept == [0, 1, 4]
 
 

@@ -1,0 +1,28 @@
+"""What a train worker is told. Any process: some only pass it on, so it imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launcher.data.sources import Split
+from launcher.plan import Plan
+from launcher.rundir import RunDir
+from launcher.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from launcher.train.log import Listener
+    from launcher.train.notice import Caller
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker is told; pickled to it."""
+
+    run: RunDir
+    job: JobSpec
+    plan: Plan
+    splits: dict[str, Split]
+    listener: "Listener | None" = None
+    caller: "Caller | None" = None
+    """Asked whether the training should stop."""
+    evaluate_only: str | None = None
+    """Score this split with the job's model and do nothing else."""
