@@ -1,7 +1,4 @@
-"""The typed records a run directory is made of. Runs anywhere; `rundir.py` reads and writes them.
-
-Frozen pydantic models, so that what one process writes another reads back checked.
-"""
+"""The typed records of a run directory, checked as they are read back. Runs anywhere; `rundir.py` reads and writes."""
 
 import math
 from collections.abc import Iterable
@@ -77,9 +74,11 @@ class TimesRecord(Record):
     steps: int
     """How many it covers; 0 when only a checkpoint or an evaluation came since."""
     seconds: float
-    """All of the time, on rank 0; what the phases, by rank, leave of it are the steps themselves."""
+    """All of the time, on rank 0; what the phases, by rank, leave of it is the worker's own computing."""
     data_s: tuple[float, ...]
     """Waiting for the stream."""
+    communication_s: tuple[float, ...] = ()
+    """Waiting for collectives, so for the slowest worker and the network; () in older runs."""
     evaluation_s: tuple[float, ...]
     checkpoint_s: tuple[float, ...]
 

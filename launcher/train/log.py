@@ -128,7 +128,7 @@ class RunLog:
     def _times(self, spent: Sequence[float]) -> TimesRecord:
         """What the timers of all workers said; ours begins anew."""
         seconds, phases = self.timer.take()
-        data, evaluation, checkpoint = (
+        data, communication, evaluation, checkpoint = (
             tuple(round(s, 4) for s in spent[phase :: len(phases)]) for phase in range(len(phases))
         )
         return TimesRecord(
@@ -136,6 +136,7 @@ class RunLog:
             steps=len(self._pending),
             seconds=round(seconds, 4),
             data_s=data,
+            communication_s=communication,
             evaluation_s=evaluation,
             checkpoint_s=checkpoint,
         )

@@ -28,6 +28,7 @@ GAUGES = {
 COUNTERS = {
     "launcher_samples": "Samples trained.",
     "launcher_data_wait_seconds": "Seconds the slowest worker waited for data.",
+    "launcher_communication_seconds": "Seconds the fastest worker waited for the others, and for the network.",
     "launcher_evaluation_seconds": "Seconds spent in evaluations.",
     "launcher_checkpoint_seconds": "Seconds training stood still for checkpoints.",
     "launcher_training_seconds": "Seconds of training, with all of the above.",
@@ -63,6 +64,7 @@ class Exporter:
         elif isinstance(line, TimesRecord):
             self._count("launcher_training_seconds", line.seconds)
             self._count("launcher_data_wait_seconds", max(line.data_s))
+            self._count("launcher_communication_seconds", max(line.communication_s, default=0.0))
             self._count("launcher_evaluation_seconds", max(line.evaluation_s))
             self._count("launcher_checkpoint_seconds", max(line.checkpoint_s))
         elif isinstance(line, EvaluationRecord):

@@ -13,6 +13,7 @@ def scalars_of(line: MetricsLine) -> dict[str, float]:
         # The worker that waits longest is the one all others wait for.
         return {
             "time/data_s": max(line.data_s),
+            "time/communication_s": max(line.communication_s, default=0.0),
             "time/evaluation_s": max(line.evaluation_s),
             "time/checkpoint_s": max(line.checkpoint_s),
         }

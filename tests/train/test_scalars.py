@@ -10,7 +10,10 @@ _STEP = StepRecord(
     step=3, epoch=1, loss=0.5, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0, samples_per_s=4.0,
     elapsed_s=2.0,
 )  # fmt: skip
-_TIMES = TimesRecord(step=3, steps=3, seconds=9.0, data_s=(1.0, 2.0), evaluation_s=(0.0, 0.0), checkpoint_s=(0.5, 0.4))
+_TIMES = TimesRecord(
+    step=3, steps=3, seconds=9.0, data_s=(1.0, 2.0), communication_s=(0.7, 0.1), evaluation_s=(0.0, 0.0),
+    checkpoint_s=(0.5, 0.4),
+)  # fmt: skip
 _EVALUATION = EvaluationRecord(
     split="validation", step=3, loss=0.7, metrics={"accuracy": 0.6}, rows=9, skipped_rows=0, seconds=1.0, best=True
 )
@@ -23,7 +26,7 @@ _WRITTEN = GenerationRecord(step=3, row=0, inputs={"text": "a"}, prediction="b")
         (_STEP, {"train/loss": 0.5, "train/learning_rate": 1e-3, "train/samples_per_s": 4.0}),
         (_STEP.model_copy(update={"grad_norm": 2.0}),
          {"train/loss": 0.5, "train/learning_rate": 1e-3, "train/samples_per_s": 4.0, "train/grad_norm": 2.0}),
-        (_TIMES, {"time/data_s": 2.0, "time/evaluation_s": 0.0, "time/checkpoint_s": 0.5}),
+        (_TIMES, {"time/data_s": 2.0, "time/communication_s": 0.7, "time/evaluation_s": 0.0, "time/checkpoint_s": 0.5}),
         (_EVALUATION, {"validation/loss": 0.7, "validation/accuracy": 0.6}),
         (_WRITTEN, {}),
     ],
@@ -60,7 +63,7 @@ def test_prometheus_is_told_every_number(monkeypatch: pytest.MonkeyPatch) -> Non
     assert told == {
         "launcher_step": 3, "launcher_epoch": 1, "launcher_loss": 0.5, "launcher_learning_rate": 1e-3,
         "launcher_samples_per_second": 4.0, "launcher_samples": 8, "launcher_training_seconds": 9.0,
-        "launcher_data_wait_seconds": 2.0, "launcher_checkpoint_seconds": 0.5,
+        "launcher_data_wait_seconds": 2.0, "launcher_communication_seconds": 0.7, "launcher_checkpoint_seconds": 0.5,
     }  # fmt: skip
     scores = [(value, tags["split"], tags["metric"]) for name, value, tags in _Metric.told if name == prometheus.SCORE]
     assert scores == [(0.7, "validation", "loss"), (0.6, "validation", "accuracy")]

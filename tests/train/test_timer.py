@@ -2,8 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from group import run_group
 
 from launcher.train.timer import PHASES, Timer
 
@@ -33,4 +37,33 @@ def test_taking_begins_anew() -> None:
     with pytest.raises(ValueError, match="no"), timer.phase("evaluation"):
         raise ValueError("no")
     timer.take()
-    assert timer.take()[1] == (0.0, 0.0, 0.0)
+    assert timer.take()[1] == (0.0, 0.0, 0.0, 0.0)
+
+
+def _one_is_late(ranks: list[int]) -> Any:
+    """Seconds by phase of both ranks, where one comes 0.3 s late to a collective, waited for in three ways."""
+    timer, rank = Timer(), dist.get_rank()
+    numbers = torch.zeros(4)
+    inner = dist.Work.wait
+    with timer.watching():
+        if rank in ranks:
+            time.sleep(0.3)
+        dist.all_reduce(numbers)
+        if rank in ranks:
+            time.sleep(0.3)
+        dist.all_reduce(numbers, async_op=True).wait()
+        with timer.phase("evaluation"):
+            if rank in ranks:
+                time.sleep(0.3)
+            dist.all_reduce(numbers)
+    assert dist.Work.wait is inner
+    dist.all_reduce(numbers)  # not watched
+    spent: list[Any] = [None, None]
+    dist.all_gather_object(spent, dict(zip(PHASES, timer.spent, strict=True)))
+    return spent
+
+
+def test_waiting_for_the_others_is_communication() -> None:
+    fast, late = run_group(2, _one_is_late, [1])
+    assert 0.55 < fast["communication"] < 0.9 and 0.25 < fast["evaluation"] < 0.6
+    assert late["communication"] < 0.2 and late["evaluation"] > 0.25
