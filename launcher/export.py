@@ -67,6 +67,7 @@ def _card(job: JobSpec, plan: Plan) -> str:
         "learning rate": f"{train.learning_rate:g}, {train.schedule.type}, warm-up {train.schedule.warmup_fraction:g}",
         "optimizer": ", ".join([train.optimizer.type, *(f"{key} {value:g}" for key, value in optimizer.items())]),
         "gradient clipping": train.max_grad_norm,
+        **({} if train.ema is None else {"weights": f"their exponential moving average, decay {train.ema:g}"}),
         "precision": train.precision,
         "seed": job.seed,
     }

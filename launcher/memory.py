@@ -49,6 +49,7 @@ class Setting:
         states: numbers of 4 bytes that the optimizer keeps of each trained weight; Adam has two moments.
         offload_optimizer: states are in the CPU's memory.
         offload_parameters: weights are in the CPU's memory between uses.
+        averages: whether an average of the weights is kept beside them, where they are.
     """
 
     workers: int
@@ -58,6 +59,7 @@ class Setting:
     states: float = 2.0
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    averages: bool = False
 
 
 class WorkerMemory(Record):
@@ -68,7 +70,7 @@ class WorkerMemory(Record):
     gradients: int
     """Kept until the step, or from one micro-batch to the next."""
     optimizer: int
-    """Optimizer states, and the copy of the weights they belong to."""
+    """Optimizer states, the copy of the weights they belong to, and the average of the weights."""
     buffers: int
     """DeepSpeed's own beside them, at the peak: the bucket gradients are reduced in, gathered weights."""
     activations: int
@@ -113,7 +115,8 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
     kept = trained * _FP32 // share if half else whole // share
     bucket = whole if it.zero else 0
     offloaded = (master + states + kept if it.offload_optimizer else 0) + (weights if it.offload_parameters else 0)
-    base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states)
+    average = trained * _FP32 // (it.workers if it.zero == 3 else 1) if it.averages else 0
+    base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states) + average
     if it.zero == 3:
         # Weights stay gathered where they are used again within max_reuse_distance: in all smaller models. What is
         # fetched ahead, up to the prefetch bucket, arrives in a flat buffer first.
@@ -143,12 +146,14 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
     return WorkerMemory(
         weights=weights,
         gradients=gradients,
-        optimizer=master + states,
+        optimizer=master + states + average,
         buffers=buffers,
         activations=active,
         peak=peak,
         host=offloaded,
-        checkpoint=(trained + shapes.frozen) * it.element_bytes + (states + master) * share,
+        checkpoint=(trained + shapes.frozen) * it.element_bytes
+        + (states + master) * share
+        + (trained * _FP32 if it.averages else 0),
     )
 
 

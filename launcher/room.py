@@ -167,9 +167,9 @@ def _stage(job: JobSpec, peak: Callable[[int], int], limit: int | None, stages: 
         return job.zero_stage, "a single worker has nobody to shard with"
     # Half precision needs ZeRO for its fp32 masters, offloading for the states.
     first = 1 if job.train.precision != "fp32" or job.parallel.offload_optimizer else 0
-    found = lowest_stage([stage for stage in stages if stage >= first], peak, limit)
+    last = min(stages[-1], 2 if job.train.compile else 3)
+    found = lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
     if found is None:
-        last = stages[-1]
         return last, f"even so about {gib(peak(last))} are needed where {gib(limit)} are there"
     return found, f"the lowest stage that fits, {gib(peak(found))} of {gib(limit)}"
 
@@ -250,6 +250,7 @@ def setting(job: JobSpec, zero: int, accumulates: bool) -> Setting:
         states=_states(job),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
+        averages=job.train.ema is not None,
     )
 
 

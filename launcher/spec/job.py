@@ -74,6 +74,11 @@ class JobSpec(Section):
                 f"parallel.{key} is for adamw, which has a CPU kernel, and train.optimizer is {kind}; drop {key} or "
                 "take adamw"
             )
+        if self.train.compile and (parallel.zero == 3 or parallel.offload_parameters):
+            raise ValueError(
+                "train.compile is true, but ZeRO-3 fetches weights where compiled code would have them; drop "
+                "train.compile, or take parallel.zero: 2 without offload_parameters"
+            )
         if kind == "adafactor" and parallel.zero not in ("auto", 0):
             raise ValueError(
                 f"parallel.zero is {parallel.zero}, and train.optimizer is adafactor, whose statistics are of whole "

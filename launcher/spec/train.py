@@ -60,11 +60,19 @@ class TrainSpec(Section):
     schedule: Schedule = LinearSchedule()
     """How the learning rate changes over the steps."""
 
+    ema: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Exponential moving average of the weights: how much of it stays at each step (0.999, say; less in the first
+    steps). Evaluations see the average, the best one is exported; the training goes on as without it."""
+
     max_grad_norm: float | None = Field(default=1.0, gt=0.0)
     """Clip the gradient of the global batch to this L2 norm; null does not clip."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Numbers of the forward and backward pass; optimizer states stay fp32, fp16 uses dynamic loss scaling."""
+
+    compile: bool = False
+    """Compile the model (`torch.compile`) in the first steps, a minute or more, for faster ones; not under ZeRO-3. On a
+    CPU it needs a C++ compiler. Fused kernels round otherwise and draw other noise, so the curve is another one."""
 
     deterministic: bool = False
     """Refuse kernels whose result differs from call to call (torch.use_deterministic_algorithms)."""

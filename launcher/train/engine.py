@@ -6,7 +6,7 @@ The only importer of deepspeed beside `universal.py`; `loop.py` is its user, `ze
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.models.layers import freeze
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
+from launcher.train.average import WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
 from launcher.train.groups import parameter_groups, refuse_tiny
 from launcher.train.kernels import forget_dead_builds
@@ -53,6 +54,8 @@ class Engine:
         lora = job.model.lora is not None
         model = add_adapters(built, task.auto_model, job.model, job.seed) if lora else built
         self._unwrapped = model
+        if job.train.compile:
+            model.compile(dynamic=True)  # in place: names and hooks stay as they are
         if job.model.syncs_batch_norm:
             synchronise(model)
         self._synchronised = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
@@ -78,8 +81,13 @@ class Engine:
         )
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         self._flat = FlatGradients(weights) if keeps_gradients_flat(job) else None
-        if self._flat is not None and not cuda:
+        if self._flat is not None and not cuda and not job.train.compile:  # which knows no gradients of rows
             add_rows_only(model)
+        self.average: WeightAverage | None = None
+        """Of the weights, where the job file asks for one: what evaluations and `gathered_state` see."""
+        if job.train.ema is not None:
+            weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+            self.average = WeightAverage(job.train.ema, weights, sharded=self.zero == 3)
         if self._flat is not None or (self.zero == 0 and self.world_size == 1):
             self._engine.enable_backward_allreduce = False  # it would copy all gradients, at one worker to themselves
 
@@ -101,11 +109,16 @@ class Engine:
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """Dropout off and no gradients, inside the block."""
+        """Dropout off, no gradients, and averaged weights where there are some, inside the block."""
         self._engine.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._averaged():
             yield
         self.train_mode()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        if self.average is None:
+            return nullcontext()
+        return self.average.in_place(self._optimizer.empty_partition_cache if self.zero == 3 else lambda: None)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """The model's logits, (B, ...)."""
@@ -140,8 +153,13 @@ class Engine:
             self._optimizer._backward_hook_state.reset_for_new_step()
             self._optimizer._release_ipg_buffers()
 
-    def step(self, learning_rate: float) -> None:
-        """Reduce, clip and apply the accumulated gradient."""
+    def step(self, learning_rate: float, step: int) -> None:
+        """Reduce, clip and apply the accumulated gradient; the optimizer step number `step`, counted from 0."""
+        self._apply(learning_rate)
+        if self.average is not None:
+            self.average.update(step + 1)
+
+    def _apply(self, learning_rate: float) -> None:
         for group, own in zip(self._optimizer.param_groups, self._groups, strict=True):
             group["lr"] = learning_rate * own.scale
         if self._flat is None:
@@ -157,6 +175,8 @@ class Engine:
     def save(self, directory: Path) -> None:
         """Write this worker's shards (a collective)."""
         self._engine.save_checkpoint(str(directory), tag="state", save_latest=False)
+        if self.average is not None:
+            self.average.save(directory)
 
     def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:
         """Read weights, and unless `weights_only` the optimizer's states, back (a collective)."""
@@ -193,7 +213,11 @@ class Engine:
         self._engine.destroy()
 
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
-        """All weights on the CPU of rank 0, None elsewhere (a collective)."""
+        """All weights, averaged where they are, on the CPU of rank 0, None elsewhere (a collective)."""
+        with self._averaged():
+            return self._gathered()
+
+    def _gathered(self) -> dict[str, torch.Tensor] | None:
         state: dict[str, torch.Tensor] = {}
         sharded = self.zero == 3
         for name, tensor in self._unwrapped.named_parameters():

@@ -21,7 +21,7 @@ from launcher.rundir import RunDir
 from launcher.spec.identity import spec_hash
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
-from launcher.train import checkpoint
+from launcher.train import checkpoint, saved
 from launcher.train.engine import Engine
 from launcher.train.heal import Healer
 from launcher.train.log import RunLog, pending_step
@@ -80,7 +80,8 @@ def train(
     engine.train_mode()
     for step, epoch, share in log.timer.waiting(stream.steps()) if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
-        loss_sum = train_step(engine, it.task, share, step, rate, healer)
+        with log.timer.watching():
+            loss_sum = train_step(engine, it.task, share, step, rate, healer)
         done = step + 1
         log.step(pending_step(done, epoch, share.header, loss_sum, (rate, engine.grad_norm)))
         leaving = leave()
@@ -103,7 +104,7 @@ def train(
             with log.timer.phase("checkpoint"):
                 checkpoint.save(it.run, engine, state, spec_hash(job))
                 if engine.rank == 0:
-                    checkpoint.prune(it.run, job.checkpoint.keep_last, state.best_step)
+                    saved.prune(it.run, job.checkpoint.keep_last, state.best_step)
             saved_at = log.elapsed_s
         if evaluate:
             yield Pause(state, line)
@@ -163,7 +164,7 @@ def train_step(
 
     micro_batches = share.micro_batches
     total = gradients(micro_batches) if healer is None else healer.gradients(step, micro_batches, gradients)
-    engine.step(rate)
+    engine.step(rate, step)
     return total
 
 

@@ -126,6 +126,21 @@ FILES = [
         "job.yaml:8: train.learning_rate is 1e400, which is not a finite number; give a number above 0",
     ),
     Case(
+        "compiled code under ZeRO-3",
+        lambda desk: desk.job("  epochs: 2", "  epochs: 2\n  compile: true\nparallel: {zero: 3}"),
+        "?",
+    ),
+    Case(
+        "encoded rows in a bucket",
+        lambda desk: desk.job("  train: data/train.parquet", "  train: data/train.parquet\n  cache: {path: s3://b/c}"),
+        "?",
+    ),
+    Case(
+        "a cache of nothing",
+        lambda desk: desk.job("  train: data/train.parquet", "  train: data/train.parquet\n  cache: {gib: 0}"),
+        "?",
+    ),
+    Case(
         "two ways to say one thing",
         lambda desk: desk.job("cluster:", "parallel: {zero: 0, offload_optimizer: true}\ncluster:"),
         "job.yaml:10: parallel.offload_optimizer needs zero: 1, 2 or 3, not 0; raise zero or drop offload_optimizer",

@@ -48,7 +48,7 @@ def main() -> None:
         for batch in batches:
             losses_B = task.sample_losses(engine.logits(batch), batch.labels)
             engine.backward((losses_B * batch.mask).sum(), header.weight)
-        engine.step(learning_rate(job.train, number, plan.total_steps))
+        engine.step(learning_rate(job.train, number, plan.total_steps), number)
         samples += header.samples
     if dist.get_rank() == 0:
         print(json.dumps({"samples_per_s": samples / (time.perf_counter() - begun)}), flush=True)
