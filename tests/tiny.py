@@ -61,15 +61,15 @@ def make_tiny_gpt(folder: Path) -> Path:
     return folder
 
 
-def make_tiny_vit(folder: Path) -> Path:
-    """A ViT without a head, for pictures of 16 x 16."""
+def make_tiny_vit(folder: Path, size: int = 16) -> Path:
+    """A ViT without a head, for pictures of `size` x `size` pixels."""
     torch.manual_seed(0)
     config = ViTConfig(
-        image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        image_size=size, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
     )  # fmt: skip
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
     return folder
 
 

@@ -62,7 +62,9 @@ def used(prepared: Any) -> dict[str, int]:
     task = build_task(prepared.job)
     gc.collect()
     cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+    # Gloo's threads free what they sent.
+    everywhere = torch.profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(activities=[cpu], profile_memory=True, experimental_config=everywhere) as profile:
         engine = Engine(prepared.job, task, prepared.plan.micro_batch)
         engine.train_mode()
         stream = ShareStream(share_cells(prepared, dist.get_world_size(), dist.get_rank(), 0))
@@ -91,7 +93,7 @@ def jobs(folder: Path, names: list[str]) -> Any:
         kind, train, config = MODELS[name]
         data = {"train": str(folder / ("image.parquet" if kind == _IMAGE else "text.parquet"))}
         task = {"type": kind} | ({} if kind == _IMAGE else {"max_length": 128})
-        base = bases[kind] or make_tiny_vit(folder / "vit")
+        base = bases[kind] or make_tiny_vit(folder / "vit", size=112)
         for zero in range(4):
             yield name, zero, make_job(
                 base, data, folder / "runs", name=f"{name}-{zero}", task=task, train={**train, "epochs": 1},

@@ -26,26 +26,24 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402  # the environment is pinned before
-import psutil  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from finished import finished_run  # noqa: E402
+from tree import PeakMemory, kill_tree  # noqa: E402
 
 _BAD = 1000
 _CHUNK = 100_000
-_SAMPLE_S = 0.5
 _PROGRESS = re.compile(r"rows (\d+)/\d+ .*?([\d.]+) rows/s")
 _GOES_ON = re.compile(r"goes on: (\d+) of")
 
@@ -74,8 +72,7 @@ class Command:
             [sys.executable, "-m", "launcher", "predict", *self.words], stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}, start_new_session=True,
         )  # fmt: skip
-        sampler = threading.Thread(target=self._sample, args=(process,), daemon=True)
-        sampler.start()
+        memory = PeakMemory(process)
         assert process.stdout is not None
         for line in process.stdout:
             print("   ", line.rstrip(), flush=True)
@@ -87,42 +84,11 @@ class Command:
                 kill_tree(process)
                 break
         code = process.wait()
-        sampler.join()
+        self.peak_bytes = memory.close()
         self.seconds = time.monotonic() - began
         if code != (0 if self.kill_at is None else -signal.SIGKILL):
             raise SystemExit(f"`launcher predict` ended with {code}; a kill needs more rows than a few seconds' worth")
         return self
-
-    def _sample(self, process: "subprocess.Popen[str]") -> None:
-        while process.poll() is None:
-            self.peak_bytes = max(self.peak_bytes, sum(map(_rss, tree(process.pid))))
-            time.sleep(_SAMPLE_S)
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
-    try:
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _rss(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def kill_tree(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL for the command, the Ray it started and its workers, all at once."""
-    doomed = tree(process.pid)
-    for one in doomed:
-        one.suspend()  # nobody sees another die and has time to act on it
-    for one in doomed:
-        one.kill()
-    psutil.wait_procs(doomed[1:], timeout=30)
 
 
 def write_input(folder: Path, rows: int) -> None:

@@ -1,0 +1,58 @@
+"""A command with every process below it: their memory, and their end. Runs on the client."""
+
+import subprocess
+import threading
+
+import psutil
+
+_SAMPLE_S = 0.5
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    try:
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_tree(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL for the command, the Ray it started and its workers, all at once."""
+    doomed = tree(process.pid)
+    for one in doomed:
+        one.suspend()  # nobody sees another die and has time to act on it
+    for one in doomed:
+        one.kill()
+    psutil.wait_procs(doomed[1:], timeout=30)
+
+
+class PeakMemory:
+    """Samples a process tree from a thread, twice a second, for as long as its first process lives.
+
+    Pages that processes share count once for each of them, so a figure is to be compared with another of the same
+    command only.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.bytes = 0
+        self._process, self._end = process, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def close(self) -> int:
+        """The peak in bytes; the process has ended."""
+        self._end.set()
+        self._thread.join()
+        return self.bytes
+
+    def _sample(self) -> None:
+        while not self._end.wait(_SAMPLE_S):
+            self.bytes = max(self.bytes, sum(map(_resident, tree(self._process.pid))))
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
