@@ -113,9 +113,15 @@ def _changed(trials: list[TrialRecord]) -> None:
     ("tune", "expected"),
     [
         ({"scheduler": "asha", "grace": 0.25, "reduction_factor": 2.0, "trials": 6, "metric": "loss"}, _stopped_early),
-        ({"scheduler": "hyperband", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over),
+        pytest.param(
+            {"scheduler": "hyperband", "grace": 0.25, "reduction_factor": 2.0, "trials": 7},
+            _over,
+            marks=pytest.mark.long,
+        ),
         ({"scheduler": "pbt", "grace": 0.15, "metric": "loss", "max_concurrent": 4}, _changed),
-        ({"search": "bohb", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over),
+        pytest.param(
+            {"search": "bohb", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over, marks=pytest.mark.long
+        ),
     ],
     ids=["asha", "hyperband", "pbt", "bohb"],
 )

@@ -128,17 +128,18 @@ FILES = [
     Case(
         "compiled code under ZeRO-3",
         lambda desk: desk.job("  epochs: 2", "  epochs: 2\n  compile: true\nparallel: {zero: 3}"),
-        "?",
+        "job.yaml:10: train.compile is true, but ZeRO-3 fetches weights where compiled code would have them; drop "
+        "train.compile, or take parallel.zero: 2 without offload_parameters",
     ),
     Case(
         "encoded rows in a bucket",
         lambda desk: desk.job("  train: data/train.parquet", "  train: data/train.parquet\n  cache: {path: s3://b/c}"),
-        "?",
+        "job.yaml:6: data.cache.path is s3://b/c, but blocks are read in small pieces; give a directory of the nodes",
     ),
     Case(
         "a cache of nothing",
         lambda desk: desk.job("  train: data/train.parquet", "  train: data/train.parquet\n  cache: {gib: 0}"),
-        "?",
+        "job.yaml:6: data.cache.gib is 0, which is not above 0; give a number above 0",
     ),
     Case(
         "two ways to say one thing",

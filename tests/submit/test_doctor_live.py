@@ -12,7 +12,11 @@ import pytest
 
 from launcher.submit.doctor.facts import DoctorRecord, Finding
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not())),
+]
 
 # Every node has a /tmp of its own, so that one node alone can have something in these.
 _PLANTED, _SPILL = "/tmp/planted", "/tmp/spill"

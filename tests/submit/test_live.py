@@ -196,7 +196,10 @@ def test_kuberays_submitter_does_the_same(cluster: Netns, tmp_path: Path) -> Non
     assert dict(_steps(cluster, "uninterrupted")) == pytest.approx(dict(_steps(cluster, "steady")), abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_is_evaluated_and_predicts_where_it_is(cluster: Netns, job: Path) -> None:
+    trained = _client(cluster, "submit", str(job), "--follow", timeout=300)  # nothing to do where it is
+    assert trained.returncode == 0, trained.stdout + trained.stderr
     evaluated = _client(cluster, "submit", str(job), "--command", "evaluate --split validation", "--follow")
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert "60 rows; details in /mnt/runs/steady/scores-validation.json" in evaluated.stdout
@@ -208,6 +211,7 @@ def test_a_run_is_evaluated_and_predicts_where_it_is(cluster: Netns, job: Path) 
     assert failed.returncode == 2 and "--split is none, which is not one of" in failed.stderr  # before it is sent
 
 
+@pytest.mark.long
 def test_a_sweep_uses_all_nodes(cluster: Netns, tmp_path: Path) -> None:
     more = "tune: {space: {train.learning_rate: {loguniform: [1e-4, 1e-2]}}, trials: 4, max_concurrent: 3}\n"
     path = _job(tmp_path, "sweep", epochs=2, more=more)
@@ -219,6 +223,7 @@ def test_a_sweep_uses_all_nodes(cluster: Netns, tmp_path: Path) -> None:
     assert (cluster.shared / "runs/sweep/sweep/best.yaml").exists()
 
 
+@pytest.mark.long
 def test_the_plain_way_of_ray_works(cluster: Netns, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m launcher train x.yaml`, as the README has it."""
     _job(tmp_path, "plain", epochs=1)

@@ -78,6 +78,7 @@ def test_a_store_that_cannot_be(tiny_bert: Path, tmp_path: Path, uri: str) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_trials_are_children_of_the_sweep(tiny_bert: Path, tmp_path: Path, store: str, ray_cluster: None) -> None:
     job = _job(tiny_bert, tmp_path, store)
     run = run_sweep(job, Console(file=StringIO(), width=200))
