@@ -76,8 +76,8 @@ class JobSpec(Section):
             )
         if self.train.compile and (parallel.zero == 3 or parallel.offload_parameters):
             raise ValueError(
-                "train.compile is true, and parallel is of ZeRO-3, which fetches weights where compiled code would have "
-                "them; drop train.compile, or take parallel.zero: 2 without offload_parameters"
+                "train.compile is true, and parallel is of ZeRO-3, which fetches weights where compiled code would "
+                "have them; drop train.compile, or take parallel.zero: 2 without offload_parameters"
             )
         if kind == "adafactor" and parallel.zero not in ("auto", 0):
             raise ValueError(
