@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-long test-slurm quickstart bench-accuracy bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-long test-slurm quickstart bench-accuracy bench-cache bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -42,6 +42,9 @@ quickstart: venv
 
 bench-accuracy: venv
 	$(BIN)/python tests/benchmarks/accuracy/run.py $(TASK)
+
+bench-cache: venv
+	$(BIN)/python tests/benchmarks/cache/run.py
 
 bench-packing: venv
 	$(BIN)/python tests/benchmarks/packing/run.py

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -78,8 +79,8 @@ class Block:
         problems = tuple((int(i), self.reasons[int(rows[i])]) for i in np.flatnonzero(places < 0))
         return Encoded(self.samples.take(pa.array(chosen)), kept, self.lengths[chosen], self.weights[chosen], problems)
 
-    def to_bytes(self) -> bytes:
-        """As a file: the sha256 of the rest in hex, then an Arrow file."""
+    def write(self, file: IO[bytes]) -> int:
+        """As a file: the sha256 of the rest in hex, then an Arrow file; returns its bytes."""
         usable = np.flatnonzero(self.place >= 0)
         extra = {_LENGTH: self.lengths, _WEIGHT: self.weights, _PLACE: usable}
         table = self.samples.combine_chunks()
@@ -89,12 +90,12 @@ class Block:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema.with_metadata(said)) as writer:
             writer.write_table(table)
-        content: bytes = sink.getvalue().to_pybytes()
-        return hashlib.sha256(content).hexdigest().encode() + content
+        content = sink.getvalue()
+        return file.write(hashlib.sha256(content).hexdigest().encode()) + file.write(content)
 
     @staticmethod
     def open(path: Path) -> "Block":
-        """A file of `to_bytes`, mapped into memory: what is not taken is not read again.
+        """A file of `write`, mapped into memory: what is not taken is not read again.
 
         Raises:
             FileNotFoundError: there is none.

@@ -33,7 +33,8 @@ from launcher.tasks.base import Encoded, Task
 
 BLOCK_ROWS = 512
 """Rows of a block: few enough that a block of pictures fits into memory, many enough for a tokenizer's threads."""
-_BLOCKS_AT_ONCE = 16
+_MOST_AT_ONCE, _BYTES_AT_ONCE = 16, 64 << 20
+"""Blocks that are read and encoded together: one pass over a row group serves several, as far as memory allows."""
 _OPEN_BLOCKS = 4096
 _USED = "used"
 """File of an entry whose time says when it was used last."""
@@ -122,6 +123,7 @@ class Entry:
         self._directory, self._limit, self._rows, self._encode = directory, limit, rows, encode
         self._room, self._look_again = 0, 0.0
         self._open = lru_cache(_OPEN_BLOCKS)(Block.open)
+        self._at_once = 1
         self._random = random.Random(os.getpid())
 
     def take(self, ids: Ids) -> Encoded:
@@ -147,27 +149,30 @@ class Entry:
         """Encode and publish the blocks that are missing, as far as there is room."""
         missing = [int(block) for block in blocks if not self._path(int(block)).exists()]
         self._look()
-        groups = [missing[i : i + _BLOCKS_AT_ONCE] for i in range(0, len(missing), _BLOCKS_AT_ONCE)]
-        self._random.shuffle(groups)  # so that processes that miss the same blocks share the work
-        for group in groups:
+        # Begun at a place of its own, so that processes that miss the same blocks share the work.
+        begin = self._random.randrange(len(missing)) if missing else 0
+        missing = missing[begin:] + missing[:begin]
+        while missing and self._room > 0:
+            group, missing = missing[: self._at_once], missing[self._at_once :]
             absent = [block for block in group if not self._path(block).exists()]
-            if absent and self._room > 0:
+            if absent:
                 self._add(absent)
 
     def _add(self, blocks: list[int]) -> None:
         bounds = [(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self._rows)) for block in blocks]
         ids = np.concatenate([np.arange(begin, stop, dtype=np.int64) for begin, stop in bounds])
         whole, at = Block.of([self._encode(ids)], [len(ids)]), 0
+        fit = _BYTES_AT_ONCE * len(blocks) // max(1, whole.samples.nbytes)
+        self._at_once = max(1, min(_MOST_AT_ONCE, fit))
         for block, (begin, stop) in zip(blocks, bounds, strict=True):
-            self._publish(block, whole.slice(at, at + stop - begin).to_bytes())
+            self._publish(block, whole.slice(at, at + stop - begin))
             at += stop - begin
 
-    def _publish(self, block: int, content: bytes) -> None:
+    def _publish(self, number: int, block: Block) -> None:
         try:
             with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".", delete=False) as file:
-                file.write(content)
-            os.replace(file.name, self._path(block))
-            self._room -= len(content)
+                self._room -= block.write(file)
+            os.replace(file.name, self._path(number))
         except OSError as error:
             self._stop(error)
 

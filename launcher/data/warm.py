@@ -4,11 +4,14 @@ Ray keeps the process of a task that ended for the next one: while train workers
 encodes a few rows, and the first window finds its process ready.
 """
 
+from contextlib import suppress
+
 import numpy as np
 import ray
 
 from launcher.data.stream import TASK_CPUS, StreamSource
 from launcher.data.windows import TRAIN
+from launcher.errors import LauncherError
 
 _ROWS = 8
 # A process serves the next task of the same environment alone, and Ray Data adds this to that of its own tasks.
@@ -16,12 +19,13 @@ _AS_RAY_DATA = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
 
 
 def warm_up(source: StreamSource) -> None:
-    """Start it; nobody waits for it, and what it has to complain of the first window will say too."""
+    """Start it; nobody waits for it."""
     _encode_some.options(runtime_env=_AS_RAY_DATA).remote(source)
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=0)
 def _encode_some(source: StreamSource) -> None:
-    task, split = source.task(scored=False), source.splits[TRAIN]
-    ids = np.arange(min(_ROWS, split.rows), dtype=np.int64)
-    task.encode(split.read(ids, task.input_columns + task.target_columns), True)
+    with suppress(LauncherError):  # what is wrong here is wrong with the first window
+        task, split = source.task(scored=False), source.splits[TRAIN]
+        ids = np.arange(min(_ROWS, split.rows), dtype=np.int64)
+        task.encode(split.read(ids, task.input_columns + task.target_columns), True)

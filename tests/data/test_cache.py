@@ -33,7 +33,7 @@ TASKS = ["text-classification", "token-classification", "causal-lm", "image-clas
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Several blocks, and several passes to make them; nothing of another test in memory."""
     monkeypatch.setattr(cache, "BLOCK_ROWS", 16)
-    monkeypatch.setattr(cache, "_BLOCKS_AT_ONCE", 2)
+    monkeypatch.setattr(cache, "_MOST_AT_ONCE", 2)
     cache._entry.cache_clear()
     yield
     cache._entry.cache_clear()
@@ -222,7 +222,9 @@ def test_a_block_survives_the_disk(tiny_bert: Path, tmp_path: Path) -> None:
     task = build_task(prepared.job)
     rows = example_table(10).set_column(0, "text", pa.array([None, *["w1 w2"] * 8, None]))
     block = Block.of([task.encode(rows, True)], [10])
-    (tmp_path / "x.block").write_bytes(block.slice(2, 10).to_bytes())
+    with (tmp_path / "x.block").open("wb") as file:
+        size = block.slice(2, 10).write(file)
+    assert size == (tmp_path / "x.block").stat().st_size
     again = Block.open(tmp_path / "x.block")
     assert again.reasons == {7: "text is null"} and again.place.tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
     assert again.samples.equals(block.samples.slice(1)) and again.samples.schema == block.samples.schema

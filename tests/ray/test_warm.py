@@ -1,0 +1,43 @@
+"""The first window is encoded by the process that was made ready for it: a whole run, on a Ray of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import make_job, write_splits
+from launcher.spec.load import dump_job
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+_MODULE = """\
+import os
+
+from launcher.tasks.text_classification import TextClassification
+
+
+class Noting(TextClassification):
+    def encode(self, rows, with_targets, noise=None):
+        with open(os.environ["PYTHONPATH"].split(":")[0] + "/noted", "a") as file:
+            file.write(f"{os.getpid()} {len(rows)}\\n")
+        return super().encode(rows, with_targets, noise)
+"""
+
+
+def test_a_window_finds_its_process_ready(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "noting.py").write_text(_MODULE)
+    data = write_splits(tmp_path / "data", 121)
+    job = make_job(tiny_bert, data, tmp_path / "runs", task={"type": "noting:Noting", "max_length": 32})
+    (tmp_path / "job.yaml").write_text(dump_job(job))
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "train", str(tmp_path / "job.yaml")], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    noted = [line.split() for line in (tmp_path / "noted").read_text().splitlines()]
+    (ready,) = [process for process, rows in noted if rows == "8"]
+    windows = [process for process, rows in noted if rows == "44"]  # 4 steps of 11
+    assert windows[0] == ready
