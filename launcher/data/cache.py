@@ -62,6 +62,11 @@ def root_of(job: JobSpec) -> str | None:
     return root
 
 
+def encoding_of(job: JobSpec) -> str:
+    """What of a job decides how its rows are encoded."""
+    return job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
+
+
 def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: Ids) -> Encoded:
     """Rows of a split as `task.encode` gives them, from the job's cache, which keeps what it has not seen yet.
 
@@ -72,7 +77,7 @@ def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: Ids)
         scored: which of the two.
         ids: rows.
     """
-    said = job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
+    said = encoding_of(job)
     root = root_of(job)
     assert root is not None and job.data.cache is not None
     limit = int(job.data.cache.gib * 2**30)
@@ -197,10 +202,9 @@ class Entry:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             (self._directory / _USED).touch()
-        except OSError as error:
+            self._room = self._limit - make_room(self._directory.parent, self._limit)
+        except OSError as error:  # not to be written, or an entry went while it was looked at
             self._stop(error)
-            return
-        self._room = self._limit - make_room(self._directory.parent, self._limit)
 
     def _stop(self, error: OSError) -> None:
         """Training goes on without what cannot be kept."""

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.blocks import Block
+from launcher.data.cache import encoding_of
 from launcher.data.order import Ids
 from launcher.data.sources import Split
 from launcher.data.stream import StreamSource
@@ -33,8 +34,7 @@ class KeptSource(StreamSource):
         encode = partial(super().encode, task, window)
         kept = None
         if not (task.augments and window.kind == TRAIN):
-            said = self.job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
-            kept = _kept(_Key(said, split.name, split.version, split, encode))
+            kept = _kept(_Key(encoding_of(self.job), split.name, split.version, split, encode))
         return encode(ids) if kept is None else kept.take(ids)
 
 
