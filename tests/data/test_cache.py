@@ -119,7 +119,7 @@ def test_a_damaged_block_is_made_anew(tiny_bert: Path, tmp_path: Path, harm: str
     prepared = _job(tiny_bert, tmp_path, cached=True)
     plain = _cells(prepared)
     victim = max(_blocks(tmp_path), key=lambda path: path.stat().st_size)
-    content = victim.read_bytes()
+    content, rows = victim.read_bytes(), Block.open(victim).samples.to_pylist()
     if harm == "gone":
         victim.unlink()
     else:
@@ -132,7 +132,8 @@ def test_a_damaged_block_is_made_anew(tiny_bert: Path, tmp_path: Path, harm: str
     for _ in range(2):
         cache._entry.cache_clear()
         assert _cells(prepared) == plain
-    assert victim.read_bytes() == content
+    # Not byte by byte: unused bits of a bitmap depend on the rows that were encoded in the same pass.
+    assert Block.open(victim).samples.to_pylist() == rows
 
 
 def test_what_encodes_otherwise_lies_elsewhere(tiny_bert: Path, tmp_path: Path) -> None:
