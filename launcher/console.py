@@ -20,6 +20,7 @@ from launcher.records import EvaluationRecord, MetricsLine, StepRecord
 _POLL_S = 0.5
 _EVERY_S = 5.0
 _ANSWER_S = 5.0
+_Shows = tuple[Callable[[MetricsLine], None], ...]
 
 
 @ray.remote(num_cpus=0)
@@ -88,6 +89,10 @@ class Watch:
         self.stop_asked = False
         self._mailbox, self._console = mailbox, console
 
+    def begin(self) -> None:
+        """Workers are about to start; those before them may have ended without a word."""
+        self.post.at_work(False)
+
     def ask_stop(self) -> bool:
         """Ask the workers to save and stop; False when they do not train, so that there is nothing to wait for."""
         self.stop_asked = True
@@ -102,35 +107,37 @@ class Watch:
 
 
 @contextmanager
-def watch(plan: Plan, console: Console) -> Iterator[Watch]:
-    """Show lines until the block ends."""
+def watch(plan: Plan, console: Console, hear: Callable[[MetricsLine], None] | None = None) -> Iterator[Watch]:
+    """Show lines until the block ends; `hear` is told of each, too."""
     mailbox = _Mailbox.remote()  # type: ignore[attr-defined]  # ray adds .remote
     stop = threading.Event()
     view = _Bar(plan, console) if console.is_terminal else _Lines(plan, console)
-    thread = threading.Thread(target=_pump, args=(mailbox, view, stop), daemon=True)
+    shows = (view.show,) if hear is None else (view.show, hear)
+    thread = threading.Thread(target=_pump, args=(mailbox, shows, stop), daemon=True)
     thread.start()
     try:
         yield Watch(mailbox, console)
     finally:
         stop.set()
         thread.join()
-        _show(mailbox, view)
+        _show(mailbox, shows)
         view.close()
         ray.kill(mailbox)
 
 
-def _pump(mailbox: "ray.actor.ActorHandle[_Mailbox]", view: "_Bar | _Lines", stop: threading.Event) -> None:
+def _pump(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows, stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
-        _show(mailbox, view)
+        _show(mailbox, shows)
 
 
-def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", view: "_Bar | _Lines") -> None:
+def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows) -> None:
     try:
         lines: list[MetricsLine] = ray.get(mailbox.take.remote())
     except RayError:
         return  # the cluster goes down; what ended the run is told by whoever waits for it
     for line in lines:
-        view.show(line)
+        for show in shows:
+            show(line)
 
 
 def evaluation_text(line: EvaluationRecord) -> str:

@@ -55,6 +55,18 @@ class MicroBatchTooLarge(TrainingError):
     """A micro-batch did not fit into memory; a smaller one is written down, with which the workers may start again."""
 
 
+class WorkerLost(TrainingError):
+    """A worker, its node or the cluster under it broke down; the run can go on from its last checkpoint."""
+
+
+class DamagedCheckpoint(TrainingError):
+    """A checkpoint cannot be read and was put aside; the run goes on from the one before it."""
+
+
+class StaleAttempt(TrainingError):
+    """Another attempt of the same run has begun since, so this one may not write any more."""
+
+
 class Interrupted(LauncherError):  # a wish of the user, not an error
     """The user stopped the run (Ctrl-C); what is saved is kept."""
 

@@ -145,13 +145,9 @@ def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresR
     plan = run.read_record("plan.json", Plan)
     model_job = _exported(run, job)
     splits = {split.name: split}
-    data = CanonicalData(model_job, plan, splits, _from_the_start)
+    data = CanonicalData(model_job, plan, splits)
     with ray_session(model_job), watch(plan, console) as line:
         order = WorkOrder(run, model_job, plan, splits, line.post, evaluate_only=split.name)
         fit(Fit(model_job, run, data, (split.name,)), work, {"order": order}, line.ask_stop)
     write_report(run)
     return run.read_record(f"scores-{split.name}.json", ScoresRecord)
-
-
-def _from_the_start() -> int:
-    return 0

@@ -3,13 +3,11 @@
 Contents of checkpoints are verified by the workers that read them (`train/checkpoint.py`): hashing takes minutes.
 """
 
-from pathlib import Path
-
 from launcher.errors import RunError
 from launcher.leaks import LeakageRecord
 from launcher.plan import Plan
 from launcher.prepare import Prepared
-from launcher.records import ManifestRecord, ResultRecord, RunStateRecord
+from launcher.records import ManifestRecord, ResultRecord
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
 from launcher.train import saved
@@ -45,20 +43,13 @@ def check_run(prepared: Prepared) -> None:
 
 
 def _check_checkpoint(run: RunDir, zero: int) -> None:
-    """The newest complete one: where the run would go on."""
-    newest = saved.latest_step(run)
-    if not newest or run.exists("result.json"):
+    """The newest that looks whole: where the run would go on; those that do not are left out by `drive.py`."""
+    if run.exists("result.json"):
         return
-    folder = saved.directory_of(newest)
-    manifest = run.read_record(f"{folder}/manifest.json", ManifestRecord)
-    run.read_record(f"{folder}/state.json", RunStateRecord)
-    for entry in manifest.files if run.local is not None else ():
-        path = Path(run.path(folder)) / entry.path
-        if not path.is_file() or path.stat().st_size != entry.size_bytes:
-            raise RunError(
-                f"{path}: missing or cut short; delete {run.path(folder)} to go on from the checkpoint before it"
-            )
-    saved.refuse_stage(manifest, zero)
+    for step in reversed(saved.complete_steps(run)):
+        if saved.damage_of(run, step) is None:
+            saved.refuse_stage(run.read_record(f"{saved.directory_of(step)}/manifest.json", ManifestRecord), zero)
+            return
 
 
 def check_model(run: RunDir) -> None:

@@ -9,34 +9,35 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib import metadata
 
 from rich.console import Console
 
 from launcher.console import reading_files, watch
-from launcher.data.stream import CanonicalData, StreamSource
+from launcher.data.stream import StreamSource
 from launcher.data.warm import warm_up
-from launcher.data.windows import TRAIN
-from launcher.errors import ClusterError, Interrupted, TrainingError
+from launcher.drive import Driver, is_finished
+from launcher.errors import ClusterError, Interrupted
+from launcher.heartbeat import beating
 from launcher.leakage import refuse_leaks, told_leaks
+from launcher.lease import refuse_second
 from launcher.micro_batch import halvings_of
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
-from launcher.records import EnvironmentRecord, ResultRecord, ScoresRecord, WorkerRecord
+from launcher.records import EnvironmentRecord, MetricsLine, ResultRecord, ScoresRecord, StepRecord, WorkerRecord
 from launcher.report.render import write_report
 from launcher.report.sweep import write_sweep_report
 from launcher.resume import check_run
 from launcher.rows import try_rows
 from launcher.rundir import RunDir
+from launcher.spec.chaos import Fault, Faults
 from launcher.spec.identity import curve_values
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
-from launcher.start import work
 from launcher.train import prometheus, saved, trackers
+from launcher.train.chaos import Chaos
 from launcher.train.machine import check_machine
-from launcher.train.trainer import Fit, fit, ray_session
-from launcher.work_order import WorkOrder
+from launcher.train.trainer import ray_session
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
 
@@ -46,8 +47,13 @@ _TRIED_ROWS = 64
 _FIRST = ("job.yaml", "plan.json", "leakage.json")
 
 
-def run_job(job: JobSpec, console: Console) -> RunDir:
+def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> RunDir:
     """Train a job to its end, or go on where it stopped.
+
+    Args:
+        job: the job.
+        console: where the run says what happens.
+        faults: that are to happen to it.
 
     Raises:
         UserError: something in the job file, data or model must be mended first.
@@ -55,9 +61,11 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
     """
     with reading_files(console) as told:
         prepared = prepare(job, told, measure=True)
-    run, plan, finished = prepared.run, prepared.plan, _finished(prepared)
+    run, plan, finished = prepared.run, prepared.plan, is_finished(prepared)
     check_run(prepared)
+    chaos = faults.of(plan.total_steps, plan.workers) if faults is not None else ()
     if not finished:
+        refuse_second(run)
         check_machine(prepared.job)
         try_rows(prepared.job, prepared.splits, _TRIED_ROWS)
     leaks = None if finished else refuse_leaks(prepared.job, run, prepared.splits)
@@ -70,7 +78,7 @@ def run_job(job: JobSpec, console: Console) -> RunDir:
         resumed = saved.latest_step(run)
         _say_what_comes(prepared, resumed, console)
         with _opened(prepared), told_leaks(prepared.job, run, prepared.splits, leaks, console):
-            _work_to_the_end(prepared, console)
+            _work_to_the_end(prepared, job, console, chaos)
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
@@ -121,45 +129,25 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     return run
 
 
-def _work_to_the_end(prepared: Prepared, console: Console) -> None:
-    """Start workers until the run is complete: when a node goes away they leave early, with a checkpoint.
+def _work_to_the_end(prepared: Prepared, asked: JobSpec, console: Console, faults: tuple[Fault, ...]) -> None:
+    """Everything that needs a cluster.
 
     Raises:
         Interrupted: somebody asked to stop; the checkpoint is there.
     """
     run, job, plan = prepared.run, prepared.job, prepared.plan
-    streams = (TRAIN, "test") if "test" in prepared.splits else (TRAIN,)
-    data = CanonicalData(job, plan, prepared.splits, partial(saved.latest_step, run))
     trackers.begin(run, job, curve_values(job))
-    with _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console) as line:
+    chaos = Chaos(run, faults)
+
+    def hear(line: MetricsLine) -> None:
+        if isinstance(line, StepRecord):
+            chaos.at_step(line.step)
+
+    with (
+        _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console, hear) as line, beating(run),
+    ):  # fmt: skip
         warm_up(StreamSource(job, prepared.splits, plan.workers))
-        order = WorkOrder(run, job, plan, prepared.splits, line.post, line.post)
-        known = len(halvings_of(run))
-        while not _finished(prepared):
-            try:
-                fit(Fit(prepared.job, run, data, streams), work, {"order": order}, line.ask_stop)
-            except TrainingError:
-                # Any worker's error may be the first to be heard; what was written down tells whether memory ran out.
-                told = halvings_of(run)
-                if len(told) == known or not told[-1].restarted:
-                    raise
-                known = len(told)
-                console.print(told[-1].sentence(), highlight=False, soft_wrap=True)
-                prepared = prepare(job, measure=True)
-                run.write_record("plan.json", prepared.plan)
-                data = CanonicalData(prepared.job, prepared.plan, prepared.splits, partial(saved.latest_step, run))
-                order = WorkOrder(run, prepared.job, prepared.plan, prepared.splits, line.post, line.post)
-                continue
-            step = saved.latest_step(run)
-            if not _finished(prepared) and line.stop_asked:
-                raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
-            if not _finished(prepared):
-                prometheus.count_failure(job, prometheus.PREEMPTED)
-                console.print(
-                    f"a node is being taken away: step {step} is saved, going on with other nodes",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+        Driver(prepared, asked, console, line, faults).to_the_end()
 
 
 @contextmanager
@@ -198,12 +186,6 @@ def _opened(prepared: Prepared) -> Iterator[None]:
 def _open_run(prepared: Prepared) -> None:
     prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
     prepared.run.write_record("plan.json", prepared.plan)
-
-
-def _finished(prepared: Prepared) -> bool:
-    run = prepared.run
-    tested = "test" not in prepared.splits or run.exists("scores-test.json")
-    return run.exists("result.json") and run.exists("model/config.json") and tested
 
 
 def _write_environment(run: RunDir, plan: Plan) -> None:

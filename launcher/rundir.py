@@ -6,6 +6,7 @@
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from launcher.errors import RunError
-from launcher.records import MetricsLine, Record, TrialRecord
+from launcher.records import MetricsLine, Record
 from launcher.spec.job import JobSpec
-from launcher.storage import asking, is_local, is_object_store, join, os_reason, refusal, split_options
+from launcher.storage import append_whole, asking, is_local, is_object_store, join, os_reason, refusal, split_options
 from launcher.storage import open_uri as open_uri  # a part of this module's interface
+from launcher.trials import TrialRecord
 
 R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
@@ -103,7 +105,7 @@ class RunDir:
         path = f"{root}/{relative}"
         local = is_local(fs)
         # An object store publishes an object when its stream closes; a file system needs the rename.
-        target = f"{path}.{os.getpid()}.tmp" if local else path
+        target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if local else path
         folder = path.rsplit("/", 1)[0]
         new = local and not os.path.isdir(folder)
         try:
@@ -125,7 +127,7 @@ class RunDir:
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where there is none."""
         fs, root = open_uri(self.uri)
-        with asking(self.path(relative)):
+        with asking(self.path(relative)), suppress(FileNotFoundError):  # another process was faster
             info = fs.get_file_info(f"{root}/{relative}")
             if info.type == pafs.FileType.Directory:
                 fs.delete_dir(info.path)
@@ -213,8 +215,7 @@ class RunDir:
             self.write_bytes(name, old + text.encode())
             return
         self.local.mkdir(parents=True, exist_ok=True)
-        with open(self.local / "metrics.jsonl", "a", encoding="utf-8") as stream:
-            stream.write(text)
+        append_whole(self.local / "metrics.jsonl", text.encode())
 
     def read_metrics(self) -> Iterator[MetricsLine]:
         """The lines of metrics.jsonl, in order; none where there is no file. A torn last line is left out.

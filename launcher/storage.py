@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -87,6 +88,22 @@ def is_local(fs: pafs.FileSystem) -> bool:
 def is_object_store(fs: pafs.FileSystem) -> bool:
     """Whether objects appear whole when their stream closes, and directories are names alone."""
     return fs.type_name in _OBJECT_STORES
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Add to a local file, all or nothing: a disk that fills up leaves no half of it.
+
+    Raises:
+        OSError: nothing was added.
+    """
+    with path.open("ab", buffering=0) as stream:
+        size, left = stream.tell(), memoryview(content)
+        try:
+            while left:
+                left = left[stream.write(left) or 0 :]
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 def split_options(uri: str) -> tuple[str, str]:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher.data.sources import Split
+from launcher.lease import Lease
 from launcher.plan import Plan
 from launcher.rundir import RunDir
+from launcher.spec.chaos import Fault
 from launcher.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -26,3 +28,9 @@ class WorkOrder:
     """Asked whether the training should stop."""
     evaluate_only: str | None = None
     """Score this split with the job's model and do nothing else."""
+    start: int = 0
+    """Step of the checkpoint to go on from; 0 for none."""
+    lease: Lease | None = None
+    """Under which a training writes."""
+    faults: tuple[Fault, ...] = ()
+    """That are to happen."""

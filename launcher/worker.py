@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from launcher.data.stream import ShareStream, share_cells
 from launcher.data.windows import TRAIN
+from launcher.errors import DamagedCheckpoint
 from launcher.export import export, write_card
 from launcher.records import ResultRecord, ScoresRecord, WorkerRecord
 from launcher.rundir import RunDir
@@ -28,10 +29,12 @@ from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 from launcher.train import checkpoint, saved
+from launcher.train.chaos import Chaos
 from launcher.train.engine import Engine
 from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, TrainRun, to_the_end, train
 from launcher.train.notice import Notices, node_goes_away
+from launcher.train.saver import Saver
 from launcher.train.used import PeakMemory
 from launcher.train.validate import validate
 from launcher.work_order import WorkOrder
@@ -108,11 +111,12 @@ def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
 def _train_and_export(
     order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory, stream: ShareStream
 ) -> ResultRecord | None:
-    start = saved.latest_step(order.run)
-    state = checkpoint.load(order.run, engine, start) if start else FRESH
-    log = RunLog(order.run, order.job, order.listener, state.step, state.elapsed_s)
-    it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits)
-    notices = Notices(order.caller, node_goes_away)
+    state = checkpoint.load(order.run, engine, order.start) if order.start else FRESH
+    log = RunLog(order.run, order.job, order.listener, state, order.lease)
+    chaos = Chaos(order.run, order.faults, engine.rank)
+    saver = Saver(order.run, order.job, engine, order.lease, chaos)
+    it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits, saver, chaos)
+    notices = Notices(order.caller, lambda: node_goes_away() or chaos.node_goes_away())
     result = to_the_end(train(it, stream, log, state, notices.leave))
     predicted = order.plan.memory
     memory.write(order.run, engine.rank, None if predicted is None else predicted.peak)
@@ -121,12 +125,32 @@ def _train_and_export(
     if result is None:
         return None
     if result.best_step != result.steps:
-        checkpoint.load(order.run, engine, result.best_step, weights_only=True)
+        _load_best(order.run, engine, result.best_step)
+    if engine.rank == 0 and order.lease is not None:
+        order.lease.check()
+    chaos.at("export")
     export(order.run, engine, task, order.job, order.plan)
     if engine.rank == 0:
         order.run.write_record("result.json", result)
     dist.barrier()
     return result
+
+
+def _load_best(run: RunDir, engine: Engine, step: int) -> None:
+    """Read the best weights back (a collective).
+
+    Raises:
+        DamagedCheckpoint: they are not there; the training goes back to before they were made, and makes them again.
+    """
+    try:
+        if not saved.is_complete(run, step):
+            raise DamagedCheckpoint(f"the best checkpoint, of step {step}, could not be saved and is made again")
+        checkpoint.load(run, engine, step, weights_only=True)
+    except DamagedCheckpoint:
+        dist.barrier()
+        if engine.rank == 0:
+            saved.go_back(run, step)
+        raise
 
 
 def _score(order: WorkOrder, task: Task, engine: Engine, split: str, step: int) -> ScoresRecord:

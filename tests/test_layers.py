@@ -16,10 +16,12 @@ _ORDER = (
     ("errors", "arrays"),
     ("spec",),
     ("records", "storage"),
+    ("trials",),
     ("rundir", "leaks", "writable"),
-    ("memory", "micro_batch"),
+    ("memory", "micro_batch", "events", "lease"),
+    ("failures", "heartbeat"),
     ("plan", "metrics", "models", "submit"),
-    ("tasks",),
+    ("tasks", "runs"),
     ("data",),
     ("rows",),
     ("train",),
@@ -28,6 +30,7 @@ _ORDER = (
     ("prepare", "console", "work_order", "init", "leakage"),
     ("resume", "worker"),
     ("start",),
+    ("drive",),
     ("tune", "evaluate", "predict"),
     ("run",),
     ("replay",),
@@ -36,7 +39,7 @@ _ORDER = (
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _NARROW = {
-    room: {"errors", "spec", "records", "storage", "rundir", "leaks", "memory", "micro_batch", room}
+    room: {"errors", "spec", "records", "storage", "trials", "rundir", "leaks", "memory", "micro_batch", room}
     for room in ("submit", "report")
 }
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import compare, doctor, init, kube, runs, submit, sweeps
+from launcher.cli import compare, doctor, init, kube, listing, runs, submit, sweeps
 from launcher.cli.arguments import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(runs.commands)
 app.add_typer(init.commands)
+app.add_typer(listing.commands)
 app.add_typer(compare.commands)
 app.add_typer(submit.commands)
 app.add_typer(doctor.commands)

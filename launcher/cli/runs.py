@@ -21,12 +21,22 @@ _PREDICT_KEYS = ("cluster", "task", "data.on_bad_row", "evaluation.batch_size")
 
 
 @commands.command()
-def train(job: JobFile, overrides: Overrides = None) -> None:
+def train(
+    job: JobFile,
+    overrides: Overrides = None,
+    chaos: Annotated[
+        str | None,
+        typer.Option(help="Faults on purpose, to try how the run survives: kill=1@step37,disk_full@step90,random=2."),
+    ] = None,
+) -> None:
     """Train a job, or go on with it; then export, score the test data, write the report."""
+    from launcher.spec.chaos import parse_faults
+
+    faults = parse_faults(chaos) if chaos is not None else None
     spec = load(job, overrides)
     from launcher.run import run_job
 
-    run_job(spec, OUT)
+    run_job(spec, OUT, faults)
 
 
 def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:

@@ -192,18 +192,18 @@ def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[
 class CanonicalData(DataConfig):
     """Deals the canonical stream to however many workers the group has this time.
 
-    Ray Train calls `configure` again whenever the worker group starts; `start_step` then tells where to go on.
+    Ray Train calls `configure` when the worker group starts.
 
     Args:
         job: the resolved job.
         plan: its plan.
         splits: by name; must hold every split that is streamed.
-        start_step: returns the step of the checkpoint the workers resume from.
+        start: step of the checkpoint the workers go on from; 0 for none.
     """
 
-    def __init__(self, job: JobSpec, plan: Plan, splits: dict[str, Split], start_step: Callable[[], int]) -> None:
+    def __init__(self, job: JobSpec, plan: Plan, splits: dict[str, Split], start: int = 0) -> None:
         super().__init__()
-        self._job, self._plan, self._splits, self._start_step = job, plan, splits, start_step
+        self._job, self._plan, self._splits, self._start = job, plan, splits, start
 
     def configure(
         self,
@@ -217,7 +217,7 @@ class CanonicalData(DataConfig):
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name in datasets:
             if name == TRAIN:
-                windows = train_windows(self._plan, self._job, self._start_step())
+                windows = train_windows(self._plan, self._job, self._start)
             else:
                 windows = evaluation_windows(name, self._splits[name].rows, self._job, self._plan.total_steps)
             source = StreamSource(self._job, self._splits, world_size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from launcher.records import ScoresRecord, SweepRecord, TrialRecord
+from launcher.records import ScoresRecord
 from launcher.report import sweep_charts
 from launcher.report.collect import without_credentials
 from launcher.report.headline import Tile
@@ -16,6 +16,7 @@ from launcher.report.numbers import duration, number
 from launcher.report.render import page
 from launcher.report.sweep_axes import text_of
 from launcher.rundir import RunDir, read_trials, run_at
+from launcher.trials import SweepRecord, TrialRecord
 
 # More trials than this nobody reads on a page, and the page stays small.
 _SHOWN = 100

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 from pydantic import JsonValue
 
-from launcher.records import SweepRecord, TrialEvaluation, TrialRecord
 from launcher.report.charts import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, SKY, Chart, chart
 from launcher.report.numbers import clip, number
 from launcher.report.sweep_axes import axis, bin_of, is_log, is_range, place_of, text_of, ticks
+from launcher.trials import SweepRecord, TrialEvaluation, TrialRecord
 
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER)
 _STATUS = {"finished": BLUE, "running": GREEN, "pruned": GREY, "failed": ORANGE}

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.data import DataSpec
+from launcher.spec.fault_tolerance import FaultToleranceSpec
 from launcher.spec.logging import LoggingSpec
 from launcher.spec.model import ModelSpec
 from launcher.spec.parallel import ParallelSpec
@@ -59,6 +60,7 @@ class JobSpec(Section):
     train: TrainSpec = TrainSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
     parallel: ParallelSpec = ParallelSpec()
     cluster: ClusterSpec = ClusterSpec()
     output: OutputSpec = OutputSpec()

@@ -112,5 +112,13 @@ class CheckpointSpec(Section):
     every_minutes: float | None = Field(default=10.0, gt=0.0)
     """Save when this many minutes have passed since the last checkpoint; null does not."""
 
-    keep_last: int = Field(default=1, ge=1)
-    """Checkpoints kept beside the best one."""
+    keep_last: int = Field(default=2, ge=1)
+    """Checkpoints kept beside the best one; two, so that there is one to go back to when the last is damaged."""
+
+    background: bool = True
+    """Write while training goes on: it stands still only as long as the states are copied. Every worker then holds a
+    copy of its share of the states in the CPU's memory."""
+
+    on_failure: Literal["continue", "stop"] = "continue"
+    """What to do when a checkpoint cannot be written (a full disk, a storage that fails): train on, with the last good
+    one kept, and say so; or stop."""

@@ -11,9 +11,8 @@ from typing import Any  # attributes that no type knows
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
-FILE = "average.safetensors"
+FILE = "average.pt"
 
 
 class WeightAverage:
@@ -51,16 +50,15 @@ class WeightAverage:
             release()
             self._swap()
 
-    def save(self, directory: Path) -> None:
-        """Write it whole, by rank 0 (a collective): any number of workers reads it back."""
-        whole = {name: self._whole(i) for i, (name, _) in enumerate(self._weights)}
-        if dist.get_rank() == 0:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in whole.items()}, directory / FILE)
+    def whole(self) -> dict[str, torch.Tensor]:
+        """All of it by name, for any number of workers to read back; {} but on rank 0 (a collective)."""
+        parts = {name: self._whole(i) for i, (name, _) in enumerate(self._weights)}
+        return parts if dist.get_rank() == 0 else {}
 
     def load(self, directory: Path) -> None:
         """Read it back; a checkpoint that was written without one begins anew from its weights."""
         path = directory / FILE
-        whole = load_file(path) if path.exists() else {}
+        whole = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
         for average, (name, weight) in zip(self._average, self._weights, strict=True):
             average.copy_(self._part(whole[name], average) if name in whole else self._held(weight))
 

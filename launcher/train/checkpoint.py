@@ -1,92 +1,49 @@
-"""Checkpoints: sharded by rank, complete when `manifest.json` is there. Train workers.
+"""Checkpoints read back: sharded by rank, complete when `manifest.json` is there. Train workers.
 
-`checkpoints/step-00000120/` holds DeepSpeed's shards under `state/`, `state.json` (what the loop must know) and
-`manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is converted
-to DeepSpeed's universal format on the way in.
+`checkpoints/step-00000120/` holds DeepSpeed's shards under `attempt-000003/state/`, `state.json` (what the loop must
+know) and `manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is
+converted to DeepSpeed's universal format on the way in; one that is damaged is put aside. `saver.py` writes them.
 """
 
 import hashlib
 import socket
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from launcher.errors import RunError, TrainingError
-from launcher.records import FileEntry, ManifestRecord, RunStateRecord
+from launcher.errors import DamagedCheckpoint, RunError, TrainingError
+from launcher.records import ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.storage import join
 from launcher.train import universal
-from launcher.train.saved import directory_of, refuse_stage
+from launcher.train.saved import directory_of, put_aside, refuse_stage
 
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
-
-
-def save(run: RunDir, engine: "Engine", state: RunStateRecord, spec_hash: str) -> None:
-    """Write a checkpoint (a collective): shards by all ranks in parallel, then the manifest by rank 0."""
-    target = directory_of(state.step)
-    if engine.rank == 0:
-        run.delete(target)  # an attempt that died before its manifest
-    dist.barrier()
-    local = run.local
-    if local is not None:
-        directory = local / target
-        engine.save(directory)
-        mine = _entries(directory, lambda path: _is_mine(path, engine.rank))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            # Ranks of one node share nothing here: each uploads what it wrote itself.
-            engine.save(Path(scratch))
-            mine = _entries(Path(scratch), lambda path: True)
-            run.upload(Path(scratch), target)
-    entries: list[list[FileEntry]] = [[] for _ in range(engine.world_size)]
-    dist.all_gather_object(entries, mine)
-    if engine.rank == 0:
-        run.write_record(f"{target}/state.json", state)
-        files = {entry.path: entry for part in entries for entry in part}
-        manifest = ManifestRecord(
-            step=state.step,
-            world_size=engine.world_size,
-            zero=engine.zero,
-            spec_hash=spec_hash,
-            files=tuple(files.values()),
-        )
-        run.write_record(f"{target}/manifest.json", manifest)
-    dist.barrier()
-
-
-def _is_mine(path: Path, rank: int) -> bool:
-    """Hashing is shared out: a shard's own rank hashes it, rank 0 what belongs to nobody."""
-    parts = path.name.replace("-", "_").split("_")
-    owners = [int(b) for a, b in zip(parts[:-1], parts[1:], strict=True) if a == "rank" and b.isdigit()]
-    model_states = path.name.startswith("mp_rank_")
-    return rank == 0 if model_states or not owners else owners[0] == rank
-
-
-def _entries(directory: Path, mine: Callable[[Path], bool]) -> list[FileEntry]:
-    return [
-        FileEntry(path=path.relative_to(directory).as_posix(), size_bytes=path.stat().st_size, sha256=_sha256(path))
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and mine(path)
-    ]
 
 
 def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -> RunStateRecord:
     """Read a checkpoint back (a collective), with whatever number of workers there is now.
 
     Raises:
-        RunError: a file of it is missing or damaged, or its ZeRO stage cannot be read.
+        DamagedCheckpoint: a file of it is missing or damaged; it is put aside, the workers must start again.
+        RunError: its ZeRO stage cannot be read.
     """
     source = directory_of(step)
     with tempfile.TemporaryDirectory() as scratch:
         host = _Host.of(engine, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
         directory = _on_this_host(run, source, host, engine.world_size)
-        _verify(run.path(source), directory, manifest, _share(run, host, engine))
+        problem = _verify(run.path(source), directory, manifest, _share(run, host, engine))
+        if problem is not None:
+            if engine.rank == 0:
+                put_aside(run, step, problem)
+            dist.barrier()
+            raise DamagedCheckpoint(f"the checkpoint of step {step} is damaged ({problem})")
+        directory = directory / manifest.folder
         if _fits(manifest, engine, weights_only):
             engine.load(directory, weights_only)
         else:
@@ -161,21 +118,18 @@ def _share(run: RunDir, host: _Host, engine: "Engine") -> slice:
     return slice(host.ranks.index(engine.rank), None, len(host.ranks))
 
 
-def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) -> None:
-    """Each rank checks some of the files; all learn the verdict."""
+def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) -> str | None:
+    """What is wrong with it, the same on all workers, each of which checks some of the files."""
     problem = None
     for entry in manifest.files[mine]:
-        path = directory / entry.path
-        what = f"{join(shown, entry.path)}: "
-        remedy = f"delete {shown} to go on from the checkpoint before it"
+        path, what = directory / manifest.folder / entry.path, join(shown, entry.path)
         if not path.is_file() or path.stat().st_size != entry.size_bytes:
-            problem = f"{what}missing or cut short; {remedy}"
+            problem = f"{what}: missing or cut short"
         elif _sha256(path) != entry.sha256:
-            problem = f"{what}damaged (its sha256 differs); {remedy}"
+            problem = f"{what}: its sha256 differs"
     problems: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
-    if any(problems):
-        raise RunError(next(p for p in problems if p))
+    return next((p for p in problems if p), None)
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ The only importer of deepspeed beside `universal.py`; `loop.py` is its user, `ze
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -20,7 +21,7 @@ from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.models.layers import freeze
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
-from launcher.train.average import WeightAverage
+from launcher.train.average import FILE, WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
 from launcher.train.groups import parameter_groups, refuse_tiny
 from launcher.train.kernels import forget_dead_builds
@@ -172,11 +173,15 @@ class Engine:
         self._engine.step()
         self._flat.clear()  # DeepSpeed has put every gradient to None
 
-    def save(self, directory: Path) -> None:
-        """Write this worker's shards (a collective)."""
-        self._engine.save_checkpoint(str(directory), tag="state", save_latest=False)
+    def states(self) -> dict[str, object]:
+        """What this worker has to save, by file: the training's own tensors, not copies (a collective)."""
+        found: dict[str, object] = {}
+        with tempfile.TemporaryDirectory() as nothing, _instead_of_files(self._engine, found):
+            self._engine.save_checkpoint(nothing, tag="state", save_latest=False)
         if self.average is not None:
-            self.average.save(directory)
+            whole = self.average.whole()
+            found |= {FILE: whole} if whole else {}
+        return found
 
     def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:
         """Read weights, and unless `weights_only` the optimizer's states, back (a collective)."""
@@ -265,6 +270,19 @@ class Engine:
             places = torch.arange(1, len(bits) + 1, device=bits.device)
             digest.update(int((bits * places).sum().item()).to_bytes(8, "little", signed=True))
         return digest.digest()
+
+
+@contextmanager
+def _instead_of_files(engine: "deepspeed.DeepSpeedEngine", found: dict[str, object]) -> Iterator[None]:
+    """What DeepSpeed would write goes into `found`: how it is written, and when, is for `saver.py` to say."""
+    files = engine.checkpoint_engine
+    files.save = lambda state_dict, path: found.update({f"state/{Path(path).name}": state_dict})
+    files.makedirs = lambda *_, **__: None
+    engine._copy_recovery_script = lambda _: None  # its `zero_to_fp32.py`; a run exports its model
+    try:
+        yield
+    finally:
+        del files.save, files.makedirs, engine._copy_recovery_script  # the class's own again
 
 
 def _not_torchs(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:

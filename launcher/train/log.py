@@ -3,6 +3,7 @@
 Losses stay on the device until they are due, then one all-reduce covers all steps since the last time.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from launcher.data.batches import StepHeader
-from launcher.errors import TrainingError
-from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord, TimesRecord
+from launcher.errors import LauncherError, RunError, StaleAttempt, TrainingError
+from launcher.lease import Lease
+from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, RunStateRecord, StepRecord, TimesRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.train.sinks import Sink, open_sinks
@@ -21,6 +23,9 @@ from launcher.train.timer import Timer
 
 Listener = Callable[[MetricsLine], None]
 """Told of every line of metrics.jsonl."""
+_LOOK_S = 5.0
+"""Between two looks at the lease: a request to an object store."""
+_LOG = logging.getLogger("launcher")
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,26 @@ class RunLog:
         run: where metrics.jsonl goes.
         job: names the sinks.
         listener: told of every line, for the console; None tells nobody.
-        resumed_step: lines after this step are forgotten, their steps are done again.
-        elapsed_s: training time of earlier attempts.
+        state: lines after its step are forgotten, their steps are done again.
+        lease: looked at now and then, so that an attempt that was taken over writes no more.
     """
 
     def __init__(
-        self, run: RunDir, job: JobSpec, listener: Listener | None, resumed_step: int, elapsed_s: float
+        self, run: RunDir, job: JobSpec, listener: Listener | None, state: RunStateRecord, lease: Lease | None = None
     ) -> None:
         self._run, self._listener, self._rank = run, listener, dist.get_rank()
+        self._lease, self._looked = lease, -math.inf
+        self._unwritten: list[MetricsLine] = []
         self._pending: list[_Pending] = []
         self._started = self._flushed = time.monotonic()
-        self._earlier_s = elapsed_s
-        self._step = resumed_step
+        self._earlier_s = state.elapsed_s
+        self._step = state.step
         self.timer = Timer()
         """Told by the loop what it waits for."""
         self._sinks: list[Sink] = []
         if self._rank == 0:
-            run.truncate_metrics(resumed_step)
-            self._sinks = open_sinks(run, job, resumed_step)
+            run.truncate_metrics(state.step)
+            self._sinks = open_sinks(run, job, state.step)
 
     @property
     def elapsed_s(self) -> float:
@@ -69,28 +76,32 @@ class RunLog:
         self._pending.append(pending)
         self._step = pending.step
 
-    def flush(self, skipped_rows: int, flag: bool) -> bool:
+    def flush(self, skipped_rows: int, flags: tuple[bool, bool]) -> tuple[bool, bool]:
         """Reduce and write all pending steps (a collective).
 
         Args:
             skipped_rows: unusable rows so far, as this worker was told.
-            flag: rank 0's wish, shared with all workers on the way.
+            flags: told to all workers on the way.
 
         Returns:
-            Rank 0's flag.
+            Each flag, set where any worker set it.
 
         Raises:
             TrainingError: a loss is not finite.
+            StaleAttempt: another attempt of the run writes there now.
         """
         sums = [p.loss_sum.detach().double() for p in self._pending]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         spent = self._spent_by_rank()
-        shared = [float(skipped_rows), float(flag and self._rank == 0), *spent]
+        stale = self._newer_attempt()
+        shared = [float(skipped_rows), float(stale is not None), *map(float, flags), *spent]
         rest = torch.tensor(shared, dtype=torch.float64, device=device)
         merged = torch.cat([torch.stack(sums), rest]) if sums else rest
         dist.all_reduce(merged)
         told = merged.tolist()  # the one sync point of these steps
-        losses, (skipped, agreed, *spent) = told[: len(sums)], told[len(sums) :]
+        losses, (skipped, newer, first, second, *spent) = told[: len(sums)], told[len(sums) :]
+        if newer:
+            raise stale or StaleAttempt(f"{self._run.uri}: another attempt has begun, this one ends")
         now = time.monotonic()
         times = self._times(spent)
         seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
@@ -106,7 +117,7 @@ class RunLog:
                     f"the loss is {line.loss} at step {line.step}; lower train.learning_rate, or use bf16 "
                     "instead of fp16"
                 )
-        return bool(agreed > 0)
+        return first > 0, second > 0
 
     def evaluation(self, line: EvaluationRecord, written: list[GenerationRecord]) -> None:
         """Write the outcome of an evaluation; its seconds are not counted as training throughput."""
@@ -114,7 +125,13 @@ class RunLog:
         self._write([line, *written])
 
     def close(self) -> None:
-        """Finish the sinks."""
+        """Finish the sinks.
+
+        Raises:
+            RunError: lines are left that the storage does not take.
+        """
+        if self._unwritten:
+            self._run.append_metrics(self._unwritten)
         for sink in self._sinks:
             sink.close()
 
@@ -157,12 +174,34 @@ class RunLog:
     def _write(self, lines: Sequence[MetricsLine]) -> None:
         if self._rank != 0 or not lines:
             return
-        self._run.append_metrics(lines)
+        self._append(lines)
         for line in lines:
             if self._listener is not None:
                 self._listener(line)
             for sink in self._sinks:
                 sink.write(line)
+
+    def _newer_attempt(self) -> LauncherError | None:
+        """Rank 0's look at the lease, now and then."""
+        now = time.monotonic()
+        if self._rank or self._lease is None or now - self._looked < _LOOK_S:
+            return None
+        self._looked = now
+        try:
+            self._lease.check()
+        except StaleAttempt as stale:
+            return stale
+        return None
+
+    def _append(self, lines: Sequence[MetricsLine]) -> None:
+        """To metrics.jsonl; what a full disk does not take waits for the next time."""
+        self._unwritten += lines
+        try:
+            self._run.append_metrics(self._unwritten)
+        except (OSError, RunError) as error:
+            _LOG.warning("%s: not written, %d lines wait (%s)", self._run.uri, len(self._unwritten), error)
+            return
+        self._unwritten = []
 
 
 def pending_step(

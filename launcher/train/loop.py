@@ -2,7 +2,7 @@
 
 A global batch arrives as this worker's share of it, already encoded and cut into micro-batches (`data/stream.py`).
 The loss is a sum over samples divided by the weight of the *global* batch, so neither the number of workers nor the
-micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `checkpoint.py` what survives a stop.
+micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `saver.py` what survives a stop.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -18,14 +18,14 @@ from launcher.data.windows import VALIDATION
 from launcher.plan import Plan
 from launcher.records import EvaluationRecord, ResultRecord, RunStateRecord
 from launcher.rundir import RunDir
-from launcher.spec.identity import spec_hash
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
-from launcher.train import checkpoint, saved
+from launcher.train.chaos import Chaos
 from launcher.train.engine import Engine
 from launcher.train.heal import Healer
 from launcher.train.log import RunLog, pending_step
 from launcher.train.notice import never
+from launcher.train.saver import Saver
 from launcher.train.schedule import learning_rate
 from launcher.train.validate import demonstrate, validate
 
@@ -44,6 +44,9 @@ class TrainRun:
     task: Task
     engine: Engine
     splits: dict[str, Split]
+    saver: Saver
+    chaos: Chaos
+    """Faults on purpose; none without `--chaos`."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,22 @@ def train(
     for step, epoch, share in log.timer.waiting(stream.steps()) if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
         with log.timer.watching():
-            loss_sum = train_step(engine, it.task, share, step, rate, healer)
+            loss_sum = it.chaos.loss(step, train_step(engine, it.task, share, step, rate, healer))
         done = step + 1
         log.step(pending_step(done, epoch, share.header, loss_sum, (rate, engine.grad_norm)))
+        it.chaos.at_step(done)
         leaving = leave()
         evaluate, save = plan.evaluates_after(done), leaving or _divides(job.checkpoint.every_steps, done)
         if done == 1 or done % job.train.sync_check_steps == 0:
             engine.check_sync(done)
         if done % job.train.log_every_steps == 0 or evaluate or save or done == plan.total_steps:
-            # Minutes are rank 0's; the flush carries its verdict to the others.
-            save |= log.flush(stream.skipped_rows, _minutes_passed(job, log.elapsed_s - saved_at))
+            # Minutes are rank 0's, a disk that is full one node's; the flush tells all.
+            due = engine.rank == 0 and _minutes_passed(job, log.elapsed_s - saved_at)
+            due, failed = log.flush(stream.skipped_rows, (due, it.saver.failed))
+            save |= due
+            it.saver.give_up(failed)
         if evaluate:
+            it.chaos.at("evaluation")
             with log.timer.phase("evaluation"):
                 state, improved, line = _evaluate(it, stream, log, state, done)
             stopped = out_of_patience(job, state)
@@ -102,15 +110,15 @@ def train(
             )
         if save or stopped or done == plan.total_steps:
             with log.timer.phase("checkpoint"):
-                checkpoint.save(it.run, engine, state, spec_hash(job))
-                if engine.rank == 0:
-                    saved.prune(it.run, job.checkpoint.keep_last, state.best_step)
+                it.saver.save(state)
             saved_at = log.elapsed_s
         if evaluate:
             yield Pause(state, line)
         if stopped or leaving:
             break
-    log.flush(stream.skipped_rows, False)  # the last checkpoint's time
+    with log.timer.phase("checkpoint"):
+        it.saver.finish()
+    log.flush(stream.skipped_rows, (False, False))  # the last checkpoint's time
     left_early = leaving and not stopped and state.step < plan.total_steps
     return None if left_early else _result(state, stopped)
 

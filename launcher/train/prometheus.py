@@ -41,7 +41,7 @@ SCORE = "launcher_validation"
 FAILURES = "launcher_failures"
 """Counter of the driver: what ended the workers early, labels `run` and `kind`."""
 
-STOPPED, PREEMPTED, FAILED = "stopped", "preempted", "error"
+STOPPED, PREEMPTED, LOST, FAILED = "stopped", "preempted", "lost", "error"
 """Kinds of failures: asked for, a node was taken away, anything else."""
 
 
@@ -111,7 +111,7 @@ def count_failure(job: JobSpec, kind: str) -> None:
 
     Args:
         job: the run's; nothing happens when it tells Prometheus nothing.
-        kind: `STOPPED`, `PREEMPTED` or `FAILED`.
+        kind: `STOPPED`, `PREEMPTED`, `LOST` or `FAILED`.
     """
     if job.logging.prometheus:
         failures = Counter(FAILURES, "What ended the workers of a run early.", ("run", "kind"))

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import ray
 import ray.data
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from launcher import errors
 from launcher.data.stream import TASK_CPUS, CanonicalData
-from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError
+from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError, WorkerLost
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.storage import SETTINGS, open_uri
@@ -27,6 +27,22 @@ from launcher.train.signals import StoppedAtOnce, wait_for
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
         "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE",
         "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", *SETTINGS)  # fmt: skip
+
+
+# What code that is wrong raises, a user's task for one: it would raise it again.
+_BUGS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+)
+
+
+_NO_RETRIES = FailureConfig(max_failures=0, max_preemption_failures=0)  # type: ignore[call-arg]  # typed as Train V1's
 
 
 @contextmanager
@@ -98,15 +114,17 @@ class Fit:
 
     Args:
         job: workers and resources.
-        run: Ray Train keeps its own notes under `ray/` of it.
+        run: the run.
         data: deals the streams.
         streams: names of the data sets workers will ask for.
+        notes: directory of the run in which Ray Train keeps notes of its own meanwhile.
     """
 
     job: JobSpec
     run: RunDir
     data: CanonicalData
     streams: tuple[str, ...]
+    notes: str = "ray"
 
 
 def fit(
@@ -123,7 +141,8 @@ def fit(
     Raises:
         Interrupted: by a signal, before the workers could leave by themselves.
         LauncherError: what a worker or the stream raised on purpose, as itself.
-        TrainingError: anything else that ended the workers, with where to read more.
+        WorkerLost: they were lost, or broke down; a new start may go on.
+        TrainingError: anything else that ended them.
     """
     cluster = it.job.cluster
     gpu = cluster.gpus_per_worker > 0
@@ -141,7 +160,13 @@ def fit(
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         # Ray opens a URI in its own way, without its options (`?endpoint_override=`).
-        run_config=RunConfig(name="ray", storage_filesystem=storage, storage_path=place),
+        # A group that ends is started again by `drive.py` alone, which knows from where.
+        run_config=RunConfig(
+            name=it.notes,
+            storage_filesystem=storage,
+            storage_path=place,
+            failure_config=_NO_RETRIES,
+        ),
         # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
         datasets={name: _placeholder for name in it.streams},
         dataset_config=it.data,
@@ -154,7 +179,7 @@ def fit(
     except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
         raise explain(error) from error
     finally:
-        it.run.delete("ray")
+        it.run.delete(it.notes)
 
 
 def _placeholder() -> "ray.data.Dataset":
@@ -179,4 +204,5 @@ def explain(error: BaseException) -> LauncherError:
     if named and issubclass(getattr(errors, named[-1][0], type(None)), LauncherError):
         return getattr(errors, named[-1][0])(named[-1][1])  # type: ignore[no-any-return]  # by name
     last = str(seen[-1] if len(seen) > 1 else error).strip().splitlines() or [type(error).__name__]
-    return TrainingError(f"a worker stopped: {type(seen[-1]).__name__}: {last[-1][:300]}")
+    kind = TrainingError if isinstance(seen[-1], _BUGS) else WorkerLost
+    return kind(f"a worker stopped: {type(seen[-1]).__name__}: {last[-1][:300]}")

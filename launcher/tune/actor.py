@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launcher.errors import RunError, TrainingError
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
-from launcher.records import EvaluationRecord, TrialEvaluation, TrialRecord
+from launcher.records import EvaluationRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
@@ -29,6 +29,7 @@ from launcher.tasks import params_of
 from launcher.train import saved, trackers
 from launcher.train.loop import Pause, out_of_patience
 from launcher.train.trainer import explain
+from launcher.trials import TrialEvaluation, TrialRecord
 from launcher.tune.rank import Peer, Rank, Start
 from launcher.tune.snapshots import keep, nearest, take
 from launcher.tune.space import trial_job

@@ -19,10 +19,10 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from launcher.errors import Interrupted
-from launcher.records import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import params_of
+from launcher.trials import TrialEvaluation, TrialRecord
 from launcher.tune.actor import VALUE, Order, TrialActor, number_of
 from launcher.tune.board import write_hparams
 from launcher.tune.schedulers import make_scheduler, scheduler_name

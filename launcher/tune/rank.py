@@ -20,12 +20,13 @@ from launcher.errors import TrainingError
 from launcher.prepare import Prepared
 from launcher.records import ResultRecord, RunStateRecord
 from launcher.rundir import RunDir
-from launcher.spec.identity import spec_hash
 from launcher.tasks import build_task
 from launcher.train import checkpoint, saved
+from launcher.train.chaos import Chaos
 from launcher.train.engine import Engine
 from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, Pause, TrainRun, train
+from launcher.train.saver import Saver
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Rank:
         state = FRESH
         if start is not None:
             state = checkpoint.load(RunDir(start.uri), engine, start.step)
-        log = RunLog(prepared.run, job, None, state.step, state.elapsed_s)
-        it = TrainRun(prepared.run, job, prepared.plan, task, engine, prepared.splits)
+        log = RunLog(prepared.run, job, None, state)
+        saver = Saver(prepared.run, job, engine)
+        it = TrainRun(prepared.run, job, prepared.plan, task, engine, prepared.splits, saver, Chaos(prepared.run))
         source = KeptSource(job, prepared.splits, engine.world_size)
         stream = ShareStream(cells(source, train_windows(prepared.plan, job, state.step), engine.rank))
         self._training = _Training(it, log, train(it, stream, log, state), state)
@@ -115,9 +117,7 @@ class Rank:
         there = [step in saved.complete_steps(run)]
         dist.broadcast_object_list(there)
         if not there[0]:
-            checkpoint.save(run, training.it.engine, training.state, spec_hash(training.it.job))
-            if self._rank == 0:
-                saved.prune(run, training.it.job.checkpoint.keep_last, training.state.best_step)
+            training.it.saver.save(training.state)
         return step
 
     def end(self) -> None:

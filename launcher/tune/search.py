@@ -14,8 +14,8 @@ from optuna.trial import Trial, TrialState, create_trial
 from pydantic import JsonValue
 
 from launcher.data.order import generator
-from launcher.records import TrialRecord
 from launcher.spec.tune import Dimension, TuneSpec
+from launcher.trials import TrialRecord
 from launcher.tune.space import Params, grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -6,12 +6,13 @@
 
 from dataclasses import dataclass, field
 
-from launcher.records import ManifestRecord, SweepRecord, TrialRecord
+from launcher.records import ManifestRecord
 from launcher.rundir import RunDir, read_trials
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.storage import join
 from launcher.train import saved, trackers
+from launcher.trials import SweepRecord, TrialRecord
 from launcher.tune.actor import trial_name
 
 _GIB = 1 << 30

@@ -13,7 +13,6 @@ import ray
 from launcher.data.files import list_files
 from launcher.errors import DataError, RunError, TrainingError, UserError
 from launcher.prepare import Prepared, absolute, prepare
-from launcher.records import SweepRecord, TrialRecord
 from launcher.rows import check_columns, try_rows
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
@@ -25,6 +24,7 @@ from launcher.tasks.base import MetricMode
 from launcher.train import tracking
 from launcher.train.machine import check_machine
 from launcher.train.trainer import ray_session
+from launcher.trials import SweepRecord, TrialRecord
 from launcher.tune.actor import Order
 from launcher.tune.drive import Listener, Phase, drive, slots
 from launcher.tune.search import Search, importances

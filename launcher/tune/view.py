@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launcher.records import TrialRecord
 from launcher.spec.tune import TuneSpec
+from launcher.trials import TrialRecord
 
 _BEST_SHOWN, _RUNNING_SHOWN = 8, 8
 _SHORT = {"train.": "", "task.": "", "optimizer.": ""}

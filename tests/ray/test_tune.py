@@ -17,12 +17,13 @@ from rich.console import Console
 
 from jobs import make_job, write_splits
 from launcher.errors import RunError
-from launcher.records import EvaluationRecord, ScoresRecord, StepRecord, TrialRecord
+from launcher.records import EvaluationRecord, ScoresRecord, StepRecord
 from launcher.run import run_job, run_sweep
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.train import saved
+from launcher.trials import TrialRecord
 from launcher.tune.tuner import Tuned, tune_job
 
 pytestmark = pytest.mark.ray

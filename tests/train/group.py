@@ -94,14 +94,18 @@ def train_here(
     stop_after: int | None = None,
     on_engine: Callable[..., None] | None = None,
     leave: Callable[[], bool] | None = None,
+    lease: Any = None,
+    faults: Any = (),
 ) -> Any:
     """Train in this process's group, going on from the last checkpoint; (step, loss) of each step of this attempt."""
     from launcher.tasks import build_task
     from launcher.train import checkpoint, saved
+    from launcher.train.chaos import Chaos
     from launcher.train.engine import Engine
     from launcher.train.log import RunLog
     from launcher.train.loop import FRESH, TrainRun, to_the_end, train
     from launcher.train.notice import never
+    from launcher.train.saver import Saver
 
     run, plan, task = prepared.run, prepared.plan, build_task(prepared.job)
     engine = Engine(prepared.job, task, plan.micro_batch)
@@ -112,15 +116,17 @@ def train_here(
         run,
         prepared.job,
         lambda line: lines.append((line.step, line.loss)) if line.kind == "step" else None,
-        state.step,
-        0,
+        state,
+        lease,
     )
     cells = share_cells(prepared, dist.get_world_size(), dist.get_rank(), start)
     if stop_after is not None:  # the stream and the schedule stay those of the whole run; the process just ends
         cells = _until(cells, stop_after)
     if on_engine is not None:
         on_engine(engine)
-    it = TrainRun(run, prepared.job, plan, task, engine, prepared.splits)
+    chaos = Chaos(run, faults, engine.rank)
+    saver = Saver(run, prepared.job, engine, lease, chaos)
+    it = TrainRun(run, prepared.job, plan, task, engine, prepared.splits, saver, chaos)
     result = to_the_end(train(it, ShareStream(cells), log, state, leave or never))
     log.close()
     engine.close()

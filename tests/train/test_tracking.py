@@ -10,11 +10,12 @@ from rich.console import Console
 from jobs import make_job, write_splits
 from launcher.errors import RunError
 from launcher.prepare import absolute
-from launcher.records import EvaluationRecord, StepRecord, TrialRecord
+from launcher.records import EvaluationRecord, StepRecord
 from launcher.run import run_sweep
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.train import tracking
+from launcher.trials import TrialRecord
 
 
 def _job(tiny_bert: Path, folder: Path, uri: str) -> JobSpec:

@@ -7,13 +7,14 @@ import pytest
 
 from jobs import make_job, write_splits
 from launcher.prepare import prepare
-from launcher.records import FileEntry, ManifestRecord, SweepRecord, TrialEvaluation, TrialRecord
+from launcher.records import FileEntry, ManifestRecord
 from launcher.report.sweep import collect_sweep, render_sweep, verdict
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import params_of
 from launcher.train import saved
+from launcher.trials import SweepRecord, TrialEvaluation, TrialRecord
 from launcher.tune.search import Search
 from launcher.tune.space import trial_job
 from launcher.tune.sweep import Sweep

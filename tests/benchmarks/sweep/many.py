@@ -26,8 +26,8 @@ def main() -> int:
     from tiny import make_tiny_bert
 
     from jobs import make_job, write_splits
-    from launcher.records import TrialRecord
     from launcher.report.sweep import write_sweep_report
+    from launcher.trials import TrialRecord
     from launcher.tune.tuner import tune_job
 
     marks: list[tuple[float, int, int]] = []

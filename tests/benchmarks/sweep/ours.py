@@ -5,9 +5,10 @@ import statistics
 import sys
 import time
 
-from launcher.records import EvaluationRecord, StepRecord, TrialRecord
+from launcher.records import EvaluationRecord, StepRecord
 from launcher.spec.load import load_job
 from launcher.tasks import params_of
+from launcher.trials import TrialRecord
 from launcher.tune.tuner import tune_job
 
 _ends: dict[int, float] = {}

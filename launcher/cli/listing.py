@@ -1,0 +1,46 @@
+"""`launcher runs`: the runs of a storage at a glance. Runs on the client."""
+
+import json
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from launcher.cli.arguments import OUT
+
+commands = typer.Typer()
+
+_COLORS = {"running": "green", "finished": "blue", "failed": "red", "dead": "red", "interrupted": "yellow"}
+
+
+@commands.command()
+def runs(
+    storage: Annotated[str, typer.Argument(help="Directory or URI that holds runs.", metavar="[STORAGE]")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")] = False,
+) -> None:
+    """List the runs of a storage: state, step, best metric, heartbeat. A run whose driver is gone shows as dead."""
+    from launcher.runs import runs_of
+
+    found = runs_of(storage)
+    if as_json:
+        for run in found:
+            typer.echo(json.dumps(run.model_dump(mode="json")))
+        return
+    table = Table("run", "state", "step", "best", "heartbeat", "task", box=None, padding=(0, 2))
+    for run in found:
+        color = _COLORS.get(run.state, "default")
+        best = "" if run.best is None else f"{run.metric} {run.best:.4f} at {run.best_step}"
+        beat = "" if run.heartbeat is None else _ago(time.time() - run.heartbeat)
+        table.add_row(run.name, f"[{color}]{run.state}[/]", f"{run.step}/{run.total_steps}", best, beat, run.task)
+    OUT.print(table)
+    for run in found:
+        if run.why:
+            OUT.print(f"{run.name}: {run.why}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _ago(seconds: float) -> str:
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{max(0.0, seconds):.0f} s ago"

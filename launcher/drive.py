@@ -1,0 +1,174 @@
+"""Starts train workers until a run is complete, whatever happens to them. Runs on the head (the driver).
+
+Every start goes on from the newest good checkpoint, under a lease of its own, with as many workers as the cluster has
+room for. What counts as a failure and how many are borne: `failures.py`.
+"""
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from launcher.console import Watch
+from launcher.data.stream import CanonicalData
+from launcher.data.windows import TRAIN
+from launcher.errors import DamagedCheckpoint, Interrupted, TrainingError, WorkerLost
+from launcher.events import note
+from launcher.failures import Failures
+from launcher.lease import Lease
+from launcher.micro_batch import halvings_of
+from launcher.prepare import Prepared, prepare
+from launcher.records import StepRecord
+from launcher.rundir import RunDir
+from launcher.spec.chaos import Fault
+from launcher.spec.job import JobSpec
+from launcher.start import work
+from launcher.train import prometheus, saved
+from launcher.train.signals import StoppedAtOnce, wait_for
+from launcher.train.trainer import Fit, fit
+from launcher.work_order import WorkOrder
+
+
+def is_finished(prepared: Prepared) -> bool:
+    """Whether all that a job asks for is there."""
+    run = prepared.run
+    tested = "test" not in prepared.splits or run.exists("scores-test.json")
+    return run.exists("result.json") and run.exists("model/config.json") and tested
+
+
+@dataclass
+class Driver:
+    """One command's work on a run.
+
+    Args:
+        prepared: the job.
+        asked: the job as the command was given it.
+        console: where it says what happens.
+        line: to the workers and from them.
+        faults: that are to happen.
+    """
+
+    prepared: Prepared
+    asked: JobSpec
+    console: Console
+    line: Watch
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._run = self.prepared.run
+        self._failures = Failures(self.prepared.job.fault_tolerance)
+        self._lease = Lease.take(self._run)
+        self._halvings = len(halvings_of(self._run))
+        self._first = True
+
+    def to_the_end(self) -> None:
+        """Start workers, and again, until the run is complete.
+
+        Raises:
+            Interrupted: somebody asked to stop; the checkpoint is there.
+            UserError: what no new start would mend.
+            TrainingError: likewise, or too many failures.
+        """
+        while not is_finished(self.prepared):
+            try:
+                self._start()
+            except DamagedCheckpoint as damage:
+                self._say(damage.message)
+                continue
+            except TrainingError as error:
+                # Any worker's error may be the first to be heard; what was written down tells whether memory ran out.
+                if not self._halved():
+                    self._bear(error)
+                continue
+            if not is_finished(self.prepared):
+                self._left()
+
+    def _start(self) -> None:
+        """One start of all workers, from the newest checkpoint to the end, or to whatever ends it."""
+        start = self._newest()
+        if not self._first:
+            self._lease = self._lease.renewed()
+        self._first = False
+        self._clear_notes()
+        job, plan, splits = self.prepared.job, self.prepared.plan, self.prepared.splits
+        data = CanonicalData(job, plan, splits, start)
+        post, lease = self.line.post, self._lease
+        order = WorkOrder(self._run, job, plan, splits, post, post, start=start, lease=lease, faults=self.faults)
+        streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
+        self.line.begin()
+        fit(
+            Fit(job, self._run, data, streams, f"ray-{self._lease.token:06d}"),
+            work,
+            {"order": order},
+            self.line.ask_stop,
+        )
+
+    def _newest(self) -> int:
+        """Step of the newest checkpoint that looks whole; those that do not are put aside."""
+        while step := saved.latest_step(self._run):
+            damage = saved.damage_of(self._run, step)
+            if damage is None:
+                return step
+            saved.put_aside(self._run, step, damage)
+            self._say(f"the checkpoint of step {step} is damaged ({damage}) and not used")
+        return 0
+
+    def _clear_notes(self) -> None:
+        """What Ray Train kept for itself in starts whose driver was killed."""
+        for name in self._run.list(""):
+            if name.startswith("ray-") and name < f"ray-{self._lease.token:06d}":
+                self._run.delete(name)
+
+    def _halved(self) -> bool:
+        """Whether memory ran out and the workers may start again with smaller micro-batches."""
+        told = halvings_of(self._run)
+        if len(told) == self._halvings or not told[-1].restarted:
+            return False
+        self._halvings = len(told)
+        self._say(told[-1].sentence())
+        self.prepared = prepare(self.prepared.job, measure=True)
+        self._run.write_record("plan.json", self.prepared.plan)
+        return True
+
+    def _bear(self, error: TrainingError) -> None:
+        """Wait for the next start.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        if not isinstance(error, WorkerLost):
+            raise error
+        step = last_step(self._run)
+        wait_s = self._failures.bear(error, step)
+        prometheus.count_failure(self.prepared.job, prometheus.LOST)
+        text = f"{error.message} after step {step}; going on from step {saved.latest_step(self._run)}"
+        note(self._run, "worker-lost", step, text)
+        self._say(f"{text} in {wait_s:g} s ({self._failures.said()})")
+        try:
+            wait_for(lambda: time.sleep(wait_s), lambda: False)
+        except StoppedAtOnce as stop:
+            raise Interrupted(
+                f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}"
+            ) from stop
+
+    def _left(self) -> None:
+        """The workers left early, with a checkpoint.
+
+        Raises:
+            Interrupted: because they were asked to.
+        """
+        step = saved.latest_step(self._run)
+        if self.line.stop_asked:
+            raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
+        prometheus.count_failure(self.prepared.job, prometheus.PREEMPTED)
+        text = f"a node is being taken away: step {step} is saved, going on with other nodes"
+        note(self._run, "preempted", step, text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def last_step(run: RunDir) -> int:
+    """The last step in a run's log; 0 before the first."""
+    return max((line.step for line in run.read_metrics() if isinstance(line, StepRecord)), default=0)

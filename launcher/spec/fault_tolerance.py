@@ -1,0 +1,20 @@
+"""`fault_tolerance:` in the job file: what a run does when something breaks; nothing here changes the curve."""
+
+from pydantic import Field
+
+from launcher.spec.section import Section
+
+
+class FaultToleranceSpec(Section):
+    """How long a run goes on by itself: each failure starts the workers again from the last checkpoint."""
+
+    max_failures: int = Field(default=8, ge=0)
+    """Lost workers, nodes and processes after which the command gives up; 0 gives up at the first. Nodes that say
+    beforehand that they go away, and memory that ran out, are not counted."""
+
+    same_step: int = Field(default=3, ge=1)
+    """Give up when the same step fails so often in a row for the same reason: what always fails is no accident."""
+
+    backoff_s: float = Field(default=2.0, ge=0.0, le=3600.0)
+    """Seconds before the workers are started again; doubled with each further failure without a step in between, up
+    to five minutes."""

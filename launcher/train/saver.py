@@ -1,0 +1,284 @@
+"""Saves checkpoints while training goes on: states are copied between two steps, then written in a thread.
+
+Train workers. Every worker writes its own part and says so in `parts/`; rank 0 waits for all of them and completes the
+checkpoint with its manifest. Threads take part in no collective. A checkpoint that cannot be written costs the run
+nothing but that checkpoint, unless the job file says otherwise (`checkpoint.on_failure`).
+"""
+
+import errno
+import logging
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from launcher.errors import LauncherError, RunError, StaleAttempt, TrainingError
+from launcher.events import note
+from launcher.lease import Lease
+from launcher.records import FileEntry, ManifestRecord, Record, RunStateRecord
+from launcher.rundir import RunDir
+from launcher.spec.identity import spec_hash
+from launcher.spec.job import JobSpec
+from launcher.storage import os_reason
+from launcher.train import saved
+from launcher.train.chaos import Chaos
+from launcher.train.shards import Copier, States, write_states
+
+if TYPE_CHECKING:
+    from launcher.train.engine import Engine
+
+_LOG = logging.getLogger("launcher")
+_TRIES = 3
+# What does not pass while one waits.
+_FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+# A network file system may show a file to others only after half a minute (nfs(5), acdirmin).
+_UNSEEN_S = 60.0
+_MARGIN = 1.02
+_READERS = 16
+
+
+class PartRecord(Record):
+    """parts/rank-00003.json: one worker has written its part."""
+
+    rank: int
+    files: tuple[FileEntry, ...]
+
+
+@dataclass
+class _Writing:
+    """One checkpoint of one worker on its way to the storage."""
+
+    state: RunStateRecord
+    problem: LauncherError | None = None
+    written: Event = field(default_factory=Event)
+    """This worker's part is there, or has failed."""
+    all_written: Event = field(default_factory=Event)
+    given_up: Event = field(default_factory=Event)
+    thread: Thread | None = None
+
+
+class Saver:
+    """Writes the checkpoints of one training; all workers have one and call it together.
+
+    Args:
+        run: where they go.
+        job: of the run.
+        engine: this worker's.
+        lease: under which they are written; None where nobody else can write (a trial of a sweep).
+        chaos: faults on purpose.
+    """
+
+    def __init__(
+        self, run: RunDir, job: JobSpec, engine: "Engine", lease: Lease | None = None, chaos: Chaos | None = None
+    ) -> None:
+        self._run, self._job, self._engine, self._lease = run, job, engine, lease
+        self._chaos = chaos or Chaos(run)
+        # Trials of a sweep hand their checkpoints to each other at once, and share the machine's memory.
+        self._background = lease is not None and job.checkpoint.background
+        self._folder = f"attempt-{lease.token if lease is not None else 0:06d}"
+        self._copier = Copier()
+        self._writing: _Writing | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether this worker's part of the checkpoint under way has failed."""
+        return self._writing is not None and self._writing.problem is not None
+
+    def save(self, state: RunStateRecord) -> None:
+        """Begin a checkpoint (a collective), once the one before it is complete.
+
+        Raises:
+            TrainingError: it, or the one before, failed, and the job file says to stop then.
+        """
+        self.finish()
+        states = self._engine.states()
+        if not self._has_room(states, state):
+            return
+        if self._background:
+            states = self._copier.copy(states)
+        writing = self._writing = _Writing(state)
+        writing.thread = Thread(target=self._write, args=(writing, states), name="checkpoint", daemon=True)
+        writing.thread.start()
+        if not self._background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way is complete, or has failed (a collective).
+
+        Raises:
+            TrainingError: it has failed, and the job file says to stop then.
+            StaleAttempt: another attempt of the run has begun.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        assert writing.thread is not None
+        writing.written.wait()
+        problem = _first(writing.problem)
+        (writing.given_up if problem is not None else writing.all_written).set()
+        writing.thread.join()
+        problem = problem or _first(writing.problem)
+        if problem is not None:
+            self._failed(writing.state, problem)
+
+    def give_up(self, failed: bool) -> None:
+        """Say at once, not with the next checkpoint, that some worker has `failed` (a collective then)."""
+        if failed:
+            self.finish()
+
+    def _failed(self, state: RunStateRecord, problem: LauncherError) -> None:
+        """The same on all workers."""
+        if isinstance(problem, StaleAttempt):
+            raise problem
+        if self._engine.rank == 0:
+            with suppress(LauncherError):  # the storage may be what has failed
+                self._run.delete(self._place(state))
+        if self._job.checkpoint.on_failure == "stop":
+            raise TrainingError(f"the checkpoint of step {state.step} was not saved ({problem.message})")
+        if self._engine.rank == 0:
+            text = f"the checkpoint of step {state.step} was not saved ({problem.message}); training goes on"
+            _LOG.warning("%s", text)
+            note(self._run, "checkpoint-failed", state.step, text)
+
+    def _place(self, state: RunStateRecord) -> str:
+        return f"{saved.directory_of(state.step)}/{self._folder}"
+
+    def _has_room(self, states: States, state: RunStateRecord) -> bool:
+        """Whether the checkpoint fits onto a local storage; older ones than the last and the best give way to it."""
+        sizes: list[int] = [0] * self._engine.world_size
+        dist.all_gather_object(sizes, _bytes(states))
+        needed, found = int(sum(sizes) * _MARGIN), [_Room(0, None)]
+        if self._engine.rank == 0:
+            self._run.delete(self._place(state))  # of an attempt that died before its manifest
+        if self._engine.rank == 0 and self._run.local is not None:
+            free = shutil.disk_usage(self._run.local).free
+            if free < needed:
+                saved.prune(self._run, 1, state.best_step)
+                free = shutil.disk_usage(self._run.local).free
+            found = [_Room(free, needed if free < needed else None)]
+        dist.broadcast_object_list(found)
+        lacks = found[0].lacks
+        if lacks is None:
+            return True
+        self._failed(state, RunError(f"it takes {lacks >> 20} MiB, and {found[0].free >> 20} MiB are free"))
+        return False
+
+    def _write(self, writing: _Writing, states: States) -> None:
+        """In a thread: this worker's part, and on rank 0 the whole."""
+        try:
+            place = self._place(writing.state)
+            self._chaos.at("save")
+            files = tuple(self._patiently(writing.state.step, name, tree) for name, tree in states.items())
+            rank = self._engine.rank
+            self._run.write_record(f"{place}/parts/rank-{rank:05d}.json", PartRecord(rank=rank, files=files))
+            writing.written.set()
+            self._chaos.at("upload")
+            if rank == 0:
+                self._complete(writing)
+        except LauncherError as error:
+            writing.problem = error
+        except OSError as error:
+            writing.problem = RunError(f"{self._run.path(self._place(writing.state))}: {os_reason(error)}")
+        except BaseException as error:  # noqa: BLE001  # thread border: told where it is waited for
+            writing.problem = TrainingError(f"{type(error).__name__}: {error}")
+        finally:
+            writing.written.set()
+
+    def _patiently(self, step: int, name: str, tree: object) -> FileEntry:
+        place = f"{saved.directory_of(step)}/{self._folder}"
+        for tries in range(_TRIES):
+            try:
+                self._chaos.before_write(step)
+                return write_states(self._run, place, name, tree)
+            except OSError as error:
+                if tries == _TRIES - 1 or error.errno in _FINAL:
+                    raise
+                time.sleep(2**tries)
+        raise AssertionError("the last try returns or raises")
+
+    def _complete(self, writing: _Writing) -> None:
+        """Rank 0: once all parts are there, the manifest; then what is not kept goes."""
+        state, place = writing.state, self._place(writing.state)
+        target = saved.directory_of(state.step)
+        files = self._parts(writing, f"{place}/parts")
+        if files is None:
+            return
+        if self._lease is not None:
+            self._lease.check()
+        self._run.write_record(f"{target}/state.json", state)
+        manifest = ManifestRecord(
+            step=state.step,
+            world_size=self._engine.world_size,
+            zero=self._engine.zero,
+            spec_hash=spec_hash(self._job),
+            files=files,
+            folder=self._folder,
+        )
+        self._run.write_record(f"{target}/manifest.json", manifest)
+        for name in self._run.list(target):
+            if name.startswith(("attempt-", "damaged")) and name != self._folder:
+                self._run.delete(f"{target}/{name}")
+        self._run.delete(f"{place}/parts")
+        saved.prune(self._run, self._job.checkpoint.keep_last, state.best_step)
+        saved.sweep(self._run, state.step)
+
+    def _parts(self, writing: _Writing, folder: str) -> tuple[FileEntry, ...] | None:
+        """The files of all workers; None when the checkpoint was given up.
+
+        Raises:
+            RunError: all have written theirs, and some cannot be seen from here.
+        """
+        deadline: float | None = None
+        while len(names := self._seen(folder)) < self._engine.world_size:
+            if writing.given_up.wait(0.05 if self._run.local is not None else 1.0):
+                return None
+            if writing.all_written.is_set():
+                deadline = deadline or time.monotonic() + _UNSEEN_S
+                if time.monotonic() > deadline:
+                    raise RunError(
+                        f"{self._run.path(folder)}: {len(names)} of {self._engine.world_size} workers' parts are seen "
+                        "from rank 0; is output.storage shared by all nodes?"
+                    )
+        with ThreadPoolExecutor(_READERS) as readers:
+            parts = readers.map(lambda name: self._run.read_record(f"{folder}/{name}", PartRecord), names)
+            return tuple(entry for part in parts for entry in part.files)
+
+    def _seen(self, folder: str) -> list[str]:
+        """Names of the parts that are there; what is being written has another ending."""
+        return [name for name in self._run.list(folder) if name.endswith(".json")]
+
+
+@dataclass(frozen=True)
+class _Room:
+    free: int
+    lacks: int | None
+    """Bytes that do not fit."""
+
+
+def _first(mine: LauncherError | None) -> LauncherError | None:
+    """What went wrong on some worker, the same answer everywhere (a collective)."""
+    found: list[LauncherError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    stale = (problem for problem in found if isinstance(problem, StaleAttempt))
+    return next(stale, next((problem for problem in found if problem is not None), None))
+
+
+def _bytes(states: States) -> int:
+    """Of all tensors, as they will be written."""
+    seen: dict[int, int] = {}
+    queue: list[object] = list(states.values())
+    while queue:
+        value = queue.pop()
+        if isinstance(value, torch.Tensor):
+            seen[value.data_ptr()] = value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            queue += value.values()
+        elif isinstance(value, list | tuple):
+            queue += value
+    return sum(seen.values())
