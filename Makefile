@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-long test-slurm quickstart bench-accuracy bench-cache bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -56,6 +56,13 @@ bench-predict: venv
 
 bench-memory: venv
 	$(BIN)/python tests/benchmarks/memory/run.py --rows $(ROWS)
+
+bench-recovery: venv
+	$(BIN)/python tests/benchmarks/recovery/run.py
+
+bench-checkpoint-stall: venv
+	$(BIN)/python jobs/quickstart/prepare.py
+	$(BIN)/python tests/benchmarks/checkpoint_stall/run.py
 
 bench-plan-memory: venv
 	$(BIN)/python tests/benchmarks/plan_memory/run.py

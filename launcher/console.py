@@ -29,7 +29,7 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._lines: list[MetricsLine] = []
-        self._training = self._stop = False
+        self._training = self._stop = self._leave = False
 
     def at_work(self, training: bool) -> None:
         self._training = training
@@ -38,8 +38,11 @@ class _Mailbox:
         self._stop = True
         return self._training
 
+    def ask_leave(self, leave: bool) -> None:
+        self._leave = leave
+
     def stop_asked(self) -> bool:
-        return self._stop
+        return self._stop or self._leave
 
     def put(self, line: MetricsLine) -> None:
         self._lines.append(line)
@@ -92,6 +95,11 @@ class Watch:
     def begin(self) -> None:
         """Workers are about to start; those before them may have ended without a word."""
         self.post.at_work(False)
+        self._mailbox.ask_leave.remote(False)
+
+    def ask_leave(self) -> None:
+        """Ask the workers to save and leave, to start again in another number."""
+        self._mailbox.ask_leave.remote(True)
 
     def ask_stop(self) -> bool:
         """Ask the workers to save and stop; False when they do not train, so that there is nothing to wait for."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from launcher.console import Watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
+from launcher.elastic import Elastic, with_workers
 from launcher.errors import DamagedCheckpoint, Interrupted, TrainingError, WorkerLost
 from launcher.events import note
 from launcher.failures import Failures
@@ -59,6 +60,7 @@ class Driver:
         self._failures = Failures(self.prepared.job.fault_tolerance)
         self._lease = Lease.take(self._run)
         self._halvings = len(halvings_of(self._run))
+        self._elastic = Elastic(self.asked)
         self._first = True
 
     def to_the_end(self) -> None:
@@ -85,6 +87,7 @@ class Driver:
 
     def _start(self) -> None:
         """One start of all workers, from the newest checkpoint to the end, or to whatever ends it."""
+        self._resize()
         start = self._newest()
         if not self._first:
             self._lease = self._lease.renewed()
@@ -96,12 +99,20 @@ class Driver:
         order = WorkOrder(self._run, job, plan, splits, post, post, start=start, lease=lease, faults=self.faults)
         streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
         self.line.begin()
-        fit(
-            Fit(job, self._run, data, streams, f"ray-{self._lease.token:06d}"),
-            work,
-            {"order": order},
-            self.line.ask_stop,
-        )
+        with self._elastic.growing(job, self.line.ask_leave):
+            it = Fit(job, self._run, data, streams, f"ray-{self._lease.token:06d}")
+            fit(it, work, {"order": order}, self.line.ask_stop)
+
+    def _resize(self) -> None:
+        """Plan for as many workers as there is room for."""
+        workers = self._elastic.workers(self._say)
+        if workers == self.prepared.job.cluster.workers:
+            return
+        text = f"{workers} workers from here on, where there were {self.prepared.job.cluster.workers}; same curve"
+        note(self._run, "resized", saved.latest_step(self._run), text)
+        self._say(text)
+        self.prepared = prepare(with_workers(self.asked, workers), measure=True)
+        self._run.write_record("plan.json", self.prepared.plan)
 
     def _newest(self) -> int:
         """Step of the newest checkpoint that looks whole; those that do not are put aside."""
@@ -126,7 +137,7 @@ class Driver:
             return False
         self._halvings = len(told)
         self._say(told[-1].sentence())
-        self.prepared = prepare(self.prepared.job, measure=True)
+        self.prepared = prepare(with_workers(self.asked, self.prepared.job.cluster.workers), measure=True)
         self._run.write_record("plan.json", self.prepared.plan)
         return True
 
@@ -160,13 +171,15 @@ class Driver:
         step = saved.latest_step(self._run)
         if self.line.stop_asked:
             raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
+        if self._elastic.has_grown:
+            return  # the next start tells
         prometheus.count_failure(self.prepared.job, prometheus.PREEMPTED)
         text = f"a node is being taken away: step {step} is saved, going on with other nodes"
         note(self._run, "preempted", step, text)
         self._say(text)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def last_step(run: RunDir) -> int:

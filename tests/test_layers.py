@@ -30,6 +30,7 @@ _ORDER = (
     ("prepare", "console", "work_order", "init", "leakage"),
     ("resume", "worker"),
     ("start",),
+    ("elastic",),
     ("drive",),
     ("tune", "evaluate", "predict"),
     ("run",),

@@ -5,12 +5,15 @@ import time
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from launcher.cli.arguments import OUT
 
 commands = typer.Typer()
 
+_WIDTH = 160
+"""Of the table in a file or a pipe."""
 _COLORS = {"running": "green", "finished": "blue", "failed": "red", "dead": "red", "interrupted": "yellow"}
 
 
@@ -27,13 +30,15 @@ def runs(
         for run in found:
             typer.echo(json.dumps(run.model_dump(mode="json")))
         return
-    table = Table("run", "state", "step", "best", "heartbeat", "task", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
+    for column in ("run", "state", "step", "best", "heartbeat", "task"):
+        table.add_column(column, no_wrap=True)
     for run in found:
         color = _COLORS.get(run.state, "default")
-        best = "" if run.best is None else f"{run.metric} {run.best:.4f} at {run.best_step}"
+        best = "" if run.best is None else f"{run.best:.4f} ({run.metric}, step {run.best_step})"
         beat = "" if run.heartbeat is None else _ago(time.time() - run.heartbeat)
         table.add_row(run.name, f"[{color}]{run.state}[/]", f"{run.step}/{run.total_steps}", best, beat, run.task)
-    OUT.print(table)
+    (OUT if OUT.is_terminal else Console(width=_WIDTH)).print(table)
     for run in found:
         if run.why:
             OUT.print(f"{run.name}: {run.why}", markup=False, highlight=False, soft_wrap=True)

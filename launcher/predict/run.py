@@ -37,8 +37,9 @@ from launcher.rundir import RunDir, read_job, run_at
 from launcher.spec.job import JobSpec
 from launcher.storage import join
 from launcher.tasks import build_task
+from launcher.train.explain import explain
 from launcher.train.signals import StoppedAtOnce, wait_for
-from launcher.train.trainer import explain, ray_session
+from launcher.train.trainer import ray_session
 
 
 @dataclass(frozen=True)

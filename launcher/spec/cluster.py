@@ -1,5 +1,6 @@
 """`cluster:` in the job file: machines, and how a job gets to them; nothing here changes the curve. Runs anywhere."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -24,7 +25,11 @@ class ClusterSpec(Section):
     """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if set, else starts a local Ray."""
 
     workers: int = Field(default=1, ge=1)
-    """Train workers, one process each."""
+    """Train workers, one process each; `{min: 2, max: 8}` goes on with fewer of them after a loss, and with more as
+    soon as there is room (`min_workers` and `workers`)."""
+
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest workers to go on with when nodes are lost; null always takes `workers`. The curve does not change."""
 
     cpus_per_worker: float = Field(default=1.0, gt=0.0)
     """Logical CPUs a train worker reserves."""
@@ -59,6 +64,27 @@ class ClusterSpec(Section):
     def demand(self) -> Demand:
         """What the job reserves, for the sizes of pods."""
         return Demand(self.workers, self.cpus_per_worker, self.gpus_per_worker, self.driver == "worker")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds(cls, values: object) -> object:
+        """`workers: {min: 2, max: 8}` as the two keys that it stands for."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("workers"), Mapping):
+            return values
+        bounds = values["workers"]
+        numbers = [bounds.get("min"), bounds.get("max")]
+        if set(bounds) != {"min", "max"} or not all(type(number) is int and number >= 1 for number in numbers):
+            raise ValueError("workers is neither a number nor of the form {min: 2, max: 8}; write one of them")
+        return {**values, "workers": bounds["max"], "min_workers": bounds["min"]}
+
+    @model_validator(mode="after")
+    def _fewest_first(self) -> "ClusterSpec":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, and there are at most {self.workers} workers; lower it, or raise "
+                "workers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pods_hold_the_job(self) -> "ClusterSpec":

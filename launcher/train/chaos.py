@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from launcher.rundir import RunDir
 from launcher.spec.chaos import Fault
 from launcher.train import saved
+
+_WRITTEN_S = 30.0
 
 
 class Chaos:
@@ -41,7 +44,7 @@ class Chaos:
             elif fault.kind == "term" and fault.whom == "node" and self._rank is not None:
                 self._note(number, fault)
                 self._node_goes = True
-            elif fault.kind == "corrupt" and self._rank == 0 and saved.latest_step(self._run):
+            elif fault.kind == "corrupt" and self._rank == 0 and self._run.list("checkpoints"):
                 self._note(number, fault)
                 _harm(self._run)
 
@@ -100,9 +103,14 @@ def _is_over(run: RunDir, number: int, fault: Fault) -> bool:
 
 
 def _harm(run: RunDir) -> None:
-    """Turn a bit of the newest checkpoint over; only where it is a local file."""
+    """Turn a bit of the newest checkpoint over, once it is whole; only where it is a local file."""
     if run.local is None:
         return
+    until = time.monotonic() + _WRITTEN_S
+    while run.list("checkpoints")[-1] != Path(saved.directory_of(saved.latest_step(run))).name:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
     folder = run.local / saved.directory_of(saved.latest_step(run))
     shard = max(folder.glob("*/state/*"), key=lambda path: Path(path).stat().st_size)
     with shard.open("r+b") as file:

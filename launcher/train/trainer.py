@@ -5,22 +5,24 @@ The function that each worker runs comes from above (`launcher/worker.py`); the 
 
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from launcher import errors
 from launcher.data.stream import TASK_CPUS, CanonicalData
-from launcher.errors import ClusterError, Interrupted, LauncherError, TrainingError, WorkerLost
+from launcher.errors import ClusterError, Interrupted
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.storage import SETTINGS, open_uri
+from launcher.train.explain import explain
 from launcher.train.signals import StoppedAtOnce, wait_for
 
 # What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
@@ -29,20 +31,10 @@ _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PA
         "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", *SETTINGS)  # fmt: skip
 
 
-# What code that is wrong raises, a user's task for one: it would raise it again.
-_BUGS = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    NameError,
-    ImportError,
-    AssertionError,
-    NotImplementedError,
-)
-
-
-_NO_RETRIES = FailureConfig(max_failures=0, max_preemption_failures=0)  # type: ignore[call-arg]  # typed as Train V1's
+def _no_retries(elastic: bool) -> FailureConfig:
+    """Whatever ends a group ends the fit; one that finds no room waits for it, unless its size may change."""
+    # Typed as Train V1's.
+    return FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0 if elastic else -1)  # type: ignore[call-arg]
 
 
 @contextmanager
@@ -99,13 +91,52 @@ def check_resources(job: JobSpec) -> None:
     if cluster.kubernetes is not None and cluster.kubernetes.autoscales:
         return  # nodes come when workers wait for them
     have = ray.cluster_resources()
-    wants = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
+    workers = cluster.min_workers or cluster.workers
+    wants = {"CPU": workers * cluster.cpus_per_worker, "GPU": workers * cluster.gpus_per_worker}
     for kind, amount in wants.items():
         if amount > have.get(kind, 0.0):
             raise ClusterError(
-                f"cluster.workers: {cluster.workers} workers need {amount:g} {kind}, the cluster has "
+                f"cluster.workers: {workers} workers need {amount:g} {kind}, the cluster has "
                 f"{have.get(kind, 0.0):g}; ask for fewer workers or fewer {kind}s per worker"
             )
+
+
+def worker_resources(job: JobSpec) -> dict[str, float]:
+    """What Ray reserves for one worker.
+
+    A little of each worker's CPUs is left to the stream's tasks and the driver: where the workers take a whole node, or
+    all that a lost node leaves, they would wait for ever.
+    """
+    cluster = job.cluster
+    cpus = max(TASK_CPUS, cluster.cpus_per_worker - TASK_CPUS * (cluster.data_workers + 1))
+    return {"CPU": cpus} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker > 0 else {})
+
+
+def room_for(job: JobSpec) -> int:
+    """How many workers of a job the nodes of the cluster hold; those that are gone, or about to go, are not counted."""
+    needs, leaving = worker_resources(job), _leaving()
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    with ThreadPoolExecutor(_PROBES) as probes:
+        nodes = [node["Resources"] for node, here in zip(alive, probes.map(_answers, alive), strict=True) if here]
+    return sum(min(int(has.get(kind, 0.0) / amount + 1e-9) for kind, amount in needs.items()) for has in nodes)
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    """Whether a node's raylet can be reached: Ray itself takes half a minute to notice that it is gone."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _leaving() -> set[str]:
+    """Nodes that drain: they live, and take no new work."""
+    # As Ray Train's own watcher asks (ray 2.60, train/v2/_internal/execution/preemption.py).
+    return set(ray._private.state.state.get_draining_nodes() or ())
+
+
+_PROBES, _PROBE_S = 32, 3.0
 
 
 @dataclass(frozen=True)
@@ -144,13 +175,8 @@ def fit(
         WorkerLost: they were lost, or broke down; a new start may go on.
         TrainingError: anything else that ended them.
     """
-    cluster = it.job.cluster
+    cluster, resources = it.job.cluster, worker_resources(it.job)
     gpu = cluster.gpus_per_worker > 0
-    # A little of each worker's CPUs is left to the stream's tasks and the driver: where the workers take a whole node,
-    # or all that a lost node leaves, they would wait for ever.
-    left = TASK_CPUS * (cluster.data_workers + 1)
-    resources = {"CPU": max(TASK_CPUS, cluster.cpus_per_worker - left)}
-    resources |= {"GPU": cluster.gpus_per_worker} if gpu else {}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     storage, place = open_uri(it.run.uri)
@@ -165,7 +191,7 @@ def fit(
             name=it.notes,
             storage_filesystem=storage,
             storage_path=place,
-            failure_config=_NO_RETRIES,
+            failure_config=_no_retries(elastic=cluster.min_workers is not None),
         ),
         # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
         datasets={name: _placeholder for name in it.streams},
@@ -184,25 +210,3 @@ def fit(
 
 def _placeholder() -> "ray.data.Dataset":
     return ray.data.range(1)
-
-
-def explain(error: BaseException) -> LauncherError:
-    """The launcher's own error inside Ray's wrapping, or a TrainingError that says what happened."""
-    seen: list[BaseException] = []
-    queue: list[object] = [error]
-    while queue:
-        current = queue.pop(0)
-        if not isinstance(current, BaseException) or current in seen:
-            continue
-        if isinstance(current, LauncherError):
-            return current
-        seen.append(current)
-        queue += list(getattr(current, "worker_failures", {}).values())
-        queue += [getattr(current, name, None) for name in ("cause", "controller_failure", "__cause__", "__context__")]
-    # Ray pickles some errors as text alone; ours are still to be read off it.
-    named = re.findall(r"launcher\.errors\.(\w+): (.+)", str(error))
-    if named and issubclass(getattr(errors, named[-1][0], type(None)), LauncherError):
-        return getattr(errors, named[-1][0])(named[-1][1])  # type: ignore[no-any-return]  # by name
-    last = str(seen[-1] if len(seen) > 1 else error).strip().splitlines() or [type(error).__name__]
-    kind = TrainingError if isinstance(seen[-1], _BUGS) else WorkerLost
-    return kind(f"a worker stopped: {type(seen[-1]).__name__}: {last[-1][:300]}")

@@ -27,8 +27,8 @@ from launcher.spec.load import dump_job
 from launcher.storage import join, parent
 from launcher.tasks import params_of
 from launcher.train import saved, trackers
+from launcher.train.explain import explain
 from launcher.train.loop import Pause, out_of_patience
-from launcher.train.trainer import explain
 from launcher.trials import TrialEvaluation, TrialRecord
 from launcher.tune.rank import Peer, Rank, Start
 from launcher.tune.snapshots import keep, nearest, take

@@ -1,0 +1,113 @@
+"""How long training stands still per checkpoint, beside DeepSpeed's own blocking save to the same disk.
+
+Two workers of a plain gloo group train MiniLM-sized BERTs on the launcher's loop; each round saves in turn by
+`Saver` in the background, by `Saver` in the foreground, and by `engine.save_checkpoint`. Also told: how much slower the
+steps are that a background save runs beside. Prints the medians as one JSON object on its last line.
+`make bench-checkpoint-stall`; figures in ../README.md. Runs on the client; needs no GPU.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "train")]
+
+STEPS_BETWEEN = 6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--zero", type=int, nargs="+", default=[0, 2, 3])
+    options = parser.parse_args()
+    from group import run_group
+
+    from jobs import write_splits
+
+    with tempfile.TemporaryDirectory(dir=ROOT / "runs" if (ROOT / "runs").is_dir() else ROOT) as folder:
+        data = write_splits(Path(folder) / "data", train=4000)
+        worst = 0.0
+        for zero in options.zero:
+            told = run_group(
+                2, _measure, str(ROOT / "data/quickstart/model"), data, f"{folder}/zero-{zero}", (zero, options.rounds)
+            )
+            print(f"ZeRO-{zero}: " + "  ".join(f"{name} {value:.3f}" for name, value in told.items()), flush=True)
+            worst = max(worst, told["background_s"] / told["deepspeed_s"])
+    print(json.dumps({"over_blocking": round(worst, 4)}))
+    return 0
+
+
+def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int, int]) -> dict[str, float]:
+    import torch.distributed as dist
+    from group import share_cells
+
+    from jobs import prepared_job
+    from launcher.data.stream import ShareStream
+    from launcher.lease import Lease
+    from launcher.tasks import build_task
+    from launcher.train.engine import Engine
+    from launcher.train.loop import FRESH, train_step
+    from launcher.train.saver import Saver
+
+    zero, rounds = options
+    prepared = prepared_job(
+        Path(model), data, Path(storage), train={"epochs": 1, "batch_size": 8}, parallel={"zero": zero},
+        checkpoint={"keep_last": 1},
+    )  # fmt: skip
+    run, job, task = prepared.run, prepared.job, build_task(prepared.job)
+    engine = Engine(job, task, prepared.plan.micro_batch)
+    steps = ShareStream(share_cells(prepared, dist.get_world_size(), dist.get_rank(), 0)).steps()
+    lease = Lease(run, 1)
+    foreground = job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"background": False})})
+    savers = {"background_s": Saver(run, job, engine, lease), "foreground_s": Saver(run, foreground, engine, lease)}
+    found: dict[str, list[float]] = {name: [] for name in (*savers, "deepspeed_s", "step_s", "step_beside_s")}
+    count = 0
+
+    def some_steps() -> list[float]:
+        nonlocal count
+        spent = []
+        for _ in range(STEPS_BETWEEN):
+            step, _, share = next(steps)
+            start = time.monotonic()
+            train_step(engine, task, share, step, 1e-5)
+            dist.barrier()
+            spent.append(time.monotonic() - start)
+            count += 1
+        return spent
+
+    some_steps()
+    for number in range(rounds + 1):
+        for name, saver in savers.items():
+            found["step_s"] += some_steps()
+            dist.barrier()
+            start = time.monotonic()
+            saver.save(FRESH.model_copy(update={"step": count}))
+            dist.barrier()
+            found[name].append(time.monotonic() - start)
+            if name == "background_s":
+                found["step_beside_s"] += some_steps()
+            start = time.monotonic()
+            saver.finish()
+        some_steps()
+        dist.barrier()
+        start = time.monotonic()
+        engine._engine.save_checkpoint(f"{storage}/deepspeed-{number}", tag="state", save_latest=False)
+        dist.barrier()
+        found["deepspeed_s"].append(time.monotonic() - start)
+        if dist.get_rank() == 0:
+            shutil.rmtree(f"{storage}/deepspeed-{number}")
+        if number == 0:  # the first copies into new pages
+            found = {name: [] for name in found}
+    engine.close()
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
