@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from launcher.plan import Plan
 from launcher.records import EvaluationRecord, MetricsLine, StepRecord
+from launcher.train.pulse import Beat
+from launcher.watchdog import Watchdog
 
 _POLL_S = 0.5
 _EVERY_S = 5.0
@@ -29,7 +31,9 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._lines: list[MetricsLine] = []
-        self._training = self._stop = self._leave = False
+        self._training = self._stop = self._leave = self._hangs = False
+        self._beats: dict[int, Beat] = {}
+        self._counts: dict[int, int] = {}
 
     def at_work(self, training: bool) -> None:
         self._training = training
@@ -40,6 +44,21 @@ class _Mailbox:
 
     def ask_leave(self, leave: bool) -> None:
         self._leave = leave
+
+    def begin(self) -> None:
+        self._training = self._leave = self._hangs = False
+        self._beats, self._counts = {}, {}
+
+    def beat(self, beat: Beat) -> bool:
+        self._beats[beat.rank] = beat
+        self._counts[beat.rank] = self._counts.get(beat.rank, 0) + 1
+        return self._hangs
+
+    def end_hang(self) -> None:
+        self._hangs = True
+
+    def pulses(self) -> tuple[dict[int, Beat], dict[int, int]]:
+        return self._beats, self._counts
 
     def stop_asked(self) -> bool:
         return self._stop or self._leave
@@ -64,6 +83,13 @@ class Post:
 
     def at_work(self, training: bool) -> None:
         self._mailbox.at_work.remote(training)
+
+    def beat(self, beat: Beat) -> bool:
+        """Tell what this worker is doing; whether it should dump its stacks and end."""
+        try:
+            return bool(ray.get(self._mailbox.beat.remote(beat), timeout=_ANSWER_S))
+        except RayError:
+            return False  # busy, or gone with its driver
 
     def stop_asked(self) -> bool:
         if self._answer is None:
@@ -90,22 +116,34 @@ class Watch:
         self.post = Post(mailbox)
         """For the workers."""
         self.stop_asked = False
-        self._mailbox, self._console = mailbox, console
+        self.hang: str | None = None
+        """What was said of the workers that stand still, since they were started."""
+        self.mailbox, self._console = mailbox, console
 
     def begin(self) -> None:
         """Workers are about to start; those before them may have ended without a word."""
-        self.post.at_work(False)
-        self._mailbox.ask_leave.remote(False)
+        ray.get(self.mailbox.begin.remote())
+        self.hang = None
+
+    def look_for_hang(self, dog: Watchdog) -> None:
+        """End the workers if they stand still."""
+        try:
+            found = dog.hang(*ray.get(self.mailbox.pulses.remote()))
+        except RayError:
+            return  # the cluster goes down
+        if found is not None and self.hang is None:
+            self.hang = found
+            self.mailbox.end_hang.remote()
 
     def ask_leave(self) -> None:
         """Ask the workers to save and leave, to start again in another number."""
-        self._mailbox.ask_leave.remote(True)
+        self.mailbox.ask_leave.remote(True)
 
     def ask_stop(self) -> bool:
         """Ask the workers to save and stop; False when they do not train, so that there is nothing to wait for."""
         self.stop_asked = True
         try:
-            training = bool(ray.get(self._mailbox.ask_stop.remote(), timeout=_ANSWER_S))
+            training = bool(ray.get(self.mailbox.ask_stop.remote(), timeout=_ANSWER_S))
         except RayError:
             return False  # the cluster goes down
         if training:
@@ -115,16 +153,26 @@ class Watch:
 
 
 @contextmanager
-def watch(plan: Plan, console: Console, hear: Callable[[MetricsLine], None] | None = None) -> Iterator[Watch]:
-    """Show lines until the block ends; `hear` is told of each, too."""
+def watch(
+    plan: Plan, console: Console, hear: Callable[[MetricsLine], None] | None = None, hang_s: float | None = None
+) -> Iterator[Watch]:
+    """Show lines until the block ends.
+
+    Args:
+        plan: of the run.
+        console: where they are shown.
+        hear: is told of each, too.
+        hang_s: seconds of standing still after which the workers are ended.
+    """
     mailbox = _Mailbox.remote()  # type: ignore[attr-defined]  # ray adds .remote
     stop = threading.Event()
     view = _Bar(plan, console) if console.is_terminal else _Lines(plan, console)
     shows = (view.show,) if hear is None else (view.show, hear)
-    thread = threading.Thread(target=_pump, args=(mailbox, shows, stop), daemon=True)
+    watched = Watch(mailbox, console)
+    thread = threading.Thread(target=_pump, args=(watched, shows, hang_s, stop), daemon=True)
     thread.start()
     try:
-        yield Watch(mailbox, console)
+        yield watched
     finally:
         stop.set()
         thread.join()
@@ -133,9 +181,11 @@ def watch(plan: Plan, console: Console, hear: Callable[[MetricsLine], None] | No
         ray.kill(mailbox)
 
 
-def _pump(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows, stop: threading.Event) -> None:
+def _pump(watched: Watch, shows: _Shows, hang_s: float | None, stop: threading.Event) -> None:
+    dog = Watchdog(hang_s)
     while not stop.wait(_POLL_S):
-        _show(mailbox, shows)
+        _show(watched.mailbox, shows)
+        watched.look_for_hang(dog)
 
 
 def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows) -> None:

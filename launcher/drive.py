@@ -13,7 +13,7 @@ from launcher.console import Watch
 from launcher.data.stream import CanonicalData
 from launcher.data.windows import TRAIN
 from launcher.elastic import Elastic, with_workers
-from launcher.errors import DamagedCheckpoint, Interrupted, TrainingError, WorkerLost
+from launcher.errors import DamagedCheckpoint, Interrupted, NotFinite, TrainingError, WorkerLost
 from launcher.events import note
 from launcher.failures import Failures
 from launcher.lease import Lease
@@ -76,6 +76,9 @@ class Driver:
                 self._start()
             except DamagedCheckpoint as damage:
                 self._say(damage.message)
+                continue
+            except NotFinite as bad:
+                self._say(f"{bad.message}: going back to step {saved.latest_step(self._run)}, its batch is left out")
                 continue
             except TrainingError as error:
                 # Any worker's error may be the first to be heard; what was written down tells whether memory ran out.
@@ -149,6 +152,9 @@ class Driver:
         """
         if not isinstance(error, WorkerLost):
             raise error
+        if self.line.hang is not None:
+            note(self._run, "hang", last_step(self._run), self.line.hang)
+            error = WorkerLost(f"{self.line.hang}; stacks in {self._run.path('hangs')}")
         step = last_step(self._run)
         wait_s = self._failures.bear(error, step)
         prometheus.count_failure(self.prepared.job, prometheus.LOST)

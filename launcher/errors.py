@@ -59,6 +59,10 @@ class WorkerLost(TrainingError):
     """A worker, its node or the cluster under it broke down; the run can go on from its last checkpoint."""
 
 
+class NotFinite(TrainingError):
+    """A loss was no number; its batch is left out from now on, and the run goes on from its last checkpoint."""
+
+
 class DamagedCheckpoint(TrainingError):
     """A checkpoint cannot be read and was put aside; the run goes on from the one before it."""
 

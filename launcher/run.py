@@ -143,8 +143,10 @@ def _work_to_the_end(prepared: Prepared, asked: JobSpec, console: Console, fault
         if isinstance(line, StepRecord):
             chaos.at_step(line.step)
 
+    hang_s = job.fault_tolerance.hang_s
     with (
-        _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console, hear) as line, beating(run),
+        _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console, hear, hang_s) as line,
+        beating(run),
     ):  # fmt: skip
         warm_up(StreamSource(job, prepared.splits, plan.workers))
         Driver(prepared, asked, console, line, faults).to_the_end()

@@ -34,6 +34,7 @@ from launcher.train.engine import Engine
 from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, TrainRun, to_the_end, train
 from launcher.train.notice import Notices, node_goes_away
+from launcher.train.pulse import Pulse
 from launcher.train.saver import Saver
 from launcher.train.used import PeakMemory
 from launcher.train.validate import validate
@@ -117,7 +118,10 @@ def _train_and_export(
     saver = Saver(order.run, order.job, engine, order.lease, chaos)
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits, saver, chaos)
     notices = Notices(order.caller, lambda: node_goes_away() or chaos.node_goes_away())
+    tell = None if order.caller is None else order.caller.beat
+    pulse = Pulse(order.run, engine.rank, lambda: (log.done, engine.calls, log.timer.stage), tell)
     result = to_the_end(train(it, stream, log, state, notices.leave))
+    pulse.close()
     predicted = order.plan.memory
     memory.write(order.run, engine.rank, None if predicted is None else predicted.peak)
     notices.close()

@@ -59,7 +59,7 @@ class StreamSource:
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         judge(split, ids, encoded, self.job.data.on_bad_row)
-        batches = self._batches(window, len(ids), encoded)[window.begin : window.end]
+        batches = self.batches(window, len(ids), encoded)[window.begin : window.end]
         # An evaluation tells samples apart, so it never packs.
         packed = task.pack_length if window.kind == TRAIN else None
         given = self.job.parallel.micro_batch
@@ -94,7 +94,8 @@ class StreamSource:
             return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
         return _order(_OrderKey.of(self.job, split), window.epoch).window(window.index)
 
-    def _batches(self, window: Window, rows: int, encoded: Encoded) -> list[Ids]:
+    def batches(self, window: Window, rows: int, encoded: Encoded) -> list[Ids]:
+        """The window's global batches, as positions among the rows that can be used."""
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size
             return cut_batches(encoded.lengths, -(-rows // size), size, None)

@@ -15,6 +15,11 @@ class FaultToleranceSpec(Section):
     same_step: int = Field(default=3, ge=1)
     """Give up when the same step fails so often in a row for the same reason: what always fails is no accident."""
 
+    hang_s: float | None = Field(default=900.0, ge=30.0)
+    """Seconds without any progress of any worker after which the run says for whom it waits, dumps the stacks of all
+    workers to `hangs/` and starts them again; a worker that is not even heard of counts after one minute. Null waits
+    for ever."""
+
     backoff_s: float = Field(default=2.0, ge=0.0, le=3600.0)
     """Seconds before the workers are started again; doubled with each further failure without a step in between, up
     to five minutes."""

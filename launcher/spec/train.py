@@ -70,6 +70,11 @@ class TrainSpec(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Numbers of the forward and backward pass; optimizer states stay fp32, fp16 uses dynamic loss scaling."""
 
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """What to do at a loss that is not a number: stop; skip the batch, at the price of a look at each step's loss
+    (under ZeRO 2 and 3 the workers start again from the last checkpoint for it); or roll back to the last checkpoint
+    and leave the batch out then, which costs nothing before. Its rows are written to left-out.json."""
+
     compile: bool = False
     """Compile the model (`torch.compile`) in the first steps, a minute or more, for faster ones; not under ZeRO-3. On a
     CPU it needs a C++ compiler. Fused kernels round otherwise and draw other noise, so the curve is another one."""

@@ -62,6 +62,8 @@ class Engine:
         self._synchronised = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
         self._frozen = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
+        self.calls = 0
+        """Forward passes so far."""
         self.grad_norm: float | torch.Tensor | None = None
         """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
         groups = parameter_groups(model, job.train)
@@ -123,6 +125,7 @@ class Engine:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """The model's logits, (B, ...)."""
+        self.calls += 1
         for layer in self._synchronised:
             layer.mask = batch.mask
         return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.data.batches import StepHeader
-from launcher.errors import LauncherError, RunError, StaleAttempt, TrainingError
+from launcher.errors import LauncherError, RunError, StaleAttempt
 from launcher.lease import Lease
 from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, RunStateRecord, StepRecord, TimesRecord
 from launcher.rundir import RunDir
@@ -33,7 +33,7 @@ class _Pending:
     step: int
     epoch: int
     header: StepHeader
-    loss_sum: torch.Tensor
+    loss_sum: torch.Tensor | None
     learning_rate: float
     grad_norm: "float | torch.Tensor | None"
 
@@ -71,26 +71,35 @@ class RunLog:
         """Seconds of training, over all attempts."""
         return self._earlier_s + time.monotonic() - self._started
 
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self._step
+
     def step(self, pending: _Pending) -> None:
-        """Note a step; nothing leaves the device yet."""
-        self._pending.append(pending)
+        """Note a step, unless its batch was left out; nothing leaves the device yet."""
+        if pending.loss_sum is not None:
+            self._pending.append(pending)
         self._step = pending.step
 
-    def flush(self, skipped_rows: int, flags: tuple[bool, bool]) -> tuple[bool, bool]:
+    def flush(
+        self, skipped_rows: int, flags: tuple[bool, bool], judge: Callable[[StepRecord], None]
+    ) -> tuple[bool, bool]:
         """Reduce and write all pending steps (a collective).
 
         Args:
             skipped_rows: unusable rows so far, as this worker was told.
             flags: told to all workers on the way.
+            judge: raises where a step's numbers are no good.
 
         Returns:
             Each flag, set where any worker set it.
 
         Raises:
-            TrainingError: a loss is not finite.
+            TrainingError: `judge` does.
             StaleAttempt: another attempt of the run writes there now.
         """
-        sums = [p.loss_sum.detach().double() for p in self._pending]
+        sums = [p.loss_sum.detach().double() for p in self._pending if p.loss_sum is not None]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         spent = self._spent_by_rank()
         stale = self._newer_attempt()
@@ -112,11 +121,7 @@ class RunLog:
         self._flushed, self._pending = now, []
         self._write([*lines, times])
         for line in lines:
-            if not math.isfinite(line.loss):
-                raise TrainingError(
-                    f"the loss is {line.loss} at step {line.step}; lower train.learning_rate, or use bf16 "
-                    "instead of fp16"
-                )
+            judge(line)
         return first > 0, second > 0
 
     def evaluation(self, line: EvaluationRecord, written: list[GenerationRecord]) -> None:
@@ -208,7 +213,7 @@ def pending_step(
     step: int,
     epoch: int,
     header: StepHeader,
-    loss_sum: torch.Tensor,
+    loss_sum: torch.Tensor | None,
     rates: "tuple[float, float | torch.Tensor | None]",
 ) -> _Pending:
     """A step to note: steps done with it, its pass, its batch, this worker's loss sum, (learning rate, grad norm)."""

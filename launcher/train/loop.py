@@ -24,6 +24,7 @@ from launcher.train.chaos import Chaos
 from launcher.train.engine import Engine
 from launcher.train.heal import Healer
 from launcher.train.log import RunLog, pending_step
+from launcher.train.non_finite import Guard
 from launcher.train.notice import never
 from launcher.train.saver import Saver
 from launcher.train.schedule import learning_rate
@@ -79,12 +80,12 @@ def train(
     job, plan, engine = it.job, it.plan, it.engine
     skipped_before, stopped, saved_at = state.skipped_rows, out_of_patience(job, state), log.elapsed_s
     leaving = False
-    healer = Healer(it.run, engine)
+    guard = Guard(it, Healer(it.run, engine))
     engine.train_mode()
     for step, epoch, share in log.timer.waiting(stream.steps()) if not stopped else ():
         rate = learning_rate(job.train, step, plan.total_steps)
         with log.timer.watching():
-            loss_sum = it.chaos.loss(step, train_step(engine, it.task, share, step, rate, healer))
+            loss_sum = train_step(engine, it.task, share, step, rate, guard)
         done = step + 1
         log.step(pending_step(done, epoch, share.header, loss_sum, (rate, engine.grad_norm)))
         it.chaos.at_step(done)
@@ -95,7 +96,7 @@ def train(
         if done % job.train.log_every_steps == 0 or evaluate or save or done == plan.total_steps:
             # Minutes are rank 0's, a disk that is full one node's; the flush tells all.
             due = engine.rank == 0 and _minutes_passed(job, log.elapsed_s - saved_at)
-            due, failed = log.flush(stream.skipped_rows, (due, it.saver.failed))
+            due, failed = log.flush(stream.skipped_rows, (due, it.saver.failed), guard.seen)
             save |= due
             it.saver.give_up(failed)
         if evaluate:
@@ -118,7 +119,7 @@ def train(
             break
     with log.timer.phase("checkpoint"):
         it.saver.finish()
-    log.flush(stream.skipped_rows, (False, False))  # the last checkpoint's time
+    log.flush(stream.skipped_rows, (False, False), guard.seen)  # the last checkpoint's time
     left_early = leaving and not stopped and state.step < plan.total_steps
     return None if left_early else _result(state, stopped)
 
@@ -150,13 +151,13 @@ def to_the_end(training: Generator[Pause, None, ResultRecord | None]) -> ResultR
 
 
 def train_step(
-    engine: Engine, task: Task, share: StepShare, step: int, rate: float, healer: Healer | None = None
-) -> torch.Tensor:
-    """One optimizer step on one global batch; a `healer` repeats what did not fit into memory, in smaller parts.
+    engine: Engine, task: Task, share: StepShare, step: int, rate: float, guard: Guard | None = None
+) -> torch.Tensor | None:
+    """One optimizer step on one global batch; a `guard` repeats what did not fit and leaves out what is bad.
 
     Returns:
-        This worker's sum of losses, a scalar on the device; summed over workers and divided by the batch's weight it
-        is the loss of the step.
+        None where the batch was left out; else this worker's sum of losses, a scalar on the device. Summed over workers
+        and divided by the batch's weight it is the loss of the step.
     """
 
     def gradients(micro_batches: Sequence[pa.Table]) -> torch.Tensor:
@@ -171,7 +172,10 @@ def train_step(
         return total
 
     micro_batches = share.micro_batches
-    total = gradients(micro_batches) if healer is None else healer.gradients(step, micro_batches, gradients)
+    if guard is None:
+        total = gradients(micro_batches)
+    elif guard.passes_over(step) or not guard.accepts(step, total := guard.gradients(step, micro_batches, gradients)):
+        return None
     engine.step(rate, step)
     return total
 

@@ -12,6 +12,8 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from launcher.train.pulse import Beat
+
 _LISTEN_EVERY_S = 0.5
 # Ray Train looks for nodes that go away every 5 s, and asking it is a round trip of all workers.
 _LOOK_EVERY_S = 2.0
@@ -22,6 +24,9 @@ class Caller(Protocol):
 
     def at_work(self, training: bool) -> None:
         """Tell whether a stop would be heard: only while steps are made."""
+
+    def beat(self, beat: Beat) -> bool:
+        """Tell what a worker is doing, of any rank; whether it should dump its stacks and end."""
 
     def stop_asked(self) -> bool:
         """Whether the run should stop; never waits, so the answer may be a moment old."""

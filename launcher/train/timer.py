@@ -27,6 +27,11 @@ class Timer:
         self._within: Phase | None = None
         self._on_device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
+    @property
+    def stage(self) -> str:
+        """The phase that is under way; `compute` outside of them all."""
+        return self._within or "compute"
+
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
         """Count what happens in the block as `name`, unless it is part of another phase."""

@@ -1,0 +1,61 @@
+"""Whether all workers stand still, and for whom they wait. Pure; the driver looks at it every half second."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from launcher.train.pulse import Beat
+
+_SILENT_S = 60.0
+"""A worker that has not been heard of for so long, while nothing moves, is gone: frozen, cut off, or its node is."""
+_UNHURRIED = "checkpoint"
+"""A stage in which a worker may wait for a slow storage, which has limits of its own."""
+
+
+class Watchdog:
+    """Remembers when something moved last.
+
+    Args:
+        limit_s: seconds of standing still that are a hang; None for ever.
+        clock: seconds.
+    """
+
+    def __init__(self, limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._moved = clock()
+        self._seen: Mapping[int, Beat] = {}
+        self._heard: dict[int, float] = {}
+        self._counts: Mapping[int, int] = {}
+
+    def hang(self, beats: Mapping[int, Beat], counts: Mapping[int, int]) -> str | None:
+        """What to say of a hang; None while there is none.
+
+        Args:
+            beats: the last of each rank.
+            counts: how many came from each rank so far.
+        """
+        now = self._clock()
+        for rank, count in counts.items():
+            if count != self._counts.get(rank):
+                self._heard[rank] = now
+        self._counts = dict(counts)
+        if beats != self._seen or any(beat.stage == _UNHURRIED for beat in beats.values()):
+            self._moved, self._seen = now, dict(beats)
+            return None
+        still = now - self._moved
+        silent = [rank for rank in beats if now - self._heard[rank] >= _SILENT_S]
+        over = self._limit_s is not None and beats and still >= self._limit_s
+        if not over and not (silent and still >= _SILENT_S and self._limit_s is not None):
+            return None
+        step = max(beat.step for beat in beats.values())
+        return f"nothing has moved for {still:.0f} s after step {step}: {self._culprit(beats, silent)}"
+
+    def _culprit(self, beats: Mapping[int, Beat], silent: list[int]) -> str:
+        if silent:
+            who = ", ".join(f"rank {rank} on {beats[rank].host}" for rank in silent)
+            return f"{who} has not been heard of for {_SILENT_S:.0f} s or more, the others wait for it"
+        busy = [beat for beat in beats.values() if beat.stage != "communication"]
+        if not busy:
+            return "all ranks wait for each other (communication); look at the network between the nodes"
+        behind = min(beat.step for beat in busy)
+        who = ", ".join(f"rank {beat.rank} on {beat.host} ({beat.stage})" for beat in busy if beat.step == behind)
+        return f"the others wait for {who}" if len(busy) < len(beats) else f"it is {who}"
