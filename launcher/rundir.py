@@ -27,8 +27,7 @@ from launcher.trials import TrialRecord
 
 R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
-_PART_BYTES = 1 << 19
-_METRICS_PART = re.compile(r"metrics(-\d+)?\.jsonl")
+_PART_BYTES, _METRICS_PART = 1 << 19, re.compile(r"metrics(-\d+)?\.jsonl")
 RESTORE = "restore it from a copy, or begin a new run under another name"
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 

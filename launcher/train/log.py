@@ -106,7 +106,8 @@ class RunLog:
         shared = [float(skipped_rows), float(stale is not None), *map(float, flags), *spent]
         rest = torch.tensor(shared, dtype=torch.float64, device=device)
         merged = torch.cat([torch.stack(sums), rest]) if sums else rest
-        dist.all_reduce(merged)
+        with self.timer.phase("communication"):
+            dist.all_reduce(merged)
         told = merged.tolist()  # the one sync point of these steps
         losses, (skipped, newer, first, second, *spent) = told[: len(sums)], told[len(sums) :]
         if newer:

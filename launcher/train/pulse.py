@@ -63,12 +63,14 @@ class Pulse:
 
     def _beat(self) -> None:
         host = socket.gethostname()
-        while not self._stop.wait(_EVERY_S):
+        while True:  # at once: who freezes in the first seconds must have been heard of
             step, calls, stage = self._look()
             assert self._tell is not None
             if self._tell(Beat(self._rank, host, step, calls, stage)) and not self._stop.is_set():
                 self._dump(step)
                 os._exit(_EXIT)  # the thread that hangs cannot be asked to
+            if self._stop.wait(_EVERY_S):
+                return
 
     def _dump(self, step: int) -> None:
         """Stacks of all threads of this process."""
