@@ -143,21 +143,6 @@ RUNS = [
         f"DESK/{_RUN}/checkpoints: is no directory; {_RESTORE}",
     ),
     Case(
-        "a manifest cut off",
-        lambda desk: desk.begun() or desk.checkpoint() or desk.file(f"{_STEP}/manifest.json", '{"step": 5'),
-        f"DESK/{_STEP}/manifest.json: not a valid ManifestRecord (Invalid JSON: EOF ...); {_RESTORE}",
-    ),
-    Case(
-        "a shard that is missing",
-        lambda desk: desk.begun() or desk.checkpoint() or Path(f"{_STEP}/state/a.pt").unlink(),
-        f"DESK/{_STEP}/state/a.pt: missing or cut short; delete DESK/{_STEP} to go on from the checkpoint before it",
-    ),
-    Case(
-        "a shard cut short",
-        lambda desk: desk.begun() or desk.checkpoint() or desk.file(f"{_STEP}/state/a.pt", "sh"),
-        f"DESK/{_STEP}/state/a.pt: missing or cut short; delete DESK/{_STEP} to go on from the checkpoint before it",
-    ),
-    Case(
         "shards of another ZeRO stage",
         lambda desk: desk.begun() or desk.checkpoint() or ["parallel.zero=3"],
         "the checkpoint of step 5 was written with ZeRO stage 2, stage 3 cannot read it; set parallel.zero: 2 to go on",

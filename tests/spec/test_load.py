@@ -294,7 +294,8 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ),
         (
             "checkpoint=3",
-            "checkpoint is 3, which is not a section; give it keys of its own (every_steps, every_minutes, keep_last)",
+            "checkpoint is 3, which is not a section; give it keys of its own (every_steps, every_minutes, keep_last, "
+            "background, on_failure)",
         ),
         ("output=", "output is empty, which is not a section; give it keys of its own (storage) or remove it"),
         ("task.head=3", "task.head is 3, which is not a section; give it keys of its own (width, inner)"),
@@ -441,7 +442,7 @@ def test_all_problems_come_at_once_in_the_order_of_the_lines(load: Load) -> None
 def test_a_key_without_a_near_name_gets_the_list(load: Load) -> None:
     assert load.problems(JOB + "zzz: 1\n") == [
         "job.yaml:14: zzz is not a key of the job file; the keys allowed there: name, seed, task, model, data, train, "
-        "evaluation, checkpoint, parallel, cluster, output, logging, tune"
+        "evaluation, checkpoint, fault_tolerance, parallel, cluster, output, logging, tune"
     ]
 
 
