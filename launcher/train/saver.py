@@ -157,6 +157,7 @@ class Saver:
         if self._engine.rank == 0:
             self._run.delete(self._place(state))  # of an attempt that died before its manifest
         if self._engine.rank == 0 and self._run.local is not None:
+            self._run.local.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._run.local).free
             if free < needed:
                 saved.prune(self._run, 1, state.best_step)
