@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-faults test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,10 @@ test: venv moto
 # What takes minutes and shows by real means what `make test` shows by smaller ones; more than half an hour.
 test-long: venv moto
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m long
+
+# Faults on real clusters: all that `make test` has of them, nodes that die, freeze and are cut off, and random kills.
+test-faults: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -s tests/faults
 
 # A real Ray on two nodes under the batch script, started twice: minutes, most of them imports.
 test-slurm: venv

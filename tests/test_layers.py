@@ -41,7 +41,7 @@ _ORDER = (
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _NARROW = {
-    room: {"errors", "spec", "records", "storage", "trials", "rundir", "leaks", "memory", "micro_batch", room}
+    room: {"errors", "spec", "records", "storage", "trials", "rundir", "leaks", "memory", "micro_batch", "events", room}
     for room in ("submit", "report")
 }
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from launcher.errors import RunError
+from launcher.events import Event, events_of
 from launcher.leaks import LeakageRecord
 from launcher.memory import UsedMemory
 from launcher.micro_batch import Halving, halvings_of
@@ -45,6 +46,8 @@ class ReportData:
     """Of each worker that told, by rank."""
     halvings: tuple[Halving, ...]
     """Of the micro-batch, where memory ran out."""
+    events: tuple[Event, ...]
+    """What happened beside the curve: lost workers, damaged checkpoints, batches left out."""
     steps: tuple[StepRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     """Evaluations of the validation split, in order."""
@@ -114,6 +117,7 @@ def collect(run: RunDir) -> ReportData:
         environment=run.find_record("environment.json", EnvironmentRecord),
         memory=_read_memory(run),
         halvings=halvings_of(run),
+        events=events_of(run),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
         generations=tuple(generations),

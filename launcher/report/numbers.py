@@ -1,6 +1,7 @@
 """How numbers, times, sizes and long texts are written for a reader. Runs anywhere."""
 
 import math
+import time
 
 
 def number(value: float) -> str:
@@ -46,6 +47,11 @@ def size(num_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit in ("B", "KiB") or value >= 100 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def clock(seconds: float) -> str:
+    """A moment, given in seconds since the epoch, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
 
 
 def clip(text: str, limit: int) -> str:

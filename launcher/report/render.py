@@ -172,6 +172,7 @@ def _environment() -> Environment:
         "duration": numbers.duration,
         "size": numbers.size,
         "clip": numbers.clip,
+        "clock": numbers.clock,
         "marked": passages.marked,
     }
     return environment

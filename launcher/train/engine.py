@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
 from launcher.train.average import FILE, WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
-from launcher.train.groups import parameter_groups, refuse_tiny
+from launcher.train.groups import not_torchs, parameter_groups, refuse_tiny
 from launcher.train.kernels import forget_dead_builds
 from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
 from launcher.train.zero import deepspeed_config, keeps_gradients_flat
@@ -64,6 +63,8 @@ class Engine:
         self.zero = job.zero_stage
         self.calls = 0
         """Forward passes so far."""
+        self.before_step: Callable[[], object] = bool
+        """Waits for whoever still reads weights and states, which a step changes."""
         self.grad_norm: float | torch.Tensor | None = None
         """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
         groups = parameter_groups(model, job.train)
@@ -77,7 +78,7 @@ class Engine:
         """How the optimizer's states travel to another number of workers; None where they cannot."""
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=_not_torchs(job),
+            optimizer=not_torchs(job),
             model_parameters=[group.as_dict() for group in groups],
             config=config,
             dist_init_required=False,
@@ -139,6 +140,11 @@ class Engine:
         self._engine.backward(loss_sum / global_weight * times, scale_wrt_gas=False)
 
     @property
+    def changes_in_forward(self) -> bool:
+        """Whether a forward pass already changes what is saved: running statistics."""
+        return bool(self._synchronised)
+
+    @property
     def repeats(self) -> bool:
         """Whether a step can be made again: before `step` nothing was exchanged, and gradients are the parameters'."""
         alone = self.zero == 1 or self._flat is not None
@@ -159,6 +165,7 @@ class Engine:
 
     def step(self, learning_rate: float, step: int) -> None:
         """Reduce, clip and apply the accumulated gradient; the optimizer step number `step`, counted from 0."""
+        self.before_step()
         self._apply(learning_rate)
         if self.average is not None:
             self.average.update(step + 1)
@@ -286,13 +293,3 @@ def _instead_of_files(engine: "deepspeed.DeepSpeedEngine", found: dict[str, obje
         yield
     finally:
         del files.save, files.makedirs, engine._copy_recovery_script  # the class's own again
-
-
-def _not_torchs(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:
-    """What builds the optimizer from parameter groups, for one that DeepSpeed does not find by name; see `zero.py`."""
-    chosen = job.train.optimizer
-    if chosen.type != "adamw_8bit":
-        return None
-    from bitsandbytes.optim import AdamW8bit  # `prepare.py` has looked whether it is installed
-
-    return partial(AdamW8bit, lr=job.train.learning_rate, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)

@@ -1,12 +1,14 @@
 """Parameter groups of the optimizer: who is decayed, and how fast each depth learns. Runs in train workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from launcher.errors import RunError
 from launcher.models.layers import depths, find_stack
+from launcher.spec.job import JobSpec
 from launcher.spec.train import TrainSpec
 
 
@@ -64,3 +66,13 @@ def refuse_tiny(groups: Sequence[Group], workers: int) -> None:
                 f"the checkpoint cannot be dealt to {workers} workers in shards: {', '.join(group.names[:3])} have "
                 f"{numbers} numbers in all, which is too few; set parallel.zero: 0 to go on"
             )
+
+
+def not_torchs(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:
+    """What builds the optimizer from parameter groups, for one that DeepSpeed does not find by name; see `zero.py`."""
+    chosen = job.train.optimizer
+    if chosen.type != "adamw_8bit":
+        return None
+    from bitsandbytes.optim import AdamW8bit  # `prepare.py` has looked whether it is installed
+
+    return partial(AdamW8bit, lr=job.train.learning_rate, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)

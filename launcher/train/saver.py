@@ -1,4 +1,4 @@
-"""Saves checkpoints while training goes on: states are copied between two steps, then written in a thread.
+"""Saves checkpoints while training goes on: a thread copies the states beside the next step's passes and writes them.
 
 Train workers. Every worker writes its own part and says so in `parts/`; rank 0 waits for all of them and completes the
 checkpoint with its manifest. Threads take part in no collective. A checkpoint that cannot be written costs the run
@@ -56,6 +56,8 @@ class _Writing:
 
     state: RunStateRecord
     problem: LauncherError | None = None
+    copied: Event = field(default_factory=Event)
+    """No later step changes what is written."""
     written: Event = field(default_factory=Event)
     """This worker's part is there, or has failed."""
     all_written: Event = field(default_factory=Event)
@@ -100,13 +102,16 @@ class Saver:
         states = self._engine.states()
         if not self._has_room(states, state):
             return
-        if self._background:
-            states = self._copier.copy(states)
         writing = self._writing = _Writing(state)
+        if self._background:
+            # Forward and backward passes only read what is saved: it is copied beside them, until the next update.
+            self._engine.before_step = writing.copied.wait
         writing.thread = Thread(target=self._write, args=(writing, states), name="checkpoint", daemon=True)
         writing.thread.start()
         if not self._background:
             self.finish()
+        elif self._engine.changes_in_forward:
+            writing.copied.wait()
 
     def finish(self) -> None:
         """Wait until the checkpoint under way is complete, or has failed (a collective).
@@ -174,6 +179,9 @@ class Saver:
         """In a thread: this worker's part, and on rank 0 the whole."""
         try:
             place = self._place(writing.state)
+            if self._background:
+                states = self._copier.copy(states)
+                writing.copied.set()
             self._chaos.at("save")
             files = tuple(self._patiently(writing.state.step, name, tree) for name, tree in states.items())
             rank = self._engine.rank
@@ -189,6 +197,7 @@ class Saver:
         except BaseException as error:  # noqa: BLE001  # thread border: told where it is waited for
             writing.problem = TrainingError(f"{type(error).__name__}: {error}")
         finally:
+            writing.copied.set()
             writing.written.set()
 
     def _patiently(self, step: int, name: str, tree: object) -> FileEntry:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from launcher.events import note
 from launcher.records import ConfusionMatrix, ScoresRecord
 from launcher.report.collect import collect
 from launcher.report.render import render, write_report
@@ -187,3 +188,10 @@ def test_too_many_classes_for_a_matrix(make_run: Callable[..., RunDir]) -> None:
     page = Page(render(collect(run)))
     assert "The confusion matrix of 150 classes is too large to show; scores-test.json holds it." in page.text
     assert "c0 c1 5 83.3 %" in page.text, "the largest confusions are listed all the same"
+
+
+def test_what_happened_is_told(begun: RunDir, hostile: str) -> None:
+    assert 'id="events"' not in render(collect(begun))
+    note(begun, "worker-lost", 37, f"the worker of rank 1 was lost {hostile}")
+    page = render(collect(begun))
+    assert "What happened on the way" in page and "worker-lost" in page and hostile not in page

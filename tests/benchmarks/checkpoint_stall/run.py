@@ -90,9 +90,19 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
             start = time.monotonic()
             saver.save(FRESH.model_copy(update={"step": count}))
             dist.barrier()
-            found[name].append(time.monotonic() - start)
+            stall = time.monotonic() - start
             if name == "background_s":
+                wait, waited = engine.before_step, [0.0]
+
+                def timed(wait: object = wait, waited: list[float] = waited) -> None:
+                    began = time.monotonic()
+                    wait()  # type: ignore[operator]
+                    waited[0] += time.monotonic() - began
+
+                engine.before_step = timed
                 found["step_beside_s"] += some_steps()
+                stall += waited[0]
+            found[name].append(stall)
             start = time.monotonic()
             saver.finish()
         some_steps()
