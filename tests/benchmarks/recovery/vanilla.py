@@ -19,6 +19,8 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+LABELS = {"negative": 0, "positive": 1, 0: 0, 1: 1}
+
 
 def train(config: dict) -> None:
     import deepspeed
@@ -34,9 +36,11 @@ def train(config: dict) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config["model"])
 
     def collate(batch: list) -> tuple:
-        texts = [row["sentence"] for _, row in batch]
+        texts = [row["text"] for _, row in batch]
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
-        return [number for number, _ in batch], encoded | {"labels": torch.tensor([row["label"] for _, row in batch])}
+        return [number for number, _ in batch], encoded | {
+            "labels": torch.tensor([LABELS[row["label"]] for _, row in batch])
+        }
 
     model = AutoModelForSequenceClassification.from_pretrained(config["model"], num_labels=2)
     engine, *_ = deepspeed.initialize(
