@@ -68,7 +68,6 @@ def _ours(folder: Path) -> dict[str, float]:
         "name": "ours",
         "task": {
             "type": "text-classification",
-            "text": "sentence",
             "labels": ["negative", "positive"],
             "max_length": 128,
         },
