@@ -50,6 +50,8 @@ class Setting:
         offload_optimizer: states are in the CPU's memory.
         offload_parameters: weights are in the CPU's memory between uses.
         averages: whether an average of the weights is kept beside them, where they are.
+        copies: whether what a checkpoint holds is copied into the CPU's memory while it is written.
+        on_cpu: whether that is where training happens.
     """
 
     workers: int
@@ -60,6 +62,8 @@ class Setting:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     averages: bool = False
+    copies: bool = False
+    on_cpu: bool = True
 
 
 class WorkerMemory(Record):
@@ -81,6 +85,13 @@ class WorkerMemory(Record):
     """Beside it, in the CPU's memory, what was offloaded."""
     checkpoint: int
     """Of one whole checkpoint, all workers together."""
+    copy_bytes: int = 0
+    """Beside the peak, on a CPU: the copy from which a checkpoint is written while training goes on."""
+
+    @property
+    def needed(self) -> int:
+        """All of it on the device that trains."""
+        return self.peak + self.copy_bytes
 
 
 class UsedMemory(Record):
@@ -143,6 +154,8 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
         flowing = whole + max(used.forward, used.backward) if always else max(used.forward, used.joint)
         peak = base + max(flowing, gradients + buffers)
     peak = max(peak, base + used.evaluation)
+    # Of rank 0, which writes the weights below ZeRO-3, and all states without ZeRO.
+    copied = (weights + master + states + average) if it.copies else 0
     return WorkerMemory(
         weights=weights,
         gradients=gradients,
@@ -150,7 +163,8 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
         buffers=buffers,
         activations=active,
         peak=peak,
-        host=offloaded,
+        host=offloaded + (0 if it.on_cpu else copied),
+        copy_bytes=copied if it.on_cpu else 0,
         checkpoint=(trained + shapes.frozen) * it.element_bytes
         + (states + master) * share
         + (trained * _FP32 if it.averages else 0),

@@ -118,15 +118,15 @@ def _decide(
     zero = job.zero_stage
     if parallel.zero == "auto":
         smallest = 1 if micro == "auto" else size
-        zero, why = _stage(job, lambda stage: needs(stage, smallest).peak, limit, stages)
+        zero, why = _stage(job, lambda stage: needs(stage, smallest).needed, limit, stages)
         notes.append(f"parallel.zero: auto takes {zero}: {why}")
     if micro == "auto":
-        size, why = _size(job, share, lambda count: needs(zero, count).peak, limit)
+        size, why = _size(job, share, lambda count: needs(zero, count).needed, limit)
         notes.append(f"parallel.micro_batch: auto takes {size}: {why}")
     memory = needs(zero, size)
-    if limit is not None and memory.peak > limit:
+    if limit is not None and memory.needed > limit:
         notes.append(
-            f"a worker needs about {gib(memory.peak)} of memory and has {gib(limit)}: lower parallel.micro_batch or "
+            f"a worker needs about {gib(memory.needed)} of memory and has {gib(limit)}: lower parallel.micro_batch or "
             "task.max_length, raise parallel.zero, or set parallel.activation_checkpointing: true"
         )
     notes += _disk(job, memory)
@@ -251,6 +251,8 @@ def setting(job: JobSpec, zero: int, accumulates: bool) -> Setting:
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
         averages=job.train.ema is not None,
+        copies=job.checkpoint.background,
+        on_cpu=job.cluster.gpus_per_worker == 0,
     )
 
 

@@ -123,7 +123,7 @@ def _train_and_export(
     result = to_the_end(train(it, stream, log, state, notices.leave))
     pulse.close()
     predicted = order.plan.memory
-    memory.write(order.run, engine.rank, None if predicted is None else predicted.peak)
+    memory.write(order.run, engine.rank, None if predicted is None else predicted.needed)
     notices.close()
     log.close()
     if result is None:

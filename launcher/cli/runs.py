@@ -44,10 +44,11 @@ def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:
 
     has = f" of {gib(limit)}" if limit is not None else ""
     host = f", {gib(memory.host)} more on the host" if memory.host else ""
+    copy = f", and {gib(memory.copy_bytes)} for the copy that a checkpoint is written from" if memory.copy_bytes else ""
     return (
         f"{gib(memory.peak)}{has} per worker at the peak: weights {gib(memory.weights)}, gradients "
         f"{gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, DeepSpeed's buffers {gib(memory.buffers)}, "
-        f"activations {gib(memory.activations)}{host}"
+        f"activations {gib(memory.activations)}{host}{copy}"
     )
 
 
