@@ -37,6 +37,10 @@ def is_finished(prepared: Prepared) -> bool:
     return run.exists("result.json") and run.exists("model/config.json") and tested
 
 
+_MOST_DAMAGES = 5
+"""Checkpoints that one command finds damaged, or cannot keep, before it blames the storage."""
+
+
 @dataclass
 class Driver:
     """One command's work on a run.
@@ -62,6 +66,7 @@ class Driver:
         self._halvings = len(halvings_of(self._run))
         self._elastic = Elastic(self.asked)
         self._first = True
+        self._damages = 0
 
     def to_the_end(self) -> None:
         """Start workers, and again, until the run is complete.
@@ -75,6 +80,11 @@ class Driver:
             try:
                 self._start()
             except DamagedCheckpoint as damage:
+                self._damages += 1
+                if self._damages > _MOST_DAMAGES:
+                    raise TrainingError(
+                        f"{damage.message}; it is the {self._damages}th: look at the storage"
+                    ) from damage
                 self._say(damage.message)
                 continue
             except NotFinite as bad:
