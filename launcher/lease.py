@@ -16,8 +16,6 @@ from launcher.records import Record
 from launcher.rundir import RunDir
 
 _FOLDER = "attempts"
-# Of earlier starts, for people who ask what happened.
-_KEPT = 20
 
 
 class AttemptRecord(Record):
@@ -66,13 +64,11 @@ class Lease:
 
     @staticmethod
     def take(run: RunDir) -> "Lease":
-        """Begin a new attempt: from here on all others are stale."""
+        """Begin a new attempt: from here on all others are stale. None is ever removed: its place would be free again."""
         while True:
             token = max(_tokens(run), default=0) + 1
             if _fill(run, token, AttemptRecord.here(token)):
                 break
-        for name in _names(run)[:-_KEPT]:
-            run.delete(f"{_FOLDER}/{name}")
         return Lease(run, token)
 
     def renewed(self) -> "Lease":
