@@ -64,7 +64,7 @@ class Lease:
 
     @staticmethod
     def take(run: RunDir) -> "Lease":
-        """Begin a new attempt: from here on all others are stale. None is ever removed: its place would be free again."""
+        """Begin a new attempt: all others are stale from here on. None is removed, or its place would be free."""
         while True:
             token = max(_tokens(run), default=0) + 1
             if _fill(run, token, AttemptRecord.here(token)):

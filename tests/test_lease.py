@@ -69,7 +69,7 @@ time.sleep(60)
 
 def test_another_process_of_the_same_pid_is_another(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
-    record = AttemptRecord.here(1).model_copy(update={"pid": os.getppid()})
+    record = AttemptRecord.here(1).model_copy(update={"pid": os.getppid(), "process_began": 1})
     run.write_record("attempts/000001.json", record)
     refuse_second(run)
     real = record.model_copy(update={"process_began": lease.process_began(os.getppid())})
