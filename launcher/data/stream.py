@@ -20,6 +20,7 @@ from ray.train import DataConfig
 from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
 from launcher.data.cache import encoded_rows
 from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
+from launcher.data.process import whole_imports
 from launcher.data.sources import Split
 from launcher.data.windows import TRAIN, Window, evaluation_windows, train_windows
 from launcher.errors import DataError, ExactnessError
@@ -184,8 +185,9 @@ class _Windows(Datasource):
 
 def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterator[pa.Table]:
-        for share in ray.get(source).read(window):
-            yield pa.table({"share": pa.array([share], pa.large_binary())})
+        with whole_imports():
+            for share in ray.get(source).read(window):
+                yield pa.table({"share": pa.array([share], pa.large_binary())})
 
     return read
 

@@ -1,0 +1,24 @@
+"""Keeps the processes that read whole: Ray gives them to one task after another. Runs in Ray Data workers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_done = False
+
+
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """A task that is cancelled before its process has all its imports ends the process.
+
+    Ray cancels what reads for train workers that were lost, by KeyboardInterrupt. In the middle of an import that leaves
+    half a module behind (transformers then raises ModuleNotFoundError for ever), and the next task would find it.
+    """
+    global _done
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not _done:
+            os._exit(1)
+        raise
+    _done = True
