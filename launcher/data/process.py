@@ -11,7 +11,7 @@ _done = False
 def whole_imports() -> Iterator[None]:
     """A task that is cancelled before its process has all its imports ends the process.
 
-    Ray cancels what reads for train workers that were lost, by KeyboardInterrupt. In the middle of an import that leaves
+    Ray cancels what reads for train workers that were lost, by KeyboardInterrupt. Within an import that leaves
     half a module behind (transformers then raises ModuleNotFoundError for ever), and the next task would find it.
     """
     global _done
