@@ -117,10 +117,10 @@ def _train_and_export(
     chaos = Chaos(order.run, order.faults, engine.rank)
     saver = Saver(order.run, order.job, engine, order.lease, chaos)
     it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits, saver, chaos)
-    notices = Notices(order.caller, lambda: node_goes_away() or chaos.node_goes_away())
+    notices = Notices(order.caller, node_goes_away)
     tell = None if order.caller is None else order.caller.beat
     pulse = Pulse(order.run, engine.rank, lambda: (log.done, engine.calls, log.timer.stage), tell)
-    result = to_the_end(train(it, stream, log, state, notices.leave))
+    result = to_the_end(train(it, stream, log, state, lambda: chaos.node_goes_away() or notices.leave()))
     pulse.close()
     predicted = order.plan.memory
     memory.write(order.run, engine.rank, None if predicted is None else predicted.needed)

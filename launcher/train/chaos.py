@@ -55,7 +55,7 @@ class Chaos:
                 self._happens(number, fault)
 
     def node_goes_away(self) -> bool:
-        """Whether the workers' node was told to go."""
+        """Whether the workers' node was told to go; the same on all of them after the same step."""
         goes, self._node_goes = self._node_goes, False
         return goes
 

@@ -122,7 +122,8 @@ def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) 
     """What is wrong with it, the same on all workers, each of which checks some of the files."""
     problem = None
     for entry in manifest.files[mine]:
-        path, what = directory / manifest.folder / entry.path, join(shown, entry.path)
+        path = directory / manifest.folder / entry.path
+        what = join(shown, path.relative_to(directory).as_posix())
         if not path.is_file() or path.stat().st_size != entry.size_bytes:
             problem = f"{what}: missing or cut short"
         elif _sha256(path) != entry.sha256:
