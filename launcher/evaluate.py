@@ -9,8 +9,8 @@ import pyarrow as pa
 from rich.console import Console
 
 from launcher.console import watch
+from launcher.data.deal import CanonicalData
 from launcher.data.sources import Split
-from launcher.data.stream import CanonicalData
 from launcher.errors import DataError, RunError
 from launcher.plan import Plan
 from launcher.prepare import open_part

@@ -14,12 +14,11 @@ from concurrent.futures import Future
 from threading import Thread
 
 import pyarrow as pa
-import ray
-import ray.train
 import torch
 import torch.distributed as dist
 
-from launcher.data.stream import ShareStream, share_cells
+from launcher.data.deal import worker_cells
+from launcher.data.stream import ShareStream
 from launcher.data.windows import TRAIN
 from launcher.errors import DamagedCheckpoint
 from launcher.export import export, write_card
@@ -49,7 +48,7 @@ def work(config: dict[str, object]) -> None:
     task = build_task(order.job)
     result = order.run.find_record("result.json", ResultRecord)
     trained = order.evaluate_only or (result is not None and order.run.exists("model/README.md"))
-    stream = None if trained else ShareStream(_ahead(share_cells(ray.train.get_dataset_shard(TRAIN))))
+    stream = None if trained else ShareStream(_ahead(_cells(order, TRAIN)))
     memory = PeakMemory()
     engine = Engine(order.job, task, order.plan.micro_batch)
     if order.evaluate_only:
@@ -86,6 +85,10 @@ def prepare_process(job: JobSpec) -> None:
     if job.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def _cells(order: WorkOrder, split: str) -> Iterator[pa.Buffer]:
+    return worker_cells(split, order.splits[split].rows, order.plan, order.job, order.start)
 
 
 def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
@@ -158,7 +161,7 @@ def _load_best(run: RunDir, engine: Engine, step: int) -> None:
 
 
 def _score(order: WorkOrder, task: Task, engine: Engine, split: str, step: int) -> ScoresRecord:
-    stream = ShareStream(share_cells(ray.train.get_dataset_shard(split)))
+    stream = ShareStream(_cells(order, split))
     scores = validate(engine, task, stream.evaluation(split, order.plan.total_steps), order.splits[split], step)
     if engine.rank == 0 and order.listener is not None:
         order.listener(scores.line(False))

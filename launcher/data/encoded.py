@@ -4,7 +4,7 @@ A trial of a sweep reads the rows that all its predecessors in the same process 
 (up to a limit; rows that are augmented are encoded anew), and a thread lays out the next window while one is trained.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -63,7 +63,7 @@ def _kept(key: _Key) -> Block | None:
     return Block.of(parts, [stop - begin for begin, stop in bounds])
 
 
-def cells(source: StreamSource, windows: list[Window], rank: int) -> Iterator[pa.Buffer]:
+def cells(source: StreamSource, windows: Iterable[Window], rank: int) -> Iterator[pa.Buffer]:
     """The packed shares of one worker, window after window; the next one is laid out meanwhile."""
     with ThreadPoolExecutor(1, "windows") as thread:
         coming = None

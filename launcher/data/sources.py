@@ -82,6 +82,13 @@ class Split:
         inverse[by_owner] = np.arange(len(ids))
         return pa.concat_tables(parts).take(pa.array(inverse)).combine_chunks()
 
+    def pieces(self, column: str) -> Iterator[pa.Array]:
+        """A whole column, a part at a time; no more of it is held."""
+        kind = self.schema.field(column).type
+        for fragment in self.fragments:
+            for batch in read_batches(fragment, [column]):
+                yield batch.column(0).cast(kind)
+
 
 def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str], how: Reading = READING) -> pa.Table:
     """Some rows of one fragment, in the order asked for; at least one.

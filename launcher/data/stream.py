@@ -1,40 +1,25 @@
-"""The stream: windows of rows, read and encoded in Ray Data workers, dealt to train workers share by share.
+"""The stream: windows of rows, read and encoded, cut into one share per train worker, and opened there again.
 
-One read task per window, all epochs and evaluations in one plan, so neither an epoch's end nor an evaluation stalls
-the loop. Each task emits one row per worker; `ShareStream` opens them in the train worker. Row ids: `sources.py`;
-which rows make a window: `order.py`; how a window becomes shares: `batches.py`.
+`deal.py` carries the shares from Ray Data workers to train workers. Row ids: `sources.py`; which rows make a window:
+`order.py`; how a window becomes shares: `batches.py`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
-from ray.train import DataConfig
 
 from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
 from launcher.data.cache import encoded_rows
 from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
-from launcher.data.process import whole_imports
 from launcher.data.sources import Split
-from launcher.data.windows import TRAIN, Window, evaluation_windows, train_windows
+from launcher.data.windows import TRAIN, Window
 from launcher.errors import DataError, ExactnessError
-from launcher.plan import Plan
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Encoded, Task
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-    from ray.data import DataIterator
-
-TASK_CPUS = 0.001
-"""Logical CPUs a task of the stream reserves: it must never wait for CPUs that train workers hold for the whole run."""
 
 
 @dataclass(frozen=True)
@@ -161,95 +146,6 @@ def _task(job_json: str, scored: bool) -> Task:
     return task.scored() if scored else task
 
 
-class _Windows(Datasource):
-    """Windows as a Ray Data source: one read task each, one block per worker."""
-
-    def __init__(self, source: StreamSource, windows: list[Window]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._source, self._windows = ray.put(source), windows
-        self._world_size = source.world_size
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None, **_: object
-    ) -> list[ReadTask]:
-        return [ReadTask(_reader(self._source, window), self._metadata()) for window in self._windows]
-
-    def _metadata(self) -> BlockMetadata:
-        # The size is a guess that only has to be above target_max_block_size, so that no two blocks are merged.
-        size = 65536 * self._world_size
-        return BlockMetadata(num_rows=self._world_size, size_bytes=size, input_files=None, exec_stats=None)
-
-
-def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
-    def read() -> Iterator[pa.Table]:
-        with whole_imports():
-            for share in ray.get(source).read(window):
-                yield pa.table({"share": pa.array([share], pa.large_binary())})
-
-    return read
-
-
-class CanonicalData(DataConfig):
-    """Deals the canonical stream to however many workers the group has this time.
-
-    Ray Train calls `configure` when the worker group starts.
-
-    Args:
-        job: the resolved job.
-        plan: its plan.
-        splits: by name; must hold every split that is streamed.
-        start: step of the checkpoint the workers go on from; 0 for none.
-    """
-
-    def __init__(self, job: JobSpec, plan: Plan, splits: dict[str, Split], start: int = 0) -> None:
-        super().__init__()
-        self._job, self._plan, self._splits, self._start = job, plan, splits, start
-
-    def configure(
-        self,
-        datasets: "dict[str, ray.data.Dataset]",
-        world_size: int,
-        worker_handles: "list[ActorHandle[object]] | None",
-        worker_node_ids: list[str] | None,
-        **_: object,
-    ) -> "list[dict[str, DataIterator]]":
-        """One iterator per worker and data set; the data sets given are placeholders."""
-        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name in datasets:
-            if name == TRAIN:
-                windows = train_windows(self._plan, self._job, self._start)
-            else:
-                windows = evaluation_windows(name, self._splits[name].rows, self._job, self._plan.total_steps)
-            source = StreamSource(self._job, self._splits, world_size)
-            for rank, iterator in enumerate(deal(source, windows)):
-                shards[rank][name] = iterator
-        return shards
-
-
-def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
-    """One iterator per worker; worker r receives row r of every window, in window order.
-
-    Ray Data keeps this only with preserve_order, one block per row, and a splitter that deals blocks round-robin;
-    `tests/data/test_stream.py` guards it.
-    """
-    dataset = ray.data.read_datasource(
-        _Windows(source, windows),
-        override_num_blocks=max(1, len(windows)),
-        concurrency=source.job.cluster.data_workers,
-        # How many run at once is bounded by `concurrency`.
-        num_cpus=TASK_CPUS,
-    )
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.target_max_block_size = 1
-    dataset.context.enable_progress_bars = False
-    # A task that waits for its consumer would keep its place; let it emit all workers' shares and finish.
-    dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, source.world_size)
-    return list(dataset.streaming_split(source.world_size, equal=False))
-
-
 class ShareStream:
     """The train worker's end of the stream: the cells of its rows, in order (`share_cells` of a Ray Data iterator)."""
 
@@ -291,10 +187,3 @@ class Evaluation:
             yield from shares
             if header.last:
                 return
-
-
-def share_cells(iterator: "DataIterator") -> Iterator[pa.Buffer]:
-    """The packed shares of one worker's Ray Data iterator; two are fetched ahead."""
-    for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
-        assert isinstance(batch, pa.Table)
-        yield batch.column("share").chunk(0)[0].as_buffer()

@@ -9,7 +9,8 @@ from contextlib import suppress
 import numpy as np
 import ray
 
-from launcher.data.stream import TASK_CPUS, StreamSource
+from launcher.data.deal import TASK_CPUS
+from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN
 from launcher.errors import LauncherError
 

@@ -3,7 +3,9 @@
 Which rows a window holds is told by `order.py`; `stream.py` reads and encodes them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from launcher.plan import Plan
 from launcher.spec.job import JobSpec
@@ -29,28 +31,49 @@ class Window:
     last: bool = False
 
 
-def train_windows(plan: Plan, job: JobSpec, start_step: int) -> list[Window]:
-    """Every window from `start_step` on, with the evaluations that fall inside or behind each."""
-    windows: list[Window] = []
-    for epoch in range(plan.epochs):
-        for index in range(-(-plan.steps_per_epoch // plan.window_steps)):
+FIRST_SEGMENT, NEXT_SEGMENTS = 128, 1024
+"""Windows that Ray Data is given at once: few at first, so that the first of them comes soon."""
+
+
+def segments_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
+    """The windows of a stream, in lists that are dealt one after the other; at least one list.
+
+    Args:
+        name: `train`, or the split that is evaluated.
+        rows: of the split.
+        plan: of the run.
+        job: of the run.
+        start: steps done before the training's first window.
+    """
+    windows = (
+        train_windows(plan, job, start) if name == TRAIN else evaluation_windows(name, rows, job, plan.total_steps)
+    )
+    yield list(islice(windows, FIRST_SEGMENT))
+    while segment := list(islice(windows, NEXT_SEGMENTS)):
+        yield segment
+
+
+def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]:
+    """Every window from `start_step` on, with the evaluations that fall inside or behind each; one at a time."""
+    windows = -(-plan.steps_per_epoch // plan.window_steps)
+    first_epoch, behind = divmod(start_step, plan.steps_per_epoch)
+    for epoch in range(first_epoch, plan.epochs):
+        for index in range(behind // plan.window_steps if epoch == first_epoch else 0, windows):
             first = epoch * plan.steps_per_epoch + index * plan.window_steps
             stop = min(first + plan.window_steps, (epoch + 1) * plan.steps_per_epoch, plan.total_steps)
-            if stop <= start_step or stop <= first:
-                continue
+            if stop <= max(start_step, first):
+                return
             begin = max(0, start_step - first)
-            windows.append(Window(TRAIN, epoch, index, first, begin, stop - first))
+            yield Window(TRAIN, epoch, index, first, begin, stop - first)
             for step in range(first + begin + 1, stop + 1):
                 if plan.evaluates_after(step):
-                    windows += evaluation_windows(VALIDATION, plan.validation_rows, job, step)
-    return windows
+                    yield from evaluation_windows(VALIDATION, plan.validation_rows, job, step)
 
 
-def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> list[Window]:
+def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> Iterator[Window]:
     """One pass over a split in file order; the last window says so."""
     size = job.evaluation.batch_size * job.data.window_steps
     count = -(-rows // size)
-    return [
-        Window(split, 0, i, step, 0, -(-min(size, rows - i * size) // job.evaluation.batch_size), i == count - 1)
-        for i in range(count)
-    ]
+    for i in range(count):
+        end = -(-min(size, rows - i * size) // job.evaluation.batch_size)
+        yield Window(split, 0, i, step, 0, end, i == count - 1)

@@ -17,7 +17,7 @@ import ray.data
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from launcher.data.stream import TASK_CPUS, CanonicalData
+from launcher.data.deal import TASK_CPUS, CanonicalData
 from launcher.errors import ClusterError, Interrupted
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
@@ -194,7 +194,7 @@ def fit(
             failure_config=_no_retries(elastic=cluster.min_workers is not None),
         ),
         # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
-        datasets={name: _placeholder for name in it.streams},
+        datasets={name: _placeholder for name in CanonicalData.names(it.streams)},
         dataset_config=it.data,
     )
     try:

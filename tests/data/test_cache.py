@@ -215,7 +215,7 @@ def test_trials_of_a_sweep_fill_it_and_read_it(
 
 
 def _validations(prepared: Prepared) -> list[Window]:
-    return evaluation_windows("validation", prepared.splits["validation"].rows, prepared.job, 1)
+    return list(evaluation_windows("validation", prepared.splits["validation"].rows, prepared.job, 1))
 
 
 def test_a_block_survives_the_disk(tiny_bert: Path, tmp_path: Path) -> None:

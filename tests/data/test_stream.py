@@ -11,8 +11,7 @@ from group import share_cells
 
 from jobs import example_table, prepared_job, write_splits
 from launcher.data.batches import open_share
-from launcher.data.stream import StreamSource, deal
-from launcher.data.stream import share_cells as ray_cells
+from launcher.data.stream import StreamSource
 from launcher.data.windows import train_windows
 from launcher.errors import DataError
 from launcher.prepare import Prepared
@@ -95,33 +94,6 @@ def test_skipped_rows_are_counted_and_the_rest_come_once(tiny_bert: Path, tmp_pa
     stop = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path)
     with pytest.raises(DataError, match=r"bad\.parquet: row (13|57): text is null; mend the row, or set data\.on_bad"):
         rows_by_step(stop, 1)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ray_data_deals_one_share_per_worker_in_order(
-    ray_cluster: None, tiny_bert: Path, tmp_path: Path, world_size: int
-) -> None:
-    """Fails if a Ray version merges blocks, reorders them, or balances them over the splits."""
-    import threading
-
-    data = write_splits(tmp_path / "data", 331, validation=50, row_group=37)
-    prepared = prepared_job(tiny_bert, data, tmp_path, data={**data, "window_steps": 2})
-    source = StreamSource(prepared.job, prepared.splits, world_size)
-    iterators = deal(source, train_windows(prepared.plan, prepared.job, 5))
-    found: list[list[bytes]] = [[] for _ in range(world_size)]
-
-    def consume(rank: int) -> None:
-        found[rank] = [cell.to_pybytes() for cell in ray_cells(iterators[rank])]
-
-    threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for rank in range(world_size):
-        expected = [cell.to_pybytes() for cell in share_cells(prepared, world_size, rank, 5)]
-        assert found[rank] == expected, f"rank {rank}"
 
 
 def test_length_grouping_saves_padding(tiny_bert: Path, tmp_path: Path) -> None:
