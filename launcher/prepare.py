@@ -18,15 +18,16 @@ import pyarrow as pa
 from launcher.data.cache import root_of
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
-from launcher.data.sources import Split, open_files, read_batches
+from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, ModelError
+from launcher.learned import learned
 from launcher.models import scratch
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
 from launcher.rows import check_columns, check_kinds, check_targets
 from launcher.rundir import RunDir
-from launcher.spec.job import JobSpec, TaskSpec
+from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
 from launcher.storage import join, split_options
 from launcher.tasks import build_task
@@ -71,7 +72,7 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, me
     for split in splits.values():
         check_columns(split, task)
     check_kinds(job, task, splits)
-    job = _learn(_with_base(job, task, splits["train"]), task, splits["train"])
+    job = learned(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
     if job.data.on_bad_row == "error":
         check_targets(task, [split for name, split in splits.items() if name != "train"])
@@ -181,29 +182,6 @@ def _cells(split: Split, columns: list[str]) -> Iterator[object]:
     for begin in range(0, split.rows if columns else 0, _ROWS_AT_ONCE):
         rows = np.arange(begin, min(begin + _ROWS_AT_ONCE, split.rows))
         yield from split.read(rows, columns).to_pylist()
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The training split as `tasks.base.TrainingColumns`."""
-
-    split: Split
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self.split.read(np.arange(self.split.rows), [name]).column(name)
-
-    def pieces(self, name: str) -> Iterator[pa.Array]:
-        for fragment in self.split.fragments:
-            for batch in read_batches(fragment, [name]):
-                yield batch.column(0).cast(self.split.schema.field(name).type)
-
-    def class_names(self, name: str) -> tuple[str, ...] | None:
-        return dict(self.split.class_names).get(name)
-
-
-def _learn(job: JobSpec, task: Task, train: Split) -> JobSpec:
-    params = task.learn(_Columns(train)).model_dump(mode="json")
-    return job.model_copy(update={"task": TaskSpec.model_validate({"type": job.task.type, **params})})
 
 
 def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object]) -> Plan:

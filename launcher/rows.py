@@ -62,7 +62,7 @@ def check_targets(task: Task, splits: Sequence[Split]) -> None:
     """
     for split in splits:
         for column in task.target_columns:
-            bad = task.first_bad(split.read(np.arange(split.rows), [column]).column(column))
+            bad = task.first_bad(split.pieces(column), split.schema.field(column).type)
             if bad is not None:
                 file, row = split.locate(bad[0])
                 raise DataError(f"{file}: row {row}: {bad[1]}; {MEND_ROW}")

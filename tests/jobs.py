@@ -20,8 +20,8 @@ class Columns:
 
     table: pa.Table
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self.table.column(name)
+    def type_of(self, name: str) -> pa.DataType:
+        return self.table.schema.field(name).type
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         yield from self.table.column(name).chunks

@@ -79,9 +79,11 @@ class Labels:
         modes: dict[str, Literal["max", "min"]] = dict.fromkeys(names, "max")
         return modes | ({"mse": "min"} if self.kind == "regression" else {})
 
-    def learn(self, column: pa.ChunkedArray, known: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def learn(
+        self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         """Class names, as `learn_names` has them; None for numbers."""
-        return None if self.kind == "regression" else learn_names(column, known, self.column)
+        return None if self.kind == "regression" else learn_names(pieces, kind, known, self.column)
 
     def config(self) -> dict[str, object]:
         """The model config's entries: number, names and kind of the labels."""
@@ -117,19 +119,24 @@ class Labels:
             return [float(i in chosen) for i in range(len(self.names))]
         return [float(self._class(value))] if self.kind == "single-label" else [self._number(value)]
 
-    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """The first row whose class cannot be used, and why; None where there is none, or labels are no classes."""
         types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
-        if self.kind != "single-label" or not any(fits(column.type) for fits in types):
+        if self.kind != "single-label" or not any(fits(kind) for fits in types):
             return None
-        found = []
-        for value in pc.unique(column):
-            try:
-                self.target(value.as_py())
-            except ValueError as problem:
-                row = pc.index(column.is_null(), True) if not value.is_valid else pc.index(column, value)
-                found.append((int(row.as_py()), str(problem)))
-        return min(found, default=None)
+        before = 0
+        for piece in pieces:
+            found = []
+            for value in pc.unique(piece):
+                try:
+                    self.target(value.as_py())
+                except ValueError as problem:
+                    row = pc.index(piece.is_null(), True) if not value.is_valid else pc.index(piece, value)
+                    found.append((before + int(row.as_py()), str(problem)))
+            if found:
+                return min(found)
+            before += len(piece)
+        return None
 
     def _number(self, value: object) -> float:
         try:
@@ -239,11 +246,14 @@ def _words(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def learn_names(column: pa.ChunkedArray, known: tuple[str, ...] | None, name: str) -> tuple[str, ...]:
+def learn_names(
+    pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None, name: str
+) -> tuple[str, ...]:
     """Class names of a column of labels or of lists of labels.
 
     Args:
-        column: the training data's labels.
+        pieces: the training data's labels, a part at a time.
+        kind: their type.
         known: the names the files tell, indexed by int labels; None takes the distinct labels, ints by value, strings
             by alphabet, nulls left out.
         name: of the column, for messages.
@@ -251,20 +261,22 @@ def learn_names(column: pa.ChunkedArray, known: tuple[str, ...] | None, name: st
     Raises:
         DataError: there are fewer than two.
     """
-    if pa.types.is_floating(column.type) or pa.types.is_struct(column.type):
+    if pa.types.is_floating(kind) or pa.types.is_struct(kind):
         raise DataError(
-            f"task: column {name} of the training data is of type {column.type}; classes are ints or strings"
-            + ("; for numbers set kind: regression" if pa.types.is_floating(column.type) else "")
+            f"task: column {name} of the training data is of type {kind}; classes are ints or strings"
+            + ("; for numbers set kind: regression" if pa.types.is_floating(kind) else "")
         )
-    names = known or distinct(column)
+    names = known or distinct(pieces)
     if len(names) < 2:
         only = f"only the label {names[0]!r}" if names else "no label"
         raise DataError(f"task: column {name} of the training data holds {only}; at least two classes are needed")
     return names
 
 
-def distinct(column: pa.ChunkedArray) -> tuple[str, ...]:
-    """The class names in a column of labels or lists of labels: ints by value, strings by alphabet, nulls left out."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.list_flatten(column)
-    return tuple(str(value) for value in sorted(v for v in pc.unique(column).to_pylist() if v is not None))
+def distinct(pieces: Iterable[pa.Array]) -> tuple[str, ...]:
+    """The class names among labels or lists of labels: ints by value, strings by alphabet, nulls left out."""
+    found: set[str | int | bool | None] = set()
+    for piece in pieces:
+        is_list = pa.types.is_list(piece.type) or pa.types.is_large_list(piece.type)
+        found.update(pc.unique(pc.list_flatten(piece) if is_list else piece).to_pylist())
+    return tuple(str(value) for value in sorted(found - {None}))  # type: ignore[type-var]  # of one type

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from launcher.arrays import IGNORED, few, shown
 from launcher.errors import DataError
 from launcher.metrics.class_weights import count_classes, weight_tensor
-from launcher.metrics.labels import learn_names
+from launcher.metrics.labels import distinct, learn_names
 from launcher.records import Mark
 
 if TYPE_CHECKING:
@@ -60,30 +60,30 @@ class Tags:
         """What `decode` gives."""
         return pa.schema({"prediction": pa.list_(_ENTITY)})
 
-    def learn(self, column: pa.ChunkedArray, known: tuple[str, ...] | None) -> tuple[str, ...]:
+    def learn(self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None) -> tuple[str, ...]:
         """Tag names, from lists of tags or of {start, end, label}.
 
         Raises:
             DataError: there are fewer than two.
         """
-        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
             raise DataError(
-                f"task: column {self.column} of the training data is of type {column.type}; give a list with a tag for "
+                f"task: column {self.column} of the training data is of type {kind}; give a list with a tag for "
                 "each word, or with a {start, end, label} for each entity"
             )
-        flat = pc.list_flatten(column)
-        if not pa.types.is_struct(flat.type):
-            return learn_names(flat, known, self.column)
-        missing = [key for key in _SPAN if flat.type.get_field_index(key) < 0]
+        flat = (pc.list_flatten(piece) for piece in pieces)
+        if not pa.types.is_struct(kind.value_type):
+            return learn_names(flat, kind.value_type, known, self.column)
+        missing = [key for key in _SPAN if kind.value_type.get_field_index(key) < 0]
         if missing:
             raise DataError(
                 f"task: the entities in column {self.column} of the training data have no {missing[0]}; each needs "
                 "start, end and label"
             )
-        types = sorted(t for t in pc.unique(pc.struct_field(flat, "label")).to_pylist() if t is not None)
+        types = distinct(pc.struct_field(piece, "label") for piece in flat)
         return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
 
-    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """None: a tag goes with its words, so whole rows tell, as they are read."""
         return None
 

@@ -6,7 +6,7 @@ inherits the answers most tasks give.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -63,8 +63,8 @@ class SmoothedParams(TaskParams):
 class TrainingColumns(Protocol):
     """What a task may look at before training begins: whole columns of the training data."""
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """All values of a column."""
+    def type_of(self, name: str) -> pa.DataType:
+        """Of a column."""
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         """The values of a column, a part at a time."""
@@ -195,8 +195,8 @@ class Task(Protocol):
         """The parameters, with what only the training data tells (class names) filled in."""
         return self.params
 
-    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
-        """The first row of a target column that cannot be used, and why; None where that shows as rows are read."""
+    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+        """The first row of a target column, in pieces of a type, that cannot be used, and why; None where reading tells."""
         return None
 
     def processor(self) -> "Processor":

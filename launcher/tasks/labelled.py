@@ -64,10 +64,12 @@ class Targets(Protocol):
     def prediction_schema(self) -> pa.Schema:
         """What `decode` gives."""
 
-    def learn(self, column: pa.ChunkedArray, known: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def learn(
+        self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
         """Class names of the training data's labels; None where there are none."""
 
-    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
+    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """The first row whose label cannot be used, and why, where whole columns tell it at little cost."""
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
@@ -112,7 +114,7 @@ class LabelledTask(Task):
         """Class names, unless the job file gives them, and the classes' weights."""
         params, column = self.params, self.params.label
         if not params.labels:
-            names = self.targets.learn(data.column(column), data.class_names(column))
+            names = self.targets.learn(data.pieces(column), data.type_of(column), data.class_names(column))
             params = params.model_copy(update={"labels": names})
         if params.class_weights is None or params.labels is None:
             return params
@@ -126,8 +128,8 @@ class LabelledTask(Task):
         targets = self.targets.plain()
         return self if targets == self.targets else altered(self, targets=targets)
 
-    def first_bad(self, column: pa.ChunkedArray) -> tuple[int, str] | None:
-        return self.targets.first_bad(column)
+    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+        return self.targets.first_bad(pieces, kind)
 
     def head(self) -> dict[str, object]:
         return self.targets.config()

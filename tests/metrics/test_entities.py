@@ -70,10 +70,11 @@ def test_baseline_says_nothing() -> None:
 
 def test_tags_are_learned_from_tags_and_from_spans() -> None:
     tags = Tags("tags", ())
-    assert tags.learn(pa.chunked_array([[["O", "B-x"], ["I-x"]]]), None) == ("B-x", "I-x", "O")
-    assert tags.learn(pa.chunked_array([[[0, 1], [2]]]), ("O", "B-x", "I-x")) == ("O", "B-x", "I-x")
-    entities = [[{"start": 0, "end": 3, "label": "y"}], [], [{"start": 1, "end": 2, "label": "x"}]]
-    assert tags.learn(pa.chunked_array([entities]), None) == ("O", "B-x", "I-x", "B-y", "I-y")
+    words, ids = pa.array([["O", "B-x"], ["I-x"]]), pa.array([[0, 1], [2]])
+    assert tags.learn([words], words.type, None) == ("B-x", "I-x", "O")
+    assert tags.learn([ids], ids.type, ("O", "B-x", "I-x")) == ("O", "B-x", "I-x")
+    entities = pa.array([[{"start": 0, "end": 3, "label": "y"}], [], [{"start": 1, "end": 2, "label": "x"}]])
+    assert tags.learn([entities[:1], entities[1:]], entities.type, None) == ("O", "B-x", "I-x", "B-y", "I-y")
 
 
 def test_what_cannot_be_a_label() -> None:

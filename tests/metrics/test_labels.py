@@ -209,21 +209,21 @@ def test_config() -> None:
     ],
 )  # fmt: skip
 def test_distinct(column: pa.ChunkedArray, expected: tuple[str, ...]) -> None:
-    assert distinct(column) == expected
+    assert distinct(column.chunks) == expected
 
 
 def test_distinct_labels_are_labels() -> None:
     for values in ([3, 1, 2], ["x", "y"], [True, False], [0.5, 1.5]):
-        labels = Labels("y", "single-label", distinct(pa.chunked_array([values])))
+        labels = Labels("y", "single-label", distinct([pa.array(values)]))
         assert sorted(labels.target(value)[0] for value in values) == [float(i) for i in range(len(values))]
 
 
 def test_names_are_learned() -> None:
     column = pa.chunked_array([[1, 0, 1]])
-    assert learn_names(column, None, "y") == ("0", "1")
-    assert learn_names(column, ("bad", "good"), "y") == ("bad", "good")
+    assert learn_names(column.chunks, column.type, None, "y") == ("0", "1")
+    assert learn_names(column.chunks, column.type, ("bad", "good"), "y") == ("bad", "good")
     with pytest.raises(DataError) as caught:
-        learn_names(pa.chunked_array([["x", None]]), None, "y")
+        learn_names([pa.array(["x", None])], pa.string(), None, "y")
     assert caught.value.message == (
         "task: column y of the training data holds only the label 'x'; at least two classes are needed"
     )
