@@ -23,6 +23,8 @@ _POLL_S = 0.5
 _EVERY_S = 5.0
 _ANSWER_S = 5.0
 _Shows = tuple[Callable[[MetricsLine], None], ...]
+_News = tuple[list[MetricsLine], dict[int, Beat], dict[int, int]]
+"""Lines since the last time, the last beat of each rank, and how many came from each."""
 
 
 @ray.remote(num_cpus=0)
@@ -42,8 +44,8 @@ class _Mailbox:
         self._stop = True
         return self._training
 
-    def ask_leave(self, leave: bool) -> None:
-        self._leave = leave
+    def ask_leave(self) -> None:
+        self._leave = True
 
     def begin(self) -> None:
         self._training = self._leave = self._hangs = False
@@ -57,18 +59,15 @@ class _Mailbox:
     def end_hang(self) -> None:
         self._hangs = True
 
-    def pulses(self) -> tuple[dict[int, Beat], dict[int, int]]:
-        return self._beats, self._counts
-
     def stop_asked(self) -> bool:
         return self._stop or self._leave
 
     def put(self, line: MetricsLine) -> None:
         self._lines.append(line)
 
-    def take(self) -> list[MetricsLine]:
+    def take(self) -> _News:
         lines, self._lines = self._lines, []
-        return lines
+        return lines, self._beats, self._counts
 
 
 class Post:
@@ -125,19 +124,15 @@ class Watch:
         ray.get(self.mailbox.begin.remote())
         self.hang = None
 
-    def look_for_hang(self, dog: Watchdog) -> None:
-        """End the workers if they stand still."""
-        try:
-            found = dog.hang(*ray.get(self.mailbox.pulses.remote()))
-        except RayError:
-            return  # the cluster goes down
-        if found is not None and self.hang is None:
-            self.hang = found
+    def end_hang(self, said: str) -> None:
+        """End the workers, which stand still."""
+        if self.hang is None:
+            self.hang = said
             self.mailbox.end_hang.remote()
 
     def ask_leave(self) -> None:
         """Ask the workers to save and leave, to start again in another number."""
-        self.mailbox.ask_leave.remote(True)
+        self.mailbox.ask_leave.remote()
 
     def ask_stop(self) -> bool:
         """Ask the workers to save and stop; False when they do not train, so that there is nothing to wait for."""
@@ -184,18 +179,21 @@ def watch(
 def _pump(watched: Watch, shows: _Shows, hang_s: float | None, stop: threading.Event) -> None:
     dog = Watchdog(hang_s)
     while not stop.wait(_POLL_S):
-        _show(watched.mailbox, shows)
-        watched.look_for_hang(dog)
+        news = _show(watched.mailbox, shows)
+        if news is not None and (said := dog.hang(*news[1:])) is not None:
+            watched.end_hang(said)
 
 
-def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows) -> None:
+def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows) -> _News | None:
     try:
-        lines: list[MetricsLine] = ray.get(mailbox.take.remote())
+        answer: ray.ObjectRef[_News] = mailbox.take.remote()
+        news = ray.get(answer)
     except RayError:
-        return  # the cluster goes down; what ended the run is told by whoever waits for it
-    for line in lines:
+        return None  # the cluster goes down; what ended the run is told by whoever waits for it
+    for line in news[0]:
         for show in shows:
             show(line)
+    return news
 
 
 def evaluation_text(line: EvaluationRecord) -> str:

@@ -4,28 +4,26 @@ Every start goes on from the newest good checkpoint, under a lease of its own, w
 room for. What counts as a failure and how many are borne: `failures.py`.
 """
 
-import time
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from launcher.console import Watch
-from launcher.data.stream import CanonicalData
+from launcher.data.deal import CanonicalData
 from launcher.data.windows import TRAIN
 from launcher.elastic import Elastic, with_workers
 from launcher.errors import DamagedCheckpoint, Interrupted, NotFinite, TrainingError, WorkerLost
 from launcher.events import note
 from launcher.failures import Failures
 from launcher.lease import Lease
+from launcher.metrics_file import overview
 from launcher.micro_batch import halvings_of
 from launcher.prepare import Prepared, prepare
-from launcher.records import StepRecord
-from launcher.rundir import RunDir
 from launcher.spec.chaos import Fault
 from launcher.spec.job import JobSpec
 from launcher.start import work
 from launcher.train import prometheus, saved
-from launcher.train.signals import StoppedAtOnce, wait_for
+from launcher.train.signals import pause
 from launcher.train.trainer import Fit, fit
 from launcher.work_order import WorkOrder
 
@@ -124,6 +122,9 @@ class Driver:
         text = f"{workers} workers from here on, where there were {self.prepared.job.cluster.workers}; same curve"
         note(self._run, "resized", saved.latest_step(self._run), text)
         self._say(text)
+        self._plan_for(workers)
+
+    def _plan_for(self, workers: int) -> None:
         self.prepared = prepare(with_workers(self.asked, workers), measure=True)
         self._run.write_record("plan.json", self.prepared.plan)
 
@@ -150,8 +151,7 @@ class Driver:
             return False
         self._halvings = len(told)
         self._say(told[-1].sentence())
-        self.prepared = prepare(with_workers(self.asked, self.prepared.job.cluster.workers), measure=True)
-        self._run.write_record("plan.json", self.prepared.plan)
+        self._plan_for(self.prepared.job.cluster.workers)
         return True
 
     def _bear(self, error: TrainingError) -> None:
@@ -162,21 +162,16 @@ class Driver:
         """
         if not isinstance(error, WorkerLost):
             raise error
-        if self.line.hang is not None:
-            note(self._run, "hang", last_step(self._run), self.line.hang)
-            error = WorkerLost(f"{self.line.hang}; stacks in {self._run.path('hangs')}")
-        step = last_step(self._run)
+        kind, hang = "worker-lost", self.line.hang
+        if hang is not None:
+            kind, error = "hang", WorkerLost(f"{hang}; stacks in {self._run.path('hangs')}")
+        step = overview(self._run).step
         wait_s = self._failures.bear(error, step)
         prometheus.count_failure(self.prepared.job, prometheus.LOST)
         text = f"{error.message} after step {step}; going on from step {saved.latest_step(self._run)}"
-        note(self._run, "worker-lost", step, text)
+        note(self._run, kind, step, text)
         self._say(f"{text} in {wait_s:g} s ({self._failures.said()})")
-        try:
-            wait_for(lambda: time.sleep(wait_s), lambda: False)
-        except StoppedAtOnce as stop:
-            raise Interrupted(
-                f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}"
-            ) from stop
+        pause(wait_s, f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}")
 
     def _left(self) -> None:
         """The workers left early, with a checkpoint.
@@ -196,8 +191,3 @@ class Driver:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def last_step(run: RunDir) -> int:
-    """The last step in a run's log; 0 before the first."""
-    return max((line.step for line in run.read_metrics() if isinstance(line, StepRecord)), default=0)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from launcher.errors import ClusterError, Interrupted
+from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
-from launcher.train.signals import StoppedAtOnce, wait_for
+from launcher.train.signals import pause
 from launcher.train.trainer import room_for
 
 _LOOK_S = 10.0
@@ -57,10 +57,7 @@ class Elastic:
             if not told:
                 say(f"room for {room} workers, waiting for {cluster.min_workers}")
                 told = True
-            try:
-                wait_for(lambda: time.sleep(_LOOK_S), lambda: False)
-            except StoppedAtOnce as stop:
-                raise Interrupted("interrupted while waiting for nodes; the same command goes on") from stop
+            pause(_LOOK_S, "interrupted while waiting for nodes; the same command goes on")
         return min(room, cluster.workers)
 
     @contextmanager

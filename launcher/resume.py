@@ -3,6 +3,7 @@
 Contents of checkpoints are verified by the workers that read them (`train/checkpoint.py`): hashing takes minutes.
 """
 
+from launcher import metrics_file
 from launcher.errors import RunError
 from launcher.leaks import LeakageRecord
 from launcher.plan import Plan
@@ -37,8 +38,7 @@ def check_run(prepared: Prepared) -> None:
         raise RunError(f"{run.uri}: the training data changed since the run began; change `name` to start a new run")
     run.find_record("leakage.json", LeakageRecord)
     run.find_record("result.json", ResultRecord)
-    for _ in run.read_metrics():
-        pass
+    metrics_file.look_over(run)
     _check_checkpoint(run, prepared.plan.zero)
 
 

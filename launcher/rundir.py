@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,6 @@ from launcher.records import MetricsLine, Record
 from launcher.spec.job import JobSpec
 from launcher.storage import append_whole, asking, is_local, is_object_store, join, os_reason, refusal, split_options
 from launcher.storage import open_uri as open_uri  # a part of this module's interface
-from launcher.trials import TrialRecord
 
 R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
@@ -94,8 +94,8 @@ class RunDir:
         except OSError as error:
             raise refusal(self.path(relative), error, RESTORE) from error
 
-    def write_bytes(self, relative: str, content: bytes) -> None:
-        """Publish a file at once: readers see the old content or the new, never a part.
+    def write_bytes(self, relative: str, content: bytes | Iterable[bytes]) -> None:
+        """Publish a file at once, given whole or in pieces: readers see the old content or the new, never a part.
 
         Raises:
             RunError: the storage cannot be written.
@@ -107,11 +107,14 @@ class RunDir:
         target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if local else path
         folder = path.rsplit("/", 1)[0]
         new = local and not os.path.isdir(folder)
+        # Pieces of an object may be read from the object that is about to be written.
+        pieces = (content,) if isinstance(content, bytes) else content if local else tuple(content)
         try:
             if not is_object_store(fs):
                 fs.create_dir(folder, recursive=True)
             with fs.open_output_stream(target) as stream:
-                stream.write(content)
+                for piece in pieces:
+                    stream.write(piece)
             if local:
                 os.replace(target, path)
         except OSError as error:
@@ -223,25 +226,25 @@ class RunDir:
             RunError: a line is not a record.
         """
         for part in self.metrics_parts():
-            yield from self._read_part(part)
+            for number, line in enumerate(self.lines(part), 1):
+                try:
+                    yield _LINE.validate_json(line)
+                except ValidationError as error:
+                    raise RunError(f"{self.path(part)}:{number}: not a record of a run; {RESTORE}") from error
 
     def metrics_parts(self) -> tuple[str, ...]:
         """metrics.jsonl and, on an object store, what follows it as metrics-000001.jsonl and so on."""
         found = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
         return tuple(sorted(found, key=lambda name: name.removesuffix(".jsonl")))
 
-    def _read_part(self, name: str) -> Iterator[MetricsLine]:
-        for number, line in enumerate(self.read_bytes(name).decode(errors="replace").split("\n")[:-1], 1):
-            try:
-                yield _LINE.validate_json(line)
-            except ValidationError as error:
-                raise RunError(f"{self.path(name)}:{number}: not a record of a run; {RESTORE}") from error
-
-    def truncate_metrics(self, step: int) -> None:
-        """Forget what was logged after `step`: those steps are done again."""
-        for part in self.metrics_parts():
-            kept = "".join(line.model_dump_json() + "\n" for line in self._read_part(part) if line.step <= step)
-            self.write_bytes(part, kept.encode())
+    def lines(self, relative: str) -> Iterator[bytes]:
+        """The whole lines of a file with their ends, one held at a time where the run is local; no torn last one."""
+        local = self.local
+        with (
+            asking(self.path(relative)),
+            open(local / relative, "rb") if local is not None else BytesIO(self.read_bytes(relative)) as stream,
+        ):
+            yield from (line for line in stream if line.endswith(b"\n"))
 
 
 def find_run(location: str) -> RunDir:
@@ -262,17 +265,6 @@ def run_at(location: str) -> RunDir:
     """The run directory at a path or URI, whatever is there; a local path is made absolute."""
     bare, options = split_options(location if "://" in location else os.path.abspath(os.path.expanduser(location)))
     return RunDir(bare.rstrip("/") + options)
-
-
-def read_trials(run: RunDir) -> list[TrialRecord]:
-    """What is known of each trial of a run's sweep, by number.
-
-    Raises:
-        RunError: a record is not one.
-    """
-    names = sorted(run.list("sweep/trials"))
-    found = [run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord) for name in names]
-    return sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
 
 
 def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:

@@ -5,8 +5,9 @@ from typing import Literal
 
 from launcher.errors import RunError
 from launcher.heartbeat import State, state_of
+from launcher.metrics_file import overview
 from launcher.plan import Plan
-from launcher.records import EvaluationRecord, Record, ResultRecord, StepRecord
+from launcher.records import Record, ResultRecord
 from launcher.rundir import RunDir, run_at
 
 _READERS = 16
@@ -61,11 +62,9 @@ def _read(run: RunDir, name: str) -> RunSummary:
     state, beat = state_of(run)
     if state == "unknown" and run.find_record("result.json", ResultRecord) is not None:
         state = "finished"
-    step, best = 0, None
-    for line in run.read_metrics():
-        step = max(step, line.step) if isinstance(line, StepRecord) else step
-        if isinstance(line, EvaluationRecord) and line.split == "validation" and line.best:
-            best = line
+    seen = overview(run)
+    bests = [line for line in seen.evaluations if line.split == "validation" and line.best]
+    best = bests[-1] if bests else None
     metric = plan.metric if plan is not None else ""
     value = None if best is None else best.loss if metric == "loss" else best.metrics.get(metric)
     return RunSummary(
@@ -73,7 +72,7 @@ def _read(run: RunDir, name: str) -> RunSummary:
         state=state,
         why=beat.why if beat is not None else "",
         task=plan.task if plan is not None else "",
-        step=step,
+        step=seen.step,
         total_steps=plan.total_steps if plan is not None else 0,
         metric=metric,
         best=value,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from launcher.records import Record
+from launcher.rundir import RunDir
 
 
 class TrialEvaluation(Record):
@@ -81,3 +82,14 @@ class SweepRecord(Record):
         """The trials that were searched, best first; those that failed or saw nothing last."""
         searched = [trial for trial in trials if trial.repeat_of is None]
         return sorted(searched, key=lambda t: (t.status == "failed", -t.score(self.mode), t.number))
+
+
+def read_trials(run: RunDir) -> list[TrialRecord]:
+    """What is known of each trial of a run's sweep, by number.
+
+    Raises:
+        RunError: a record is not one.
+    """
+    names = sorted(run.list("sweep/trials"))
+    found = [run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord) for name in names]
+    return sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)

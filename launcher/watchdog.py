@@ -33,6 +33,8 @@ class Watchdog:
             beats: the last of each rank.
             counts: how many came from each rank so far.
         """
+        if self._limit_s is None:
+            return None
         now = self._clock()
         for rank, count in counts.items():
             if count != self._counts.get(rank):
@@ -43,8 +45,7 @@ class Watchdog:
             return None
         still = now - self._moved
         silent = [rank for rank in beats if now - self._heard[rank] >= _SILENT_S]
-        over = self._limit_s is not None and beats and still >= self._limit_s
-        if not over and not (silent and still >= _SILENT_S and self._limit_s is not None):
+        if not beats or still < (min(_SILENT_S, self._limit_s) if silent else self._limit_s):
             return None
         step = max(beat.step for beat in beats.values())
         return f"nothing has moved for {still:.0f} s after step {step}: {self._culprit(beats, silent)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import metrics_file
 from launcher.errors import RunError
 from launcher.records import ResultRecord, StepRecord
 from launcher.rundir import RunDir, find_run
@@ -46,7 +47,7 @@ def test_metrics_grow_and_are_truncated(run: RunDir) -> None:
     run.append_metrics([_step(3, math.nan)])
     assert [line.step for line in run.read_metrics()] == [1, 2, 3]
     assert math.isnan(list(run.read_metrics())[-1].loss)
-    run.truncate_metrics(1)
+    metrics_file.cut(run, 1)
     assert list(run.read_metrics()) == [_step(1)]
 
 

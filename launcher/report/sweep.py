@@ -15,8 +15,8 @@ from launcher.report.headline import Tile
 from launcher.report.numbers import duration, number
 from launcher.report.render import page
 from launcher.report.sweep_axes import text_of
-from launcher.rundir import RunDir, read_trials, run_at
-from launcher.trials import SweepRecord, TrialRecord
+from launcher.rundir import RunDir, run_at
+from launcher.trials import SweepRecord, TrialRecord, read_trials
 
 # More trials than this nobody reads on a page, and the page stays small.
 _SHOWN = 100

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from launcher import metrics_file
 from launcher.data.batches import StepHeader
 from launcher.errors import LauncherError, RunError, StaleAttempt
 from launcher.lease import Lease
@@ -23,6 +24,8 @@ from launcher.train.timer import Timer
 
 Listener = Callable[[MetricsLine], None]
 """Told of every line of metrics.jsonl."""
+_RANKS_PER_FLUSH = 16
+"""A line of times has numbers of every worker: of a thousand workers it is written as rarely as it is long."""
 _LOOK_S = 5.0
 """Between two looks at the lease: a request to an object store."""
 _LOG = logging.getLogger("launcher")
@@ -59,11 +62,12 @@ class RunLog:
         self._started = self._flushed = time.monotonic()
         self._earlier_s = state.elapsed_s
         self._step = state.step
+        self._untimed = self._untimed_steps = 0
         self.timer = Timer()
         """Told by the loop what it waits for."""
         self._sinks: list[Sink] = []
         if self._rank == 0:
-            run.truncate_metrics(state.step)
+            metrics_file.cut(run, state.step)
             self._sinks = open_sinks(run, job, state.step)
 
     @property
@@ -101,7 +105,10 @@ class RunLog:
         """
         sums = [p.loss_sum.detach().double() for p in self._pending if p.loss_sum is not None]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        spent = self._spent_by_rank()
+        self._untimed += 1
+        self._untimed_steps += len(self._pending)
+        timed = self._untimed * _RANKS_PER_FLUSH >= dist.get_world_size()
+        spent = self._spent_by_rank() if timed else []
         stale = self._newer_attempt()
         shared = [float(skipped_rows), float(stale is not None), *map(float, flags), *spent]
         rest = torch.tensor(shared, dtype=torch.float64, device=device)
@@ -113,14 +120,14 @@ class RunLog:
         if newer:
             raise stale or StaleAttempt(f"{self._run.uri}: another attempt has begun, this one ends")
         now = time.monotonic()
-        times = self._times(spent)
+        times = [self._times(spent)] if timed else []
         seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
         lines = [
             self._line(p, loss / max(p.header.weight, 1e-12), int(skipped), samples / max(seconds, 1e-9))
             for p, loss in zip(self._pending, losses, strict=True)
         ]
         self._flushed, self._pending = now, []
-        self._write([*lines, times])
+        self._write([*lines, *times])
         for line in lines:
             judge(line)
         return first > 0, second > 0
@@ -151,12 +158,13 @@ class RunLog:
     def _times(self, spent: Sequence[float]) -> TimesRecord:
         """What the timers of all workers said; ours begins anew."""
         seconds, phases = self.timer.take()
+        steps, self._untimed, self._untimed_steps = self._untimed_steps, 0, 0
         data, communication, evaluation, checkpoint = (
             tuple(round(s, 4) for s in spent[phase :: len(phases)]) for phase in range(len(phases))
         )
         return TimesRecord(
             step=self._step,
-            steps=len(self._pending),
+            steps=steps,
             seconds=round(seconds, 4),
             data_s=data,
             communication_s=communication,

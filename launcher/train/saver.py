@@ -183,7 +183,7 @@ class Saver:
                 states = self._copier.copy(states)
                 writing.copied.set()
             self._chaos.at("save")
-            files = tuple(self._patiently(writing.state.step, name, tree) for name, tree in states.items())
+            files = tuple(self._patiently(place, writing.state.step, name, tree) for name, tree in states.items())
             rank = self._engine.rank
             self._run.write_record(f"{place}/parts/rank-{rank:05d}.json", PartRecord(rank=rank, files=files))
             writing.written.set()
@@ -200,8 +200,7 @@ class Saver:
             writing.copied.set()
             writing.written.set()
 
-    def _patiently(self, step: int, name: str, tree: object) -> FileEntry:
-        place = f"{saved.directory_of(step)}/{self._folder}"
+    def _patiently(self, place: str, step: int, name: str, tree: object) -> FileEntry:
         for tries in range(_TRIES):
             try:
                 self._chaos.before_write(step)

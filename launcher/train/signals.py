@@ -5,10 +5,13 @@ The first asks the workers to save a checkpoint and stop; the second stops at on
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
+
+from launcher.errors import Interrupted
 
 _LOOK_S = 0.2
 
@@ -41,6 +44,18 @@ def wait_for(work: Callable[[], object], ask_stop: Callable[[], bool]) -> None:
             if len(seen) > 1:
                 raise StoppedAtOnce
     outcome.result()
+
+
+def pause(seconds: float, said: str) -> None:
+    """Wait; a signal ends it.
+
+    Raises:
+        Interrupted: one came; says `said`.
+    """
+    try:
+        wait_for(lambda: time.sleep(seconds), lambda: False)
+    except StoppedAtOnce as stop:
+        raise Interrupted(said) from stop
 
 
 def _settle(work: Callable[[], object], outcome: "Future[None]") -> None:

@@ -7,12 +7,12 @@
 from dataclasses import dataclass, field
 
 from launcher.records import ManifestRecord
-from launcher.rundir import RunDir, read_trials
+from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.storage import join
 from launcher.train import saved, trackers
-from launcher.trials import SweepRecord, TrialRecord
+from launcher.trials import SweepRecord, TrialRecord, read_trials
 from launcher.tune.actor import trial_name
 
 _GIB = 1 << 30

@@ -15,6 +15,7 @@ from s3 import MISSING, clean_environment, free_port, s3_server, server_command,
 
 import launcher.rundir
 from jobs import make_job, prepared_job, write_splits
+from launcher import metrics_file
 from launcher.data.files import list_files
 from launcher.errors import DataError, ModelError, RunError
 from launcher.models.images import image_bytes
@@ -118,7 +119,7 @@ def test_metrics_go_on_in_parts(here: str, monkeypatch: pytest.MonkeyPatch) -> N
         run.append_metrics([line])
     assert len(run.metrics_parts()) > 3 and run.metrics_parts()[0] == "metrics.jsonl"
     assert list(run.read_metrics()) == lines
-    run.truncate_metrics(12)
+    metrics_file.cut(run, 12)
     run.append_metrics(lines[12:14])
     assert list(run.read_metrics()) == lines[:14]
 
