@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-faults test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-faults test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -85,6 +85,9 @@ bench-leakage: venv
 
 bench-listing: venv moto
 	$(BIN)/python tests/benchmarks/listing/run.py
+
+bench-plan-scale: venv
+	$(BIN)/python tests/benchmarks/plan_scale/run.py
 
 bench-sweep: venv
 	$(BIN)/python tests/benchmarks/sweep/run.py

@@ -27,7 +27,7 @@ from launcher.storage import open_uri as open_uri  # a part of this module's int
 
 R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
-_PART_BYTES, _METRICS_PART = 1 << 19, re.compile(r"metrics(-\d+)?\.jsonl")
+_PART_BYTES, _BLOCK_BYTES, _METRICS_PART = 1 << 19, 1 << 22, re.compile(r"metrics(-\d+)?\.jsonl")
 RESTORE = "restore it from a copy, or begin a new run under another name"
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 
@@ -226,25 +226,30 @@ class RunDir:
             RunError: a line is not a record.
         """
         for part in self.metrics_parts():
-            for number, line in enumerate(self.lines(part), 1):
-                try:
-                    yield _LINE.validate_json(line)
-                except ValidationError as error:
-                    raise RunError(f"{self.path(part)}:{number}: not a record of a run; {RESTORE}") from error
+            number = 0
+            for block in self.blocks(part):
+                for line in block.splitlines():
+                    number += 1
+                    try:
+                        yield _LINE.validate_json(line)
+                    except ValidationError as error:
+                        raise RunError(f"{self.path(part)}:{number}: not a record of a run; {RESTORE}") from error
 
     def metrics_parts(self) -> tuple[str, ...]:
         """metrics.jsonl and, on an object store, what follows it as metrics-000001.jsonl and so on."""
         found = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
         return tuple(sorted(found, key=lambda name: name.removesuffix(".jsonl")))
 
-    def lines(self, relative: str) -> Iterator[bytes]:
-        """The whole lines of a file with their ends, one held at a time where the run is local; no torn last one."""
+    def blocks(self, relative: str) -> Iterator[bytes]:
+        """A file as blocks of whole lines, some MiB each where the run is local; a torn last line is left out."""
         local = self.local
         with (
             asking(self.path(relative)),
             open(local / relative, "rb") if local is not None else BytesIO(self.read_bytes(relative)) as stream,
         ):
-            yield from (line for line in stream if line.endswith(b"\n"))
+            while block := stream.read(_BLOCK_BYTES) + stream.readline():
+                if whole := block[: block.rfind(b"\n") + 1]:
+                    yield whole
 
 
 def find_run(location: str) -> RunDir:

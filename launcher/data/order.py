@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+_POOL_ROWS = 1 << 22
+"""In a pool at most: what repeats takes next to no bytes in a file, but the ids of all its rows are permuted."""
 
 
 def generator(*parts: object) -> np.random.Generator:
@@ -55,7 +57,7 @@ class EpochOrder:
         seed: the job's seed.
         epoch: counted from 0.
         window_rows: rows per window; the last window of the epoch may have fewer.
-        pool_bytes: rows are shuffled inside pools of about this size.
+        pool_bytes: rows are shuffled inside pools of about this size, or of four million rows.
     """
 
     fragments: tuple[tuple[int, int], ...]
@@ -81,13 +83,14 @@ class EpochOrder:
         pieces = list(_pieces(self.fragments, self.pool_bytes))
         shuffled = generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))
         pools: list[list[Piece]] = []
-        filled = 0
+        filled = rows = 0
         for piece in (pieces[i] for i in shuffled):
-            if not pools or filled + piece.size_bytes > self.pool_bytes:
+            if not pools or filled + piece.size_bytes > self.pool_bytes or rows + piece.rows > _POOL_ROWS:
                 pools.append([])
-                filled = 0
+                filled = rows = 0
             pools[-1].append(piece)
             filled += piece.size_bytes
+            rows += piece.rows
         return pools
 
     @cached_property
@@ -121,7 +124,11 @@ def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> list[Piece
     pieces: list[Piece] = []
     first = 0
     for rows, size_bytes in fragments:
-        slices = max(1, min(rows, -(-size_bytes // pool_bytes)))
+        slices = max(1, min(rows, max(-(-size_bytes // pool_bytes), -(-rows // _POOL_ROWS))))
+        if slices == 1 and rows:
+            pieces.append(Piece(first, rows, size_bytes))
+            first += rows
+            continue
         bounds = [first + rows * i // slices for i in range(slices + 1)]
         pieces += [
             Piece(begin, end - begin, size_bytes // slices)

@@ -196,7 +196,7 @@ class Task(Protocol):
         return self.params
 
     def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
-        """The first row of a target column, in pieces of a type, that cannot be used, and why; None where reading tells."""
+        """The first row of a target column, in pieces of a type, that is bad, and why; None where reading tells."""
         return None
 
     def processor(self) -> "Processor":

@@ -104,6 +104,13 @@ def test_a_fragment_larger_than_a_pool_is_cut() -> None:
     assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(10, 1000)]] * 4
 
 
+def test_a_pool_of_rows_that_take_no_bytes_is_bounded_too() -> None:
+    order = EpochOrder(((10**7, 5), *((10**6, 5),) * 20), "f", 1, 0, 1000, 1000)
+    assert max(sum(piece.rows for piece in pool) for pool in order.pools) <= 1 << 22
+    assert sum(piece.rows for pool in order.pools for piece in pool) == 3 * 10**7
+    assert len(order.pools) < 12
+
+
 def test_fragments_of_no_bytes_are_rows_too() -> None:
     order = EpochOrder(((3, 0), (2, 0)), "f", 1, 0, 4, 10)
     assert sorted(_all_ids(order).tolist()) == [0, 1, 2, 3, 4]
