@@ -3,6 +3,8 @@
 Pure; runs on the client and the head. `prepare.py` collects the facts, `check` prints the plan.
 """
 
+from pydantic import Field
+
 from launcher.memory import WorkerMemory
 from launcher.records import Record
 from launcher.spec.job import JobSpec
@@ -39,6 +41,8 @@ class Plan(Record):
     """Micro-batches per step and worker."""
     model: dict[str, str | int | float | bool]
     """Facts about the model."""
+    model_files: dict[str, str] = Field(default_factory=dict)
+    """What tells the model from a later one of its name: hashes and sizes, or a commit; {} in older runs."""
     parameters: int
     state_bytes_per_worker: int
     """Weights, gradients and optimizer states on one worker, activations not counted."""

@@ -22,6 +22,7 @@ from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, ModelError
 from launcher.learned import learned
 from launcher.models import scratch
+from launcher.models.identity import model_files
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
@@ -226,6 +227,7 @@ def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str,
         micro_batch=micro,
         accumulation=-(-share // micro),
         model={k: v for k, v in facts.items() if v and isinstance(v, (str, int, float, bool))},
+        model_files=model_files(job.model),
         parameters=parameters,
         state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
         memory=room.memory,

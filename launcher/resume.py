@@ -27,19 +27,46 @@ def check_run(prepared: Prepared) -> None:
         )
     if not run.exists("job.yaml"):
         return
-    different = spec_difference(read_job(run), prepared.job)
-    if different:
-        raise RunError(
-            f"{run.uri}: belongs to another job ({'; '.join(different[:5])}); change `name` to start a new run, "
-            "or take the change back to go on with this one"
-        )
-    old = run.find_record("plan.json", Plan)
-    if old is not None and old.fingerprint != prepared.plan.fingerprint:
-        raise RunError(f"{run.uri}: the training data changed since the run began; change `name` to start a new run")
+    _refuse_another(run, prepared)
     run.find_record("leakage.json", LeakageRecord)
     run.find_record("result.json", ResultRecord)
     metrics_file.look_over(run)
     _check_checkpoint(run, prepared.plan.zero)
+
+
+def _refuse_another(run: RunDir, prepared: Prepared) -> None:
+    """What a run goes on with must be what it began with.
+
+    Raises:
+        RunError: its job, its data or its model is another; says in what.
+    """
+    different = spec_difference(read_job(run), prepared.job)
+    new = f"change `name` to start a new run, from the old weights with `--fork {run.uri}`"
+    if different:
+        raise RunError(
+            f"{run.uri}: belongs to another job ({'; '.join(different[:5])}); {new}, or take the change back to go on "
+            "with this one"
+        )
+    old = run.find_record("plan.json", Plan)
+    if old is None:
+        return
+    if old.fingerprint != prepared.plan.fingerprint:
+        was, now = (f"{plan.train_rows} rows, fingerprint {plan.fingerprint[:12]}" for plan in (old, prepared.plan))
+        raise RunError(
+            f"{run.uri}: the training data changed since the run began ({was} -> {now}); put it back, or {new}"
+        )
+    changed = _changed(old.model_files, prepared.plan.model_files)
+    if changed:
+        raise RunError(
+            f"{run.uri}: the model {prepared.job.model.name} changed since the run began ({'; '.join(changed[:5])}); "
+            f"put its files back, or {new}"
+        )
+
+
+def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Files that are not what they were, as `tokenizer.json: sha256 12ab -> sha256 34cd`."""
+    names = sorted({*old, *new}) if old else ()
+    return [f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}" for n in names if old.get(n) != new.get(n)]
 
 
 def _check_checkpoint(run: RunDir, zero: int) -> None:

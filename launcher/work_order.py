@@ -32,5 +32,7 @@ class WorkOrder:
     """Step of the checkpoint to go on from; 0 for none."""
     lease: Lease | None = None
     """Under which a training writes."""
+    export_to: RunDir | None = None
+    """Publish the weights of the checkpoint `start` there and do nothing else."""
     faults: tuple[Fault, ...] = ()
     """That are to happen."""

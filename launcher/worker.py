@@ -47,10 +47,14 @@ def work(config: dict[str, object]) -> None:
     prepare_process(order.job)
     task = build_task(order.job)
     result = order.run.find_record("result.json", ResultRecord)
-    trained = order.evaluate_only or (result is not None and order.run.exists("model/README.md"))
+    trained = order.evaluate_only or order.export_to or (result is not None and order.run.exists("model/README.md"))
     stream = None if trained else ShareStream(_ahead(_cells(order, TRAIN)))
     memory = PeakMemory()
     engine = Engine(order.job, task, order.plan.micro_batch)
+    if order.export_to is not None:
+        checkpoint.load(order.run, engine, order.start, weights_only=True)
+        export(order.export_to, engine, task, order.job, order.plan)
+        return
     if order.evaluate_only:
         step = result.best_step if result is not None else order.plan.total_steps
         scores = _score(order, task, engine, order.evaluate_only, step)

@@ -34,7 +34,7 @@ _ORDER = (
     ("start",),
     ("elastic",),
     ("drive",),
-    ("tune", "evaluate", "predict"),
+    ("tune", "evaluate", "predict", "fork"),
     ("run",),
     ("replay",),
     ("cli",),

@@ -28,12 +28,22 @@ def train(
         str | None,
         typer.Option(help="Faults on purpose, to try how the run survives: kill=1@step37,disk_full@step90,random=2."),
     ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin from the weights of another run: of its model, or of its newest checkpoint.", metavar="RUN"
+        ),
+    ] = None,
 ) -> None:
     """Train a job, or go on with it; then export, score the test data, write the report."""
     from launcher.spec.chaos import parse_faults
 
     faults = parse_faults(chaos) if chaos is not None else None
     spec = load(job, overrides)
+    if fork is not None:
+        from launcher.fork import forked
+
+        spec = forked(spec, fork, OUT)
     from launcher.run import run_job
 
     run_job(spec, OUT, faults)
