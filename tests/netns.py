@@ -7,9 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+
+from tiny import make_tiny_bert
+
+from jobs import write_splits
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TOOL = _ROOT.parent / "shared" / "tools" / "netns_cluster.sh"
@@ -106,6 +112,35 @@ class Netns:
             **kept, "RAY_AUTH_MODE": "disabled", "RKNET_VENV": sys.prefix, "RKNET_ID": str(self.number), **prefix,
             "PATH": f"{sys.prefix}/bin:{_path()}",
         }  # fmt: skip
+
+
+_ENV = {
+    "OMP_NUM_THREADS": "1",
+    # A node of two CPUs keeps no idle process for the stream's next window, and each new one imports for seconds.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # DeepSpeed compiles a kernel for each new home directory, half a minute of both cores.
+    "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+}
+
+
+@contextmanager
+def four_nodes(env: dict[str, str], **settings: str) -> Iterator[Netns]:
+    """Head and three workers of two CPUs each, so that two train workers of 1.5 never share a node; a model and data.
+
+    Args:
+        env: variables of all nodes.
+        settings: as `Netns` has them.
+    """
+    words = " ".join(f"{key}={value}" for key, value in {**_ENV, **env}.items())
+    made = Netns(free_number(), {"CPUS": "2", "ENV": words, **settings})
+    made.tool("up", "3")
+    try:
+        made.tool("wait")
+        make_tiny_bert(made.shared / "model")
+        write_splits(made.shared / "data", train=400, validation=60, test=40)
+        yield made
+    finally:
+        made.tool("down")
 
 
 def free_number() -> int:

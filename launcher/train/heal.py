@@ -2,7 +2,7 @@
 
 Under ZeRO 0 and 1 nothing is exchanged before a step's last gradient is there, so the workers agree at that point and
 repeat the step in place. Under ZeRO 2 and 3 the others wait inside a collective that the failed worker cannot reach any
-more: it writes the smaller micro-batch down, and `run.py` starts the workers again from the last checkpoint.
+more: it writes the smaller micro-batch down, and the workers are started again from the last checkpoint.
 """
 
 import gc
@@ -138,6 +138,11 @@ def cut(micro_batches: Sequence[pa.Table], size: int | None) -> Iterator[pa.Tabl
             yield table
         else:
             yield from (table.slice(begin, size) for begin in range(0, len(table), size))
+
+
+def forget_groups() -> None:
+    """The process has left its group of workers, and may join another."""
+    _host_group.cache_clear()
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launcher.errors import RunError, TrainingError
+from launcher.errors import MicroBatchTooLarge, RunError, TrainingError
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
 from launcher.records import EvaluationRecord
@@ -117,6 +117,7 @@ class TrialActor(tune.Trainable):
             self._start = Start(self._run.uri, latest) if latest else None
             seen = self._measured(latest)
         self._replayed = list(seen)
+        self._seen = max((look.step for look in seen), default=0)
 
     def _measured(self, step: int) -> tuple[TrialEvaluation, ...]:
         """What was measured up to a step, by the trial's own log: trial.json may be behind it."""
@@ -135,11 +136,10 @@ class TrialActor(tune.Trainable):
             return self._end(failed="failed before the sweep was interrupted")
         started = time.monotonic()
         try:
-            self._begin()
-            assert self._group is not None and self._prepared is not None
-            pause = self._group.advance()
+            pause = self._advance()
             if pause is None:  # a checkpoint of the last step was found
                 return self._end(finished=True)
+            assert self._group is not None and self._prepared is not None
             look = _look(pause.evaluation, self._order.metric, self._prepared.plan.total_steps)
             stopped = pause.state.step >= self._prepared.plan.total_steps or out_of_patience(
                 self._prepared.job, pause.state
@@ -155,6 +155,29 @@ class TrialActor(tune.Trainable):
         finally:
             self._seconds += time.monotonic() - started
         return self._result(look, stopped)
+
+    def _advance(self) -> Pause | None:
+        """To the next evaluation that Tune has not seen, with smaller micro-batches where memory runs out."""
+        while True:
+            try:
+                self._begin()
+                assert self._group is not None
+                pause = self._group.advance()
+            except MicroBatchTooLarge as error:
+                _log.warning("%s: %s", self._run.name, error.message)
+                self._form_again()
+                continue
+            if pause is None or pause.evaluation.step > self._seen:
+                self._seen = pause.evaluation.step if pause is not None else self._seen
+                return pause
+
+    def _form_again(self) -> None:
+        """Other workers than those that ran out of memory inside a collective go on from the last checkpoint."""
+        self.cleanup()
+        self._prepared = None
+        latest = saved.latest_step(self._run)
+        if latest > (self._start.step if self._start is not None else 0):
+            self._start = Start(self._run.uri, latest)
 
     def _begin(self) -> None:
         if self._prepared is not None:
@@ -212,10 +235,12 @@ class TrialActor(tune.Trainable):
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
         if uri == self._run.uri:
             self._start = Start(uri, nearest(self._run, step)) if step else None
+            self._seen = self._start.step if self._start is not None else 0
             return
         self._over, self._replayed = False, []
         mine = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
         self._start = take(RunDir(uri), mine, step) if step else None
+        self._seen = self._start.step if self._start is not None else 0
         _forget_after(self._run, self._start.step if self._start else 0)
 
     def cleanup(self) -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from launcher.data.encoded import KeptSource, cells
 from launcher.data.stream import ShareStream
 from launcher.data.windows import train_windows
-from launcher.errors import TrainingError
+from launcher.errors import MicroBatchTooLarge, TrainingError
 from launcher.prepare import Prepared
 from launcher.records import ResultRecord, RunStateRecord
 from launcher.rundir import RunDir
@@ -24,6 +24,7 @@ from launcher.tasks import build_task
 from launcher.train import checkpoint, saved
 from launcher.train.chaos import Chaos
 from launcher.train.engine import Engine
+from launcher.train.heal import forget_groups
 from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, Pause, TrainRun, train
 from launcher.train.saver import Saver
@@ -94,6 +95,7 @@ class Rank:
 
         Raises:
             TrainingError: the loss is not finite, on all workers alike.
+            MicroBatchTooLarge: memory ran out here; the group must be formed anew.
         """
         training = self._training
         assert training is not None
@@ -101,6 +103,9 @@ class Rank:
             pause = next(training.steps)
         except StopIteration:
             return None
+        except MicroBatchTooLarge:
+            self.leave()  # the others are inside a collective
+            raise
         except TrainingError:
             raise
         except BaseException:
@@ -134,6 +139,7 @@ class Rank:
         """Give up the trial and the group; calls of the others that wait for this worker fail."""
         if dist.is_initialized():
             dist.destroy_process_group()
+            forget_groups()
         self.end()
 
 

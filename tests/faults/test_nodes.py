@@ -4,19 +4,13 @@ The driver runs on node 1, as it does on a cluster whose GCS is fault tolerant; 
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from netns import Netns, free_number, why_not
-from tiny import make_tiny_bert
-
-from jobs import write_splits
+from netns import Netns, four_nodes, why_not
 
 pytestmark = [
     pytest.mark.ray,
@@ -39,13 +33,6 @@ cluster: {workers: 2, cpus_per_worker: 1.5}
 output: {storage: /mnt/runs}
 """
 _STEPS = 300
-_SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    # A node of two CPUs keeps no idle process for the stream's next window, and each new one imports for seconds.
-    "RAY_idle_worker_killing_time_threshold_ms": "600000",
-    # DeepSpeed compiles a kernel for each new home directory, half a minute of both cores.
-    "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
-}
 # As KubeRay's `gcsFaultToleranceOptions` with `backend: rocksdb` sets it; Redis would do as well.
 _TOLERANT = {
     "RAY_gcs_storage": "rocksdb",
@@ -54,25 +41,10 @@ _TOLERANT = {
 }
 
 
-@contextmanager
-def _nodes(more: dict[str, str]) -> Iterator[Netns]:
-    """Head and three workers of two CPUs each, so that two train workers of 1.5 never share a node."""
-    settings = {"CPUS": "2", "ENV": " ".join(f"{key}={value}" for key, value in {**_SETTINGS, **more}.items())}
-    made = Netns(free_number(), settings)
-    made.tool("up", "3")
-    try:
-        made.tool("wait")
-        make_tiny_bert(made.shared / "model")
-        write_splits(made.shared / "data", train=400, validation=60, test=40)
-        yield made
-    finally:
-        made.tool("down")
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Netns]:
     """Its GCS is fault tolerant."""
-    with _nodes(_TOLERANT) as made:
+    with four_nodes(_TOLERANT) as made:
         yield made
 
 
@@ -210,7 +182,7 @@ def test_a_head_that_dies_with_a_fault_tolerant_gcs(cluster: Netns, plain: list[
 
 def test_a_head_that_dies_for_good(plain: list[tuple[int, int, float]], cluster: Netns) -> None:
     """Without a fault tolerant GCS all is lost but the storage: the same command on a new cluster goes on."""
-    with _nodes({}) as other:
+    with four_nodes({}) as other:
         driver = _begun(other, "head-lost")
         _wait_for_step(other, driver, "head-lost", 70)
         other.tool("kill", "0")

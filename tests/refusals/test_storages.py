@@ -78,6 +78,9 @@ STORAGES = [
 ]  # fmt: skip
 
 
+_NEW = f"change `name` to start a new run, from the old weights with `--fork DESK/{_RUN}`"
+
+
 def _torn(desk: Desk, name: str, content: str | bytes) -> None:
     desk.begun()
     desk.file(f"{_RUN}/{name}", content)
@@ -92,13 +95,14 @@ RUNS = [
     Case(
         "a run of another job",
         lambda desk: desk.begun() or ["train.batch_size=16", "task.max_length=16"],
-        f"DESK/{_RUN}: belongs to another job (task.max_length: 32 -> 16; train.batch_size: 8 -> 16); change `name` to "
-        "start a new run, or take the change back to go on with this one",
+        f"DESK/{_RUN}: belongs to another job (task.max_length: 32 -> 16; train.batch_size: 8 -> 16); {_NEW}, or "
+        "take the change back to go on with this one",
     ),
     Case(
         "a run of other data",
         lambda desk: desk.begun() or desk.texts(["a", "b"] * 30),
-        f"DESK/{_RUN}: the training data changed since the run began; change `name` to start a new run",
+        f"DESK/{_RUN}: the training data changed since the run began (... rows, fingerprint ... -> 60 rows, "
+        f"fingerprint ...); put it back, or {_NEW}",
     ),
     Case(
         "a job file cut off",

@@ -4,7 +4,6 @@ The nodes share nothing but `/mnt`, as pods share a volume. KubeRay's own submit
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,11 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netns import TOKEN, Netns, free_number, why_not
+from netns import TOKEN, Netns, four_nodes, why_not
 from ruamel.yaml import YAML
-from tiny import make_tiny_bert
-
-from jobs import write_splits
 
 pytestmark = [
     pytest.mark.ray,
@@ -48,27 +44,14 @@ _STEPS = 50 * _EPOCHS
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Netns]:
-    """Head and three workers of two CPUs each, so that two train workers of 1.5 never share a node."""
+    """Which asks for a token."""
     env = {
         # As a rendered pod has it, for the grace of these jobs.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "40",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-        "OMP_NUM_THREADS": "1",
-        # A node of two CPUs keeps no idle process for the stream's next window, and each new one imports for seconds.
-        "RAY_idle_worker_killing_time_threshold_ms": "600000",
-        # DeepSpeed compiles a kernel for each new home directory, half a minute of both cores.
-        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
     }
-    settings = {"AUTH": "token", "AUTH_TOKEN": TOKEN, "CPUS": "2", "ENV": " ".join(f"{k}={v}" for k, v in env.items())}
-    made = Netns(free_number(), settings)
-    made.tool("up", "3")
-    try:
-        made.tool("wait")
-        make_tiny_bert(made.shared / "model")
-        write_splits(made.shared / "data", train=400, validation=60, test=40)
+    with four_nodes(env, AUTH="token", AUTH_TOKEN=TOKEN) as made:
         yield made
-    finally:
-        made.tool("down")
 
 
 @pytest.fixture
