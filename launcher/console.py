@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -159,7 +160,9 @@ def watch(
         hear: is told of each, too.
         hang_s: seconds of standing still after which the workers are ended.
     """
-    mailbox = _Mailbox.remote()  # type: ignore[attr-defined]  # ray adds .remote
+    # With the driver, as a node that goes away must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray adds .options
     stop = threading.Event()
     view = _Bar(plan, console) if console.is_terminal else _Lines(plan, console)
     shows = (view.show,) if hear is None else (view.show, hear)

@@ -69,7 +69,7 @@ def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
     """One iterator per worker; worker r receives row r of every window, in window order.
 
     Ray Data keeps this only with preserve_order, one block per row, and a splitter that deals blocks round-robin;
-    `tests/data/test_stream.py` guards it.
+    `tests/data/test_deal.py` guards it.
     """
     dataset = ray.data.read_datasource(
         _Windows(source, windows),
