@@ -170,7 +170,7 @@ class Driver:
         prometheus.count_failure(self.prepared.job, prometheus.LOST)
         text = f"{error.message} after step {step}; going on from step {saved.latest_step(self._run)}"
         note(self._run, kind, step, text)
-        self._say(f"{text} in {wait_s:g} s ({self._failures.said()})")
+        self._say(f"{text} {f'in {wait_s:g} s' if wait_s else 'at once'} ({self._failures.said()})")
         pause(wait_s, f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}")
 
     def _left(self) -> None:

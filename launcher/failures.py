@@ -47,7 +47,9 @@ class Failures:
                 f"{error.message}; it failed {times} after step {step} for the same reason, so it would again "
                 f"(fault_tolerance.same_step is {self._spec.same_step}); mend the cause, and the same command goes on"
             )
-        return float(min(_LONGEST_S, self._spec.backoff_s * 2.0**self._without_progress))
+        if not self._without_progress:
+            return 0.0
+        return float(min(_LONGEST_S, self._spec.backoff_s * 2.0 ** (self._without_progress - 1)))
 
     def said(self) -> str:
         """How many there were, for the console."""

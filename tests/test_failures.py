@@ -13,8 +13,9 @@ def _lost(text: str = "a worker stopped: ActorDiedError: pid=12, ip=10.0.0.7 exi
 
 def test_waits_grow_without_progress_and_begin_anew_with_it() -> None:
     failures = Failures(FaultToleranceSpec(backoff_s=2, same_step=100, max_failures=100))
-    assert [failures.bear(_lost(), 10) for _ in range(9)] == [2, 4, 8, 16, 32, 64, 128, 256, 300]
-    assert failures.bear(_lost(), 11) == 2
+    assert [failures.bear(_lost(), 10) for _ in range(9)] == [0, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert failures.bear(_lost(), 10) == 300
+    assert failures.bear(_lost(), 11) == 0
 
 
 def test_one_too_many() -> None:

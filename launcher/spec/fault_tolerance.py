@@ -21,5 +21,5 @@ class FaultToleranceSpec(Section):
     for ever."""
 
     backoff_s: float = Field(default=2.0, ge=0.0, le=3600.0)
-    """Seconds before the workers are started again; doubled with each further failure without a step in between, up
-    to five minutes."""
+    """Seconds before the workers are started again where no step was gained since the failure before, else they are
+    at once; doubled with each further such failure, up to five minutes."""
