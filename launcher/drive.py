@@ -164,11 +164,14 @@ class Driver:
             raise error
         kind, hang = "worker-lost", self.line.hang
         if hang is not None:
-            kind, error = "hang", WorkerLost(f"{hang}; stacks in {self._run.path('hangs')}")
+            # Workers that Ray ended first have left none.
+            stacks = f"; stacks in {self._run.path('hangs')}" if self._run.list("hangs") else ""
+            kind, error = "hang", WorkerLost(f"{hang}{stacks}")
         step = overview(self._run).step
         wait_s = self._failures.bear(error, step)
         prometheus.count_failure(self.prepared.job, prometheus.LOST)
-        text = f"{error.message} after step {step}; going on from step {saved.latest_step(self._run)}"
+        after = "" if hang is not None else f" after step {step}"  # a hang names its own
+        text = f"{error.message}{after}; going on from step {saved.latest_step(self._run)}"
         note(self._run, kind, step, text)
         self._say(f"{text} {f'in {wait_s:g} s' if wait_s else 'at once'} ({self._failures.said()})")
         pause(wait_s, f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}")
