@@ -8,9 +8,10 @@ import psutil
 import pytest
 from chaos_runs import curve, run_with, same
 
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, TrainingError
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
+from launcher.train import saved
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 
@@ -30,6 +31,24 @@ def test_random_kills_leave_no_trace_in_the_curve(job: JobSpec, plain: RunDir) -
     found = psutil.process_iter(["pid", "cmdline"])  # a zombie has no command line
     left = [" ".join(one.info["cmdline"] or ()) for one in found if one.info["pid"] not in before]
     assert not [line for line in left if "RayTrainWorker" in line], "no orphan"
+
+
+def test_workers_are_killed_wherever_a_run_is_and_the_storage_fails(job: JobSpec, plain: RunDir) -> None:
+    run, _ = run_with(job, "places", "kill=1@evaluation,kill=0@save,flaky@step1")
+    same(run, plain)
+    assert {name.split("-", 1)[1] for name in run.list("chaos")} == {"kill=1@evaluation", "kill=0@save"}
+
+
+def test_a_checkpoint_that_is_cut_short_gives_way_to_the_one_before(job: JobSpec, plain: RunDir) -> None:
+    with pytest.raises(TrainingError, match="failure 1"):
+        run_with(job, "cut-short", "kill=0@step23", fault_tolerance={"max_failures": 0})
+    run = RunDir(f"{job.output.storage}/cut-short")
+    newest = saved.latest_step(run)
+    shard = max(Path(run.path(saved.directory_of(newest))).rglob("*.pt"), key=lambda path: path.stat().st_size)
+    os.truncate(shard, shard.stat().st_size // 2)
+    run, said = run_with(job, "cut-short", fault_tolerance={"max_failures": 0})
+    same(run, plain)
+    assert f"the checkpoint of step {newest} is damaged" in said and "missing or cut short" in said
 
 
 def test_a_driver_that_is_killed_again_and_again(job: JobSpec, plain: RunDir, tmp_path: Path) -> None:
