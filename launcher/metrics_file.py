@@ -3,9 +3,11 @@
 A run of a million steps has hundreds of MiB of it: it is read some MiB at a time, and of most lines no record is made.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +20,7 @@ _FORM = re.compile(rb'^\{"kind":"\w+",[^\n]*?"step":(\d+),[^\n]*\}$', re.MULTILI
 _TRAINED = re.compile(rb'^\{"kind":"step","step":(\d+)', re.MULTILINE)
 _EVALUATION = re.compile(rb'^\{"kind":"evaluation",[^\n]*$', re.MULTILINE)
 _READ_WHOLE = 1000
+_LONG_BYTES = 1 << 24
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 
 
@@ -44,14 +47,22 @@ class _Block:
 def look_over(run: RunDir) -> None:
     """Refuse a file that is damaged: the first lines are read, the rest must look like records.
 
+    Of a long local file only beginning and end are looked at; `cut` sees the rest.
+
     Raises:
         RunError: a line is not a record; names it.
     """
-    for block in _blocks(run):
-        _steps(block)
-        if block.first == 1:
-            for number, line in enumerate(block.content.splitlines()[:_READ_WHOLE], 1):
-                _read(block.where, number, line)
+    for part in run.metrics_parts():
+        try:
+            for block in _ends_of(run, part):
+                _steps(block)
+                if block.first == 1:
+                    for number, line in enumerate(block.content.splitlines()[:_READ_WHOLE], 1):
+                        _read(block.where, number, line)
+        except RunError:
+            for block in _blocks_of(run, part):  # which line it is
+                _steps(block)
+            raise
 
 
 def cut(run: RunDir, step: int) -> None:
@@ -61,8 +72,10 @@ def cut(run: RunDir, step: int) -> None:
         RunError: a line is not a record; names it.
     """
     for part in run.metrics_parts():
-        # An object is never torn; of a local file the last line may be.
-        if run.local is not None or any(max(_steps(block)) > step for block in _blocks_of(run, part)):
+        kept, scattered = _kept(run, part, step)
+        if run.local is not None and not scattered:
+            os.truncate(run.local / part, kept)  # a torn last line goes, too
+        elif scattered or any(max(_steps(block)) > step for block in _blocks_of(run, part)):
             run.write_bytes(part, (_until(block, step) for block in _blocks_of(run, part)))
 
 
@@ -78,6 +91,18 @@ def overview(run: RunDir) -> Overview:
         step = max(step, *map(int, _TRAINED.findall(block.content)), 0)
         evaluations += [EvaluationRecord.model_validate_json(line) for line in _EVALUATION.findall(block.content)]
     return Overview(step, tuple(evaluations))
+
+
+def _kept(run: RunDir, part: str, step: int) -> tuple[int, bool]:
+    """Bytes of the lines before the first later one, and whether there are others to keep behind it."""
+    kept, later = 0, False
+    for block in _blocks_of(run, part):
+        lines = _until(block, step)
+        if (later and lines) or not block.content.startswith(lines):
+            return kept, True
+        kept += len(lines)
+        later = later or len(lines) < len(block.content)
+    return kept, False
 
 
 def _until(block: _Block, step: int) -> bytes:
@@ -99,6 +124,18 @@ def _blocks_of(run: RunDir, part: str) -> Iterator[_Block]:
     for content in run.blocks(part):
         yield _Block(content, first, run.path(part))
         first += content.count(b"\n")
+
+
+def _ends_of(run: RunDir, part: str) -> Iterator[_Block]:
+    """All of a file, or the beginning and the end of a long one."""
+    if run.local is None or (run.local / part).stat().st_size < _LONG_BYTES:
+        yield from _blocks_of(run, part)
+        return
+    yield from islice(_blocks_of(run, part), 1)
+    with (run.local / part).open("rb") as stream:
+        stream.seek(-_LONG_BYTES // 2, os.SEEK_END)
+        end = stream.read()
+    yield _Block(end[end.find(b"\n") + 1 : end.rfind(b"\n") + 1], 0, run.path(part))
 
 
 def _steps(block: _Block) -> list[int]:

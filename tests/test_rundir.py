@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import launcher.rundir
 from launcher import metrics_file
 from launcher.errors import RunError
 from launcher.records import ResultRecord, StepRecord
@@ -51,12 +52,42 @@ def test_metrics_grow_and_are_truncated(run: RunDir) -> None:
     assert list(run.read_metrics()) == [_step(1)]
 
 
+def test_lines_of_later_steps_are_forgotten_wherever_they_stand(run: RunDir) -> None:
+    """An attempt that did not know it was stale may have written between another's lines."""
+    run.append_metrics([_step(1), _step(9), _step(2), _step(3)])
+    metrics_file.cut(run, 2)
+    assert list(run.read_metrics()) == [_step(1), _step(2)]
+
+
+def test_a_long_log_is_cut_and_looked_over(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.rundir, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(metrics_file, "_LONG_BYTES", 4000)
+    lines = [_step(step) for step in range(1, 101)]
+    run.append_metrics(lines)
+    metrics_file.look_over(run)
+    assert metrics_file.overview(run).step == 100
+    metrics_file.cut(run, 60)
+    assert list(run.read_metrics()) == lines[:60]
+    whole = run.read_bytes("metrics.jsonl")
+    run.write_bytes("metrics.jsonl", whole + b"{}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl:61: not a record"):
+        metrics_file.look_over(run)
+    run.write_bytes("metrics.jsonl", whole.replace(b'"step":2,', b'"step":"no",'))
+    with pytest.raises(RunError, match=r"metrics\.jsonl:2: not a record"):
+        metrics_file.look_over(run)
+    run.write_bytes("metrics.jsonl", whole.replace(b'"step":30,', b'"step":"no",'))
+    with pytest.raises(RunError, match=r"metrics\.jsonl:30: not a record"):
+        metrics_file.cut(run, 100)
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     run.append_metrics([_step(1)])
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"kind": "st')
     assert list(run.read_metrics()) == [_step(1)]
+    metrics_file.cut(run, 1)
+    assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl:1: not a record"):
         list(run.read_metrics())

@@ -140,6 +140,9 @@ def _exists(location: str) -> bool:
 
 
 def _hidden(path: str, root: str) -> bool:
+    below = path[len(root) :]
+    if "_" not in below and "/." not in below:
+        return False
     return any(part.startswith(("_", ".")) for part in path[len(root) :].split("/"))
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -77,26 +78,32 @@ class EpochOrder:
         """Windows in the epoch."""
         return -(-self.rows // self.window_rows)
 
-    @cached_property
+    @property
     def pools(self) -> list[list[Piece]]:
         """The shuffled pieces, grouped into pools; at least one piece each."""
-        pieces = list(_pieces(self.fragments, self.pool_bytes))
-        shuffled = generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))
-        pools: list[list[Piece]] = []
-        filled = rows = 0
-        for piece in (pieces[i] for i in shuffled):
-            if not pools or filled + piece.size_bytes > self.pool_bytes or rows + piece.rows > _POOL_ROWS:
-                pools.append([])
+        laid, bounds = self._laid
+        pieces = [Piece(*numbers) for numbers in laid.tolist()]
+        return [pieces[begin:end] for begin, end in pairwise(bounds)]
+
+    @cached_property
+    def _laid(self) -> tuple[Ids, list[int]]:
+        """The shuffled pieces, (pieces, 3) as `Piece` has them, and where pools begin, with the end of the last."""
+        pieces = _pieces(self.fragments, self.pool_bytes)
+        laid = pieces[generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))]
+        bounds, filled, rows = [0], 0, 0
+        for number, (_, more_rows, more_bytes) in enumerate(laid.tolist()):
+            if number and (filled + more_bytes > self.pool_bytes or rows + more_rows > _POOL_ROWS):
+                bounds.append(number)
                 filled = rows = 0
-            pools[-1].append(piece)
-            filled += piece.size_bytes
-            rows += piece.rows
-        return pools
+            filled += more_bytes
+            rows += more_rows
+        return laid, [*bounds, len(laid)] if len(laid) else [0]
 
     @cached_property
     def _pool_starts(self) -> Ids:
-        sizes = [sum(piece.rows for piece in pool) for pool in self.pools]
-        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        laid, bounds = self._laid
+        behind = np.concatenate([[0], np.cumsum(laid[:, 1])]).astype(np.int64)
+        return behind[bounds]
 
     def window(self, index: int) -> Ids:
         """Row ids of one window, in the order they are encoded.
@@ -107,7 +114,7 @@ class EpochOrder:
         start, stop = index * self.window_rows, min(self.rows, (index + 1) * self.window_rows)
         first = int(np.searchsorted(self._pool_starts, start, side="right")) - 1
         parts: list[Ids] = []
-        for pool in range(first, len(self.pools)):
+        for pool in range(first, len(self._pool_starts) - 1):
             begin, end = int(self._pool_starts[pool]), int(self._pool_starts[pool + 1])
             if begin >= stop:
                 break
@@ -115,28 +122,24 @@ class EpochOrder:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _pool_ids(self, pool: int) -> Ids:
-        ids = np.concatenate([np.arange(p.first, p.first + p.rows, dtype=np.int64) for p in self.pools[pool]])
+        laid, bounds = self._laid
+        mine = laid[bounds[pool] : bounds[pool + 1]].tolist()
+        ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in mine])
         return generator("rows", self.fingerprint, self.seed, self.epoch, pool).permutation(ids)
 
 
-def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> list[Piece]:
-    """Fragments as pieces; one that is larger than a pool is cut into even slices."""
-    pieces: list[Piece] = []
-    first = 0
-    for rows, size_bytes in fragments:
-        slices = max(1, min(rows, max(-(-size_bytes // pool_bytes), -(-rows // _POOL_ROWS))))
-        if slices == 1 and rows:
-            pieces.append(Piece(first, rows, size_bytes))
-            first += rows
-            continue
-        bounds = [first + rows * i // slices for i in range(slices + 1)]
-        pieces += [
-            Piece(begin, end - begin, size_bytes // slices)
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-            if end > begin
-        ]
-        first += rows
-    return pieces
+def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> Ids:
+    """Fragments as pieces, (pieces, 3) as `Piece` has them; one larger than a pool is cut into even slices."""
+    rows, size_bytes = np.array(fragments, np.int64).reshape(-1, 2).T
+    slices = np.maximum(-(-size_bytes // pool_bytes), -(-rows // _POOL_ROWS))
+    slices = np.maximum(1, np.minimum(rows, slices))
+    first = np.repeat(np.cumsum(rows) - rows, slices)
+    number = np.arange(len(first)) - np.repeat(np.cumsum(slices) - slices, slices)
+    rows, size_bytes, slices = (np.repeat(column, slices) for column in (rows, size_bytes, slices))
+    begin, end = rows * number // slices, rows * (number + 1) // slices
+    pieces: Ids = np.stack([first + begin, end - begin, size_bytes // slices], axis=1)
+    kept: Ids = pieces[end > begin]
+    return kept
 
 
 def cut_batches(lengths: Ids, steps: int, batch_size: int, rng: np.random.Generator | None) -> list[Ids]:

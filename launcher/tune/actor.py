@@ -6,16 +6,12 @@ search and scheduler know what they knew.
 """
 
 import logging
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ray
 from pydantic import JsonValue
 from ray import tune
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launcher.errors import MicroBatchTooLarge, RunError, TrainingError
 from launcher.plan import Plan
@@ -30,7 +26,8 @@ from launcher.train import saved, trackers
 from launcher.train.explain import explain
 from launcher.train.loop import Pause, out_of_patience
 from launcher.trials import TrialEvaluation, TrialRecord
-from launcher.tune.rank import Peer, Rank, Start
+from launcher.tune.group import Group
+from launcher.tune.rank import Start
 from launcher.tune.snapshots import keep, nearest, take
 from launcher.tune.space import trial_job
 
@@ -90,7 +87,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, object], order: Order | None = None) -> None:
         assert order is not None
         self._order = order
-        self._group: _Group | None = None
+        self._group: Group | None = None
         self._take(config)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
@@ -192,7 +189,7 @@ class TrialActor(tune.Trainable):
         except RunError as error:  # the sweep's own run could be made; a server that has gone since ends no trial
             _log.warning("%s", error.message)
         if self._group is None:
-            self._group = _Group(job.cluster.workers, self._order.threads)
+            self._group = Group(job.cluster.workers, self._order.threads)
         self._group.begin(prepared, self._start)
         self._prepared, self._total_steps = prepared, prepared.plan.total_steps
 
@@ -260,64 +257,3 @@ def _forget_after(run: RunDir, step: int) -> None:
     for other in saved.complete_steps(run):
         if other > step:
             saved.remove(run, other)
-
-
-class _Group:
-    """All workers of a trial: rank 0 here, the others in the further bundles of this actor's placement group."""
-
-    def __init__(self, world_size: int, threads: int) -> None:
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            address = f"tcp://{host}:{free.getsockname()[1]}"
-        group = ray.util.get_current_placement_group()
-        assert group is not None, "Ray Tune gives each trial a placement group"
-        self._peers = []
-        for rank in range(1, world_size):
-            resources = group.bundle_specs[rank]
-            placed = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            options = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
-            peer = Peer.options(scheduling_strategy=placed, **options)  # type: ignore[attr-defined]  # ray adds it
-            self._peers.append(peer.remote(rank, world_size, address, threads))
-        self._own = Rank(0, world_size, address, threads)
-
-    def begin(self, prepared: Prepared, start: Start | None) -> None:
-        self._together("begin", prepared, start)
-
-    def advance(self) -> Pause | None:
-        pause = self._together("advance")
-        assert pause is None or isinstance(pause, Pause)
-        return pause
-
-    def save(self) -> int:
-        return int(str(self._together("save")))
-
-    def _together(self, method: str, *args: object) -> object:
-        """Call it on all workers at once; what a peer raised first is the reason, if one did."""
-        waiting = [getattr(peer, method).remote(*args) for peer in self._peers]
-        try:
-            answer = getattr(self._own, method)(*args)
-            ray.get(waiting)
-        except TrainingError:
-            raise
-        except Exception as error:  # process border: a peer's own reason is told rather than that it hung up
-            found = self._reason(waiting)
-            if found is None:
-                raise
-            raise found from error
-        return answer
-
-    def _reason(self, waiting: "list[ray.ObjectRef[object]]") -> Exception | None:
-        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=5) if waiting else ([], [])
-        for answer in ready:
-            try:
-                ray.get(answer)
-            except RayError as found:
-                return explain(found)
-        return None
-
-    def close(self) -> None:
-        """End the trial and the group; the process can form another."""
-        self._own.leave()
-        for peer in self._peers:
-            ray.kill(peer)
