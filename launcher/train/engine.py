@@ -5,7 +5,6 @@ The only importer of deepspeed beside `universal.py`; `loop.py` is its user, `ze
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from launcher.train.average import FILE, WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
 from launcher.train.groups import not_torchs, parameter_groups, refuse_tiny
 from launcher.train.kernels import forget_dead_builds
+from launcher.train.states import collect
 from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
 from launcher.train.zero import deepspeed_config, keeps_gradients_flat
 
@@ -185,9 +185,7 @@ class Engine:
 
     def states(self) -> dict[str, object]:
         """What this worker has to save, by file: the training's own tensors, not copies (a collective)."""
-        found: dict[str, object] = {}
-        with tempfile.TemporaryDirectory() as nothing, _instead_of_files(self._engine, found):
-            self._engine.save_checkpoint(nothing, tag="state", save_latest=False)
+        found = collect(self._engine)
         if self.average is not None:
             whole = self.average.whole()
             found |= {FILE: whole} if whole else {}
@@ -280,16 +278,3 @@ class Engine:
             places = torch.arange(1, len(bits) + 1, device=bits.device)
             digest.update(int((bits * places).sum().item()).to_bytes(8, "little", signed=True))
         return digest.digest()
-
-
-@contextmanager
-def _instead_of_files(engine: "deepspeed.DeepSpeedEngine", found: dict[str, object]) -> Iterator[None]:
-    """What DeepSpeed would write goes into `found`: how it is written, and when, is for `saver.py` to say."""
-    files = engine.checkpoint_engine
-    files.save = lambda state_dict, path: found.update({f"state/{Path(path).name}": state_dict})
-    files.makedirs = lambda *_, **__: None
-    engine._copy_recovery_script = lambda _: None  # its `zero_to_fp32.py`; a run exports its model
-    try:
-        yield
-    finally:
-        del files.save, files.makedirs, engine._copy_recovery_script  # the class's own again
