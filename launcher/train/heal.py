@@ -140,11 +140,6 @@ def cut(micro_batches: Sequence[pa.Table], size: int | None) -> Iterator[pa.Tabl
             yield from (table.slice(begin, size) for begin in range(0, len(table), size))
 
 
-def forget_groups() -> None:
-    """The process has left its group of workers, and may join another."""
-    _host_group.cache_clear()
-
-
 @lru_cache(maxsize=1)
 def _host_group() -> dist.ProcessGroup | None:
     """All workers, on the CPU; one for the process, as a sweep trains many times in it."""

@@ -143,9 +143,9 @@ class TrialActor(tune.Trainable):
             )
             if stopped:
                 self._group.advance()
-        except TrainingError as error:  # the same on all workers: they stay warm
-            return self._end(failed=error.message)
         except BaseException as error:
+            if isinstance(error, TrainingError) and not isinstance(error, MicroBatchTooLarge):
+                return self._end(failed=error.message)  # the same on all workers: they stay warm
             self._run.write_bytes("error.txt", explain(error).message.encode())
             self.cleanup()
             raise
@@ -154,23 +154,29 @@ class TrialActor(tune.Trainable):
         return self._result(look, stopped)
 
     def _advance(self) -> Pause | None:
-        """To the next evaluation that Tune has not seen, with smaller micro-batches where memory runs out."""
+        """To the next evaluation that Tune has not seen; a worker that is alone begins anew where memory ran out.
+
+        Raises:
+            MicroBatchTooLarge: it ran out on one of several, whose group is of no use then; Tune starts the trial again
+                in other processes, with the smaller micro-batch that was written down.
+        """
         while True:
+            self._begin()
+            assert self._group is not None
             try:
-                self._begin()
-                assert self._group is not None
                 pause = self._group.advance()
             except MicroBatchTooLarge as error:
+                if self._group.size > 1:
+                    raise
                 _log.warning("%s: %s", self._run.name, error.message)
-                self._form_again()
+                self._begin_again()
                 continue
             if pause is None or pause.evaluation.step > self._seen:
                 self._seen = pause.evaluation.step if pause is not None else self._seen
                 return pause
 
-    def _form_again(self) -> None:
-        """Other workers than those that ran out of memory inside a collective go on from the last checkpoint."""
-        self.cleanup()
+    def _begin_again(self) -> None:
+        """From the last checkpoint, planned anew."""
         self._prepared = None
         latest = saved.latest_step(self._run)
         if latest > (self._start.step if self._start is not None else 0):

@@ -32,6 +32,11 @@ class Group:
             self._peers.append(peer.remote(rank, world_size, address, threads))
         self._own = Rank(0, world_size, address, threads)
 
+    @property
+    def size(self) -> int:
+        """Workers in it."""
+        return 1 + len(self._peers)
+
     def begin(self, prepared: Prepared, start: Start | None) -> None:
         self._together("begin", prepared, start)
 

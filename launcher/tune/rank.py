@@ -24,7 +24,6 @@ from launcher.tasks import build_task
 from launcher.train import checkpoint, saved
 from launcher.train.chaos import Chaos
 from launcher.train.engine import Engine
-from launcher.train.heal import forget_groups
 from launcher.train.log import RunLog
 from launcher.train.loop import FRESH, Pause, TrainRun, train
 from launcher.train.saver import Saver
@@ -95,7 +94,7 @@ class Rank:
 
         Raises:
             TrainingError: the loss is not finite, on all workers alike.
-            MicroBatchTooLarge: memory ran out here; the group must be formed anew.
+            MicroBatchTooLarge: memory ran out here; unless this worker is alone, the group is of no use any more.
         """
         training = self._training
         assert training is not None
@@ -104,7 +103,8 @@ class Rank:
         except StopIteration:
             return None
         except MicroBatchTooLarge:
-            self.leave()  # the others are inside a collective
+            if dist.get_world_size() > 1:
+                self.leave()  # the others are inside a collective
             raise
         except TrainingError:
             raise
@@ -139,7 +139,6 @@ class Rank:
         """Give up the trial and the group; calls of the others that wait for this worker fail."""
         if dist.is_initialized():
             dist.destroy_process_group()
-            forget_groups()
         self.end()
 
 
