@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
-_POOL_ROWS = 1 << 22
+_POOL_ROWS = 1 << 20
 """In a pool at most: what repeats takes next to no bytes in a file, but the ids of all its rows are permuted."""
 
 
@@ -58,7 +58,7 @@ class EpochOrder:
         seed: the job's seed.
         epoch: counted from 0.
         window_rows: rows per window; the last window of the epoch may have fewer.
-        pool_bytes: rows are shuffled inside pools of about this size, or of four million rows.
+        pool_bytes: rows are shuffled inside pools of about this size, or of a million rows.
     """
 
     fragments: tuple[tuple[int, int], ...]
@@ -91,7 +91,8 @@ class EpochOrder:
         pieces = _pieces(self.fragments, self.pool_bytes)
         laid = pieces[generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))]
         bounds, filled, rows = [0], 0, 0
-        for number, (_, more_rows, more_bytes) in enumerate(laid.tolist()):
+        sizes = zip(laid[:, 1].tolist(), laid[:, 2].tolist(), strict=True)
+        for number, (more_rows, more_bytes) in enumerate(sizes):
             if number and (filled + more_bytes > self.pool_bytes or rows + more_rows > _POOL_ROWS):
                 bounds.append(number)
                 filled = rows = 0

@@ -106,9 +106,9 @@ def test_a_fragment_larger_than_a_pool_is_cut() -> None:
 
 def test_a_pool_of_rows_that_take_no_bytes_is_bounded_too() -> None:
     order = EpochOrder(((10**7, 5), *((10**6, 5),) * 20), "f", 1, 0, 1000, 1000)
-    assert max(sum(piece.rows for piece in pool) for pool in order.pools) <= 1 << 22
+    assert max(sum(piece.rows for piece in pool) for pool in order.pools) <= 1 << 20
     assert sum(piece.rows for pool in order.pools for piece in pool) == 3 * 10**7
-    assert len(order.pools) < 12
+    assert len(order.pools) < 40
 
 
 def test_fragments_of_no_bytes_are_rows_too() -> None:
