@@ -18,6 +18,7 @@ import pyarrow as pa
 from launcher.data.cache import root_of
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
+from launcher.data.process import uncollected
 from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, ModelError
 from launcher.learned import learned
@@ -149,9 +150,10 @@ def open_part(
         DataError: it cannot be read.
     """
     cache = cache or join(job.output.storage, ".cache")
-    files = splittable_files(name, locations, job.data.format, cache)
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
-    return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told)
+    with uncollected():  # a hundred thousand files, each some tuples
+        files = splittable_files(name, locations, job.data.format, cache)
+        return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told)
 
 
 def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:

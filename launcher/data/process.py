@@ -1,5 +1,6 @@
-"""Keeps the processes that read whole: Ray gives them to one task after another. Runs in Ray Data workers."""
+"""Care of a process: that its imports are whole, and its collector idle where it finds nothing. Any process."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +23,15 @@ def whole_imports() -> Iterator[None]:
             os._exit(1)
         raise
     _done = True
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While many objects are made that all stay: Python's collector would walk through them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
