@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from pydantic import TypeAdapter, ValidationError
-
 from launcher.errors import RunError
-from launcher.records import EvaluationRecord, MetricsLine
-from launcher.rundir import RESTORE, RunDir
+from launcher.records import EvaluationRecord
+from launcher.rundir import RunDir, read_line
 
 _FORM = re.compile(rb'^\{"kind":"\w+",[^\n]*?"step":(\d+),[^\n]*\}$', re.MULTILINE)
 """A line as records are written, and its step; to match it takes a tenth of the time of reading the record."""
@@ -21,7 +19,6 @@ _TRAINED = re.compile(rb'^\{"kind":"step","step":(\d+)', re.MULTILINE)
 _EVALUATION = re.compile(rb'^\{"kind":"evaluation",[^\n]*$', re.MULTILINE)
 _READ_WHOLE = 1000
 _LONG_BYTES = 1 << 24
-_LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def look_over(run: RunDir) -> None:
                 _steps(block)
                 if block.first == 1:
                     for number, line in enumerate(block.content.splitlines()[:_READ_WHOLE], 1):
-                        _read(block.where, number, line)
+                        read_line(block.where, number, line)
         except RunError:
             for block in _blocks_of(run, part):  # which line it is
                 _steps(block)
@@ -72,11 +69,16 @@ def cut(run: RunDir, step: int) -> None:
         RunError: a line is not a record; names it.
     """
     for part in run.metrics_parts():
+        if run.local is None:  # small, and never torn
+            blocks = list(_blocks_of(run, part))
+            if any(max(_steps(block)) > step for block in blocks):
+                run.write_bytes(part, b"".join(_until(block, step) for block in blocks))
+            continue
         kept, scattered = _kept(run, part, step)
-        if run.local is not None and not scattered:
-            os.truncate(run.local / part, kept)  # a torn last line goes, too
-        elif scattered or any(max(_steps(block)) > step for block in _blocks_of(run, part)):
+        if scattered:
             run.write_bytes(part, (_until(block, step) for block in _blocks_of(run, part)))
+        else:
+            os.truncate(run.local / part, kept)  # a torn last line goes, too
 
 
 def overview(run: RunDir) -> Overview:
@@ -148,11 +150,4 @@ def _steps(block: _Block) -> list[int]:
     if len(steps) == block.content.count(b"\n"):
         return steps
     lines = enumerate(block.content.splitlines(), block.first)
-    return [_read(block.where, number, line).step for number, line in lines]
-
-
-def _read(where: str, number: int, line: bytes) -> MetricsLine:
-    try:
-        return _LINE.validate_json(line)
-    except ValidationError as error:
-        raise RunError(f"{where}:{number}: not a record of a run; {RESTORE}") from error
+    return [read_line(block.where, number, line).step for number, line in lines]

@@ -107,8 +107,7 @@ class RunDir:
         target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if local else path
         folder = path.rsplit("/", 1)[0]
         new = local and not os.path.isdir(folder)
-        # Pieces of an object may be read from the object that is about to be written.
-        pieces = (content,) if isinstance(content, bytes) else content if local else tuple(content)
+        pieces = (content,) if isinstance(content, bytes) else content
         try:
             if not is_object_store(fs):
                 fs.create_dir(folder, recursive=True)
@@ -226,14 +225,9 @@ class RunDir:
             RunError: a line is not a record.
         """
         for part in self.metrics_parts():
-            number = 0
-            for block in self.blocks(part):
-                for line in block.splitlines():
-                    number += 1
-                    try:
-                        yield _LINE.validate_json(line)
-                    except ValidationError as error:
-                        raise RunError(f"{self.path(part)}:{number}: not a record of a run; {RESTORE}") from error
+            lines = (line for block in self.blocks(part) for line in block.splitlines())
+            for number, line in enumerate(lines, 1):
+                yield read_line(self.path(part), number, line)
 
     def metrics_parts(self) -> tuple[str, ...]:
         """metrics.jsonl and, on an object store, what follows it as metrics-000001.jsonl and so on."""
@@ -250,6 +244,14 @@ class RunDir:
             while block := stream.read(_BLOCK_BYTES) + stream.readline():
                 if whole := block[: block.rfind(b"\n") + 1]:
                     yield whole
+
+
+def read_line(where: str, number: int, line: bytes) -> MetricsLine:
+    """A line of metrics.jsonl; a `RunError` names it by file and number where it is no record."""
+    try:
+        return _LINE.validate_json(line)
+    except ValidationError as error:
+        raise RunError(f"{where}:{number}: not a record of a run; {RESTORE}") from error
 
 
 def find_run(location: str) -> RunDir:

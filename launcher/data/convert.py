@@ -61,7 +61,7 @@ def splittable_files(name: str, locations: Sequence[str], format: str, cache: st
             else:
                 # By its name alone, as if it had been named: the fingerprint does not change with the directory.
                 below = "/" in file.relative
-                ready.append(DataFile(file[0], file.relative.rsplit("/", 1)[-1], *file[2:]) if below else file)
+                ready.append(file._replace(relative=file.relative.rsplit("/", 1)[-1]) if below else file)
     return ready
 
 

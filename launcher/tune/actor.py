@@ -175,11 +175,16 @@ class TrialActor(tune.Trainable):
                 self._seen = pause.evaluation.step if pause is not None else self._seen
                 return pause
 
+    @property
+    def _first_step(self) -> int:
+        """Of the checkpoint that the trial goes on from; 0 for none."""
+        return self._start.step if self._start is not None else 0
+
     def _begin_again(self) -> None:
         """From the last checkpoint, planned anew."""
         self._prepared = None
         latest = saved.latest_step(self._run)
-        if latest > (self._start.step if self._start is not None else 0):
+        if latest > self._first_step:
             self._start = Start(self._run.uri, latest)
 
     def _begin(self) -> None:
@@ -220,7 +225,7 @@ class TrialActor(tune.Trainable):
         """The checkpoint lies in the trial's own directory; Tune carries where."""
         if self._group is None or self._prepared is None:
             seen = [look.model_dump() for look in self._replayed]
-            return {"uri": self._run.uri, "step": self._start.step if self._start else 0, "seen": seen}
+            return {"uri": self._run.uri, "step": self._first_step, "seen": seen}
         step = self._group.save()
         if self._order.snapshots is None:
             return {"uri": self._run.uri, "step": step, "seen": []}
@@ -238,13 +243,13 @@ class TrialActor(tune.Trainable):
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
         if uri == self._run.uri:
             self._start = Start(uri, nearest(self._run, step)) if step else None
-            self._seen = self._start.step if self._start is not None else 0
+            self._seen = self._first_step
             return
         self._over, self._replayed = False, []
         mine = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
         self._start = take(RunDir(uri), mine, step) if step else None
-        self._seen = self._start.step if self._start is not None else 0
-        _forget_after(self._run, self._start.step if self._start else 0)
+        self._seen = self._first_step
+        _forget_after(self._run, self._first_step)
 
     def cleanup(self) -> None:
         """The last trial is over."""

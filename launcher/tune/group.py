@@ -73,7 +73,7 @@ class Group:
         return None
 
     def close(self) -> None:
-        """End the trial and the group; the process can form another."""
+        """End the trial and the group; the process forms no other, as DeepSpeed keeps the groups it has seen."""
         self._own.leave()
         for peer in self._peers:
             ray.kill(peer)

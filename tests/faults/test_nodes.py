@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from netns import Netns, four_nodes, why_not
@@ -114,47 +114,19 @@ def _other(cluster: Netns) -> int:
     return next(node for node in _at_work(cluster) if node != 1)
 
 
-def _died(cluster: Netns, node: int) -> None:
-    cluster.tool("kill", str(node))
-
-
-def _froze(cluster: Netns, node: int) -> None:
-    cluster.tool("freeze", str(node))
-
-
-def _was_cut_off(cluster: Netns, node: int) -> None:
-    cluster.tool("partition", str(node))
-
-
-def _began_anew(cluster: Netns, node: int) -> None:
-    cluster.tool("start", str(node))
-
-
-def _thawed(cluster: Netns, node: int) -> None:
-    """What was taken for dead wakes up, in the middle of a step; then the node is replaced."""
-    cluster.tool("thaw", str(node))
-
-
-def _was_healed(cluster: Netns, node: int) -> None:
-    cluster.tool("heal", str(node))
-
-
-_Event = Callable[[Netns, int], None]
-
-
 @pytest.mark.parametrize(
     ("name", "happens", "later"),
-    [("died", _died, _began_anew), ("froze", _froze, _thawed), ("cut-off", _was_cut_off, _was_healed)],
+    [("died", "kill", "start"), ("froze", "freeze", "thaw"), ("cut-off", "partition", "heal")],
 )
-def test_a_node(cluster: Netns, plain: list[tuple[int, int, float]], name: str, happens: _Event, later: _Event) -> None:
+def test_a_node(cluster: Netns, plain: list[tuple[int, int, float]], name: str, happens: str, later: str) -> None:
     """It comes back while the run goes on elsewhere, with whatever of the run it still had."""
     driver = _begun(cluster, name)
     _wait_for_step(cluster, driver, name, 70)
     node = _other(cluster)
-    happens(cluster, node)
+    cluster.tool(happens, str(node))
     before = _curve(cluster, name)[-1][0]
     _wait_for_step(cluster, driver, name, before + 30)
-    later(cluster, node)
+    cluster.tool(later, str(node))
     shown, code = _finished(driver)
     assert code == 0, shown
     assert "going on from step" in shown

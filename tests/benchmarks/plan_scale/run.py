@@ -30,6 +30,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
 
 from jobs import example_table, make_job  # noqa: E402
+from launcher.records import RunStateRecord  # noqa: E402
 from launcher.spec.job import JobSpec  # noqa: E402
 
 _LINKS = 50_000  # a file of ext4 may have 65,000 names
@@ -92,10 +93,16 @@ def job_of(folder: Path, workers: int) -> JobSpec:
     )  # fmt: skip
 
 
+def _state(step: int) -> RunStateRecord:
+    return RunStateRecord(
+        step=step, skipped_rows=0, elapsed_s=1.0, best_step=None, best_value=None, evaluations_without_improvement=0
+    )
+
+
 def begun(folder: Path, workers: int) -> None:
     """The run as its interruption left it."""
     from launcher.prepare import prepare
-    from launcher.records import FileEntry, ManifestRecord, RunStateRecord, StepRecord
+    from launcher.records import FileEntry, ManifestRecord, StepRecord
     from launcher.spec.identity import spec_hash
     from launcher.spec.load import dump_job
     from launcher.train import saved
@@ -114,8 +121,7 @@ def begun(folder: Path, workers: int) -> None:
                for r in range(workers) for kind in ("optimizer", "rest")]  # fmt: skip
     for entry in entries:
         run.write_bytes(f"{saved.directory_of(step)}/attempt-000001/{entry.path}", b"0")
-    state = RunStateRecord(step=step, skipped_rows=0, elapsed_s=1.0, best_step=None, best_value=None,
-                           evaluations_without_improvement=0)  # fmt: skip
+    state = _state(step)
     run.write_record(f"{saved.directory_of(step)}/state.json", state)
     manifest = ManifestRecord(step=step, world_size=workers, zero=2, spec_hash=spec_hash(prepared.job),
                               files=tuple(entries), folder="attempt-000001")  # fmt: skip
@@ -130,7 +136,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
     from launcher.data.windows import TRAIN, segments_of
     from launcher.lease import Lease
     from launcher.prepare import prepare
-    from launcher.records import FileEntry, RunStateRecord
+    from launcher.records import FileEntry
     from launcher.resume import check_run
     from launcher.rows import try_rows
     from launcher.train import saved
@@ -175,8 +181,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         assert next(pieces)
     engine = cast(Any, SimpleNamespace(rank=0, world_size=workers, zero=2))
     saver = Saver(run, prepared.job, engine, lease)
-    state = RunStateRecord(step=step + 1, skipped_rows=0, elapsed_s=1.0, best_step=None, best_value=None,
-                           evaluations_without_improvement=0)  # fmt: skip
+    state = _state(step + 1)
     for rank in range(workers):
         part = PartRecord(rank=rank, files=(FileEntry(path=f"{rank:05d}/all.pt", size_bytes=1, sha256="0" * 64),))
         run.write_record(f"{saver._place(state)}/parts/rank-{rank:05d}.json", part)
