@@ -205,8 +205,10 @@ class Engine:
         self._engine._config.load_universal_checkpoint = universal
         # The job file's numbers, not the checkpoint's: a trial of a sweep may go on from another's with its own.
         numbers = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
+        # ZeRO-3 keeps its weights among the optimizer's states: the module alone would leave them as they were.
+        module_only = weights_only and not universal and self.zero < 3
         path, _ = self._engine.load_checkpoint(
-            str(directory), tag=tag, load_module_only=weights_only and not universal, load_lr_scheduler_states=False
+            str(directory), tag=tag, load_module_only=module_only, load_lr_scheduler_states=False
         )
         if path is None:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
