@@ -1,4 +1,4 @@
-"""The best model of a run is an earlier checkpoint's: its weights come back, whatever the stage they were saved under."""
+"""The best model of a run is an earlier checkpoint: its weights come back, under whatever stage they were saved."""
 
 from pathlib import Path
 from typing import Any
