@@ -12,6 +12,10 @@ from launcher.records import Record
 _FP32 = 4
 # Elements, DeepSpeed's own where its configuration is silent: stage3_max_reuse_distance, stage3_prefetch_bucket_size.
 _REUSE, _PREFETCH = 1_000_000_000, 50_000_000
+# Numbers of 4 bytes a weight has while its group is off the disk, DeepSpeed's own (offload_optimizer.buffer_count).
+_SWAP_BUFFERS = 4
+SUB_GROUP = 100_000_000
+"""Weights of a worker that ZeRO-3 updates at once: what is offloaded to a disk passes through buffers of this size."""
 
 
 class Shapes(Record):
@@ -49,6 +53,7 @@ class Setting:
         states: numbers of 4 bytes that the optimizer keeps of each trained weight; Adam has two moments.
         offload_optimizer: states are in the CPU's memory.
         offload_parameters: weights are in the CPU's memory between uses.
+        on_disk: states that are offloaded are in files, not in the CPU's memory.
         averages: whether an average of the weights is kept beside them, where they are.
         copies: whether what a checkpoint holds is copied into the CPU's memory while it is written.
         on_cpu: whether that is where training happens.
@@ -61,6 +66,7 @@ class Setting:
     states: float = 2.0
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    on_disk: bool = False
     averages: bool = False
     copies: bool = False
     on_cpu: bool = True
@@ -82,7 +88,9 @@ class WorkerMemory(Record):
     peak: int
     """The largest sum at any time; not that of the above, which peak at different times."""
     host: int
-    """Beside it, in the CPU's memory, what was offloaded."""
+    """Beside it, in the CPU's memory, what was offloaded; on a CPU it is part of the peak."""
+    disk: int = 0
+    """In files of `parallel.offload_path`."""
     checkpoint: int
     """Of one whole checkpoint, all workers together."""
     copy_bytes: int = 0
@@ -124,38 +132,15 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
     states = int(it.states * trained * _FP32) // share
     # In half precision ZeRO sums the gradients of the micro-batches in fp32.
     kept = trained * _FP32 // share if half else whole // share
-    bucket = whole if it.zero else 0
-    offloaded = (master + states + kept if it.offload_optimizer else 0) + (weights if it.offload_parameters else 0)
+    away = master + states + kept if it.offload_optimizer else 0
+    disk, away = (away, kept + _SWAP_BUFFERS * _FP32 * min(trained // share, SUB_GROUP)) if it.on_disk else (0, away)
+    offloaded = away + (weights if it.offload_parameters else 0)
     average = trained * _FP32 // (it.workers if it.zero == 3 else 1) if it.averages else 0
     base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states) + average
-    if it.zero == 3:
-        # Weights stay gathered where they are used again within max_reuse_distance: in all smaller models. What is
-        # fetched ahead, up to the prefetch bucket, arrives in a flat buffer first.
-        scattered = shapes.trained + shapes.frozen - shapes.persistent
-        gathered = (min(scattered, _REUSE) + min(scattered, _PREFETCH)) * it.element_bytes
-        gradients = 0 if it.offload_optimizer else kept
-        buffers, active = bucket + gathered, max(used.forward, used.backward)
-        peak = base + gradients + buffers + active
-    elif it.zero == 2:
-        gradients = kept if it.accumulates and not it.offload_optimizer else 0
-        buffers, active = bucket, used.backward
-        # The step makes this worker's gradients flat, beside their sums.
-        peak = base + max(gradients + used.forward, gradients + bucket + used.backward, 2 * kept)
-    elif it.zero == 1:
-        gradients = whole
-        buffers, active = bucket, used.backward
-        flowing = whole + used.backward if it.accumulates else max(used.forward, used.joint)
-        peak = base + bucket + max(flowing, 2 * whole // share)
-    else:
-        gradients = whole  # in fp32 one buffer that is always there (`train/flat_gradients.py`)
-        buffers = whole if half else 0
-        active = used.backward
-        always = it.accumulates or not half
-        flowing = whole + max(used.forward, used.backward) if always else max(used.forward, used.joint)
-        peak = base + max(flowing, gradients + buffers)
-    peak = max(peak, base + used.evaluation)
+    gradients, buffers, active, peak = _peak(shapes, used, it, kept, base)
+    peak = max(peak, base + used.evaluation) + (offloaded if it.on_cpu else 0)
     # Of rank 0, which writes the weights below ZeRO-3, and all states without ZeRO.
-    copied = (weights + master + states + average) if it.copies else 0
+    copied = (weights + (0 if it.on_disk else master + states) + average) if it.copies else 0
     return WorkerMemory(
         weights=weights,
         gradients=gradients,
@@ -163,12 +148,47 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
         buffers=buffers,
         activations=active,
         peak=peak,
-        host=offloaded + (0 if it.on_cpu else copied),
+        host=0 if it.on_cpu else offloaded + copied,
+        disk=disk,
         copy_bytes=copied if it.on_cpu else 0,
         checkpoint=(trained + shapes.frozen) * it.element_bytes
         + (states + master) * share
         + (trained * _FP32 if it.averages else 0),
     )
+
+
+def _peak(shapes: Shapes, used: Activations, it: Setting, kept: int, base: int) -> tuple[int, int, int, int]:
+    """Bytes of gradients, of buffers, of activations, and of the largest sum while a step is made.
+
+    Args:
+        shapes: of the model.
+        used: by one micro-batch.
+        it: stage, workers and the like.
+        kept: of this worker's gradients.
+        base: what is always there.
+    """
+    whole = shapes.trained * it.element_bytes
+    if it.zero == 3:
+        # Weights stay gathered where they are used again within max_reuse_distance: in all smaller models. What is
+        # fetched ahead, up to the prefetch bucket, arrives in a flat buffer first.
+        scattered = shapes.trained + shapes.frozen - shapes.persistent
+        gathered = (min(scattered, _REUSE) + min(scattered, _PREFETCH)) * it.element_bytes
+        gradients = 0 if it.offload_optimizer else kept
+        buffers, active = whole + gathered, max(used.forward, used.backward)
+        return gradients, buffers, active, base + gradients + buffers + active
+    if it.zero == 2:
+        gradients = kept if it.accumulates and not it.offload_optimizer else 0
+        # The step makes this worker's gradients flat, beside their sums.
+        peak = base + max(gradients + used.forward, gradients + whole + used.backward, 2 * kept)
+        return gradients, whole, used.backward, peak
+    if it.zero == 1:
+        flowing = whole + used.backward if it.accumulates else max(used.forward, used.joint)
+        return whole, whole, used.backward, base + whole + max(flowing, 2 * whole // it.workers)
+    half = it.element_bytes != _FP32
+    buffers = whole if half else 0
+    always = it.accumulates or not half  # in fp32 one buffer that is always there (`train/flat_gradients.py`)
+    flowing = whole + max(used.forward, used.backward) if always else max(used.forward, used.joint)
+    return whole, buffers, used.backward, base + max(flowing, whole + buffers)
 
 
 def lowest_stage(candidates: Sequence[int], peak: Callable[[int], int], limit: int | None) -> int | None:
@@ -194,3 +214,8 @@ def largest_micro_batch(share: int, peak: Callable[[int], int], limit: int | Non
     while limit is not None and size > 1 and peak(size) > limit:
         size = -(-size // 2)
     return size
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB"

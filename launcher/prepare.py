@@ -34,7 +34,7 @@ from launcher.spec.problems import not_one_of
 from launcher.storage import join, split_options
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
-from launcher.train.machine import missing_gpus
+from launcher.train.machine import missing
 
 _ROWS_AT_ONCE = 4096
 
@@ -273,7 +273,7 @@ def _cluster_notes(job: JobSpec) -> list[str]:
             f"cluster.workers: of {job.cluster.workers} workers only {job.train.batch_size} ever get a sample, as "
             "train.batch_size has no more"
         )
-    notes += [gpus] if (gpus := missing_gpus(job)) is not None else []
+    notes += [lacks] if (lacks := missing(job)) is not None else []
     if job.cluster.gpus_per_worker and not job.train.deterministic:
         notes.append("GPU kernels may differ in the last bits from run to run; train.deterministic: true refuses them")
     return notes

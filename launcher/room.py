@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from launcher import memory
 from launcher.data.batches import repeated
 from launcher.data.sources import Split
 from launcher.errors import LauncherError
-from launcher.memory import Activations, Setting, Shapes, WorkerMemory, largest_micro_batch, lowest_stage, worker_memory
+from launcher.memory import Activations, Setting, Shapes, WorkerMemory, gib
 from launcher.micro_batch import healed
 from launcher.plan import Plan
 from launcher.rundir import RunDir
@@ -27,7 +28,6 @@ from launcher.tasks.base import Batch, Task
 _LOOK_ROWS, _LOOK_PICTURES, _ENCODED = 4096, 8, 64
 # Libraries, the CUDA context, the object store and fragmentation want their part.
 _USABLE = 0.8
-_GIB = 2**30
 # What the sizes depend on; the trials of a sweep differ in other things, and are measured once.
 _MATTERS: Mapping[str, bool | set[str]] = {
     "task": True,
@@ -155,20 +155,21 @@ def _settled(job: JobSpec, zero: int, micro: int | str | None) -> JobSpec:
 
 def _stage(job: JobSpec, peak: Callable[[int], int], limit: int | None, stages: Sequence[int]) -> tuple[int, str]:
     """The stage, and why."""
+    parallel = job.parallel
     if job.train.optimizer.type == "adafactor":
         return 0, "Adafactor factors whole matrices, which the other stages cut"
     if stages[0] == 3:
         return 3, "the run's checkpoints are of it"
-    if job.parallel.offload_parameters:
-        return 3, "only ZeRO-3 offloads weights"
+    if parallel.offload_parameters or parallel.offload_path:
+        return 3, "only ZeRO-3 offloads weights, or states to a disk"
     if limit is None:
         return job.zero_stage, "the workers' memory is not known here"
     if job.cluster.workers == 1:
         return job.zero_stage, "a single worker has nobody to shard with"
     # Half precision needs ZeRO for its fp32 masters, offloading for the states.
-    first = 1 if job.train.precision != "fp32" or job.parallel.offload_optimizer else 0
+    first = 1 if job.train.precision != "fp32" or parallel.offload_optimizer else 0
     last = min(stages[-1], 2 if job.train.compile else 3)
-    found = lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
+    found = memory.lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
     if found is None:
         return last, f"even so about {gib(peak(last))} are needed where {gib(limit)} are there"
     return found, f"the lowest stage that fits, {gib(peak(found))} of {gib(limit)}"
@@ -178,17 +179,12 @@ def _size(job: JobSpec, share: int, peak: Callable[[int], int], limit: int | Non
     """The micro-batch, and why."""
     if job.model.syncs_batch_norm:
         return share, "the whole share, as BatchNorm sees micro-batches"
-    size = largest_micro_batch(share, peak, limit)
+    size = memory.largest_micro_batch(share, peak, limit)
     if limit is None:
         return size, "the whole share, as the workers' memory is not known here; it is halved where it does not fit"
     if size == share:
         return size, f"the whole share fits, {gib(peak(size))} of {gib(limit)}"
     return size, f"the largest part of the share that fits, {gib(peak(size))} of {gib(limit)}"
-
-
-def gib(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / _GIB:.2f} GiB"
 
 
 def worker_limit(job: JobSpec) -> int | None:
@@ -234,7 +230,7 @@ def _needs(job: JobSpec, train: Split, share: int) -> Callable[[int, int], Worke
         train_batch = repeated(task, samples, longest, count, fill)
         evaluation = repeated(task, samples, longest, evaluated, 1)
         found = _measured(key, count, lambda: _measure(job, task, train_batch, evaluation))
-        return worker_memory(*found, setting(job, zero, share > size))
+        return memory.worker_memory(*found, setting(job, zero, share > size))
 
     return needs
 
@@ -250,6 +246,7 @@ def setting(job: JobSpec, zero: int, accumulates: bool) -> Setting:
         states=_states(job),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
+        on_disk=parallel.offload_path is not None,
         averages=job.train.ema is not None,
         copies=job.checkpoint.background,
         on_cpu=job.cluster.gpus_per_worker == 0,

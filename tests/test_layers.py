@@ -16,7 +16,7 @@ _ORDER = (
     ("errors", "arrays"),
     ("spec",),
     ("records", "storage"),
-    ("rundir", "leaks", "writable"),
+    ("rundir", "leaks", "writable", "swap_dir"),
     ("trials", "metrics_file"),
     ("memory", "micro_batch", "events", "lease", "left_out"),
     ("failures", "heartbeat"),
@@ -48,7 +48,7 @@ _NARROW = {
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {
-    "deepspeed": ("train/engine.py", "train/states.py", "train/universal.py"),
+    "deepspeed": ("train/engine.py", "train/states.py", "train/swapped.py", "train/universal.py"),
     "ray.tune": ("tune/",),
     "kubernetes": ("submit/",),
     "typer": ("cli/",),

@@ -50,10 +50,11 @@ def train(
 
 
 def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:
-    from launcher.room import gib
+    from launcher.memory import gib
 
     has = f" of {gib(limit)}" if limit is not None else ""
     host = f", {gib(memory.host)} more on the host" if memory.host else ""
+    host += f", {gib(memory.disk)} on the node's disk" if memory.disk else ""
     copy = f", and {gib(memory.copy_bytes)} for the copy that a checkpoint is written from" if memory.copy_bytes else ""
     return (
         f"{gib(memory.peak)}{has} per worker at the peak: weights {gib(memory.weights)}, gradients "
@@ -209,7 +210,7 @@ def _figure(value: float | None) -> str:
 def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     from launcher.leakage import leak_notes
     from launcher.leaks import clean_sentence
-    from launcher.room import gib
+    from launcher.memory import gib
 
     table = Table(show_header=False, box=None)
     rows = {

@@ -76,10 +76,10 @@ class JobSpec(Section):
                 f"parallel.{key} is for adamw, which has a CPU kernel, and train.optimizer is {kind}; drop {key} or "
                 "take adamw"
             )
-        if self.train.compile and (parallel.zero == 3 or parallel.offload_parameters):
+        if self.train.compile and self.zero_stage == 3:
             raise ValueError(
                 "train.compile is true, and parallel is of ZeRO-3, which fetches weights where compiled code would "
-                "have them; drop train.compile, or take parallel.zero: 2 without offload_parameters"
+                "have them; drop train.compile, or take parallel.zero: 2 without offload_parameters and offload_path"
             )
         if kind == "adafactor" and parallel.zero not in ("auto", 0):
             raise ValueError(
@@ -94,7 +94,7 @@ class JobSpec(Section):
         parallel = self.parallel
         if parallel.zero != "auto":
             return parallel.zero
-        if parallel.offload_parameters:
+        if parallel.offload_parameters or parallel.offload_path is not None:
             return 3
         if self.train.optimizer.type == "adafactor":
             return 0

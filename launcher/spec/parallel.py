@@ -22,6 +22,10 @@ class ParallelSpec(Section):
     offload_optimizer: bool = False
     """Keep optimizer states in CPU memory and update there (ZeRO 1 and up); compiles a CPU kernel at first use."""
 
+    offload_path: str | None = None
+    """Directory on a disk of each node, an NVMe one: offloaded optimizer states are kept in files there, not in CPU
+    memory (ZeRO 3; needs libaio, and compiles a kernel at first use)."""
+
     offload_parameters: bool = False
     """Keep weights in CPU memory between uses (ZeRO 3)."""
 
@@ -36,4 +40,22 @@ class ParallelSpec(Section):
             )
         if self.offload_optimizer and self.zero == 0:
             raise ValueError("offload_optimizer needs zero: 1, 2 or 3, not 0; raise zero or drop offload_optimizer")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_path_is_of_use(self) -> "ParallelSpec":
+        if self.offload_path is None:
+            return self
+        if not self.offload_optimizer:
+            raise ValueError(
+                "offload_path says where offloaded optimizer states are kept, and offload_optimizer is false; set "
+                "offload_optimizer: true or drop offload_path"
+            )
+        if self.zero not in ("auto", 3):
+            raise ValueError(f"offload_path needs zero: 3, not {self.zero}; set zero: 3 or drop offload_path")
+        if not self.offload_path.startswith("/"):
+            raise ValueError(
+                f"offload_path is {self.offload_path}, which is no whole path; give a directory that every node has on "
+                "a disk of its own (/mnt/nvme)"
+            )
         return self

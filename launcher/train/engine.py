@@ -1,6 +1,6 @@
 """DeepSpeed behind a small face: forward, backward, step, save, load. Runs in train workers.
 
-The only importer of deepspeed beside `universal.py`; `loop.py` is its user, `zero.py` its configuration.
+`loop.py` is its user, `zero.py` its configuration; what is saved is in `states.py`, `swapped.py` and `universal.py`.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from launcher.train.flat_gradients import FlatGradients, add_rows_only
 from launcher.train.groups import not_torchs, parameter_groups, refuse_tiny
 from launcher.train.kernels import forget_dead_builds
 from launcher.train.states import collect
+from launcher.train.swapped import claim, reading_back
 from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
 from launcher.train.zero import deepspeed_config, keeps_gradients_flat
 
@@ -73,7 +74,9 @@ class Engine:
         """Names of the trained parameters, in the optimizer's order."""
         forget_dead_builds()
         elements = sum(weight.numel() for group in groups for weight in group.parameters)
-        config = deepspeed_config(job, micro_batch, self.world_size, elements)
+        self._swap = claim(job.parallel.offload_path, elements // self.world_size)
+        disk = None if self._swap is None else self._swap.path
+        config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """How the optimizer's states travel to another number of workers; None where they cannot."""
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -145,6 +148,11 @@ class Engine:
         return bool(self._synchronised)
 
     @property
+    def saves_from_files(self) -> bool:
+        """Whether `states` are mapped from files on a disk: a copy would bring all of them into memory."""
+        return self._swap is not None
+
+    @property
     def repeats(self) -> bool:
         """Whether a step can be made again: before `step` nothing was exchanged, and gradients are the parameters'."""
         alone = self.zero == 1 or self._flat is not None
@@ -207,9 +215,10 @@ class Engine:
         numbers = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
         # ZeRO-3 keeps its weights among the optimizer's states: the module alone would leave them as they were.
         module_only = weights_only and not universal and self.zero < 3
-        path, _ = self._engine.load_checkpoint(
-            str(directory), tag=tag, load_module_only=module_only, load_lr_scheduler_states=False
-        )
+        with reading_back(self._engine, universal):
+            path, _ = self._engine.load_checkpoint(
+                str(directory), tag=tag, load_module_only=module_only, load_lr_scheduler_states=False
+            )
         if path is None:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
         # Loading a universal ZeRO-3 checkpoint (DeepSpeed 0.19.8, load_hp_checkpoint_state_from_checkpoint_dir_stage3)
@@ -226,6 +235,12 @@ class Engine:
     def close(self) -> None:
         """Let go of hooks and buffers that would keep the model in memory: a sweep builds many in one process."""
         self._engine.destroy()
+        self.release_disk()
+
+    def release_disk(self) -> None:
+        """Remove the files of offloaded states, without which there are no steps."""
+        if self._swap is not None:
+            self._swap.close()
 
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
         """All weights, averaged where they are, on the CPU of rank 0, None elsewhere (a collective)."""

@@ -4,13 +4,21 @@ import os
 
 from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
+from launcher.swap_dir import refuse
 
 
-def missing_gpus(job: JobSpec) -> str | None:
+def missing(job: JobSpec) -> str | None:
     """Why a local Ray could not run the job; None where it can, or where a cluster will."""
     cluster = job.cluster
+    if cluster.address or cluster.kubernetes or os.environ.get("RAY_ADDRESS"):
+        return None
+    return _gpus(job) or _disk(job)
+
+
+def _gpus(job: JobSpec) -> str | None:
+    cluster = job.cluster
     wanted = cluster.workers * cluster.gpus_per_worker
-    if not wanted or cluster.address or cluster.kubernetes or os.environ.get("RAY_ADDRESS"):
+    if not wanted:
         return None
     import torch
 
@@ -23,14 +31,24 @@ def missing_gpus(job: JobSpec) -> str | None:
     )
 
 
+def _disk(job: JobSpec) -> str | None:
+    if job.parallel.offload_path is None:
+        return None
+    try:
+        refuse(job.parallel.offload_path)
+    except ClusterError as error:
+        return error.message
+    return None
+
+
 def check_machine(job: JobSpec) -> None:
-    """Refuse a job whose GPUs a local Ray would look for in vain.
+    """Refuse a job whose GPUs, or disk, a local Ray would look for in vain.
 
     Raises:
         ClusterError: they are not here, and no cluster is named.
     """
     import ray
 
-    missing = missing_gpus(job)
-    if missing is not None and not ray.is_initialized():  # a Ray that runs already knows what it has
-        raise ClusterError(missing)
+    lacks = missing(job)
+    if lacks is not None and not ray.is_initialized():  # a Ray that runs already knows what it has
+        raise ClusterError(lacks)

@@ -179,7 +179,7 @@ class Saver:
         """In a thread: this worker's part, and on rank 0 the whole."""
         try:
             place = self._place(writing.state)
-            if self._background:
+            if self._background and not self._engine.saves_from_files:
                 states = self._copier.copy(states)
                 writing.copied.set()
             self._chaos.at("save")

@@ -9,15 +9,24 @@ from typing import Any  # trees of DeepSpeed's making
 import deepspeed
 import torch
 
+from launcher.train.swapped import is_swapped, map_files, without_copies
+
 
 def collect(engine: deepspeed.DeepSpeedEngine) -> dict[str, object]:
     """The trees by their file, below `state/` (a collective)."""
     found: dict[str, Any] = {}
     sharded = bool(engine.zero_optimization_partition_weights())
-    with tempfile.TemporaryDirectory() as nothing, _instead_of_files(engine, found), _as_it_lies(engine, sharded):
+    with (
+        tempfile.TemporaryDirectory() as nothing,
+        _instead_of_files(engine, found),
+        _as_it_lies(engine, sharded),
+        without_copies(engine),
+    ):
         engine.save_checkpoint(nothing, tag="state", save_latest=False)
     if sharded:
         _without_whole(engine, found)
+    if is_swapped(engine):
+        map_files(engine, found)
     return dict(found)
 
 

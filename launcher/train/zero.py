@@ -4,10 +4,15 @@ DeepSpeed fills what its config does not say with values of its own (it clips gr
 value the result depends on is written out. Runs in train workers; `engine.py` passes it on.
 """
 
+from pathlib import Path
+
+from launcher.memory import SUB_GROUP
 from launcher.spec.job import JobSpec
 
 
-def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int, trained: int) -> dict[str, object]:
+def deepspeed_config(
+    job: JobSpec, micro_batch: int, world_size: int, trained: int, swap: Path | None = None
+) -> dict[str, object]:
     """The configuration for `deepspeed.initialize`.
 
     Args:
@@ -15,6 +20,7 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int, trained: i
         micro_batch: largest micro-batch of a worker; informs DeepSpeed's own counters only.
         world_size: train workers.
         trained: elements of all trained parameters.
+        swap: this worker's own directory on a disk, where the job offloads to one.
     """
     precision = job.train.precision
     return {
@@ -30,7 +36,7 @@ def deepspeed_config(job: JobSpec, micro_batch: int, world_size: int, trained: i
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32" if precision == "fp32" else None,
         **_optimizer(job),
-        "zero_optimization": _zero(job, trained),
+        "zero_optimization": _zero(job, trained, swap),
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
         "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),  # tested by us
@@ -70,7 +76,7 @@ def reduce_bucket(trained: int) -> int:
     return max(1, min(trained, 500_000_000))
 
 
-def _zero(job: JobSpec, trained: int) -> dict[str, object]:
+def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
     parallel = job.parallel
     section: dict[str, object] = {
         "stage": job.zero_stage,
@@ -81,8 +87,11 @@ def _zero(job: JobSpec, trained: int) -> dict[str, object]:
         "round_robin_gradients": False,
         "reduce_bucket_size": reduce_bucket(trained),
     }
+    if job.zero_stage == 3:
+        section["sub_group_size"] = SUB_GROUP
     if parallel.offload_optimizer:
-        section["offload_optimizer"] = {"device": "cpu", "pin_memory": job.cluster.gpus_per_worker > 0}
+        place = {"device": "cpu"} if swap is None else {"device": "nvme", "nvme_path": str(swap)}
+        section["offload_optimizer"] = {**place, "pin_memory": job.cluster.gpus_per_worker > 0}
     if parallel.offload_parameters:
         section["offload_param"] = {"device": "cpu", "pin_memory": job.cluster.gpus_per_worker > 0}
     return section

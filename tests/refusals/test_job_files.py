@@ -129,7 +129,8 @@ FILES = [
         "compiled code under ZeRO-3",
         lambda desk: desk.job("  batch_size: 8", "  batch_size: 8\n  compile: true\nparallel: {zero: 3}"),
         "job.yaml:7: the job file: train.compile is true, and parallel is of ZeRO-3, which fetches weights where "
-        "compiled code would have them; drop train.compile, or take parallel.zero: 2 without offload_parameters",
+        "compiled code would have them; drop train.compile, or take parallel.zero: 2 without offload_parameters "
+        "and offload_path",
     ),
     Case(
         "encoded rows in a bucket",

@@ -1,5 +1,6 @@
 """Clusters and sweeps that cannot be: what `check`, `train` and `tune` say of each."""
 
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -160,6 +161,17 @@ _GPUS = (
 def test_gpus_where_there_are_none(command: str, desk: Desk) -> None:
     desk.monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     desk.refuses(command, _GPUS, "job.yaml", "cluster.gpus_per_worker=1", *_space(_RATE))
+
+
+_DISK = ["parallel.offload_optimizer=true", "parallel.offload_path=/nowhere"]
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_a_disk_that_is_not_there(command: str, desk: Desk) -> None:
+    said = "parallel.offload_path: /nowhere is no directory on HOST; make it on every node, on a disk of the node's own"
+    said = said.replace("HOST", socket.gethostname())
+    desk.refuses(command, said, "job.yaml", *_DISK, *_space(_RATE))
+    assert f"note: {said}\n" in desk.launcher("check", "job.yaml", *_DISK).out
 
 
 def test_check_notes_what_only_a_cluster_has(desk: Desk) -> None:

@@ -374,6 +374,20 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
             "parallel={zero: 2, offload_parameters: true}",
             "parallel.offload_parameters needs zero: 3, not 2; set zero: 3 or drop offload_parameters",
         ),
+        (
+            "parallel={offload_path: /mnt/nvme}",
+            "parallel.offload_path says where offloaded optimizer states are kept, and offload_optimizer is false; set "
+            "offload_optimizer: true or drop offload_path",
+        ),
+        (
+            "parallel={offload_path: /mnt/nvme, offload_optimizer: true, zero: 2}",
+            "parallel.offload_path needs zero: 3, not 2; set zero: 3 or drop offload_path",
+        ),
+        (
+            "parallel={offload_path: s3://bucket/states, offload_optimizer: true}",
+            "parallel.offload_path is s3://bucket/states, which is no whole path; give a directory that every node has "
+            "on a disk of its own (/mnt/nvme)",
+        ),
         ("task.length=abc", "task.length is abc, which fits none of the forms allowed; give a whole number or auto"),
         ("task.betas=[1]", "task.betas has too few items; give a list of 2: a number, a number"),
         ("task.betas=[1, x]", "task.betas[1] is x, which is not a number; give one"),
