@@ -36,7 +36,7 @@ def submit(
     command: Annotated[
         str,
         typer.Option(
-            help="train, tune, 'evaluate [--split NAME]', 'evaluate --data LOCATION [--name NAME]', or "
+            help="'train [--fork RUN]', tune, 'evaluate [--split NAME]', 'evaluate --data LOCATION [--name NAME]', or "
             "'predict INPUT --output DIR': paths there."
         ),
     ] = "train",

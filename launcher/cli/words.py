@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from launcher.submit.package import Package
 
 _COMMANDS = ("train", "tune", "evaluate", "predict")
-_EVALUATE = "write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'"
+# Their options, and what to write instead of what is wrong.
+_OPTIONS = {"train": ("--fork", "--chaos"), "evaluate": ("--split", "--data", "--name", "KEY=VALUE")}
+_WRITE = {
+    "train": "write 'train --fork s3://runs/RUN', with changes as KEY=VALUE behind the job file",
+    "evaluate": "write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'",
+}
 
 
 def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
@@ -29,8 +34,10 @@ def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
         raise RunError(f"--command: {command!r} cannot be taken apart ({error}); close its quotation marks") from error
     if not words or words[0] not in _COMMANDS:
         raise RunError(f"--command: {command!r} is none of {', '.join(_COMMANDS)}; give one of them")
-    if words[0] in ("train", "tune") and len(words) > 1:
-        raise RunError(f"--command {words[0]}: takes no more words; give changes as KEY=VALUE behind the job file")
+    if words[0] == "tune" and len(words) > 1:
+        raise RunError("--command tune: takes no more words; give changes as KEY=VALUE behind the job file")
+    if words[0] == "train":
+        _check_train(words[1:])
     if words[0] == "evaluate":
         _check_evaluate(words[1:], package)
     if words[0] == "predict" and "--output" not in words:
@@ -38,12 +45,26 @@ def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
     return words
 
 
+def _check_train(words: tuple[str, ...]) -> None:
+    """Refuse what `launcher train` would refuse there."""
+    from launcher.spec.chaos import parse_faults
+
+    given, overrides = _options("train", words)
+    if overrides:
+        raise RunError(f"--command train: takes no {overrides[0]}; {_WRITE['train']}")
+    if "--chaos" in given:
+        parse_faults(given["--chaos"])
+    run = given.get("--fork")
+    if run is not None and "://" not in run and not run.startswith("/"):
+        raise RunError(f"--fork: {run} is a relative path, which means nothing there; give the run's URI or whole path")
+
+
 def _check_evaluate(words: tuple[str, ...], package: "Package | None") -> None:
     """Refuse what `launcher evaluate` would refuse there."""
     from launcher.spec.problems import not_one_of
     from launcher.spec.scored import SPLITS, checked_name
 
-    given, overrides = _options(words)
+    given, overrides = _options("evaluate", words)
     check_scored(given.get("--split"), given.get("--data"), given.get("--name"))
     check_overrides(overrides, EVALUATE_KEYS)
     split, data = given.get("--split"), given.get("--data")
@@ -58,21 +79,21 @@ def _check_evaluate(words: tuple[str, ...], package: "Package | None") -> None:
         )
 
 
-def _options(words: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """The options of `evaluate` by name, and its KEY=VALUE words."""
+def _options(command: str, words: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The options of a command by name, and its KEY=VALUE words."""
     given: dict[str, str] = {}
     overrides: list[str] = []
-    rest = list(words)
+    rest, names, write = list(words), _OPTIONS[command], _WRITE[command]
     while rest:
         name, mark, value = rest.pop(0).partition("=")
-        if name in ("--split", "--data", "--name"):
+        if name in names:
             if not mark and (not rest or rest[0].startswith("--")):
-                raise RunError(f"--command evaluate: {name} has no value; {_EVALUATE}")
+                raise RunError(f"--command {command}: {name} has no value; {write}")
             if name in given:
-                raise RunError(f"--command evaluate: {name} is given twice; {_EVALUATE}")
+                raise RunError(f"--command {command}: {name} is given twice; {write}")
             given[name] = value if mark else rest.pop(0)
         elif mark and not name.startswith("-"):
             overrides.append(f"{name}={value}")
         else:
-            raise RunError(f"--command evaluate: takes --split, --data, --name and KEY=VALUE, not {name}; {_EVALUATE}")
+            raise RunError(f"--command {command}: takes {', '.join(names[:-1])} and {names[-1]}, not {name}; {write}")
     return given, overrides

@@ -68,7 +68,11 @@ def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
     [
         ("", "none of train, tune, evaluate, predict"),
         ("train2", "none of train, tune, evaluate, predict"),
-        ("train learning_rate=1", "as KEY=VALUE behind the job file"),
+        ("train learning_rate=1", "takes no learning_rate=1; write 'train --fork s3://runs/RUN', with changes as KEY"),
+        ("train first", "takes --fork and --chaos, not first"),
+        ("train --fork runs/first", "--fork: runs/first is a relative path, which means nothing there; give the run's"),
+        ("train --chaos kil=1@step3", "kil"),
+        ("tune --fork /runs/first", "takes no more words"),
         ("evaluate test", "not test; write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'"),
         ("evaluate --split train", "--split is train, which is not one of validation, test"),
         ("evaluate --data", "--data has no value"),
@@ -92,6 +96,13 @@ def test_other_data_is_scored_on_the_cluster() -> None:
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
     assert Submission(job, words).entrypoint == (
         "exec python -m launcher evaluate /mnt/runs/test --data 's3://in/new data.csv' --name=new data.format=csv"
+    )
+
+
+def test_a_run_begins_from_another_on_the_cluster() -> None:
+    job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
+    assert Submission(job, words_of("train --fork /mnt/runs/first")).entrypoint == (
+        "exec python -m launcher train launcher-job.yaml --fork /mnt/runs/first"
     )
 
 
