@@ -50,8 +50,7 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
             engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
         if engine.average is not None:
             engine.average.load(directory)
-        if run.local is None:
-            dist.barrier()  # others of this host may read what the first has fetched
+        dist.barrier()  # others of this host may still read what the first has fetched, or converted
     return run.read_record(f"{source}/state.json", RunStateRecord)
 
 

@@ -226,11 +226,13 @@ class Engine:
         # per group: both would bend the curve of a run that goes on with another number of workers.
         for group, own in zip(self._optimizer.param_groups, numbers, strict=True):
             group.update(own)
-        for state in getattr(self._optimizer, "optimizer", self._optimizer).state.values():
+        # torch's optimizers count in a tensor beside the weights, DeepSpeed's on the CPU in an int.
+        for weight, state in getattr(self._optimizer, "optimizer", self._optimizer).state.items():
             if universal and self.moments is not None:
                 own_names(state, self.moments)
-            if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = state["step"].clone()
+            if "step" in state:
+                step = torch.as_tensor(state["step"], dtype=torch.float32).clone()
+                state["step"] = int(step) if self.job.parallel.offload_optimizer else step.to(weight.device)
 
     def close(self) -> None:
         """Let go of hooks and buffers that would keep the model in memory: a sweep builds many in one process."""

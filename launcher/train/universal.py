@@ -102,7 +102,7 @@ def from_whole(source: Path, target: Path, names: Sequence[str], moments: Moment
     for index, name in enumerate(names):
         state = optimizer["state"].get(index, {})
         if "step" not in state:
-            state = _renamed(state, saved["module"][name], moments)
+            state = _renamed(state, saved["module"][name].numel(), moments)
         folder = target / "zero" / name
         folder.mkdir(parents=True)
         tensors = {
