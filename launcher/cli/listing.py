@@ -30,6 +30,9 @@ def runs(
         for run in found:
             typer.echo(json.dumps(run.model_dump(mode="json")))
         return
+    if not found:
+        OUT.print(f"no run in {storage} yet", markup=False, highlight=False, soft_wrap=True)
+        return
     table = Table(box=None, padding=(0, 2))
     for column in ("run", "state", "step", "best", "heartbeat", "task"):
         table.add_column(column, no_wrap=True)
