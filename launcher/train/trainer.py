@@ -23,6 +23,7 @@ from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.storage import SETTINGS, open_uri
 from launcher.train.explain import explain
+from launcher.train.hush import hush
 from launcher.train.signals import StoppedAtOnce, wait_for
 
 # What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
@@ -53,6 +54,8 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
         return
     address = job.cluster.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not logging.getLogger("ray").isEnabledFor(logging.WARNING):  # as it is with --debug
+        hush()
     if not address:
         # Ray's workers yield to every other process (niceness 15), and nearly stop where another one computes.
         os.environ.setdefault("RAY_worker_niceness", "0")
