@@ -48,7 +48,13 @@ _NARROW = {
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {
-    "deepspeed": ("train/engine.py", "train/states.py", "train/swapped.py", "train/universal.py"),
+    "deepspeed": (
+        "train/engine.py",
+        "train/kernels.py",
+        "train/states.py",
+        "train/swapped.py",
+        "train/universal.py",
+    ),
     "ray.tune": ("tune/",),
     "kubernetes": ("submit/",),
     "typer": ("cli/",),

@@ -22,14 +22,14 @@ from launcher.tasks.base import Batch, Task
 from launcher.train.average import FILE, WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
 from launcher.train.groups import not_torchs, parameter_groups, refuse_tiny
-from launcher.train.kernels import forget_dead_builds
+from launcher.train.kernels import prepare_kernels
 from launcher.train.states import collect
 from launcher.train.swapped import claim, reading_back
 from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
 from launcher.train.zero import deepspeed_config, keeps_gradients_flat
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported, here
 
 import deepspeed
 
@@ -72,7 +72,7 @@ class Engine:
         self._groups = groups
         self.trained = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
-        forget_dead_builds()
+        prepare_kernels()
         elements = sum(weight.numel() for group in groups for weight in group.parameters)
         self._swap = claim(job.parallel.offload_path, elements // self.world_size)
         disk = None if self._swap is None else self._swap.path

@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled kernels: a build that was killed must not stop the next one. Train workers, before DeepSpeed.
+"""DeepSpeed's compiled kernels: which are built, and what a killed build leaves. Train workers, before an engine.
 
 torch compiles a kernel under a lock *file*, which outlives a process that is killed; whoever comes later waits for it
 for ever, without a word (torch 2.13, torch/utils/file_baton.py).
@@ -12,6 +12,16 @@ from pathlib import Path
 from torch.utils.cpp_extension import get_default_build_root
 
 _LOG = logging.getLogger(__name__)
+
+
+def prepare_kernels() -> None:
+    """Before an engine is made, which builds what it lacks."""
+    from deepspeed.comm import torch as backend
+
+    forget_dead_builds()
+    # With a group of CPUs DeepSpeed (0.19.8) compiles all-reduces for its inference, a minute or more on all cores at
+    # the first start on a machine, and loads them at each start; training calls none of them.
+    backend.build_shm_op = lambda: None
 
 
 def forget_dead_builds() -> None:

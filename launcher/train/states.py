@@ -4,15 +4,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any  # trees of DeepSpeed's making
+from typing import TYPE_CHECKING, Any  # trees of DeepSpeed's making
 
-import deepspeed
 import torch
 
 from launcher.train.swapped import is_swapped, map_files, without_copies
 
+if TYPE_CHECKING:
+    import deepspeed
 
-def collect(engine: deepspeed.DeepSpeedEngine) -> dict[str, object]:
+
+def collect(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
     """The trees by their file, below `state/` (a collective)."""
     found: dict[str, Any] = {}
     sharded = bool(engine.zero_optimization_partition_weights())
@@ -31,7 +33,7 @@ def collect(engine: deepspeed.DeepSpeedEngine) -> dict[str, object]:
 
 
 @contextmanager
-def _instead_of_files(engine: deepspeed.DeepSpeedEngine, found: dict[str, Any]) -> Iterator[None]:
+def _instead_of_files(engine: "deepspeed.DeepSpeedEngine", found: dict[str, Any]) -> Iterator[None]:
     """What DeepSpeed would write goes into `found`: how it is written, and when, is for `saver.py` to say."""
     files = engine.checkpoint_engine
     files.save = lambda state_dict, path: found.update({f"state/{Path(path).name}": state_dict})
@@ -44,7 +46,7 @@ def _instead_of_files(engine: deepspeed.DeepSpeedEngine, found: dict[str, Any]) 
 
 
 @contextmanager
-def _as_it_lies(engine: deepspeed.DeepSpeedEngine, sharded: bool) -> Iterator[None]:
+def _as_it_lies(engine: "deepspeed.DeepSpeedEngine", sharded: bool) -> Iterator[None]:
     """Without gathering anything, which under ZeRO-3 takes two thirds of the time.
 
     DeepSpeed lets go of all weights that are whole and gathers them again, one by one. Nothing that is saved depends
@@ -60,7 +62,7 @@ def _as_it_lies(engine: deepspeed.DeepSpeedEngine, sharded: bool) -> Iterator[No
             del optimizer.checkpoint_event_prologue, optimizer.checkpoint_event_epilogue
 
 
-def _without_whole(engine: deepspeed.DeepSpeedEngine, found: dict[str, Any]) -> None:
+def _without_whole(engine: "deepspeed.DeepSpeedEngine", found: dict[str, Any]) -> None:
     """A sharded weight has an empty place among the module's: its shards are the optimizer's."""
     sharded = {n: p for n, p in engine.module.named_parameters(remove_duplicate=False) if hasattr(p, "ds_id")}
     for tree in found.values():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any  # DeepSpeed ships no types
 
 import torch
-from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from launcher.errors import ClusterError
 from launcher.swap_dir import SwapDir, refuse_full
@@ -37,6 +36,8 @@ def claim(path: str | None, elements: int) -> SwapDir | None:
     """
     if path is None:
         return None
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
     directory = SwapDir(path)
     if not AsyncIOBuilder().is_compatible():
         directory.close()
