@@ -347,6 +347,10 @@ def test_rendering_is_deterministic(tmp_path: Path) -> None:
             ["model.name=/models/bert", f"{K}.image_paths=[/opt]"],
             "model.name is /models/bert, which is not in the pods; put it below /opt, give a URI",
         ),
+        (
+            ["parallel.offload_optimizer=true", "parallel.offload_path=/mnt/nvme"],
+            "parallel.offload_path is /mnt/nvme, which the pods cannot write to; mount a disk of the nodes there",
+        ),
         (["cluster.code=[my_task.py]"], "cluster.code names my_task.py, which a manifest cannot carry; build it into"),
         (["cluster.kubernetes=null"], "override cluster.kubernetes=null: cluster.kubernetes is missing; add it with"),
     ],
@@ -364,6 +368,11 @@ def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], said:
         ["model.name=org/name", "data.train=hub:org/name#train"],
         ["data.train=data/x.parquet", f"{K}.working_dir=s3://b/c.zip"],
         ["data.train=/ro/x.parquet", f"{K}.volumes.d={{type: nfs, server: n, share: /x, path: /ro, read_only: true}}"],
+        ["parallel={offload_optimizer: true, offload_path: /tmp}"],
+        [
+            "parallel={offload_optimizer: true, offload_path: /mnt/nvme/states}",
+            f"{K}.volumes.d={{type: host_path, host_path: /mnt/ssd0, path: /mnt/nvme}}",
+        ],
         ["cluster.code=[my_task.py]", f"{K}.working_dir=https://x/c.zip"],
         ["output.storage=file:///d/runs", f"{K}.volumes.d={{type: host_path, host_path: /lustre, path: /d}}"],
     ],

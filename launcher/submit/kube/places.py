@@ -8,7 +8,7 @@ from typing import NamedTuple
 from launcher.spec.document import KeyPath, dotted
 from launcher.spec.hub import PREFIX, is_path, parse_hub
 from launcher.spec.job import JobSpec
-from launcher.spec.kubernetes import KubernetesSpec
+from launcher.spec.kubernetes import HOME, KubernetesSpec
 
 
 class Misplaced(NamedTuple):
@@ -20,7 +20,7 @@ class Misplaced(NamedTuple):
 
 def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
     """What of a job file cannot be used in pods as it is written; [] when everything can."""
-    found = [*_storage(job, spec), *_code(job, spec)]
+    found = [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
     for split in ("train", "validation", "test"):
         for index, location in enumerate(getattr(job.data, split) or ()):
             path = parse_hub(location).source if location.startswith(PREFIX) else location
@@ -43,6 +43,19 @@ def _storage(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
             ("output", "storage"),
             f"output.storage is {storage}, which each pod would have for itself and lose with its end; {remedy}, or "
             "give a URI",
+        )
+
+
+def _offloaded(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
+    path = job.parallel.offload_path
+    if path is None:
+        return
+    written = [volume.path for volume in spec.volumes.values() if volume.holds_runs]
+    if not any(_within(path, root) for root in (*written, "/tmp", HOME)):
+        yield Misplaced(
+            ("parallel", "offload_path"),
+            f"parallel.offload_path is {path}, which the pods cannot write to; mount a disk of the nodes there "
+            "(cluster.kubernetes.volumes, type: host_path), or give /tmp, which is on the nodes' disks too",
         )
 
 
