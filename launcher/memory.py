@@ -18,6 +18,15 @@ SUB_GROUP = 100_000_000
 """Weights of a worker that ZeRO-3 updates at once: what is offloaded to a disk passes through buffers of this size."""
 
 
+def swap_buffers(elements: int) -> int:
+    """Bytes of locked memory that offloaded states pass through.
+
+    Args:
+        elements: of the trained weights that are this worker's.
+    """
+    return _SWAP_BUFFERS * _FP32 * min(elements, SUB_GROUP)
+
+
 class Shapes(Record):
     """Elements of a model's tensors."""
 
@@ -133,7 +142,7 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
     # In half precision ZeRO sums the gradients of the micro-batches in fp32.
     kept = trained * _FP32 // share if half else whole // share
     away = master + states + kept if it.offload_optimizer else 0
-    disk, away = (away, kept + _SWAP_BUFFERS * _FP32 * min(trained // share, SUB_GROUP)) if it.on_disk else (0, away)
+    disk, away = (away, kept + swap_buffers(trained // share)) if it.on_disk else (0, away)
     offloaded = away + (weights if it.offload_parameters else 0)
     average = trained * _FP32 // (it.workers if it.zero == 3 else 1) if it.averages else 0
     base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states) + average

@@ -5,7 +5,10 @@ workers finds them, and knows no other way back. Here a checkpoint holds the sam
 any ZeRO-3 run: it is read with or without a disk, by any number of workers.
 """
 
+import ctypes
+import mmap
 import os
+import resource
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from typing import Any  # DeepSpeed ships no types
 import torch
 
 from launcher.errors import ClusterError
+from launcher.memory import swap_buffers
 from launcher.swap_dir import SwapDir, refuse_full
 
 # Of a weight in fp32: itself, two moments and the gradient.
@@ -32,7 +36,7 @@ def claim(path: str | None, elements: int) -> SwapDir | None:
         elements: of the trained weights that are this worker's.
 
     Raises:
-        ClusterError: the disk cannot be used, is full, or this node has no libaio.
+        ClusterError: the disk cannot be used, is full, or this node has no libaio or lets no memory be locked.
     """
     if path is None:
         return None
@@ -45,8 +49,28 @@ def claim(path: str | None, elements: int) -> SwapDir | None:
             f"parallel.offload_path: {socket.gethostname()} has no libaio to compile DeepSpeed's kernel with; install "
             "libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
         )
+    _refuse_without_locks(swap_buffers(elements))
     refuse_full(directory, elements * _BYTES * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return directory
+
+
+def _refuse_without_locks(size: int) -> None:
+    """Refuse where DeepSpeed could not lock its buffers into memory: it would abort the process.
+
+    Raises:
+        ClusterError: says how much may be locked.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as memory:
+        view = ctypes.c_char.from_buffer(memory)
+        refused = libc.mlock(ctypes.byref(view), ctypes.c_size_t(len(memory)))
+        del view  # the mapping cannot be closed while it is looked at; closing unlocks it
+    if refused:
+        may = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        raise ClusterError(
+            f"parallel.offload_path: {socket.gethostname()} lets a process lock {may >> 10} KiB of memory, and the "
+            f"buffers of offloaded states take {size >> 10}; raise the limit (ulimit -l), or drop offload_path"
+        )
 
 
 def is_swapped(engine: Any) -> bool:

@@ -1,5 +1,8 @@
 """Optimizer states on a disk: the same curve, and checkpoints that are like any others of ZeRO-3."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,19 @@ def test_a_disk_changes_nothing(job: Prepared, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # no directory outlives its engine
     sums = [run_group(2, _weights, with_job(job, name="disk-disk", parallel=it), _HALF) for it in (disk, {})]
     assert sums[0] == sums[1]
+
+
+def test_a_node_that_lets_no_memory_be_locked_is_told_of() -> None:
+    """As another user than root, whom no limit binds; DeepSpeed would abort."""
+    code = (
+        "import os, resource\n"
+        "from launcher.train import swapped\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20)); os.setuid(65534)\n"
+        "swapped._refuse_without_locks(1 << 20)\n"
+        "swapped._refuse_without_locks(1 << 30)\n"
+    )
+    if os.geteuid() != 0:
+        code = code.replace("; os.setuid(65534)", "")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    said = "lets a process lock 8192 KiB of memory, and the buffers of offloaded states take 1048576; raise the limit"
+    assert said in done.stderr, done.stderr
