@@ -145,7 +145,6 @@ def _holds(number: int, models: dict[str, Path], folder: Path) -> None:
     assert far < 2e-4, (number, first, then)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", _KNOWN)
 def test_what_once_broke_it(number: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
     _holds(number, tiny_models, tmp_path)
