@@ -111,14 +111,15 @@ def _scores(run: RunDir, split: str) -> ScoresRecord | None:
     return run.find_record(f"scores-{split}.json", ScoresRecord)
 
 
-def _exported(run: RunDir, job: JobSpec) -> JobSpec:
-    """The job with the run's own model: what it was made of may be gone."""
-    return job.model_copy(update={"model": job.model.exported(run.path("model"))})
+def exported(run: RunDir, job: JobSpec) -> JobSpec:
+    """The job with the run's own model, as what it was made of may be gone; states need no disk where none change."""
+    parallel = job.parallel.model_copy(update={"offload_path": None, "zero": job.zero_stage})
+    return job.model_copy(update={"model": job.model.exported(run.path("model")), "parallel": parallel})
 
 
 def _try(run: RunDir, job: JobSpec, split: Split) -> None:
     """Columns, classes and first rows, before Ray starts."""
-    task = build_task(_exported(run, job))
+    task = build_task(exported(run, job))
     check_columns(split, task)
     _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
     try_split(job, task, split)
@@ -143,7 +144,7 @@ def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...
 
 def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresRecord:
     plan = run.read_record("plan.json", Plan)
-    model_job = _exported(run, job)
+    model_job = exported(run, job)
     splits = {split.name: split}
     data = CanonicalData(model_job, plan, splits)
     with ray_session(model_job), watch(plan, console) as line:

@@ -12,10 +12,11 @@ import pytest
 import launcher.cli.main as cli
 from jobs import example_table, make_job, write_splits
 from launcher.errors import RunError
-from launcher.evaluate import differences
+from launcher.evaluate import differences, exported
 from launcher.prepare import prepare
 from launcher.records import ResultRecord, ScoresRecord, StepRecord
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, read_job
+from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
 from launcher.spec.scored import checked_name, name_of
 
@@ -221,3 +222,13 @@ def test_scores_stand_beside_the_runs_own(finished: RunDir) -> None:
     assert split == "" and rows[0].change is None
     with pytest.raises(RunError, match="--name: a b is not made of"):
         checked_name("a b")
+
+
+def test_an_evaluation_needs_no_disk_for_states(finished: RunDir) -> None:
+    """Else a model that was trained on a cluster's NVMe disks could be scored there alone."""
+    parallel = {"offload_optimizer": True, "offload_path": "/mnt/nvme"}
+    trained = read_job(finished)
+    job = JobSpec.model_validate({**trained.model_dump(), "parallel": parallel})
+    scored = exported(finished, job)
+    assert (scored.parallel.offload_path, scored.zero_stage) == (None, 3)
+    assert scored.model.name == finished.path("model")
