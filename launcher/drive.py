@@ -112,7 +112,7 @@ class Driver:
         self.line.begin()
         with self._elastic.growing(job, self.line.ask_leave):
             it = Fit(job, self._run, data, streams, f"ray-{self._lease.token:06d}")
-            fit(it, work, {"order": order}, self.line.ask_stop)
+            fit(it, work, {"order": order, "stream": TRAIN}, self.line.ask_stop)
 
     def _resize(self) -> None:
         """Plan for as many workers as there is room for."""

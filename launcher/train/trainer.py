@@ -59,6 +59,8 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
     if not address:
         # Ray's workers yield to every other process (niceness 15), and nearly stop where another one computes.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # A process at each start that watches whether nodes are taken away, which nobody does with this one.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cpus = at_once * job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.data_workers
     # Logical CPUs only schedule; a local Ray gets as many as the job asks for, however few cores there are.
     num_cpus = None if address else max(os.cpu_count() or 1, int(cpus + 1))
