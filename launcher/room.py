@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from launcher import memory
+from launcher import memory as formulas
 from launcher.data.batches import repeated
 from launcher.data.sources import Split
 from launcher.errors import LauncherError
@@ -169,7 +169,7 @@ def _stage(job: JobSpec, peak: Callable[[int], int], limit: int | None, stages: 
     # Half precision needs ZeRO for its fp32 masters, offloading for the states.
     first = 1 if job.train.precision != "fp32" or parallel.offload_optimizer else 0
     last = min(stages[-1], 2 if job.train.compile else 3)
-    found = memory.lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
+    found = formulas.lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
     if found is None:
         return last, f"even so about {gib(peak(last))} are needed where {gib(limit)} are there"
     return found, f"the lowest stage that fits, {gib(peak(found))} of {gib(limit)}"
@@ -179,7 +179,7 @@ def _size(job: JobSpec, share: int, peak: Callable[[int], int], limit: int | Non
     """The micro-batch, and why."""
     if job.model.syncs_batch_norm:
         return share, "the whole share, as BatchNorm sees micro-batches"
-    size = memory.largest_micro_batch(share, peak, limit)
+    size = formulas.largest_micro_batch(share, peak, limit)
     if limit is None:
         return size, "the whole share, as the workers' memory is not known here; it is halved where it does not fit"
     if size == share:
@@ -230,7 +230,7 @@ def _needs(job: JobSpec, train: Split, share: int) -> Callable[[int, int], Worke
         train_batch = repeated(task, samples, longest, count, fill)
         evaluation = repeated(task, samples, longest, evaluated, 1)
         found = _measured(key, count, lambda: _measure(job, task, train_batch, evaluation))
-        return memory.worker_memory(*found, setting(job, zero, share > size))
+        return formulas.worker_memory(*found, setting(job, zero, share > size))
 
     return needs
 

@@ -52,19 +52,25 @@ def work(config: dict[str, object]) -> None:
     memory = PeakMemory()
     engine = Engine(order.job, task, order.plan.micro_batch)
     try:
-        _carry_out(order, task, engine, memory, stream)
+        _carry_out(order, task, engine, memory, stream, result)
     finally:
         engine.release_disk()
 
 
-def _carry_out(order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory, stream: ShareStream | None) -> None:
+def _carry_out(
+    order: WorkOrder,
+    task: Task,
+    engine: Engine,
+    memory: PeakMemory,
+    stream: ShareStream | None,
+    result: ResultRecord | None,
+) -> None:
     if order.export_to is not None:
         checkpoint.load(order.run, engine, order.start, weights_only=True)
         export(order.export_to, engine, task, order.job, order.plan)
         return
     if order.evaluate_only:
-        found = order.run.find_record("result.json", ResultRecord)
-        step = found.best_step if found is not None else order.plan.total_steps
+        step = result.best_step if result is not None else order.plan.total_steps
         scores = _score(order, task, engine, order.evaluate_only, step)
         if engine.rank == 0:
             order.run.write_record(f"scores-{order.evaluate_only}.json", scores)
@@ -74,7 +80,7 @@ def _carry_out(order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory,
         if result is None:
             return  # a checkpoint is all that was asked for
     else:
-        result = order.run.read_record("result.json", ResultRecord)
+        assert result is not None
         checkpoint.load(order.run, engine, result.best_step, weights_only=True)
     if "test" in order.splits and not order.run.exists("scores-test.json"):
         scores = _score(order, task, engine, "test", result.best_step)

@@ -49,6 +49,8 @@ def check_machine(job: JobSpec) -> None:
     """
     import ray
 
+    if ray.is_initialized():
+        return  # it knows what it has
     lacks = missing(job)
-    if lacks is not None and not ray.is_initialized():  # a Ray that runs already knows what it has
+    if lacks is not None:
         raise ClusterError(lacks)

@@ -21,10 +21,11 @@ import torch
 from launcher.errors import ClusterError
 from launcher.memory import swap_buffers
 from launcher.swap_dir import SwapDir, refuse_full
+from launcher.train.universal import MOMENTS
 
 # Of a weight in fp32: itself, two moments and the gradient.
 _BYTES = 16
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = tuple(MOMENTS["adamw"])  # no other optimizer is offloaded
 _INNER, _WEIGHTS = "optimizer_state_dict", "fp32_flat_groups"
 
 
@@ -43,14 +44,17 @@ def claim(path: str | None, elements: int) -> SwapDir | None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     directory = SwapDir(path)
-    if not AsyncIOBuilder().is_compatible():
+    try:
+        if not AsyncIOBuilder().is_compatible():
+            raise ClusterError(
+                f"parallel.offload_path: {socket.gethostname()} has no libaio to compile DeepSpeed's kernel with; "
+                "install libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
+            )
+        _refuse_without_locks(swap_buffers(elements))
+        refuse_full(directory, elements * _BYTES * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    except ClusterError:
         directory.close()
-        raise ClusterError(
-            f"parallel.offload_path: {socket.gethostname()} has no libaio to compile DeepSpeed's kernel with; install "
-            "libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
-        )
-    _refuse_without_locks(swap_buffers(elements))
-    refuse_full(directory, elements * _BYTES * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        raise
     return directory
 
 

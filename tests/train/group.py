@@ -133,6 +133,27 @@ def train_here(
     return {"lines": lines, "result": None if result is None else result.model_dump()}
 
 
+def weights_at(prepared: Prepared, step: int, after: int | None = None) -> Any:
+    """The weights that would be exported of a checkpoint, on rank 0 by name; None elsewhere.
+
+    Args:
+        prepared: the run.
+        step: of the checkpoint.
+        after: of a later checkpoint that the engine has read before, whole.
+    """
+    from launcher.tasks import build_task
+    from launcher.train import checkpoint
+    from launcher.train.engine import Engine
+
+    engine = Engine(prepared.job, build_task(prepared.job), prepared.plan.micro_batch)
+    if after is not None:
+        checkpoint.load(prepared.run, engine, after)
+    checkpoint.load(prepared.run, engine, step, weights_only=True)
+    state = engine.gathered_state()
+    engine.close()
+    return state
+
+
 def share_cells(prepared: Prepared, world_size: int, rank: int, start: int) -> Iterator[pa.Buffer]:
     """What Ray Data would hand to this rank, without Ray."""
     source = StreamSource(prepared.job, prepared.splits, world_size)

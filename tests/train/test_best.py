@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from group import run_group, train_here, with_job
+from group import run_group, train_here, weights_at, with_job
 
 from jobs import prepared_job, write_splits
 from launcher.prepare import Prepared
@@ -19,15 +19,7 @@ def _train(prepared: Prepared) -> None:
 
 def _read_back(prepared: Prepared, step: int) -> Any:
     """By an engine that has trained past it, as at a run's end; lists, as the group's answers are plain."""
-    from launcher.tasks import build_task
-    from launcher.train import checkpoint
-    from launcher.train.engine import Engine
-
-    engine = Engine(prepared.job, build_task(prepared.job), prepared.plan.micro_batch)
-    checkpoint.load(prepared.run, engine, _STEPS)
-    checkpoint.load(prepared.run, engine, step, weights_only=True)
-    state = engine.gathered_state()
-    engine.close()
+    state = weights_at(prepared, step, after=_STEPS)
     return None if state is None else {name: tensor.tolist() for name, tensor in state.items()}
 
 

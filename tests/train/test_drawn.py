@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group import run_group, train_here, with_job
+from group import run_group, train_here, weights_at, with_job
 
 from jobs import prepared_job, write_splits
 from launcher.errors import LauncherError
@@ -108,14 +108,7 @@ def _part(prepared: Prepared, stop_after: int | None) -> Any:
 
 def _best(prepared: Prepared, step: int) -> Any:
     """The weights that are exported."""
-    from launcher.tasks import build_task
-    from launcher.train import checkpoint
-    from launcher.train.engine import Engine
-
-    engine = Engine(prepared.job, build_task(prepared.job), prepared.plan.micro_batch)
-    checkpoint.load(prepared.run, engine, step, weights_only=True)
-    state = engine.gathered_state()
-    engine.close()
+    state = weights_at(prepared, step)
     return None if state is None else {name: tensor.double().flatten().tolist() for name, tensor in state.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group import run_group, train_here, with_job
+from group import run_group, train_here, weights_at, with_job
 from tiny import make_tiny_bert
 
 from jobs import prepared_job, write_splits
@@ -46,21 +46,13 @@ def _run(prepared: Prepared, stop_after: int | None = None) -> Any:
 
 def _weights(prepared: Prepared, step: int) -> Any:
     """Of a checkpoint, read into an engine that has other ones."""
-    from launcher.tasks import build_task
-    from launcher.train import checkpoint
-    from launcher.train.engine import Engine
-
-    engine = Engine(prepared.job, build_task(prepared.job), prepared.plan.micro_batch)
-    checkpoint.load(prepared.run, engine, step, weights_only=True)
-    state = engine.gathered_state()
-    engine.close()
+    state = weights_at(prepared, step)
     return None if state is None else {name: float(tensor.double().square().sum()) for name, tensor in state.items()}
 
 
 @pytest.mark.long
 def test_a_disk_changes_nothing(job: Prepared, tmp_path: Path) -> None:
     """Half by one kind of workers, half by another: with a disk, without one, by two and by three of them."""
-    pytest.importorskip("deepspeed")
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible():
