@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,17 @@ class Prepared:
     plan: Plan
 
 
-def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, measure: bool = False) -> Prepared:
+OnData = Callable[[JobSpec, dict[str, Split]], None]
+"""Is given the resolved job and its splits as soon as they are known."""
+
+
+def prepare(
+    job: JobSpec,
+    told: Told | None = None,
+    cache: str | None = None,
+    measure: bool = False,
+    on_data: OnData | None = None,
+) -> Prepared:
     """Resolve a job and plan it.
 
     Args:
@@ -58,6 +68,7 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, me
         told: how many footers of a split are read.
         cache: where converted files and footers are kept; None is the storage's own, which other jobs share.
         measure: whether to predict memory even where nothing is to be decided by it, for a second or two.
+        on_data: Called before memory is predicted; begins what needs the data alone.
 
     Raises:
         UserError: data, columns, labels or model do not fit the job file.
@@ -80,6 +91,8 @@ def prepare(job: JobSpec, told: Told | None = None, cache: str | None = None, me
         check_targets(task, [split for name, split in splits.items() if name != "train"])
     facts = task.check_model()
     run = RunDir(join(job.output.storage, job.name))
+    if on_data is not None:
+        on_data(job, splits)
     room = settle(job, run, splits["train"], measure)
     return Prepared(room.job, run, splits, make_plan(room, task, splits, facts))
 

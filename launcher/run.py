@@ -8,12 +8,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 
 from rich.console import Console
 
 from launcher.console import reading_files, watch
+from launcher.data.sources import Split
 from launcher.data.stream import StreamSource
 from launcher.data.warm import warm_up
 from launcher.drive import Driver, is_finished
@@ -24,6 +25,7 @@ from launcher.lease import refuse_second
 from launcher.micro_batch import halvings_of
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
+from launcher.processes import local_ray
 from launcher.records import EnvironmentRecord, MetricsLine, ResultRecord, ScoresRecord, StepRecord, WorkerRecord
 from launcher.report.render import write_report
 from launcher.report.sweep import write_sweep_report
@@ -34,6 +36,7 @@ from launcher.spec.chaos import Fault, Faults
 from launcher.spec.identity import curve_values
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
+from launcher.storage import join
 from launcher.train import prometheus, saved, trackers
 from launcher.train.chaos import Chaos
 from launcher.train.machine import check_machine
@@ -59,8 +62,23 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
         UserError: something in the job file, data or model must be mended first.
         TrainingError: the run stopped; what is saved is kept.
     """
-    with reading_files(console) as told:
-        prepared = prepare(job, told, measure=True)
+    with ExitStack() as session:
+        with reading_files(console) as told:
+            prepared = prepare(job, told, measure=True, on_data=lambda *data: _begin_workers(session, *data))
+        return _run_prepared(prepared, job, console, faults)
+
+
+def _begin_workers(session: ExitStack, job: JobSpec, splits: dict[str, Split]) -> None:
+    """Connect to the Ray that the command has begun, and start a data worker, while the rest is planned."""
+    run = RunDir(join(job.output.storage, job.name))
+    if local_ray.begun() is None or run.exists("result.json"):
+        return
+    check_machine(job)
+    session.enter_context(ray_session(job))
+    warm_up(StreamSource(job, splits, job.cluster.workers))
+
+
+def _run_prepared(prepared: Prepared, job: JobSpec, console: Console, faults: Faults | None) -> RunDir:
     run, plan, finished = prepared.run, prepared.plan, is_finished(prepared)
     check_run(prepared)
     chaos = faults.of(plan.total_steps, plan.workers) if faults is not None else ()
@@ -148,7 +166,8 @@ def _work_to_the_end(prepared: Prepared, asked: JobSpec, console: Console, fault
         _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console, hear, hang_s) as line,
         beating(run),
     ):  # fmt: skip
-        warm_up(StreamSource(job, prepared.splits, plan.workers))
+        if local_ray.begun() is None:  # otherwise it was started while the rest was planned
+            warm_up(StreamSource(job, prepared.splits, plan.workers))
         Driver(prepared, asked, console, line, faults).to_the_end()
 
 

@@ -37,15 +37,19 @@ def user_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster(user_modules: Path) -> Iterator[None]:
-    """One local Ray for the whole test session."""
+    """One local Ray for the whole test session, whose workers are forks as those of a command are."""
+    from launcher.processes import local_ray
+
+    address = local_ray.begin(8).address()
     import ray
 
     ray.init(
-        address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        address=address, log_to_driver=False, logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}:{user_modules}"}},
     )  # fmt: skip
     yield
     ray.shutdown()
+    local_ray.end()
 
 
 @pytest.fixture(scope="session")

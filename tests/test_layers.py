@@ -14,6 +14,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "launcher"
 # Rooms on one line may not see each other; `launcher.tasks.base` belongs to the room `tasks`.
 _ORDER = (
     ("errors", "arrays"),
+    ("processes",),
     ("spec",),
     ("records", "storage"),
     ("rundir", "leaks", "writable", "swap_dir"),

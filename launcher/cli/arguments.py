@@ -1,5 +1,7 @@
 """What commands share: their arguments, where they print, how a job file is read. Runs on the client."""
 
+import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,20 @@ def load(path: Path, overrides: list[str] | None, here: bool = True) -> "JobSpec
     if here:
         check_storage(job.output.storage)
     return job
+
+
+def begin_ray(job: "JobSpec", at_once: int = 1) -> None:
+    """Start a local Ray side by side with what a command does first, where the job will run on one.
+
+    Has to come before ray or torch are imported: this process loads what workers need, and is forked for them.
+    """
+    from launcher.processes import local_ray
+
+    if job.cluster.address or job.cluster.kubernetes or os.environ.get("RAY_ADDRESS") or "ray" in sys.modules:
+        return
+    ray = local_ray.begin(local_ray.local_cpus(job.cluster.logical_cpus(at_once)), fork_here=True)
+    if ray.note is not None:
+        OUT.print(f"workers start without the fork server: {ray.note}", highlight=False, soft_wrap=True)
 
 
 def check_overrides(overrides: Sequence[str], allowed: Sequence[str]) -> None:

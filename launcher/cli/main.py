@@ -16,6 +16,7 @@ import typer
 from launcher.cli import compare, doctor, init, kube, listing, runs, submit, sweeps
 from launcher.cli.arguments import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
+from launcher.processes import local_ray
 
 app = typer.Typer(
     help="Fine-tune pretrained models on Ray: the loss curve is a function of the job file, not of the cluster.",
@@ -64,6 +65,8 @@ def main() -> None:
         remedy = "the same command with --debug after `launcher` shows where; please report it"
         ERR.print(f"the launcher failed ({what}); {remedy}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+    finally:
+        local_ray.end()
 
 
 def _quiet() -> None:

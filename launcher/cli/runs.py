@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from launcher.cli.arguments import EVALUATE_KEYS, OUT, JobFile, Overrides, Run, check_scored, load, load_run
+from launcher.cli.arguments import EVALUATE_KEYS, OUT, JobFile, Overrides, Run, begin_ray, check_scored, load, load_run
 
 if TYPE_CHECKING:
     from launcher.evaluate import Difference
@@ -40,6 +40,7 @@ def train(
 
     faults = parse_faults(chaos) if chaos is not None else None
     spec = load(job, overrides)
+    begin_ray(spec)
     if fork is not None:
         from launcher.fork import forked
 
@@ -67,6 +68,7 @@ def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:
 def tune(job: JobFile, overrides: Overrides = None) -> None:
     """Search the space of `tune:`, or go on with it; then export the best model, score it on test, write the report."""
     spec = load(job, overrides)
+    begin_ray(spec, (spec.tune and spec.tune.max_concurrent) or 1)
     from launcher.run import run_sweep
 
     run_sweep(spec, OUT)
@@ -117,6 +119,7 @@ def evaluate(
     check_scored(split, data, name)
     found = find_run(run)
     job = load_run(found, overrides, EVALUATE_KEYS)
+    begin_ray(job)
     from launcher.evaluate import differences, evaluate_data, evaluate_run
 
     if data is None:
@@ -146,6 +149,7 @@ def predict(
 
     found = find_run(run)
     job = load_run(found, overrides, _PREDICT_KEYS)
+    begin_ray(job)
     from launcher.predict.run import predict_run
 
     done = predict_run(found, input, output, OUT, job)

@@ -60,6 +60,10 @@ class ClusterSpec(Section):
     kubernetes: KubernetesSpec | None = None
     """Pods for `launcher kube`; null where the job does not run on Kubernetes."""
 
+    def logical_cpus(self, at_once: int = 1) -> float:
+        """Return the logical CPUs that `at_once` such jobs reserve at the same time."""
+        return at_once * self.workers * self.cpus_per_worker + self.data_workers
+
     @property
     def demand(self) -> Demand:
         """What the job reserves, for the sizes of pods."""

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ from launcher.errors import SyncError, TrainingError
 from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.models.layers import freeze
+from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
 from launcher.train.average import FILE, WeightAverage
@@ -28,10 +28,7 @@ from launcher.train.swapped import claim, reading_back
 from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
 from launcher.train.zero import deepspeed_config, keeps_gradients_flat
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is first imported, here
-
-import deepspeed
+deepspeed = import_deepspeed()
 
 
 class Engine:

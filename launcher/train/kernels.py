@@ -4,6 +4,7 @@ torch compiles a kernel under a lock *file*, which outlives a process that is ki
 for ever, without a word (torch 2.13, torch/utils/file_baton.py).
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ _LOG = logging.getLogger(__name__)
 
 def prepare_kernels() -> None:
     """Before an engine is made, which builds what it lacks."""
-    from deepspeed.comm import torch as backend
-
+    # `from deepspeed.comm import torch` would give torch itself, which that package imports.
+    backend = importlib.import_module("deepspeed.comm.torch")
     forget_dead_builds()
     # With a group of CPUs DeepSpeed (0.19.8) compiles all-reduces for its inference, a minute or more on all cores at
     # the first start on a machine, and loads them at each start; training calls none of them.
-    backend.build_shm_op = lambda: None
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def forget_dead_builds() -> None:

@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from launcher.data.deal import TASK_CPUS, CanonicalData
 from launcher.errors import ClusterError, Interrupted
+from launcher.processes import fork_client, local_ray
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.storage import SETTINGS, open_uri
@@ -40,50 +41,51 @@ def _no_retries(elastic: bool) -> FailureConfig:
 
 @contextmanager
 def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
-    """A Ray to run on: the one already joined, the job's cluster, or a local one that ends with the block.
+    """Connect to a Ray inside the block: the one already joined, the job's cluster, or one of this machine alone.
 
     Args:
-        job: what it asks of a cluster.
-        at_once: how many of them a local Ray has room for.
+        job: The job; says what it asks of a cluster.
+        at_once: Number of such jobs that a local Ray has room for.
 
     Raises:
-        ClusterError: the cluster cannot be reached, or is too small for the job.
+        ClusterError: The cluster cannot be reached, or is too small for the job.
     """
     if ray.is_initialized():
         yield
         return
     address = job.cluster.address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not logging.getLogger("ray").isEnabledFor(logging.WARNING):  # as it is with --debug
         hush()
-    if not address:
-        # Ray's workers yield to every other process (niceness 15), and nearly stop where another one computes.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        # A process at each start that watches whether nodes are taken away, which nobody does with this one.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    cpus = at_once * job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.data_workers
-    # Logical CPUs only schedule; a local Ray gets as many as the job asks for, however few cores there are.
-    num_cpus = None if address else max(os.cpu_count() or 1, int(cpus + 1))
     environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": environment},
-            num_cpus=num_cpus,
-            include_dashboard=None if address else False,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"cluster.address: no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave the "
-            "address out for a local one"
-        ) from error
+    runtime_env: dict[str, Any] = {"env_vars": environment}
+    if address:
+        executable = fork_client.ray_executable()
+        runtime_env |= {} if executable is None else {"py_executable": executable}
+        _connect(address, runtime_env)
+    else:
+        _connect(_local_address(job, at_once), runtime_env)
     try:
         check_resources(job)
         yield
     finally:
         ray.shutdown()
+
+
+def _local_address(job: JobSpec, at_once: int) -> str:
+    try:
+        return local_ray.begin(local_ray.local_cpus(job.cluster.logical_cpus(at_once))).address()
+    except local_ray.LocalRayError as error:
+        raise ClusterError(f"{error}; see /tmp/ray/session_latest/logs, or set cluster.address to a cluster") from error
+
+
+def _connect(address: str, runtime_env: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"cluster.address: no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave the "
+            "address out for a local one"
+        ) from error
 
 
 def check_resources(job: JobSpec) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+from pathlib import Path
 
 import psutil
 
@@ -25,6 +26,18 @@ def kill_tree(process: "subprocess.Popen[str]") -> None:
     for one in doomed:
         one.kill()
     psutil.wait_procs(doomed[1:], timeout=30)
+
+
+def proportional_memory(pid: int) -> int:
+    """Return the bytes of a process tree, pages that its processes share counted once (PSS, proc(5))."""
+    total = 0
+    for process in tree(pid):
+        try:
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue  # it has ended
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
 
 
 class PeakMemory:
