@@ -347,7 +347,7 @@ class _Server:
             channel.close()
         self._zygotes.clear()
 
-    def _end_children(self) -> NoReturn:
+    def _end_children(self) -> None:
         """End with the watched process, and leave no fork behind."""
         self._end()
         until = time.monotonic() + _KILL_AFTER_S
@@ -361,7 +361,6 @@ class _Server:
                 self._reap()
             number = signal.SIGKILL
             until += _KILL_AFTER_S
-        os._exit(0)
 
     def _forget(self) -> None:
         """Close in a fork what belongs to the server."""
@@ -406,9 +405,19 @@ def _run(path: str, watch: int, loaded: preload.Loaded, is_listening: Callable[[
     except BaseException:  # noqa: BLE001 -- must never return into the code that was forked
         traceback.print_exc()
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        _remove_files(path)
         os._exit(code)
+
+
+def _remove_files(path: str) -> None:
+    """Remove the socket of a server that ends, its lock, and its log if nothing is in it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}.lock")
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(f"{path}.log").st_size == 0:
+            os.unlink(f"{path}.log")
 
 
 def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) -> NoReturn:
@@ -559,7 +568,8 @@ def _bare_path() -> tuple[str, ...]:
 
 def _shadowing(pythonpath: str) -> str | None:
     """Return a loaded top-level package that a new process would load from PYTHONPATH instead, or None."""
-    for directory in _entries({"PYTHONPATH": pythonpath}):
+    entries = [entry for entry in _entries({"PYTHONPATH": pythonpath}) if not entry.endswith("/ray/thirdparty_files")]
+    for directory in entries:
         try:
             names = {entry.name.removesuffix(".py") for entry in os.scandir(directory)}
         except OSError:

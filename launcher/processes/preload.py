@@ -148,5 +148,6 @@ def difference(loaded: Loaded, wanted: Mapping[str, str]) -> str | None:
     """Return a variable that the imports depend on and that has another value in `wanted`, or None."""
     here = loaded.environment
     from_c = {name for name in (*here, *wanted) if name.startswith(_C_PREFIXES)}
-    decisive = sorted((loaded.names | from_c) - _WITHOUT_EFFECT)
+    # What differs in RAY_* has a zygote of its own (fork_server.py).
+    decisive = sorted(n for n in (loaded.names | from_c) - _WITHOUT_EFFECT if not n.startswith("RAY_"))
     return next((name for name in decisive if here.get(name) != wanted.get(name)), None)

@@ -3,9 +3,10 @@
 #
 #     tests/gpu/bundle.sh [--python 3.12] [--output .gpu-bundle]
 #
-# The output holds `site.tar.xz` (packages, stripped, and the launcher), `project.tar.xz` (the launcher's source and
-# tests/gpu, for a machine without a checkout) and `install.sh`, which needs a Python and nothing else. Models and data
-# are made by `run.py` from a seed. Runs on the client; needs pip, xz and a package index.
+# The output, below the repository unless it is a whole path, holds `site.tar.xz` (packages, stripped), `project.tar.xz`
+# (the launcher's source and tests/gpu, for a machine without a checkout) and `install.sh`, which needs a Python and
+# nothing else. Models and data are made by `run.py` from a seed. Runs on the client; needs pip, git, xz and a package
+# index.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -48,8 +49,8 @@ git ls-files -z --cached --others --exclude-standard launcher pyproject.toml REA
 find "$site" -name '*.map' -delete
 find "$site" -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-rm -rf "$output"
 mkdir -p "$output"
+rm -f "$output"/site.tar.xz "$output"/project.tar.xz "$output"/install.sh
 tar -C "$work" --sort=name --owner=0 --group=0 -c site | xz -T0 -8 >"$output/site.tar.xz"
 tar -C "$work" --sort=name --owner=0 --group=0 -c project | xz -T0 -8 >"$output/project.tar.xz"
 sed "s/@PYTHON@/$python_version/" tests/gpu/install.sh >"$output/install.sh"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Unpacks the bundle beside this script; no network, no pip.
 #
-#     . .gpu-bundle/install.sh [FOLDER]      # /tmp/launcher-gpu when none is given
+#     . .gpu-bundle/install.sh
 #
-# Source it: it puts the packages on PYTHONPATH. `$LAUNCHER_GPU_PROJECT` is then the launcher's source as it was bundled.
+# Source it: it puts the packages, unpacked below $LAUNCHER_GPU_FOLDER (/tmp/launcher-gpu), on PYTHONPATH.
+# $LAUNCHER_GPU_PROJECT is then the launcher's source as it was bundled.
 _bundle=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-_folder=${1:-/tmp/launcher-gpu}
+_folder=${LAUNCHER_GPU_FOLDER:-/tmp/launcher-gpu}
 mkdir -p "$_folder"
 python3 - "$_bundle" "$_folder" <<'PYTHON'
-import compileall, sys, tarfile, time
+import sys, tarfile, time
 
 bundle, folder = sys.argv[1:]
 built_for, here = "@PYTHON@", f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -18,11 +19,11 @@ begun = time.monotonic()
 for name in ("site", "project"):
     with tarfile.open(f"{bundle}/{name}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
-# Some twenty processes import the packages at the first start; each would compile them.
-compileall.compile_dir(folder, quiet=2, workers=0)
 print(f"unpacked into {folder} in {time.monotonic() - begun:.1f} s")
 PYTHON
 _code=$?
+# Some twenty processes import the packages at the first start; each would compile them.
+[ "$_code" -ne 0 ] || python3 -m compileall -qq -j 0 "$_folder" || true  # templates among them are no Python
 export PYTHONPATH=$_folder/site${PYTHONPATH:+:$PYTHONPATH}
 export LAUNCHER_GPU_PROJECT=$_folder/project
 [ "$_code" -eq 0 ]
