@@ -1,6 +1,18 @@
-"""`python -m launcher` is the `launcher` command. Runs on the client; read `cli/main.py`."""
+"""The `launcher` command and `python -m launcher`. Runs on the client; read `cli/main.py`."""
 
-from launcher.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Run a command: in a fork of the Ray that `launcher up` has left, where there is one, or in this process."""
+    if sys.platform == "linux":
+        from launcher.processes import warm_ray
+
+        warm_ray.run_command(sys.argv)
+    from launcher.cli.main import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

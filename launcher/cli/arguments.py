@@ -54,10 +54,18 @@ def begin_ray(job: "JobSpec", at_once: int = 1) -> None:
     Has to come before ray or torch are imported: this process loads what workers need, and is forked for them.
     """
     from launcher.processes import local_ray
+    from launcher.processes.warm_ray import ADDRESS
 
-    if job.cluster.address or job.cluster.kubernetes or os.environ.get("RAY_ADDRESS") or "ray" in sys.modules:
+    if (
+        job.cluster.address
+        or job.cluster.kubernetes
+        or os.environ.get("RAY_ADDRESS")
+        or ("ray" in sys.modules and not os.environ.get(ADDRESS))
+    ):
         return
     ray = local_ray.begin(local_ray.local_cpus(job.cluster.logical_cpus(at_once)), fork_here=True)
+    if ray.process is None:
+        OUT.print("runs on the Ray of `launcher up`", highlight=False, soft_wrap=True)
     if ray.note is not None:
         OUT.print(f"workers start without the fork server: {ray.note}", highlight=False, soft_wrap=True)
 

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import compare, doctor, init, kube, listing, runs, submit, sweeps
+from launcher.cli import compare, doctor, init, kube, listing, runs, submit, sweeps, up
 from launcher.cli.arguments import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 from launcher.processes import local_ray
+from launcher.processes.warm_ray import QUIET
 
 app = typer.Typer(
     help="Fine-tune pretrained models on Ray: the loss curve is a function of the job file, not of the cluster.",
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs.commands)
+app.add_typer(up.commands)
 app.add_typer(init.commands)
 app.add_typer(listing.commands)
 app.add_typer(compare.commands)
@@ -37,6 +39,7 @@ app.add_typer(kube.commands, name="kube")
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Ray's own messages.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not use the Ray that `launcher up` has started.")] = False,
 ) -> None:
     """Options of every command."""
     if debug:
@@ -71,12 +74,8 @@ def main() -> None:
 
 def _quiet() -> None:
     """Libraries say less: a person sees the launcher's own lines. `--debug` leaves them as they are."""
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
     for name in ("ray", "ray.data", "ray.train", "transformers", "deepspeed", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 OFF = "LAUNCHER_FORK_SERVER"
@@ -27,6 +28,7 @@ SOCKET = "LAUNCHER_FORK_SOCKET"
 LENGTH = struct.Struct("I")
 STREAMS = 3
 
+_OF_A_WORKER = ("ray", "ray.data", "ray.train.torch", "launcher.worker")
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 _ANSWER_S = 60.0
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -76,10 +78,10 @@ def _run_worker(worker: list[str]) -> str | None:
     if os.environ.get(OFF) == "0":
         return f"{OFF}=0"
     given = os.environ.get(SOCKET)
-    why = run_in_fork(given, worker) if given else "none is named"
+    why = run_in_fork(given, worker, _OF_A_WORKER) if given else "none is named"
     path = node_socket()
     if os.path.exists(path):
-        why = run_in_fork(path, worker)
+        why = run_in_fork(path, worker, _OF_A_WORKER)
     else:
         _start_server()
     return why
@@ -142,18 +144,24 @@ def peer_of(connection: socket.socket) -> int:
     return int(struct.unpack("3i", credentials)[1])
 
 
-def run_in_fork(path: str, arguments: list[str]) -> str | None:
+def run_in_fork(
+    path: str, arguments: list[str], modules: Sequence[str] = (), script_folder: str | None = None
+) -> str | None:
     """Run a Python script in a fork, and end as it ends: same streams, environment, directory, limits, exit code.
 
     Args:
         path: Path of the server's socket.
         arguments: Path of the script, and its arguments.
+        modules: What the fork has loaded already, ray among them; the server keeps a process that has, for the next.
+        script_folder: First entry of `sys.path`; None is the folder of the script.
 
     Returns:
         Reason why the server does not serve; otherwise this process ends with the fork.
     """
     request = {
         "arguments": arguments,
+        "modules": list(modules),
+        "script_folder": os.path.dirname(os.path.abspath(arguments[0])) if script_folder is None else script_folder,
         "environment": dict(os.environ),
         "directory": os.getcwd(),
         "umask": _umask(),

@@ -41,8 +41,6 @@ from launcher.processes.fork_client import LENGTH, STREAMS, node_socket, peer_of
 
 _FILTERS = list(warnings.filters)
 _ACCEPT_S, _KILL_AFTER_S = 5.0, 5.0
-_WORKER = "default_worker.py"
-_IN_ZYGOTE = ("ray", "ray.data", "ray.train.torch", "launcher.worker")
 _MOST_ZYGOTES = 6
 _UNFIT = 3
 """Exit code of a zygote whose forks would not be what new processes are."""
@@ -72,7 +70,7 @@ class Baseline:
         name = preload.difference(self.loaded, request["environment"])
         if name is not None:
             return f"its imports were made with another value of {name}"
-        own = _shadowing(request["environment"].get("PYTHONPATH", ""))
+        own = _shadowing([e for e in _entries(request["environment"]) if e not in self.path])
         return f"PYTHONPATH has a {own} of its own" if own is not None else None
 
 
@@ -231,6 +229,8 @@ class _Server:
                 key.data()
 
     def _accept(self) -> None:
+        if self._ends:
+            return  # closed by another event of the same moment
         connection, _ = self._source.accept()
         connection.settimeout(_ACCEPT_S)
         try:
@@ -249,26 +249,28 @@ class _Server:
         if why is not None:
             _answer(connection, {"refused": why})
             _close(connection, *streams)
-        elif self._is_for_zygote(request) and self._hand_over(request, body, [connection.fileno(), *streams]):
+        elif (
+            self._may_load_ray
+            and request["modules"]
+            and self._hand_over(request, body, [connection.fileno(), *streams])
+        ):
             _close(connection, *streams)
         else:
             self._fork(request, connection, streams)
 
     def _take(self) -> None:
         """Take a request that the server has handed over."""
-        message = receive(self._source)
+        message = None if self._ends else receive(self._source)
         if message is None:
             self._end()
             return
         request, (connection, *streams) = json.loads(message[0]), message[1]
         self._fork(request, socket.socket(fileno=connection), streams)
 
-    def _is_for_zygote(self, request: Request) -> bool:
-        return self._may_load_ray and os.path.basename(request["arguments"][0]) == _WORKER
-
     def _hand_over(self, request: Request, body: bytes, descriptors: list[int]) -> bool:
-        """Let the zygote of a worker's RAY_* variables serve it; False where there is none."""
-        key = repr(sorted(pair for pair in request["environment"].items() if pair[0].startswith("RAY_")))
+        """Let the zygote with its modules and RAY_* variables serve a request; False where there is none."""
+        variables = sorted(pair for pair in request["environment"].items() if pair[0].startswith("RAY_"))
+        key = repr((request["modules"], variables))
         for _ in range(2):
             channel = self._zygotes.pop(key, None) or self._start_zygote(request)
             try:
@@ -405,19 +407,15 @@ def _run(path: str, watch: int, loaded: preload.Loaded, is_listening: Callable[[
     except BaseException:  # noqa: BLE001 -- must never return into the code that was forked
         traceback.print_exc()
     finally:
-        _remove_files(path)
+        _remove_files(path, and_log=code == 0)
         os._exit(code)
 
 
-def _remove_files(path: str) -> None:
-    """Remove the socket of a server that ends, its lock, and its log if nothing is in it."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}.lock")
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(f"{path}.log").st_size == 0:
-            os.unlink(f"{path}.log")
+def _remove_files(path: str, and_log: bool) -> None:
+    """Remove the socket and the lock of a server that ends, and its log if nothing went wrong."""
+    for suffix in ("", ".lock", *((".log",) if and_log else ())):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
 
 
 def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) -> NoReturn:
@@ -428,7 +426,7 @@ def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) ->
         _set_environment({**baseline.loaded.added, **environment})
         sys.path[:] = [*_entries(environment), *baseline.path]
         before = set(sys.path)
-        _import_ray()
+        _import_ray(request["modules"])
         if other_threads() or not _draws_differ():
             os._exit(_UNFIT)
         gc.collect()
@@ -445,8 +443,8 @@ def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) ->
         os._exit(code)
 
 
-def _import_ray() -> None:
-    """Import ray and what its workers run, without drawing from the random state of its C++ part."""
+def _import_ray(modules: list[str]) -> None:
+    """Import modules, ray among them, without drawing from the random state of its C++ part."""
     actor: Any = importlib.import_module("ray.actor")
     plain = actor.ActorClassID
 
@@ -459,7 +457,7 @@ def _import_ray() -> None:
 
     actor.ActorClassID = FromSystem
     try:
-        for name in _IN_ZYGOTE:
+        for name in modules:
             importlib.import_module(name)
     finally:
         actor.ActorClassID = plain
@@ -499,8 +497,7 @@ def _become(
         _set_environment({**added[1], **request["environment"]})
         os.chdir(request["directory"])
         sys.argv = request["arguments"]
-        script = os.path.dirname(os.path.abspath(sys.argv[0]))
-        sys.path[:] = [*added[0], script, *_entries(request["environment"]), *baseline.path]
+        sys.path[:] = [*added[0], request["script_folder"], *_entries(request["environment"]), *baseline.path]
         warnings.filters = list(_FILTERS)
         _renew_random_states()
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -566,10 +563,11 @@ def _bare_path() -> tuple[str, ...]:
     return tuple(entry for entry in sys.path[1:] if entry not in from_environment)
 
 
-def _shadowing(pythonpath: str) -> str | None:
-    """Return a loaded top-level package that a new process would load from PYTHONPATH instead, or None."""
-    entries = [entry for entry in _entries({"PYTHONPATH": pythonpath}) if not entry.endswith("/ray/thirdparty_files")]
+def _shadowing(entries: list[str]) -> str | None:
+    """Return a loaded top-level package that a new process would load from one of these folders instead, or None."""
     for directory in entries:
+        if directory.endswith("/ray/thirdparty_files"):
+            continue  # ray puts it in front for itself, with packages that it shares with others
         try:
             names = {entry.name.removesuffix(".py") for entry in os.scandir(directory)}
         except OSError:

@@ -13,13 +13,18 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.processes import fork_client, fork_server
+from launcher.processes import fork_client, fork_server, warm_ray
 from launcher.processes.fork_server import ForkServerError
+from launcher.processes.warm_ray import WarmRay
 
-_START_S = 60.0
+_START_S, _LOOK_S = 60.0, 1.0
+_STAY = "stay\n"
+_MANY_CPUS = 256
+"""Logical CPUs of a Ray that stays: they only schedule, and nobody knows yet what will run on it."""
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's workers yield to every other process (niceness 15), and nearly stop where another one computes.
@@ -41,42 +46,44 @@ class LocalRay:
     """A Ray of this machine, as its command sees it.
 
     Args:
-        process: The node's process.
-        socket: Path of the fork server's socket; None where workers are plain processes.
-        note: Reason why they are, for a person.
+        process: The node's process; None where it is not this command's (`launcher up`).
+        note: Reason why workers are plain processes, for a person; None where they are forks.
     """
 
-    process: "subprocess.Popen[str]"
-    socket: str | None
-    note: str | None
-    _address: str = ""
+    process: "subprocess.Popen[str] | None"
+    note: str | None = None
+    known_address: str = ""
 
     @staticmethod
-    def start(num_cpus: int, *, fork_here: bool) -> "LocalRay":
+    def start(num_cpus: int, *, fork_here: bool, idle_s: float | None = None) -> "LocalRay":
         """Begin to start Ray and the fork server; returns when the server has its imports.
 
         Args:
             num_cpus: Logical CPUs that Ray schedules with.
             fork_here: Whether this process may become the server's parent: it has one thread and has not imported ray.
                 The imports are then there for the command as well. Otherwise the server is started by the first worker.
+            idle_s: Seconds without a command after which it ends; None lets it end with this process.
         """
-        path = None if _is_off() else os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
-        environment = dict(os.environ)
-        environment.pop(fork_client.SOCKET, None)
-        if path is not None and fork_here:
+        for name, value in _RAY_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        path = os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
+        environment = {name: value for name, value in os.environ.items() if name != fork_client.SOCKET}
+        has_server = fork_here and not _is_off()
+        if has_server:
             environment[fork_client.SOCKET] = path
+        settings = {"num_cpus": num_cpus, "directory": os.getcwd(), "idle_s": idle_s}
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.processes.local_ray", json.dumps({"num_cpus": num_cpus})],
+            [sys.executable, "-m", "launcher.processes.local_ray", json.dumps(settings)],
             cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         note = None
-        if path is not None and fork_here:
+        if has_server:
             try:
-                fork_server.start_beside(path, os.getpid())
+                fork_server.start_beside(path, os.getpid() if idle_s is None else process.pid)
             except (ForkServerError, OSError) as error:
                 note = str(error)
-        return LocalRay(process, path if fork_here else None, note)
+        return LocalRay(process, note)
 
     def address(self) -> str:
         """Return the address of its GCS, as soon as it runs.
@@ -84,19 +91,21 @@ class LocalRay:
         Raises:
             LocalRayError: It did not start.
         """
-        if not self._address:
-            assert self.process.stdout is not None and self.process.stderr is not None
+        if not self.known_address:
+            assert self.process is not None and self.process.stdout is not None and self.process.stderr is not None
             ready, _, _ = select.select([self.process.stdout], [], [], _START_S)
             line = self.process.stdout.readline() if ready else ""
             if not line:
                 self.process.kill()
                 written = self.process.stderr.read().strip().splitlines() or ["it wrote nothing"]
                 raise LocalRayError(f"a local Ray did not start ({written[-1]})")
-            self._address = json.loads(line)["address"]
-        return self._address
+            self.known_address = json.loads(line)["address"]
+        return self.known_address
 
     def stop(self) -> None:
-        """End Ray and all its processes, and wait for that."""
+        """End Ray and all its processes, and wait for that; one that is not this command's stays."""
+        if self.process is None:
+            return
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()  # what its process waits for
@@ -119,9 +128,8 @@ def begin(num_cpus: int, *, fork_here: bool = False) -> LocalRay:
     """Start the Ray of this command, or return the one that was begun; see `LocalRay.start`."""
     global _begun
     if _begun is None:
-        for name, value in _RAY_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        _begun = LocalRay.start(num_cpus, fork_here=fork_here)
+        address = os.environ.get(warm_ray.ADDRESS)
+        _begun = LocalRay(None, None, address) if address else LocalRay.start(num_cpus, fork_here=fork_here)
     return _begun
 
 
@@ -138,6 +146,32 @@ def end() -> None:
         _begun = None
 
 
+def up(idle_s: float) -> WarmRay:
+    """Start a Ray with a fork server that stays when this command has ended.
+
+    Args:
+        idle_s: Seconds without a command after which it ends.
+
+    Raises:
+        LocalRayError: It did not start, or commands could not be forked.
+    """
+    environment = warm_ray.digests()  # before imports add variables of their own
+    ray = LocalRay.start(_MANY_CPUS, fork_here=True, idle_s=idle_s)
+    assert ray.process is not None and ray.process.stdin is not None
+    if ray.note is not None or _is_off():
+        ray.stop()
+        raise LocalRayError(f"commands cannot be forked here: {ray.note or f'{fork_client.OFF}=0'}")
+    path = os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
+    warm = WarmRay(
+        ray.process.pid, fork_client.process_began(ray.process.pid), ray.address(), path, environment, sys.executable,
+        time.time(),
+    )  # fmt: skip
+    warm_ray.write(warm)
+    ray.process.stdin.write(_STAY)
+    ray.process.stdin.close()
+    return warm
+
+
 def _is_off() -> bool:
     return os.environ.get(fork_client.OFF) == "0" or sys.platform != "linux"
 
@@ -147,8 +181,9 @@ def _root_of_package() -> str:
 
 
 def main() -> None:
-    """Run the node: start Ray, print its address, and stop it when standard input is closed."""
+    """Run the node: start Ray, print its address, and stop it when standard input is closed, or after idle minutes."""
     settings: dict[str, Any] = json.loads(sys.argv[1])
+    os.chdir(settings["directory"])  # which workers inherit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Python's own way to make an import fail: without the packages of Ray's dashboard, the agent that Ray starts on
     # each node loads a fifth of what it would (ray 2.60, services.start_raylet: --minimal).
@@ -160,10 +195,22 @@ def main() -> None:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)
-    print(json.dumps({"address": node.gcs_address}), flush=True)  # noqa: T201 -- the command reads it
-    while sys.stdin.readline():
-        continue
+    sys.stdout.write(json.dumps({"address": node.gcs_address}) + "\n")
+    sys.stdout.flush()
+    if sys.stdin.readline() == _STAY:  # otherwise the command has ended
+        _wait_until_idle(settings["idle_s"], node)
     stop()
+
+
+def _wait_until_idle(idle_s: float, node: Any) -> None:
+    """Wait until no command has used this Ray for some seconds, or Ray itself has died."""
+    used = time.monotonic()
+    while not node.dead_processes():
+        time.sleep(_LOOK_S)
+        if warm_ray.is_used():
+            used = time.monotonic()
+        elif time.monotonic() - used > idle_s and warm_ray.close_if_unused():
+            return
 
 
 def _start_node(num_cpus: int) -> Any:

@@ -145,9 +145,12 @@ def _hidden(name: str) -> Iterator[None]:
 
 
 def difference(loaded: Loaded, wanted: Mapping[str, str]) -> str | None:
-    """Return a variable that the imports depend on and that has another value in `wanted`, or None."""
+    """Return a variable that the imports depend on and that has another value in `wanted`, or None.
+
+    The value that an import has set itself is the same to it: the command hands it on to its workers.
+    """
     here = loaded.environment
     from_c = {name for name in (*here, *wanted) if name.startswith(_C_PREFIXES)}
     # What differs in RAY_* has a zygote of its own (fork_server.py).
     decisive = sorted(n for n in (loaded.names | from_c) - _WITHOUT_EFFECT if not n.startswith("RAY_"))
-    return next((name for name in decisive if here.get(name) != wanted.get(name)), None)
+    return next((n for n in decisive if wanted.get(n) not in (here.get(n), loaded.added.get(n, here.get(n)))), None)
