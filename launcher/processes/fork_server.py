@@ -272,7 +272,7 @@ class _Server:
         variables = sorted(pair for pair in request["environment"].items() if pair[0].startswith("RAY_"))
         key = repr((request["modules"], variables))
         for _ in range(2):
-            channel = self._zygotes.pop(key, None) or self._start_zygote(request)
+            channel = self._zygotes.pop(key, None) or self._start_zygote(request, descriptors)
             try:
                 send(channel, body, descriptors)
             except OSError:  # it was killed; another takes its place
@@ -284,11 +284,12 @@ class _Server:
             return True
         return False
 
-    def _start_zygote(self, request: Request) -> socket.socket:
+    def _start_zygote(self, request: Request, descriptors: list[int]) -> socket.socket:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             ours.close()
+            _close(*descriptors)  # the first client's: who waits for the end of its output would wait for the zygote's
             self._forget()
             _run_zygote(self._baseline, theirs, request)
         theirs.close()

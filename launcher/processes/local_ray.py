@@ -13,9 +13,10 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from launcher.processes import fork_client, fork_server, warm_ray
 from launcher.processes.fork_server import ForkServerError
@@ -48,11 +49,14 @@ class LocalRay:
     Args:
         process: The node's process; None where it is not this command's (`launcher up`).
         note: Reason why workers are plain processes, for a person; None where they are forks.
+        known_address: Address of its GCS, once it is known.
+        log: What the node's process writes to standard error.
     """
 
     process: "subprocess.Popen[str] | None"
     note: str | None = None
     known_address: str = ""
+    log: IO[str] | None = None
 
     @staticmethod
     def start(num_cpus: int, *, fork_here: bool, idle_s: float | None = None) -> "LocalRay":
@@ -72,10 +76,11 @@ class LocalRay:
         if has_server:
             environment[fork_client.SOCKET] = path
         settings = {"num_cpus": num_cpus, "directory": os.getcwd(), "idle_s": idle_s}
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- stays open as long as both processes need it
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher.processes.local_ray", json.dumps(settings)],
-            cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, start_new_session=True,
+            cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            text=True, start_new_session=True,
         )  # fmt: skip
         note = None
         if has_server:
@@ -83,7 +88,7 @@ class LocalRay:
                 fork_server.start_beside(path, os.getpid() if idle_s is None else process.pid)
             except (ForkServerError, OSError) as error:
                 note = str(error)
-        return LocalRay(process, note)
+        return LocalRay(process, note, log=log)
 
     def address(self) -> str:
         """Return the address of its GCS, as soon as it runs.
@@ -92,12 +97,14 @@ class LocalRay:
             LocalRayError: It did not start.
         """
         if not self.known_address:
-            assert self.process is not None and self.process.stdout is not None and self.process.stderr is not None
+            assert self.process is not None and self.process.stdout is not None and self.log is not None
             ready, _, _ = select.select([self.process.stdout], [], [], _START_S)
             line = self.process.stdout.readline() if ready else ""
             if not line:
                 self.process.kill()
-                written = self.process.stderr.read().strip().splitlines() or ["it wrote nothing"]
+                self.process.wait()
+                self.log.seek(0)
+                written = self.log.read().strip().splitlines() or ["it wrote nothing"]
                 raise LocalRayError(f"a local Ray did not start ({written[-1]})")
             self.known_address = json.loads(line)["address"]
         return self.known_address
@@ -232,6 +239,8 @@ def _start_node(num_cpus: int) -> Any:
         include_log_monitor=False,  # type: ignore[arg-type]  # a flag, typed as a string
         no_monitor=True,
         setup_worker_path=None if _is_off() else _CLIENT,
+        # Workers that Ray starts before anybody asks have no runtime environment, which all of ours have.
+        _system_config={"prestart_worker_first_driver": False},  # type: ignore[dict-item]  # typed for strings
     )
     return LeanNode(ray_params=parameters, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
 
