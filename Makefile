@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-faults test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -76,6 +76,20 @@ bench-sweep-many: venv
 
 bench-start: venv
 	$(BIN)/python tests/benchmarks/start/run.py
+
+# Every process of a start, its time and memory.
+profile-start: venv
+	$(BIN)/python tests/benchmarks/start/profile.py
+
+# What a machine with a GPU and no network lacks, and the checks to run there; tests/gpu/README.md.
+gpu-bundle:
+	tests/gpu/bundle.sh
+
+gpu-checks: venv
+	$(BIN)/python tests/gpu/run.py
+
+gpu-checks-cpu: venv
+	$(BIN)/python tests/gpu/run.py --cpu
 
 bench-throughput: venv
 	$(BIN)/python tests/benchmarks/throughput/run.py

@@ -31,6 +31,7 @@ STREAMS = 3
 _OF_A_WORKER = ("ray", "ray.data", "ray.train.torch", "launcher.worker")
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 _ANSWER_S = 60.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -165,6 +166,7 @@ def run_in_fork(
         "environment": dict(os.environ),
         "directory": os.getcwd(),
         "umask": _umask(),
+        "ignored_signals": [n for n in _SIGNALS if signal.getsignal(n) is signal.SIG_IGN],
         "niceness": os.nice(0),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "affinity": sorted(os.sched_getaffinity(0)),
@@ -189,7 +191,7 @@ def run_in_fork(
 
 def _follow(pid: int, began: int, answers: TextIO) -> None:
     """Pass signals on to the fork, wait for its end, and end likewise."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN):
         signal.signal(number, lambda received, _: _send(pid, began, received))
     try:
         answer = answers.readline()  # nothing where the server has died

@@ -21,30 +21,26 @@ What holds (ray 2.60; tests/processes/):
 import array
 import contextlib
 import gc
-import importlib
 import json
 import os
-import runpy
 import selectors
 import signal
 import socket
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from launcher.processes import preload
+from launcher.processes.fork import Added, Request, become, draws_differ, entries_of, import_ray, set_environment
 from launcher.processes.fork_client import LENGTH, STREAMS, node_socket, peer_of, process_began
 
-_FILTERS = list(warnings.filters)
 _ACCEPT_S, _KILL_AFTER_S = 5.0, 5.0
 _MOST_ZYGOTES = 6
 _UNFIT = 3
 """Exit code of a zygote whose forks would not be what new processes are."""
-Request = dict[str, Any]
 
 
 class ForkServerError(Exception):
@@ -70,7 +66,7 @@ class Baseline:
         name = preload.difference(self.loaded, request["environment"])
         if name is not None:
             return f"its imports were made with another value of {name}"
-        own = _shadowing([e for e in _entries(request["environment"]) if e not in self.path])
+        own = _shadowing([e for e in entries_of(request["environment"]) if e not in self.path])
         return f"PYTHONPATH has a {own} of its own" if own is not None else None
 
 
@@ -191,12 +187,10 @@ class _Server:
     Args:
         baseline: What the server was when it loaded its modules.
         source: The listening socket, or the channel.
-        added: Entries of `sys.path` and variables of the environment that imports in a zygote have added.
+        added: What imports have added in a zygote; None in the node's server.
     """
 
-    def __init__(
-        self, baseline: Baseline, source: socket.socket, added: tuple[list[str], dict[str, str]] | None = None
-    ) -> None:
+    def __init__(self, baseline: Baseline, source: socket.socket, added: Added | None = None) -> None:
         self._baseline, self._source, self._added = baseline, source, added
         self._is_zygote = added is not None
         self._children: dict[int, socket.socket | None] = {}
@@ -303,8 +297,7 @@ class _Server:
             connection.close()
             if self._is_zygote:
                 self._source.close()
-            added_path, added = self._added or ([], {})
-            _become(request, streams, self._baseline, (added_path, {**self._baseline.loaded.added, **added}))
+            become(request, streams, self._baseline.path, self._added or Added((), self._baseline.loaded.added))
         _close(*streams)
         self._children[pid] = connection
         _answer(connection, {"pid": pid, "began": process_began(pid)})
@@ -424,16 +417,16 @@ def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) ->
     code = 1
     try:
         environment = request["environment"]
-        _set_environment({**baseline.loaded.added, **environment})
-        sys.path[:] = [*_entries(environment), *baseline.path]
+        set_environment({**baseline.loaded.added, **environment})
+        sys.path[:] = [*entries_of(environment), *baseline.path]
         before = set(sys.path)
-        _import_ray(request["modules"])
-        if other_threads() or not _draws_differ():
+        import_ray(request["modules"])
+        if other_threads() or not draws_differ():
             os._exit(_UNFIT)
         gc.collect()
         gc.freeze()
-        added = (
-            [entry for entry in sys.path if entry not in before],
+        added = Added(
+            tuple(entry for entry in sys.path if entry not in before),
             {name: value for name, value in os.environ.items() if environment.get(name) != value},
         )
         _Server(baseline, channel, added).run()
@@ -444,123 +437,9 @@ def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) ->
         os._exit(code)
 
 
-def _import_ray(modules: list[str]) -> None:
-    """Import modules, ray among them, without drawing from the random state of its C++ part."""
-    actor: Any = importlib.import_module("ray.actor")
-    plain = actor.ActorClassID
-
-    class FromSystem:
-        """Ids of the actor classes that modules define, from the system's random numbers (ray 2.60, actor.py)."""
-
-        @staticmethod
-        def from_random() -> object:
-            return plain(os.urandom(plain.size()))
-
-    actor.ActorClassID = FromSystem
-    try:
-        for name in modules:
-            importlib.import_module(name)
-    finally:
-        actor.ActorClassID = plain
-
-
-def _draws_differ() -> bool:
-    """Return True if two forks of this process draw different ids."""
-    import ray
-
-    drawn = []
-    for _ in range(2):
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.write(writing, ray.UniqueID.from_random().binary())
-            os._exit(0)
-        os.waitpid(pid, 0)
-        drawn.append(os.read(reading, 64))
-        _close(reading, writing)
-    return drawn[0] != drawn[1]
-
-
-def _become(
-    request: Request, streams: list[int], baseline: Baseline, added: tuple[list[str], dict[str, str]]
-) -> NoReturn:
-    """Run the script of a request in this fork, as a new process would."""
-    code = 1
-    try:
-        os.setsid()
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for target, stream in enumerate(streams):
-            os.dup2(stream, target)
-        _close(*[stream for stream in streams if stream >= STREAMS])
-        _set_limits(request)
-        _set_environment({**added[1], **request["environment"]})
-        os.chdir(request["directory"])
-        sys.argv = request["arguments"]
-        sys.path[:] = [*added[0], request["script_folder"], *_entries(request["environment"]), *baseline.path]
-        warnings.filters = list(_FILTERS)
-        _renew_random_states()
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)  # noqa: T201 -- as Python itself does
-    except BaseException:  # noqa: BLE001 -- as Python itself does with whatever a script raises
-        traceback.print_exc()
-    finally:
-        _exit_as_python_does(code)
-
-
-def _exit_as_python_does(code: int) -> NoReturn:
-    import atexit
-    import threading
-
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code & 255)
-
-
-def _set_environment(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def _set_limits(request: Request) -> None:
-    """Take over what a process inherits from its parent, which is another one here."""
-    import resource
-
-    os.umask(request["umask"])
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, asked = request["open_files"]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, asked) if asked <= hard else (min(soft, hard), hard))
-    os.sched_setaffinity(0, request["affinity"])
-    with contextlib.suppress(PermissionError):  # only a lower niceness than the server's needs a right
-        os.setpriority(os.PRIO_PROCESS, 0, request["niceness"])
-    with contextlib.suppress(PermissionError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(str(request["oom_score"]))
-
-
-def _renew_random_states() -> None:
-    """Seed what would be the same in every fork; Python's own `random`, `tempfile` and `uuid` do it themselves."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
-
-
-def _entries(environment: dict[str, str]) -> list[str]:
-    """Return the entries of PYTHONPATH as Python puts them into `sys.path`."""
-    return [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-
-
 def _bare_path() -> tuple[str, ...]:
     """Return `sys.path` without the script's folder, which comes first, and without PYTHONPATH."""
-    from_environment = set(_entries(dict(os.environ)))
+    from_environment = set(entries_of(dict(os.environ)))
     return tuple(entry for entry in sys.path[1:] if entry not in from_environment)
 
 
