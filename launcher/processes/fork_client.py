@@ -83,8 +83,8 @@ def _run_worker(worker: list[str]) -> str | None:
     path = node_socket()
     if os.path.exists(path):
         why = run_in_fork(path, worker, _OF_A_WORKER)
-    else:
-        _start_server()
+    if not os.path.exists(path) or (why or "").startswith(ConnectionRefusedError.__name__):  # it was killed
+        _start_server(path)
     return why
 
 
@@ -258,22 +258,32 @@ def _apply_context(arguments: list[str]) -> list[str] | None:
     return [a for a in arguments if not a.startswith((_CONTEXT, _LANGUAGE)) and a not in ("-s", "-S")]
 
 
-def _start_server() -> None:
-    """Start a server for the workers after this one, which ends with the raylet."""
-    import subprocess
+def _start_server(path: str) -> None:
+    """Start a server for the workers after this one, which ends with the raylet.
 
+    It becomes a grandchild that is nobody's: a worker of Ray kills its children when it ends.
+    """
     raylet = os.environ.get("RAY_RAYLET_PID")
     if not raylet:
         return
-    environment = {name: value for name, value in os.environ.items() if name != SOCKET}
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
     try:
-        with open(f"{node_socket()}.log", "ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "launcher.processes.fork_server", raylet],
-                env=environment, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-    except OSError as error:
-        _log(f"no fork server: {error}")
+        null = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(f"{path}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        for number, file in enumerate((null, log, log)):
+            os.dup2(file, number)
+        os.closerange(STREAMS, os.sysconf("SC_OPEN_MAX"))
+        os.environ.pop(SOCKET, None)
+        os.chdir(_ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "launcher.processes.fork_server", raylet])
+    finally:
+        os._exit(1)
 
 
 if __name__ == "__main__":

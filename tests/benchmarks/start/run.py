@@ -1,8 +1,9 @@
 """Seconds from the command to the end of the first step: `launcher train`, and transformers' Trainer under torchrun.
 
 SST-2, MiniLM-L6, global batch 32 over 2 workers, in turn, several rounds; caches and compiled kernels are warm on both
-sides. Prints the medians as one JSON object on its last line. `make bench-start`; figures in ../README.md. Runs on the
-client; needs no GPU.
+sides. `cold` starts Ray itself, `warm` runs on the Ray of `launcher up`, which is started before the clock and ended
+after it. Prints the medians as one JSON object on its last line. `make bench-start`; figures in ../README.md. Runs on
+the client; needs no GPU.
 """
 
 import argparse
@@ -31,12 +32,22 @@ def main() -> int:
     shutil.rmtree(storage, ignore_errors=True)
     storage.mkdir(parents=True)
     job = write_job(storage, 2)
-    ours, peer = [], []
+    found: dict[str, list[float]] = {"cold": [], "warm": [], "trainer": []}
     for number in range(-1, options.rounds):  # the first fills caches
-        ours.append(launch(job, f"round-{number + 1}"))
-        peer.append(torchrun(storage, number))
-        print(f"round {number + 1}  ours {ours[-1]:6.1f} s  trainer {peer[-1]:6.1f} s", flush=True)
-    print(json.dumps({"over_trainer": round(statistics.median(ours[1:]) / statistics.median(peer[1:]), 3)}))
+        seconds = {"cold": launch(job, f"cold-{number + 1}")}
+        call([sys.executable, "-m", "launcher", "up"], storage / "up.log")
+        try:
+            seconds["warm"] = launch(job, f"warm-{number + 1}")
+        finally:
+            call([sys.executable, "-m", "launcher", "down", "--force"], storage / "down.log")
+        seconds["trainer"] = torchrun(storage, number)
+        print(f"round {number + 1}  " + "  ".join(f"{side} {s:.1f} s" for side, s in seconds.items()), flush=True)
+        for side, value in seconds.items():
+            found[side] += [value] if number >= 0 else []
+    median = {side: statistics.median(values) for side, values in found.items()}
+    over = {"over_trainer": median["cold"], "over_trainer_warm": median["warm"]}
+    result = {name: round(seconds / median["trainer"], 3) for name, seconds in over.items()}
+    print(json.dumps({**result, **{f"{side}_s": round(seconds, 1) for side, seconds in median.items()}}))
     return 0
 
 
