@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-long test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-all gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -28,8 +28,8 @@ moto: .venv-moto/.installed
 test: venv moto
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/check.sh
 
-# What takes minutes and shows by real means what `make test` shows by smaller ones; more than half an hour.
-test-long: venv moto
+# Everything: what `make test` runs, and what shows the same by slower means (marker `long`); an hour and more.
+test-all: test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m long
 
 # Faults on real clusters: all that `make test` has of them, nodes that die, freeze and are cut off, and random kills.

@@ -12,12 +12,47 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+# Tests that may be skipped, and why; any other skip fails, as what nobody runs shows nothing (tests/README.md).
+_MAY_SKIP = {
+    "*": "needs ../shared",
+    "tests/cluster/test_dockerfile.py*": "is in Python 3.11 and newer",
+    "tests/cluster/test_ray_cluster.py*": "needs shellcheck",
+    "tests/cluster/test_slurm.py*": "needs shellcheck",
+    "tests/cluster/test_slurm.py::test_a_run_that_is_stopped_goes_on_in_the_next_start": "`make test-slurm` runs it",
+    "tests/faults/test_nodes.py*": "needs ",
+    "tests/kube/test_kubectl.py*": "needs kubectl",
+    "tests/processes/*": "for Linux alone",
+    "tests/processes/test_fork_server.py::test_another_user_is_refused": "needs root",
+    "tests/refusals/test_storages.py*": "needs to mount a tmpfs",
+    "tests/submit/test_doctor_live.py*": "needs ",
+    "tests/submit/test_live.py*": "needs ",
+    "tests/tasks/test_contract.py*": "its head is pretrained",
+    "tests/train/test_drawn.py*": "too many for the job's smallest group of weights",
+    "tests/train/test_kernels.py*": "there is a GPU",
+    "tests/train/test_monitoring_files.py*": "needs promtool",
+    "tests/train/test_swapped.py*": "no libaio-dev here",
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for a reason that `_MAY_SKIP` does not name."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        may = (fnmatch(item.nodeid, name) and why in reason for name, why in _MAY_SKIP.items())
+        if not any(may):
+            report.outcome = "failed"
+            report.longrepr = f"skipped, which tests/conftest.py does not allow: {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -198,6 +198,7 @@ def main() -> None:
     node = _start_node(settings["num_cpus"])
 
     def stop(*_: object) -> None:
+        warm_ray.forget(os.getpid())
         node.kill_all_processes(check_alive=False, allow_graceful=True)
         os._exit(0)
 

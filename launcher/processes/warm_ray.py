@@ -191,6 +191,14 @@ def is_used() -> bool:
     return False
 
 
+def forget(pid: int) -> None:
+    """Remove up.json if it names this process, which ends."""
+    found = find()
+    if found is not None and found.pid == pid:
+        with contextlib.suppress(OSError):
+            os.unlink(state_path())
+
+
 def stop(warm: WarmRay) -> None:
     """End it with all its processes, and wait for that."""
     with contextlib.suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
 """The promise for jobs drawn at random: begun by some workers under some stage, gone on with by others.
 
-A draw is a function of its number. LAUNCHER_DRAWS=100-160 says which `make test-long` makes.
+A draw is a function of its number. LAUNCHER_DRAWS=100-160 says which `make test-all` makes.
 """
 
 import os

@@ -10,12 +10,19 @@ from group import run_group, train_here, with_job
 from jobs import prepared_job, write_splits
 
 _STEPS = 30
-_CUTS = [(zero, micro) for zero in (0, 1, 2, 3) for micro in (1, 4, None)]
+_Cut = tuple[int, int | None]
+_GRID = [(zero, micro) for zero in (0, 1, 2, 3) for micro in (1, 4, None)]
+# Every stage, micro-batch and number of workers, and every stage with two of the micro-batches; `long` has all of them.
+_COVERING: dict[int, list[_Cut]] = {
+    1: [(0, None), (2, 1)],
+    2: [(0, 4), (1, 1), (2, None), (3, 4)],
+    3: [(0, 1), (1, 4), (2, 4), (3, None)],
+}
 
 
-def _curves(prepared: Any, world_size: int, folder: str) -> dict[str, list[float]]:
+def _curves(prepared: Any, world_size: int, folder: str, cuts: list[_Cut]) -> dict[str, list[float]]:
     found = {}
-    for zero, micro in _CUTS:
+    for zero, micro in cuts:
         job = with_job(
             prepared,
             name=f"w{world_size}-z{zero}-m{micro}",
@@ -27,11 +34,14 @@ def _curves(prepared: Any, world_size: int, folder: str) -> dict[str, list[float
     return found
 
 
-def test_curve_is_a_function_of_the_job_file(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cuts", [_COVERING, pytest.param({1: _GRID, 2: _GRID, 3: _GRID}, marks=pytest.mark.long)], ids=["covering", "grid"]
+)
+def test_curve_is_a_function_of_the_job_file(tiny_bert: Path, tmp_path: Path, cuts: dict[int, list[_Cut]]) -> None:
     """331 rows, 30 steps of 11: neither divides by 2 or 3 workers, nor by micro-batches of 4."""
     data = write_splits(tmp_path / "data", train=331, row_group=37)
     prepared = prepared_job(tiny_bert, data, tmp_path, train={"max_steps": _STEPS, "learning_rate": 5e-3})
-    curves = {world: run_group(world, _curves, prepared, world, str(tmp_path)) for world in (1, 2, 3)}
+    curves = {world: run_group(world, _curves, prepared, world, str(tmp_path), cuts[world]) for world in cuts}
     reference = np.array(curves[1]["0/None"])
     assert len(reference) == _STEPS
     assert reference[-5:].mean() < reference[:5].mean() - 0.05  # it learns, so equality means something

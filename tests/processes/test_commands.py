@@ -1,0 +1,184 @@
+"""Whole commands on a local Ray: the fork server killed beneath them, and `launcher up`, `launcher down`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from chaos_runs import curve
+
+from jobs import make_job, write_splits
+from launcher.rundir import RunDir
+from launcher.spec.load import dump_job
+
+_ROOT = Path(__file__).resolve().parents[2]
+_STEPS = 40
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux alone"),
+]
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A folder of the user's own for sockets; its path is short, as that of a socket must be."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def job(tiny_bert: Path, tmp_path: Path) -> Path:
+    data = write_splits(tmp_path / "data", train=220, validation=33)
+    spec = make_job(
+        tiny_bert, data, tmp_path / "runs", train={"epochs": 2}, checkpoint={"every_steps": 5},
+        fault_tolerance={"backoff_s": 0},
+    )  # fmt: skip
+    path = tmp_path / "job.yaml"
+    path.write_text(dump_job(spec))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(run_folder: Path) -> Iterator[None]:
+    yield
+    _wait(lambda: not _processes(run_folder), 30)
+    # A server that is killed cannot remove its lock and its log.
+    left = [path.name for path in (run_folder / "launcher").glob("*") if path.suffix not in (".log", ".lock")]
+    assert left == []
+
+
+def _processes(run_folder: Path) -> list[psutil.Process]:
+    """Every process that was started with this folder in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("XDG_RUNTIME_DIR") == str(run_folder) and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def _start(run_folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(run_folder), "PYTHONPATH": str(_ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "launcher", *arguments], cwd=run_folder.parent, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def _end(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def _wait(happened: Callable[[], object], limit_s: float = 120) -> None:
+    until = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < until, "did not happen in time"
+        time.sleep(0.05)
+
+
+def _run(job: Path, name: str) -> RunDir:
+    return RunDir(str(job.parent / "runs" / name))
+
+
+def _steps(job: Path, name: str) -> int:
+    run = _run(job, name)
+    return len(curve(run)) if run.exists("metrics.jsonl") else 0
+
+
+def _bits(job: Path, name: str) -> tuple[list[tuple[int, int, float]], bytes]:
+    run = _run(job, name)
+    return curve(run), run.read_bytes("model/model.safetensors")
+
+
+def _servers(run_folder: Path) -> list[psutil.Process]:
+    """Processes that listen at a socket of the folder."""
+    sockets = {str(path) for path in (run_folder / "launcher").glob("*.sock")}
+    return [
+        process
+        for process in _processes(run_folder)
+        if {c.laddr for c in process.net_connections("unix") if c.status == psutil.CONN_NONE} & sockets
+        and process.name() != "raylet"
+    ]
+
+
+def _kill_servers(run_folder: Path) -> int:
+    doomed = _servers(run_folder)
+    for process in doomed:
+        process.kill()
+    return len(doomed)
+
+
+@pytest.mark.long
+def test_a_server_that_is_killed_costs_nothing_but_speed(run_folder: Path, job: Path) -> None:
+    """In a start, in a run, and in the recovery of a worker; the curve and the model have the same bits."""
+    plain = _start(run_folder, "train", str(job), "name=plain")
+    assert "done: 40 steps" in _end(plain)
+    command = _start(run_folder, "train", str(job), "name=struck", "--chaos", "kill=1@step12,kill=0@step25")
+    _wait(lambda: _servers(run_folder))
+    assert _kill_servers(run_folder)  # workers start as plain processes, and the first starts another server
+    _wait(lambda: _steps(job, "struck") >= 8)
+    _wait(lambda: _servers(run_folder))
+    assert _kill_servers(run_folder)
+    _wait(lambda: _steps(job, "struck") >= 20)
+    for path in (run_folder / "launcher").glob("*.sock"):
+        path.unlink()
+    assert "done: 40 steps" in _end(command)
+    assert _bits(job, "struck") == _bits(job, "plain")
+
+
+@pytest.mark.long
+def test_commands_share_what_is_up_and_nothing_is_left_when_it_is_down(run_folder: Path, job: Path) -> None:
+    assert "up: Ray at" in _end(_start(run_folder, "up", "--idle-minutes", "5"))
+    assert "is up already" in _end(_start(run_folder, "up"))
+    both = [_start(run_folder, "train", str(job), f"name=shared-{n}") for n in (1, 2)]
+    _wait(lambda: _steps(job, "shared-1") > 3)
+    assert "a command runs on" in _end(_start(run_folder, "down"), 2)
+    for command in both:
+        output = _end(command)
+        assert "runs on the Ray of `launcher up`" in output and "done: 40 steps" in output
+    assert _bits(job, "shared-1") == _bits(job, "shared-2")
+
+    stopped = _start(run_folder, "train", str(job), "name=stopped", "train.epochs=60")
+    _wait(lambda: _steps(job, "stopped") > 3)
+    stopped.send_signal(signal.SIGINT)
+    assert "which is saved" in _end(stopped, 130)
+    refused = _start(run_folder, "train", str(job), "data.train=/nowhere/*.parquet")
+    assert "/nowhere" in _end(refused, 2)
+
+    state = json.loads((run_folder / "launcher" / "up.json").read_text())
+    os.kill(state["pid"], signal.SIGKILL)
+    _wait(lambda: not _processes(run_folder), 30)
+    assert "nothing is up" in _end(_start(run_folder, "down"))
+    assert "up: Ray at" in _end(_start(run_folder, "up"))
+    assert "down: Ray at" in _end(_start(run_folder, "down"))
+
+
+def test_another_environment_or_installation_is_not_run_on_what_is_up(
+    run_folder: Path, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _end(_start(run_folder, "up", "--idle-minutes", "0.1"))
+    assert "another value" not in _end(_start(run_folder, "check", str(job)))
+    monkeypatch.setenv("MY_OWN", "1")
+    output = _end(_start(run_folder, "check", str(job)))
+    assert "another value of MY_OWN" in output and "steps" in output
+    assert "not run on" not in _end(_start(run_folder, "--fresh", "check", str(job)))
+    monkeypatch.delenv("MY_OWN")
+    _wait(lambda: not (run_folder / "launcher" / "up.json").exists(), 60)  # it has ended by itself
+
+
+def test_a_command_that_crashes_leaves_nothing(run_folder: Path, job: Path) -> None:
+    command = _start(run_folder, "train", str(job), "name=crashed")
+    _wait(lambda: _steps(job, "crashed") > 3)
+    command.kill()
+    command.wait()
