@@ -49,6 +49,7 @@ def options(
 def main() -> None:
     """Entry point of the `launcher` command and of `python -m launcher`."""
     debug = "--debug" in sys.argv
+    has_ray = local_ray.begun() is not None  # a caller's, which goes on with it
     if not debug:
         _quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C, not in mid-air
@@ -69,7 +70,8 @@ def main() -> None:
         ERR.print(f"the launcher failed ({what}); {remedy}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     finally:
-        local_ray.end()
+        if not has_ray:
+            local_ray.end()
 
 
 def _quiet() -> None:
