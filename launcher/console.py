@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
@@ -74,7 +75,7 @@ class _Mailbox:
 class Post:
     """Puts lines into the mailbox and asks it without waiting; travels to the workers, as listener and as caller."""
 
-    def __init__(self, mailbox: "ray.actor.ActorHandle[_Mailbox]") -> None:
+    def __init__(self, mailbox: "ActorHandle[_Mailbox]") -> None:
         self._mailbox = mailbox
         self._answer: ray.ObjectRef[bool] | None = None
 
@@ -112,7 +113,7 @@ class Watch:
         console: tells the person that a stop takes a moment.
     """
 
-    def __init__(self, mailbox: "ray.actor.ActorHandle[_Mailbox]", console: Console) -> None:
+    def __init__(self, mailbox: "ActorHandle[_Mailbox]", console: Console) -> None:
         self.post = Post(mailbox)
         """For the workers."""
         self.stop_asked = False
@@ -148,9 +149,23 @@ class Watch:
         return training
 
 
+Mailbox = ActorHandle[_Mailbox]
+
+
+def start_mailbox() -> Mailbox:
+    """Start the actor between driver and workers; returns at once."""
+    # With the driver, as a node that goes away must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined,no-any-return]
+
+
 @contextmanager
 def watch(
-    plan: Plan, console: Console, hear: Callable[[MetricsLine], None] | None = None, hang_s: float | None = None
+    plan: Plan,
+    console: Console,
+    hear: Callable[[MetricsLine], None] | None = None,
+    hang_s: float | None = None,
+    mailbox: Mailbox | None = None,
 ) -> Iterator[Watch]:
     """Show lines until the block ends.
 
@@ -159,10 +174,9 @@ def watch(
         console: where they are shown.
         hear: is told of each, too.
         hang_s: seconds of standing still after which the workers are ended.
+        mailbox: Actor that was started before; None starts one.
     """
-    # With the driver, as a node that goes away must not take it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray adds .options
+    mailbox = start_mailbox() if mailbox is None else mailbox
     stop = threading.Event()
     view = _Bar(plan, console) if console.is_terminal else _Lines(plan, console)
     shows = (view.show,) if hear is None else (view.show, hear)
@@ -187,7 +201,7 @@ def _pump(watched: Watch, shows: _Shows, hang_s: float | None, stop: threading.E
             watched.end_hang(said)
 
 
-def _show(mailbox: "ray.actor.ActorHandle[_Mailbox]", shows: _Shows) -> _News | None:
+def _show(mailbox: "ActorHandle[_Mailbox]", shows: _Shows) -> _News | None:
     try:
         answer: ray.ObjectRef[_News] = mailbox.take.remote()
         news = ray.get(answer)

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 
+import ray
 from rich.console import Console
 
-from launcher.console import reading_files, watch
+from launcher.console import Mailbox, reading_files, start_mailbox, watch
 from launcher.data.sources import Split
 from launcher.data.stream import StreamSource
 from launcher.data.warm import warm_up
@@ -62,23 +63,37 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
         UserError: something in the job file, data or model must be mended first.
         TrainingError: the run stopped; what is saved is kept.
     """
-    with ExitStack() as session:
+    with ExitStack() as stack:
+        mailbox = _begin_workers(stack, job)
+
+        def on_data(resolved: JobSpec, splits: dict[str, Split]) -> None:
+            if mailbox is not None:
+                warm_up(StreamSource(resolved, splits, resolved.cluster.workers))
+
         with reading_files(console) as told:
-            prepared = prepare(job, told, measure=True, on_data=lambda *data: _begin_workers(session, *data))
-        return _run_prepared(prepared, job, console, faults)
+            prepared = prepare(job, told, measure=True, on_data=on_data)
+        return _run_prepared(prepared, job, console, faults, mailbox)
 
 
-def _begin_workers(session: ExitStack, job: JobSpec, splits: dict[str, Split]) -> None:
-    """Connect to the Ray that the command has begun, and start a data worker, while the rest is planned."""
+def _begin_workers(stack: ExitStack, job: JobSpec) -> Mailbox | None:
+    """Connect to the Ray that the command has begun, and start its first process, while the job is prepared.
+
+    Returns:
+        The actor between driver and workers; None where there is no such Ray, or nothing to be done on it.
+    """
     run = RunDir(join(job.output.storage, job.name))
     if local_ray.begun() is None or run.exists("result.json"):
-        return
+        return None
     check_machine(job)
-    session.enter_context(ray_session(job))
-    warm_up(StreamSource(job, splits, job.cluster.workers))
+    stack.enter_context(ray_session(job))
+    mailbox = start_mailbox()
+    stack.callback(ray.kill, mailbox)
+    return mailbox
 
 
-def _run_prepared(prepared: Prepared, job: JobSpec, console: Console, faults: Faults | None) -> RunDir:
+def _run_prepared(
+    prepared: Prepared, job: JobSpec, console: Console, faults: Faults | None, mailbox: Mailbox | None
+) -> RunDir:
     run, plan, finished = prepared.run, prepared.plan, is_finished(prepared)
     check_run(prepared)
     chaos = faults.of(plan.total_steps, plan.workers) if faults is not None else ()
@@ -96,7 +111,7 @@ def _run_prepared(prepared: Prepared, job: JobSpec, console: Console, faults: Fa
         resumed = saved.latest_step(run)
         _say_what_comes(prepared, resumed, console)
         with _opened(prepared), told_leaks(prepared.job, run, prepared.splits, leaks, console):
-            _work_to_the_end(prepared, job, console, chaos)
+            _work_to_the_end(prepared, job, console, chaos, mailbox)
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
@@ -147,7 +162,9 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     return run
 
 
-def _work_to_the_end(prepared: Prepared, asked: JobSpec, console: Console, faults: tuple[Fault, ...]) -> None:
+def _work_to_the_end(
+    prepared: Prepared, asked: JobSpec, console: Console, faults: tuple[Fault, ...], mailbox: Mailbox | None
+) -> None:
     """Everything that needs a cluster.
 
     Raises:
@@ -163,10 +180,10 @@ def _work_to_the_end(prepared: Prepared, asked: JobSpec, console: Console, fault
 
     hang_s = job.fault_tolerance.hang_s
     with (
-        _tracked(run, job), ray_session(job), prometheus.counted(job), watch(plan, console, hear, hang_s) as line,
-        beating(run),
+        _tracked(run, job), ray_session(job), prometheus.counted(job),
+        watch(plan, console, hear, hang_s, mailbox) as line, beating(run),
     ):  # fmt: skip
-        if local_ray.begun() is None:  # otherwise it was started while the rest was planned
+        if mailbox is None:  # otherwise it was started while the rest was planned
             warm_up(StreamSource(job, prepared.splits, plan.workers))
         Driver(prepared, asked, console, line, faults).to_the_end()
 
