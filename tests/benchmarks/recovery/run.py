@@ -56,6 +56,7 @@ def main() -> int:
             {
                 "over_vanilla": round(lost["ours"] / lost["vanilla_epoch"], 3),
                 "over_vanilla_50": round(lost["ours"] / lost["vanilla_50"], 3),
+                "seconds": round(lost["ours"], 1),
                 **{key: int(value) for key, value in worst.items()},
             }
         )
