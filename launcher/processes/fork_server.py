@@ -235,8 +235,12 @@ class _Server:
             connection.close()
             return
         body, streams = message
-        request = json.loads(body)
-        why = self._baseline.refuses(request)
+        try:
+            request = json.loads(body)
+            why = self._baseline.refuses(request)
+        except (ValueError, KeyError, TypeError):  # not one of our clients
+            _close(connection, *streams)
+            return
         if fingerprint() != self._baseline.fingerprint:
             why = "packages or the launcher's code have changed since it started; it ends"
             self._end()

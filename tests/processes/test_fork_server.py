@@ -1,5 +1,6 @@
 """A fork is what a new process would be, and a server that is gone costs nothing but speed."""
 
+import array
 import json
 import os
 import pwd
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from launcher.processes.fork_client import LENGTH
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -246,6 +249,20 @@ def test_a_removed_socket_and_a_foreign_one_are_told(server: Server, tmp_path: P
     script = _write(tmp_path, "print('ran')")
     server.socket.unlink()
     assert "FileNotFoundError" in server.run(script)[1]
+
+
+def test_what_is_no_request_does_not_end_the_server(server: Server, tmp_path: Path) -> None:
+    streams = array.array("i", range(3))
+    for body in (b"{", b"[]", b'{"arguments": []}'):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(server.socket))
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
+            connection.sendmsg([LENGTH.pack(len(body))], rights)
+            connection.sendall(body)
+            assert connection.recv(64) == b""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(server.socket))  # and says nothing
+    assert server.run(_write(tmp_path, "print('ran')")) == (0, "ran\n")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to ask as another user")
