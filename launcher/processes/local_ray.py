@@ -174,6 +174,10 @@ def up(idle_s: float) -> WarmRay:
         time.time(),
     )  # fmt: skip
     warm_ray.write(warm)
+    subprocess.run(
+        [sys.executable, "-m", "launcher.processes.warm_ray"], cwd=_root_of_package(),
+        env=warm_ray.initial_environment(), check=False,
+    )  # fmt: skip
     ray.process.stdin.write(_STAY)
     ray.process.stdin.close()
     return warm

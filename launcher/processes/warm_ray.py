@@ -102,12 +102,20 @@ def write(warm: WarmRay) -> None:
     os.replace(file.name, path)
 
 
+def initial_environment() -> dict[str, str]:
+    """Return the environment that this process was started with, without what imports and the command line added."""
+    with open("/proc/self/environ", "rb") as file:
+        entries = [os.fsdecode(entry).partition("=") for entry in file.read().split(b"\0") if entry]
+    return {name: value for name, _, value in entries}
+
+
 def digests() -> dict[str, str]:
     """Return a digest of each environment variable that this process was started with and that could bear on a run."""
-    with open("/proc/self/environ", "rb") as file:  # os.environ has what imports and the command line added
-        entries = [entry.partition(b"=") for entry in file.read().split(b"\0") if entry]
-    found = {os.fsdecode(name): hashlib.sha256(value).hexdigest()[:16] for name, _, value in entries}
-    return {n: d for n, d in found.items() if n not in _OF_THE_SHELL and not n.startswith(_SHELL_PREFIXES)}
+    return {
+        name: hashlib.sha256(os.fsencode(value)).hexdigest()[:16]
+        for name, value in initial_environment().items()
+        if name not in _OF_THE_SHELL and not name.startswith(_SHELL_PREFIXES)
+    }
 
 
 def run_command(arguments: list[str]) -> None:
@@ -131,19 +139,22 @@ def run_command(arguments: list[str]) -> None:
     lock = _join()
     if lock is None or not warm.is_alive():
         return
-    why = _difference(warm)
-    if why is None:
-        before = dict(os.environ)
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        os.environ[ADDRESS] = warm.address
-        script = os.path.abspath(arguments[0])
-        why = fork_client.run_in_fork(warm.socket, [script, *arguments[1:]], MODULES, sys.path[0])
-        os.environ.clear()
-        os.environ.update(before)
+    why = _difference(warm) or _run_in_fork(warm, [os.path.abspath(arguments[0]), *arguments[1:]])
     os.close(lock)
     sys.stderr.write(f"not run on the Ray of `launcher up`: {why}; `launcher down` ends it\n")
     sys.stderr.flush()
+
+
+def _run_in_fork(warm: WarmRay, arguments: list[str]) -> str | None:
+    """Run a script as a command is run; returns the reason why that is not possible, with the environment as it was."""
+    before = dict(os.environ)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ[ADDRESS] = warm.address
+    why = fork_client.run_in_fork(warm.socket, arguments, MODULES, sys.path[0])
+    os.environ.clear()
+    os.environ.update(before)
+    return why
 
 
 def _join() -> int | None:
@@ -210,3 +221,10 @@ def stop(warm: WarmRay) -> None:
         os.kill(warm.pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
         os.unlink(state_path())
+
+
+if __name__ == "__main__":
+    # Run by `up`: a command that does nothing leaves a process behind that has loaded what commands need.
+    found = find()
+    if found is not None:
+        sys.exit(_run_in_fork(found, [os.devnull]))
