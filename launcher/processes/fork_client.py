@@ -41,7 +41,10 @@ def main(arguments: list[str]) -> None:
     worker = _apply_context(arguments) if from_raylet else arguments
     why = "the runtime environment needs more than a fork can give" if worker is None else None
     if worker is not None:
-        why = _run_worker(worker)
+        try:
+            why = _run_worker(worker)
+        except OSError as error:  # whatever is wrong with sockets, it costs speed alone
+            why = str(error)
     if why is not None:
         _log(f"a worker starts without the fork server: {why}")
     if from_raylet:

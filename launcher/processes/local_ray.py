@@ -70,10 +70,14 @@ class LocalRay:
         """
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
-        path = os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
+        note = path = None
+        if fork_here and not _is_off():
+            try:
+                path = _command_socket()
+            except OSError as error:
+                note = str(error)
         environment = {name: value for name, value in os.environ.items() if name != fork_client.SOCKET}
-        has_server = fork_here and not _is_off()
-        if has_server:
+        if path is not None:
             environment[fork_client.SOCKET] = path
         settings = {"num_cpus": num_cpus, "directory": os.getcwd(), "idle_s": idle_s}
         log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- stays open as long as both processes need it
@@ -82,8 +86,7 @@ class LocalRay:
             cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             text=True, start_new_session=True,
         )  # fmt: skip
-        note = None
-        if has_server:
+        if path is not None:
             try:
                 fork_server.start_beside(path, os.getpid() if idle_s is None else process.pid)
             except (ForkServerError, OSError) as error:
@@ -168,7 +171,7 @@ def up(idle_s: float) -> WarmRay:
     if ray.note is not None or _is_off():
         ray.stop()
         raise LocalRayError(f"commands cannot be forked here: {ray.note or f'{fork_client.OFF}=0'}")
-    path = os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
+    path = _command_socket()
     warm = WarmRay(
         ray.process.pid, fork_client.process_began(ray.process.pid), ray.address(), path, environment, sys.executable,
         time.time(),
@@ -181,6 +184,11 @@ def up(idle_s: float) -> WarmRay:
     ray.process.stdin.write(_STAY)
     ray.process.stdin.close()
     return warm
+
+
+def _command_socket() -> str:
+    """Return the path of the fork server's socket of this command."""
+    return os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
 
 
 def _is_off() -> bool:

@@ -292,6 +292,12 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path) -> None:
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "chmod 700" in done.stderr
+    client = _ROOT / "launcher" / "processes" / "fork_client.py"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-E", str(client), str(_write(tmp_path, "print('ran all the same')"))],
+        env=_environment() | {"XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "ran all the same\n" and "chmod 700" in done.stderr
 
 
 def test_a_process_with_threads_or_with_ray_is_not_forked() -> None:
