@@ -53,10 +53,11 @@ def _footer_rows(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("shape", "rows", "row_groups"),
     [
-        (_one_file_of_many_row_groups, 2003, 287),
+        # Order and local batches of such shapes are shown without Ray (tests/data); one of them goes the whole way.
+        pytest.param(_one_file_of_many_row_groups, 2003, 287, marks=pytest.mark.long),
         (_a_thousand_files, 1999, 1000),
-        (_uneven_row_groups, 1503, 10),
-        (_fewer_rows_than_a_batch, 13, 3),
+        pytest.param(_uneven_row_groups, 1503, 10, marks=pytest.mark.long),
+        pytest.param(_fewer_rows_than_a_batch, 13, 3, marks=pytest.mark.long),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else str(value),
 )
