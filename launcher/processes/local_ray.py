@@ -86,12 +86,16 @@ class LocalRay:
             cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             text=True, start_new_session=True,
         )  # fmt: skip
+        ray = LocalRay(process, note, log=log)
         if path is not None:
             try:
                 fork_server.start_beside(path, os.getpid() if idle_s is None else process.pid)
             except (ForkServerError, OSError) as error:
-                note = str(error)
-        return LocalRay(process, note, log=log)
+                ray.note = str(error)
+            except BaseException:  # Ctrl-C in the middle of the imports: nobody else knows of the node yet
+                ray.stop()
+                raise
+        return ray
 
     def address(self) -> str:
         """Return the address of its GCS, as soon as it runs.
