@@ -180,26 +180,28 @@ def _difference(warm: WarmRay) -> str | None:
 
 
 def close_if_unused() -> bool:
-    """Keep commands from joining from now on; return False if one uses it already."""
+    """Keep commands from joining from now on, until this process ends; return False if one uses it already."""
+    return _lock_alone() is not None
+
+
+def is_used() -> bool:
+    """Return True if a command uses it at this moment."""
+    lock = _lock_alone()
+    if lock is None:
+        return True
+    os.close(lock)  # which unlocks it, too
+    return False
+
+
+def _lock_alone() -> int | None:
+    """Take the lock against all commands; None if one holds it."""
     lock = os.open(lock_path(), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        return False
-    return True  # the lock is held until this process ends
-
-
-def is_used() -> bool:
-    """Return True if a command uses it at this moment."""
-    lock = os.open(lock_path(), os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)  # which unlocks it, too
-    return False
+        return None
+    return lock
 
 
 def forget(pid: int) -> None:
