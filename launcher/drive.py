@@ -109,10 +109,13 @@ class Driver:
         post, lease = self.line.post, self._lease
         order = WorkOrder(self._run, job, plan, splits, post, post, start=start, lease=lease, faults=self.faults)
         streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
+        config: dict[str, object] = {"order": order}
+        if data.names((TRAIN,)):
+            config["stream"] = TRAIN
         self.line.begin()
         with self._elastic.growing(job, self.line.ask_leave):
             it = Fit(job, self._run, data, streams, f"ray-{self._lease.token:06d}")
-            fit(it, work, {"order": order, "stream": TRAIN}, self.line.ask_stop)
+            fit(it, work, config, self.line.ask_stop)
 
     def _resize(self) -> None:
         """Plan for as many workers as there is room for."""

@@ -106,7 +106,7 @@ def prepare_process(job: JobSpec) -> None:
 
 
 def _cells(order: WorkOrder, split: str) -> Iterator[pa.Buffer]:
-    return worker_cells(split, order.splits[split].rows, order.plan, order.job, order.start)
+    return worker_cells(split, order.splits, order.plan, order.job, order.start)
 
 
 def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:

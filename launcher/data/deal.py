@@ -17,10 +17,11 @@ from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from launcher.data.encoded import cells, workers_read
 from launcher.data.process import whole_imports
 from launcher.data.sources import Split
 from launcher.data.stream import StreamSource
-from launcher.data.windows import Window, segments_of
+from launcher.data.windows import Window, segments_of, windows_of
 from launcher.plan import Plan
 from launcher.spec.job import JobSpec
 
@@ -74,7 +75,7 @@ def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
     dataset = ray.data.read_datasource(
         _Windows(source, windows),
         override_num_blocks=max(1, len(windows)),
-        concurrency=source.job.cluster.data_workers,
+        concurrency=source.job.cluster.most_data_workers,
         # How many run at once is bounded by `concurrency`.
         num_cpus=TASK_CPUS,
     )
@@ -103,9 +104,10 @@ class CanonicalData(DataConfig):
         super().__init__()
         self._job, self._plan, self._splits, self._start = job, plan, splits, start
 
-    @staticmethod
-    def names(streams: Iterable[str]) -> list[str]:
-        """The data sets Ray Train must know of, for the streams of some splits."""
+    def names(self, streams: Iterable[str]) -> list[str]:
+        """Return the data sets Ray Train must know of, for the streams of some splits; none where workers read."""
+        if workers_read(self._job, self._splits):
+            return []
         return [name for stream in streams for name in (stream, _LATER.format(stream))]
 
     def configure(
@@ -163,16 +165,21 @@ class _Later:
         return ray.get(answer)
 
 
-def worker_cells(name: str, rows: int, plan: Plan, job: JobSpec, start: int = 0) -> Iterator[pa.Buffer]:
-    """The packed shares of this train worker, of one stream, as `CanonicalData` deals them; in a train worker.
+def worker_cells(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, start: int = 0) -> Iterator[pa.Buffer]:
+    """Yield the packed shares of this train worker, of one stream; in a train worker.
 
     Args:
         name: `train`, or the split that is evaluated.
-        rows: of the split.
-        plan: of the run.
-        job: of the run.
-        start: step of the checkpoint the workers go on from.
+        splits: As `CanonicalData` has them.
+        plan: Of the run.
+        job: Of the run.
+        start: Step of the checkpoint the workers go on from.
     """
+    rows = splits[name].rows
+    if workers_read(job, splits):
+        rank = ray.train.get_context().get_world_rank()
+        yield from cells(StreamSource(job, splits, job.cluster.workers), windows_of(name, rows, plan, job, start), rank)
+        return
     for number, _ in enumerate(segments_of(name, rows, plan, job, start)):
         if number:
             later = ray.train.get_dataset_shard(_LATER.format(name))

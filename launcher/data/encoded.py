@@ -1,10 +1,11 @@
-"""Shares without Ray Data, in the train worker itself, from rows that are encoded once. For sweeps; train workers.
+"""Shares without Ray Data, in the train worker itself: of small data, and for the trials of a sweep. Train workers.
 
-A trial of a sweep reads the rows that all its predecessors in the same process have read. They stay encoded in memory
-(up to a limit; rows that are augmented are encoded anew), and a thread lays out the next window while one is trained.
+The stream is the same. A thread lays out the next window while one is trained. A trial of a sweep reads the rows that
+all its predecessors in the same process have read: they stay encoded in memory (up to a limit; rows that are augmented
+are encoded anew).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -18,11 +19,32 @@ from launcher.data.order import Ids
 from launcher.data.sources import Split
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN, Window
+from launcher.spec.job import JobSpec
+from launcher.tasks import build_task
 from launcher.tasks.base import Encoded, Task
 
 # Encoded bytes of a split that may stay in the memory of each worker.
 _KEPT_BYTES = 1 << 30
 _ROWS_AT_ONCE = 4096
+
+
+# Each worker encodes all rows of a window, as its batches depend on their lengths. Of so little data this costs less
+# than Ray Data's four processes, which start one after another; a GPU would wait for it.
+_SMALL_BYTES, _FEW_WORKERS = 32 << 20, 4
+
+
+def workers_read(job: JobSpec, splits: Mapping[str, Split]) -> bool:
+    """Return whether train workers read and encode for themselves, not Ray Data for them.
+
+    Args:
+        job: The resolved job; `cluster.data_workers` decides, or leaves it to the size of the data.
+        splits: Those that are streamed.
+    """
+    if job.cluster.data_workers != "auto":
+        return job.cluster.data_workers == 0
+    if job.cluster.workers > _FEW_WORKERS or job.cluster.gpus_per_worker or build_task(job).augments:
+        return False
+    return sum(int(split.fragments.size_bytes.sum()) for split in splits.values()) <= _SMALL_BYTES
 
 
 class KeptSource(StreamSource):

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from launcher.data.deal import TASK_CPUS
+from launcher.data.encoded import workers_read
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN
 from launcher.errors import LauncherError
@@ -20,7 +21,9 @@ _AS_RAY_DATA = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
 
 
 def warm_up(source: StreamSource) -> None:
-    """Start it; nobody waits for it."""
+    """Start it, if there will be data workers; nobody waits for it."""
+    if workers_read(source.job, source.splits):
+        return
     _encode_some.options(runtime_env=_AS_RAY_DATA).remote(source)
 
 

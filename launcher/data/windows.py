@@ -35,19 +35,24 @@ FIRST_SEGMENT, NEXT_SEGMENTS = 128, 1024
 """Windows that Ray Data is given at once: few at first, so that the first of them comes soon."""
 
 
-def segments_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
-    """The windows of a stream, in lists that are dealt one after the other; at least one list.
+def windows_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
+    """Yield the windows of a stream.
 
     Args:
         name: `train`, or the split that is evaluated.
-        rows: of the split.
-        plan: of the run.
-        job: of the run.
-        start: steps done before the training's first window.
+        rows: Of the split.
+        plan: Of the run.
+        job: Of the run.
+        start: Steps done before the training's first window.
     """
-    windows = (
-        train_windows(plan, job, start) if name == TRAIN else evaluation_windows(name, rows, job, plan.total_steps)
-    )
+    if name == TRAIN:
+        return train_windows(plan, job, start)
+    return evaluation_windows(name, rows, job, plan.total_steps)
+
+
+def segments_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
+    """Yield the windows of a stream in lists that are dealt one after the other, at least one; `windows_of`'s Args."""
+    windows = windows_of(name, rows, plan, job, start)
     yield list(islice(windows, FIRST_SEGMENT))
     while segment := list(islice(windows, NEXT_SEGMENTS)):
         yield segment

@@ -18,6 +18,9 @@ EnvName = Annotated[
 ]
 
 
+_AUTO_DATA_WORKERS = 2
+
+
 class ClusterSpec(Section):
     """What the run asks of a Ray cluster."""
 
@@ -37,8 +40,9 @@ class ClusterSpec(Section):
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
     """GPUs a train worker reserves; 0 trains on the CPU."""
 
-    data_workers: int = Field(default=2, ge=1)
-    """Windows that are read and encoded at the same time, beside the train workers."""
+    data_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that read and encode windows for the train workers; 0 has each train worker do it for itself, which
+    starts sooner; `auto` takes 0 for small data (32 MiB, at most 4 workers, no GPUs, no augmentation), else 2."""
 
     pass_env: tuple[EnvName, ...] = ()
     """Environment variables that travel to the workers beside the launcher's own short list (HF_HOME, NCCL_*, ...)."""
@@ -62,7 +66,12 @@ class ClusterSpec(Section):
 
     def logical_cpus(self, at_once: int = 1) -> float:
         """Return the logical CPUs that `at_once` such jobs reserve at the same time."""
-        return at_once * self.workers * self.cpus_per_worker + self.data_workers
+        return at_once * self.workers * self.cpus_per_worker + self.most_data_workers
+
+    @property
+    def most_data_workers(self) -> int:
+        """Return the number of data workers there may be."""
+        return _AUTO_DATA_WORKERS if self.data_workers == "auto" else self.data_workers
 
     @property
     def demand(self) -> Demand:

@@ -115,7 +115,7 @@ def worker_resources(job: JobSpec) -> dict[str, float]:
     all that a lost node leaves, they would wait for ever.
     """
     cluster = job.cluster
-    cpus = max(TASK_CPUS, cluster.cpus_per_worker - TASK_CPUS * (cluster.data_workers + 1))
+    cpus = max(TASK_CPUS, cluster.cpus_per_worker - TASK_CPUS * (cluster.most_data_workers + 1))
     return {"CPU": cpus} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker > 0 else {})
 
 
@@ -201,7 +201,7 @@ def fit(
             failure_config=_no_retries(elastic=cluster.min_workers is not None),
         ),
         # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
-        datasets={name: _placeholder for name in CanonicalData.names(it.streams)},
+        datasets={name: _placeholder for name in it.data.names(it.streams)},
         dataset_config=it.data,
     )
     try:

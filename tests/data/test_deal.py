@@ -56,10 +56,15 @@ def test_ray_data_deals_one_share_per_worker_in_order(
         assert found[rank] == expected, f"rank {rank}"
 
 
+_DEALT = {"data_workers": 1}
+
+
 def _long(tiny_bert: Path, tmp_path: Path) -> Prepared:
     """More windows than the first segment has."""
     data = write_splits(tmp_path / "data", 150, validation=0)
-    return prepared_job(tiny_bert, data, tmp_path, data={**data, "window_steps": 1}, train={"batch_size": 1})
+    return prepared_job(
+        tiny_bert, data, tmp_path, data={**data, "window_steps": 1}, train={"batch_size": 1}, cluster=_DEALT
+    )
 
 
 @pytest.mark.ray
@@ -67,7 +72,7 @@ def test_a_long_stream_is_dealt_in_segments(ray_cluster: None, tiny_bert: Path, 
     prepared = _long(tiny_bert, tmp_path)
     assert len(list(segments_of(TRAIN, 150, prepared.plan, prepared.job, 3))) == 2
     data = CanonicalData(prepared.job, prepared.plan, prepared.splits, 3)
-    first, later = CanonicalData.names([TRAIN])
+    first, later = data.names([TRAIN])
 
     def both(rank: int) -> Iterator[pa.Buffer]:
         yield from ray_cells(dealt[first][rank][first])
@@ -84,7 +89,9 @@ def test_a_long_stream_is_dealt_in_segments(ray_cluster: None, tiny_bert: Path, 
 def test_a_run_goes_on_into_the_next_segment(ray_cluster: None, tiny_bert: Path, tmp_path: Path) -> None:
     job = _long(tiny_bert, tmp_path).job
     data = job.data.model_dump(exclude_none=True)
-    one = run_job(make_job(tiny_bert, data, tmp_path, train={"batch_size": 1}, name="segments"), _silent())
+    one = run_job(
+        make_job(tiny_bert, data, tmp_path, train={"batch_size": 1}, cluster=_DEALT, name="segments"), _silent()
+    )
     steps = [line for line in one.read_metrics() if isinstance(line, StepRecord)]
     assert [line.step for line in steps] == list(range(1, 151))
     assert {line.samples for line in steps} == {1}

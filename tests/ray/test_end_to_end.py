@@ -54,6 +54,7 @@ def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
         folder / "runs",
         train={"learning_rate": 5e-3, "epochs": 3},
         parallel={"zero": 3},
+        cluster={"data_workers": 1},  # which so few data would not have
     )
 
 
@@ -116,12 +117,16 @@ def test_a_finished_run_is_not_trained_again(run: RunDir, job: JobSpec) -> None:
         run_job(changed, _console())
 
 
-def test_a_bad_row_stops_the_run_with_its_place(ray_cluster: None, tiny_bert: Path, tmp_path: Path) -> None:
-    """What a data worker raises reaches the user as itself, through Ray Data and Ray Train."""
+@pytest.mark.parametrize("data_workers", [0, 1])
+def test_a_bad_row_stops_the_run_with_its_place(
+    ray_cluster: None, tiny_bert: Path, tmp_path: Path, data_workers: int
+) -> None:
+    """What a train or data worker raises reaches the user as itself, through Ray Data and Ray Train."""
     table = example_table(60)
     labels = table.column("label").to_pylist()
     labels[31] = None
     pq.write_table(table.set_column(1, "label", pa.array(labels)), tmp_path / "bad.parquet")
-    job = make_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path / "runs")
+    cluster = {"data_workers": data_workers}
+    job = make_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path / "runs", cluster=cluster)
     with pytest.raises(DataError, match=r"bad\.parquet: row 31: label is null; mend the row, or set data\.on_bad_row"):
         run_job(job, _console())
