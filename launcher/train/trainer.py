@@ -16,6 +16,8 @@ import ray
 import ray.data
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from launcher.data.deal import TASK_CPUS, CanonicalData
 from launcher.errors import ClusterError, Interrupted
@@ -31,6 +33,11 @@ from launcher.train.signals import StoppedAtOnce, wait_for
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
         "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE",
         "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", *SETTINGS)  # fmt: skip
+
+
+# Ray Train's controller asks the workers every 2 s whether they live, and sees a loss no sooner. Asking so few of them
+# more often costs nothing; one that does not answer in time is a loss only after ten minutes.
+_FEW_WORKERS = 16
 
 
 def _no_retries(elastic: bool) -> FailureConfig:
@@ -186,8 +193,10 @@ def fit(
     gpu = cluster.gpus_per_worker > 0
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if cluster.workers <= _FEW_WORKERS:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     storage, place = open_uri(it.run.uri)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
@@ -210,9 +219,29 @@ def fit(
     except StoppedAtOnce as stop:
         raise Interrupted(f"interrupted; the same command goes on from the last checkpoint in {it.run.uri}") from stop
     except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
+        _free_reserved()
         raise explain(error) from error
     finally:
         it.run.delete(it.notes)
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train without its actor that frees what a dead controller had reserved, as `_free_reserved` does that.
+
+    The actor asks the dashboard, which a local Ray does not have, and the end of a run would wait 12 s for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Train V1's
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def _free_reserved() -> None:
+    """Remove the placement groups of this driver: a controller that was killed leaves its own."""
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":  # the id of a group ends with that of its job
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _placeholder() -> "ray.data.Dataset":

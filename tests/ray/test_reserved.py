@@ -1,0 +1,40 @@
+"""What a killed controller had reserved is free again for the next start, without Ray Train's own actor for that."""
+
+import pytest
+import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import placement_group
+
+from launcher.train.trainer import _free_reserved, _Trainer
+
+pytestmark = pytest.mark.ray
+
+
+@ray.remote(num_cpus=0)
+class _Controller:
+    def reserve(self, cpus: float) -> None:
+        ray.get(placement_group([{"CPU": cpus}]).ready())
+
+
+def test_it_is_free(ray_cluster: None) -> None:
+    everything = ray.cluster_resources()["CPU"]
+    controller = _Controller.remote()
+    ray.get(controller.reserve.remote(everything))
+    ray.kill(controller)
+    following = placement_group([{"CPU": everything}])
+    assert not following.wait(1)  # Ray keeps it until the driver ends
+    _free_reserved()  # this one as well, as it is of the same driver
+    following = placement_group([{"CPU": everything}])
+    assert following.wait(20)
+    _free_reserved()
+
+
+def test_a_run_does_not_start_that_actor(ray_cluster: None) -> None:
+    def cleaners(kind: type[TorchTrainer]) -> int:
+        trainer = kind(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+        callbacks = trainer._create_default_callbacks()  # type: ignore[attr-defined]
+        return sum(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
+
+    assert (cleaners(TorchTrainer), cleaners(_Trainer)) == (1, 0)
