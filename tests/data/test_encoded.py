@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from group import share_cells
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import make_job, prepared_job, write_splits
@@ -25,6 +25,7 @@ def prepared(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepa
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 23), st.data())
 def test_the_stream_is_the_same(prepared: Prepared, world_size: int, start: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, world_size - 1))

@@ -4,17 +4,18 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher.records import EvaluationRecord, StepRecord
-from launcher.spec.load import load_job
-from launcher.tasks import params_of
-from launcher.trials import TrialRecord
-from launcher.tune.tuner import tune_job
+from launcher.cli.arguments import begin_ray, load
+
+if TYPE_CHECKING:
+    from launcher.trials import TrialRecord
 
 _ends: dict[int, float] = {}
 
 
-def note(trial: TrialRecord) -> None:
+def note(trial: "TrialRecord") -> None:
     """When each trial was over."""
     if trial.status != "running":
         _ends.setdefault(trial.number, time.monotonic())
@@ -22,7 +23,12 @@ def note(trial: TrialRecord) -> None:
 
 def main() -> None:
     started = time.monotonic()
-    job = load_job(sys.argv[1], (), params_of)
+    job = load(Path(sys.argv[1]), ())
+    begin_ray(job, (job.tune and job.tune.max_concurrent) or 1)  # before torch and ray are imported, as the command does
+    from launcher.processes import local_ray
+    from launcher.records import EvaluationRecord, StepRecord
+    from launcher.tune.tuner import tune_job
+
     tuned = tune_job(job, note)
     seconds = time.monotonic() - started
     assert all(trial.status == "finished" for trial in tuned.sweep.trials.values())
@@ -38,6 +44,7 @@ def main() -> None:
         taken = _ends[number] - ends[number - slots]
         overheads.append(taken - steps[-1].elapsed_s - looks[-1].seconds)
     answer = {"seconds": seconds, "trials": len(ends), "overhead": statistics.median(overheads)}
+    local_ray.end()
     print(json.dumps(answer))
 
 
