@@ -33,11 +33,23 @@ def run_group(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
         raise
 
 
+_SHARED = [
+    "torch.distributed", "deepspeed", "deepspeed.ops.adam", "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "peft", "torchmetrics",
+    "transformers.models.bert.modeling_bert", "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.vit.modeling_vit", "transformers.models.resnet.modeling_resnet",
+    "launcher.train.loop", "launcher.train.checkpoint", "launcher.prepare",
+]  # fmt: skip
+
+
 class _Group:
     """Processes that wait for functions to call together."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context(
+            "forkserver"
+        )  # one process imports what all groups need, and is forked for each of them
+        context.set_forkserver_preload(_SHARED)
         self._folder = tempfile.TemporaryDirectory()
         self._pipes, self._processes = [], []
         for rank in range(world_size):
