@@ -4,6 +4,7 @@ Every start goes on from the newest good checkpoint, under a lease of its own, w
 room for. What counts as a failure and how many are borne: `failures.py`.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from launcher.console import Watch
 from launcher.data.deal import CanonicalData
 from launcher.data.windows import TRAIN
 from launcher.elastic import Elastic, with_workers
-from launcher.errors import DamagedCheckpoint, Interrupted, NotFinite, TrainingError, WorkerLost
+from launcher.errors import DamagedCheckpoint, Interrupted, NotFinite, StorageTrouble, TrainingError, WorkerLost
 from launcher.events import note
 from launcher.failures import Failures
 from launcher.lease import Lease
@@ -48,6 +49,7 @@ class Driver:
         asked: the job as the command was given it.
         console: where it says what happens.
         line: to the workers and from them.
+        lease: under which the command works on the run; each start of workers renews it.
         faults: that are to happen.
     """
 
@@ -55,16 +57,17 @@ class Driver:
     asked: JobSpec
     console: Console
     line: Watch
+    lease: Lease
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
         self._run = self.prepared.run
         self._failures = Failures(self.prepared.job.fault_tolerance)
-        self._lease = Lease.take(self._run)
+        self._lease = self.lease
         self._halvings = len(halvings_of(self._run))
         self._elastic = Elastic(self.asked)
-        self._first = True
         self._damages = 0
+        self._seen = 0, 0
 
     def to_the_end(self) -> None:
         """Start workers, and again, until the run is complete.
@@ -74,9 +77,14 @@ class Driver:
             UserError: what no new start would mend.
             TrainingError: likewise, or too many failures.
         """
-        while not is_finished(self.prepared):
+        while True:
             try:
+                if is_finished(self.prepared):
+                    return
                 self._start()
+            except StorageTrouble as trouble:
+                self._bear(WorkerLost(trouble.message))
+                continue
             except DamagedCheckpoint as damage:
                 self._damages += 1
                 if self._damages > _MOST_DAMAGES:
@@ -93,16 +101,13 @@ class Driver:
                 if not self._halved():
                     self._bear(error)
                 continue
-            if not is_finished(self.prepared):
-                self._left()
+            self._left()
 
     def _start(self) -> None:
         """One start of all workers, from the newest checkpoint to the end, or to whatever ends it."""
         self._resize()
         start = self._newest()
-        if not self._first:
-            self._lease = self._lease.renewed()
-        self._first = False
+        self._lease = self._lease.renewed(start)
         self._clear_notes()
         job, plan, splits = self.prepared.job, self.prepared.plan, self.prepared.splits
         data = CanonicalData(job, plan, splits, start)
@@ -132,13 +137,22 @@ class Driver:
         self._run.write_record("plan.json", self.prepared.plan)
 
     def _newest(self) -> int:
-        """Step of the newest checkpoint that looks whole; those that do not are put aside."""
+        """Return the step of the newest checkpoint that looks whole; put aside those that do not.
+
+        Returns:
+            0 for a run that has none yet.
+
+        Raises:
+            StorageTrouble: The storage does not tell, for now.
+            RunError: A newer version of the launcher wrote it, or none of those that are there can be used.
+        """
         while step := saved.latest_step(self._run):
             damage = saved.damage_of(self._run, step)
             if damage is None:
                 return step
             saved.put_aside(self._run, step, damage)
             self._say(f"the checkpoint of step {step} is damaged ({damage}) and not used")
+        saved.refuse_step_0(self._run)
         return 0
 
     def _clear_notes(self) -> None:
@@ -170,22 +184,33 @@ class Driver:
             # Workers that Ray ended first have left none.
             stacks = f"; stacks in {self._run.path('hangs')}" if self._run.list("hangs") else ""
             kind, error = "hang", WorkerLost(f"{hang}{stacks}")
-        step = overview(self._run).step
+        step, newest = self._look()
         wait_s = self._failures.bear(error, step)
         prometheus.count_failure(self.prepared.job, prometheus.LOST)
         after = "" if hang is not None else f" after step {step}"  # a hang names its own
-        text = f"{error.message}{after}; going on from step {saved.latest_step(self._run)}"
+        text = f"{error.message}{after}; going on from step {newest}"
         note(self._run, kind, step, text)
         self._say(f"{text} {f'in {wait_s:g} s' if wait_s else 'at once'} ({self._failures.said()})")
         pause(wait_s, f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}")
 
+    def _look(self) -> tuple[int, int]:
+        """Return the last step of the log and the newest checkpoint's; the last known where the storage is silent."""
+        with suppress(StorageTrouble):
+            self._seen = overview(self._run).step, saved.latest_step(self._run)
+        return self._seen
+
     def _left(self) -> None:
-        """The workers left early, with a checkpoint.
+        """Say why the workers left early, with a checkpoint, if they did.
 
         Raises:
             Interrupted: because they were asked to.
         """
-        step = saved.latest_step(self._run)
+        try:
+            if is_finished(self.prepared):
+                return
+            step = saved.latest_step(self._run)
+        except StorageTrouble:
+            return  # borne where it is asked again
         if self.line.stop_asked:
             raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
         if self._elastic.has_grown:

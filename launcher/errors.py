@@ -47,6 +47,14 @@ class RunError(UserError):
     """The run directory does not allow what was asked (nothing there, made by another job file)."""
 
 
+class StorageTrouble(RunError):
+    """A storage did not answer, or refused for now: a later try may succeed, so a running job bears it."""
+
+
+class DamagedRecord(RunError):
+    """A record is there and is none: cut short, or not what its name says."""
+
+
 class TrainingError(LauncherError, RuntimeError):
     """The run stopped: a loss that is not finite, a lost worker, a broken invariant."""
 

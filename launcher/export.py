@@ -3,6 +3,9 @@
 import tempfile
 from pathlib import Path
 
+import torch
+
+from launcher.errors import TrainingError
 from launcher.models.adapters import merged, save_adapters
 from launcher.plan import Plan
 from launcher.records import ResultRecord, ScoresRecord
@@ -18,6 +21,7 @@ def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) ->
     state = engine.gathered_state()
     if engine.rank != 0 or state is None:
         return
+    refuse_not_finite(state)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         model = engine.model
@@ -30,6 +34,20 @@ def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) ->
         task.processor().save_pretrained(target)
         (target / "README.md").write_text(_card(job, plan), encoding="utf-8")
         run.publish_directory(target, "model")
+
+
+def refuse_not_finite(state: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that no model can work with.
+
+    Raises:
+        TrainingError: some are NaN or infinite; names them.
+    """
+    bad = [name for name, weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"{len(bad)} of {len(state)} weights are not finite ({', '.join(bad[:3])}), so no model is exported; lower "
+            "train.learning_rate and train again under another name"
+        )
 
 
 def write_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> None:

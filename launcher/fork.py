@@ -13,7 +13,7 @@ from launcher.data.deal import CanonicalData
 from launcher.errors import RunError
 from launcher.plan import Plan
 from launcher.prepare import absolute, open_splits
-from launcher.records import ManifestRecord, Record, ResultRecord
+from launcher.records import Record, ResultRecord
 from launcher.rundir import RunDir, find_run, read_job
 from launcher.spec.job import JobSpec
 from launcher.start import work
@@ -98,8 +98,9 @@ def _source(old: RunDir) -> tuple[int, bool]:
 
 def _version(old: RunDir, step: int) -> str:
     """A run may be removed, and another trained under its name: of its checkpoint's files."""
-    found = old.find_record(f"{saved.directory_of(step)}/manifest.json", ManifestRecord)
-    return "" if found is None else " ".join(entry.sha256 for entry in found.files)
+    if not saved.is_complete(old, step):
+        return ""
+    return " ".join(entry.sha256 for entry in saved.manifest_of(old, step).files)
 
 
 def _export(old: RunDir, step: int, place: RunDir, console: Console) -> None:

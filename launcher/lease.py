@@ -5,15 +5,18 @@ the next token, as an empty place in `attempts/` that only one can fill; whoever
 a checkpoint nor remove one. What both wrote before lies apart, as files of a checkpoint lie below their token.
 """
 
+import errno
 import os
 import socket
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
-from launcher.errors import RunError, StaleAttempt
+from launcher.errors import DamagedRecord, RunError, StaleAttempt
 from launcher.records import Record
 from launcher.rundir import RunDir
+from launcher.storage import refusal
 
 _FOLDER = "attempts"
 
@@ -29,14 +32,16 @@ class AttemptRecord(Record):
     """When the driver's process began, in the clock ticks of its system; tells it from a later one of the same pid."""
     started_at: float
     """Seconds since the epoch."""
+    goes_on_from: int | None = None
+    """Step of the checkpoint that its workers start from; None where no workers start under this token."""
 
     @staticmethod
-    def here(token: int) -> "AttemptRecord":
+    def here(token: int, goes_on_from: int | None = None) -> "AttemptRecord":
         """One that this process begins now."""
-        began = process_began(os.getpid())
         return AttemptRecord(
-            token=token, host=socket.gethostname(), pid=os.getpid(), process_began=began, started_at=time.time()
-        )
+            token=token, host=socket.gethostname(), pid=os.getpid(), process_began=process_began(os.getpid()),
+            started_at=time.time(), goes_on_from=goes_on_from,
+        )  # fmt: skip
 
     @property
     def is_here(self) -> bool:
@@ -63,22 +68,27 @@ class Lease:
     token: int
 
     @staticmethod
-    def take(run: RunDir) -> "Lease":
-        """Begin a new attempt: all others are stale from here on. None is removed, or its place would be free."""
+    def take(run: RunDir, goes_on_from: int | None = None) -> "Lease":
+        """Begin a new attempt: all others are stale from here on. None is removed, or its place would be free.
+
+        Args:
+            run: The run.
+            goes_on_from: Step of the checkpoint that workers start from; later ones of older attempts do not count.
+        """
         while True:
             token = max(_tokens(run), default=0) + 1
-            if _fill(run, token, AttemptRecord.here(token)):
+            if _fill(run, token, AttemptRecord.here(token, goes_on_from)):
                 break
         return Lease(run, token)
 
-    def renewed(self) -> "Lease":
-        """For the next start of workers by the same driver.
+    def renewed(self, goes_on_from: int | None = None) -> "Lease":
+        """Take the next lease for the same driver; `goes_on_from` as for `take`.
 
         Raises:
             StaleAttempt: somebody else has begun since.
         """
         self.check()
-        return Lease.take(self.run)
+        return Lease.take(self.run, goes_on_from)
 
     def check(self) -> None:
         """Look whether this is still the newest attempt.
@@ -95,10 +105,43 @@ class Lease:
             )
 
 
+class Fences:
+    """Which checkpoints do not count, as their attempt was taken over before it wrote them.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self._run, self._names = run, _names(run)
+        self._known: dict[str, int | None] = {}
+
+    def excludes(self, step: int, token: int) -> bool:
+        """Return whether an attempt newer than `token` has gone on from a step before this one."""
+        starts = (self._start(name) for name in self._names if int(name[:6]) > token)
+        return any(start is not None and start < step for start in starts)
+
+    def _start(self, name: str) -> int | None:
+        if name not in self._known:
+            try:
+                self._known[name] = self._run.read_record(f"{_FOLDER}/{name}", AttemptRecord).goes_on_from
+            except DamagedRecord:
+                self._known[name] = None  # as in `newest_attempt`
+        return self._known[name]
+
+
+def fences_of(run: RunDir) -> Fences:
+    """Return what the attempts of a run exclude now."""
+    return Fences(run)
+
+
 def newest_attempt(run: RunDir) -> AttemptRecord | None:
     """The one that may write; None where none was ever made."""
     names = _names(run)
-    return run.find_record(f"{_FOLDER}/{names[-1]}", AttemptRecord) if names else None
+    try:
+        return run.find_record(f"{_FOLDER}/{names[-1]}", AttemptRecord) if names else None
+    except DamagedRecord:
+        return None  # it was taken a moment ago, or its process was killed then (`_create`)
 
 
 def refuse_second(run: RunDir) -> None:
@@ -142,6 +185,23 @@ def _names(run: RunDir) -> list[str]:
     return sorted(name for name in run.list(_FOLDER) if name[:6].isdigit())
 
 
+# What mounts without hard links say, as gcsfuse's and SMB's.
+_NO_LINKS = (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Take a place by an exclusive creation; its content follows, so that a reader may find it empty for a moment."""
+    try:
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise refusal(str(path), error) from error
+    with os.fdopen(file, "wb") as stream:
+        stream.write(content)
+    return True
+
+
 def _fill(run: RunDir, token: int, record: AttemptRecord) -> bool:
     """Whether the place was free, and is ours now."""
     content = (record.model_dump_json(indent=1) + "\n").encode()
@@ -153,6 +213,10 @@ def _fill(run: RunDir, token: int, record: AttemptRecord) -> bool:
             os.link(begun, path)  # takes the place with its content in it, or not at all
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise refusal(str(path), error) from error
+            return _create(path, content)
         finally:
             begun.unlink()
         return True

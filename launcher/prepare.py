@@ -184,7 +184,7 @@ def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
             scratch.make_base(job.model, task.from_scratch, _cells(train, columns), Path(folder) / "base")
             made = job.model.model_copy(update={"name": f"{folder}/base", "revision": None})
             blank(task.auto_model, made, load_config(made))  # what makes no model does not get into the cache
-            cache.publish_directory(Path(folder) / "base", "base")
+            cache.publish_directory(Path(folder) / "base", "base", keep=True)
     return job.model_copy(update={"model": job.model.model_copy(update={"name": cache.path("base")})})
 
 

@@ -200,7 +200,7 @@ class ManifestRecord(Record):
     """Hash of the parts of the job file the curve depends on."""
     files: tuple[FileEntry, ...]
     folder: str = ""
-    """Holds the files, below the checkpoint's directory: each attempt writes to one of its own."""
+    """Holds the files, below the manifest's directory; "" for that itself, but in checkpoints of older versions."""
 
 
 class RunStateRecord(Record):

@@ -8,7 +8,7 @@ from launcher.errors import RunError
 from launcher.leaks import LeakageRecord
 from launcher.plan import Plan
 from launcher.prepare import Prepared
-from launcher.records import ManifestRecord, ResultRecord
+from launcher.records import ResultRecord
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
 from launcher.train import saved
@@ -75,7 +75,7 @@ def _check_checkpoint(run: RunDir, zero: int) -> None:
         return
     for step in reversed(saved.complete_steps(run)):
         if saved.damage_of(run, step) is None:
-            saved.refuse_stage(run.read_record(f"{saved.directory_of(step)}/manifest.json", ManifestRecord), zero)
+            saved.refuse_stage(saved.manifest_of(run, step), zero)
             return
 
 

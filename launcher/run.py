@@ -22,7 +22,7 @@ from launcher.drive import Driver, is_finished
 from launcher.errors import ClusterError, Interrupted
 from launcher.heartbeat import beating
 from launcher.leakage import refuse_leaks, told_leaks
-from launcher.lease import refuse_second
+from launcher.lease import Lease, refuse_second
 from launcher.micro_batch import halvings_of
 from launcher.plan import Plan
 from launcher.prepare import Prepared, prepare
@@ -48,7 +48,7 @@ _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchme
 # As many as cost no time to speak of, also where they are pictures; `check` tries more.
 _TRIED_ROWS = 64
 # What a run holds before a cluster has taken it.
-_FIRST = ("job.yaml", "plan.json", "leakage.json")
+_FIRST = ("job.yaml", "plan.json", "leakage.json", "attempts", "heartbeat.json")
 
 
 def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> RunDir:
@@ -110,8 +110,8 @@ def _run_prepared(
     else:
         resumed = saved.latest_step(run)
         _say_what_comes(prepared, resumed, console)
-        with _opened(prepared), told_leaks(prepared.job, run, prepared.splits, leaks, console):
-            _work_to_the_end(prepared, job, console, chaos, mailbox)
+        with _opened(prepared) as lease, told_leaks(prepared.job, run, prepared.splits, leaks, console):
+            _work_to_the_end(prepared, job, console, chaos, mailbox, lease)
         _write_environment(run, plan)
     report = write_report(run)
     _say_what_came(run, report, console)
@@ -163,7 +163,12 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
 
 
 def _work_to_the_end(
-    prepared: Prepared, asked: JobSpec, console: Console, faults: tuple[Fault, ...], mailbox: Mailbox | None
+    prepared: Prepared,
+    asked: JobSpec,
+    console: Console,
+    faults: tuple[Fault, ...],
+    mailbox: Mailbox | None,
+    lease: Lease,
 ) -> None:
     """Everything that needs a cluster.
 
@@ -185,7 +190,7 @@ def _work_to_the_end(
     ):  # fmt: skip
         if mailbox is None:  # otherwise it was started while the rest was planned
             warm_up(StreamSource(job, prepared.splits, plan.workers))
-        Driver(prepared, asked, console, line, faults).to_the_end()
+        Driver(prepared, asked, console, line, lease, faults).to_the_end()
 
 
 @contextmanager
@@ -205,13 +210,19 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(prepared: Prepared) -> Iterator[None]:
-    """The run directory with its job and plan; where no cluster takes a new run, nothing of it stays."""
+def _opened(prepared: Prepared) -> Iterator[Lease]:
+    """Lay out the run directory with its job and plan; where no cluster takes a new run, nothing of it stays.
+
+    Yields:
+        The right to write to it: from here on a second command is refused.
+    """
     run = prepared.run
     is_new = not run.exists("job.yaml")
+    refuse_second(run)
     _open_run(prepared)
+    lease = Lease.take(run)
     try:
-        yield
+        yield lease
     except ClusterError:
         if is_new and not run.exists("metrics.jsonl"):
             for name in _FIRST:

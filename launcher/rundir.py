@@ -3,6 +3,7 @@
 `<storage>/<run name>/` is the whole truth about a run; what exists there is complete. Record types: `records.py`.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -19,10 +20,20 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from launcher.errors import RunError
+from launcher.errors import DamagedRecord, RunError, StorageTrouble
 from launcher.records import MetricsLine, Record
 from launcher.spec.job import JobSpec
-from launcher.storage import append_whole, asking, is_local, is_object_store, join, os_reason, refusal, split_options
+from launcher.storage import (
+    append_whole,
+    asking,
+    is_local,
+    is_object_store,
+    join,
+    os_reason,
+    passes,
+    refusal,
+    split_options,
+)
 from launcher.storage import open_uri as open_uri  # a part of this module's interface
 
 R = TypeVar("R", bound=Record)
@@ -94,8 +105,13 @@ class RunDir:
         except OSError as error:
             raise refusal(self.path(relative), error, RESTORE) from error
 
-    def write_bytes(self, relative: str, content: bytes | Iterable[bytes]) -> None:
+    def write_bytes(self, relative: str, content: bytes | Iterable[bytes], durable: bool = False) -> None:
         """Publish a file at once, given whole or in pieces: readers see the old content or the new, never a part.
+
+        Args:
+            relative: Its path.
+            content: What it holds.
+            durable: Whether it must outlast a power cut, which may leave a local file's new name without its content.
 
         Raises:
             RunError: the storage cannot be written.
@@ -115,7 +131,11 @@ class RunDir:
                 for piece in pieces:
                     stream.write(piece)
             if local:
+                if durable:
+                    sync(Path(target))
                 os.replace(target, path)
+                if durable:
+                    sync(Path(folder))
         except OSError as error:
             if not local:
                 raise refusal(self.path(relative), error) from error
@@ -123,7 +143,8 @@ class RunDir:
                 Path(target).unlink(missing_ok=True)
                 os.rmdir(folder if new else "")
             mend = "give the job another output.storage, or make room and rights there"
-            raise RunError(f"{self.path(relative)}: cannot be written ({os_reason(error)}); {mend}") from error
+            kind = StorageTrouble if passes(error) else RunError
+            raise kind(f"{self.path(relative)}: cannot be written ({os_reason(error)}); {mend}") from error
 
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where there is none."""
@@ -142,13 +163,26 @@ class RunDir:
     def copy_from(self, other: "RunDir", relative: str, immutable: bool = False) -> None:
         """Take over a file or directory of another run; of a local directory that never changes, by hard links."""
         if immutable and self.local is not None and other.local is not None:
-            try:
-                shutil.copytree(other.local / relative, self.local / relative, copy_function=os.link)
-            except OSError:  # another file system, or one without links
-                shutil.copytree(other.local / relative, self.local / relative, dirs_exist_ok=True)
+            self._link(other.local / relative, self.local / relative)
             return
         source, base = open_uri(other.uri)
         self._copy(source, f"{base}/{relative}", relative)
+
+    def _link(self, source: Path, target: Path) -> None:
+        """Take over a local directory that never changes; what an interrupted call has left is replaced."""
+        staged = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            try:
+                shutil.copytree(source, staged, copy_function=os.link)
+            except OSError:  # another file system, or one without links
+                shutil.rmtree(staged, ignore_errors=True)
+                shutil.copytree(source, staged)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(staged, target)
+        except OSError as error:
+            raise refusal(str(target), error) from error
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
     def _copy(self, source: pafs.FileSystem, path: str, relative: str) -> None:
         fs, root = open_uri(self.uri)
@@ -159,19 +193,36 @@ class RunDir:
                 fs.create_dir(target if is_directory else target.rsplit("/", 1)[0], recursive=True)
             pafs.copy_files(path, target, source_filesystem=source, destination_filesystem=fs)
 
-    def publish_directory(self, source: Path, relative: str) -> None:
-        """Move a complete local directory to `relative`, replacing what stood there."""
+    def publish_directory(self, source: Path, relative: str, keep: bool = False) -> None:
+        """Copy a complete local directory to `relative`, at once.
+
+        Args:
+            source: The directory.
+            relative: Where it goes.
+            keep: Whether a directory that is there already stays, as in a cache whose entries are all alike: others
+                may be reading it. Otherwise it is replaced.
+        """
         local = self.local
         if local is None:
             self.delete(relative)
             self.upload(source, relative)
             return
-        target, staged = local / relative, local / f"{relative}.{os.getpid()}.tmp"
+        target, staged = local / relative, local / f"{relative}.{uuid.uuid4().hex[:12]}.tmp"
         staged.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(source, staged)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staged, target)
+        try:
+            shutil.copytree(source, staged)
+            for path in (*staged.rglob("*"), staged):
+                sync(path)
+            if not keep:
+                shutil.rmtree(target, ignore_errors=True)
+            if not (keep and target.exists()):
+                os.replace(staged, target)
+                sync(target.parent)
+        except OSError as error:
+            if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another publisher was faster
+                raise refusal(self.path(relative), error) from error
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
     def download(self, relative: str, target: Path) -> Path:
         """A local copy of a directory; the directory itself where the run is local."""
@@ -185,20 +236,23 @@ class RunDir:
             )
         return target
 
-    def write_record(self, relative: str, record: Record) -> None:
-        """Publish one record as JSON."""
-        self.write_bytes(relative, (record.model_dump_json(indent=1) + "\n").encode())
+    def write_record(self, relative: str, record: Record, durable: bool = False) -> None:
+        """Publish one record as JSON; `durable` as in `write_bytes`."""
+        self.write_bytes(relative, (record.model_dump_json(indent=1) + "\n").encode(), durable)
 
     def read_record(self, relative: str, kind: type[R]) -> R:
         """One record, checked.
 
         Raises:
-            RunError: there is no such file, or it does not hold such a record.
+            DamagedRecord: It does not hold such a record.
+            RunError: There is no such file, it cannot be read, or a newer version of the launcher wrote it.
         """
         try:
             return kind.model_validate_json(self.read_bytes(relative))
         except ValidationError as error:
-            raise RunError(f"{self.path(relative)}: {_unreadable(error, f'a valid {kind.__name__}')}") from error
+            newer = any(found["type"] == "extra_forbidden" for found in error.errors(include_url=False))
+            told = f"{self.path(relative)}: {_unreadable(error, f'a valid {kind.__name__}')}"
+            raise (RunError if newer else DamagedRecord)(told) from error
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:
         """One record, or None where the file does not exist."""
@@ -244,6 +298,18 @@ class RunDir:
             while block := stream.read(_BLOCK_BYTES) + stream.readline():
                 if whole := block[: block.rfind(b"\n") + 1]:
                     yield whole
+
+
+def sync(path: Path) -> None:
+    """Force a local file's content, or a directory's names, to the disk; not where its file system cannot."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # of a directory, on some network mounts
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_line(where: str, number: int, line: bytes) -> MetricsLine:
@@ -292,7 +358,8 @@ def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
 
 def _unreadable(error: ValidationError, what: str) -> str:
     """What is wrong with a record, and its remedy; a key that is unknown is a newer version's."""
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"holds {key}, which this version of the launcher does not know; use the version that wrote it"

@@ -3,6 +3,7 @@
 Runs anywhere. What a storage says against a request becomes one sentence here. Read `rundir.py` next.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from launcher.errors import RunError
+from launcher.errors import RunError, StorageTrouble
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Variables that name an S3-compatible server, the more special one first, as the AWS SDKs read them."""
@@ -162,11 +163,31 @@ def os_reason(error: OSError) -> str:
     return _WORDS.get(kind, re.sub(r" \(Request ID: [^)]*\)$", "", text)[:200])
 
 
+# What a mount says while its server, or the way to it, is gone for some time.
+_PASSING = frozenset(
+    (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EPIPE, errno.ENOTCONN,
+     errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+     errno.ENETUNREACH, errno.ESHUTDOWN, getattr(errno, "EREMOTEIO", errno.EIO))
+)  # fmt: skip
+# AWS's names of answers that a later try would meet again, beside `_WORDS`.
+_LASTING = frozenset(("RESOURCE_NOT_FOUND", "NO_SUCH_KEY", "VALIDATION", "INVALID_PARAMETER_VALUE", "NOT_IMPLEMENTED"))
+_GCS_PASSING = re.compile(r"google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|RESOURCE_EXHAUSTED)")
+
+
+def passes(error: OSError) -> bool:
+    """Return whether what a storage said may be over by itself: no answer, or a refusal for now."""
+    if error.errno:
+        return error.errno in _PASSING
+    kind = _aws(error)
+    return bool(kind and kind not in _WORDS and kind not in _LASTING) or bool(_GCS_PASSING.search(str(error)))
+
+
 def refusal(uri: str, error: OSError, remedy: str = "") -> RunError:
     """What a storage said, as one sentence: URI, reason, remedy."""
     kind = _aws(error)
     mend = _REMEDIES.get(kind) or (_KEYS if kind in _WORDS else remedy or "look at the storage and your rights there")
-    return RunError(f"{shown(uri)}: cannot be used ({os_reason(error)}); {mend}")
+    error_kind = StorageTrouble if passes(error) else RunError
+    return error_kind(f"{shown(uri)}: cannot be used ({os_reason(error)}); {mend}")
 
 
 def _aws(error: OSError) -> str:

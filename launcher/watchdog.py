@@ -7,8 +7,8 @@ from launcher.train.pulse import Beat
 
 _SILENT_S = 60.0
 """A worker that has not been heard of for so long, while nothing moves, is gone: frozen, cut off, or its node is."""
-_UNHURRIED = "checkpoint"
-"""A stage in which a worker may wait for a slow storage, which has limits of its own."""
+_UNHURRIED, _PATIENCE = "checkpoint", 4.0
+"""A stage in which a worker may wait for a slow storage: so many times longer than in others."""
 
 
 class Watchdog:
@@ -40,12 +40,14 @@ class Watchdog:
             if count != self._counts.get(rank):
                 self._heard[rank] = now
         self._counts = dict(counts)
-        if beats != self._seen or any(beat.stage == _UNHURRIED for beat in beats.values()):
+        if beats != self._seen:
             self._moved, self._seen = now, dict(beats)
             return None
         still = now - self._moved
         silent = [rank for rank in beats if now - self._heard[rank] >= _SILENT_S]
-        if not beats or still < (min(_SILENT_S, self._limit_s) if silent else self._limit_s):
+        unhurried = any(beat.stage == _UNHURRIED for beat in beats.values())
+        limit_s = (min(_SILENT_S, self._limit_s) if silent else self._limit_s) * (_PATIENCE if unhurried else 1.0)
+        if not beats or still < limit_s:
             return None
         step = max(beat.step for beat in beats.values())
         return f"nothing has moved for {still:.0f} s after step {step}: {self._culprit(beats, silent)}"

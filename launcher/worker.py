@@ -156,7 +156,7 @@ def _train_and_export(
     chaos.at("export")
     export(order.run, engine, task, order.job, order.plan)
     if engine.rank == 0:
-        order.run.write_record("result.json", result)
+        order.run.write_record("result.json", result, durable=True)
     dist.barrier()
     return result
 

@@ -1,5 +1,6 @@
 """Two attempts of one run: the newer one writes, the older one ends."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -48,6 +49,24 @@ def test_a_storage_without_exclusive_files(tmp_path: Path, monkeypatch: pytest.M
         tokens = [taken.token for taken in many.map(lambda _: Lease.take(run), range(8))]
     assert len(set(tokens)) == 8
     Lease(run, max(tokens)).check()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP])
+def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As gcsfuse's; a place that was taken and not written yet is nobody's yet."""
+
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lease.os, "link", link)
+    run = RunDir(str(tmp_path / "run"))
+    with ThreadPoolExecutor(8) as many:
+        tokens = [taken.token for taken in many.map(lambda _: Lease.take(run), range(32))]
+    assert sorted(tokens) == list(range(1, 33))
+    (tmp_path / "run/attempts/000033.json").touch()
+    assert newest_attempt(run) is None
+    with pytest.raises(StaleAttempt, match="attempt 33 has taken over from attempt 32"):
+        Lease(run, 32).check()
 
 
 def test_a_second_start_on_the_same_machine_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Run directories: atomic, typed, on local and other file systems."""
 
+import errno
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import launcher.rundir
 from launcher import metrics_file
-from launcher.errors import RunError
+from launcher.errors import DamagedRecord, RunError, StorageTrouble
+from launcher.events import Event
 from launcher.records import ResultRecord, StepRecord
 from launcher.rundir import RunDir, find_run
 from launcher.writable import check_storage
@@ -132,3 +136,55 @@ def test_a_storage_is_tried_without_making_it(tmp_path: Path) -> None:
     check_storage(str(tmp_path / "a" / "b"))
     check_storage("memory://runs")
     assert not (tmp_path / "a").exists()
+
+
+def test_many_publishers_of_one_cache_entry(tmp_path: Path) -> None:
+    """Nobody fails, and a reader finds it at any time once it is there."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(5):
+        (source / f"{number}.txt").write_text("x")
+    run, missing = RunDir(str(tmp_path / "cache")), []
+    run.publish_directory(source, "entry", keep=True)
+
+    def read(_: int) -> None:
+        missing.extend(n for n in range(5) if not (tmp_path / f"cache/entry/{n}.txt").exists())
+
+    with ThreadPoolExecutor(8) as many:
+        publishing = [many.submit(run.publish_directory, source, "entry", keep=True) for _ in range(100)]
+        list(many.map(read, range(500)))
+        for one in publishing:
+            one.result()
+    assert not missing and run.list("") == ["entry"]
+
+
+def test_what_was_taken_over_half_is_taken_over_again(tmp_path: Path) -> None:
+    """A sweep that is killed between its trials and its best job goes on."""
+    one, other = RunDir(str(tmp_path / "one")), RunDir(str(tmp_path / "other"))
+    one.write_bytes("checkpoints/step-00000003/state", b"states")
+    for _ in range(2):
+        other.copy_from(one, "checkpoints", immutable=True)
+    assert other.read_bytes("checkpoints/step-00000003/state") == b"states" and other.list("") == ["checkpoints"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC, errno.EACCES])
+def test_what_may_pass_is_told_from_what_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def replace(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(RunError) as told:
+        RunDir(str(tmp_path / "run")).write_bytes("a/b.json", b"1")
+    assert isinstance(told.value, StorageTrouble) is (number not in (errno.ENOSPC, errno.EACCES))
+    assert os.strerror(number) in told.value.message and not (tmp_path / "run/a").exists()
+
+
+def test_a_key_of_a_newer_version_is_no_damage(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "run"))
+    run.write_bytes("new.json", b'{"kind": "x", "step": 1, "at": 0.0, "text": "t", "later": 1}')
+    run.write_bytes("torn.json", b'{"kind": "x", "step"')
+    with pytest.raises(RunError, match=r"holds later, which this version .* use the version that wrote it") as told:
+        run.read_record("new.json", Event)
+    assert not isinstance(told.value, DamagedRecord)
+    with pytest.raises(DamagedRecord, match=r"torn\.json: not a valid Event"):
+        run.read_record("torn.json", Event)

@@ -78,7 +78,18 @@ def test_no_limit_no_start_and_slow_storages() -> None:
     assert Watchdog(30).hang({}, {}) is None
     group = _Group()
     group.set(0, stage="checkpoint")
-    assert group.wait(9999) is None
+    assert group.wait(1150) is None, "a slow storage is given four times as long"
+    said = group.wait(100)
+    assert said is not None and said.endswith("the others wait for rank 0 on node-0 (checkpoint)")
+
+
+def test_a_silent_worker_is_found_in_a_checkpoint_too() -> None:
+    group = _Group()
+    for rank in group.beats:
+        group.set(rank, stage="checkpoint")
+    assert group.wait(100) is None
+    said = group.wait(300, silent=(1,))
+    assert said is not None and "rank 1 on node-1 has not been heard of for 60 s or more" in said
 
 
 def test_a_worker_dumps_its_stacks_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from launcher.data.footers import Footer, Told, arrow_reader, read_footers
 from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError
-from launcher.storage import open_uri, shown
+from launcher.storage import open_uri, passes, refusal, shown
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
 
     Raises:
         DataError: the file cannot be read.
+        StorageTrouble: Its storage does not answer, for now.
     """
     fs, path = open_uri(fragment.path)
     names, rows = list(columns), how.rows_at_once
@@ -124,6 +125,8 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
             batch = arrow_reader(fs, path).get_batch(fragment.index).select(names)
             yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
     except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and passes(error):
+            raise refusal(fragment.path, error) from error
         raise DataError(f"{fragment.path}: cannot be read ({first_line(error)}); restore the file") from error
 
 

@@ -1,13 +1,15 @@
 """Checkpoints read back: sharded by rank, complete when `manifest.json` is there. Train workers.
 
-`checkpoints/step-00000120/` holds DeepSpeed's shards under `attempt-000003/state/`, `state.json` (what the loop must
+`checkpoints/step-00000120/attempt-000003/` holds DeepSpeed's shards under `state/`, `state.json` (what the loop must
 know) and `manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is
 converted to DeepSpeed's universal format on the way in; one that is damaged is put aside. `saver.py` writes them.
 """
 
 import hashlib
+import os
 import socket
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,8 @@ import torch.distributed as dist
 from launcher.errors import DamagedCheckpoint, RunError, TrainingError
 from launcher.records import ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
-from launcher.storage import join
-from launcher.train import universal
-from launcher.train.saved import directory_of, put_aside, refuse_stage
+from launcher.storage import join, refusal
+from launcher.train import saved, universal
 
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
@@ -32,7 +33,11 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
         DamagedCheckpoint: a file of it is missing or damaged; it is put aside, the workers must start again.
         RunError: its ZeRO stage cannot be read.
     """
-    source = directory_of(step)
+    found = [saved.place_of(run, step)]
+    dist.broadcast_object_list(found)  # the same on all workers, whatever their mounts show them
+    source = found[0]
+    if source is None:
+        raise DamagedCheckpoint(f"the checkpoint of step {step} is not there any more")
     with tempfile.TemporaryDirectory() as scratch:
         host = _Host.of(engine, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
@@ -40,7 +45,7 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
         problem = _verify(run.path(source), directory, manifest, _share(run, host, engine))
         if problem is not None:
             if engine.rank == 0:
-                put_aside(run, step, problem)
+                saved.put_aside(run, step, problem)
             dist.barrier()
             raise DamagedCheckpoint(f"the checkpoint of step {step} is damaged ({problem})")
         directory = directory / manifest.folder
@@ -60,10 +65,12 @@ def _fits(manifest: ManifestRecord, engine: "Engine", weights_only: bool) -> boo
     Raises:
         RunError: it can be read in no way.
     """
-    saved, here = manifest.zero, engine.zero
-    refuse_stage(manifest, here)
+    written, here = manifest.zero, engine.zero
+    saved.refuse_stage(manifest, here)
     # Without ZeRO every rank reads the same file, whatever their number; weights alone are whole below stage 3.
-    as_it_is = (saved == 0 or weights_only) if here == 0 else (saved > 0 and manifest.world_size == engine.world_size)
+    as_it_is = (
+        (written == 0 or weights_only) if here == 0 else (written > 0 and manifest.world_size == engine.world_size)
+    )
     if not as_it_is and engine.moments is None:
         raise RunError(
             f"the checkpoint of step {manifest.step} was written by {manifest.world_size} workers, and states of 8 "
@@ -86,28 +93,45 @@ class _Host:
 
     @staticmethod
     def of(engine: "Engine", scratch: Path) -> "_Host":
-        """Found by host name (a collective)."""
+        """Find the workers that see the same files (a collective)."""
         hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
-        dist.all_gather_object(hosts, (socket.gethostname(), str(scratch)))
+        dist.all_gather_object(hosts, (_file_view(), str(scratch)))
         ranks = tuple(rank for rank, (host, _) in enumerate(hosts) if host == hosts[engine.rank][0])
         return _Host(Path(hosts[ranks[0]][1]), ranks, engine.rank)
+
+
+def _file_view() -> str:
+    """Name what this process sees as its files: pods and cloned machines may share a host name, and no files."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/mnt')}"
+    except OSError:  # no Linux
+        return f"{socket.gethostname()} {uuid.getnode()}"
 
 
 def _on_this_host(run: RunDir, source: str, host: _Host, world_size: int) -> Path:
     """The checkpoint's directory; a remote one is fetched once per host (a collective)."""
     if run.local is not None:
         return run.local / source
-    problem: str | None = None
+    problem: RunError | None = None
     if host.leads:
         try:
             run.download(source, host.scratch / "checkpoint")
-        except (OSError, RunError) as error:
-            problem = str(error)
-    problems: list[str | None] = [None] * world_size
-    dist.all_gather_object(problems, problem)
-    if any(problems):
-        raise RunError(next(p for p in problems if p))
+        except RunError as error:
+            problem = error
+        except OSError as error:
+            problem = refusal(run.path(source), error)
+    _raise_first(problem, world_size)
     return host.scratch / "checkpoint"
+
+
+def _raise_first(problem: RunError | None, world_size: int) -> None:
+    """Raise on all workers what went wrong on one of them (a collective)."""
+    problems: list[RunError | None] = [None] * world_size
+    dist.all_gather_object(problems, problem)
+    first = next((found for found in problems if found is not None), None)
+    if first is not None:
+        raise first
 
 
 def _share(run: RunDir, host: _Host, engine: "Engine") -> slice:
@@ -118,15 +142,25 @@ def _share(run: RunDir, host: _Host, engine: "Engine") -> slice:
 
 
 def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) -> str | None:
-    """What is wrong with it, the same on all workers, each of which checks some of the files."""
-    problem = None
+    """Return what is wrong with it, the same on all workers, each of which checks some of the files.
+
+    Raises:
+        RunError: A file cannot be read, which says nothing of its content; `StorageTrouble` where that may pass.
+    """
+    problem, unreadable = None, None
     for entry in manifest.files[mine]:
         path = directory / manifest.folder / entry.path
         what = join(shown, path.relative_to(directory).as_posix())
-        if not path.is_file() or path.stat().st_size != entry.size_bytes:
-            problem = f"{what}: missing or cut short"
-        elif _sha256(path) != entry.sha256:
-            problem = f"{what}: its sha256 differs"
+        try:
+            if saved.size_of(path) != entry.size_bytes:
+                problem = f"{what}: missing or cut short"
+            elif _sha256(path) != entry.sha256:
+                problem = f"{what}: its sha256 differs"
+        except RunError as error:
+            unreadable = error
+        except OSError as error:
+            unreadable = refusal(what, error)
+    _raise_first(unreadable, dist.get_world_size())
     problems: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     return next((p for p in problems if p), None)

@@ -14,9 +14,17 @@ import torch.distributed as dist
 
 from launcher import metrics_file
 from launcher.data.batches import StepHeader
-from launcher.errors import LauncherError, RunError, StaleAttempt
+from launcher.errors import LauncherError, RunError, StaleAttempt, StorageTrouble
 from launcher.lease import Lease
-from launcher.records import EvaluationRecord, GenerationRecord, MetricsLine, RunStateRecord, StepRecord, TimesRecord
+from launcher.records import (
+    EvaluationRecord,
+    GenerationRecord,
+    MetricsLine,
+    Record,
+    RunStateRecord,
+    StepRecord,
+    TimesRecord,
+)
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.train.sinks import Sink, open_sinks
@@ -28,6 +36,8 @@ _RANKS_PER_FLUSH = 16
 """A line of times has numbers of every worker: of a thousand workers it is written as rarely as it is long."""
 _LOOK_S = 5.0
 """Between two looks at the lease: a request to an object store."""
+_SILENT_S = 300.0
+"""So long a training goes on without knowing whether it was taken over; it completes no checkpoint meanwhile."""
 _LOG = logging.getLogger("launcher")
 
 
@@ -56,7 +66,8 @@ class RunLog:
         self, run: RunDir, job: JobSpec, listener: Listener | None, state: RunStateRecord, lease: Lease | None = None
     ) -> None:
         self._run, self._listener, self._rank = run, listener, dist.get_rank()
-        self._lease, self._looked = lease, -math.inf
+        self._lease, self._looked, self._answered = lease, -math.inf, time.monotonic()
+        self._late: dict[str, Record] = {}
         self._unwritten: list[MetricsLine] = []
         self._pending: list[_Pending] = []
         self._started = self._flushed = time.monotonic()
@@ -137,14 +148,29 @@ class RunLog:
         self._flushed = time.monotonic()
         self._write([line, *written])
 
+    def record(self, name: str, record: Record) -> None:
+        """Write a record of the run on rank 0; what the storage does not take now is tried again later."""
+        if self._rank == 0:
+            self._late[name] = record
+            try:
+                self._write_late()
+            except RunError as error:
+                _LOG.warning("%s; tried again later", error.message)
+
+    def _write_late(self) -> None:
+        for name in list(self._late):
+            self._run.write_record(name, self._late[name])
+            del self._late[name]
+
     def close(self) -> None:
         """Finish the sinks.
 
         Raises:
-            RunError: lines are left that the storage does not take.
+            RunError: lines or records are left that the storage does not take.
         """
         if self._unwritten:
             self._run.append_metrics(self._unwritten)
+        self._write_late()
         for sink in self._sinks:
             sink.close()
 
@@ -205,6 +231,12 @@ class RunLog:
             self._lease.check()
         except StaleAttempt as stale:
             return stale
+        except StorageTrouble as trouble:
+            if now - self._answered > _SILENT_S:
+                return trouble
+            _LOG.warning("%s: not known whether another attempt has begun; asking again", trouble.message)
+            return None
+        self._answered = now
         return None
 
     def _append(self, lines: Sequence[MetricsLine]) -> None:

@@ -5,6 +5,7 @@ The loss is a sum over samples divided by the weight of the *global* batch, so n
 micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `saver.py` what survives a stop.
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -186,16 +187,18 @@ def _evaluate(
     """Score the validation split; the state tells which checkpoint is best, the same on every worker."""
     shares = stream.evaluation(VALIDATION, step)
     scores = validate(it.engine, it.task, shares, it.splits[VALIDATION], step)
-    value = scores.loss if it.plan.metric == "loss" else scores.metrics[it.plan.metric]
+    # A metric that the validation data do not have (roc_auc, of one class) is no better than NaN.
+    value = scores.loss if it.plan.metric == "loss" else scores.metrics.get(it.plan.metric, math.nan)
     sign = 1.0 if it.plan.metric_mode == "max" else -1.0
-    improved = state.best_value is None or sign * value > sign * state.best_value
+    # Nothing is greater than NaN, which a metric may be at first (Pearson's correlation of predictions all alike).
+    best = state.best_value if state.best_value is not None and math.isfinite(state.best_value) else -sign * math.inf
+    improved = math.isfinite(value) and sign * value > sign * best
     line = scores.line(improved)
     log.evaluation(line, demonstrate(it.engine, it.task, it.splits[VALIDATION], step))
     if not improved:
         waited = state.evaluations_without_improvement + 1
         return state.model_copy(update={"evaluations_without_improvement": waited}), False, line
-    if it.engine.rank == 0:
-        it.run.write_record(f"scores-{VALIDATION}.json", scores.record(it.task))
+    log.record(f"scores-{VALIDATION}.json", scores.record(it.task))
     update = {"best_step": step, "best_value": value, "evaluations_without_improvement": 0}
     return state.model_copy(update=update), True, line
 

@@ -75,18 +75,20 @@ class Guard:
 
         Raises:
             NotFinite: one of them is not finite; the workers must start again.
-            TrainingError: the loss is not finite and the job file says to stop, or too many batches were left out.
+            TrainingError: one is not, and the job file says to stop then, or too many batches were left out.
         """
-        if self._policy == "stop":
-            refuse(line)
-            return
         # fp16 finds its loss scale by steps whose gradient overflows; DeepSpeed passes over these by itself.
         half = self._it.job.train.precision == "fp16"
-        norm = 0.0 if line.grad_norm is None or half else line.grad_norm
-        if not (math.isfinite(line.loss) and math.isfinite(norm)):
-            what, value = ("loss", line.loss) if not math.isfinite(line.loss) else ("gradient", norm)
-            self._leave_out(line.step, f"the {what} is {value} at step {line.step}")
-            raise NotFinite(f"the {what} is {value} at step {line.step}")
+        why = problem_of(line.model_copy(update={"grad_norm": None}) if half else line)
+        if why is None:
+            return
+        if self._policy == "stop":
+            raise TrainingError(
+                f"{why}; lower train.learning_rate, use bf16 instead of fp16, or have such batches left out "
+                "(train.non_finite: skip)"
+            )
+        self._leave_out(line.step, why)
+        raise NotFinite(why)
 
     def _leave_out(self, step: int, why: str) -> None:
         """Pass over a step from now on (a collective); rank 0 writes it down."""
@@ -109,13 +111,10 @@ class Guard:
         note(it.run, "batch-left-out", step, f"{why}: its batch is left out, {len(rows)} rows (left-out.json)")
 
 
-def refuse(line: StepRecord) -> None:
-    """Stop at a loss that is no number.
-
-    Raises:
-        TrainingError: it is none.
-    """
+def problem_of(line: StepRecord) -> str | None:
+    """Return which of a step's numbers is not finite, in words; None where all are."""
     if not math.isfinite(line.loss):
-        raise TrainingError(
-            f"the loss is {line.loss} at step {line.step}; lower train.learning_rate, or use bf16 instead of fp16"
-        )
+        return f"the loss is {line.loss} at step {line.step}"
+    if line.grad_norm is not None and not math.isfinite(line.grad_norm):
+        return f"the gradient is {line.grad_norm} at step {line.step}"
+    return None

@@ -9,16 +9,18 @@ import errno
 import logging
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from launcher.errors import LauncherError, RunError, StaleAttempt, TrainingError
+from launcher.errors import LauncherError, RunError, StaleAttempt, StorageTrouble, TrainingError
 from launcher.events import note
 from launcher.lease import Lease
 from launcher.records import FileEntry, ManifestRecord, Record, RunStateRecord
@@ -33,8 +35,9 @@ from launcher.train.shards import Copier, States, write_states
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
 
+T = TypeVar("T")
 _LOG = logging.getLogger("launcher")
-_TRIES = 3
+_TRIES, _PAUSE_S = 3, 1.0
 # What does not pass while one waits.
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 # A network file system may show a file to others only after half a minute (nfs(5), acdirmin).
@@ -65,6 +68,13 @@ class _Writing:
     thread: Thread | None = None
 
 
+@dataclass(frozen=True)
+class _Room:
+    free: int
+    lacks: int | None
+    """Bytes that do not fit."""
+
+
 class Saver:
     """Writes the checkpoints of one training; all workers have one and call it together.
 
@@ -83,7 +93,7 @@ class Saver:
         self._chaos = chaos or Chaos(run)
         # Trials of a sweep hand their checkpoints to each other at once, and share the machine's memory.
         self._background = lease is not None and job.checkpoint.background
-        self._folder = f"attempt-{lease.token if lease is not None else 0:06d}"
+        self._token = lease.token if lease is not None else 0
         self._copier = Copier()
         self._writing: _Writing | None = None
 
@@ -143,7 +153,9 @@ class Saver:
             raise problem
         if self._engine.rank == 0:
             with suppress(LauncherError):  # the storage may be what has failed
-                self._run.delete(self._place(state))
+                # A manifest that seemed to fail may be there: its answer was lost, not the request.
+                if not self._run.exists(f"{self._place(state)}/manifest.json"):
+                    self._run.delete(self._place(state))
         if self._job.checkpoint.on_failure == "stop":
             raise TrainingError(f"the checkpoint of step {state.step} was not saved ({problem.message})")
         if self._engine.rank == 0:
@@ -152,7 +164,7 @@ class Saver:
             note(self._run, "checkpoint-failed", state.step, text)
 
     def _place(self, state: RunStateRecord) -> str:
-        return f"{saved.directory_of(state.step)}/{self._folder}"
+        return f"{saved.directory_of(state.step)}/{saved.folder_of(self._token)}"
 
     def _has_room(self, states: States, state: RunStateRecord) -> bool:
         """Whether the checkpoint fits onto a local storage; older ones than the last and the best give way to it."""
@@ -160,20 +172,35 @@ class Saver:
         dist.all_gather_object(sizes, _bytes(states))
         needed, found = int(sum(sizes) * _MARGIN), [_Room(0, None)]
         if self._engine.rank == 0:
-            self._run.delete(self._place(state))  # of an attempt that died before its manifest
-        if self._engine.rank == 0 and self._run.local is not None:
-            self._run.local.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._run.local).free
-            if free < needed:
-                saved.prune(self._run, 1, state.best_step)
-                free = shutil.disk_usage(self._run.local).free
-            found = [_Room(free, needed if free < needed else None)]
+            with self._best_effort("room for it was not looked for"):
+                self._run.delete(self._place(state))  # of an attempt that died before its manifest
+                found = [self._room(needed, state)]
         dist.broadcast_object_list(found)
         lacks = found[0].lacks
         if lacks is None:
             return True
         self._failed(state, RunError(f"it takes {lacks >> 20} MiB, and {found[0].free >> 20} MiB are free"))
         return False
+
+    def _room(self, needed: int, state: RunStateRecord) -> _Room:
+        if self._run.local is None:
+            return _Room(0, None)
+        self._run.local.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._run.local).free
+        if free < needed:
+            saved.prune(self._run, 1, state.best_step, self._token)
+            free = shutil.disk_usage(self._run.local).free
+        return _Room(free, needed if free < needed else None)
+
+    @contextmanager
+    def _best_effort(self, left: str) -> Iterator[None]:
+        """Go on where the storage refuses what no checkpoint depends on, and say what is left undone."""
+        try:
+            yield
+        except StaleAttempt:
+            raise
+        except (LauncherError, OSError) as error:
+            _LOG.warning("%s: %s (%s)", self._run.uri, left, error)
 
     def _write(self, writing: _Writing, states: States) -> None:
         """In a thread: this worker's part, and on rank 0 the whole."""
@@ -183,13 +210,14 @@ class Saver:
                 states = self._copier.copy(states)
                 writing.copied.set()
             self._chaos.at("save")
-            files = tuple(self._patiently(place, writing.state.step, name, tree) for name, tree in states.items())
-            rank = self._engine.rank
-            self._run.write_record(f"{place}/parts/rank-{rank:05d}.json", PartRecord(rank=rank, files=files))
+            step, rank = writing.state.step, self._engine.rank
+            files = tuple(patiently(partial(self._shard, place, step, name, tree)) for name, tree in states.items())
+            part = PartRecord(rank=rank, files=files)
+            patiently(partial(self._run.write_record, f"{place}/parts/rank-{rank:05d}.json", part))
             writing.written.set()
             self._chaos.at("upload")
             if rank == 0:
-                self._complete(writing)
+                patiently(partial(self._complete, writing))
         except LauncherError as error:
             writing.problem = error
         except OSError as error:
@@ -200,42 +228,41 @@ class Saver:
             writing.copied.set()
             writing.written.set()
 
-    def _patiently(self, place: str, step: int, name: str, tree: object) -> FileEntry:
-        for tries in range(_TRIES):
-            try:
-                self._chaos.before_write(step)
-                return write_states(self._run, place, name, tree)
-            except OSError as error:
-                if tries == _TRIES - 1 or error.errno in _FINAL:
-                    raise
-                time.sleep(2**tries)
-        raise AssertionError("the last try returns or raises")
+    def _shard(self, place: str, step: int, name: str, tree: object) -> FileEntry:
+        self._chaos.before_write(step)
+        return write_states(self._run, place, name, tree)
 
     def _complete(self, writing: _Writing) -> None:
         """Rank 0: once all parts are there, the manifest; then what is not kept goes."""
         state, place = writing.state, self._place(writing.state)
-        target = saved.directory_of(state.step)
         files = self._parts(writing, f"{place}/parts")
         if files is None:
             return
-        if self._lease is not None:
-            self._lease.check()
-        self._run.write_record(f"{target}/state.json", state)
+        self._check_lease()
+        self._run.write_record(f"{place}/state.json", state, durable=True)
         manifest = ManifestRecord(
             step=state.step,
             world_size=self._engine.world_size,
             zero=self._engine.zero,
             spec_hash=spec_hash(self._job),
             files=files,
-            folder=self._folder,
         )
-        self._run.write_record(f"{target}/manifest.json", manifest)
-        for name in self._run.list(target):
-            if name.startswith(("attempt-", "damaged")) and name != self._folder:
-                self._run.delete(f"{target}/{name}")
-        self._run.delete(f"{place}/parts")
-        saved.prune(self._run, self._job.checkpoint.keep_last, state.best_step)
-        saved.sweep(self._run, state.step)
+        self._run.write_record(f"{place}/manifest.json", manifest, durable=True)
+        # The checkpoint is complete: whatever is refused from here on leaves something too much behind, no more.
+        with self._best_effort("what older attempts left of this checkpoint stays"):
+            self._check_lease()
+            saved.remove_older(self._run, state.step, self._token)
+            self._run.delete(f"{place}/parts")
+        with self._best_effort("checkpoints that are not kept stay"):
+            self._check_lease()
+            saved.prune(self._run, self._job.checkpoint.keep_last, state.best_step, self._token)
+        with self._best_effort("what is left of incomplete checkpoints stays"):
+            self._check_lease()
+            saved.sweep(self._run, state.step, self._token)
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def _parts(self, writing: _Writing, folder: str) -> tuple[FileEntry, ...] | None:
         """The files of all workers; None when the checkpoint was given up.
@@ -263,11 +290,16 @@ class Saver:
         return [name for name in self._run.list(folder) if name.endswith(".json")]
 
 
-@dataclass(frozen=True)
-class _Room:
-    free: int
-    lacks: int | None
-    """Bytes that do not fit."""
+def patiently(act: Callable[[], T]) -> T:
+    """Do what a storage may refuse for now, a few times if it does."""
+    for tries in range(_TRIES):
+        try:
+            return act()
+        except (OSError, StorageTrouble) as error:
+            if tries == _TRIES - 1 or getattr(error, "errno", None) in _FINAL:
+                raise
+            time.sleep(_PAUSE_S * 2**tries)
+    raise AssertionError("the last try returns or raises")
 
 
 def _first(mine: LauncherError | None) -> LauncherError | None:

@@ -6,6 +6,7 @@ search and scheduler know what they knew.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -259,7 +260,7 @@ class TrialActor(tune.Trainable):
 
 
 def _look(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluation:
-    value = line.loss if metric == "loss" else line.metrics[metric]
+    value = line.loss if metric == "loss" else line.metrics.get(metric, math.nan)
     return TrialEvaluation(step=line.step, progress=100 * line.step / total_steps, value=value, loss=line.loss)
 
 

@@ -3,6 +3,7 @@
 A trial removes its own checkpoints as it goes on; a snapshot stays for those that may copy it, for a while.
 """
 
+from launcher.errors import RunError
 from launcher.rundir import RunDir
 from launcher.train import saved
 from launcher.tune.rank import Start
@@ -33,7 +34,7 @@ def take(other: RunDir, kept: RunDir, step: int) -> Start:
         try:
             kept.copy_from(other, saved.directory_of(chosen), immutable=True)
             break
-        except OSError:  # it has given way while it was copied; there is a newer one then
+        except (OSError, RunError):  # it has given way while it was copied; there is a newer one then
             if not tries_left:
                 raise
     return Start(kept.uri, chosen)

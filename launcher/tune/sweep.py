@@ -6,7 +6,6 @@
 
 from dataclasses import dataclass, field
 
-from launcher.records import ManifestRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
@@ -91,8 +90,5 @@ class Sweep:
 
 
 def _checkpoint_bytes(run: RunDir) -> int:
-    manifests = [
-        run.read_record(f"{saved.directory_of(step)}/manifest.json", ManifestRecord)
-        for step in saved.complete_steps(run)
-    ]
+    manifests = [saved.manifest_of(run, step) for step in saved.complete_steps(run)]
     return sum(entry.size_bytes for manifest in manifests for entry in manifest.files)

@@ -1,5 +1,7 @@
 """What must stop a run, and what must be refused: workers apart, damaged checkpoints, losses that are not numbers."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import torch
 from group import run_group, train_here
 
 from jobs import make_job, prepared_job, write_splits
-from launcher.errors import LauncherError, ModelError
+from launcher.errors import LauncherError, ModelError, TrainingError
+from launcher.export import refuse_not_finite
 from launcher.models.pretrained import load_config, load_model
 from launcher.prepare import prepare
 from launcher.spec.model import ModelSpec
 from launcher.spec.train import CosineSchedule, LinearSchedule, TrainSpec
+from launcher.train import saved
 from launcher.train.schedule import learning_rate
 from launcher.train.zero import deepspeed_config
 
@@ -43,6 +47,70 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_bert: Path, tmp_path: Path
     job = {"train": {"learning_rate": 1e30, "max_grad_norm": None, "schedule": {"type": "constant"}}}
     said = run_group(1, _outcome, prepared_job(tiny_bert, data, tmp_path, cluster={"workers": 1}, **job), False)
     assert "TrainingError: the loss is nan at step" in said and "lower train.learning_rate" in said
+
+
+def _with_gradient(prepared: Any, step: int) -> str:
+    """Train with a finite loss whose gradient is not, at one step."""
+
+    def spoil(engine: Any) -> None:
+        weight = next(p for p in engine.model.parameters() if p.dim() == 1)
+        count = [0]
+
+        def hook(gradient: torch.Tensor) -> torch.Tensor:
+            count[0] += 1
+            return gradient * float("inf") if count[0] == step else gradient
+
+        weight.register_hook(hook)
+
+    try:
+        train_here(prepared, on_engine=spoil)
+    except LauncherError as error:
+        return f"{type(error).__name__}: {error}"
+    return "fine"
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+@pytest.mark.parametrize("step", [3, 4])  # where a checkpoint falls due, and the last one
+def test_a_gradient_that_is_not_finite_stops_the_run(tiny_bert: Path, tmp_path: Path, zero: int, step: int) -> None:
+    """No checkpoint and no model hold what it made of the weights."""
+    data = write_splits(tmp_path / "data", train=44)
+    job = prepared_job(
+        tiny_bert, data, tmp_path, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3}
+    )
+    said = run_group(1, _with_gradient, job, step)
+    assert said.startswith("TrainingError: the gradient is ") and f"at step {step}; lower train.learning_rate" in said
+    assert saved.complete_steps(job.run) == ([3] if step == 4 else [])
+
+
+def test_weights_that_are_not_finite_are_not_exported() -> None:
+    refuse_not_finite({"a": torch.ones(3), "b": torch.arange(3)})
+    with pytest.raises(TrainingError, match=r"1 of 2 weights are not finite \(b\), so no model is exported"):
+        refuse_not_finite({"a": torch.ones(3), "b": torch.tensor([0.0, float("nan")])})
+
+
+@pytest.mark.parametrize("values", [[math.nan, 0.3, 0.6, 0.5], [math.nan, math.nan, 0.1]])
+def test_a_metric_that_is_nan_is_never_the_best(values: list[float], tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=11 * len(values), validation=10)
+    job = prepared_job(tiny_bert, data, tmp_path, cluster={"workers": 1}, evaluation={"every_steps": 1})
+    best = 1 + max((i for i, v in enumerate(values) if not math.isnan(v)), key=values.__getitem__)
+    assert run_group(1, _best_of, job, values) == best
+
+
+def _best_of(prepared: Any, values: list[float]) -> int:
+    """The best step of a training whose evaluations give these values."""
+    from unittest import mock
+
+    from launcher.train import loop
+
+    real, coming = loop.validate, iter(values)
+
+    def validate(*args: Any) -> Any:
+        scores = real(*args)
+        return replace(scores, metrics={**scores.metrics, prepared.plan.metric: next(coming)})
+
+    with mock.patch.object(loop, "validate", validate):
+        found: int = train_here(prepared)["result"]["best_step"]
+    return found
 
 
 def test_a_foreign_pickle_is_refused(tiny_bert: Path, tmp_path: Path) -> None:

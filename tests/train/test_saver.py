@@ -15,7 +15,6 @@ from launcher.errors import LauncherError
 from launcher.events import events_of
 from launcher.lease import Lease
 from launcher.prepare import Prepared
-from launcher.records import ManifestRecord
 from launcher.train import saved, saver
 from launcher.train.shards import Copier
 
@@ -75,15 +74,10 @@ def test_in_the_background_the_same_bits_are_written(tiny_bert: Path, tmp_path: 
             tiny_bert, tmp_path / str(background), parallel={"zero": zero}, checkpoint={"background": background}
         )
         lines = run_group(2, _train, prepared)["lines"]
-        manifests = {
-            step: prepared.run.read_record(f"{saved.directory_of(step)}/manifest.json", ManifestRecord)
-            for step in saved.complete_steps(prepared.run)
-        }
+        manifests = {step: saved.manifest_of(prepared.run, step) for step in saved.complete_steps(prepared.run)}
         assert max(manifests) == 19 and len(manifests) in (2, 3)
         tensors = {
-            (step, entry.path): _tensors(
-                prepared.run.path(f"{saved.directory_of(step)}/{manifest.folder}/{entry.path}")
-            )
+            (step, entry.path): _tensors(prepared.run.path(f"{saved.place_of(prepared.run, step)}/{entry.path}"))
             for step, manifest in manifests.items()
             for entry in manifest.files
         }
@@ -130,7 +124,7 @@ def test_a_full_disk_costs_one_checkpoint(tiny_bert: Path, tmp_path: Path) -> No
     (event,) = events_of(prepared.run)
     assert event.kind == "checkpoint-failed" and "step 6 was not saved" in event.text
     assert "No space left on device" in event.text and event.text.endswith("training goes on")
-    assert not (tmp_path / "runs/test/checkpoints/step-00000006/manifest.json").exists()
+    assert not list((tmp_path / "runs/test/checkpoints/step-00000006").glob("*/manifest.json"))
 
 
 def test_the_last_good_checkpoint_stays(tiny_bert: Path, tmp_path: Path) -> None:
@@ -194,7 +188,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_bert: Path, tmp_p
     assert saved.latest_step(prepared.run) == 18
     assert run_group(2, _train, prepared)["lines"] == whole[18:]
     assert saved.latest_step(prepared.run) == 19, "made again"
-    assert not list((tmp_path / "runs/test/checkpoints/step-00000019").glob("damaged*"))
+    assert not list((tmp_path / "runs/test/checkpoints/step-00000019").glob("*/*damaged*"))
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "manifest", "state"])
@@ -209,7 +203,7 @@ def test_what_can_be_seen_without_reading_it_all(tiny_bert: Path, tmp_path: Path
     elif harm == "gone":
         file.unlink()
     else:
-        (folder / f"{harm}.json").write_text(json.dumps({"step": 3})[:-3])
+        next(folder.glob(f"*/{harm}.json")).write_text(json.dumps({"step": 3})[:-3])
     damage = saved.damage_of(prepared.run, 3)
     assert damage is not None and (file.name if harm in ("cut", "gone") else harm) in damage
 

@@ -7,6 +7,7 @@ import pytest
 from launcher.records import ManifestRecord
 from launcher.rundir import RunDir
 from launcher.train import saved
+from launcher.train.loop import FRESH
 from launcher.tune import snapshots
 
 
@@ -15,6 +16,7 @@ def _run(path: Path, *steps: int) -> RunDir:
     for step in steps:
         folder = saved.directory_of(step)
         run.write_bytes(f"{folder}/state/shard", f"weights of {step}".encode())
+        run.write_record(f"{folder}/state.json", FRESH)
         run.write_record(
             f"{folder}/manifest.json", ManifestRecord(step=step, world_size=1, zero=0, spec_hash="", files=())
         )

@@ -122,10 +122,10 @@ def begun(folder: Path, workers: int) -> None:
     for entry in entries:
         run.write_bytes(f"{saved.directory_of(step)}/attempt-000001/{entry.path}", b"0")
     state = _state(step)
-    run.write_record(f"{saved.directory_of(step)}/state.json", state)
+    run.write_record(f"{saved.directory_of(step)}/attempt-000001/state.json", state)
     manifest = ManifestRecord(step=step, world_size=workers, zero=2, spec_hash=spec_hash(prepared.job),
-                              files=tuple(entries), folder="attempt-000001")  # fmt: skip
-    run.write_record(f"{saved.directory_of(step)}/manifest.json", manifest)
+                              files=tuple(entries))  # fmt: skip
+    run.write_record(f"{saved.directory_of(step)}/attempt-000001/manifest.json", manifest)
 
 
 def resume(folder: Path, workers: int) -> dict[str, float]:

@@ -24,7 +24,9 @@ def note(trial: "TrialRecord") -> None:
 def main() -> None:
     started = time.monotonic()
     job = load(Path(sys.argv[1]), ())
-    begin_ray(job, (job.tune and job.tune.max_concurrent) or 1)  # before torch and ray are imported, as the command does
+    begin_ray(
+        job, (job.tune and job.tune.max_concurrent) or 1
+    )  # before torch and ray are imported, as the command does
     from launcher.processes import local_ray
     from launcher.records import EvaluationRecord, StepRecord
     from launcher.tune.tuner import tune_job
