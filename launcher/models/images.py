@@ -12,8 +12,8 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
 from launcher.arrays import shown
-from launcher.errors import RunError
-from launcher.storage import open_uri, os_reason
+from launcher.errors import RunError, StorageTrouble
+from launcher.storage import open_uri, os_reason, passes, refusal
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +21,23 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 
+# What a cell may name: data are not trusted, and other protocols fetch from anywhere, or run what they find there.
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs", "file")
+# Formats of photographs and scans. Others start programs (EPS: Ghostscript) or have decoders that few have looked at.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+# Where Pillow begins to warn of decompression bombs.
+_MOST_PIXELS = 89_478_485
+
+
 def image_bytes(cell: object) -> bytes:
-    """The picture file in a cell.
+    """Read the picture file in a cell.
 
     Args:
         cell: the content; a path or URI; or {bytes, path} as `datasets` stores images.
 
     Raises:
         ValueError: there is none, or it cannot be read.
+        StorageTrouble: Its storage does not answer, for now, which says nothing of the picture.
     """
     if isinstance(cell, dict):
         if not {"bytes", "path"} & set(cell):
@@ -38,32 +47,83 @@ def image_bytes(cell: object) -> bytes:
         return cell
     if not isinstance(cell, str):
         raise ValueError("is null" if cell is None else f"is {type(cell).__name__}, which is no picture")
+    scheme, mark, _ = cell.partition("://")
+    if (mark and scheme not in _SCHEMES) or "::" in cell:
+        kinds = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise ValueError(
+            f"is {shown(cell)}, and pictures are read from paths and {kinds} alone; copy it to one of them"
+        )
     try:
         fs, path = open_uri(cell)
         if isinstance(fs, pafs.LocalFileSystem) and not os.path.isfile(path):  # a device or a pipe might never end
             raise ValueError(f"is {shown(cell)}, which is no file here")
         with fs.open_input_file(path) as file:
             return bytes(file.read())
+    except StorageTrouble:
+        raise
     except (OSError, RunError) as error:
+        if isinstance(error, OSError) and passes(error):
+            raise refusal(cell, error) from error
         reason = os_reason(error) if isinstance(error, OSError) else error.message
         raise ValueError(f"is {shown(cell)}, which cannot be read ({reason})") from error
 
 
+class _Unusable(ValueError):
+    """A picture that can be decoded, and is of no use."""
+
+
 def open_image(content: bytes, channels: int) -> "Image":
-    """A decoded picture, upright, in grey (1 channel) or colour (3).
+    """Decode a picture, upright, in grey (1 channel) or colour (3), 8 bits each, on white where it is transparent.
 
     Raises:
         ValueError: it cannot be decoded.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    Image.init()
+    known = [name for name in _FORMATS if name in Image.OPEN]
     try:
-        with Image.open(io.BytesIO(content)) as file:
-            return ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+        with Image.open(io.BytesIO(content), formats=known) as file:
+            if file.width * file.height > _MOST_PIXELS:
+                raise _Unusable(f"has {file.width} x {file.height} pixels, more than {_MOST_PIXELS:,}; make it smaller")
+            upright = _on_white(_in_8_bits(ImageOps.exif_transpose(file)))
+            return upright.convert("L" if channels == 1 else "RGB")
+    except (_Unusable, MemoryError):
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"is no picture ({len(content)} bytes of no known format)") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be decoded ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"is no picture ({len(content)} bytes of no known format; known are {', '.join(known)})"
+        ) from error
+    except Exception as error:  # decoders of bytes that nobody vouches for raise whatever they like
+        raise ValueError(f"cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})") from error
+
+
+def _in_8_bits(image: "Image") -> "Image":
+    """Scale the grey of 16 bits, which Pillow's `convert` would cut off at 255.
+
+    Raises:
+        ValueError: Its values have no known scale.
+    """
+    from PIL import Image
+
+    if image.mode == "F" or not image.mode.startswith("I"):
+        if image.mode == "F":
+            raise _Unusable("holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise _Unusable("holds 32-bit pixels, whose scale is not known; save it with 8 or 16 bits")
+    return Image.fromarray((values // 257).astype(np.uint8))
+
+
+def _on_white(image: "Image") -> "Image":
+    """Lay a picture with transparent parts on white: what lies under them is no part of it."""
+    from PIL import Image
+
+    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        return image
+    drawn = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
 
 
 class Augment(BaseModel):

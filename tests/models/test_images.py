@@ -1,6 +1,8 @@
 """Pictures from cells, and their augmentation (`launcher/models/images.py`)."""
 
 import io
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,80 @@ def test_what_is_no_picture_is_a_bad_row(picture: bytes, tiny_models: dict[str, 
     reasons = [reason for _, reason in encoded.problems]
     assert reasons[0] == "image is null"
     assert all(reason.startswith(("image is no picture (", "image cannot be decoded (")) for reason in reasons[1:])
+
+
+def _file(image: Image.Image, kind: str = "PNG") -> bytes:
+    image.save(sink := io.BytesIO(), kind)
+    return sink.getvalue()
+
+
+def test_grey_of_16_bits_keeps_its_shades() -> None:
+    """Pillow's own conversion makes 255 of all but the darkest 256."""
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        shades = np.asarray(open_image(_file(Image.fromarray(ramp), kind), 1)).ravel()
+        assert shades.tolist() == list(range(256))
+    with pytest.raises(ValueError, match="holds floating-point pixels, whose scale is not known"):
+        open_image(_file(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), 1)
+    with pytest.raises(ValueError, match="holds 32-bit pixels"):
+        open_image(_file(Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "TIFF"), 1)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    """A drawing in the alpha channel alone, over black that nobody sees."""
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[2:4] = 255
+    drawn = np.asarray(open_image(_file(_drawing(alpha, mode)), 3))
+    assert (drawn[2:4] == 0).all() and (drawn[:2] == 255).all() and (drawn[4:] == 255).all()
+
+
+def _drawing(alpha: np.ndarray, mode: str) -> Image.Image:
+    if mode == "P":
+        image = Image.fromarray((alpha == 0).astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        image.info["transparency"] = 1
+        return image
+    black = np.zeros((*alpha.shape, 1 if mode == "LA" else 3), np.uint8)
+    return Image.fromarray(np.concatenate([black, alpha[..., None]], axis=2), mode)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["http://127.0.0.1:9/x.png", "simplecache::http://127.0.0.1:9/x.png", "reference::file:///tmp/x.json",
+     "zip://x.png::file:///tmp/x.zip", "hf://datasets/a/b.png", "file:///x.png::zip://a", "jupyter://a:1/x"],
+)  # fmt: skip
+def test_a_cell_names_no_place_that_data_do_not_lie_in(cell: str) -> None:
+    with pytest.raises(ValueError, match=r"and pictures are read from paths and s3://, .* alone; copy it to one of"):
+        image_bytes(cell)
+
+
+def test_no_program_is_started_for_a_picture() -> None:
+    """Pillow gives EPS to Ghostscript."""
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
+    with pytest.raises(ValueError, match=r"is no picture .* known are JPEG, "):
+        open_image(drawing, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "DDS"])
+def test_whatever_a_file_holds_is_a_picture_or_a_bad_row(kind: str) -> None:
+    if kind not in Image.SAVE and not Image.init() and kind not in Image.SAVE:
+        return
+    dice = np.random.default_rng(7)
+    content = np.frombuffer(_file(Image.fromarray(dice.integers(0, 255, (9, 7, 3), np.uint8)), kind), np.uint8)
+    for _ in range(150):
+        changed = content.copy()
+        places = dice.integers(0, len(changed), 4)
+        changed[places] = dice.integers(0, 255, 4)
+        with suppress(ValueError):
+            open_image(changed[: dice.integers(1, len(changed) + 1)].tobytes(), 3)
+
+
+def test_a_picture_with_too_many_pixels_is_a_bad_row() -> None:
+    huge = _file(Image.new("1", (1 << 14, (1 << 13) + 1)))
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"has 16384 x 8193 pixels, more than 89,478,485"):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        open_image(huge, 1)
 
 
 def test_augmentation_is_a_function_of_the_seed(picture: bytes) -> None:
