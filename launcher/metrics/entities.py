@@ -1,9 +1,10 @@
 """Entities: spans in tag sequences, and their exact-match scores with the meaning seqeval gives them. Train workers.
 
-A tag is `O`, or a prefix and a type (`B-person`); the spans are those of seqeval's default mode (and of conlleval),
-which also takes an `I-` without its `B-` for the beginning of an entity.
+A tag is `O`, a prefix and a type (`B-person`), or a type alone, as parts of speech are; the spans are those of
+seqeval's default mode (and of conlleval), which also takes an `I-` without its `B-` for the beginning of an entity.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,7 @@ def spans(tags: Sequence[str]) -> list[Span]:
     found: list[Span] = []
     begin, open_type, last_prefix = 0, "", OUTSIDE
     for i, tag in enumerate([*tags, OUTSIDE]):
-        prefix, _, name = tag.partition("-")
-        kind = name or "_"
+        prefix, kind = _parts(tag)
         inside = last_prefix != OUTSIDE
         goes_on = inside and prefix in ("I", "E") and kind == open_type and last_prefix not in ("E", "S")
         if inside and not goes_on:
@@ -41,8 +41,17 @@ def spans(tags: Sequence[str]) -> list[Span]:
 
 
 def entity_types(tags: Sequence[str]) -> tuple[str, ...]:
-    """The types that occur in a list of tag names, in their order."""
-    return tuple(dict.fromkeys(tag.partition("-")[2] or "_" for tag in tags if tag != OUTSIDE))
+    """Return the types that occur in a list of tag names, in their order."""
+    return tuple(dict.fromkeys(_parts(tag)[1] for tag in tags if tag != OUTSIDE))
+
+
+_PREFIXED = re.compile(r"([A-Z])(?:-(.+))?")
+
+
+def _parts(tag: str) -> tuple[str, str]:
+    """Split a tag into its prefix and the type; one without a prefix (`NOUN`, `3`) is a type, of runs of such words."""
+    match = _PREFIXED.fullmatch(tag)
+    return (match[1], match[2] or "_") if match and (match[2] or match[1] in "BIESO") else ("I", tag)
 
 
 class EntityMetrics:

@@ -79,6 +79,11 @@ def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizer
         raise _model_error(spec, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of a model type's name
         raise ModelError(f"model.name: {spec.name} has no tokenizer; put its files (tokenizer.json) beside the weights")
+    if tokenizer.pad_token_id is None:
+        # Token 0, which transformers would pad with, is a word of many vocabularies ("!" of GPT-2's): models that pool
+        # the last token before the padding would look past it.
+        ends = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next((token for token in ends if token is not None), None)
     return tokenizer
 
 

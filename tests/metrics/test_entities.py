@@ -91,3 +91,16 @@ def test_what_cannot_be_a_label() -> None:
             tags.check(label, row)
         assert str(caught.value) == text
     tags.check(["O", 2], ["w", "w"])
+
+
+@pytest.mark.parametrize("tags", [("NOUN", "VERB", "X", "-LRB-", "PRP$"), ("0", "1", "2", "3", "4")])
+def test_tags_without_a_prefix_are_types_themselves(tags: tuple[str, ...]) -> None:
+    """As seqeval takes `I-NOUN`; parts of speech said at random are not all right."""
+    dice = torch.Generator().manual_seed(3)
+    labels, predicted = (torch.randint(0, len(tags), (40, 9), generator=dice) for _ in range(2))
+    metrics = EntityMetrics(tags, torch.device("cpu"))
+    metrics.update(torch.nn.functional.one_hot(predicted, len(tags)).float(), labels)
+    found = metrics.compute()
+    said, truth = ([[f"I-{tags[i]}" for i in row] for row in rows.tolist()] for rows in (predicted, labels))
+    assert found["f1"] == pytest.approx(f1_score(truth, said), abs=1e-9) and found["f1"] < 0.3
+    assert [line.label for line in metrics.classes()] == list(tags)

@@ -1,0 +1,40 @@
+"""A tokenizer without a padding token: what fills a batch is no word of a text."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from tiny import make_tiny_gpt
+
+from launcher.models.pretrained import load_tokenizer
+from launcher.spec.model import ModelSpec
+from launcher.tasks.text_classification import TextClassification, TextParams
+
+
+def _without_padding(folder: Path) -> Path:
+    """A GPT-2 whose token 0 is a word, as the `!` of the real one is."""
+    make_tiny_gpt(folder)
+    for name, drop in (("tokenizer_config.json", ("pad_token",)), ("config.json", ("pad_token_id",))):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({key: v for key, v in content.items() if key not in drop}))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<pad>"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_last_word_is_seen(tmp_path: Path) -> None:
+    """A text that ends with token 0 is scored alike alone and beside a longer one, and unlike one without it."""
+    spec = ModelSpec(name=str(_without_padding(tmp_path / "gpt")), dropout=0.0)
+    assert load_tokenizer(spec).pad_token == "<end>"
+    task = TextClassification(TextParams(labels=("a", "b"), max_length=16), spec, 0)
+    model = task.build_model().eval()
+
+    def scores(*texts: str) -> torch.Tensor:
+        encoded = task.encode(pa.table({"text": list(texts), "label": ["a"] * len(texts)}), True)
+        with torch.no_grad():
+            return model(**task.collate(encoded.samples).inputs).logits
+
+    alone, beside, without = scores("w5 <pad>")[0], scores("w1 w2 w3 w4", "w5 <pad>")[1], scores("w5")[0]
+    assert torch.allclose(alone, beside, atol=1e-6) and not torch.allclose(alone, without, atol=1e-4)
