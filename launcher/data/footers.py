@@ -54,7 +54,33 @@ class Footers:
         for place, footer in enumerate(self.footers):
             if footer.schema not in seen:
                 seen.add(footer.schema)
-                yield place, pa.ipc.read_schema(pa.py_buffer(footer.schema))
+                yield place, plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema without Arrow's view types, which files of Polars have and few functions of pyarrow take."""
+    fields = [field.with_type(_plain(field.type)) for field in schema]
+    return pa.schema(fields, schema.metadata)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    return kind
+
+
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch as `plain_schema` has it."""
+    schema = plain_schema(batch.schema)
+    return batch if schema.equals(batch.schema) else batch.cast(schema)
 
 
 def read_footers(files: Sequence[DataFile], cache: str | None = None, told: Told | None = None) -> Footers:

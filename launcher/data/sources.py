@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, list_files
-from launcher.data.footers import Footer, Told, arrow_reader, read_footers
+from launcher.data.footers import Footer, Told, arrow_reader, plain, read_footers
 from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError
@@ -120,9 +120,11 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
     try:
         if fragment.format == "parquet":
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
-            yield from file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
+            yield from map(
+                plain, file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
+            )
         else:
-            batch = arrow_reader(fs, path).get_batch(fragment.index).select(names)
+            batch = plain(arrow_reader(fs, path).get_batch(fragment.index).select(names))
             yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and passes(error):

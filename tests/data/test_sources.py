@@ -1,5 +1,7 @@
 """Splits over real files: every layout reads the rows asked for, in order, and what is wrong is said."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,10 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from launcher.data import sources
 from launcher.data.files import SUFFIXES
 from launcher.data.sources import Split, open_split
-from launcher.errors import DataError, UserError
+from launcher.errors import DataError, StorageTrouble, UserError
 
 _COLUMNS = ["id", "text", "tags"]
 
@@ -308,3 +311,38 @@ def test_a_parquet_file_whose_pages_are_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         split.read(np.arange(10), ["id"])
     assert caught.value.message.startswith(f"{path}: cannot be read (")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_arrows_view_types_are_read_as_what_they_show(tmp_path: Path, kind: str) -> None:
+    """Polars writes texts so; beside a file of pandas they are the same column."""
+    rows = _table(60).select(["id", "text"])
+    views = rows.cast(pa.schema([("id", pa.int64()), ("text", pa.string_view())]))
+    if kind == "parquet":
+        pq.write_table(views, tmp_path / "a.parquet")
+        pq.write_table(rows, tmp_path / "b.parquet")
+    else:
+        deep = views.append_column("tags", _table(60).column("tags").cast(pa.list_(pa.string_view())))
+        _write_ipc(tmp_path / "a.arrow", deep, [60])
+        _write_ipc(tmp_path / "b.arrow", _table(60), [60])
+    split = open_split("train", [str(tmp_path)])
+    names = ["id", "text"] if kind == "parquet" else _COLUMNS
+    ids = np.array([3, 71, 2, 59, 60])
+    found = split.read(ids, names)
+    assert found.to_pylist() == [_table(60).select(names).to_pylist()[i % 60] for i in ids]
+    assert found.schema.field("text").type == pa.string()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_storage_that_does_not_answer_says_nothing_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    pq.write_table(_table(9), tmp_path / "a.parquet")
+    split = open_split("train", [str(tmp_path)])
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sources.pq, "ParquetFile", refused)
+    with pytest.raises(StorageTrouble, match=os.strerror(number)):
+        split.read(np.arange(3), ["id"])
