@@ -141,8 +141,11 @@ def _summary(counts: torch.Tensor) -> dict[str, float]:
     precision, recall, f1 = _per_class(counts)
     accuracy = float(counts.diagonal().sum() / counts.sum().clamp(min=1))
     # Micro F1 equals accuracy when each row has exactly one label; it is named so that nobody misses it.
-    summary = {"accuracy": accuracy, "macro_f1": float(f1.mean()), "micro_f1": accuracy}
-    summary |= {"macro_precision": float(precision.mean()), "macro_recall": float(recall.mean())}
+    # A class that neither occurs nor is predicted has no score, so it is no zero in the mean (as scikit-learn's default).
+    known = counts.sum(0) + counts.sum(1) > 0
+    macro = [float(scores[known].sum() / known.sum().clamp(min=1)) for scores in (precision, recall, f1)]
+    summary = {"accuracy": accuracy, "macro_f1": macro[2], "micro_f1": accuracy}
+    summary |= {"macro_precision": macro[0], "macro_recall": macro[1]}
     if len(counts) == 2:
         summary |= {"f1": float(f1[1]), "precision": float(precision[1]), "recall": float(recall[1])}
     return summary

@@ -92,10 +92,11 @@ class EntityMetrics:
             torch.distributed.all_reduce(self._counts)
         precision, recall, f1 = _scores(self._counts[:-1].sum(0, keepdim=True))
         right, words, _ = self._counts[-1].tolist()
-        macro = _scores(self._counts[:-1])[2]
+        occur = self._counts[:-1].sum(1) > 0  # a type that neither occurs nor is predicted has no score
+        macro = _scores(self._counts[:-1])[2][occur]
         return {
             "f1": float(f1), "precision": float(precision), "recall": float(recall),
-            "macro_f1": float(macro.mean()), "accuracy": right / max(words, 1.0),
+            "macro_f1": float(macro.mean()) if len(macro) else 0.0, "accuracy": right / max(words, 1.0),
         }  # fmt: skip
 
     def baseline(self) -> dict[str, float]:

@@ -145,6 +145,17 @@ def test_roc_auc_of_classes_that_occur() -> None:
     assert found["roc_auc"] == pytest.approx(expected, abs=_BINNED)
 
 
+def test_a_class_that_nobody_speaks_of_is_no_zero_in_the_mean() -> None:
+    """A class of the training data that the validation data lack: all is right, so the mean is 1."""
+    truth = torch.tensor([0, 1, 1, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = _multiclass(torch.nn.functional.one_hot(truth, 3).float(), truth).compute()
+        missed = _multiclass(torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float(), truth).compute()
+    assert (found["macro_f1"], found["macro_precision"], found["macro_recall"]) == (1, 1, 1)
+    assert missed["macro_f1"] == pytest.approx(sk.f1_score([0, 1, 1, 0], [0, 1, 2, 0], average="macro"))
+
+
 def test_roc_auc_of_confident_models() -> None:
     """Scores crowd at 0 and 1 there; thresholds spaced in logits still tell them apart."""
     rng = np.random.default_rng(7)

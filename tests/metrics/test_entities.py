@@ -104,3 +104,10 @@ def test_tags_without_a_prefix_are_types_themselves(tags: tuple[str, ...]) -> No
     said, truth = ([[f"I-{tags[i]}" for i in row] for row in rows.tolist()] for rows in (predicted, labels))
     assert found["f1"] == pytest.approx(f1_score(truth, said), abs=1e-9) and found["f1"] < 0.3
     assert [line.label for line in metrics.classes()] == list(tags)
+
+
+def test_a_type_that_nobody_speaks_of_is_no_zero_in_the_mean() -> None:
+    metrics = EntityMetrics(_TAGS, torch.device("cpu"))
+    labels = torch.tensor([[1, 2, 0, 1]])  # of type a alone
+    metrics.update(torch.nn.functional.one_hot(labels, len(_TAGS)).float(), labels)
+    assert metrics.compute()["macro_f1"] == 1.0
