@@ -141,7 +141,7 @@ def _summary(counts: torch.Tensor) -> dict[str, float]:
     precision, recall, f1 = _per_class(counts)
     accuracy = float(counts.diagonal().sum() / counts.sum().clamp(min=1))
     # Micro F1 equals accuracy when each row has exactly one label; it is named so that nobody misses it.
-    # A class that neither occurs nor is predicted has no score, so it is no zero in the mean (as scikit-learn's default).
+    # A class that neither occurs nor is predicted has no score, so it is no zero in the mean (as in scikit-learn).
     known = counts.sum(0) + counts.sum(1) > 0
     macro = [float(scores[known].sum() / known.sum().clamp(min=1)) for scores in (precision, recall, f1)]
     summary = {"accuracy": accuracy, "macro_f1": macro[2], "micro_f1": accuracy}
