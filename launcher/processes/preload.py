@@ -20,7 +20,7 @@ SHARED = (
     "safetensors.torch", "launcher.tasks.base", "launcher.models.pretrained", "launcher.data.stream",
 )  # fmt: skip
 # What workers alone import, but for ray: loaded by the server, while the command goes on. What is missing here costs a
-# worker some time, no more; tests/processes/test_preload.py counts what is.
+# worker some time, no more.
 SERVER = (
     "pyarrow.acero", "pandas", "fsspec.implementations.local", "msgpack", "logging.config", "pdb", "html", "colorful",
     "pydantic.dataclasses", "pydantic.deprecated.class_validators", "google.protobuf.wrappers_pb2", "aiohttp",

@@ -151,7 +151,7 @@ def _holds(found: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 
 
 # Spread over the run: its beginning, a checkpoint, an evaluation, the export.
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98])
+@pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
 def test_one_call_fails(job: Prepared, undisturbed: dict[str, Any], share: float) -> None:
     number = int(share * undisturbed["calls"]) + 1
     reason = list(_REASONS)[number % len(_REASONS)]
@@ -166,6 +166,12 @@ def test_each_call_fails(job: Prepared, undisturbed: dict[str, Any], reason: str
         _holds(found, undisturbed)
 
 
-@pytest.mark.parametrize("seed", range(1, 13))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_five_calls_of_a_hundred_fail(job: Prepared, undisturbed: dict[str, Any], seed: int) -> None:
+    _holds(run_group(1, _try, _named(job, f"many-{seed}"), seed, 0, errno.EIO), undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_many_times_five_calls_of_a_hundred_fail(job: Prepared, undisturbed: dict[str, Any], seed: int) -> None:
     _holds(run_group(1, _try, _named(job, f"many-{seed}"), seed, 0, errno.EIO), undisturbed)
