@@ -1,6 +1,8 @@
 """Whether a run goes on after a failure, and how soon. Pure; the driver asks, `drive.py` acts."""
 
 import re
+import time
+from collections.abc import Callable
 
 from launcher.errors import TrainingError, WorkerLost
 from launcher.spec.fault_tolerance import FaultToleranceSpec
@@ -12,12 +14,14 @@ class Failures:
     """The failures that one command has seen.
 
     Args:
-        spec: how many it bears.
+        spec: How many it bears, and within what time.
+        clock: Seconds.
     """
 
-    def __init__(self, spec: FaultToleranceSpec) -> None:
-        self._spec = spec
-        self._count = self._same = self._without_progress = 0
+    def __init__(self, spec: FaultToleranceSpec, clock: Callable[[], float] = time.monotonic) -> None:
+        self._spec, self._clock = spec, clock
+        self._recent: list[float] = []
+        self._same = self._without_progress = 0
         self._last: tuple[int, str] | None = None
 
     def bear(self, error: WorkerLost, step: int) -> float:
@@ -31,15 +35,17 @@ class Failures:
             TrainingError: it is one too many, or always the same.
         """
         here = (step, alike(error.message))
-        self._count += 1
+        now = self._clock()
+        self._recent = [at for at in self._recent if now - at < 3600 * self._spec.within_hours] + [now]
         self._same = self._same + 1 if here == self._last else 1
         progressed = self._last is None or step > self._last[0]
         self._without_progress = 0 if progressed else self._without_progress + 1
         self._last = here
-        if self._count > self._spec.max_failures:
+        if len(self._recent) > self._spec.max_failures:
             raise TrainingError(
-                f"{error.message}; this was failure {self._count}, and fault_tolerance.max_failures is "
-                f"{self._spec.max_failures}; the same command goes on from the last checkpoint"
+                f"{error.message}; this was failure {len(self._recent)} within {self._spec.within_hours:g} hours, and "
+                f"fault_tolerance.max_failures is {self._spec.max_failures}; the same command goes on from the last "
+                "checkpoint"
             )
         if self._same >= self._spec.same_step:
             times = f"{self._same} times in a row" if self._same > 1 else "once"
@@ -53,7 +59,8 @@ class Failures:
 
     def said(self) -> str:
         """How many there were, for the console."""
-        return f"failure {self._count} of {self._spec.max_failures} that it bears"
+        bears = f"{self._spec.max_failures} that it bears within {self._spec.within_hours:g} hours"
+        return f"failure {len(self._recent)} of {bears}"
 
 
 def alike(message: str) -> str:

@@ -22,9 +22,22 @@ def test_one_too_many() -> None:
     failures = Failures(FaultToleranceSpec(max_failures=2))
     failures.bear(_lost(), 1)
     failures.bear(_lost(), 2)
-    assert failures.said() == "failure 2 of 2 that it bears"
-    with pytest.raises(TrainingError, match=r"failure 3, and fault_tolerance\.max_failures is 2; the same command"):
+    assert failures.said() == "failure 2 of 2 that it bears within 24 hours"
+    said = r"failure 3 within 24 hours, and fault_tolerance\.max_failures is 2; the same command"
+    with pytest.raises(TrainingError, match=said):
         failures.bear(_lost(), 3)
+
+
+def test_a_node_a_day_is_borne_for_ever() -> None:
+    now = [0.0]
+    failures = Failures(FaultToleranceSpec(max_failures=2, within_hours=24), lambda: now[0])
+    for day in range(100):
+        now[0] = day * 86400.0
+        failures.bear(_lost(), day + 1)
+    now[0] += 3600
+    failures.bear(_lost(), 101)
+    with pytest.raises(TrainingError, match="failure 3 within 24 hours"):
+        failures.bear(_lost(), 102)
 
 
 def test_what_always_fails_is_not_tried_for_ever() -> None:

@@ -9,8 +9,11 @@ class FaultToleranceSpec(Section):
     """How long a run goes on by itself: each failure starts the workers again from the last checkpoint."""
 
     max_failures: int = Field(default=8, ge=0)
-    """Lost workers, nodes and processes after which the command gives up; 0 gives up at the first. Nodes that say
-    beforehand that they go away, and memory that ran out, are not counted."""
+    """Lost workers, nodes and processes within `within_hours` after which the command gives up; 0 gives up at the
+    first. Nodes that say beforehand that they go away, and memory that ran out, are not counted."""
+
+    within_hours: float = Field(default=24.0, gt=0.0)
+    """Hours after which a failure is forgotten: a long run on many nodes loses one now and then."""
 
     same_step: int = Field(default=3, ge=1)
     """Give up when the same step fails so often in a row for the same reason: what always fails is no accident."""
