@@ -107,7 +107,8 @@ def absolute(job: JobSpec) -> JobSpec:
     cache = job.data.cache
     if cache is not None and cache.path is not None:
         data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})
-    model = {"name": os.path.abspath(job.model.name)} if os.path.isdir(job.model.name) else {}
+    name = os.path.expanduser(job.model.name)
+    model = {"name": os.path.abspath(name)} if os.path.isdir(name) else {}
     return job.model_copy(
         update={
             "data": job.data.model_copy(update=data),

@@ -11,7 +11,7 @@ import pytest
 import launcher.learned
 from jobs import make_job, write_splits
 from launcher.data.sources import Split
-from launcher.prepare import prepare
+from launcher.prepare import absolute, prepare
 
 
 def test_a_large_column_is_read_once(
@@ -49,3 +49,12 @@ def test_a_large_column_is_read_once(
 def test_small_data_leaves_nothing(tiny_bert: Path, tmp_path: Path) -> None:
     prepare(make_job(tiny_bert, write_splits(tmp_path / "data", 60), tmp_path / "runs"))
     assert not (tmp_path / "runs/.cache/learned").exists()
+
+
+def test_the_home_directory_is_known_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home/model").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    job = absolute(make_job(Path("~/model"), {"train": "~/data/train.parquet"}, Path("~/runs")))
+    assert job.model.name == str(tmp_path / "home/model")
+    assert job.data.train == (str(tmp_path / "home/data/train.parquet"),)
+    assert job.output.storage == str(tmp_path / "home/runs")
