@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from launcher.metrics.labels import Labels
@@ -62,7 +63,15 @@ class ImageClassification(LabelledTask):
             try:
                 target = self.labels.target(raw[i]) if with_targets else []
                 seed = None if noise is None else int(noise[i])
-                pixels.append(self._pixels.encode(cell, self.params.augment, seed))
+                ready = self._pixels.encode(cell, self.params.augment, seed)
+                if pixels and ready.shape != pixels[0].shape:
+                    # One batch has one shape: the processors of most models see to that.
+                    raise ValueError(
+                        f"{self.params.image} is {_size(ready)} for the model, where others are {_size(pixels[0])}, "
+                        "and its processor does not make them alike; set do_resize and size in its "
+                        "preprocessor_config.json"
+                    )
+                pixels.append(ready)
                 targets.append(target)
                 kept.append(i)
             except ValueError as problem:
@@ -91,6 +100,11 @@ class ImageClassification(LabelledTask):
         labels = rng.integers(0, 2, rows)
         pictures = [{"bytes": example_picture(rng, int(label)), "path": None} for label in labels]
         return pa.table({self.params.image: pictures, self.params.label: [("a", "b")[i] for i in labels]})
+
+
+def _size(pixels: npt.NDArray[np.uint8]) -> str:
+    """Say the size of a picture (C, H, W), as people do."""
+    return f"{pixels.shape[2]} x {pixels.shape[1]}"
 
 
 TASK = ImageClassification

@@ -1,6 +1,8 @@
 """Pictures from cells, and their augmentation (`launcher/models/images.py`)."""
 
 import io
+import json
+import shutil
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -132,3 +134,17 @@ def test_thumbnails_are_small(picture: bytes) -> None:
     Image.new("RGB", (2000, 1000), "red").save(sink := io.BytesIO(), "PNG")
     small = open_image(thumbnail(sink.getvalue()), 3)
     assert max(small.size) == 160
+
+
+def test_pictures_of_several_shapes_are_bad_rows(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    """Of a processor that resizes nothing: pixels would be laid out by the first picture's width."""
+    folder = shutil.copytree(tiny_models["image-classification"], tmp_path / "vit")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_resize": False}))
+    task = ImageClassification(ImageParams(labels=("a", "b")), ModelSpec(name=str(folder)), 0)
+    cells = [_file(Image.new("RGB", size, "red")) for size in ((16, 32), (32, 16), (16, 32))]
+    encoded = task.encode(pa.table({"image": pa.array(cells, pa.binary()), "label": ["a"] * 3}), True)
+    assert encoded.kept.tolist() == [0, 2]
+    assert encoded.problems[0][1].startswith(
+        "image is 32 x 16 for the model, where others are 16 x 32, and its processor"
+    )
