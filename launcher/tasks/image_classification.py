@@ -58,7 +58,8 @@ class ImageClassification(LabelledTask):
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         cells = rows.column(self.params.image).to_pylist()
         raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        kept, problems, targets, pixels = [], [], [], []
+        kept, problems, targets = [], [], []
+        pixels: list[npt.NDArray[np.uint8]] = []
         for i, cell in enumerate(cells):
             try:
                 target = self.labels.target(raw[i]) if with_targets else []
