@@ -72,6 +72,8 @@ class Tags:
                 "each word, or with a {start, end, label} for each entity"
             )
         flat = (pc.list_flatten(piece) for piece in pieces)
+        if pa.types.is_integer(kind.value_type):
+            flat = (_counted(piece) for piece in flat)
         if not pa.types.is_struct(kind.value_type):
             return learn_names(flat, kind.value_type, known, self.column)
         missing = [key for key in _SPAN if kind.value_type.get_field_index(key) < 0]
@@ -111,7 +113,7 @@ class Tags:
                 f"task.class_weights: balanced counts the tags of words, and column {self.column} holds spans of "
                 "characters; give a weight for each tag"
             )
-        return flat
+        return _counted(flat) if pa.types.is_integer(flat.type) else flat
 
     def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """float64 (n,), what each row adds to the global batch's weight, from its `labels`."""
@@ -166,8 +168,8 @@ class Tags:
             label: a tag for each word, or {start, end, label} of each entity; [] where labels are not known.
 
         Returns:
-            `input_ids`; `labels`, the class at each word's first token and -100 elsewhere; `starts` and `ends`, the
-            characters of those words in the text (of words, joined by spaces).
+            `input_ids`; `labels`, the class at each word's first token and -100 elsewhere, and where the tag itself is
+            -100; `starts` and `ends`, the characters of the other words in the text (of words, joined by spaces).
         """
         word_of = [-1 if word is None else word for word in tokens.word_ids]
         first = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
@@ -181,7 +183,8 @@ class Tags:
         targets = self._targets(label, places)
         labels = np.full(len(word_of), IGNORED)
         labels[first] = [targets[w] for w in words]
-        starts, ends = [places[w][0] for w in words], [places[w][1] for w in words]
+        counted = [w for w in words if targets[w] != IGNORED]
+        starts, ends = [places[w][0] for w in counted], [places[w][1] for w in counted]
         return {"input_ids": tokens.ids, "labels": labels.tolist(), "starts": starts, "ends": ends}
 
     def _targets(self, label: list[object], places: Places) -> list[int]:
@@ -204,6 +207,8 @@ class Tags:
             if begins not in self._index:
                 raise ValueError(f"{self.column} has the label {tag['label']!r}, which is not one of {self._listed}")
             return self._index[begins]
+        if tag == IGNORED:
+            return IGNORED  # as everywhere: a word that is neither learned nor scored
         index = self._index.get(str(tag))
         if index is None and isinstance(tag, int) and 0 <= tag < len(self.names):
             return tag
@@ -275,3 +280,8 @@ class Tags:
 
 def _words(entities: set[tuple[int, int, str]], text: str) -> str:
     return "; ".join(f"{text[start:end]} ({kind})" for start, end, kind in sorted(entities)) or "none"
+
+
+def _counted(tags: pa.Array) -> pa.Array:
+    """Leave out the tags of words that are neither learned nor scored."""
+    return tags.filter(pc.fill_null(pc.not_equal(tags, IGNORED), True))

@@ -1,5 +1,7 @@
 """Entities and their scores (`launcher/metrics/entities.py`), beside seqeval, and tags (`launcher/metrics/tags.py`)."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 import torch
@@ -10,6 +12,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from launcher.metrics.entities import EntityMetrics, Span, entity_types, spans
 from launcher.metrics.tags import Tags
+from launcher.spec.model import ModelSpec
+from launcher.tasks.token_classification import TokenClassification, TokenParams
 
 _TAGS = ("O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b")
 _rows = st.lists(st.lists(st.sampled_from(_TAGS), min_size=1, max_size=12), min_size=1, max_size=8)
@@ -111,3 +115,18 @@ def test_a_type_that_nobody_speaks_of_is_no_zero_in_the_mean() -> None:
     labels = torch.tensor([[1, 2, 0, 1]])  # of type a alone
     metrics.update(torch.nn.functional.one_hot(labels, len(_TAGS)).float(), labels)
     assert metrics.compute()["macro_f1"] == 1.0
+
+
+def test_a_tag_of_minus_100_is_neither_learned_nor_scored(tiny_bert: Path) -> None:
+    """As `datasets` and transformers mark words without a tag."""
+    rows = pa.table({"words": [["w1", "w2", "w3"], ["w4"]], "tags": pa.array([[0, -100, 2], [1]])})
+    tags = Tags("tags", ())
+    column = rows.column("tags").chunk(0)
+    assert tags.learn([column], column.type, None) == ("0", "1", "2")
+    assert Tags("tags", ("0", "1", "2")).counts([column], ("0", "1", "2")) == [1, 1, 1]
+    params = TokenParams(text="words", label="tags", labels=("0", "1", "2"), max_length=16)
+    encoded = TokenClassification(params, ModelSpec(name=str(tiny_bert)), 0).encode(rows, True)
+    (first, second) = encoded.samples.to_pylist()
+    assert [label for label in first["labels"] if label != -100] == [0, 2]
+    assert (first["starts"], first["ends"]) == ([0, 6], [2, 8]) and encoded.weights.tolist() == [2.0, 1.0]
+    assert len(second["starts"]) == 1
