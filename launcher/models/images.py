@@ -91,9 +91,7 @@ def open_image(content: bytes, channels: int) -> "Image":
     except (_Unusable, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"is no picture ({len(content)} bytes of no known format; known are {', '.join(known)})"
-        ) from error
+        raise ValueError(f"is no picture ({len(content)} bytes of no known format)") from error
     except Exception as error:  # decoders of bytes that nobody vouches for raise whatever they like
         raise ValueError(f"cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})") from error
 

@@ -93,7 +93,7 @@ def test_a_cell_names_no_place_that_data_do_not_lie_in(cell: str) -> None:
 def test_no_program_is_started_for_a_picture() -> None:
     """Pillow gives EPS to Ghostscript."""
     drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
-    with pytest.raises(ValueError, match=r"is no picture .* known are JPEG, "):
+    with pytest.raises(ValueError, match="of no known format"):
         open_image(drawing, 3)
 
 
