@@ -29,7 +29,8 @@ def test_a_checkpoint_is_damaged_and_a_disk_is_full(job: JobSpec, plain: RunDir)
 
 
 def test_what_always_fails_ends(job: JobSpec, ray_cluster: None) -> None:
-    with pytest.raises(TrainingError, match=r"lost.*this was failure 1, and fault_tolerance\.max_failures is 0"):
+    said = r"lost.*this was failure 1 within 24 hours, and fault_tolerance\.max_failures is 0"
+    with pytest.raises(TrainingError, match=said):
         run_with(job, "given-up", "kill=0@step7", fault_tolerance={"max_failures": 0})
     (summary,) = [run for run in runs_of(job.output.storage) if run.name == "given-up"]
     assert summary.state == "failed" and "lost" in summary.why
