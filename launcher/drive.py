@@ -63,7 +63,6 @@ class Driver:
     def __post_init__(self) -> None:
         self._run = self.prepared.run
         self._failures = Failures(self.prepared.job.fault_tolerance)
-        self._lease = self.lease
         self._halvings = len(halvings_of(self._run))
         self._elastic = Elastic(self.asked)
         self._damages = 0
@@ -107,11 +106,11 @@ class Driver:
         """One start of all workers, from the newest checkpoint to the end, or to whatever ends it."""
         self._resize()
         start = self._newest()
-        self._lease = self._lease.renewed(start)
+        self.lease = self.lease.renewed(start)
         self._clear_notes()
         job, plan, splits = self.prepared.job, self.prepared.plan, self.prepared.splits
         data = CanonicalData(job, plan, splits, start)
-        post, lease = self.line.post, self._lease
+        post, lease = self.line.post, self.lease
         order = WorkOrder(self._run, job, plan, splits, post, post, start=start, lease=lease, faults=self.faults)
         streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
         config: dict[str, object] = {"order": order}
@@ -119,7 +118,7 @@ class Driver:
             config["stream"] = TRAIN
         self.line.begin()
         with self._elastic.growing(job, self.line.ask_leave):
-            it = Fit(job, self._run, data, streams, f"ray-{self._lease.token:06d}")
+            it = Fit(job, self._run, data, streams, f"ray-{self.lease.token:06d}")
             fit(it, work, config, self.line.ask_stop)
 
     def _resize(self) -> None:
@@ -158,7 +157,7 @@ class Driver:
     def _clear_notes(self) -> None:
         """What Ray Train kept for itself in starts whose driver was killed."""
         for name in self._run.list(""):
-            if name.startswith("ray-") and name < f"ray-{self._lease.token:06d}":
+            if name.startswith("ray-") and name < f"ray-{self.lease.token:06d}":
                 self._run.delete(name)
 
     def _halved(self) -> bool:

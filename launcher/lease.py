@@ -130,11 +130,6 @@ class Fences:
         return self._known[name]
 
 
-def fences_of(run: RunDir) -> Fences:
-    """Return what the attempts of a run exclude now."""
-    return Fences(run)
-
-
 def newest_attempt(run: RunDir) -> AttemptRecord | None:
     """The one that may write; None where none was ever made."""
     names = _names(run)

@@ -209,9 +209,8 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
     fs, path = open_uri(target)
     folder = path.rsplit("/", 1)[0]
     is_new = not _is_there(fs, folder)
-    staged = (
-        f"{path}.{uuid.uuid4().hex[:12]}.tmp"  # an object appears whole, but also when the writer ends with an error
-    )
+    # An object appears whole, but also when the writer ends with an error.
+    staged = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     schema = first.schema.with_metadata({**(first.schema.metadata or {}), ORIGIN: origin.encode()})
     try:
         fs.create_dir(folder, recursive=True)

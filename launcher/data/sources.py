@@ -18,7 +18,7 @@ from launcher.data.files import DataFile, first_line, list_files
 from launcher.data.footers import Footer, Told, arrow_reader, plain, read_footers
 from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
-from launcher.errors import DataError
+from launcher.errors import DataError, UserError
 from launcher.storage import open_uri, passes, refusal, shown
 
 
@@ -127,9 +127,14 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
             batch = plain(arrow_reader(fs, path).get_batch(fragment.index).select(names))
             yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and passes(error):
-            raise refusal(fragment.path, error) from error
-        raise DataError(f"{fragment.path}: cannot be read ({first_line(error)}); restore the file") from error
+        raise unreadable(fragment.path, error) from error
+
+
+def unreadable(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
+    """Return the error that says why a data file cannot be read; a `StorageTrouble` where that may pass."""
+    if isinstance(error, OSError) and passes(error):
+        return refusal(path, error)
+    return DataError(f"{path}: cannot be read ({first_line(error)}); restore the file")
 
 
 def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Split:

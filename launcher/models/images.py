@@ -104,9 +104,9 @@ def _in_8_bits(image: "Image") -> "Image":
     """
     from PIL import Image
 
-    if image.mode == "F" or not image.mode.startswith("I"):
-        if image.mode == "F":
-            raise _Unusable("holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
+    if image.mode == "F":
+        raise _Unusable("holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:

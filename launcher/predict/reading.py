@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.files import first_line
 from launcher.data.footers import plain
 from launcher.data.fragments import Fragment
-from launcher.data.sources import Reading, Split, read_batches
-from launcher.errors import DataError, ExactnessError
-from launcher.storage import open_uri, passes, refusal
+from launcher.data.sources import Reading, Split, read_batches, unreadable
+from launcher.errors import ExactnessError
+from launcher.storage import open_uri
 
 # Of each column, read at once; a whole column chunk of a large row group would be gigabytes.
 _BUFFER_BYTES = 1 << 20
@@ -107,6 +106,4 @@ def _stream(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -
             batches = file.iter_batches(how.rows_at_once, row_groups=groups, columns=list(names), use_threads=False)
             yield from map(plain, batches)
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and passes(error):
-            raise refusal(path, error) from error
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); restore the file") from error
+        raise unreadable(path, error) from error

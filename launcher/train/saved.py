@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.errors import DamagedRecord, LauncherError, RunError
 from launcher.events import note
-from launcher.lease import Fences, fences_of
+from launcher.lease import Fences
 from launcher.records import ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.storage import refusal
@@ -42,7 +42,7 @@ def place_of(run: RunDir, step: int, fences: Fences | None = None) -> str | None
     """
     home = directory_of(step)
     names = run.list(home)
-    fences = fences_of(run) if fences is None else fences
+    fences = Fences(run) if fences is None else fences
     attempts = sorted((token for name in names if (token := _token(name)) is not None), reverse=True)
     for token in attempts:
         place = f"{home}/{folder_of(token)}"
@@ -57,7 +57,7 @@ def _token(name: str) -> int | None:
 
 def complete_steps(run: RunDir) -> list[int]:
     """Return the steps of the checkpoints that have a manifest, oldest first."""
-    fences = fences_of(run)
+    fences = Fences(run)
     names = (name for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit())
     return [step for step in map(int, (name[5:] for name in names)) if place_of(run, step, fences) is not None]
 
