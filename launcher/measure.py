@@ -38,6 +38,7 @@ def skeleton(job: JobSpec, task: Task) -> "PreTrainedModel":
         raise RuntimeError("the task builds its model in a way of its own")
     with torch.device("meta"):
         model = empty_model(task.auto_model, load_config(task.model, **task.head()))
+        task.adapt(model)
         if job.parallel.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if job.model.lora is not None:

@@ -29,7 +29,7 @@ from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
 from launcher.rows import check_columns, check_kinds, check_targets
 from launcher.rundir import RunDir
-from launcher.spec.job import JobSpec
+from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.problems import not_one_of
 from launcher.storage import join, split_options
 from launcher.tasks import build_task
@@ -90,11 +90,14 @@ def prepare(
     if job.data.on_bad_row == "error":
         check_targets(task, [split for name, split in splits.items() if name != "train"])
     facts = task.check_model()
+    if facts.get("packs") is False:
+        task_spec = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
+        job = job.model_copy(update={"task": task_spec})
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)
     room = settle(job, run, splits["train"], measure)
-    return Prepared(room.job, run, splits, make_plan(room, task, splits, facts))
+    return Prepared(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts))
 
 
 def absolute(job: JobSpec) -> JobSpec:
@@ -268,6 +271,11 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
         )
     elif facts.get("batch_norms"):
         notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: sync learns them anew")
+    if facts.get("packs") is False:
+        notes.append(
+            f"task.packing: off, as packed samples would see each other in a {facts['model_type']} model; shorter rows "
+            "are padded, and the loss curve is the same"
+        )
     if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
         notes.append(
             "adamw_8bit quantises blocks of each worker's shard: another number of workers changes the last digits of "

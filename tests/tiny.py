@@ -7,8 +7,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import (
     BertConfig,
     BertModel,
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
@@ -58,6 +62,26 @@ def make_tiny_gpt(folder: Path) -> Path:
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_opt(folder: Path, gpt: Path) -> Path:
+    """An OPT, which takes masks and makes none of positions, with the tokenizer of a tiny GPT."""
+    PreTrainedTokenizerFast.from_pretrained(gpt).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=206, max_position_embeddings=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=2, word_embed_proj_dim=32, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_bloom(folder: Path, gpt: Path) -> Path:
+    """A Bloom, in which packed samples see each other, with the tokenizer of a tiny GPT."""
+    PreTrainedTokenizerFast.from_pretrained(gpt).save_pretrained(folder)
+    config = BloomConfig(vocab_size=206, hidden_size=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+    BloomForCausalLM(config).save_pretrained(folder)
     return folder
 
 

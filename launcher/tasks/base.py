@@ -174,7 +174,8 @@ class Task(Protocol):
     prediction_schema: pa.Schema
     """Columns that `predict` gives: `prediction` in the task's natural form, and the scores behind it."""
     pack_length: int | None = None
-    """Length that samples packed into one training sequence may have together; None never packs."""
+    """Length that samples packed into one training sequence may have together; None never packs. A task that may
+    pack has the parameter `packing`, which is turned off for models in which packed samples would see each other."""
     augments: bool = True
     """Whether `encode` may look at its `noise`; samples of a task that never does are encoded once and kept."""
     writes: ClassVar[bool] = False
@@ -222,9 +223,13 @@ class Task(Protocol):
         return {}
 
     def check_model(self) -> dict[str, object]:
-        """Facts about the model that need no weights (type, parameters, classes); raises ModelError."""
+        """Return facts about the model that need no weights (type, parameters, classes); raises ModelError.
+
+        `packs` is False where the task packs and the model would let packed samples see each other.
+        """
         from launcher.models.batch_norm import batch_norms  # which imports torch
         from launcher.models.layers import freeze, frozen_modules
+        from launcher.models.packing import keeps_samples_apart
 
         config = load_config(self.model, **self.head())
         model = blank(self.auto_model, self.model, config)
@@ -241,6 +246,8 @@ class Task(Protocol):
             freeze(model, self.model.freeze)
             facts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
             facts["frozen"] = " ".join(frozen_modules(model))
+        if self.pack_length is not None and not keeps_samples_apart(self.auto_model, config):
+            facts["packs"] = False
         return {"model_type": config.model_type, **facts, "batch_norms": len(batch_norms(model)), **classes}
 
     def _check_processor(self, model: "PreTrainedModel") -> None:
@@ -256,7 +263,16 @@ class Task(Protocol):
 
     def build_model(self) -> "PreTrainedModel":
         """The model with the task's head: `forward(**inputs).logits` is (B, ...)."""
-        return load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
+        model = load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
+        self.adapt(model)
+        return model
+
+    def adapt(self, model: "PreTrainedModel") -> None:
+        """Change a model in place before it runs, on shapes alone where memory is estimated."""
+        from launcher.models.packing import mask_packed
+
+        if self.pack_length is not None:
+            mask_packed(model)
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """(B,) loss of each sequence, summed within it, never averaged."""

@@ -39,7 +39,7 @@ class CausalParams(SmoothedParams):
     max_length: int = Field(default=512, ge=8)
     """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
     packing: bool = True
-    """Put several samples into one sequence, kept apart by the attention: less padding, the same loss curve."""
+    """Put several samples into one sequence, with the same loss curve; off where the model lets them see each other."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens that `predict`, and the samples in the report, write at most."""
 
@@ -100,7 +100,7 @@ class CausalLM(Task):
 
         ids = torch.from_numpy(pad_lists(samples.column("input_ids"), self._tokenizer.pad_token_id or 0))
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
-        # Positions that begin anew tell transformers where to cut the attention; padding behind needs no mask.
+        # Positions that begin anew tell `mask_packed` where to cut the attention; padding behind needs no mask.
         places = torch.from_numpy(positions(samples))
         return Batch({"input_ids": ids, "position_ids": places, "use_cache": False}, labels, torch.ones(len(samples)))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import ray
 
 from launcher.data.files import list_files
-from launcher.errors import DataError, RunError, TrainingError, UserError
+from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
 from launcher.prepare import Prepared, absolute, prepare
 from launcher.rows import check_columns, try_rows
 from launcher.rundir import RunDir, read_job
@@ -92,7 +92,8 @@ def check_trials(prepared: Prepared) -> tuple[str, MetricMode]:
             try:
                 for split in prepared.splits.values():
                     check_columns(split, task)
-                task.check_model()
+                if task.check_model().get("packs") is False:
+                    raise ModelError("packed samples would see each other in this model; set task.packing: false")
             except UserError as error:
                 raise RunError(f"tune.space: {key} {value}: {error.message}") from error
     return metric_of(spec, job, build_task(job).metric_modes)

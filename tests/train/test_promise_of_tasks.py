@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from group import run_group, train_here, with_job
-from tiny import make_tiny_resnet
+from tiny import make_tiny_bloom, make_tiny_opt, make_tiny_resnet
 
 from jobs import prepared_job, write_splits
 from launcher.prepare import Prepared
@@ -28,6 +28,8 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"max_length": 48},
         {**_LORA, "train": {"learning_rate": 5e-3}},
     ),
+    "causal-packed-opt": ("causal-lm", {"max_length": 48}, {"train": {"learning_rate": 1e-3}}),
+    "causal-packed-opt-lora": ("causal-lm", {"max_length": 48}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
     "image-resnet-sync": ("image-classification", {}, _SYNC),
@@ -37,7 +39,11 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture
 def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: Path) -> Prepared:
     task, params, sections = _CASES[request.param]
-    model = make_tiny_resnet(tmp_path / "resnet") if "resnet" in request.param else tiny_models[task]
+    model = tiny_models[task]
+    if "resnet" in request.param:
+        model = make_tiny_resnet(tmp_path / "resnet")
+    if "opt" in request.param:
+        model = make_tiny_opt(tmp_path / "opt", model)
     # Adapters take longer to learn something.
     rows = 131 if sections is _LORA else 71
     data = write_splits(tmp_path / "data", train=rows, row_group=37, task=task)
@@ -60,7 +66,7 @@ def _cut_curves(job: Prepared) -> list[list[float]]:
     return [_curve(with_job(job, name=f"z{z}", parallel={"zero": z, "micro_batch": m})) for z, m in cuts]
 
 
-@_cases()
+@_cases(*(name for name in _CASES if "opt" not in name))
 def test_curve_is_a_function_of_the_job_file(job: Prepared) -> None:
     """71 or 131 rows in steps of 11: nothing divides by 3 workers; the last batch of an epoch has 5 or 10."""
     reference = np.array(run_group(1, _curve, with_job(job, name="alone", cluster={"workers": 1})))
@@ -75,10 +81,18 @@ def _packed_and_padded(job: Prepared) -> list[list[float]]:
     return [_curve(job), _curve(with_job(job, name="padded", task=padded))]
 
 
-@_cases("causal-packed")
+@_cases("causal-packed", "causal-packed-opt", "causal-packed-opt-lora")
 def test_packing_does_not_change_the_curve(job: Prepared) -> None:
     packed, padded = run_group(2, _packed_and_padded, job)
     assert np.abs(np.array(packed) - np.array(padded)).max() < 1e-5
+
+
+def test_packing_is_off_where_samples_would_see_each_other(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    model = make_tiny_bloom(tmp_path / "bloom", tiny_models["causal-lm"])
+    data = write_splits(tmp_path / "data", train=20, task="causal-lm")
+    prepared = prepared_job(model, data, tmp_path, task={"type": "causal-lm"})
+    assert prepared.job.task.parameters()["packing"] is False
+    assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
 def _whole(prepared: Prepared) -> Any:
