@@ -135,12 +135,10 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
     weights = (trained + shapes.frozen) * it.element_bytes + shapes.buffer_bytes
     if it.zero == 3:
         weights = weights // it.workers + shapes.persistent * it.element_bytes
-    whole = trained * it.element_bytes
     # ZeRO, and half precision without it, update a flat copy of the weights in fp32, even where these are fp32 too.
     master = trained * _FP32 // share if it.zero or half else 0
     states = int(it.states * trained * _FP32) // share
-    # In half precision ZeRO sums the gradients of the micro-batches in fp32.
-    kept = trained * _FP32 // share if half else whole // share
+    kept = trained * _FP32 // share  # gradients are summed in fp32 (`train/zero.py`)
     away = master + states + kept if it.offload_optimizer else 0
     disk, away = (away, kept + swap_buffers(trained // share)) if it.on_disk else (0, away)
     offloaded = away + (weights if it.offload_parameters else 0)
@@ -176,7 +174,7 @@ def _peak(shapes: Shapes, used: Activations, it: Setting, kept: int, base: int) 
         kept: of this worker's gradients.
         base: what is always there.
     """
-    whole = shapes.trained * it.element_bytes
+    whole = shapes.trained * _FP32
     if it.zero == 3:
         # Weights stay gathered where they are used again within max_reuse_distance: in all smaller models. What is
         # fetched ahead, up to the prefetch bucket, arrives in a flat buffer first.
@@ -191,13 +189,11 @@ def _peak(shapes: Shapes, used: Activations, it: Setting, kept: int, base: int) 
         peak = base + max(gradients + used.forward, gradients + whole + used.backward, 2 * kept)
         return gradients, whole, used.backward, peak
     if it.zero == 1:
-        flowing = whole + used.backward if it.accumulates else max(used.forward, used.joint)
+        sums = it.accumulates or it.element_bytes != _FP32  # beside the gradient that a backward pass has just made
+        flowing = whole + used.backward if sums else max(used.forward, used.joint)
         return whole, whole, used.backward, base + whole + max(flowing, 2 * whole // it.workers)
-    half = it.element_bytes != _FP32
-    buffers = whole if half else 0
-    always = it.accumulates or not half  # in fp32 one buffer that is always there (`train/flat_gradients.py`)
-    flowing = whole + max(used.forward, used.backward) if always else max(used.forward, used.joint)
-    return whole, buffers, used.backward, base + max(flowing, whole + buffers)
+    # One buffer that is always there (`train/flat_gradients.py`).
+    return whole, 0, used.backward, base + whole + max(used.forward, used.backward)
 
 
 def lowest_stage(candidates: Sequence[int], peak: Callable[[int], int], limit: int | None) -> int | None:

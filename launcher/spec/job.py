@@ -81,6 +81,18 @@ class JobSpec(Section):
                 "train.compile is true, and parallel is of ZeRO-3, which fetches weights where compiled code would "
                 "have them; drop train.compile, or take parallel.zero: 2 without offload_parameters and offload_path"
             )
+        if self.train.precision == "fp16" and self.zero_stage == 0:
+            # DeepSpeed 0.19.8 begins there with another loss scale, 2**32, and skips the first twenty steps or so.
+            raise ValueError(
+                "train.precision is fp16, whose loss scaling needs ZeRO, and "
+                + (
+                    "train.optimizer is adafactor, which cannot have it"
+                    if kind == "adafactor"
+                    else "parallel.zero is 0"
+                )
+                + "; set train.precision: bf16"
+                + ("" if kind == "adafactor" else ", or parallel.zero: 1")
+            )
         if kind == "adafactor" and parallel.zero not in ("auto", 0):
             raise ValueError(
                 f"parallel.zero is {parallel.zero}, and train.optimizer is adafactor, whose statistics are of whole "

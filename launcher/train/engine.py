@@ -6,6 +6,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from launcher.train.average import FILE, WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
 from launcher.train.groups import not_torchs, parameter_groups, refuse_tiny
 from launcher.train.kernels import prepare_kernels
+from launcher.train.masters import one_kind_of_zero, step_masters, undo_first_step
 from launcher.train.states import collect
 from launcher.train.swapped import claim, reading_back
 from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
-from launcher.train.zero import deepspeed_config, keeps_gradients_flat
+from launcher.train.zero import deepspeed_config
 
 deepspeed = import_deepspeed()
 
@@ -76,23 +78,32 @@ class Engine:
         config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """How the optimizer's states travel to another number of workers; None where they cannot."""
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=not_torchs(job),
-            model_parameters=[group.as_dict() for group in groups],
-            config=config,
-            dist_init_required=False,
-        )
+        with one_kind_of_zero(deepspeed.DeepSpeedEngine):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=not_torchs(job),
+                model_parameters=[group.as_dict() for group in groups],
+                config=config,
+                dist_init_required=False,
+            )
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
-        self._flat = FlatGradients(weights) if keeps_gradients_flat(job) else None
-        if self._flat is not None and not cuda and not job.train.compile:  # which knows no gradients of rows
-            add_rows_only(model)
+        self._flat: FlatGradients | None = None
+        """Without ZeRO; else gradients are DeepSpeed's."""
+        half = job.train.precision != "fp32"
+        if self.zero == 0 and half:
+            undo_first_step(self._optimizer)
+            self._optimizer.step = partial(step_masters, self._optimizer)
+            self._flat = FlatGradients(weights, [weight for group in groups for weight in group.parameters])
+        elif self.zero == 0:
+            self._flat = FlatGradients(weights)
+            if not (cuda or job.train.compile):  # which knows no gradients of rows
+                add_rows_only(model)
         self.average: WeightAverage | None = None
         """Of the weights, where the job file asks for one: what evaluations and `gathered_state` see."""
         if job.train.ema is not None:
             weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
             self.average = WeightAverage(job.train.ema, weights, sharded=self.zero == 3)
-        if self._flat is not None or (self.zero == 0 and self.world_size == 1):
+        if self._flat is not None:
             self._engine.enable_backward_allreduce = False  # it would copy all gradients, at one worker to themselves
 
     @property

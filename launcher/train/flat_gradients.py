@@ -1,10 +1,11 @@
 """Gradients without ZeRO: all of them in one buffer, reduced, measured and clipped as one tensor. Train workers.
 
 DeepSpeed's own stage 0 copies every gradient into buckets and back for the all-reduce and walks over the weights one
-by one to clip; with fp32 weights `engine.py` uses this instead.
+by one to clip, and adds those of half-precision weights in half precision; `engine.py` uses this instead.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -17,11 +18,13 @@ class FlatGradients:
     """The gradients of some weights as views of one buffer.
 
     Args:
-        weights: all of one dtype, on one device. Their `grad` is set, and must be set again (`clear`) whenever
-            something has put it to None.
+        weights: Weights that the optimizer steps, all of one dtype, on one device. Their `grad` is set, and must be set
+            again (`clear`) whenever something has put it to None.
+        halves: Weights of the model in half precision, of which `weights` are the fp32 masters: their gradients are
+            added to the masters' as soon as a backward pass has made them.
     """
 
-    def __init__(self, weights: Sequence[torch.nn.Parameter]) -> None:
+    def __init__(self, weights: Sequence[torch.nn.Parameter], halves: Sequence[torch.nn.Parameter] = ()) -> None:
         self._weights = list(weights)
         total = sum(weight.numel() for weight in self._weights)
         self._flat_N = torch.zeros(total, dtype=self._weights[0].dtype, device=self._weights[0].device)
@@ -30,6 +33,8 @@ class FlatGradients:
             for part, weight in zip(self._flat_N.split([w.numel() for w in self._weights]), self._weights, strict=True)
         ]
         self.clear()
+        for half, view in zip(halves, self._views if halves else (), strict=True):
+            half.register_post_accumulate_grad_hook(partial(_move, view))
 
     def clear(self) -> None:
         """All gradients zero, and in their places."""
@@ -54,6 +59,13 @@ class FlatGradients:
         if max_norm is not None:
             self._flat_N.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+
+def _move(total: torch.Tensor, half: torch.Tensor) -> None:
+    """Add a gradient to its fp32 sum and free it."""
+    assert half.grad is not None
+    total.add_(half.grad)
+    half.grad = None
 
 
 def add_rows_only(model: torch.nn.Module) -> None:

@@ -30,11 +30,14 @@ def deepspeed_config(
         # The loop says when a global batch is whole; its number of micro-batches may differ from step to step.
         "managed_gradient_accumulation": False,
         "steps_per_print": None,
-        # Clipped by `flat_gradients.py` where that holds them.
-        "gradient_clipping": 0.0 if keeps_gradients_flat(job) else job.train.max_grad_norm or 0.0,
+        # Without ZeRO `flat_gradients.py` clips.
+        "gradient_clipping": job.train.max_grad_norm or 0.0 if job.zero_stage else 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        "communication_data_type": "fp32" if precision == "fp32" else None,
+        # Gradients are exchanged, and those of micro-batches added, in fp32: in half precision a sum of many loses the
+        # small ones. DeepSpeed has it with ZeRO alone; without, `flat_gradients.py` adds them.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32" if job.zero_stage or precision == "fp32" else None},
         **_optimizer(job),
         "zero_optimization": _zero(job, trained, swap),
         "bf16": {"enabled": precision == "bf16"},
@@ -42,11 +45,6 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),  # tested by us
         "wall_clock_breakdown": False,
     }
-
-
-def keeps_gradients_flat(job: JobSpec) -> bool:
-    """Whether nothing shards, casts or scales gradients, so that `flat_gradients.py` may hold them."""
-    return job.zero_stage == 0 and job.train.precision == "fp32"
 
 
 def _optimizer(job: JobSpec) -> dict[str, object]:

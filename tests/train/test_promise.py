@@ -50,6 +50,32 @@ def test_curve_is_a_function_of_the_job_file(tiny_bert: Path, tmp_path: Path, cu
             assert np.abs(np.array(curve) - reference).max() < 1e-5, f"{world} workers, zero/micro {cut}"
 
 
+_STAGES: dict[str, list[_Cut]] = {"bf16": [(0, 4), (1, 4), (2, 4)], "fp16": [(1, 4), (2, 4)]}  # fp16 needs ZeRO
+_HALVES: dict[int, list[_Cut]] = {1: [(1, None)], 2: [(3, 1)], 3: [(2, 1)]}
+_APART = {"bf16": 5e-3, "fp16": 1e-3}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_fp32_on_any_cluster(tiny_bert: Path, tmp_path: Path, precision: str) -> None:
+    """Gradients of a micro-batch are rounded to half precision, and summed, exchanged and stepped in fp32.
+
+    With the same micro-batches and workers the stages agree as they do in fp32.
+    """
+    data = write_splits(tmp_path / "data", train=331, row_group=37)
+    train = {"max_steps": _STEPS, "learning_rate": 5e-3}
+    plain = prepared_job(tiny_bert, data, tmp_path, train=train)
+    half = prepared_job(tiny_bert, data, tmp_path, train={**train, "precision": precision})
+    reference = np.array(run_group(1, _curves, plain, 1, str(tmp_path / "fp32"), [(0, None)])["0/None"])
+    stages = run_group(2, _curves, half, 2, str(tmp_path / "stages"), _STAGES[precision])
+    curves = [np.array(curve) for curve in stages.values()]
+    for curve in curves[1:]:
+        assert np.abs(curve - curves[0]).max() < 1e-5
+    for world, cuts in _HALVES.items():
+        curves += map(np.array, run_group(world, _curves, half, world, str(tmp_path / "cuts"), cuts).values())
+    for curve in curves:
+        assert np.abs(curve - reference).max() < _APART[precision]
+
+
 def _whole(prepared: Any) -> Any:
     return train_here(prepared)["lines"]
 
