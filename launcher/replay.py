@@ -98,6 +98,11 @@ def _excuses(old: Plan, prepared: Prepared) -> tuple[str, ...]:
             "dropout draws its noise by rank and micro-batch, so with another number of workers or micro-batch the "
             "losses differ from the first step on; only a run with model.dropout: 0.0 has the same curve under any cut"
         )
+    if other_cut and job.train.precision != "fp32":
+        said.append(
+            f"in {job.train.precision} each micro-batch's gradient is rounded, so with another number of workers or "
+            "micro-batch the losses differ in the third digit; only fp32 has the same curve under any cut"
+        )
     if other_cut and job.model.syncs_batch_norm and plan.model.get("batch_norms"):
         said.append("BatchNorm sees one micro-batch of all workers, so another micro-batch changes the curve")
     if job.cluster.gpus_per_worker and not job.train.deterministic:

@@ -68,7 +68,8 @@ class TrainSpec(Section):
     """Clip the gradient of the global batch to this L2 norm; null does not clip."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Numbers of the forward and backward pass; optimizer states stay fp32, fp16 uses dynamic loss scaling."""
+    """Numbers of the forward and backward pass. Gradients are summed and weights stepped in fp32; fp16 scales the loss
+    dynamically, for which it needs ZeRO."""
 
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do at a loss that is not a number: stop; skip the batch, at the price of a look at each step's loss

@@ -99,16 +99,17 @@ def from_whole(source: Path, target: Path, names: Sequence[str], moments: Moment
     """
     saved = torch.load(source / _MODEL_STATES, map_location="cpu", weights_only=False)
     optimizer = saved.pop("optimizer")
-    for index, name in enumerate(names):
+    weights = [saved["module"][name] for name in names]
+    if "fp32_groups" in optimizer:  # half precision: the masters of the weights, in the optimizer's order
+        weights = [weight for group in optimizer["fp32_groups"] for weight in group]
+        optimizer = optimizer["optimizer_state_dict"]
+    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         state = optimizer["state"].get(index, {})
         if "step" not in state:
-            state = _renamed(state, saved["module"][name].numel(), moments)
+            state = _renamed(state, weight.numel(), moments)
         folder = target / "zero" / name
         folder.mkdir(parents=True)
-        tensors = {
-            "fp32": saved["module"][name],
-            **{key: state[key].view_as(saved["module"][name]) for key in _MOMENTS},
-        }
+        tensors = {"fp32": weight.detach(), **{key: state[key].view_as(weight) for key in _MOMENTS}}
         for key, tensor in tensors.items():
             torch.save({"param": tensor.clone()}, folder / f"{key}.pt")
         torch.save(state["step"].clone(), folder / "step.pt")
@@ -125,15 +126,17 @@ def load_whole(
     Args:
         source: universal checkpoint.
         model: whose weights are replaced.
-        optimizer: over the trained parameters themselves.
+        optimizer: Optimizer of the trained parameters themselves, or of their fp32 masters.
         names: of the trained parameters.
         moments: of the optimizer.
     """
-    parameters = dict(model.named_parameters())
+    halves = dict(model.named_parameters())
+    stepped = [weight for group in optimizer.param_groups for weight in group["params"]]
     with torch.no_grad():
-        for name in names:
-            folder, parameter = source / "zero" / name, parameters[name]
+        for name, parameter in zip(names, stepped, strict=True):
+            folder = source / "zero" / name
             parameter.copy_(_tensor(folder / "fp32.pt").view_as(parameter))
+            halves[name].copy_(parameter)  # itself, where there are no masters
             states = {key: _tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _MOMENTS}
             step = torch.load(folder / "step.pt", weights_only=False)
             optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **states}

@@ -84,6 +84,26 @@ def _part(prepared: Any, stop_after: int) -> Any:
     return train_here(prepared, stop_after)["lines"]
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (1, 0)])
+def test_half_precision_resumes_at_another_stage(tiny_bert: Path, tmp_path: Path, before: int, after: int) -> None:
+    """With as many workers to the bit, with another number as near as two such runs are."""
+    data = write_splits(tmp_path / "data", train=131, row_group=37)
+    sections: dict[str, Any] = {
+        "train": {"max_steps": 12, "learning_rate": 3e-3, "precision": "bf16"},
+        "checkpoint": {"every_steps": 4, "every_minutes": None},
+        "parallel": {"zero": before},
+    }
+    job = prepared_job(tiny_bert, data, tmp_path, **sections)
+    reference = dict(map(tuple, run_group(2, _whole, with_job(job, name="whole"))))
+    for world, near in ((2, 0.0), (3, 1e-3)):
+        stopped = with_job(job, name=f"stopped-{world}")
+        run_group(2, _part, stopped, 6)
+        resumed = with_job(stopped, cluster={"workers": world}, parallel={"zero": after})
+        lines = run_group(world, _whole, resumed)
+        assert lines[0][0] == 9  # the checkpoint of step 8
+        assert max(abs(loss - reference[step]) for step, loss in lines) <= near
+
+
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     """Stopped in the middle of the second epoch's windows; dropout is on, so the noise must resume as well."""
