@@ -1,8 +1,9 @@
 """The canonical order: which rows make up window w of epoch e. Pure functions of numbers; no data is read.
 
 Runs in Ray Data workers and on the head, with the same answer everywhere, because it depends only on the data's
-fingerprint, the seed and the epoch. Fragments are shuffled, laid into pools of bounded size, the rows of a pool are
-permuted, and the pools' rows, end to end, are cut into windows. Read `stream.py` next.
+fingerprint, the seed and the epoch. Fragments are cut into slices, which are shuffled and laid into pools of bounded
+size; the rows of a pool are permuted, and the pools' rows, end to end, are cut into windows. A pool has slices from all
+over the files, so that rows sorted by class are mixed too. Read `stream.py` next.
 """
 
 import hashlib
@@ -17,6 +18,12 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 _POOL_ROWS = 1 << 20
 """In a pool at most: what repeats takes next to no bytes in a file, but the ids of all its rows are permuted."""
+
+
+_SLICES = 32
+"""Of which a pool consists at least, where there are several pools."""
+_MOST_PIECES = 1_000_000
+"""Of an epoch, about: slices of very large data are larger, as every process lays all of them."""
 
 
 def generator(*parts: object) -> np.random.Generator:
@@ -112,17 +119,28 @@ class EpochOrder:
         Returns:
             int64 (n,), n = `window_rows`, or fewer in the last window.
         """
+        parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(index)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def places(self, index: int) -> list[tuple[int, int, int]]:
+        """Return where a window's rows lie: (pool, first, one past the last) among the shuffled rows of each pool."""
         start, stop = index * self.window_rows, min(self.rows, (index + 1) * self.window_rows)
         first = int(np.searchsorted(self._pool_starts, start, side="right")) - 1
-        parts: list[Ids] = []
+        found = []
         for pool in range(first, len(self._pool_starts) - 1):
             begin, end = int(self._pool_starts[pool]), int(self._pool_starts[pool + 1])
             if begin >= stop:
                 break
-            parts.append(self._pool_ids(pool)[max(0, start - begin) : min(end, stop) - begin])
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+            found.append((pool, max(0, start - begin), min(end, stop) - begin))
+        return found
 
-    def _pool_ids(self, pool: int) -> Ids:
+    def pool_size(self, pool: int) -> int:
+        """Return the uncompressed bytes of a pool's rows."""
+        laid, bounds = self._laid
+        return int(laid[bounds[pool] : bounds[pool + 1], 2].sum())
+
+    def pool_ids(self, pool: int) -> Ids:
+        """Return the row ids of a pool, shuffled."""
         laid, bounds = self._laid
         mine = laid[bounds[pool] : bounds[pool + 1]].tolist()
         ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in mine])
@@ -130,9 +148,13 @@ class EpochOrder:
 
 
 def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> Ids:
-    """Fragments as pieces, (pieces, 3) as `Piece` has them; one larger than a pool is cut into even slices."""
+    """Return fragments as pieces, (pieces, 3) as `Piece` has them, in even slices where one pool cannot hold all."""
     rows, size_bytes = np.array(fragments, np.int64).reshape(-1, 2).T
-    slices = np.maximum(-(-size_bytes // pool_bytes), -(-rows // _POOL_ROWS))
+    slices = np.ones(len(rows), np.int64)
+    if size_bytes.sum() > pool_bytes or rows.sum() > _POOL_ROWS:
+        most_bytes = max(pool_bytes // _SLICES, int(size_bytes.sum()) // _MOST_PIECES, 1)
+        most_rows = max(_POOL_ROWS // _SLICES, int(rows.sum()) // _MOST_PIECES)
+        slices = np.maximum(-(-size_bytes // most_bytes), -(-rows // most_rows))
     slices = np.maximum(1, np.minimum(rows, slices))
     first = np.repeat(np.cumsum(rows) - rows, slices)
     number = np.arange(len(first)) - np.repeat(np.cumsum(slices) - slices, slices)

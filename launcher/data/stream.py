@@ -68,9 +68,21 @@ class StreamSource:
         split = self.splits[window.kind]
         if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
             return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
-        rows = split.read(ids, task.input_columns + task.target_columns)
+        rows = self._read(window, ids, task.input_columns + task.target_columns)
         noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
         return task.encode(rows, True, noise)
+
+    def _read(self, window: Window, ids: Ids, columns: tuple[str, ...]) -> pa.Table:
+        """Read the rows of a window; those of training come from pools, each of which is read once in a process."""
+        split = self.splits[window.kind]
+        if window.kind != TRAIN:
+            return split.read(ids, columns)
+        key = _OrderKey.of(self.job, split)
+        places = _order(key, window.epoch).places(window.index)
+        if any(_order(key, window.epoch).pool_size(pool) > _POOL_BYTES for pool, _, _ in places):
+            return split.read(ids, columns)
+        parts = [_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
+        return pa.concat_tables(parts).combine_chunks()
 
     def row_ids(self, window: Window) -> Ids:
         """Row ids of a window: the canonical order for training, file order for evaluation."""
@@ -78,7 +90,7 @@ class StreamSource:
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size * self.job.data.window_steps
             return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
-        return _order(_OrderKey.of(self.job, split), window.epoch).window(window.index)
+        return order_of(self.job, split, window.epoch).window(window.index)
 
     def batches(self, window: Window, rows: int, encoded: Encoded) -> list[Ids]:
         """The window's global batches, as positions among the rows that can be used."""
@@ -132,12 +144,31 @@ class _OrderKey:
         )
 
 
+def order_of(job: JobSpec, split: Split, epoch: int) -> EpochOrder:
+    """Return the order of one epoch of a job's training rows."""
+    return _order(_OrderKey.of(job, split), epoch)
+
+
 @lru_cache(maxsize=4)
 def _order(key: _OrderKey, epoch: int) -> EpochOrder:
     found = key.split.fragments
     fragments = tuple(zip(found.rows.tolist(), found.size_bytes.tolist(), strict=True))
     window_rows = key.batch_size * key.window_steps
     return EpochOrder(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
+
+
+_POOL_BYTES = 256 << 20
+"""Of a pool that a data worker keeps in memory; of a larger one each window's rows are read by themselves."""
+
+
+@lru_cache(maxsize=1)  # windows come in order
+def _pool(key: _OrderKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa.Table:
+    """Return the rows of a pool, shuffled.
+
+    Its slices lie all over the files, and a row group is decoded from its beginning: to read them anew for each window
+    would decode most of the files for each.
+    """
+    return key.split.read(_order(key, epoch).pool_ids(pool), columns)
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,9 +100,32 @@ def test_a_small_data_set_is_one_pool_and_is_shuffled_as_a_whole() -> None:
     assert [len(np.unique(part // 50)) for part in order.window(0).reshape(3, 50)] == [3, 3, 3]
 
 
-def test_a_fragment_larger_than_a_pool_is_cut() -> None:
-    order = EpochOrder(((40, 4000),), "f", 1, 0, 7, 1000)
-    assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(10, 1000)]] * 4
+def test_a_pool_has_slices_from_all_over_a_large_fragment() -> None:
+    order = EpochOrder(((640, 64000),), "f", 1, 0, 7, 16000)
+    assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(5, 500)] * 32] * 4
+    for pool in order.pools:
+        assert len({piece.first // 160 for piece in pool}) == 4  # of each quarter
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "group", "classes"), [(2_000_000, 300, 1 << 20, 2), (20_000, 110_000, 100, 100)]
+)
+def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, classes: int) -> None:
+    """Texts in the row groups that pyarrow writes, pictures in those that datasets writes; batches of 32."""
+    counts = [min(group, rows - begin) for begin in range(0, rows, group)]
+    order = EpochOrder(tuple((n, n * row_bytes) for n in counts), "f", 1, 0, 32 * 32, 64 << 20)
+    for index in np.linspace(0, order.windows - 2, 20).astype(int):
+        held = np.bincount(order.window(int(index)) * classes // rows, minlength=classes)
+        if classes == 2:
+            assert 0.15 < held[0] / held.sum() < 0.85
+        else:
+            assert np.count_nonzero(held) > 25
+
+
+def test_very_large_data_are_not_cut_into_more_slices_than_a_process_can_lay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.data.order._MOST_PIECES", 10_000)
+    order = EpochOrder(((1 << 20, 1 << 40),) * 100, "f", 1, 0, 1 << 20, 64 << 20)
+    assert 9_000 < sum(map(len, order.pools)) < 11_000
 
 
 def test_a_pool_of_rows_that_take_no_bytes_is_bounded_too() -> None:
@@ -122,18 +146,18 @@ def test_the_order_is_frozen() -> None:
     assert generator("a", 1, 2).integers(0, 1 << 40) != generator("a", 12).integers(0, 1 << 40)
     assert generator("a", 1, 2).integers(0, 1000, 4).tolist() == [702, 915, 140, 450]
     assert EpochOrder(((4, 40), (5, 50), (3, 30)), "f", 7, 1, 12, 60).window(0).tolist() == [
-        10,
+        5,
+        8,
         9,
-        11,
-        2,
-        1,
         3,
         0,
-        7,
         6,
-        8,
+        10,
         4,
-        5,
+        7,
+        2,
+        11,
+        1,
     ]
 
 

@@ -1,5 +1,6 @@
 """The stream: every row once, canonical batches for any number of workers, and Ray Data deals blocks as we rely on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from group import share_cells
 
 from jobs import example_table, prepared_job, write_splits
 from launcher.data.batches import open_share
-from launcher.data.stream import StreamSource
+from launcher.data.fragments import Fragment
+from launcher.data.order import Ids
+from launcher.data.sources import read_rows
+from launcher.data.stream import StreamSource, order_of
 from launcher.data.windows import train_windows
 from launcher.errors import DataError
 from launcher.prepare import Prepared
@@ -79,6 +83,34 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny_bert: Path, tmp_pat
     batches = {w: _global_batches(prepared, w) for w in (1, 2, 3, 5)}
     assert batches[1] == batches[2] == batches[3] == batches[5]
     assert _global_batches(prepared, 3, start=17) == {s: rows for s, rows in batches[1].items() if s >= 17}
+
+
+def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    texts = [f"w{i % 200} " * 500 + str(i) for i in range(3000)]  # 6 MB in six row groups, sorted by label
+    table = pa.table({"text": texts, "label": [i // 1500 for i in range(3000)]})
+    pq.write_table(table, tmp_path / "data/all.parquet", row_group_size=500)
+    data = {"train": str(tmp_path / "data"), "shuffle_pool_mib": 1}
+    prepared = prepared_job(tiny_bert, data, tmp_path)
+    split = prepared.splits["train"]
+    source = StreamSource(prepared.job, prepared.splits, 2)
+    opened: list[int] = []
+
+    def counted(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table:
+        opened.append(fragment.index)
+        return read_rows(fragment, rows, columns)
+
+    columns = ("text", "label")
+    windows = [window for window in train_windows(prepared.plan, prepared.job, 0) if window.kind == "train"]
+    expected = [split.read(source.row_ids(window), columns) for window in windows]
+    monkeypatch.setattr("launcher.data.sources.read_rows", counted)
+    found = [source._read(window, source.row_ids(window), columns) for window in windows]
+    assert found == expected
+    pools = len(order_of(prepared.job, split, 0).pools)
+    assert 4 < pools < len(windows) / 5
+    assert len(opened) <= 6 * (pools + 1)  # each row group once for each pool, not for each window
 
 
 def test_skipped_rows_are_counted_and_the_rest_come_once(tiny_bert: Path, tmp_path: Path) -> None:
