@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
 from launcher.storage import join, split_options
 from launcher.tasks import build_task
-from launcher.tasks.base import Task
+from launcher.tasks.base import ColumnKind, Task
 from launcher.train.machine import missing
 
 _ROWS_AT_ONCE = 4096
@@ -140,16 +140,33 @@ def _absolute(location: str) -> str:
 
 def open_splits(job: JobSpec, told: Told | None = None, cache: str | None = None) -> dict[str, Split]:
     """Every split the job names, from footers; formats without footers are converted into the storage's cache."""
-    splits = {}
+    splits: dict[str, Split] = {}
+    kinds = build_task(job).columns()
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            splits[name] = open_part(job, name, locations, told, cache)
+            splits[name] = open_part(job, name, locations, told, cache, kinds=kinds)
+            kinds = _as_trained(kinds, splits["train"])
     return splits
 
 
+def _as_trained(kinds: dict[str, ColumnKind], train: Split) -> dict[str, ColumnKind]:
+    """Return what columns hold once the training data is known: `12` is a class beside `007`, and no integer."""
+    names = train.schema.names
+    texts = [
+        n for n, k in kinds.items() if k == "class" and n in names and pa.types.is_string(train.schema.field(n).type)
+    ]
+    return kinds | dict.fromkeys(texts, "text")
+
+
 def open_part(
-    job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None, cache: str | None = None
+    job: JobSpec,
+    name: str,
+    locations: Sequence[str],
+    told: Told | None = None,
+    cache: str | None = None,
+    *,
+    kinds: Mapping[str, ColumnKind] | None = None,
 ) -> Split:
     """One split of a job, or other data that is read as one.
 
@@ -159,15 +176,17 @@ def open_part(
         locations: where its files are.
         told: how many footers are read.
         cache: where converted files and footers are kept; None is the storage's own.
+        kinds: What the columns that are read hold; None takes what the job's task says.
 
     Raises:
         DataError: it cannot be read.
     """
     cache = cache or join(job.output.storage, ".cache")
+    kinds = build_task(job).columns() if kinds is None else kinds
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
     with uncollected():  # a hundred thousand files, each some tuples
-        files = splittable_files(name, locations, job.data.format, cache)
-        return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told)
+        files = splittable_files(name, locations, job.data.format, cache, kinds)
+        return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told, kinds)
 
 
 def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:

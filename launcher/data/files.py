@@ -25,6 +25,8 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+COMPRESSED = (".gz", ".bz2", ".zst")
+"""Endings behind those of CSV, TSV and JSON Lines: such files are unpacked as they are read."""
 
 
 class DataFile(NamedTuple):
@@ -147,7 +149,12 @@ def _hidden(path: str, root: str) -> bool:
 
 
 def _format_of(path: str, format: str) -> str:
-    return format if format != "auto" else SUFFIXES.get("." + path.rsplit(".", 1)[-1].lower(), "")
+    if format != "auto":
+        return format
+    name = path.rsplit("/", 1)[-1].lower()
+    bare = name.removesuffix(next(filter(name.endswith, COMPRESSED), ""))
+    found = SUFFIXES.get("." + bare.rsplit(".", 1)[-1], "") if "." in bare else ""
+    return found if bare == name or found in ("csv", "jsonl") else ""
 
 
 def first_line(error: BaseException) -> str:

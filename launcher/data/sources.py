@@ -6,7 +6,7 @@ Formats without footers pass through `convert.py` first. Read `order.py` and `st
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # JSON of another library
 
@@ -20,6 +20,7 @@ from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError, UserError
 from launcher.storage import open_uri, passes, refusal, shown
+from launcher.tasks.base import ColumnKind
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Split:
     fingerprint: str
     class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
+    left_out: tuple[str, ...] = ()
+    """Columns that nobody reads and that not all files have with one type."""
     version: str = ""
     """Changes whenever a file does: a hash of their paths, sizes and times. The fingerprint, which the order depends
     on, stays the same when files move."""
@@ -146,7 +149,13 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     return open_files(name, [file for location in locations for file in list_files(name, location, format)])
 
 
-def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, told: Told | None = None) -> Split:
+def open_files(
+    name: str,
+    files: Sequence[DataFile],
+    cache: str | None = None,
+    told: Told | None = None,
+    kinds: Mapping[str, ColumnKind] | None = None,
+) -> Split:
     """Read the footers of a split's files.
 
     Args:
@@ -154,20 +163,20 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
         files: at least one.
         cache: path or URI of the file that keeps their footers; None reads all of them.
         told: of progress.
+        kinds: Columns that are read, in which files must agree; None for all.
 
     Raises:
         DataError: a file is broken or empty of rows, or files disagree on their columns.
     """
     found = read_footers(files, cache, told)
     footers = found.footers
-    schemas = list(found.schemas())
     shown = [footer.origin or file.path for file, footer in zip(files, footers, strict=True)]
-    for place, other in schemas:
-        check_names(shown[place], other)
+    schemas = [(place, unique_columns(shown[place], schema, kinds)) for place, schema in found.schemas()]
     whole = schemas[0][1]
     schema = whole.remove_metadata()
     for place, other in schemas[1:]:
-        schema = _one_schema(shown[0], schema, shown[place], other)
+        schema = _one_schema(shown[0], schema, (shown[place], other), kinds)
+    left_out = dict.fromkeys(name for _, one in schemas for name in one.names if name not in schema.names)
     table = pa.table(
         {
             "path": pa.array([file.path for file in files], pa.large_string()),
@@ -182,7 +191,7 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
     if not len(fragments):
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
-    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), version)
+    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), tuple(left_out), version)
 
 
 def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:
@@ -213,34 +222,51 @@ def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return ()  # of a kind that tells no names: labels then name themselves
 
 
-def check_names(path: str, schema: pa.Schema) -> None:
-    """Refuse a file whose columns cannot be told apart.
+def unique_columns(path: str, schema: pa.Schema, kinds: Mapping[str, ColumnKind] | None) -> pa.Schema:
+    """Return the columns of a file that can be told apart.
 
     Raises:
-        DataError: two columns have one name.
+        DataError: Two columns have one name, and that is read.
     """
-    twice = next((name for i, name in enumerate(schema.names) if name in schema.names[:i]), None)
-    if twice is not None:
-        raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
+    twice = [name for i, name in enumerate(schema.names) if name in schema.names[:i]]
+    # A spreadsheet leaves columns without a name behind the others.
+    read = next((name for name in twice if name and (not kinds or name in kinds)), None)
+    if read is not None:
+        raise DataError(f"{path}: has two columns named {read!r}; rename one of them")
+    return pa.schema([field for field in schema if field.name not in twice], schema.metadata)
 
 
-def _one_schema(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> pa.Schema:
-    """The schema both files can be read with; what one file has beyond the first is not used."""
-    missing = [name for name in schema.names if name not in other.names]
-    if missing:
-        raise DataError(
-            f"{path}: has no column {missing[0]!r}, which {first} has; give all files of a split the same columns"
-        )
+def _one_schema(
+    first: str, schema: pa.Schema, other: tuple[str, pa.Schema], kinds: Mapping[str, ColumnKind] | None
+) -> pa.Schema:
+    """Return what both files can be read with; what nobody reads and one of them lacks is left out.
+
+    Args:
+        first: Path of the first file.
+        schema: Its columns, as all files before the other can be read.
+        other: Path and columns of another file.
+        kinds: Columns that are read; None for all.
+    """
+    path, columns = other
     fields = []
     for field in schema:
-        mine = other.field(field.name)
+        is_read = kinds is None or field.name in kinds
+        if field.name not in columns.names:
+            if is_read:
+                raise DataError(
+                    f"{path}: has no column {field.name!r}, which {first} has; give all files of a split the same "
+                    "columns"
+                )
+            continue
+        mine = columns.field(field.name)
         try:
             fields.append(field if field.type == mine.type else _wider(field, mine))
         except pa.ArrowTypeError as error:
-            raise DataError(
-                f"{path}: column {field.name!r} is {mine.type}, but {field.type} in {first}; give all files of a split "
-                "the same types"
-            ) from error
+            if is_read:
+                raise DataError(
+                    f"{path}: column {field.name!r} is {mine.type}, but {field.type} in {first}; give all files of a "
+                    "split the same types"
+                ) from error
     return pa.schema(fields)
 
 
