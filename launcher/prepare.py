@@ -31,7 +31,7 @@ from launcher.rows import check_columns, check_kinds, check_targets
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
-from launcher.storage import join, split_options
+from launcher.storage import join, shown, split_options
 from launcher.tasks import build_task
 from launcher.tasks.base import ColumnKind, Task
 from launcher.train.machine import missing
@@ -267,7 +267,7 @@ def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str,
         state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
         memory=room.memory,
         memory_limit_bytes=room.limit,
-        notes=(*_notes(job, task, rows, facts), *room.notes),
+        notes=(*_notes(job, task, rows, facts), *_twice(splits), *room.notes),
     )
 
 
@@ -297,6 +297,19 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
     if job.data.cache is not None and task.augments:
         notes.append("data.cache: training rows are augmented, so only validation and test rows are kept")
     return notes + _cluster_notes(job)
+
+
+def _twice(splits: dict[str, Split]) -> list[str]:
+    """Return a note for each split that has a file more than once."""
+    notes = []
+    for name, split in splits.items():
+        counted = split.fragments.files.column("path").value_counts().to_pylist()
+        again = next((entry["values"] for entry in counted if entry["counts"] > 1), None)
+        if again is not None:
+            place = np.flatnonzero(np.asarray(split.fragments.files.column("path")) == again)[0]
+            known = split.fragments.files.column("origin")[int(place)].as_py() or again
+            notes.append(f"data.{name}: {shown(known)} is named more than once, and its rows count as often")
+    return notes
 
 
 def _cluster_notes(job: JobSpec) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -67,15 +67,41 @@ def splittable_files(
             ready += list_files(name, _from_hub(name, location, cache))
             continue
         listed = list_files(name, location, format)
+        _check_apart(name, location, listed)
         # Spark leaves parts of no bytes; they say nothing, not even names.
         for file in [file for file in listed if file.size or file.format not in _TEXT_FORMATS] or listed:
             if file.format in _TEXT_FORMATS or (file.format == "arrow" and _is_stream(file.path)):
-                ready += list_files(name, _converted(file, cache, kinds))
+                (made,) = list_files(name, _converted(file, cache, kinds))
+                ready.append(_by_name(made, file))
             else:
-                # By its name alone, as if it had been named: the fingerprint does not change with the directory.
-                below = "/" in file.relative
-                ready.append(file._replace(relative=file.relative.rsplit("/", 1)[-1]) if below else file)
+                ready.append(_by_name(file, file))
     return ready
+
+
+def _check_apart(name: str, location: str, files: Sequence[DataFile]) -> None:
+    """Refuse all splits of `DatasetDict.save_to_disk` as one.
+
+    Raises:
+        DataError: The location is the folder of several.
+    """
+    splits = sorted({file.relative.rpartition("/")[0] for file in files if file.format == "arrow"})
+    if len(splits) > 1 and _is_made(join(location, "dataset_dict.json")):
+        raise DataError(
+            f"data.{name}: {location} holds the splits {', '.join(splits)} of a DatasetDict; name one of them, "
+            f"{join(location, splits[-1])}"
+        )
+
+
+def _by_name(ready: DataFile, listed: DataFile) -> DataFile:
+    """Return a file by its name alone, as if it had been named: the fingerprint does not change with the directory.
+
+    Folders that tell a column stay, as they tell what is in the file.
+    """
+    if "/" not in ready.relative and not listed.partition:
+        return ready
+    folders = [f"{name}={value}" for name, value in listed.partition]
+    relative = "/".join([*folders, ready.relative.rsplit("/", 1)[-1]])
+    return ready._replace(relative=relative, partition=listed.partition)
 
 
 def _is_stream(path: str) -> bool:
@@ -154,7 +180,17 @@ def _batches(file: DataFile, whole: bool, kinds: Kinds, mixed: Collection[str]) 
         return read_csv(file.path, whole, kinds)
     if file.format == "jsonl":
         return read_json(file.path, whole, mixed)
+    if file.format == "text":
+        return _read_lines(file.path)
     return _read_arrow_stream(file.path)
+
+
+def _read_lines(path: str) -> Iterator[pa.RecordBatch]:
+    """Read lines as rows with the column `text`; those without a character but blanks are left out."""
+    with opened(path) as stream, io.TextIOWrapper(stream, "utf-8-sig") as lines:
+        texts = (line.rstrip("\n") for line in lines if line.strip())
+        while part := list(islice(texts, ROW_GROUP)):
+            yield pa.record_batch({"text": pa.array(part, pa.string())})
 
 
 def _read_arrow_stream(path: str) -> Iterator[pa.RecordBatch]:
@@ -163,11 +199,22 @@ def _read_arrow_stream(path: str) -> Iterator[pa.RecordBatch]:
 
 
 def _what_is_wrong(file: DataFile, error: Exception, mixed: Collection[str]) -> str:
-    if file.format == "csv":
-        return header_hint(file.path) or first_line(error)
     if file.format == "jsonl" and not is_array(file.path):
         return _broken_line(file.path, mixed) or first_line(error)
-    return first_line(error)
+    if "UTF" in str(error) or isinstance(error, UnicodeDecodeError):
+        return f"{_not_utf8(file.path) or first_line(error)}; save it as UTF-8"
+    return (header_hint(file.path) if file.format == "csv" else "") or first_line(error)
+
+
+def _not_utf8(path: str) -> str:
+    """Return which line is the first that is not UTF-8; "" where all are."""
+    with opened(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"line {number} is not UTF-8"
+    return ""
 
 
 # How files of other kinds begin.

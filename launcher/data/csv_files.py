@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from launcher.data.files import INTEGER
 from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, opened
 from launcher.errors import DataError
 from launcher.storage import split_options
 from launcher.tasks.base import ColumnKind
 
-_INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})$"
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"
 _NUMBER = r"^[+-]?(?:0|[1-9][0-9]{0,17})?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
 _NULLS = pa.array(pa.csv.ConvertOptions().null_values)
@@ -116,7 +116,7 @@ def _type_of(cells: "pa.Array | pa.ChunkedArray", kind: ColumnKind | None) -> pa
     if kind == "text":
         return pa.string()
     known = cells.filter(pc.invert(pc.is_in(cells, _NULLS)))
-    if _all_match(known, _INTEGER):
+    if _all_match(known, INTEGER):
         return pa.int64()
     if not _all_match(known, _NUMBER):
         return pa.string()
@@ -141,6 +141,6 @@ def _cast(
         # An empty cell is no name of a class.
         return pc.if_else(pc.equal(cells, ""), None, cells) if read_as == "class" else cells
     known = pc.if_else(pc.is_in(cells, _NULLS), None, cells)
-    if not _all_match(known, _INTEGER if pa.types.is_integer(kind) else _NUMBER):
+    if not _all_match(known, INTEGER if pa.types.is_integer(kind) else _NUMBER):
         raise pa.ArrowInvalid("types change behind the first block")
     return known.cast(kind)

@@ -100,7 +100,7 @@ def _decoded(line: bytes) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise pa.ArrowInvalid("it is not UTF-8; save it as UTF-8") from error
+        raise pa.ArrowInvalid("it is not UTF-8") from error
 
 
 def objects(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -139,7 +139,7 @@ class _Scanner:
             try:
                 self._text, self._at = self._text[self._at :] + self._decode(chunk, not chunk), 0
             except UnicodeDecodeError as error:
-                raise pa.ArrowInvalid("it is not UTF-8; save it as UTF-8") from error
+                raise pa.ArrowInvalid("it is not UTF-8") from error
 
     def peek(self) -> str:
         """Return the next character that is not blank; "" at the end."""

@@ -6,7 +6,7 @@ Formats without footers pass through `convert.py` first. Read `order.py` and `st
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # JSON of another library
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.files import DataFile, first_line, list_files
+from launcher.data.files import DataFile, first_line, is_integer, list_files
 from launcher.data.footers import Footer, Told, arrow_reader, plain, read_footers
 from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
@@ -119,16 +119,18 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
         StorageTrouble: Its storage does not answer, for now.
     """
     fs, path = open_uri(fragment.path)
-    names, rows = list(columns), how.rows_at_once
+    rows = how.rows_at_once
     try:
         if fragment.format == "parquet":
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
-            yield from map(
-                plain, file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
-            )
+            names = own_columns(fragment, file.schema_arrow, columns)
+            found = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
+            yield from with_partition(map(plain, found), fragment, columns)
         else:
-            batch = plain(arrow_reader(fs, path).get_batch(fragment.index).select(names))
-            yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
+            reader = arrow_reader(fs, path)
+            batch = plain(reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns)))
+            parts = (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
+            yield from with_partition(parts, fragment, columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable(fragment.path, error) from error
 
@@ -171,7 +173,9 @@ def open_files(
     found = read_footers(files, cache, told)
     footers = found.footers
     shown = [footer.origin or file.path for file, footer in zip(files, footers, strict=True)]
-    schemas = [(place, unique_columns(shown[place], schema, kinds)) for place, schema in found.schemas()]
+    schemas = [
+        (place, unique_columns(shown[place], schema, kinds)) for place, schema in found.schemas(_partition_types(files))
+    ]
     whole = schemas[0][1]
     schema = whole.remove_metadata()
     for place, other in schemas[1:]:
@@ -184,6 +188,8 @@ def open_files(
             "origin": pa.array([footer.origin for footer in footers], pa.large_string()),
         }
     )
+    if any(file.partition for file in files):
+        table = table.append_column("partition", pa.array(_partitions(files), pa.large_string()))
     counts = np.array([len(footer.rows) for footer in footers], np.int64)
     rows = np.fromiter((n for footer in footers for n in footer.rows), np.int64)
     sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
@@ -192,6 +198,45 @@ def open_files(
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
     return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), tuple(left_out), version)
+
+
+def _partition_types(files: Sequence[DataFile]) -> list[dict[str, pa.DataType]]:
+    """Return the columns that each file's folders tell: of integers where all their values are, else of texts."""
+    values = {pair for file in files for pair in file.partition}
+    texts = {name for name, value in values if value is not None and not is_integer(value)}
+    types = {name: pa.string() if name in texts else pa.int64() for name, _ in values}
+    return [{name: types[name] for name, _ in file.partition} for file in files]
+
+
+def _partitions(files: Sequence[DataFile]) -> list[str]:
+    typed = zip(files, _partition_types(files), strict=True)
+    return [
+        json.dumps(
+            {name: int(value) if value and types[name] == pa.int64() else value for name, value in file.partition}
+        )
+        if types
+        else ""
+        for file, types in typed
+    ]
+
+
+def with_partition(
+    batches: Iterable[pa.RecordBatch], fragment: Fragment, names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches of a fragment with the columns that its folders tell, in the order of some names."""
+    given: dict[str, str | int | None] = json.loads(fragment.partition) if fragment.partition else {}
+    for batch in batches:
+        if not given:
+            yield batch
+            continue
+        own = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns = [own[n] if n in own else pa.repeat(pa.scalar(given[n]), batch.num_rows) for n in names]
+        yield pa.RecordBatch.from_arrays(columns, list(names))
+
+
+def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Return those of some columns that a fragment's file holds itself."""
+    return [name for name in names if name in schema.names] if fragment.partition else list(names)
 
 
 def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:
