@@ -107,8 +107,7 @@ def absolute(job: JobSpec) -> JobSpec:
     cache = job.data.cache
     if cache is not None and cache.path is not None:
         data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})
-    name = os.path.expanduser(job.model.name)
-    model = {"name": os.path.abspath(name)} if os.path.isdir(name) else {}
+    model = {"name": absolute_model(job.model.name)}
     return job.model_copy(
         update={
             "data": job.data.model_copy(update=data),
@@ -119,9 +118,17 @@ def absolute(job: JobSpec) -> JobSpec:
     )
 
 
+def absolute_model(name: str) -> str:
+    """Return the path of a model's directory made absolute; what is none is a name on the hub, a URI or nowhere."""
+    path = os.path.abspath(os.path.expanduser(name))
+    return path if name and os.path.isdir(path) else name
+
+
 def _absolute_store(uri: str | None) -> str | None:
     """SQLAlchemy takes `sqlite:///name` as relative, which would be another file on every worker."""
     scheme = "sqlite:///"
+    if uri is not None and uri.startswith(("~", ".", "/")):
+        return _absolute(uri)
     if uri is None or not uri.startswith(scheme):
         return uri
     return scheme + os.path.abspath(os.path.expanduser(uri[len(scheme) :]))
