@@ -11,13 +11,15 @@ import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from launcher.data.csv_files import header_hint, read_csv
+from launcher.data.csv_files import CSV_NULLS, header_hint, read_csv, read_texts
 from launcher.data.files import COMPRESSED, DataFile, first_line, list_files
 from launcher.data.footers import ORIGIN
 from launcher.data.json_files import changed_column, is_array, read_json
@@ -27,6 +29,9 @@ from launcher.errors import DataError, RunError
 from launcher.spec.hub import PREFIX, parse_hub
 from launcher.storage import asking, is_local, join, open_uri, os_reason, refusal
 from launcher.tasks.base import ColumnKind
+
+if TYPE_CHECKING:
+    import datasets
 
 # A file whose types change after its first block is read whole, if it is small enough for that; packed, it is larger.
 _WHOLE_BYTES, _PACKED = 1 << 30, 8
@@ -64,7 +69,7 @@ def splittable_files(
     ready: list[DataFile] = []
     for location in locations:
         if location.startswith(PREFIX):
-            ready += list_files(name, _from_hub(name, location, cache))
+            ready += list_files(name, _from_hub(name, location, cache, kinds or {}))
             continue
         listed = list_files(name, location, format)
         _check_apart(name, location, listed)
@@ -308,27 +313,46 @@ def _is_there(fs: pafs.FileSystem, path: str) -> bool:
     return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
-def _from_hub(name: str, location: str, cache: str) -> str:
-    """A data set of the hub (`spec/hub.py`), or a local directory laid out like one, through `datasets`."""
+def _from_hub(name: str, location: str, cache: str, kinds: Kinds) -> str:
+    """Return the path of a data set of the hub (`spec/hub.py`), or of a local directory laid out like one."""
     import datasets
 
     try:
         source, config, split = parse_hub(location)
     except ValueError as error:
         raise DataError(f"data.{name}: {error}") from error
+    load = partial(datasets.load_dataset, os.path.expanduser(source), config, split=split or name)
     try:
-        found = datasets.load_dataset(os.path.expanduser(source), config, split=split or name)
+        found = load()
+        is_csv = found.info.builder_name == "csv"
+        if is_csv:
+            found = load(**_as_texts(found.features, kinds))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"data.{name}: {location} cannot be loaded ({what}); write hub:NAME#SPLIT, with the CONFIG it needs as "
-            "hub:ORG/NAME/CONFIG#SPLIT"
-        ) from error
-    target = _target(cache, source.rsplit("/", 1)[-1] + ".parquet", (location, found._fingerprint))
-    fs, path = open_uri(target)
-    if not fs.get_file_info(path).size:
-        _write(target, location, iter(found.with_format("arrow").data.table.to_batches(ROW_GROUP)))
+        remedy = "write hub:NAME#SPLIT, with the CONFIG it needs as hub:ORG/NAME/CONFIG#SPLIT"
+        if "load_from_disk" in what:
+            what, remedy = "it is a folder of save_to_disk", f"write {source} alone, or the folder of a split in it"
+        raise DataError(f"data.{name}: {location} cannot be loaded ({what}); {remedy}") from error
+    key = (_VERSION, location, found._fingerprint, sorted(kinds.items()))
+    target = _target(cache, source.rsplit("/", 1)[-1] + ".parquet", key)
+    if not _is_made(target):
+        table = found.with_format("arrow").data.table
+        _write(target, location, read_texts(table, kinds) if is_csv else iter(table.to_batches(ROW_GROUP)), kinds)
     return target
+
+
+def _as_texts(features: "datasets.Features", kinds: Kinds) -> dict[str, object]:
+    """Return how `datasets` has to read a CSV so that its cells keep their text; pandas would take 0123 for 123."""
+    import datasets
+
+    names = [
+        name
+        for name, feature in features.items()
+        if kinds.get(name, "text" if feature.dtype in ("int64", "float64") else "number") != "number"
+    ]
+    others = dict.fromkeys(set(features) - set(names), CSV_NULLS.to_pylist())
+    texts = {name: datasets.Value("string") if name in names else features[name] for name in features}
+    return {"features": datasets.Features(texts), "keep_default_na": False, "na_values": others}
 
 
 def _target(cache: str, file_name: str, key: tuple[object, ...]) -> str:

@@ -19,7 +19,8 @@ from launcher.tasks.base import ColumnKind
 
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"
 _NUMBER = r"^[+-]?(?:0|[1-9][0-9]{0,17})?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
-_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
+CSV_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
+"""What pyarrow, and pandas alike, takes for a missing number."""
 _SEPARATORS = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
 
 
@@ -91,31 +92,51 @@ def _is_text_first(field: pa.Field, kind: ColumnKind | None) -> bool:
     return kind is not None or pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
 
 
+def read_texts(table: pa.Table, kinds: Mapping[str, ColumnKind]) -> Iterator[pa.RecordBatch]:
+    """Yield a table whose cells are the texts of a CSV with the types that `read_csv` gives them.
+
+    Args:
+        table: Columns of other types than text stay as they are.
+        kinds: What the columns that a task reads hold.
+    """
+    texts = {field.name: kinds.get(field.name) for field in table.schema if pa.types.is_string(field.type)}
+    types = [_first_type(table, index, texts) for index in range(table.num_columns)]
+    for batch in table.to_batches(ROW_GROUP):
+        yield from _retyped(batch, types, texts)
+
+
 def _typed(
     tables: "Iterator[pa.Table | pa.RecordBatch]", kinds: Mapping[str, ColumnKind | None]
 ) -> Iterator[pa.RecordBatch]:
     """Give the columns that were read as text their types, those of the first table."""
     types: list[pa.DataType] | None = None
     for part in tables:
-        # By their places, as two columns may have one name; which of them is wanted is asked later.
-        if types is None:
-            types = [
-                _type_of(cells, kinds[field.name]) if field.name in kinds else field.type
-                for field, cells in zip(part.schema, part.columns, strict=True)
-            ]
-        columns = [
-            _cast(cells, kind, kinds[field.name]) if field.name in kinds else cells
-            for field, cells, kind in zip(part.schema, part.columns, types, strict=True)
-        ]
-        schema = pa.schema([field.with_type(kind) for field, kind in zip(part.schema, types, strict=True)])
-        yield from pa.Table.from_arrays(columns, schema=schema).combine_chunks().to_batches(ROW_GROUP)
+        types = types or [_first_type(part, index, kinds) for index in range(part.num_columns)]
+        yield from _retyped(part, types, kinds)
+
+
+# Columns go by their places, as two may have one name; which of them is wanted is asked later.
+def _first_type(part: "pa.Table | pa.RecordBatch", index: int, kinds: Mapping[str, ColumnKind | None]) -> pa.DataType:
+    field = part.schema.field(index)
+    return _type_of(part.column(index), kinds[field.name]) if field.name in kinds else field.type
+
+
+def _retyped(
+    part: "pa.Table | pa.RecordBatch", types: list[pa.DataType], kinds: Mapping[str, ColumnKind | None]
+) -> Iterator[pa.RecordBatch]:
+    columns = [
+        _cast(cells, kind, kinds[field.name]) if field.name in kinds else cells
+        for field, cells, kind in zip(part.schema, part.columns, types, strict=True)
+    ]
+    schema = pa.schema([field.with_type(kind) for field, kind in zip(part.schema, types, strict=True)])
+    yield from pa.Table.from_arrays(columns, schema=schema).combine_chunks().to_batches(ROW_GROUP)
 
 
 def _type_of(cells: "pa.Array | pa.ChunkedArray", kind: ColumnKind | None) -> pa.DataType:
     """Return the type that loses nothing of some cells."""
     if kind == "text":
         return pa.string()
-    known = cells.filter(pc.invert(pc.is_in(cells, _NULLS)))
+    known = cells.filter(pc.invert(pc.is_in(cells, CSV_NULLS)))
     if _all_match(known, INTEGER):
         return pa.int64()
     if not _all_match(known, _NUMBER):
@@ -140,7 +161,7 @@ def _cast(
     if pa.types.is_string(kind):
         # An empty cell is no name of a class.
         return pc.if_else(pc.equal(cells, ""), None, cells) if read_as == "class" else cells
-    known = pc.if_else(pc.is_in(cells, _NULLS), None, cells)
+    known = pc.if_else(pc.is_in(cells, CSV_NULLS), None, cells)
     if not _all_match(known, INTEGER if pa.types.is_integer(kind) else _NUMBER):
         raise pa.ArrowInvalid("types change behind the first block")
     return known.cast(kind)

@@ -1,6 +1,7 @@
 """What a task reads as text or class in a CSV is what the file says (BUGS.md r10, q30)."""
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from launcher.data.convert import splittable_files
 from launcher.data.sources import Split, open_files
+from launcher.errors import DataError
 from launcher.tasks.base import ColumnKind
 
 _KINDS: dict[str, ColumnKind] = {"text": "text", "label": "class", "score": "number"}
@@ -120,3 +122,55 @@ def test_a_text_in_json_is_no_time(tmp_path: Path, cell: str) -> None:
     split = _open(tmp_path, "a.jsonl", kinds={"text": "text", "turns": "text"})
     assert _column(split, "text") == [cell] * 3
     assert _column(split, "turns") == [[{"content": cell}]] * 3
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local repository of data; the `datasets` cache is the test's own."""
+    import datasets
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    datasets.disable_progress_bars()
+    (tmp_path / "corpus").mkdir()
+    return tmp_path / "corpus"
+
+
+def test_a_csv_of_the_hub_keeps_its_text_too(hub: Path, tmp_path: Path) -> None:
+    """r10, through `datasets` and pandas."""
+    (hub / "train.csv").write_text(
+        "text,label,id,score,note\n0123,007,01,1.5,x\n1e5,12,02,,NA\nNA,007,03,2,\n,12,04,3,y\n"
+    )
+    ready = splittable_files("train", [f"hub:{hub}#train"], "auto", str(tmp_path / "cache"), _KINDS)
+    split = open_files("train", ready, kinds=_KINDS)
+    assert _column(split, "text") == ["0123", "1e5", "NA", ""]
+    assert _column(split, "label") == ["007", "12", "007", "12"]
+    assert _column(split, "id") == ["01", "02", "03", "04"]
+    assert _column(split, "score") == [1.5, None, 2.0, 3.0]
+    (hub / "train.csv").write_text("text,label\na,0\nb,1\n")
+    ready = splittable_files("train", [f"hub:{hub}#train"], "auto", str(tmp_path / "cache"), _KINDS)
+    assert _column(open_files("train", ready, kinds=_KINDS), "label") == [0, 1]
+
+
+def test_a_saved_data_set_is_told_by_the_way_to_name_it(hub: Path, tmp_path: Path) -> None:
+    """q37."""
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(hub / "saved")
+    with pytest.raises(DataError, match=r"cannot be loaded \(it is a folder of save_to_disk\); write .*saved alone"):
+        splittable_files("train", [f"hub:{hub}/saved#train"], "auto", str(tmp_path / "cache"), _KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text;label\ntext, with 1;0\n", "its columns are separated by ';', not by commas; write them"),
+        ("a.csv", "text\tlabel\ntext, with 1\t0\n", "its columns are separated by tabs, not by commas; name it .tsv"),
+        ("a.tsv", "text,label\na,0\n", "its columns are separated by commas, not by tabs; name it .csv"),
+    ],
+)
+def test_another_separator_is_told(tmp_path: Path, name: str, content: str, said: str) -> None:
+    """q13: also where the texts hold commas."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(said)):
+        _open(tmp_path, name)
