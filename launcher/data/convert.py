@@ -262,11 +262,25 @@ def _wrong_with(line: bytes, kinds: dict[str, str], mixed: Collection[str]) -> s
         return f"{error.msg} at character {error.pos + 1}"
     if not isinstance(row, dict):
         return "it holds no object"
-    for key, value in row.items():
+    for path, value in _cells(row):
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            return f"{path} holds half a character (\\uD800 to \\uDFFF come in pairs)"
         kind = _kind(value)
-        if kind and key not in mixed and kinds.setdefault(key, kind) != kind:
-            return f"{key} is {kind}, and {kinds[key]} before"
+        if kind and path.split(".")[0].removesuffix("[]") not in mixed and kinds.setdefault(path, kind) != kind:
+            return f"{path} is {kind}, and {kinds[path]} before"
     return ""
+
+
+def _cells(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield each value within a row with the path of its keys, as `messages[].content`."""
+    if path:
+        yield path, value
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _cells(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _cells(inner, f"{path}[]")
 
 
 def _kind(value: object) -> str:

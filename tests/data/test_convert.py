@@ -179,6 +179,12 @@ def test_a_row_is_named_by_the_file_the_user_knows(tmp_path: Path, cache: str) -
         ("a.json", "[]", "not a readable jsonl file (Empty JSON file)"),
         ("a.jsonl", '{"text": "a"}\n3\n', "line 2: it holds no object"),
         ("a.jsonl", '{"a": 1}\n{"a": null}\n{"a": "x"}\n', "line 3: a is text, and a number before"),
+        (
+            "a.jsonl",
+            '{"a": "x"}\n{"a": "\\ud83d"}\n',
+            "line 2: a holds half a character (\\uD800 to \\uDFFF come in pairs)",
+        ),
+        ("a.jsonl", '{"m": [{"c": "x"}]}\n{"m": [{"c": 4}]}\n', "line 2: m[].c is a number, and text before"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, cache: str, name: str, content: str, said: str) -> None:
