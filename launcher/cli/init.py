@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-_DATA_HELP = "Parquet, Arrow, CSV or JSON Lines: a file, a directory or a glob; local, a URI, or hub:ORG/NAME#SPLIT."
+_DATA_HELP = "Parquet, Arrow, CSV, JSON or text: a file, a directory or a glob; local, a URI, or hub:ORG/NAME#SPLIT."
 _TEXT_HELP = "Column the model reads (texts, words, pictures, conversations or prompts); two with a comma for a pair."
 _SPLIT_HELP = "Set this share of the training rows aside for validation, in files beside the job file."
 _OFFERED = 0.1

@@ -10,6 +10,7 @@ import pytest
 from launcher.data.convert import splittable_files
 from launcher.data.sources import Split, open_files
 from launcher.errors import DataError
+from launcher.prepare import _twice
 from launcher.tasks.base import ColumnKind
 
 _KINDS: dict[str, ColumnKind] = {"text": "text", "label": "class"}
@@ -76,3 +77,14 @@ def test_a_csv_of_names_alone_is_refused(folder: Path) -> None:
     (folder / "a.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"data\.train: .*a\.csv has no rows; give a file that has"):
         _open(folder)
+
+
+def test_a_file_that_is_named_twice_is_noted(folder: Path) -> None:
+    """q39."""
+    (folder / "a.csv").write_text("text,label\na,0\nb,1\n")
+    once = _open(folder)
+    ready = splittable_files("train", [str(folder), f"{folder}/a.csv"], "auto", str(folder.parent / "cache"), _KINDS)
+    twice = open_files("train", ready, kinds=_KINDS)
+    assert twice.rows == 2 * once.rows
+    said = f"data.train: {folder}/a.csv is named more than once, and its rows count as often"
+    assert _twice({"validation": once, "train": twice}) == [said]
