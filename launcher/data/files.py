@@ -147,18 +147,22 @@ def _globbed(location: str, scheme: str, query: str) -> tuple[list[pafs.FileInfo
 def _files(found: Sequence[pafs.FileInfo], root: str) -> list[pafs.FileInfo]:
     kept = [(i.path, i) for i in found if i.type == pafs.FileType.File]
     shown = [(path, info) for path, info in sorted(kept, key=lambda pair: pair[0]) if not _hidden(path, root)]
-    paths = {path for path, _ in shown}
-    others = _not_data(paths)
+    others = _not_data({path for path, _ in kept}, root.rstrip("/"))
     return [info for path, info in shown if not (others and path.startswith(others))]
 
 
-def _not_data(paths: set[str]) -> tuple[str, ...]:
-    """Return what some paths begin with that hold no rows: folders of runs and models, and what `datasets` notes."""
+def _not_data(paths: set[str], root: str) -> tuple[str, ...]:
+    """Return what some paths begin with that hold no rows: what `datasets` notes, and folders of runs and models.
+
+    Predictions are data where their folder itself is named.
+    """
     found, saved = [], {path.rpartition("/")[0] for path in paths if path.endswith(".arrow")}
     for path in paths:
         folder, _, name = path.rpartition("/")
         if name in _SIDECARS or (name == "state.json" and folder in saved):
             found.append(path)
+        if name == "_predictions.json" and folder != root:
+            found.append(f"{folder}/")
         marks = {"job.yaml": _RUN, "config.json": _MODEL, "adapter_config.json": ("adapter_config.json",)}.get(name, ())
         if any(f"{folder}/{mark}" in paths for mark in marks):
             found.append(f"{folder}/")

@@ -171,6 +171,7 @@ def test_folders_of_runs_and_models_are_no_data(tmp_path: Path) -> None:
         "runs/first/predictions/part-00000000.parquet", "runs/first/model/config.json", "runs/tuned/job.yaml",
         "runs/tuned/sweep/sweep.json", "runs/tuned/trials.csv", "bert/config.json", "bert/tokenizer.json",
         "bert/vocab.txt", "lora/adapter_config.json", "runs/.cache/abc/train.parquet",
+        "out/_predictions.json", "out/part-00000000.parquet",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -179,6 +180,7 @@ def test_folders_of_runs_and_models_are_no_data(tmp_path: Path) -> None:
     assert _files(tmp_path) == ["train.csv"]
     assert find_splits(str(tmp_path)).locations == {"train": (str(tmp_path / "train.csv"),)}
     assert _files(tmp_path / "runs/first/predictions") == ["part-00000000.parquet"]
+    assert _files(tmp_path / "out") == ["part-00000000.parquet"]
 
 
 def test_a_folder_of_pictures_is_told_by_the_way_to_read_it(tmp_path: Path) -> None:
