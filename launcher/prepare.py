@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,9 @@ from launcher.rows import check_columns, check_kinds, check_targets
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.problems import not_one_of
-from launcher.storage import join, split_options
+from launcher.storage import join, shown, split_options
 from launcher.tasks import build_task
-from launcher.tasks.base import Task
+from launcher.tasks.base import ColumnKind, Task
 from launcher.train.machine import missing
 
 _ROWS_AT_ONCE = 4096
@@ -110,8 +110,7 @@ def absolute(job: JobSpec) -> JobSpec:
     cache = job.data.cache
     if cache is not None and cache.path is not None:
         data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})
-    name = os.path.expanduser(job.model.name)
-    model = {"name": os.path.abspath(name)} if os.path.isdir(name) else {}
+    model = {"name": absolute_model(job.model.name)}
     return job.model_copy(
         update={
             "data": job.data.model_copy(update=data),
@@ -122,9 +121,17 @@ def absolute(job: JobSpec) -> JobSpec:
     )
 
 
+def absolute_model(name: str) -> str:
+    """Return the path of a model's directory made absolute; what is none is a name on the hub, a URI or nowhere."""
+    path = os.path.abspath(os.path.expanduser(name))
+    return path if name and os.path.isdir(path) else name
+
+
 def _absolute_store(uri: str | None) -> str | None:
     """SQLAlchemy takes `sqlite:///name` as relative, which would be another file on every worker."""
     scheme = "sqlite:///"
+    if uri is not None and uri.startswith(("~", ".", "/")):
+        return _absolute(uri)
     if uri is None or not uri.startswith(scheme):
         return uri
     return scheme + os.path.abspath(os.path.expanduser(uri[len(scheme) :]))
@@ -143,16 +150,33 @@ def _absolute(location: str) -> str:
 
 def open_splits(job: JobSpec, told: Told | None = None, cache: str | None = None) -> dict[str, Split]:
     """Every split the job names, from footers; formats without footers are converted into the storage's cache."""
-    splits = {}
+    splits: dict[str, Split] = {}
+    kinds = build_task(job).columns()
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            splits[name] = open_part(job, name, locations, told, cache)
+            splits[name] = open_part(job, name, locations, told, cache, kinds=kinds)
+            kinds = _as_trained(kinds, splits["train"])
     return splits
 
 
+def _as_trained(kinds: dict[str, ColumnKind], train: Split) -> dict[str, ColumnKind]:
+    """Return what columns hold once the training data is known: `12` is a class beside `007`, and no integer."""
+    names = train.schema.names
+    texts = [
+        n for n, k in kinds.items() if k == "class" and n in names and pa.types.is_string(train.schema.field(n).type)
+    ]
+    return kinds | dict.fromkeys(texts, "text")
+
+
 def open_part(
-    job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None, cache: str | None = None
+    job: JobSpec,
+    name: str,
+    locations: Sequence[str],
+    told: Told | None = None,
+    cache: str | None = None,
+    *,
+    kinds: Mapping[str, ColumnKind] | None = None,
 ) -> Split:
     """One split of a job, or other data that is read as one.
 
@@ -162,15 +186,17 @@ def open_part(
         locations: where its files are.
         told: how many footers are read.
         cache: where converted files and footers are kept; None is the storage's own.
+        kinds: What the columns that are read hold; None takes what the job's task says.
 
     Raises:
         DataError: it cannot be read.
     """
     cache = cache or join(job.output.storage, ".cache")
+    kinds = build_task(job).columns() if kinds is None else kinds
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
     with uncollected():  # a hundred thousand files, each some tuples
-        files = splittable_files(name, locations, job.data.format, cache)
-        return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told)
+        files = splittable_files(name, locations, job.data.format, cache, kinds)
+        return open_files(name, files, join(cache, f"footers/{digest}.arrow"), told, kinds)
 
 
 def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
@@ -251,7 +277,7 @@ def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str,
         state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
         memory=room.memory,
         memory_limit_bytes=room.limit,
-        notes=(*_notes(job, task, rows, facts), *room.notes),
+        notes=(*_notes(job, task, rows, facts), *_twice(splits), *room.notes),
     )
 
 
@@ -286,6 +312,19 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
     if job.data.cache is not None and task.augments:
         notes.append("data.cache: training rows are augmented, so only validation and test rows are kept")
     return notes + _cluster_notes(job)
+
+
+def _twice(splits: dict[str, Split]) -> list[str]:
+    """Return a note for each split that has a file more than once."""
+    notes = []
+    for name, split in splits.items():
+        counted = split.fragments.files.column("path").value_counts().to_pylist()
+        again = next((entry["values"] for entry in counted if entry["counts"] > 1), None)
+        if again is not None:
+            place = np.flatnonzero(np.asarray(split.fragments.files.column("path")) == again)[0]
+            known = split.fragments.files.column("origin")[int(place)].as_py() or again
+            notes.append(f"data.{name}: {shown(known)} is named more than once, and its rows count as often")
+    return notes
 
 
 def _cluster_notes(job: JobSpec) -> list[str]:

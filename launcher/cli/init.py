@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-_DATA_HELP = "Parquet, Arrow, CSV or JSON Lines: a file, a directory or a glob; local, a URI, or hub:ORG/NAME#SPLIT."
+_DATA_HELP = "Parquet, Arrow, CSV, JSON or text: a file, a directory or a glob; local, a URI, or hub:ORG/NAME#SPLIT."
 _TEXT_HELP = "Column the model reads (texts, words, pictures, conversations or prompts); two with a comma for a pair."
 _SPLIT_HELP = "Set this share of the training rows aside for validation, in files beside the job file."
 _OFFERED = 0.1
@@ -56,7 +56,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     """
     from launcher.init.cut import check_room
     from launcher.init.guess import Wishes
-    from launcher.init.order import draft, fit_splits, open_training, set_aside
+    from launcher.init.order import as_read, draft, fit_splits, open_training, set_aside
     from launcher.init.pretrained import find_model
     from launcher.init.splits import job_name
     from launcher.init.write import check_target, publish
@@ -73,7 +73,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     wishes = Wishes(task, found.look.named(text) if text else (), label)
     guess = _asked_guess(found, wishes) if ask else _guess(found, wishes)
     chosen = asked or _model(guess, ask)
-    found = _with_beside(found) if ask else found
+    found = as_read(_with_beside(found) if ask else found, guess)
     fitted = fit_splits(found, guess, given)
     share = _share(fitted, split, folder, ask)
     if share is not None:

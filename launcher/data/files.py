@@ -6,6 +6,7 @@ Read `sources.py` next for what is in them.
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -24,7 +25,10 @@ SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
+    ".txt": "text",
 }
+COMPRESSED = (".gz", ".bz2", ".zst")
+"""Endings behind those of CSV, TSV and JSON Lines: such files are unpacked as they are read."""
 
 
 class DataFile(NamedTuple):
@@ -37,6 +41,20 @@ class DataFile(NamedTuple):
     size: int | None = None
     """In bytes."""
     mtime_ns: int | None = None
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Columns that the folders below the location tell, as Hive writes them: `label=pos`."""
+
+
+# What `datasets` leaves beside rows.
+_SIDECARS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
+# Files that make the folder of `job.yaml`, or of `config.json`, one of a run or of a model.
+_RUN = ("plan.json", "sweep.json", "sweep/sweep.json")
+_MODEL = (
+    "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json",
+    "generation_config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+)  # fmt: skip
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]:
@@ -66,11 +84,18 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
     head = _head(bare, scheme, base)
     chosen = [_data_file(info, (head, base, query), format) for info in found]
     if format == "auto" and not is_file:
-        chosen = [file for file in chosen if file.format]
+        known = [file for file in chosen if file.format]
+        # Beside data, a text is a README or a licence.
+        chosen = [file for file in known if file.format != "text"] or known
     unknown = [file.path for file in chosen if not file.format]
     if unknown or not chosen:
         nothing = "matches no data files" if is_glob else "holds no data files"
         what = f"{unknown[0]} has no known ending" if unknown else f"{location} {nothing}"
+        if not unknown and any(info.path.lower().endswith(PICTURE_SUFFIXES) for info in found):
+            raise DataError(
+                f"data.{name}: {location} holds pictures and no table of them; where their folders are the classes, "
+                f"write hub:{location}#train"
+            )
         raise DataError(f"data.{name}: {what} ({', '.join(SUFFIXES)}); name the files so, or set data.format")
     return chosen
 
@@ -79,7 +104,15 @@ def _data_file(info: pafs.FileInfo, around: tuple[str, str, str], format: str) -
     head, base, query = around
     path = info.path
     relative = path[len(base) :].lstrip("/")
-    return DataFile(head + path + query, relative, _format_of(path, format), info.size, info.mtime_ns)
+    kind, partition = _format_of(path, format), _partition(relative)
+    return DataFile(head + path + query, relative, kind, info.size, info.mtime_ns, partition)
+
+
+def _partition(relative: str) -> tuple[tuple[str, str | None], ...]:
+    if "=" not in relative:
+        return ()
+    pairs = [folder.partition("=") for folder in relative.split("/")[:-1]]
+    return tuple((unquote(k), None if v == _HIVE_NULL else unquote(v)) for k, equals, v in pairs if k and equals)
 
 
 def _head(bare: str, scheme: str, base: str) -> str:
@@ -113,7 +146,27 @@ def _globbed(location: str, scheme: str, query: str) -> tuple[list[pafs.FileInfo
 
 def _files(found: Sequence[pafs.FileInfo], root: str) -> list[pafs.FileInfo]:
     kept = [(i.path, i) for i in found if i.type == pafs.FileType.File]
-    return [info for path, info in sorted(kept, key=lambda pair: pair[0]) if not _hidden(path, root)]
+    shown = [(path, info) for path, info in sorted(kept, key=lambda pair: pair[0]) if not _hidden(path, root)]
+    others = _not_data({path for path, _ in kept}, root.rstrip("/"))
+    return [info for path, info in shown if not (others and path.startswith(others))]
+
+
+def _not_data(paths: set[str], root: str) -> tuple[str, ...]:
+    """Return what some paths begin with that hold no rows: what `datasets` notes, and folders of runs and models.
+
+    Predictions are data where their folder itself is named.
+    """
+    found, saved = [], {path.rpartition("/")[0] for path in paths if path.endswith(".arrow")}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name in _SIDECARS or (name == "state.json" and folder in saved):
+            found.append(path)
+        if name == "_predictions.json" and folder != root:
+            found.append(f"{folder}/")
+        marks = {"job.yaml": _RUN, "config.json": _MODEL, "adapter_config.json": ("adapter_config.json",)}.get(name, ())
+        if any(f"{folder}/{mark}" in paths for mark in marks):
+            found.append(f"{folder}/")
+    return tuple(found)
 
 
 _WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -147,7 +200,21 @@ def _hidden(path: str, root: str) -> bool:
 
 
 def _format_of(path: str, format: str) -> str:
-    return format if format != "auto" else SUFFIXES.get("." + path.rsplit(".", 1)[-1].lower(), "")
+    if format != "auto":
+        return format
+    name = path.rsplit("/", 1)[-1].lower()
+    bare = name.removesuffix(next(filter(name.endswith, COMPRESSED), ""))
+    found = SUFFIXES.get("." + bare.rsplit(".", 1)[-1], "") if "." in bare else ""
+    return found if bare == name or found in ("csv", "jsonl", "text") else ""
+
+
+INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})$"
+"""Text that an integer is written as, and no other text."""
+
+
+def is_integer(text: str) -> bool:
+    """Return whether a text is what its integer is written as."""
+    return re.match(INTEGER, text) is not None
 
 
 def first_line(error: BaseException) -> str:

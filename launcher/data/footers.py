@@ -5,7 +5,7 @@ change; a file that changed is read anew, and a cache that cannot be read is mad
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,13 +48,21 @@ class Footers:
 
     footers: list[Footer]
 
-    def schemas(self) -> Iterator[tuple[int, pa.Schema]]:
-        """Each different schema, with the first file that has it."""
-        seen: set[bytes] = set()
-        for place, footer in enumerate(self.footers):
-            if footer.schema not in seen:
-                seen.add(footer.schema)
-                yield place, plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+    def schemas(self, added: Sequence[Mapping[str, pa.DataType]]) -> Iterator[tuple[int, pa.Schema]]:
+        """Yield each different schema, with the first file that has it.
+
+        Args:
+            added: Columns of each file beside its own; its own are taken where both have one of a name.
+        """
+        seen: set[tuple[bytes, tuple[str, ...]]] = set()
+        for place, (footer, more) in enumerate(zip(self.footers, added, strict=True)):
+            if (footer.schema, tuple(more)) in seen:
+                continue
+            seen.add((footer.schema, tuple(more)))
+            schema = plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+            for name in [name for name in more if name not in schema.names]:
+                schema = schema.append(pa.field(name, more[name]))
+            yield place, schema
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:

@@ -30,6 +30,8 @@ class Fragment:
     """Uncompressed."""
     origin: str = ""
     """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
+    partition: str = ""
+    """JSON of the columns that the file's folders tell, with their values; empty where they tell none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Fragments(Sequence[Fragment]):
     """The fragments of a split, files in order.
 
     Args:
-        files: path, format and origin of each file, three columns of strings.
+        files: path, format, origin and, where folders tell columns, partition of each file; columns of strings.
         file: which file each fragment is of, int64 (fragments,).
         place: which row group or record batch of the file.
         file_row: its first row within its file.
@@ -96,6 +98,7 @@ class Fragments(Sequence[Fragment]):
             return self.some(np.arange(len(self))[index])
         file = int(self.file[index])
         path, format, origin = (str(self.files.column(name)[file]) for name in ("path", "format", "origin"))
+        partition = str(self.files.column("partition")[file]) if "partition" in self.files.column_names else ""
         return Fragment(
             path,
             format,
@@ -104,4 +107,5 @@ class Fragments(Sequence[Fragment]):
             rows=int(self.rows[index]),
             size_bytes=int(self.size_bytes[index]),
             origin=origin,
+            partition=partition,
         )

@@ -6,7 +6,7 @@ Formats without footers pass through `convert.py` first. Read `order.py` and `st
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # JSON of another library
 
@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.files import DataFile, first_line, list_files
+from launcher.data.files import DataFile, first_line, is_integer, list_files
 from launcher.data.footers import Footer, Told, arrow_reader, plain, read_footers
 from launcher.data.fragments import Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError, UserError
 from launcher.storage import open_uri, passes, refusal, shown
+from launcher.tasks.base import ColumnKind
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Split:
     fingerprint: str
     class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
+    left_out: tuple[str, ...] = ()
+    """Columns that nobody reads and that not all files have with one type."""
     version: str = ""
     """Changes whenever a file does: a hash of their paths, sizes and times. The fingerprint, which the order depends
     on, stays the same when files move."""
@@ -116,16 +119,18 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
         StorageTrouble: Its storage does not answer, for now.
     """
     fs, path = open_uri(fragment.path)
-    names, rows = list(columns), how.rows_at_once
+    rows = how.rows_at_once
     try:
         if fragment.format == "parquet":
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
-            yield from map(
-                plain, file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
-            )
+            names = own_columns(fragment, file.schema_arrow, columns)
+            found = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
+            yield from with_partition(map(plain, found), fragment, columns)
         else:
-            batch = plain(arrow_reader(fs, path).get_batch(fragment.index).select(names))
-            yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
+            reader = arrow_reader(fs, path)
+            batch = plain(reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns)))
+            parts = (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
+            yield from with_partition(parts, fragment, columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable(fragment.path, error) from error
 
@@ -146,7 +151,13 @@ def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Spl
     return open_files(name, [file for location in locations for file in list_files(name, location, format)])
 
 
-def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, told: Told | None = None) -> Split:
+def open_files(
+    name: str,
+    files: Sequence[DataFile],
+    cache: str | None = None,
+    told: Told | None = None,
+    kinds: Mapping[str, ColumnKind] | None = None,
+) -> Split:
     """Read the footers of a split's files.
 
     Args:
@@ -154,20 +165,22 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
         files: at least one.
         cache: path or URI of the file that keeps their footers; None reads all of them.
         told: of progress.
+        kinds: Columns that are read, in which files must agree; None for all.
 
     Raises:
         DataError: a file is broken or empty of rows, or files disagree on their columns.
     """
     found = read_footers(files, cache, told)
     footers = found.footers
-    schemas = list(found.schemas())
     shown = [footer.origin or file.path for file, footer in zip(files, footers, strict=True)]
-    for place, other in schemas:
-        check_names(shown[place], other)
+    schemas = [
+        (place, unique_columns(shown[place], schema, kinds)) for place, schema in found.schemas(_partition_types(files))
+    ]
     whole = schemas[0][1]
     schema = whole.remove_metadata()
     for place, other in schemas[1:]:
-        schema = _one_schema(shown[0], schema, shown[place], other)
+        schema = _one_schema(shown[0], schema, (shown[place], other), kinds)
+    left_out = dict.fromkeys(name for _, one in schemas for name in one.names if name not in schema.names)
     table = pa.table(
         {
             "path": pa.array([file.path for file in files], pa.large_string()),
@@ -175,6 +188,8 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
             "origin": pa.array([footer.origin for footer in footers], pa.large_string()),
         }
     )
+    if any(file.partition for file in files):
+        table = table.append_column("partition", pa.array(_partitions(files), pa.large_string()))
     counts = np.array([len(footer.rows) for footer in footers], np.int64)
     rows = np.fromiter((n for footer in footers for n in footer.rows), np.int64)
     sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
@@ -182,7 +197,46 @@ def open_files(name: str, files: Sequence[DataFile], cache: str | None = None, t
     if not len(fragments):
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
-    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), version)
+    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), tuple(left_out), version)
+
+
+def _partition_types(files: Sequence[DataFile]) -> list[dict[str, pa.DataType]]:
+    """Return the columns that each file's folders tell: of integers where all their values are, else of texts."""
+    values = {pair for file in files for pair in file.partition}
+    texts = {name for name, value in values if value is not None and not is_integer(value)}
+    types = {name: pa.string() if name in texts else pa.int64() for name, _ in values}
+    return [{name: types[name] for name, _ in file.partition} for file in files]
+
+
+def _partitions(files: Sequence[DataFile]) -> list[str]:
+    typed = zip(files, _partition_types(files), strict=True)
+    return [
+        json.dumps(
+            {name: int(value) if value and types[name] == pa.int64() else value for name, value in file.partition}
+        )
+        if types
+        else ""
+        for file, types in typed
+    ]
+
+
+def with_partition(
+    batches: Iterable[pa.RecordBatch], fragment: Fragment, names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches of a fragment with the columns that its folders tell, in the order of some names."""
+    given: dict[str, str | int | None] = json.loads(fragment.partition) if fragment.partition else {}
+    for batch in batches:
+        if not given:
+            yield batch
+            continue
+        own = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns = [own[n] if n in own else pa.repeat(pa.scalar(given[n]), batch.num_rows) for n in names]
+        yield pa.RecordBatch.from_arrays(columns, list(names))
+
+
+def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Return those of some columns that a fragment's file holds itself."""
+    return [name for name in names if name in schema.names] if fragment.partition else list(names)
 
 
 def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:
@@ -213,34 +267,51 @@ def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return ()  # of a kind that tells no names: labels then name themselves
 
 
-def check_names(path: str, schema: pa.Schema) -> None:
-    """Refuse a file whose columns cannot be told apart.
+def unique_columns(path: str, schema: pa.Schema, kinds: Mapping[str, ColumnKind] | None) -> pa.Schema:
+    """Return the columns of a file that can be told apart.
 
     Raises:
-        DataError: two columns have one name.
+        DataError: Two columns have one name, and that is read.
     """
-    twice = next((name for i, name in enumerate(schema.names) if name in schema.names[:i]), None)
-    if twice is not None:
-        raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
+    twice = [name for i, name in enumerate(schema.names) if name in schema.names[:i]]
+    # A spreadsheet leaves columns without a name behind the others.
+    read = next((name for name in twice if name and (not kinds or name in kinds)), None)
+    if read is not None:
+        raise DataError(f"{path}: has two columns named {read!r}; rename one of them")
+    return pa.schema([field for field in schema if field.name not in twice], schema.metadata)
 
 
-def _one_schema(first: str, schema: pa.Schema, path: str, other: pa.Schema) -> pa.Schema:
-    """The schema both files can be read with; what one file has beyond the first is not used."""
-    missing = [name for name in schema.names if name not in other.names]
-    if missing:
-        raise DataError(
-            f"{path}: has no column {missing[0]!r}, which {first} has; give all files of a split the same columns"
-        )
+def _one_schema(
+    first: str, schema: pa.Schema, other: tuple[str, pa.Schema], kinds: Mapping[str, ColumnKind] | None
+) -> pa.Schema:
+    """Return what both files can be read with; what nobody reads and one of them lacks is left out.
+
+    Args:
+        first: Path of the first file.
+        schema: Its columns, as all files before the other can be read.
+        other: Path and columns of another file.
+        kinds: Columns that are read; None for all.
+    """
+    path, columns = other
     fields = []
     for field in schema:
-        mine = other.field(field.name)
+        is_read = kinds is None or field.name in kinds
+        if field.name not in columns.names:
+            if is_read:
+                raise DataError(
+                    f"{path}: has no column {field.name!r}, which {first} has; give all files of a split the same "
+                    "columns"
+                )
+            continue
+        mine = columns.field(field.name)
         try:
             fields.append(field if field.type == mine.type else _wider(field, mine))
         except pa.ArrowTypeError as error:
-            raise DataError(
-                f"{path}: column {field.name!r} is {mine.type}, but {field.type} in {first}; give all files of a split "
-                "the same types"
-            ) from error
+            if is_read:
+                raise DataError(
+                    f"{path}: column {field.name!r} is {mine.type}, but {field.type} in {first}; give all files of a "
+                    "split the same types"
+                ) from error
     return pa.schema(fields)
 
 

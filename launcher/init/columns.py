@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from launcher.data.files import PICTURE_SUFFIXES
+
 Shape = Literal[
     "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "turns", "spans", "structs",
     "picture", "sound", "other",
@@ -14,7 +16,6 @@ Shape = Literal[
 """`words`, `integers`, `numbers`: lists of them. `messages`: lists of {role, content}; `turns`: of {from, value};
 `spans`: of {start, end, label}; `structs`: of something else."""
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # What the files of a kind begin with; RIFF holds both kinds and tells which at its ninth byte.
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _SOUNDS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")

@@ -1,7 +1,8 @@
 """Splits opened as a run opens them, and whether the others fit the training data. Runs on the client."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from launcher.data.convert import splittable_files
 from launcher.data.sources import Split, open_files
@@ -9,6 +10,7 @@ from launcher.errors import DataError
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, count_labels
 from launcher.spec.job import OutputSpec
+from launcher.tasks.base import ColumnKind
 
 # Labels of so many kinds, more than half as many as there are rows, are names of the rows.
 _FEW = 20
@@ -30,17 +32,32 @@ class Fit:
     bad_rows: int = 0
 
 
-def open_data(name: str, locations: Sequence[str]) -> Split:
+def open_data(name: str, locations: Sequence[str], kinds: Mapping[str, ColumnKind] = MappingProxyType({})) -> Split:
     """Open a split; formats without footers are converted into the cache where the run will look for them.
+
+    Args:
+        name: Of the split.
+        locations: Where its files are.
+        kinds: What the columns that will be read hold; nothing is known of them before the task is chosen.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return open_files(name, splittable_files(name, locations, "auto", f"{OutputSpec().storage}/.cache"))
+        files = splittable_files(name, locations, "auto", f"{OutputSpec().storage}/.cache", kinds)
+        return open_files(name, files, kinds=kinds)
     except DataError as error:
         said = error.message.removeprefix(f"data.{name}: ").replace(", or set data.format", "")
         raise DataError(said) from error
+
+
+def kinds_of(guess: Guess) -> dict[str, ColumnKind]:
+    """Return what the columns hold that the task will read."""
+    kinds: dict[str, ColumnKind] = dict.fromkeys((column.name for column in guess.inputs), "text")
+    if guess.label is not None:
+        forms: dict[str, ColumnKind] = {"regression": "number", "prompt": "text"}
+        kinds[guess.label.name] = forms.get(guess.form, "class")
+    return kinds
 
 
 def training_labels(split: Split, guess: Guess) -> Labels:

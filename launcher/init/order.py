@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.data.sources import Split
 from launcher.errors import DataError
 from launcher.init.cut import cut
-from launcher.init.fit import fit, known_labels, open_data, training_labels
+from launcher.init.fit import fit, kinds_of, known_labels, open_data, training_labels
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, Look, look
 from launcher.init.pretrained import Model
@@ -46,6 +46,13 @@ def open_training(location: str, given: Mapping[str, str]) -> Data:
     found = find_splits(location)
     train = open_data("train", found.locations["train"])
     return with_splits(Data(found, train, look(train, location)), given)
+
+
+def as_read(data: Data, guess: Guess) -> Data:
+    """Return the data with its training split as the task will read it: a CSV's `3.10` may be a class and no number."""
+    if not any(fragment.origin for fragment in data.train.fragments):
+        return data
+    return replace(data, train=open_data("train", data.found.locations["train"], kinds_of(guess)))
 
 
 def with_splits(data: Data, given: Mapping[str, str]) -> Data:
@@ -93,7 +100,7 @@ def fit_splits(data: Data, guess: Guess, given: Mapping[str, str]) -> Fitted:
         if name not in data.found.locations:
             continue
         where = ", ".join(data.found.locations[name])
-        fitted = fit(open_data(name, data.found.locations[name]), guess, known)
+        fitted = fit(open_data(name, data.found.locations[name], kinds_of(guess)), guess, known)
         if fitted.problem and name in given:
             raise DataError(f"--{name} {where}: {fitted.problem}; give one that goes with the training data")
         if fitted.problem:

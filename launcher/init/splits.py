@@ -16,10 +16,6 @@ _WORDS = {
 }  # fmt: skip
 
 
-# What `datasets` writes beside the rows of `save_to_disk`.
-_SIDECARS = frozenset(("state.json", "dataset_info.json", "dataset_dict.json"))
-
-
 @dataclass(frozen=True)
 class Found:
     """The files of some data, by split.
@@ -46,8 +42,7 @@ def find_splits(location: str) -> Found:
     """
     if location.startswith(PREFIX):
         return Found({"train": (location,)})
-    everything = files_of(location)
-    listed = [found for found in everything if found[0].rsplit("/", 1)[-1] not in _SIDECARS] or everything
+    listed = files_of(location)
     if len(listed) == 1:
         path = _shown(listed[0][0], location)
         return Found({"train": (path,)}, beside=_beside(path))
@@ -61,7 +56,7 @@ def find_splits(location: str) -> Found:
         only = " and ".join(sorted(set(by_split) - {"train"}))
         raise DataError(f"{location}: its files are all for {only} by their names; name the file to train on")
     locations = {
-        name: _concise(location, [path for path, _ in by_split[name]], len(by_split[name]) == len(everything))
+        name: _concise(location, [path for path, _ in by_split[name]], len(by_split[name]) == len(listed))
         for name in SPLITS
         if name in by_split
     }

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from launcher.data.footers import plain
 from launcher.data.fragments import Fragment
-from launcher.data.sources import Reading, Split, read_batches, unreadable
+from launcher.data.sources import Reading, Split, own_columns, read_batches, unreadable, with_partition
 from launcher.errors import ExactnessError
 from launcher.storage import open_uri
 
@@ -103,7 +103,8 @@ def _stream(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -
         with fs.open_input_file(inner) as source:
             file = pq.ParquetFile(source, pre_buffer=False, buffer_size=how.buffer_bytes)
             groups = [fragment.index for fragment in fragments]
-            batches = file.iter_batches(how.rows_at_once, row_groups=groups, columns=list(names), use_threads=False)
-            yield from map(plain, batches)
+            own = own_columns(fragments[0], file.schema_arrow, names)
+            batches = file.iter_batches(how.rows_at_once, row_groups=groups, columns=own, use_threads=False)
+            yield from with_partition(map(plain, batches), fragments[0], names)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable(path, error) from error

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launcher.data.convert import as_splittable
+from launcher.data.convert import splittable_files
 from launcher.data.files import glob_pattern
-from launcher.data.sources import Split, open_split
+from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, Interrupted, LauncherError, RunError, UserError
 from launcher.predict.drive import Drive
 from launcher.predict.identity import input_fingerprint, model_fingerprint, options
@@ -87,8 +87,13 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
     check_model(run)
     job = trained.model_copy(update={"model": trained.model.exported(run.path("model"))})
     _check_apart(input, output)
-    split = open_split("input", as_splittable("input", (input,), "auto", join(job.output.storage, ".cache")))
+    kinds = build_task(job).columns(with_targets=False)
+    files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)
+    split = open_files("input", files, kinds=kinds)
     _check_columns(split, job)
+    if split.left_out:
+        names = ", ".join(split.left_out)
+        console.print(f"note: not all files have {names} with one type, so the output lacks it", highlight=False)
     cut = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
     wanted = PredictionsRecord(
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),

@@ -54,8 +54,10 @@ class DataSpec(Section):
     test: Locations | None = None
     """Data scored once, after training, with the best checkpoint."""
 
-    format: Literal["auto", "parquet", "arrow", "csv", "jsonl"] = "auto"
-    """File format; `auto` reads it off the file names (.parquet, .arrow/.feather, .csv/.tsv, .jsonl/.json)."""
+    format: Literal["auto", "parquet", "arrow", "csv", "jsonl", "text"] = "auto"
+    """File format; `auto` reads it off the file names (.parquet, .arrow/.feather, .csv/.tsv, .jsonl/.json, .txt; those
+    but the first two also packed: .gz, .bz2, .zst). JSON is lines of objects, or one array of them; each line of a
+    text is a row with the column `text`."""
 
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used (null text, unknown label): stop and name it, or count and skip it."""

@@ -115,10 +115,17 @@ def read_document(path: Path) -> Document:
     def place_at(line: int, text: str | None = None) -> Place:
         return Place((0, line), f"{name}:{line}", text)
 
-    reader = _Reader(read_text(path, name), document, place_at)
+    text = read_text(path, name)
+    reader = _Reader(text, document, place_at)
     try:
         values = reader.read(())
     except _NotYamlError as error:
+        line = text.splitlines()[error.line - 1 : error.line]
+        if "${" in "".join(line):
+            where = f"{name}:{error.line}"
+            raise SpecError(
+                (f"{where}: a job file replaces no environment variables; write out what ${{...}} stands for",)
+            ) from error
         column = f":{error.column}" if error.column else ""
         remedy = next((mend for part, mend in _MENDS.items() if part in error.reason), _MEND)
         sentence = f"not valid YAML: {error.reason}; {remedy}"
@@ -259,6 +266,12 @@ class _Reader:
             # A key is its text, also 0 and true: JSON, overrides and messages know no other keys.
             key = key_node.value
             inner = (*path, key)
+            if key_node.tag == f"{_TAG}merge" and not isinstance(value_node, ScalarNode):
+                where = dotted(path) or "the job file"
+                self._refuse(
+                    key_node, f"{where} has a merge key <<, which a job file does not know; write its keys out"
+                )
+                continue
             if key in values:
                 self._refuse(key_node, f"{dotted(inner)} is given twice, first on line {lines[key]}; keep one of them")
                 continue

@@ -4,6 +4,7 @@
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +16,18 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from launcher.errors import SpecError, UserError
-from launcher.spec.document import Document, KeyPath, Problem, apply_override, dotted, read_document
+from launcher.spec.document import Document, KeyPath, Problem, apply_override, dotted, one_line, read_document
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import problems_of
 from launcher.spec.schema import JobKeys, Schema, definitions
 
 _LARGEST = 2**63 - 1
 _BAD_TEXT = "holds a NUL or half a character, which no file can; remove it"
+_PATHS: tuple[KeyPath, ...] = (
+    ("data", "train"), ("data", "validation"), ("data", "test"), ("data", "cache", "path"), ("model", "name"),
+    ("output", "storage"), ("parallel", "offload_path"), ("logging", "mlflow"),
+)  # fmt: skip
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}|^\$[A-Za-z_][A-Za-z0-9_]*(?=/|$)")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _IMPORT_PATH = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -58,6 +64,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
         apply_override(document, override, position)
     params, problems = _task_params(document, params_of)
     problems += _unbearable(document, document.values)
+    problems += _unreplaced(document)
     keys, job = _keys(params), None
     values = keys.without_false_numbers(document.values)
     try:
@@ -97,6 +104,24 @@ def _unbearable(document: Document, value: object, path: KeyPath = ()) -> list[P
             Problem(document.place(path), f"{dotted(path)} is {shown}, which no 64 bits hold; give a smaller number")
         ]
     return []
+
+
+def _unreplaced(document: Document) -> list[Problem]:
+    """Return paths with an environment variable, which nobody replaces: a directory of that name would be made."""
+    problems = []
+    for path in _PATHS:
+        value: object = document.values
+        for key in path:
+            value = value.get(str(key)) if isinstance(value, dict) else None
+        for text in value if isinstance(value, list) else [value]:
+            found = _VARIABLE.search(text) if isinstance(text, str) else None
+            if found:
+                sentence = (
+                    f"{dotted(path)} has {found.group()} in it, and a job file replaces no environment variables; "
+                    f'write the path, or have the shell do it: {dotted(path)}="{one_line(str(text))}" as override'
+                )
+                problems.append(Problem(document.place(path), sentence))
+    return problems
 
 
 def _is_bearable(text: str) -> bool:

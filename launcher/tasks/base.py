@@ -8,6 +8,7 @@ inherits the answers most tasks give.
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import pyarrow as pa
@@ -28,6 +29,9 @@ if TYPE_CHECKING:  # data workers encode without paying for torch
 
 
 MetricMode = Literal["max", "min"]
+ColumnKind = Literal["text", "class", "number"]
+"""What a task reads a column as: of a file without types (CSV), a text keeps every character, a class is an integer
+only where that loses nothing, and a number is what it looks like."""
 
 
 class TaskParams(BaseModel):
@@ -168,6 +172,9 @@ class Task(Protocol):
     """Columns the model sees."""
     target_columns: tuple[str, ...]
     """Columns it learns to predict."""
+    column_kinds: Mapping[str, ColumnKind] = MappingProxyType({})
+    """What these columns hold; of those that are not named here, inputs are texts, and so are the targets of a task
+    that `writes`; those of other tasks are numbers."""
     metric_modes: Mapping[str, MetricMode]
     """Whether more (`max`) or less (`min`) is better, for each metric beside `loss`; the first decides which
     checkpoint is best unless the job file names one."""
@@ -191,6 +198,17 @@ class Task(Protocol):
     """Of the layers that are new."""
 
     def __init__(self, params: TaskParams, model: ModelSpec, seed: int) -> None: ...
+
+    def columns(self, with_targets: bool = True) -> dict[str, ColumnKind]:
+        """Return what each column that is read holds.
+
+        Args:
+            with_targets: Whether the labels are wanted.
+        """
+        targets = self.target_columns if with_targets else ()
+        kinds: dict[str, ColumnKind] = dict.fromkeys(targets, "text" if self.writes else "number")
+        kinds |= dict.fromkeys(self.input_columns, "text")
+        return kinds | {name: kind for name, kind in self.column_kinds.items() if name in kinds}
 
     def learn(self, data: TrainingColumns) -> TaskParams:
         """The parameters, with what only the training data tells (class names) filled in."""

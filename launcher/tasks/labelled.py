@@ -108,6 +108,7 @@ class LabelledTask(Task):
     def __init__(self, params: LabelParams, model: ModelSpec, seed: int, targets: Targets) -> None:
         self.params, self.model, self.seed, self.targets = params, model, seed, targets
         self.target_columns = (params.label,)
+        self.column_kinds = {params.label: "number" if getattr(params, "kind", "") == "regression" else "class"}
         self.metric_modes, self.prediction_schema = targets.metric_modes, targets.prediction_schema
 
     def learn(self, data: TrainingColumns) -> TaskParams:

@@ -12,7 +12,7 @@ import ray
 
 from launcher.data.files import list_files
 from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
-from launcher.prepare import Prepared, absolute, prepare
+from launcher.prepare import Prepared, absolute, absolute_model, prepare
 from launcher.rows import check_columns, try_rows
 from launcher.rundir import RunDir, read_job
 from launcher.spec.identity import spec_difference
@@ -70,7 +70,7 @@ def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
     found = spec.space.get("model.name")
     if found is None or found.choice is None:
         return spec
-    names = [os.path.abspath(name) if isinstance(name, str) and os.path.isdir(name) else name for name in found.choice]
+    names = [absolute_model(name) if isinstance(name, str) else name for name in found.choice]
     dimension = found.model_copy(update={"choice": tuple(names)})
     return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
 

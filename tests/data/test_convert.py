@@ -167,16 +167,24 @@ def test_a_row_is_named_by_the_file_the_user_knows(tmp_path: Path, cache: str) -
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", "text,label\n", "has no rows; give a file that has"),
         ("a.csv", "text;label\na;1\n", "its columns are separated by ';', not by commas; write them with commas"),
         ("a.csv", "text\tlabel\na\t1\n", "its columns are separated by tabs, not by commas; name it .tsv"),
         ("a.csv", "text,text\na,1\n", "has two columns named 'text'; rename one of them"),
         ("a.csv", "text,label\na,1\nb,1,2\n", "Row #3: Expected 2 columns, got 3: b,1,2"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3: Expecting value at character"),
-        ("a.jsonl", '[{"text": "a"}]\n', "line 1: an array begins; write one object per line, as `jq -c .[]` does"),
-        ("a.json", '[\n{"text": "a"}\n]\n', "line 1: an array begins; write one object per line"),
+        ("a.jsonl", '[{"text": "a"}, 3]\n', "row 1: it holds no object"),
+        ("a.json", '[\n{"text": "a"}\n{"text": "b"}\n]\n', "behind row 0: a comma or ] is expected, not {"),
+        ("a.json", '[{"text": "a"}, {"text": "b}]', "row 1: Unterminated string starting at"),
+        ("a.json", '[{"text": "a"}]\n[{"text": "b"}]\n', "more follows behind the array of 1 rows"),
+        ("a.json", "[]", "not a readable jsonl file (Empty JSON file)"),
         ("a.jsonl", '{"text": "a"}\n3\n', "line 2: it holds no object"),
         ("a.jsonl", '{"a": 1}\n{"a": null}\n{"a": "x"}\n', "line 3: a is text, and a number before"),
+        (
+            "a.jsonl",
+            '{"a": "x"}\n{"a": "\\ud83d"}\n',
+            "line 2: a holds half a character (\\uD800 to \\uDFFF come in pairs)",
+        ),
+        ("a.jsonl", '{"m": [{"c": "x"}]}\n{"m": [{"c": 4}]}\n', "line 2: m[].c is a number, and text before"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, cache: str, name: str, content: str, said: str) -> None:

@@ -220,9 +220,9 @@ def test_no_rows(tmp_path: Path) -> None:
 
 
 def test_no_known_ending(tmp_path: Path) -> None:
-    (tmp_path / "data.txt").write_text("id\n1\n")
+    (tmp_path / "data.dat").write_text("id\n1\n")
     remedy = f"({', '.join(SUFFIXES)}); name the files so, or set data.format"
-    assert _message(tmp_path / "data.txt") == f"data.validation: {tmp_path}/data.txt has no known ending {remedy}"
+    assert _message(tmp_path / "data.dat") == f"data.validation: {tmp_path}/data.dat has no known ending {remedy}"
     assert _message(tmp_path) == f"data.validation: {tmp_path} holds no data files {remedy}"
     assert _message(tmp_path / "*.parquet") == f"data.validation: {tmp_path}/*.parquet matches no data files {remedy}"
 

@@ -13,7 +13,7 @@ from refusals.desk import Case, Desk
 from jobs import example_table
 
 _TRAIN = "data/train.parquet"
-_ENDINGS = ".parquet, .pq, .arrow, .feather, .ipc, .csv, .tsv, .jsonl, .ndjson, .json"
+_ENDINGS = ".parquet, .pq, .arrow, .feather, .ipc, .csv, .tsv, .jsonl, .ndjson, .json, .txt"
 
 
 def _file(desk: Desk, name: str, content: str | bytes) -> list[str]:
