@@ -17,7 +17,7 @@ from launcher.prepare import open_part
 from launcher.records import ScoresRecord
 from launcher.report.render import write_report
 from launcher.resume import check_model
-from launcher.rows import check_columns, try_split
+from launcher.rows import check_columns, lost_notes, try_split
 from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
@@ -70,7 +70,7 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     part = open_part(job, split, locations)
-    _try(run, job, part)
+    _try(run, job, part, console)
     return _score(run, job, part, console)
 
 
@@ -94,7 +94,7 @@ def evaluate_data(
     name = checked_name(name) if name is not None else name_of(location)
     check_model(run)
     split = open_part(job, name, (location,))
-    _try(run, job, split)
+    _try(run, job, split, console)
     return _score(run, job, split, console)
 
 
@@ -117,12 +117,14 @@ def exported(run: RunDir, job: JobSpec) -> JobSpec:
     return job.model_copy(update={"model": job.model.exported(run.path("model")), "parallel": parallel})
 
 
-def _try(run: RunDir, job: JobSpec, split: Split) -> None:
-    """Columns, classes and first rows, before Ray starts."""
+def _try(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
+    """Look at columns, classes and first rows, before Ray starts."""
     task = build_task(exported(run, job))
     check_columns(split, task)
     _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
     try_split(job, task, split)
+    for note in lost_notes(task, [split]):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...] | None) -> None:

@@ -27,7 +27,7 @@ from launcher.models.identity import model_files
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
-from launcher.rows import check_columns, check_kinds, check_targets
+from launcher.rows import check_columns, check_kinds, check_targets, lost_notes
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
@@ -90,11 +90,12 @@ def prepare(
     if job.data.on_bad_row == "error":
         check_targets(task, [split for name, split in splits.items() if name != "train"])
     facts = task.check_model()
+    lost = lost_notes(task, list(splits.values()))
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)
     room = settle(job, run, splits["train"], measure)
-    return Prepared(room.job, run, splits, make_plan(room, task, splits, facts))
+    return Prepared(room.job, run, splits, make_plan(room, task, splits, facts, lost))
 
 
 def absolute(job: JobSpec) -> JobSpec:
@@ -201,8 +202,17 @@ def _cells(split: Split, columns: list[str]) -> Iterator[object]:
         yield from split.read(rows, columns).to_pylist()
 
 
-def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object]) -> Plan:
-    """Steps, shares and memory.
+def make_plan(
+    room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object], remarks: Sequence[str] = ()
+) -> Plan:
+    """Return steps, shares and memory.
+
+    Args:
+        room: Job with its memory settled.
+        task: Task of the job.
+        splits: Splits of the job.
+        facts: Facts of the model (`Task.check_model`).
+        remarks: Notes on the data.
 
     Raises:
         DataError: the metric that should decide does not exist.
@@ -248,7 +258,7 @@ def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str,
         state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
         memory=room.memory,
         memory_limit_bytes=room.limit,
-        notes=(*_notes(job, task, rows, facts), *room.notes),
+        notes=(*remarks, *_notes(job, task, rows, facts), *room.notes),
     )
 
 

@@ -16,6 +16,11 @@ from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 
+_LOOKED_AT = 256
+"""First rows of a split whose labels are looked at for what is lost of them."""
+_MOST_LOST = 0.2
+"""Share of labels: fewer are slips of annotators; more, and the tokenizer or the places do not fit the text."""
+
 
 def check_columns(split: Split, task: Task) -> None:
     """Refuse a split that lacks a column the task reads.
@@ -66,6 +71,30 @@ def check_targets(task: Task, splits: Sequence[Split]) -> None:
             if bad is not None:
                 file, row = split.locate(bad[0])
                 raise DataError(f"{file}: row {row}: {bad[1]}; {MEND_ROW}")
+
+
+def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
+    """Return a note for each split of whose first rows some labels are neither learned nor scored.
+
+    Raises:
+        DataError: They are so many that the scores would be of other data.
+    """
+    notes = []
+    for split in splits:
+        ids = np.arange(min(_LOOKED_AT, split.rows), dtype=np.int64)
+        found = task.lost_labels(split.read(ids, task.input_columns + task.target_columns))
+        if not found.lost:
+            continue
+        position, reason = found.lost[0]
+        file, row = split.locate(int(ids[position]))
+        text = (
+            f"{file}: row {row}: {reason}; {len(found.lost)} of {found.labels} {found.kind} in the first {len(ids)} "
+            f"rows are lost"
+        )
+        if len(found.lost) > _MOST_LOST * found.labels:
+            raise DataError(f"{text}; {found.remedy}")
+        notes.append(f"{text}, neither learned nor scored; {found.remedy}")
+    return notes
 
 
 def try_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:

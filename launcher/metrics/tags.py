@@ -3,7 +3,9 @@
 Tasks that tag the parts of a text compose it. What is an entity, and how entities are scored: `entities.py`.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +30,9 @@ _SPAN = ("start", "end", "label")
 
 Places = Sequence[tuple[int, int]]
 """First character, and one past the last, of each word of a text."""
+
+# Scripts that put no spaces between words, and Korean, whose particles are written on to the noun.
+_UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 
 _ENTITY = pa.struct(
     {"label": pa.string(), "start": pa.int32(), "end": pa.int32(), "text": pa.string(), "score": pa.float32()}
@@ -152,61 +157,87 @@ class Tags:
             raise ValueError(
                 f"{self.column} holds {shown(entity)}, but a string needs the {{start, end, label}} of each entity"
             )
-        start, end = entity.get("start"), entity.get("end")
+        start, end, label = (entity.get(key) for key in _SPAN)
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= characters):
             raise ValueError(
                 f"{self.column} has an entity from {start} to {end}, which is no part of its {characters} characters"
             )
-        self._class(entity)
+        if f"B-{label}" not in self._index:
+            raise ValueError(f"{self.column} has the label {label!r}, which is not one of {self._listed}")
+        if not {"O", f"I-{label}"} <= self._index.keys():
+            raise ValueError(
+                f"{self.column} has the label {label!r}, but task.labels is {self._listed}; spans need O, B-{label} "
+                f"and I-{label} in it"
+            )
 
-    def sample(self, tokens: "Encoding", text: str | list[str], label: list[object]) -> dict[str, list[int]]:
-        """One row as the model takes it.
+    def sample(self, tokens: "Encoding", text: str | list[str], label: list[object] | None) -> dict[str, list[int]]:
+        """Return one row as the model takes it.
 
         Args:
-            tokens: of the text.
-            text: a string, or words.
-            label: a tag for each word, or {start, end, label} of each entity; [] where labels are not known.
+            tokens: Tokens of the text.
+            text: String, or words.
+            label: Tag for each word, or {start, end, label} of each entity; None where labels are not known.
 
         Returns:
             `input_ids`; `labels`, the class at each word's first token and -100 elsewhere, and where the tag itself is
-            -100; `starts` and `ends`, the characters of the other words in the text (of words, joined by spaces).
+            -100 or its entity is lost; `starts` and `ends`, the characters of the other words in the text (of words,
+            joined by spaces).
         """
-        word_of = [-1 if word is None else word for word in tokens.word_ids]
-        first = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
-        if isinstance(text, list):
+        if isinstance(text, str):
+            first, places = _word_places(tokens, text)
+            targets = [0] * len(places) if label is None else self._covered(label, places)
+            words = list(range(len(places)))
+        else:
+            word_of = [-1 if word is None else word for word in tokens.word_ids]
+            first = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
             begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text])]).tolist()
             words = [word_of[t] for t in first]
             places = [(begin, begin + len(word)) for begin, word in zip(begins, text, strict=False)]
-        else:
-            words = list(range(len(first)))
-            places = [tokens.word_to_chars(word_of[t]) or (0, 0) for t in first]
-        targets = self._targets(label, places)
-        labels = np.full(len(word_of), IGNORED)
+            targets = [0] * len(places) if label is None else [self._class(tag) for tag in label]
+        labels = np.full(len(tokens.ids), IGNORED)
         labels[first] = [targets[w] for w in words]
         counted = [w for w in words if targets[w] != IGNORED]
         starts, ends = [places[w][0] for w in counted], [places[w][1] for w in counted]
         return {"input_ids": tokens.ids, "labels": labels.tolist(), "starts": starts, "ends": ends}
 
-    def _targets(self, label: list[object], places: Places) -> list[int]:
-        if label and isinstance(label[0], dict):
-            return self._covered(label, places)
-        return [self._class(tag) for tag in label] or [0] * len(places)
-
-    def _covered(self, entities: list[object], places: Places) -> list[int]:
+    def _covered(self, entities: Sequence[object], places: Places) -> list[int]:
+        """Return the class of each word; -100 for words of lost entities, of which nobody knows what they are."""
         found = [self._index["O"]] * len(places)
-        for entity in entities:
-            assert isinstance(entity, dict)
-            inside = [i for i, (a, b) in enumerate(places) if a < entity["end"] and b > entity["start"]]
-            for i in inside:
-                found[i] = self._index[("B-" if i == inside[0] else "I-") + entity["label"]]
+        kept, lost = _kept_and_lost(entities, places)
+        for entity in lost:
+            for i in _inside(entity, places):
+                found[i] = IGNORED
+        for entity in kept:
+            for i in (inside := _inside(entity, places)):
+                found[i] = self._index[("B-" if i == inside[0] else "I-") + str(entity["label"])]
         return found
 
+    def lost(self, tokens: "Encoding", text: str, label: Sequence[object]) -> list[str]:
+        """Say of each entity why it would not come back from its words' tags as it is.
+
+        Args:
+            tokens: Tokens of the text.
+            text: Text of the row.
+            label: {start, end, label} of each entity.
+        """
+        _, places = _word_places(tokens, text)
+        # Entities behind max_length are not read, which is said elsewhere.
+        seen = (places[-1][1] if places else 0) if tokens.overflowing else len(text)
+        _, lost = _kept_and_lost(label, places)
+        return [self._lost(entity, text, places) for entity in lost if _place(entity)[1] <= seen]
+
+    def _lost(self, entity: Mapping[str, object], text: str, places: Places) -> str:
+        start, end = _place(entity)
+        inside = _inside(entity, places)
+        if not inside:
+            why = "is no word"
+        else:
+            begin, stop = places[inside[0]][0], places[inside[-1]][1]
+            is_whole = start <= begin and stop <= end
+            why = "lies across another" if is_whole else f"is read as {shown(text[begin:stop])}"
+        return f"{self.column}: the entity {shown(text[start:end])} ({start} to {end}) {why}"
+
     def _class(self, tag: object) -> int:
-        if isinstance(tag, dict):
-            begins = f"B-{tag['label']}"
-            if begins not in self._index:
-                raise ValueError(f"{self.column} has the label {tag['label']!r}, which is not one of {self._listed}")
-            return self._index[begins]
         if tag == IGNORED:
             return IGNORED  # as everywhere: a word that is neither learned nor scored
         index = self._index.get(str(tag))
@@ -276,6 +307,77 @@ class Tags:
             marks.sort(key=lambda mark: (mark.start, mark.end, mark.kind))
             answers.append((_words(true, str(sample["text"])), _words(found, str(sample["text"])), tuple(marks)))
         return answers
+
+
+def _word_places(tokens: "Encoding", text: str) -> tuple[list[int], Places]:
+    """Return the first token of each word of a text, and the characters of the words.
+
+    A word is one of the tokenizer's, cut further where entities may begin and end, as far as tokens allow: at
+    punctuation, and anywhere in a script without spaces. Tokenizers of XLM-R's kind take all between two spaces for
+    one word, those of Llama's kind the whole text. Spaces that a token brings belong to no word.
+    """
+    first: list[int] = []
+    places: list[tuple[int, int]] = []
+    before, reached = None, 0
+    for t, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
+        bare = text[start:end].strip()
+        if word is None or not bare:
+            continue
+        start = text.index(bare, start)
+        if places and start < reached:  # several tokens of one character, or a sign of the tokenizer's own before it
+            places[-1] = (places[-1][0], max(reached, start + len(bare)))
+        elif places and word == before and not _breaks(text, reached, start):
+            places[-1] = (places[-1][0], start + len(bare))
+        else:
+            first.append(t)
+            places.append((start, start + len(bare)))
+        before, reached = word, places[-1][1]
+    return first, places
+
+
+def _breaks(text: str, end: int, start: int) -> bool:
+    """Return whether an entity may end between two tokens of a word: one ends at `end`, the other begins at `start`."""
+    other = unicodedata.category(text[start])
+    if any(unicodedata.category(c) != "Cf" for c in text[end:start]):
+        return True
+    if other[0] == "M" or other == "Cf":  # a vowel or accent of the letter before it, or what joins two letters
+        return False
+    letters = all(
+        unicodedata.category(c)[0] in "LMN" or unicodedata.category(c) == "Cf" for c in (text[end - 1], text[start])
+    )
+    return not letters or _UNSPACED.match(text[end - 1]) is not None or _UNSPACED.match(text[start]) is not None
+
+
+def _place(entity: Mapping[str, object]) -> tuple[int, int]:
+    return int(str(entity["start"])), int(str(entity["end"]))
+
+
+def _inside(entity: Mapping[str, object], places: Places) -> list[int]:
+    start, end = _place(entity)
+    return [i for i, (a, b) in enumerate(places) if a < end and b > start]
+
+
+def _kept_and_lost(
+    entities: Sequence[object], places: Places
+) -> tuple[list[Mapping[str, object]], list[Mapping[str, object]]]:
+    """Return the entities that words can show, and those that they cannot.
+
+    An entity is of whole words, and of several that lie across each other the longest stays (as in spaCy's
+    `filter_spans`).
+    """
+    taken: set[int] = set()
+    kept: list[Mapping[str, object]] = []
+    lost: list[Mapping[str, object]] = []
+    spans = {tuple(entity[key] for key in _SPAN): entity for entity in entities if isinstance(entity, dict)}.values()
+    for entity in sorted(spans, key=lambda entity: (entity["start"] - entity["end"], entity["start"])):
+        inside = _inside(entity, places)
+        whole = inside and entity["start"] <= places[inside[0]][0] and places[inside[-1]][1] <= entity["end"]
+        if whole and taken.isdisjoint(inside):
+            taken.update(inside)
+            kept.append(entity)
+        else:
+            lost.append(entity)
+    return kept, lost
 
 
 def _words(entities: set[tuple[int, int, str]], text: str) -> str:
