@@ -5,12 +5,12 @@ The workers are those the run's job file asks for; what each does is `worker.py`
 
 from dataclasses import dataclass
 
-import pyarrow as pa
 from rich.console import Console
 
+from launcher.arrays import few
 from launcher.console import watch
 from launcher.data.deal import CanonicalData
-from launcher.data.sources import Split
+from launcher.data.sources import Split, is_numbered
 from launcher.errors import DataError, RunError
 from launcher.plan import Plan
 from launcher.prepare import open_part
@@ -24,6 +24,7 @@ from launcher.spec.problems import not_one_of
 from launcher.spec.scored import SPLITS, checked_name, name_of
 from launcher.start import work
 from launcher.tasks import build_task
+from launcher.tasks.base import Task
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.work_order import WorkOrder
 
@@ -95,6 +96,7 @@ def evaluate_data(
     check_model(run)
     split = open_part(job, name, (location,))
     _try(run, job, split, console)
+    _check_classes(split, build_task(job))
     return _score(run, job, split, console)
 
 
@@ -121,26 +123,24 @@ def _try(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
     """Look at columns, classes and first rows, before Ray starts."""
     task = build_task(exported(run, job))
     check_columns(split, task)
-    _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
     try_split(job, task, split)
     for note in lost_notes(task, [split]):
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...] | None) -> None:
-    """Numbers index the model's classes; data that gives them other names would be scored as nonsense.
+def _check_classes(split: Split, task: Task) -> None:
+    """Refuse numbers whose names are none of the model's: as places among these they would be scored as nonsense.
 
     Raises:
-        DataError: it does.
+        DataError: The split has such.
     """
-    for column in targets:
+    known = getattr(task.params, "labels", None)
+    for column in task.target_columns:
         names = dict(split.class_names).get(column)
-        kind = split.schema.field(column).type
-        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-        if known and names and names != tuple(known) and pa.types.is_integer(kind):
+        if known and names and names != tuple(known) and is_numbered(split.schema.field(column).type):
             raise DataError(
-                f"{split.locate(0)[0]}: the classes of {column} are {', '.join(names)}, but the model knows "
-                f"{', '.join(known)}; write the model's names instead of numbers"
+                f"{split.locate(0)[0]}: the classes of {column} are {few(names)}, but the model knows {few(known)}; "
+                "write the model's names instead of numbers"
             )
 
 

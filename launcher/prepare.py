@@ -27,7 +27,7 @@ from launcher.models.identity import model_files
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
-from launcher.rows import check_columns, check_kinds, check_targets, lost_notes
+from launcher.rows import check_columns, check_kinds, check_targets, lost_notes, with_class_names
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
@@ -145,25 +145,27 @@ def open_splits(job: JobSpec, told: Told | None = None, cache: str | None = None
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            splits[name] = open_part(job, name, locations, told, cache)
-    return splits
+            splits[name] = _open(job, name, locations, told, cache)
+    return with_class_names(job, splits)
 
 
-def open_part(
-    job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None, cache: str | None = None
-) -> Split:
-    """One split of a job, or other data that is read as one.
+def open_part(job: JobSpec, name: str, locations: Sequence[str]) -> Split:
+    """Return one split of a job, or other data that is read as one.
 
     Args:
-        job: says the format, and where converted files and footers are kept.
-        name: of the split.
-        locations: where its files are.
-        told: how many footers are read.
-        cache: where converted files and footers are kept; None is the storage's own.
+        job: Job that says the format, the classes, and where converted files and footers are kept.
+        name: Name of the split.
+        locations: Paths, URIs or globs of its files.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: It cannot be read.
     """
+    return with_class_names(job, {name: _open(job, name, locations)})[name]
+
+
+def _open(
+    job: JobSpec, name: str, locations: Sequence[str], told: Told | None = None, cache: str | None = None
+) -> Split:
     cache = cache or join(job.output.storage, ".cache")
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
     with uncollected():  # a hundred thousand files, each some tuples

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.sources import Split
+from launcher.arrays import few
+from launcher.data.sources import Split, is_numbered
 from launcher.data.stream import MEND_ROW, judge
 from launcher.errors import DataError
 from launcher.spec.job import JobSpec
@@ -38,14 +39,73 @@ def check_columns(split: Split, task: Task) -> None:
             raise DataError(f"{split.locate(0)[0]}: has no column {column!r}, which the task reads; {hint} (see task:)")
 
 
+def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]:
+    """Return splits whose numbered classes are read as the names that their files give them.
+
+    Files number classes each in its own way, so a number means nothing beyond its file. Where task.labels has other
+    names than the files, it renames their classes in order, and numbers stay.
+
+    Args:
+        job: Job; task.labels are those of the job file, or of the run.
+        splits: Splits as they are opened, the training data first.
+
+    Raises:
+        DataError: Files disagree on what a number means, and nothing tells which of them task.labels follows.
+    """
+    task = build_task(job)
+    if not _has_classes(task):
+        return splits
+    given = set(getattr(task.params, "labels", None) or ())
+    columns: dict[str, tuple[str, ...]] = {}
+    for column in task.target_columns:
+        owns = [(split, own[column]) for split in splits.values() for own in split.numberings if column in own]
+        first = next(iter(splits.values()))
+        own = dict(first.class_names).get(column)
+        is_text = column in first.schema.names and not is_numbered(first.schema.field(column).type)
+        if not owns or (own is None and not is_text):
+            continue
+        if given and given.isdisjoint(name for _, names in owns for name in names):
+            _check_alike(column, owns)
+            continue
+        columns[column] = own or owns[0][1]
+    return {name: _named(split, columns) for name, split in splits.items()}
+
+
+def _named(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
+    there = {column: names for column, names in columns.items() if column in split.schema.names}
+    for column, names in there.items():
+        is_ambiguous = any(name.isdigit() and int(name) != i for i, name in enumerate(names))
+        bare = is_numbered(split.schema.field(column).type) and any(column not in own for own in split.numberings)
+        if bare and is_ambiguous:
+            raise DataError(
+                f"{split.locate(0)[0]}: column {column!r} holds numbers without names, and its classes "
+                f"{few(names)} are numbers themselves; write names instead of numbers"
+            )
+    return split.named(there)
+
+
+def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None:
+    (first, names), *others = owns
+    for split, other in others:
+        if other != names:
+            raise DataError(
+                f"task.labels: renames the classes of column {column!r}, but files number them differently "
+                f"({few(names)} in data.{first.name}, {few(other)} in data.{split.name}); give task.labels the names "
+                "of the files, or null"
+            )
+
+
+def _has_classes(task: Task) -> bool:
+    return "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
+
+
 def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
     """Refuse numbers in one split where the training data has names: by chance they would count as classes.
 
     Raises:
         DataError: a split has, and the job file does not say which name a number means.
     """
-    classes = "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
-    if not classes or job.task.parameters().get("labels"):
+    if not _has_classes(task) or job.task.parameters().get("labels"):
         return
     named_in = splits["train"].locate(0)[0]
     for column in task.target_columns:

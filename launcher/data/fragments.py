@@ -4,8 +4,8 @@ A split of a hundred thousand files travels to every worker and task, so fragmen
 as they lie in memory; a `Fragment` is made when one is asked for. Read `sources.py` next.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.order import Ids
+
+ClassNames = Mapping[str, tuple[str, ...]]
+"""By column: names of its integers, which count from 0."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Fragment:
     """Uncompressed."""
     origin: str = ""
     """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
+    names: ClassNames = field(default_factory=dict)
+    """Of the columns whose integers are read as names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +42,14 @@ class Fragments(Sequence[Fragment]):
     """The fragments of a split, files in order.
 
     Args:
-        files: path, format and origin of each file, three columns of strings.
+        files: path, format and origin of each file, three columns of strings, and `numbering`, which of the
+            numberings of classes it has.
         file: which file each fragment is of, int64 (fragments,).
         place: which row group or record batch of the file.
         file_row: its first row within its file.
         rows: how many it has.
         size_bytes: uncompressed.
+        names: Columns that are read as names, and these, for each numbering; () reads integers as they are.
     """
 
     files: pa.Table
@@ -51,6 +58,7 @@ class Fragments(Sequence[Fragment]):
     file_row: Ids
     rows: Ids
     size_bytes: Ids
+    names: tuple[ClassNames, ...] = ()
 
     @staticmethod
     def of(files: pa.Table, counts: Ids, rows: Ids, size_bytes: Ids) -> "Fragments":
@@ -76,8 +84,12 @@ class Fragments(Sequence[Fragment]):
 
     def some(self, chosen: Ids) -> "Fragments":
         """The fragments at some places, in that order."""
-        columns = (self.file, self.place, self.file_row, self.rows, self.size_bytes)
-        return Fragments(self.files, *(column[chosen] for column in columns))
+        columns = ("file", "place", "file_row", "rows", "size_bytes")
+        return replace(self, **{column: getattr(self, column)[chosen] for column in columns})
+
+    def named(self, names: tuple[ClassNames, ...]) -> "Fragments":
+        """Return the same, some columns of which are read as names: those of each numbering."""
+        return replace(self, names=names)
 
     @cached_property
     def starts(self) -> Ids:
@@ -104,4 +116,5 @@ class Fragments(Sequence[Fragment]):
             rows=int(self.rows[index]),
             size_bytes=int(self.size_bytes[index]),
             origin=origin,
+            names=self.names[int(self.files.column("numbering")[file])] if self.names else {},
         )

@@ -77,10 +77,8 @@ class Tags:
                 "each word, or with a {start, end, label} for each entity"
             )
         flat = (pc.list_flatten(piece) for piece in pieces)
-        if pa.types.is_integer(kind.value_type):
-            flat = (_counted(piece) for piece in flat)
         if not pa.types.is_struct(kind.value_type):
-            return learn_names(flat, kind.value_type, known, self.column)
+            return learn_names(map(_counted, flat), kind.value_type, known, self.column)
         missing = [key for key in _SPAN if kind.value_type.get_field_index(key) < 0]
         if missing:
             raise DataError(
@@ -118,7 +116,7 @@ class Tags:
                 f"task.class_weights: balanced counts the tags of words, and column {self.column} holds spans of "
                 "characters; give a weight for each tag"
             )
-        return _counted(flat) if pa.types.is_integer(flat.type) else flat
+        return _counted(flat)
 
     def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """float64 (n,), what each row adds to the global batch's weight, from its `labels`."""
@@ -238,7 +236,7 @@ class Tags:
         return f"{self.column}: the entity {shown(text[start:end])} ({start} to {end}) {why}"
 
     def _class(self, tag: object) -> int:
-        if tag == IGNORED:
+        if tag in (IGNORED, str(IGNORED)):
             return IGNORED  # as everywhere: a word that is neither learned nor scored
         index = self._index.get(str(tag))
         if index is None and isinstance(tag, int) and 0 <= tag < len(self.names):
@@ -386,4 +384,4 @@ def _words(entities: set[tuple[int, int, str]], text: str) -> str:
 
 def _counted(tags: pa.Array) -> pa.Array:
     """Leave out the tags of words that are neither learned nor scored."""
-    return tags.filter(pc.fill_null(pc.not_equal(tags, IGNORED), True))
+    return tags.filter(pc.fill_null(pc.not_equal(tags.cast(pa.string()), str(IGNORED)), True))
