@@ -22,12 +22,13 @@ from launcher.data.process import uncollected
 from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, ModelError
 from launcher.learned import learned
+from launcher.metrics.labels import remarks
 from launcher.models import scratch
 from launcher.models.identity import model_files
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
-from launcher.rows import check_columns, check_kinds, check_targets, lost_notes, with_class_names
+from launcher.rows import check_columns, check_kinds, check_targets, has_classes, lost_notes, with_class_names
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
@@ -268,6 +269,8 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
     notes = []
     if "validation" not in rows:
         notes.append("no validation data: the last weights are exported, whatever they are worth")
+    if has_classes(task):
+        notes += remarks(getattr(task.params, "labels", None) or (), task.target_columns[0])
     if task.scored() is not task:
         notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
     if rows["train"] < job.train.batch_size:

@@ -53,7 +53,7 @@ def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]
         DataError: Files disagree on what a number means, and nothing tells which of them task.labels follows.
     """
     task = build_task(job)
-    if not _has_classes(task):
+    if not has_classes(task):
         return splits
     given = set(getattr(task.params, "labels", None) or ())
     columns: dict[str, tuple[str, ...]] = {}
@@ -95,7 +95,8 @@ def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None
             )
 
 
-def _has_classes(task: Task) -> bool:
+def has_classes(task: Task) -> bool:
+    """Return whether a task learns classes from a column of labels."""
     return "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
 
 
@@ -105,18 +106,22 @@ def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
     Raises:
         DataError: a split has, and the job file does not say which name a number means.
     """
-    if not _has_classes(task) or job.task.parameters().get("labels"):
+    if not has_classes(task) or job.task.parameters().get("labels"):
         return
-    named_in = splits["train"].locate(0)[0]
     for column in task.target_columns:
-        kinds = {name: split.schema.field(column).type for name, split in splits.items()}
+        kinds = {name: _item(split.schema.field(column).type) for name, split in splits.items()}
+        if not (pa.types.is_string(kinds["train"]) or pa.types.is_large_string(kinds["train"])):
+            continue
         for name, split in splits.items():
-            named = pa.types.is_string(kinds["train"]) and not dict(split.class_names).get(column)
-            if named and pa.types.is_integer(kinds[name]):
+            if pa.types.is_integer(kinds[name]) or pa.types.is_floating(kinds[name]):
                 raise DataError(
-                    f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in {named_in}; write names, or "
-                    "say in task.labels which name each number means"
+                    f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in "
+                    f"{splits['train'].locate(0)[0]}; write names, or say in task.labels which name each number means"
                 )
+
+
+def _item(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
 
 
 def check_targets(task: Task, splits: Sequence[Split]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from launcher.arrays import whole_numbers
 from launcher.data.sources import Reading, Split, hub_features, read_batches
 from launcher.errors import DataError
 from launcher.init.columns import Column, describe_column, is_heavy
@@ -127,6 +128,7 @@ def _counts(values: pa.Array) -> dict[object, int]:
         values = pc.list_flatten(values)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    values = whole_numbers(values)
     if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
         return {}
     counted = pc.value_counts(values).to_pylist()

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from launcher.arrays import IGNORED, few, shown
 from launcher.errors import DataError
 from launcher.metrics.class_weights import count_classes, weight_tensor
-from launcher.metrics.labels import distinct, learn_names
+from launcher.metrics.labels import check_marks, distinct, learn_names
 from launcher.records import Mark
 
 if TYPE_CHECKING:
@@ -77,6 +77,11 @@ class Tags:
                 "each word, or with a {start, end, label} for each entity"
             )
         flat = (pc.list_flatten(piece) for piece in pieces)
+        if (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)) and known is None:
+            raise DataError(
+                f"task: column {self.column} of the training data holds numbers as tags, and nothing tells what they "
+                "mean; give their names in order in task.labels, such as [O, B-PER, I-PER]"
+            )
         if not pa.types.is_struct(kind.value_type):
             return learn_names(map(_counted, flat), kind.value_type, known, self.column)
         missing = [key for key in _SPAN if kind.value_type.get_field_index(key) < 0]
@@ -86,6 +91,7 @@ class Tags:
                 "start, end and label"
             )
         types = distinct(pc.struct_field(piece, "label") for piece in flat)
+        check_marks(types, self.column)
         return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
 
     def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
@@ -238,7 +244,9 @@ class Tags:
     def _class(self, tag: object) -> int:
         if tag in (IGNORED, str(IGNORED)):
             return IGNORED  # as everywhere: a word that is neither learned nor scored
-        index = self._index.get(str(tag))
+        if isinstance(tag, float) and tag.is_integer():
+            tag = int(tag)
+        index = None if tag is None else self._index.get(str(tag))
         if index is None and isinstance(tag, int) and 0 <= tag < len(self.names):
             return tag
         if index is None:
