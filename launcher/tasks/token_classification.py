@@ -28,7 +28,8 @@ class TokenParams(LabelParams):
     text: str = "tokens"
     """Column that holds a list of words, or a string whose entities are character spans."""
     label: str = "tags"
-    """Column with a tag (int or string, B-person) for each word; for a string, a list of {start, end, label}."""
+    """Column with a tag (B-person, or a number that its file or task.labels names) for each word; for a string, a list
+    of {start, end, label}, whose places are of whole words."""
     max_length: int = Field(default=256, ge=4)
     """Tokens kept of each row; words behind them are neither learned nor scored."""
 

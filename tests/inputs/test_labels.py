@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import seqeval.metrics
 import torch
 from sklearn.metrics import f1_score
 
@@ -15,6 +16,7 @@ from launcher.errors import DataError
 from launcher.init.guess import Wishes, guess
 from launcher.init.order import draft, fit_splits, open_training
 from launcher.init.pretrained import default_model
+from launcher.metrics.entities import EntityMetrics
 from launcher.metrics.labels import Labels, remarks
 from launcher.prepare import Prepared, prepare
 from launcher.rows import try_rows
@@ -163,6 +165,27 @@ def test_tags_that_are_numbers_need_names(tiny_bert: Path, tmp_path: Path) -> No
     named = _prepared(tiny_bert, tmp_path, {**_TAGS, "labels": ["O", "B-x", "I-x"]}, train=table)
     (row, *_) = build_task(named.job).encode(table, True).samples.column("labels").to_pylist()
     assert [label for label in row if label != -100] == [0, 1, 2]
+
+
+def test_words_without_a_tag_are_neither_learned_nor_scored(tiny_bert: Path, tmp_path: Path) -> None:
+    """q42: -100 was a class of its own."""
+    table = pa.table({"tokens": [["w1", "w2", "w3"]] * 9, "tags": [[0, 1, -100]] * 9})
+    named = _prepared(tiny_bert, tmp_path, {**_TAGS, "labels": ["O", "B-x"]}, train=table)
+    encoded = build_task(named.job).encode(table, True)
+    (row, *_) = encoded.samples.column("labels").to_pylist()
+    assert [label for label in row if label != -100] == [0, 1] and encoded.weights.tolist() == [2.0] * 9
+
+
+def test_parts_of_speech_are_scored_as_seqeval_scores_them() -> None:
+    """r01: tags without B- and I-, said at random, had an f1 of 1.0."""
+    names = ("NOUN", "VERB", "ADJ", "DET", "ADP")
+    dice = torch.Generator().manual_seed(0)
+    truth, said = (torch.randint(0, len(names), (40, 7), generator=dice) for _ in range(2))
+    metrics = EntityMetrics(names, torch.device("cpu"))
+    metrics.update(torch.nn.functional.one_hot(said, len(names)).float(), truth)
+    words = [[[f"I-{names[i]}" for i in row] for row in rows.tolist()] for rows in (truth, said)]
+    assert metrics.compute()["f1"] == pytest.approx(seqeval.metrics.f1_score(*words), abs=1e-9)
+    assert metrics.compute()["f1"] < 0.3
 
 
 def test_init_says_that_tags_need_names(tmp_path: Path) -> None:
