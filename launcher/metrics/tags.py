@@ -148,6 +148,8 @@ class Tags:
         if isinstance(text, str):
             for one in label:
                 self._check_entity(one, len(text))
+            if "O" not in self._index:
+                raise ValueError(f"task.labels is {self._listed}, which lacks O, the tag of words outside of entities")
             return
         if any(isinstance(one, dict) for one in label):
             raise ValueError(f"{self.column} holds entities of a string, but the row has words; give a tag for each")
@@ -166,13 +168,13 @@ class Tags:
             raise ValueError(
                 f"{self.column} has an entity from {start} to {end}, which is no part of its {characters} characters"
             )
-        if f"B-{label}" not in self._index:
-            raise ValueError(f"{self.column} has the label {label!r}, which is not one of {self._listed}")
-        if not {"O", f"I-{label}"} <= self._index.keys():
+        missing = [tag for tag in (f"B-{label}", f"I-{label}") if tag not in self._index]
+        if missing and (len(missing) == 1 or str(label) in self._index):
             raise ValueError(
-                f"{self.column} has the label {label!r}, but task.labels is {self._listed}; spans need O, B-{label} "
-                f"and I-{label} in it"
+                f"{self.column} has the label {label!r}, but task.labels is {self._listed}, which lacks {missing[0]}"
             )
+        if missing:
+            raise ValueError(f"{self.column} has the label {label!r}, which is not one of {self._listed}")
 
     def sample(self, tokens: "Encoding", text: str | list[str], label: list[object] | None) -> dict[str, list[int]]:
         """Return one row as the model takes it.

@@ -173,10 +173,17 @@ def test_a_text_without_entities_is_outside_whatever_the_order_of_the_names(byte
     assert [label for label in samples[0]["labels"] if label != -100] == [2, 2]
 
 
-@pytest.mark.parametrize("labels", [("B-P", "I-P"), ("O", "B-P")], ids=["without O", "without I-"])
-def test_names_that_places_cannot_be_written_with_are_bad_rows(bytes_model: Path, labels: tuple[str, ...]) -> None:
-    found = _task(bytes_model, labels).encode(_table([("see Anna", [{"start": 4, "end": 8, "label": "P"}])]), True)
-    listed = ", ".join(labels)
-    assert found.problems == (
-        (0, f"entities has the label 'P', but task.labels is {listed}; spans need O, B-P and I-P in it"),
-    )
+@pytest.mark.parametrize(
+    ("labels", "entities", "why"),
+    [
+        (("B-P", "I-P"), True, "task.labels is B-P, I-P, which lacks O, the tag of words outside of entities"),
+        (("B-P", "I-P"), False, "task.labels is B-P, I-P, which lacks O, the tag of words outside of entities"),
+        (("O", "B-P"), True, "entities has the label 'P', but task.labels is O, B-P, which lacks I-P"),
+        (("O", "P"), True, "entities has the label 'P', but task.labels is O, P, which lacks B-P"),
+    ],
+)
+def test_names_that_places_cannot_be_written_with_are_bad_rows(
+    bytes_model: Path, labels: tuple[str, ...], entities: bool, why: str
+) -> None:
+    rows: list[Row] = [("see Anna", [{"start": 4, "end": 8, "label": "P"}] if entities else [])]
+    assert _task(bytes_model, labels).encode(_table(rows), True).problems == ((0, why),)
