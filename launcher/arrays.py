@@ -75,6 +75,18 @@ def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
     return np.stack(rows).astype(np.int64)
 
 
+def whole_numbers(values: pa.Array) -> pa.Array:
+    """Return numbers with a point as integers where all of them are whole, as pandas writes integers beside nulls.
+
+    NaN is null, as there.
+    """
+    if not pa.types.is_floating(values.type):
+        return values
+    values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    is_whole = pc.all(pc.equal(values, pc.round(values))).as_py()
+    return values.cast(pa.int64()) if is_whole is not False and not pc.any(pc.is_inf(values)).as_py() else values
+
+
 def list_column(rows: list[list[int]]) -> pa.ListArray:
     """Integer lists as an Arrow column of int32 lists."""
     return pa.array(rows, type=pa.list_(pa.int32()))

@@ -5,25 +5,26 @@ The workers are those the run's job file asks for; what each does is `worker.py`
 
 from dataclasses import dataclass
 
-import pyarrow as pa
 from rich.console import Console
 
+from launcher.arrays import few
 from launcher.console import watch
 from launcher.data.deal import CanonicalData
-from launcher.data.sources import Split
+from launcher.data.sources import Split, is_numbered
 from launcher.errors import DataError, RunError
 from launcher.plan import Plan
 from launcher.prepare import open_part
 from launcher.records import ScoresRecord
 from launcher.report.render import write_report
 from launcher.resume import check_model
-from launcher.rows import check_columns, try_split
+from launcher.rows import check_columns, lost_notes, try_split
 from launcher.rundir import RunDir, read_job
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
 from launcher.spec.scored import SPLITS, checked_name, name_of
 from launcher.start import work
 from launcher.tasks import build_task
+from launcher.tasks.base import Task
 from launcher.train.trainer import Fit, fit, ray_session
 from launcher.work_order import WorkOrder
 
@@ -70,7 +71,7 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     part = open_part(job, split, locations)
-    _try(run, job, part)
+    _try(run, job, part, console)
     return _score(run, job, part, console)
 
 
@@ -94,7 +95,8 @@ def evaluate_data(
     name = checked_name(name) if name is not None else name_of(location)
     check_model(run)
     split = open_part(job, name, (location,))
-    _try(run, job, split)
+    _try(run, job, split, console)
+    _check_classes(split, build_task(job))
     return _score(run, job, split, console)
 
 
@@ -117,28 +119,28 @@ def exported(run: RunDir, job: JobSpec) -> JobSpec:
     return job.model_copy(update={"model": job.model.exported(run.path("model")), "parallel": parallel})
 
 
-def _try(run: RunDir, job: JobSpec, split: Split) -> None:
-    """Columns, classes and first rows, before Ray starts."""
+def _try(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
+    """Look at columns, classes and first rows, before Ray starts."""
     task = build_task(exported(run, job))
     check_columns(split, task)
-    _check_classes(split, task.target_columns, getattr(task.params, "labels", None))
     try_split(job, task, split)
+    for note in lost_notes(task, [split]):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _check_classes(split: Split, targets: tuple[str, ...], known: tuple[str, ...] | None) -> None:
-    """Numbers index the model's classes; data that gives them other names would be scored as nonsense.
+def _check_classes(split: Split, task: Task) -> None:
+    """Refuse numbers whose names are none of the model's: as places among these they would be scored as nonsense.
 
     Raises:
-        DataError: it does.
+        DataError: The split has such.
     """
-    for column in targets:
+    known = getattr(task.params, "labels", None)
+    for column in task.target_columns:
         names = dict(split.class_names).get(column)
-        kind = split.schema.field(column).type
-        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-        if known and names and names != tuple(known) and pa.types.is_integer(kind):
+        if known and names and names != tuple(known) and is_numbered(split.schema.field(column).type):
             raise DataError(
-                f"{split.locate(0)[0]}: the classes of {column} are {', '.join(names)}, but the model knows "
-                f"{', '.join(known)}; write the model's names instead of numbers"
+                f"{split.locate(0)[0]}: the classes of {column} are {few(names)}, but the model knows {few(known)}; "
+                "write the model's names instead of numbers"
             )
 
 

@@ -22,12 +22,13 @@ from launcher.data.process import uncollected
 from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, ModelError
 from launcher.learned import learned
+from launcher.metrics.labels import remarks
 from launcher.models import scratch
 from launcher.models.identity import model_files
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
-from launcher.rows import check_columns, check_kinds, check_targets
+from launcher.rows import check_columns, check_kinds, check_targets, has_classes, lost_notes, with_class_names
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.problems import not_one_of
@@ -93,11 +94,12 @@ def prepare(
     if facts.get("packs") is False:
         task_spec = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
         job = job.model_copy(update={"task": task_spec})
+    lost = lost_notes(task, list(splits.values()))
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)
     room = settle(job, run, splits["train"], measure)
-    return Prepared(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts))
+    return Prepared(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts, lost))
 
 
 def absolute(job: JobSpec) -> JobSpec:
@@ -155,9 +157,9 @@ def open_splits(job: JobSpec, told: Told | None = None, cache: str | None = None
     for name in ("train", "validation", "test"):
         locations = getattr(job.data, name)
         if locations is not None:
-            splits[name] = open_part(job, name, locations, told, cache, kinds=kinds)
+            splits[name] = _open(job, name, locations, told, cache, kinds=kinds)
             kinds = _as_trained(kinds, splits["train"])
-    return splits
+    return with_class_names(job, splits)
 
 
 def _as_trained(kinds: dict[str, ColumnKind], train: Split) -> dict[str, ColumnKind]:
@@ -169,7 +171,21 @@ def _as_trained(kinds: dict[str, ColumnKind], train: Split) -> dict[str, ColumnK
     return kinds | dict.fromkeys(texts, "text")
 
 
-def open_part(
+def open_part(job: JobSpec, name: str, locations: Sequence[str]) -> Split:
+    """Return one split of a job, or other data that is read as one.
+
+    Args:
+        job: Job that says the format, the classes, and where converted files and footers are kept.
+        name: Name of the split.
+        locations: Paths, URIs or globs of its files.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return with_class_names(job, {name: _open(job, name, locations)})[name]
+
+
+def _open(
     job: JobSpec,
     name: str,
     locations: Sequence[str],
@@ -178,19 +194,6 @@ def open_part(
     *,
     kinds: Mapping[str, ColumnKind] | None = None,
 ) -> Split:
-    """One split of a job, or other data that is read as one.
-
-    Args:
-        job: says the format, and where converted files and footers are kept.
-        name: of the split.
-        locations: where its files are.
-        told: how many footers are read.
-        cache: where converted files and footers are kept; None is the storage's own.
-        kinds: What the columns that are read hold; None takes what the job's task says.
-
-    Raises:
-        DataError: it cannot be read.
-    """
     cache = cache or join(job.output.storage, ".cache")
     kinds = build_task(job).columns() if kinds is None else kinds
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
@@ -230,8 +233,17 @@ def _cells(split: Split, columns: list[str]) -> Iterator[object]:
         yield from split.read(rows, columns).to_pylist()
 
 
-def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object]) -> Plan:
-    """Steps, shares and memory.
+def make_plan(
+    room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object], remarks: Sequence[str] = ()
+) -> Plan:
+    """Return steps, shares and memory.
+
+    Args:
+        room: Job with its memory settled.
+        task: Task of the job.
+        splits: Splits of the job.
+        facts: Facts of the model (`Task.check_model`).
+        remarks: Notes on the data.
 
     Raises:
         DataError: the metric that should decide does not exist.
@@ -277,7 +289,7 @@ def make_plan(room: Room, task: Task, splits: dict[str, Split], facts: dict[str,
         state_bytes_per_worker=state_bytes(parameters, int(str(facts.get("trained", parameters))), job),
         memory=room.memory,
         memory_limit_bytes=room.limit,
-        notes=(*_notes(job, task, rows, facts), *_twice(splits), *room.notes),
+        notes=(*remarks, *_notes(job, task, rows, facts), *_twice(splits), *room.notes),
     )
 
 
@@ -285,10 +297,24 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
     notes = []
     if "validation" not in rows:
         notes.append("no validation data: the last weights are exported, whatever they are worth")
+    if has_classes(task):
+        notes += remarks(getattr(task.params, "labels", None) or (), task.target_columns[0])
     if task.scored() is not task:
         notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
     if rows["train"] < job.train.batch_size:
         notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
+    if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
+        notes.append(
+            "adamw_8bit quantises blocks of each worker's shard: another number of workers changes the last digits of "
+            "the curve, and cannot go on from its checkpoints; parallel.zero: 0 has neither limit"
+        )
+    if job.data.cache is not None and task.augments:
+        notes.append("data.cache: training rows are augmented, so only validation and test rows are kept")
+    return notes + _model_notes(job, facts) + _cluster_notes(job)
+
+
+def _model_notes(job: JobSpec, facts: dict[str, object]) -> list[str]:
+    notes = []
     if job.model.syncs_batch_norm and facts.get("batch_norms"):
         notes.append(
             "BatchNorm sees one micro-batch of all workers: parallel.micro_batch changes the result"
@@ -302,16 +328,9 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
             f"task.packing: off, as packed samples would see each other in a {facts['model_type']} model; shorter rows "
             "are padded, and the loss curve is the same"
         )
-    if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
-        notes.append(
-            "adamw_8bit quantises blocks of each worker's shard: another number of workers changes the last digits of "
-            "the curve, and cannot go on from its checkpoints; parallel.zero: 0 has neither limit"
-        )
     if job.model.dropout != 0.0:
         notes.append("dropout draws other noise for another number of workers or micro-batch; all else stays equal")
-    if job.data.cache is not None and task.augments:
-        notes.append("data.cache: training rows are augmented, so only validation and test rows are kept")
-    return notes + _cluster_notes(job)
+    return notes
 
 
 def _twice(splits: dict[str, Split]) -> list[str]:

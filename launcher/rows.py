@@ -9,12 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.sources import Split
+from launcher.arrays import few
+from launcher.data.sources import Split, is_numbered
 from launcher.data.stream import MEND_ROW, judge
 from launcher.errors import DataError
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
+
+_LOOKED_AT = 256
+"""First rows of a split whose labels are looked at for what is lost of them."""
+_MOST_LOST = 0.2
+"""Share of labels: fewer are slips of annotators; more, and the tokenizer or the places do not fit the text."""
 
 
 def check_columns(split: Split, task: Task) -> None:
@@ -33,25 +39,89 @@ def check_columns(split: Split, task: Task) -> None:
             raise DataError(f"{split.locate(0)[0]}: has no column {column!r}, which the task reads; {hint} (see task:)")
 
 
+def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]:
+    """Return splits whose numbered classes are read as the names that their files give them.
+
+    Files number classes each in its own way, so a number means nothing beyond its file. Where task.labels has other
+    names than the files, it renames their classes in order, and numbers stay.
+
+    Args:
+        job: Job; task.labels are those of the job file, or of the run.
+        splits: Splits as they are opened, the training data first.
+
+    Raises:
+        DataError: Files disagree on what a number means, and nothing tells which of them task.labels follows.
+    """
+    task = build_task(job)
+    if not has_classes(task):
+        return splits
+    given = set(getattr(task.params, "labels", None) or ())
+    columns: dict[str, tuple[str, ...]] = {}
+    for column in task.target_columns:
+        owns = [(split, own[column]) for split in splits.values() for own in split.numberings if column in own]
+        first = next(iter(splits.values()))
+        own = dict(first.class_names).get(column)
+        is_text = column in first.schema.names and not is_numbered(first.schema.field(column).type)
+        if not owns or (own is None and not is_text):
+            continue
+        if given and given.isdisjoint(name for _, names in owns for name in names):
+            _check_alike(column, owns)
+            continue
+        columns[column] = own or owns[0][1]
+    return {name: _named(split, columns) for name, split in splits.items()}
+
+
+def _named(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
+    there = {column: names for column, names in columns.items() if column in split.schema.names}
+    for column, names in there.items():
+        is_ambiguous = any(name.isdigit() and int(name) != i for i, name in enumerate(names))
+        bare = is_numbered(split.schema.field(column).type) and any(column not in own for own in split.numberings)
+        if bare and is_ambiguous:
+            raise DataError(
+                f"{split.locate(0)[0]}: column {column!r} holds numbers without names, and its classes "
+                f"{few(names)} are numbers themselves; write names instead of numbers"
+            )
+    return split.named(there)
+
+
+def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None:
+    (first, names), *others = owns
+    for split, other in others:
+        if other != names:
+            raise DataError(
+                f"task.labels: renames the classes of column {column!r}, but files number them differently "
+                f"({few(names)} in data.{first.name}, {few(other)} in data.{split.name}); give task.labels the names "
+                "of the files, or null"
+            )
+
+
+def has_classes(task: Task) -> bool:
+    """Return whether a task learns classes from a column of labels."""
+    return "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
+
+
 def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
     """Refuse numbers in one split where the training data has names: by chance they would count as classes.
 
     Raises:
         DataError: a split has, and the job file does not say which name a number means.
     """
-    classes = "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
-    if not classes or job.task.parameters().get("labels"):
+    if not has_classes(task) or job.task.parameters().get("labels"):
         return
-    named_in = splits["train"].locate(0)[0]
     for column in task.target_columns:
-        kinds = {name: split.schema.field(column).type for name, split in splits.items()}
+        kinds = {name: _item(split.schema.field(column).type) for name, split in splits.items()}
+        if not (pa.types.is_string(kinds["train"]) or pa.types.is_large_string(kinds["train"])):
+            continue
         for name, split in splits.items():
-            named = pa.types.is_string(kinds["train"]) and not dict(split.class_names).get(column)
-            if named and pa.types.is_integer(kinds[name]):
+            if pa.types.is_integer(kinds[name]) or pa.types.is_floating(kinds[name]):
                 raise DataError(
-                    f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in {named_in}; write names, or "
-                    "say in task.labels which name each number means"
+                    f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in "
+                    f"{splits['train'].locate(0)[0]}; write names, or say in task.labels which name each number means"
                 )
+
+
+def _item(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
 
 
 def check_targets(task: Task, splits: Sequence[Split]) -> None:
@@ -66,6 +136,30 @@ def check_targets(task: Task, splits: Sequence[Split]) -> None:
             if bad is not None:
                 file, row = split.locate(bad[0])
                 raise DataError(f"{file}: row {row}: {bad[1]}; {MEND_ROW}")
+
+
+def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
+    """Return a note for each split of whose first rows some labels are neither learned nor scored.
+
+    Raises:
+        DataError: They are so many that the scores would be of other data.
+    """
+    notes = []
+    for split in splits:
+        ids = np.arange(min(_LOOKED_AT, split.rows), dtype=np.int64)
+        found = task.lost_labels(split.read(ids, task.input_columns + task.target_columns))
+        if not found.lost:
+            continue
+        position, reason = found.lost[0]
+        file, row = split.locate(int(ids[position]))
+        text = (
+            f"{file}: row {row}: {reason}; {len(found.lost)} of {found.labels} {found.kind} in the first {len(ids)} "
+            f"rows are lost"
+        )
+        if len(found.lost) > _MOST_LOST * found.labels:
+            raise DataError(f"{text}; {found.remedy}")
+        notes.append(f"{text}, neither learned nor scored; {found.remedy}")
+    return notes
 
 
 def try_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:

@@ -81,7 +81,9 @@ def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: Ids)
     root = root_of(job)
     assert root is not None and job.data.cache is not None
     limit = int(job.data.cache.gib * 2**30)
-    return _entry(_Key(root, limit, f"{split.version}\0{said}\0{scored}", split, task)).take(ids)
+    return _entry(_Key(root, limit, f"{split.version}\0{split.fragments.names}\0{said}\0{scored}", split, task)).take(
+        ids
+    )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ class Footers:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return a schema without Arrow's view types, which files of Polars have and few functions of pyarrow take."""
+    """Return a schema without Arrow's view types, which files of Polars have and few functions of pyarrow take.
+
+    Dictionaries are columns of their values: their codes mean something else in each file and row group.
+    """
     fields = [field.with_type(_plain(field.type)) for field in schema]
     return pa.schema(fields, schema.metadata)
 
@@ -76,6 +79,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
     if pa.types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
     if pa.types.is_large_list(kind):

@@ -4,8 +4,8 @@ A split of a hundred thousand files travels to every worker and task, so fragmen
 as they lie in memory; a `Fragment` is made when one is asked for. Read `sources.py` next.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.order import Ids
+
+ClassNames = Mapping[str, tuple[str, ...]]
+"""By column: names of its integers, which count from 0."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Fragment:
     """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
     partition: str = ""
     """JSON of the columns that the file's folders tell, with their values; empty where they tell none."""
+    names: ClassNames = field(default_factory=dict)
+    """Of the columns whose integers are read as names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +44,14 @@ class Fragments(Sequence[Fragment]):
     """The fragments of a split, files in order.
 
     Args:
-        files: path, format, origin and, where folders tell columns, partition of each file; columns of strings.
+        files: path, format, origin and, where folders tell columns, partition of each file, columns of strings, and
+            `numbering`, which of the numberings of classes it has.
         file: which file each fragment is of, int64 (fragments,).
         place: which row group or record batch of the file.
         file_row: its first row within its file.
         rows: how many it has.
         size_bytes: uncompressed.
+        names: Columns that are read as names, and these, for each numbering; () reads integers as they are.
     """
 
     files: pa.Table
@@ -53,6 +60,7 @@ class Fragments(Sequence[Fragment]):
     file_row: Ids
     rows: Ids
     size_bytes: Ids
+    names: tuple[ClassNames, ...] = ()
 
     @staticmethod
     def of(files: pa.Table, counts: Ids, rows: Ids, size_bytes: Ids) -> "Fragments":
@@ -78,8 +86,12 @@ class Fragments(Sequence[Fragment]):
 
     def some(self, chosen: Ids) -> "Fragments":
         """The fragments at some places, in that order."""
-        columns = (self.file, self.place, self.file_row, self.rows, self.size_bytes)
-        return Fragments(self.files, *(column[chosen] for column in columns))
+        columns = ("file", "place", "file_row", "rows", "size_bytes")
+        return replace(self, **{column: getattr(self, column)[chosen] for column in columns})
+
+    def named(self, names: tuple[ClassNames, ...]) -> "Fragments":
+        """Return the same, some columns of which are read as names: those of each numbering."""
+        return replace(self, names=names)
 
     @cached_property
     def starts(self) -> Ids:
@@ -108,4 +120,5 @@ class Fragments(Sequence[Fragment]):
             size_bytes=int(self.size_bytes[index]),
             origin=origin,
             partition=partition,
+            names=self.names[int(self.files.column("numbering")[file])] if self.names else {},
         )

@@ -7,16 +7,17 @@ Formats without footers pass through `convert.py` first. Read `order.py` and `st
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any  # JSON of another library
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, is_integer, list_files
 from launcher.data.footers import Footer, Told, arrow_reader, plain, read_footers
-from launcher.data.fragments import Fragment, Fragments
+from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.order import Ids
 from launcher.errors import DataError, UserError
 from launcher.storage import open_uri, passes, refusal, shown
@@ -48,6 +49,9 @@ class Split:
     """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
     left_out: tuple[str, ...] = ()
     """Columns that nobody reads and that not all files have with one type."""
+    numberings: tuple[ClassNames, ...] = ({},)
+    """The different ones that files of the split have, by their own metadata; `class_names` are those of the first
+    file that has any, and what others add."""
     version: str = ""
     """Changes whenever a file does: a hash of their paths, sizes and times. The fingerprint, which the order depends
     on, stays the same when files move."""
@@ -67,6 +71,20 @@ class Split:
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         fragment = self.fragments[index]
         return shown(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
+
+    def named(self, columns: ClassNames) -> "Split":
+        """Return the same split, some integer columns of which are read as the names that each file gives them.
+
+        Args:
+            columns: Names that files without their own go by.
+        """
+        columns = {name: names for name, names in columns.items() if is_numbered(self.schema.field(name).type)}
+        if not columns:
+            return self
+        types = {name: _as_names(pa.array([], self.schema.field(name).type), ()).type for name in columns}
+        schema = pa.schema([field.with_type(types.get(field.name, field.type)) for field in self.schema])
+        each = tuple({name: own.get(name, names) for name, names in columns.items()} for own in self.numberings)
+        return replace(self, schema=schema, fragments=self.fragments.named(each))
 
     def read(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         """Rows by id, in the order of `ids`, with only the columns asked for."""
@@ -124,15 +142,41 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
         if fragment.format == "parquet":
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
             names = own_columns(fragment, file.schema_arrow, columns)
-            found = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
-            yield from with_partition(map(plain, found), fragment, columns)
+            batches = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
         else:
             reader = arrow_reader(fs, path)
-            batch = plain(reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns)))
-            parts = (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
-            yield from with_partition(parts, fragment, columns)
+            whole = reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns))
+            batches = (whole.slice(begin, rows) for begin in range(0, whole.num_rows, rows))
+        for batch in with_partition(map(plain, batches), fragment, columns):
+            yield _with_names(batch, fragment.names)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable(fragment.path, error) from error
+
+
+def is_numbered(kind: pa.DataType) -> bool:
+    """Return whether a column holds integers, or lists of them."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_integer(kind.value_type if is_list else kind))
+
+
+def _with_names(batch: pa.RecordBatch, names: ClassNames) -> pa.RecordBatch:
+    for place, column in enumerate(batch.schema.names):
+        if column in names:
+            batch = batch.set_column(place, column, _as_names(batch.column(place), names[column]))
+    return batch
+
+
+def _as_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
+    """Return integers, or lists of them, as the names they stand for; one that stands for none as it is written."""
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+        flat = _as_names(pc.list_flatten(values), names)
+        return pa.LargeListArray.from_arrays(offsets, flat, mask=values.is_null())
+    known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
+    places = pc.if_else(known, values, 0)
+    texts = pa.array([*names, ""], pa.string()).take(places.cast(pa.int64()))
+    return pc.if_else(known, texts, values.cast(pa.string()))
 
 
 def unreadable(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
@@ -181,11 +225,14 @@ def open_files(
     for place, other in schemas[1:]:
         schema = _one_schema(shown[0], schema, (shown[place], other), kinds)
     left_out = dict.fromkeys(name for _, one in schemas for name in one.names if name not in schema.names)
+    owns = {place: dict(_class_names(other)) for place, other in schemas}
+    numberings = [own for i, own in enumerate(owns.values()) if own not in list(owns.values())[:i]]
     table = pa.table(
         {
             "path": pa.array([file.path for file in files], pa.large_string()),
             "format": pa.array([file.format for file in files], pa.large_string()),
             "origin": pa.array([footer.origin for footer in footers], pa.large_string()),
+            "numbering": pa.array(_numbering(footers, owns, numberings), pa.int32()),
         }
     )
     if any(file.partition for file in files):
@@ -197,7 +244,9 @@ def open_files(
     if not len(fragments):
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
-    return Split(name, fragments, schema, _fingerprint(files, footers), _class_names(whole), tuple(left_out), version)
+    names = tuple(_all_names(numberings).items())
+    fingerprint = _fingerprint(files, footers)
+    return Split(name, fragments, schema, fingerprint, names, tuple(left_out), tuple(numberings), version)
 
 
 def _partition_types(files: Sequence[DataFile]) -> list[dict[str, pa.DataType]]:
@@ -237,6 +286,21 @@ def with_partition(
 def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
     """Return those of some columns that a fragment's file holds itself."""
     return [name for name in names if name in schema.names] if fragment.partition else list(names)
+
+
+def _numbering(
+    footers: Sequence[Footer], owns: dict[int, dict[str, tuple[str, ...]]], numberings: list[dict[str, tuple[str, ...]]]
+) -> list[int]:
+    """Return for each file which of the numberings it has; `owns` has that of the first file of each schema."""
+    by_schema = {footers[place].schema: numberings.index(own) for place, own in owns.items()}
+    return [by_schema[footer.schema] for footer in footers]
+
+
+def _all_names(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:
+    columns = dict.fromkeys(column for own in numberings for column in own)
+    return {
+        column: tuple(dict.fromkeys(name for own in numberings for name in own.get(column, ()))) for column in columns
+    }
 
 
 def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:

@@ -97,7 +97,7 @@ def has_gaps(labels: Labels, guess: Guess) -> bool:
 
 def _is_gap(label: str, labels: Labels, guess: Guess) -> bool:
     assert guess.label is not None
-    if label != _UNLABELLED or guess.label.shape not in ("integer", "integers"):
+    if label != _UNLABELLED or guess.label.shape not in ("integer", "integers", "number"):
         return False
     others = {value for value, _ in labels.counts} - {_UNLABELLED}
     counted = len(others) > 1 and others == {str(i) for i in range(len(others))}

@@ -4,7 +4,7 @@ A rule knows one form of data; they are asked in order. Read `settle.py` next fo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.errors import DataError
@@ -73,6 +73,12 @@ class Guess:
     """Why each column, by its name."""
     notes: tuple[str, ...] = ()
     """What the user should know of columns that are not read."""
+
+    @property
+    def has_unnamed_tags(self) -> bool:
+        """Whether words have numbers as tags, and no file says what these mean."""
+        label = self.label
+        return self.form == "words" and label is not None and label.shape == "integers" and not label.class_names
 
 
 def guess(look: Look, wishes: Wishes) -> Guess:
@@ -152,7 +158,9 @@ def _tokens(look: Look, wishes: Wishes) -> Guess | None:
             label = min(tags, key=lambda c: rank(c.name, TAGS))
             why = f"column {label.name} has a tag for each word of {words.name}"
             reasons = {words.name: "lists of words", label.name: "a tag for each word"}
-            return Guess("token-classification", "words", (words,), label, why, reasons)
+            found = Guess("token-classification", "words", (words,), label, why, reasons)
+            unnamed = f"tags in column {label.name} are numbers; name them in order in task.labels before training"
+            return replace(found, notes=(unnamed,)) if found.has_unnamed_tags else found
     spans, texts = [c for c in labels if c.shape == "spans"], text_columns(inputs)
     if not spans or not texts:
         return None

@@ -107,9 +107,9 @@ def kind_of(label: Column) -> Kind:
     """What a label is: a class, several, or a number."""
     if label.shape in ("words", "integers"):
         return "multi-label"
-    if label.shape == "number":
+    if label.shape == "number" and not label.whole:
         return "regression"
-    if label.shape != "integer" or label.class_names:
+    if label.shape not in ("integer", "number") or label.class_names:
         return "single-label"
     gaps = label.high - label.low + 1 > 3 * label.distinct
     graded = plain(label.name) in _AMOUNTS and label.distinct > _FEW_GRADES

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from launcher.arrays import whole_numbers
 from launcher.data.sources import Reading, Split, hub_features, read_batches
 from launcher.errors import DataError
 from launcher.init.columns import Column, describe_column, is_heavy
@@ -106,18 +107,15 @@ def count_labels(split: Split, column: str) -> Labels:
     """
     found: Counter[object] = Counter()
     rows = nulls = 0
-    for fragment in split.fragments:
+    names = dict(split.class_names).get(column)
+    for fragment in (split.named({column: names}) if names else split).fragments:
         for batch in read_batches(fragment, [column], _COUNTING):
             values = batch.column(0)
             rows, nulls = rows + len(values), nulls + _unusable(values)
             found.update(_counts(values))
         if rows >= _COUNTED_ROWS:
             break
-    named = dict(split.class_names).get(column, ())
-    texts: Counter[str] = Counter()
-    for value, count in found.items():
-        texts[_named(value, named)] += count
-    return Labels(tuple(texts.most_common()), rows, nulls)
+    return Labels(tuple((str(value), count) for value, count in found.most_common()), rows, nulls)
 
 
 def _unusable(values: pa.Array) -> int:
@@ -130,11 +128,8 @@ def _counts(values: pa.Array) -> dict[object, int]:
         values = pc.list_flatten(values)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    values = whole_numbers(values)
     if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
         return {}
     counted = pc.value_counts(values).to_pylist()
     return {entry["values"]: entry["counts"] for entry in counted if entry["values"] is not None}
-
-
-def _named(value: object, names: tuple[str, ...]) -> str:
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)

@@ -16,6 +16,7 @@ from launcher.init.look import Labels, Look, look
 from launcher.init.pretrained import Model
 from launcher.init.settle import Draft, Sources, settle
 from launcher.init.splits import Found, find_splits
+from launcher.metrics.labels import remarks
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def fit_splits(data: Data, guess: Guess, given: Mapping[str, str]) -> Fitted:
         locations[name], rows[name], bad = data.found.locations[name], fitted.rows, bad + fitted.bad_rows
     if data.found.left_out:
         notes.append(f"left out, as their names tell no split: {', '.join(data.found.left_out[:5])}")
+    if labels is not None and guess.label is not None and guess.form != "regression":
+        notes += remarks(known, guess.label.name)
     missing = {} if "validation" in locations else {"validation": _remedy(data.found)}
     return Fitted(Sources(locations, rows, bad, missing), labels, tuple(notes))
 

@@ -160,6 +160,8 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
     if labels is not None and guess.label is not None and not guess.label.class_names and has_gaps(labels, guess):
         names = sorted(known_labels(labels, guess), key=int)
         lines.append(Line("labels", names, "-1 is taken for a row without a label"))
+    if guess.has_unnamed_tags:
+        lines.append(Line("labels", ["O", "B-", "I-"], "needed: the name of each number, in order", off=True))
     if guess.form in ("messages", "prompt") and not model.has_template:
         lines.append(
             Line("chat_template", "chatml", "how turns are written: the model brings no template; null takes its own")
@@ -179,7 +181,7 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
 
 def _are_bare_numbers(guess: Guess) -> bool:
     """Whether the classes are numbers without names, which could be amounts too."""
-    return guess.label is not None and guess.label.shape == "integer" and not guess.label.class_names
+    return guess.label is not None and guess.label.shape in ("integer", "number") and not guess.label.class_names
 
 
 def _columns(guess: Guess, labels: Labels | None) -> list[Line]:

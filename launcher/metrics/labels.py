@@ -4,6 +4,8 @@ Runs in data workers (targets; no torch) and train workers. Tasks that label who
 """
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator
 
-from launcher.arrays import few, shown
+from launcher.arrays import few, shown, whole_numbers
 from launcher.errors import DataError
 from launcher.metrics.class_weights import count_classes, weight_tensor
 from launcher.records import Mark
@@ -110,7 +112,7 @@ class Labels:
         Raises:
             ValueError: it is null, unknown, or not a number; the text says which.
         """
-        if value is None:
+        if value is None or (value != value and self.kind != "regression"):
             raise ValueError(f"{self.column} is null")
         if self.kind == "multi-label":
             if not isinstance(value, list):
@@ -121,11 +123,13 @@ class Labels:
 
     def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """The first row whose class cannot be used, and why; None where there is none, or labels are no classes."""
-        types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+        types = (
+            pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating
+        )  # fmt: skip
         if self.kind != "single-label" or not any(fits(kind) for fits in types):
             return None
         before = 0
-        for piece in pieces:
+        for piece in map(whole_numbers, pieces):
             found = []
             for value in pc.unique(piece):
                 try:
@@ -148,7 +152,9 @@ class Labels:
         return number
 
     def _class(self, value: object) -> int:
-        index = self._index.get(str(value))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        index = None if value is None else self._index.get(str(value))
         # An int that is no name indexes the names, unless names are numbers themselves: then it is unknown.
         if index is None and isinstance(value, int) and not self._numeric and 0 <= value < len(self.names):
             return int(value)
@@ -158,7 +164,7 @@ class Labels:
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
         """Rows of each class in a column that comes in pieces."""
-        return count_classes(pieces, names, replace(self, names=names)._class)
+        return count_classes(map(whole_numbers, pieces), names, replace(self, names=names)._class)
 
     def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """float64 (n,), what each row adds to the global batch's weight, from `target` values; [] where not known."""
@@ -261,22 +267,82 @@ def learn_names(
     Raises:
         DataError: there are fewer than two.
     """
-    if pa.types.is_floating(kind) or pa.types.is_struct(kind):
-        raise DataError(
-            f"task: column {name} of the training data is of type {kind}; classes are ints or strings"
-            + ("; for numbers set kind: regression" if pa.types.is_floating(kind) else "")
-        )
+    if pa.types.is_struct(kind):
+        raise DataError(f"task: column {name} of the training data is of type {kind}; classes are ints or strings")
     names = known or distinct(pieces)
+    if pa.types.is_floating(kind) and not known:
+        fraction = next((value for value in names if not _INTEGER.fullmatch(value)), None)
+        if fraction is not None:
+            raise DataError(
+                f"task: column {name} of the training data holds {fraction}; classes are whole numbers or strings; for "
+                "amounts set kind: regression"
+            )
     if len(names) < 2:
         only = f"only the label {names[0]!r}" if names else "no label"
         raise DataError(f"task: column {name} of the training data holds {only}; at least two classes are needed")
+    if not known:
+        check_marks(names, name)
     return names
 
 
+_INTEGER = re.compile(r"-?\d+")
+# What data sets write for "no label": torch's and transformers' own mark, and that of masks and bytes.
+_IGNORED, _LAST_BYTE = "-100", "255"
+_PERHAPS = ("-1", "-9", "-99", "-999", "99", "999", "9999")
+_NULLS = ("nan", "none", "null", "<na>")
+
+
+def check_marks(names: Sequence[str], column: str) -> None:
+    """Refuse a class that by all conventions is no class, unless the job file names it.
+
+    Args:
+        names: Class names that were found in the training data.
+        column: Column, for the message.
+
+    Raises:
+        DataError: There is such a class.
+    """
+    for name in names:
+        is_last_byte = name == _LAST_BYTE and _counted([other for other in names if other != name])
+        if not name.strip() or name == _IGNORED or is_last_byte:
+            raise DataError(
+                f"task: column {column} of the training data has the class {name!r}, which usually says that a row has "
+                "no label; list the classes in task.labels, without it and with data.on_bad_row: skip, or with it if "
+                "it is one"
+            )
+
+
+def remarks(names: Sequence[str], column: str) -> list[str]:
+    """Return what a person should know of class names before training: which look alike, which may be none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(name)
+    notes = [
+        f"column {column} has the classes {', '.join(map(repr, alike))}, which differ in spaces and capitals alone: "
+        "write them alike if they are one class"
+        for alike in groups.values()
+        if len(alike) > 1
+    ]
+    for name in names:
+        others = [other for other in names if other != name]
+        if (name in _PERHAPS and _counted(others)) or name.casefold() in _NULLS:
+            notes.append(
+                f"column {column} has the class {name!r}: if it says that a row has no label, leave it out of "
+                "task.labels and set data.on_bad_row: skip"
+            )
+    return notes
+
+
+def _counted(names: Sequence[str]) -> bool:
+    """Return whether classes are 0 to n - 1, or 1 to n."""
+    found = sorted(int(name) for name in names if _INTEGER.fullmatch(name))
+    return len(names) > 1 and found in ([*range(len(names))], [*range(1, len(names) + 1)])
+
+
 def distinct(pieces: Iterable[pa.Array]) -> tuple[str, ...]:
-    """The class names among labels or lists of labels: ints by value, strings by alphabet, nulls left out."""
+    """Return class names among labels or lists of them: ints by value, strings by alphabet, nulls left out."""
     found: set[str | int | bool | None] = set()
     for piece in pieces:
         is_list = pa.types.is_list(piece.type) or pa.types.is_large_list(piece.type)
-        found.update(pc.unique(pc.list_flatten(piece) if is_list else piece).to_pylist())
+        found.update(pc.unique(whole_numbers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
     return tuple(str(value) for value in sorted(found - {None}))  # type: ignore[type-var]  # of one type

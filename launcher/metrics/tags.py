@@ -3,7 +3,9 @@
 Tasks that tag the parts of a text compose it. What is an entity, and how entities are scored: `entities.py`.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 from launcher.arrays import IGNORED, few, shown
 from launcher.errors import DataError
 from launcher.metrics.class_weights import count_classes, weight_tensor
-from launcher.metrics.labels import distinct, learn_names
+from launcher.metrics.labels import check_marks, distinct, learn_names
 from launcher.records import Mark
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ _SPAN = ("start", "end", "label")
 
 Places = Sequence[tuple[int, int]]
 """First character, and one past the last, of each word of a text."""
+
+# Scripts that put no spaces between words, and Korean, whose particles are written on to the noun.
+_UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 
 _ENTITY = pa.struct(
     {"label": pa.string(), "start": pa.int32(), "end": pa.int32(), "text": pa.string(), "score": pa.float32()}
@@ -72,10 +77,13 @@ class Tags:
                 "each word, or with a {start, end, label} for each entity"
             )
         flat = (pc.list_flatten(piece) for piece in pieces)
-        if pa.types.is_integer(kind.value_type):
-            flat = (_counted(piece) for piece in flat)
+        if (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)) and known is None:
+            raise DataError(
+                f"task: column {self.column} of the training data holds numbers as tags, and nothing tells what they "
+                "mean; give their names in order in task.labels, such as [O, B-PER, I-PER]"
+            )
         if not pa.types.is_struct(kind.value_type):
-            return learn_names(flat, kind.value_type, known, self.column)
+            return learn_names(map(_counted, flat), kind.value_type, known, self.column)
         missing = [key for key in _SPAN if kind.value_type.get_field_index(key) < 0]
         if missing:
             raise DataError(
@@ -83,6 +91,7 @@ class Tags:
                 "start, end and label"
             )
         types = distinct(pc.struct_field(piece, "label") for piece in flat)
+        check_marks(types, self.column)
         return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
 
     def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
@@ -113,7 +122,7 @@ class Tags:
                 f"task.class_weights: balanced counts the tags of words, and column {self.column} holds spans of "
                 "characters; give a weight for each tag"
             )
-        return _counted(flat) if pa.types.is_integer(flat.type) else flat
+        return _counted(flat)
 
     def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """float64 (n,), what each row adds to the global batch's weight, from its `labels`."""
@@ -139,6 +148,8 @@ class Tags:
         if isinstance(text, str):
             for one in label:
                 self._check_entity(one, len(text))
+            if "O" not in self._index:
+                raise ValueError(f"task.labels is {self._listed}, which lacks O, the tag of words outside of entities")
             return
         if any(isinstance(one, dict) for one in label):
             raise ValueError(f"{self.column} holds entities of a string, but the row has words; give a tag for each")
@@ -152,64 +163,92 @@ class Tags:
             raise ValueError(
                 f"{self.column} holds {shown(entity)}, but a string needs the {{start, end, label}} of each entity"
             )
-        start, end = entity.get("start"), entity.get("end")
+        start, end, label = (entity.get(key) for key in _SPAN)
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= characters):
             raise ValueError(
                 f"{self.column} has an entity from {start} to {end}, which is no part of its {characters} characters"
             )
-        self._class(entity)
+        missing = [tag for tag in (f"B-{label}", f"I-{label}") if tag not in self._index]
+        if missing and (len(missing) == 1 or str(label) in self._index):
+            raise ValueError(
+                f"{self.column} has the label {label!r}, but task.labels is {self._listed}, which lacks {missing[0]}"
+            )
+        if missing:
+            raise ValueError(f"{self.column} has the label {label!r}, which is not one of {self._listed}")
 
-    def sample(self, tokens: "Encoding", text: str | list[str], label: list[object]) -> dict[str, list[int]]:
-        """One row as the model takes it.
+    def sample(self, tokens: "Encoding", text: str | list[str], label: list[object] | None) -> dict[str, list[int]]:
+        """Return one row as the model takes it.
 
         Args:
-            tokens: of the text.
-            text: a string, or words.
-            label: a tag for each word, or {start, end, label} of each entity; [] where labels are not known.
+            tokens: Tokens of the text.
+            text: String, or words.
+            label: Tag for each word, or {start, end, label} of each entity; None where labels are not known.
 
         Returns:
             `input_ids`; `labels`, the class at each word's first token and -100 elsewhere, and where the tag itself is
-            -100; `starts` and `ends`, the characters of the other words in the text (of words, joined by spaces).
+            -100 or its entity is lost; `starts` and `ends`, the characters of the other words in the text (of words,
+            joined by spaces).
         """
-        word_of = [-1 if word is None else word for word in tokens.word_ids]
-        first = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
-        if isinstance(text, list):
+        if isinstance(text, str):
+            first, places = _word_places(tokens, text)
+            targets = [0] * len(places) if label is None else self._covered(label, places)
+            words = list(range(len(places)))
+        else:
+            word_of = [-1 if word is None else word for word in tokens.word_ids]
+            first = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
             begins = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text])]).tolist()
             words = [word_of[t] for t in first]
             places = [(begin, begin + len(word)) for begin, word in zip(begins, text, strict=False)]
-        else:
-            words = list(range(len(first)))
-            places = [tokens.word_to_chars(word_of[t]) or (0, 0) for t in first]
-        targets = self._targets(label, places)
-        labels = np.full(len(word_of), IGNORED)
+            targets = [0] * len(places) if label is None else [self._class(tag) for tag in label]
+        labels = np.full(len(tokens.ids), IGNORED)
         labels[first] = [targets[w] for w in words]
         counted = [w for w in words if targets[w] != IGNORED]
         starts, ends = [places[w][0] for w in counted], [places[w][1] for w in counted]
         return {"input_ids": tokens.ids, "labels": labels.tolist(), "starts": starts, "ends": ends}
 
-    def _targets(self, label: list[object], places: Places) -> list[int]:
-        if label and isinstance(label[0], dict):
-            return self._covered(label, places)
-        return [self._class(tag) for tag in label] or [0] * len(places)
-
-    def _covered(self, entities: list[object], places: Places) -> list[int]:
+    def _covered(self, entities: Sequence[object], places: Places) -> list[int]:
+        """Return the class of each word; -100 for words of lost entities, of which nobody knows what they are."""
         found = [self._index["O"]] * len(places)
-        for entity in entities:
-            assert isinstance(entity, dict)
-            inside = [i for i, (a, b) in enumerate(places) if a < entity["end"] and b > entity["start"]]
-            for i in inside:
-                found[i] = self._index[("B-" if i == inside[0] else "I-") + entity["label"]]
+        kept, lost = _kept_and_lost(entities, places)
+        for entity in lost:
+            for i in _inside(entity, places):
+                found[i] = IGNORED
+        for entity in kept:
+            for i in (inside := _inside(entity, places)):
+                found[i] = self._index[("B-" if i == inside[0] else "I-") + str(entity["label"])]
         return found
 
+    def lost(self, tokens: "Encoding", text: str, label: Sequence[object]) -> list[str]:
+        """Say of each entity why it would not come back from its words' tags as it is.
+
+        Args:
+            tokens: Tokens of the text.
+            text: Text of the row.
+            label: {start, end, label} of each entity.
+        """
+        _, places = _word_places(tokens, text)
+        # Entities behind max_length are not read, which is said elsewhere.
+        seen = (places[-1][1] if places else 0) if tokens.overflowing else len(text)
+        _, lost = _kept_and_lost(label, places)
+        return [self._lost(entity, text, places) for entity in lost if _place(entity)[1] <= seen]
+
+    def _lost(self, entity: Mapping[str, object], text: str, places: Places) -> str:
+        start, end = _place(entity)
+        inside = _inside(entity, places)
+        if not inside:
+            why = "is no word"
+        else:
+            begin, stop = places[inside[0]][0], places[inside[-1]][1]
+            is_whole = start <= begin and stop <= end
+            why = "lies across another" if is_whole else f"is read as {shown(text[begin:stop])}"
+        return f"{self.column}: the entity {shown(text[start:end])} ({start} to {end}) {why}"
+
     def _class(self, tag: object) -> int:
-        if isinstance(tag, dict):
-            begins = f"B-{tag['label']}"
-            if begins not in self._index:
-                raise ValueError(f"{self.column} has the label {tag['label']!r}, which is not one of {self._listed}")
-            return self._index[begins]
-        if tag == IGNORED:
+        if tag in (IGNORED, str(IGNORED)):
             return IGNORED  # as everywhere: a word that is neither learned nor scored
-        index = self._index.get(str(tag))
+        if isinstance(tag, float) and tag.is_integer():
+            tag = int(tag)
+        index = None if tag is None else self._index.get(str(tag))
         if index is None and isinstance(tag, int) and 0 <= tag < len(self.names):
             return tag
         if index is None:
@@ -278,10 +317,81 @@ class Tags:
         return answers
 
 
+def _word_places(tokens: "Encoding", text: str) -> tuple[list[int], Places]:
+    """Return the first token of each word of a text, and the characters of the words.
+
+    A word is one of the tokenizer's, cut further where entities may begin and end, as far as tokens allow: at
+    punctuation, and anywhere in a script without spaces. Tokenizers of XLM-R's kind take all between two spaces for
+    one word, those of Llama's kind the whole text. Spaces that a token brings belong to no word.
+    """
+    first: list[int] = []
+    places: list[tuple[int, int]] = []
+    before, reached = None, 0
+    for t, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
+        bare = text[start:end].strip()
+        if word is None or not bare:
+            continue
+        start = text.index(bare, start)
+        if places and start < reached:  # several tokens of one character, or a sign of the tokenizer's own before it
+            places[-1] = (places[-1][0], max(reached, start + len(bare)))
+        elif places and word == before and not _breaks(text, reached, start):
+            places[-1] = (places[-1][0], start + len(bare))
+        else:
+            first.append(t)
+            places.append((start, start + len(bare)))
+        before, reached = word, places[-1][1]
+    return first, places
+
+
+def _breaks(text: str, end: int, start: int) -> bool:
+    """Return whether an entity may end between two tokens of a word: one ends at `end`, the other begins at `start`."""
+    other = unicodedata.category(text[start])
+    if any(unicodedata.category(c) != "Cf" for c in text[end:start]):
+        return True
+    if other[0] == "M" or other == "Cf":  # a vowel or accent of the letter before it, or what joins two letters
+        return False
+    letters = all(
+        unicodedata.category(c)[0] in "LMN" or unicodedata.category(c) == "Cf" for c in (text[end - 1], text[start])
+    )
+    return not letters or _UNSPACED.match(text[end - 1]) is not None or _UNSPACED.match(text[start]) is not None
+
+
+def _place(entity: Mapping[str, object]) -> tuple[int, int]:
+    return int(str(entity["start"])), int(str(entity["end"]))
+
+
+def _inside(entity: Mapping[str, object], places: Places) -> list[int]:
+    start, end = _place(entity)
+    return [i for i, (a, b) in enumerate(places) if a < end and b > start]
+
+
+def _kept_and_lost(
+    entities: Sequence[object], places: Places
+) -> tuple[list[Mapping[str, object]], list[Mapping[str, object]]]:
+    """Return the entities that words can show, and those that they cannot.
+
+    An entity is of whole words, and of several that lie across each other the longest stays (as in spaCy's
+    `filter_spans`).
+    """
+    taken: set[int] = set()
+    kept: list[Mapping[str, object]] = []
+    lost: list[Mapping[str, object]] = []
+    spans = {tuple(entity[key] for key in _SPAN): entity for entity in entities if isinstance(entity, dict)}.values()
+    for entity in sorted(spans, key=lambda entity: (entity["start"] - entity["end"], entity["start"])):
+        inside = _inside(entity, places)
+        whole = inside and entity["start"] <= places[inside[0]][0] and places[inside[-1]][1] <= entity["end"]
+        if whole and taken.isdisjoint(inside):
+            taken.update(inside)
+            kept.append(entity)
+        else:
+            lost.append(entity)
+    return kept, lost
+
+
 def _words(entities: set[tuple[int, int, str]], text: str) -> str:
     return "; ".join(f"{text[start:end]} ({kind})" for start, end, kind in sorted(entities)) or "none"
 
 
 def _counted(tags: pa.Array) -> pa.Array:
     """Leave out the tags of words that are neither learned nor scored."""
-    return tags.filter(pc.fill_null(pc.not_equal(tags, IGNORED), True))
+    return tags.filter(pc.fill_null(pc.not_equal(tags.cast(pa.string()), str(IGNORED)), True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import ModelError
 from launcher.models.remote import local_copy
-from launcher.models.weights import check_place
+from launcher.models.weights import check_loaded, check_place
 from launcher.spec.hub import is_path
 from launcher.spec.model import ModelSpec
 
@@ -140,6 +140,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _model_error(spec, error) from error
+    check_loaded(spec, model, info["missing_keys"], is_whole=auto_model == "AutoModelForCausalLM")
     _initialise(model, set(info["missing_keys"]), seed)
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 

@@ -6,10 +6,13 @@ Nothing is loaded: a header names tensors and their shapes. What is wrong would 
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
+from zipfile import is_zipfile
 
+from launcher.arrays import few
 from launcher.errors import ModelError
 from launcher.models.remote import remote_files
 from launcher.spec.model import ModelSpec
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 _AGAIN = "copy or download it again"
+_TOGETHER = "put the files of one model together"
+# What wrappers put into names: DistributedDataParallel, torch.compile, FSDP, activation checkpointing, Lightning.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+# Of a body, and yet of no use to most heads; checkpoints of pretraining heads lack the pooler, others the masks.
+_DISPENSABLE = frozenset(("pooler", "mask_token", "mask_emb", "masked_spec_embed"))
 _LFS = b"version https://git-lfs"
 # How torch.save's files begin: a zip archive, or a pickle as it was before torch 1.6.
 _PICKLES = (b"PK", b"\x80")
@@ -80,16 +88,42 @@ def check_weights(spec: ModelSpec, model: "PreTrainedModel") -> None:
     if not folder.is_dir():
         return
     _check_names(spec, [file.name for file in folder.iterdir()])
-    if any(folder.glob("*.safetensors")):
-        shapes = {name: shape for file in _files(folder) for name, shape in _header(file).items()}
-        _check_shapes(spec, model, shapes)
-        return
-    for file in sorted(folder.glob("*.bin")):
-        if file.name.startswith("pytorch_model") and not _start(file).startswith(_PICKLES):
-            raise ModelError(f"model.name: {file} is not a file of torch.save; {_AGAIN}")
+    is_pickle = not any(folder.glob("*.safetensors"))
+    read = _pickled if is_pickle else _header
+    files = _files(folder, "pytorch_model.bin" if is_pickle else "model.safetensors")
+    _check_shapes(spec, model, {name: shape for file in files for name, shape in read(file).items()})
+
+
+def check_loaded(spec: ModelSpec, model: "PreTrainedModel", missing: Collection[str], is_whole: bool) -> None:
+    """Refuse a model of which parameters beside a new head kept random values: it would train from these, and badly.
+
+    Args:
+        spec: Which model.
+        model: Model as it was loaded.
+        missing: Parameters that its weights do not have.
+        is_whole: Whether the head, too, is a pretrained one.
+
+    Raises:
+        ModelError: It has such; names the first.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    body = [name for name in names if name.startswith(f"{model.base_model_prefix}.")]
+    needed = names if is_whole or set(names) <= set(missing) else body
+    gaps = [name for name in needed if name in missing and _DISPENSABLE.isdisjoint(name.split("."))]
+    if gaps:
+        more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
+        raise ModelError(
+            f"model.name: the weights of {spec.name} have nothing for {gaps[0]}{more}, which would stay random; "
+            f"{_TOGETHER}"
+        )
 
 
 def _check_names(spec: ModelSpec, names: list[str]) -> None:
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"model.name: {spec.name} holds adapters (adapter_config.json) beside a model; merge them into its weights "
+            "(`merge_and_unload` of peft), or take that file out to train without them"
+        )
     loadable = (".safetensors", ".bin") if spec.allow_pickle else (".safetensors",)
     if not any(name.endswith(loadable) for name in names):
         raise ModelError(
@@ -98,13 +132,13 @@ def _check_names(spec: ModelSpec, names: list[str]) -> None:
         )
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files that transformers would load."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+def _files(folder: Path, name: str) -> list[Path]:
+    """Return the files that transformers would load: the one of this name, or those of its index."""
+    whole, index = folder / name, folder / f"{name}.index.json"
     if whole.exists() or whole.is_symlink():
         return [whole]
     if not index.exists():
-        return sorted(folder.glob("*.safetensors"))
+        return sorted(folder.glob("*.safetensors")) if whole.suffix == ".safetensors" else []
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,10 +170,47 @@ def _header(file: Path) -> Shapes:
         raise ModelError(f"model.name: {file} is not a whole safetensors file ({what}); {_AGAIN}") from error
 
 
+def _pickled(file: Path) -> Shapes:
+    """Return the tensors of a file of torch.save; neither code of it is run nor are values read."""
+    import torch
+
+    start = _start(file)
+    if start == _LFS:
+        raise ModelError(f"model.name: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+    if not start.startswith(_PICKLES):
+        raise ModelError(f"model.name: {file} is not a file of torch.save; {_AGAIN}")
+    try:
+        state = torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ModelError(f"model.name: {file} is not a whole file of weights ({what}); {_AGAIN}") from error
+    entries = state if isinstance(state, dict) else {}
+    found = {str(name): tuple(tensor.shape) for name, tensor in entries.items() if isinstance(tensor, torch.Tensor)}
+    if not found:
+        holds = f"{few([*map(str, entries)])}" if entries else f"a {type(state).__name__}"
+        raise ModelError(
+            f"model.name: {file} holds {holds} instead of tensors by name; save the model's state_dict() alone, as "
+            "`save_pretrained` does"
+        )
+    return found
+
+
+def _check_wrapper(spec: ModelSpec, wanted: Collection[str], found: Shapes, prefix: str) -> None:
+    """Refuse weights with the names that DistributedDataParallel, torch.compile or FSDP make of a model's."""
+    for name in found:
+        wrapper = next((part for part in name.split(".") if part in _WRAPPERS), None)
+        if wrapper is not None and not {name, name.removeprefix(prefix), f"{prefix}{name}"} & set(wanted):
+            raise ModelError(
+                f"model.name: {name} in the weights of {spec.name} has the name of a wrapped model; take '{wrapper}.' "
+                "out of the names, or save the model inside the wrapper"
+            )
+
+
 def _check_shapes(spec: ModelSpec, model: "PreTrainedModel", found: Shapes) -> None:
     """Names may lack or bear the prefix of the model without its head."""
     prefix = f"{model.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _check_wrapper(spec, wanted, found, prefix)
     body = [name for name in wanted if name.startswith(prefix)] or list(wanted)
     known = 0
     for name in wanted:
@@ -154,13 +225,13 @@ def _check_shapes(spec: ModelSpec, model: "PreTrainedModel", found: Shapes) -> N
     if gap is not None:
         raise ModelError(
             f"model.name: the weights of {spec.name} have nothing for {gap}, which its config.json asks for; "
-            "put the files of one model together"
+            f"{_TOGETHER}"
         )
     if not known:
         ours, theirs = next(iter(body), "nothing"), next(iter(found), "nothing")
         raise ModelError(
             f"model.name: the weights of {spec.name} are not those of the {_kind(model)} that its config.json tells of "
-            f"(they hold {theirs}, not {ours}); put the files of one model together"
+            f"(they hold {theirs}, not {ours}); {_TOGETHER}"
         )
 
 
@@ -176,7 +247,7 @@ def _first_gap(wanted: list[str], found: Shapes, prefix: str) -> str | None:
 
 def _about_head(name: str, prefix: str) -> str:
     if name.startswith(prefix):
-        return "; put the files of one model together"
+        return f"; {_TOGETHER}"
     return " and the task's classes; start from the model without this head, or give the classes it has"
 
 

@@ -97,6 +97,23 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class LostLabels:
+    """Labels that can be read but not kept: rows with them are used, and these are neither learned nor scored.
+
+    Args:
+        labels: Number of labels of such a kind in the rows looked at.
+        lost: (position, reason) of each that is lost.
+        kind: Plural of what they are.
+        remedy: What the user can do.
+    """
+
+    labels: int = 0
+    lost: tuple[tuple[int, str], ...] = ()
+    kind: str = "labels"
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of B sequences on one device: a sample each, or several where samples are packed.
 
@@ -229,6 +246,10 @@ class Task(Protocol):
             with_targets: whether the labels are wanted.
             noise: int64 (n,), a seed for each row's augmentation, the same on any cluster; None does not augment.
         """
+
+    def lost_labels(self, rows: pa.Table) -> LostLabels:
+        """Return what `encode` would leave out of the labels of rows."""
+        return LostLabels()
 
     def collate(self, samples: pa.Table) -> Batch:
         """Samples to one padded micro-batch, `mask` all 1. In a train worker.

@@ -32,7 +32,8 @@ class LabelParams(SmoothedParams):
     label: str = "label"
     """Column that holds the label: an int or string."""
     labels: ClassNames = None
-    """Class names in order; int labels index them. null reads them from the training data."""
+    """Class names in order; int labels index them, unless their file names its numbers itself (a `ClassLabel` of
+    `datasets`): then these names count. null reads them from the training data."""
     class_weights: ClassWeights = None
     """Weight of each class in the training loss, as torch's CrossEntropyLoss has it: {class: weight}, 1 for those left
     out; `balanced` takes rows / (classes * rows of the class) of the training data. Evaluations are not weighted."""

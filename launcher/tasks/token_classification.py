@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,14 @@ from launcher.arrays import IGNORED, list_column, pad_lists, shown, text_inputs
 from launcher.metrics.tags import Tags
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown
+from launcher.tasks.base import Batch, Encoded, LostLabels, Shown
 from launcher.tasks.labelled import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
+
+_REMEDY = "let entities begin and end with words, or take a model whose tokenizer reads smaller pieces"
 
 
 class TokenParams(LabelParams):
@@ -25,7 +28,8 @@ class TokenParams(LabelParams):
     text: str = "tokens"
     """Column that holds a list of words, or a string whose entities are character spans."""
     label: str = "tags"
-    """Column with a tag (int or string, B-person) for each word; for a string, a list of {start, end, label}."""
+    """Column with a tag (B-person, or a number that its file or task.labels names) for each word; for a string, a list
+    of {start, end, label}, whose places are of whole words."""
     max_length: int = Field(default=256, ge=4)
     """Tokens kept of each row; words behind them are neither learned nor scored."""
 
@@ -51,8 +55,31 @@ class TokenClassification(LabelledTask):
         return self._tokenizer
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
+        texts, raw, kept, problems = self._read(rows, with_targets)
+        encodings = self._encodings(rows, [texts[i] for i in kept])
+        samples = [self.tags.sample(row, texts[i], raw[i]) for i, row in zip(kept, encodings, strict=True)]
+        columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
+        columns["text"] = pa.array([_joined(texts[i]) for i in kept], pa.string())
+        lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
+        weights = self.targets.weigh([s["labels"] for s in samples])
+        return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
+
+    def lost_labels(self, rows: pa.Table) -> LostLabels:
+        """Entities that are not of whole words, or lie across others: they are neither learned nor scored."""
+        texts, raw, kept, _ = self._read(rows, True)
+        lost, entities = [], 0
+        for i, row in zip(kept, self._encodings(rows, [texts[i] for i in kept]), strict=True):
+            if isinstance(texts[i], str):
+                entities += len(raw[i])
+                lost += [(i, why) for why in self.tags.lost(row, texts[i], raw[i])]
+        return LostLabels(entities, tuple(lost), "entities", _REMEDY)
+
+    def _read(
+        self, rows: pa.Table, with_targets: bool
+    ) -> tuple[list[Any], list[Any], list[int], list[tuple[int, str]]]:
+        """Return the texts, their labels, the rows that can be used, and why others cannot."""
         texts = rows.column(self.params.text).to_pylist()
-        raw = rows.column(self.params.label).to_pylist() if with_targets else [[]] * len(rows)
+        raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
         kept, problems = [], []
         for i, text in enumerate(texts):
             try:
@@ -65,19 +92,17 @@ class TokenClassification(LabelledTask):
                 kept.append(i)
             except ValueError as problem:
                 problems.append((i, str(problem)))
-        chosen = [texts[i] for i in kept]
+        return texts, raw, kept, problems
+
+    def _encodings(self, rows: pa.Table, texts: list[Any]) -> "list[Encoding]":
+        if not texts:
+            return []
         kind = rows.schema.field(self.params.text).type
         split = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        ids = self._tokenizer(
-            chosen, is_split_into_words=split, truncation=True, max_length=self.params.max_length,
+        return self._tokenizer(  # type: ignore[no-any-return]  # untyped
+            texts, is_split_into_words=split, truncation=True, max_length=self.params.max_length,
             return_offsets_mapping=True,
-        ).encodings if kept else []  # fmt: skip
-        samples = [self.tags.sample(row, chosen[n], raw[i]) for n, (i, row) in enumerate(zip(kept, ids, strict=True))]
-        columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
-        columns["text"] = pa.array([_joined(text) for text in chosen], pa.string())
-        lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
-        weights = self.targets.weigh([s["labels"] for s in samples])
-        return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
+        ).encodings  # fmt: skip
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids and attention_mask (B, T); labels (B, T), -100 where no word begins."""

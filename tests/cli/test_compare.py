@@ -155,16 +155,16 @@ def test_evaluate_says_what_does_not_fit(
         f"{tmp_path}/other.csv: row 5: label is 'neutral', which is not one of a, b; mend the row, or set "
         "data.on_bad_row: skip to leave such rows out\n"
     )
-    # The files name their classes, in another order than the model's.
+    # The files number classes of other names.
     import datasets
 
-    turned = datasets.ClassLabel(names=["b", "a"])
+    turned = datasets.ClassLabel(names=["spam", "ham"])
     features = datasets.Features({"text": datasets.Value("string"), "label": turned})
     found = datasets.Dataset.from_dict({"text": ["w1"] * 4, "label": [0, 1, 0, 1]}, features=features)
     found.to_parquet(str(tmp_path / "turned.parquet"))
     assert _evaluate(finished, tmp_path / "turned.parquet", monkeypatch=monkeypatch) == 2
     said = capsys.readouterr().err
-    assert "the classes of label are b, a, but the model knows a, b; write the model's names instead" in said
+    assert "the classes of label are spam, ham, but the model knows a, b; write the model's names instead" in said
     assert _evaluate(finished, tmp_path / "nowhere", monkeypatch=monkeypatch) == 2
     assert "nowhere does not exist; give a file, a directory or a glob that does" in capsys.readouterr().err
 

@@ -58,7 +58,15 @@ TAGS = pa.table(
      "pos_tags": [[0] * len(text.split()) for text in words()],
      "ner_tags": [["B-x" if w == "w1" else "O" for w in text.split()[1:]] + ["B-x"] for text in words()]}
 )  # fmt: skip
-SPANS = pa.table({"text": words(), "entities": cycle([{"start": 0, "end": 2, "label": "x"}], [])})
+SPANS = pa.table(
+    {
+        "text": words(),
+        "entities": [
+            [{"start": 0, "end": len(text.split()[0]), "label": "x"}] if i % 2 == 0 else []
+            for i, text in enumerate(words())
+        ],
+    }
+)
 TEXTS = pa.table({"url": [f"http://x/{i}" for i in range(ROWS)], "text": words()})
 MESSAGES = pa.table({"prompt_id": [f"p{i}" for i in range(ROWS)], "messages": chats()})
 PROMPTS = pa.table({"instruction": words(), "input": cycle("", "w1 w2"), "output": words(seed=1)})

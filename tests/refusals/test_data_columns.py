@@ -83,8 +83,8 @@ COLUMNS = [
     Case(
         "labels that are numbers with a point",
         lambda desk: desk.texts([0.5, 1.5] * 10),
-        "task: column label of the training data is of type double; classes are ints or strings; for numbers set kind: "
-        "regression",
+        "task: column label of the training data holds 0.5; classes are whole numbers or strings; for amounts set "
+        "kind: regression",
     ),
     Case(
         "labels that are structs",
