@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from launcher.arrays import percent
 from launcher.init.columns import ANSWER_ROLES
 from launcher.init.fit import has_gaps, known_labels
 from launcher.init.guess import Guess
@@ -210,7 +211,7 @@ def _label_reason(guess: Guess, labels: Labels) -> str:
         far = max(abs(low), abs(high)) > _FAR_FROM_ONE
         return f"numbers from {low:g} to {high:g}" + ("; scaled to about 0 to 1 they are learned sooner" * far)
     total = sum(count for _, count in labels.counts)
-    shares = [f"{label} ({_percent(count / total)})" for label, count in labels.counts if label in known]
+    shares = [f"{label} ({percent(count / total)})" for label, count in labels.counts if label in known]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
     what = "tags" if guess.form == "words" else "classes"
     return f"{len(known)} {what}: {', '.join(shares[:4])}{more}"
@@ -276,14 +277,10 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
 def _evaluation(guess: Guess, labels: Labels | None, look: Look) -> tuple[Line, ...]:
     rare = rare_class(guess, labels) if labels is not None else None
     if rare is not None:
-        why = f"only {_percent(rare[1])} of the labels are {rare[0]}: this mean over classes counts it like the others"
+        why = f"only {percent(rare[1])} of the labels are {rare[0]}: this mean over classes counts it like the others"
         return (Line("metric", "macro_f1", why),)
     metric = _METRICS.get(guess.form, "perplexity")
     return (Line("metric", metric, "decides which checkpoint is kept; others are reported beside it"),)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def summary(draft: Draft) -> Sequence[tuple[str, Line]]:
