@@ -19,7 +19,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, list_files
-from launcher.data.footers import ORIGIN
+from launcher.data.footers import ORIGIN, plain
 from launcher.data.sources import check_names
 from launcher.errors import DataError, RunError
 from launcher.spec.hub import PREFIX, parse_hub
@@ -124,13 +124,26 @@ def _read_csv(path: str, whole: bool) -> Iterator[pa.RecordBatch]:
         yield from found.to_batches(_ROW_GROUP) if whole else found
 
 
-def _read_jsonl(path: str, whole: bool) -> Iterator[pa.RecordBatch]:
-    read = pa.json.ReadOptions(block_size=_BLOCK_BYTES)
+def _read_jsonl(path: str, whole: bool, texts: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
+    """Read JSON Lines; pyarrow takes some texts for dates, which JSON does not have, unless `texts` is the schema."""
+    read, parse = pa.json.ReadOptions(block_size=_BLOCK_BYTES), pa.json.ParseOptions(explicit_schema=texts)
     with _opened(path) as stream:
-        found = pa.json.read_json(stream, read).to_batches(_ROW_GROUP) if whole else pa.json.open_json(stream, read)
-        for batch in found:
+        found = (pa.json.read_json if whole else pa.json.open_json)(stream, read, parse)
+        known = pa.schema([field.with_type(_dates_as_text(field.type)) for field in found.schema])
+        if known != found.schema:
+            yield from _read_jsonl(path, whole, known)
+            return
+        for batch in found.to_batches(_ROW_GROUP) if whole else found:
             batch.validate(full=True)  # pyarrow's JSON reader takes any bytes for UTF-8
             yield batch
+
+
+def _dates_as_text(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_dates_as_text(kind.value_type)))
+    return pa.struct([f.with_type(_dates_as_text(f.type)) for f in kind]) if pa.types.is_struct(kind) else kind
 
 
 def _read_arrow_stream(path: str, _: bool) -> Iterator[pa.RecordBatch]:
@@ -198,6 +211,7 @@ def _kind(value: object) -> str:
 
 def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch]) -> None:
     """Stream batches into a Parquet file that appears only when it is whole."""
+    batches = map(plain, batches)
     first = next(batches, None)
     while first is not None and not first.num_rows:
         first = next(batches, None)
