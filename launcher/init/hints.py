@@ -1,7 +1,7 @@
 """Which columns may be texts and labels, by name and by what is in them. Pure; `guess.py` makes a task of it."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from launcher.init.columns import Column
@@ -34,6 +34,14 @@ LABELS = (
 SURE_LABELS = ("label", "labels", "gold_label", "stars", "sentiment", "rating", "score")
 TAGS = ("ner_tags", "ner", "tags", "labels", "label", "entities", "pos_tags", "upos", "pos", "chunk_tags")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+}
+"""Columns beside prompts and conversations, by the key of the job file that names them."""
+UNREAD = (*(name for names in BESIDE.values() for name in names), "history", "image", "images", "videos", "audios")
 
 _AMOUNTS = ("stars", "rating", "score", "similarity", "similarity_score", "relatedness_score", "toxicity", "target")
 _IDS = re.compile(r"(.*[_-])?(id|idx|index|uuid|guid|hash|key|url|uri|link|path|file|filename|date|time|timestamp)s?")
@@ -88,6 +96,25 @@ def pair_of(columns: Sequence[Column], pairs: Sequence[tuple[str, str]]) -> tupl
         if one in by_name and two in by_name and by_name[two].shape == "text":
             return by_name[one], by_name[two]
     return None
+
+
+def beside_of(columns: Sequence[Column], keys: Sequence[str], taken: Collection[Column]) -> dict[str, Column]:
+    """Return the columns that stand beside prompts or conversations, by the key of the job file.
+
+    Args:
+        columns: Columns of the data.
+        keys: Keys that are of use.
+        taken: Columns that are read already.
+    """
+    found = {}
+    for key in keys:
+        shapes = ("text", "words", "structs") if key == "tools" else ("text",)
+        named = [
+            c for c in columns if c.shape in shapes and c not in taken and rank(c.name, BESIDE[key]) < len(BESIDE[key])
+        ]
+        if named:
+            found[key] = min(named, key=lambda c: rank(c.name, BESIDE[key]))
+    return found
 
 
 def label_columns(columns: Sequence[Column], taken: Collection[str]) -> list[Column]:

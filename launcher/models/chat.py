@@ -143,7 +143,7 @@ class Writer:
         content = row[self.column]
         more = row[self.input] if self.input else None
         if self.form == "chat" or isinstance(content, list):
-            turns = read_turns(content, self.column)
+            turns = read_turns(content, self.column, self.roles)
             if more:
                 raise ValueError(f"{self.input} cannot stand behind {self.column}, which is a conversation")
         else:
@@ -151,7 +151,8 @@ class Writer:
             turns = [Turn({"role": "user", "content": "\n".join(texts)}, "user")]
         system = row[self.system] if self.system else None
         if system and turns and turns[0].role == "system":
-            raise ValueError(f"{self.column} begins with a system message, and {self.system} is another; keep one")
+            what = f"{self.column} begins with a system message, and {self.system} is another"
+            raise ValueError(f'{what}; keep one, or set task.system: ""')
         if system:
             turns.insert(0, Turn({"role": "system", "content": as_text(system, self.system)}, "system"))
         return turns

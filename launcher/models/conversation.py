@@ -5,7 +5,7 @@ text. Read `chat.py` next for how they are written.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # JSON of others
 
@@ -13,17 +13,14 @@ from launcher.arrays import as_text, shown
 
 Message = dict[str, Any]
 
-# Names that data sets give to roles and no chat template knows.
-_ROLES = {
+# Names that data sets give to the roles of chat templates.
+_SPEAKERS = {
     "human": "user",
-    "gpt": "assistant",
-    "function_call": "assistant",
     "function": "tool",
     "observation": "tool",
     "function_response": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai", "function_call"), "assistant"),
 }
-# Speakers of ShareGPT's turns; a message of {role, content} may mean a role of its template by them.
-_SPEAKERS = _ROLES | {"chatgpt": "assistant", "model": "assistant", "bot": "assistant", "ai": "assistant"}
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -52,12 +49,13 @@ class Turn:
         return not self.message["content"].strip() and "tool_calls" not in self.message
 
 
-def read_turns(cell: object, column: str) -> list[Turn]:
+def read_turns(cell: object, column: str, own_roles: Collection[str] = ()) -> list[Turn]:
     """Return the messages of a conversation.
 
     Args:
         cell: List of messages, or JSON text of one.
         column: Column it is from, for messages.
+        own_roles: Roles that the chat template knows by the names that {role, content} give them.
 
     Raises:
         ValueError: It is none; the text says why.
@@ -65,7 +63,7 @@ def read_turns(cell: object, column: str) -> list[Turn]:
     found = _parsed(cell) if isinstance(cell, str) else _without_nulls(cell)
     if not isinstance(found, list):
         raise ValueError(f"{column} is {shown(cell)}, which is no list of messages")
-    return [_turn(message, f"{column}: message {i}") for i, message in enumerate(found)]
+    return [_turn(message, f"{column}: message {i}", own_roles) for i, message in enumerate(found)]
 
 
 def read_tools(cell: object, column: str) -> list[dict[str, Any]] | None:
@@ -126,7 +124,7 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _turn(message: object, where: str) -> Turn:
+def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
     known = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
     is_turn = "role" not in known and "from" in known
     speaker = known.get("from" if is_turn else "role")
@@ -139,7 +137,7 @@ def _turn(message: object, where: str) -> Turn:
         rest: Message = {}
         content = _content(known.get("value"), where)
     else:
-        role = _ROLES.get(speaker, speaker)
+        role = speaker if speaker in own_roles else _SPEAKERS.get(speaker, speaker)
         rest = {key: value for key, value in known.items() if key not in _REPLACED}
         content = _content(known.get("content"), where)
     calls = known.get("tool_calls") or ([known["function_call"]] if known.get("function_call") else [])

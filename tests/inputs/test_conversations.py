@@ -329,7 +329,7 @@ def test_r16_a_column_of_system_messages_stands_first(learned: Callable[..., lis
     )
     twice = {**_chat(("system", "Be short."), ("user", "Hi."), ("assistant", "Yes.")), "system": "Be kind."}
     assert learned(PLAIN, twice, messages="messages") == [
-        "messages begins with a system message, and system is another; keep one"
+        'messages begins with a system message, and system is another; keep one, or set task.system: ""'
     ]
 
 
@@ -366,6 +366,9 @@ def test_q50_sharegpt_is_read(names: tuple[str, str], learned: Callable[..., lis
     row = {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
     assert learned(PLAIN, row, messages="conversations") == ["hello<end>"]
     assert learned(PLAIN, row, messages="conversations", answer_roles=[names[1]]) == ["hello<end>"]
+    assert learned(PLAIN, _chat((names[0].lower(), "hi"), (names[1].lower(), "yes")), messages="messages") == [
+        "yes<end>"
+    ]
 
 
 def test_q50_sharegpt_calls_functions(learned: Callable[..., list[str]], prompts: Callable[..., list[str]]) -> None:
