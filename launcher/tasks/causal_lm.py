@@ -73,7 +73,8 @@ class CausalLM(Task):
             try:
                 tokens, targets = self._writer.tokens(row, with_targets)
                 if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
-                    raise ValueError(f"{self.input_columns[0]} has nothing to learn among its first {size} tokens")
+                    what = f"nothing to learn among its first {size} of {len(tokens)} tokens (task.max_length)"
+                    raise ValueError(f"{self.input_columns[0]} has {what}")
                 ids.append(tokens[:size] if with_targets else tokens[-size:])  # the end of a prompt matters most
                 labels.append(targets[: len(ids[-1])])
                 kept.append(i)

@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jobs import Columns
 from launcher.models.chat import CHATML, Writer
-from launcher.models.conversation import read_turns, readable
+from launcher.models.conversation import Turn, read_tools, read_turns, readable
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.conversations import CausalParams
@@ -466,3 +468,42 @@ def test_a_template_is_asked_once_how_it_takes_arguments() -> None:
     writer = Writer(_tokenizer(LLAMA), "chat", "messages", "", ("assistant",))
     assert not writer._wants_text_arguments
     assert Writer(_tokenizer(TEXT_ARGUMENTS), "chat", "messages", "", ("assistant",))._wants_text_arguments
+
+
+_KEYS = st.sampled_from(
+    [
+        "role",
+        "content",
+        "from",
+        "value",
+        "tool_calls",
+        "function_call",
+        "function",
+        "name",
+        "arguments",
+        "type",
+        "text",
+        "weight",
+    ]
+)
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 1)
+    | st.sampled_from(["", "assistant", "function_call", "text", "{}", "[1]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(_VALUES)
+def test_whatever_a_cell_holds_is_read_or_refused(cell: object) -> None:
+    for read in (read_turns, read_tools):
+        for form in (cell, json.dumps(cell)):
+            try:
+                found = read(form, "c")
+            except ValueError as problem:
+                assert str(problem).startswith("c")
+            else:
+                assert found is None or all(isinstance(item, Turn | dict) for item in found)
+    assert isinstance(readable(cell), str)

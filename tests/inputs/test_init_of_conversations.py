@@ -99,7 +99,8 @@ def test_the_job_file_names_the_columns_and_passes_check(
 ) -> None:
     lines = [json.dumps(rows[i % len(rows)]) for i in range(ROWS)]
     Path("train.jsonl").write_text("\n".join(lines) + "\n")
-    task = ("--task", "causal-lm")
+    Path("validation.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    task = ("--task", "causal-lm", "--validation", "validation.jsonl")
     code, said = launch("init", "train.jsonl", "--model", str(model), "--yes", *task)
     assert code == 0, said
     assert "is not read" not in said
@@ -108,6 +109,7 @@ def test_the_job_file_names_the_columns_and_passes_check(
     assert given == written
     code, said = launch("check", "job.yaml", "task.max_length=1024")  # bytes are more than the tokens of a usual model
     assert code == 0, said
+    assert "3 of 3 validation rows are also in train" in said
 
 
 def test_r16_check_names_the_file_that_lacks_a_column_of_the_training_data(

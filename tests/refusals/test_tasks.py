@@ -171,7 +171,7 @@ CASES = [
     Case(
         "prompts longer than max_length",
         lambda desk: _lm(desk, "prompt: p, response: r", p=["w1 " * 100] * 10, r=["w2"] * 10),
-        f"{_TRAIN}: row 0: p has nothing to learn among its first 32 tokens; {_MEND}",
+        f"{_TRAIN}: row 0: p has nothing to learn among its first 32 of 107 tokens (task.max_length); {_MEND}",
     ),
     Case(
         "pictures that are not there",
