@@ -5,7 +5,7 @@ text. Read `chat.py` next for how they are written.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any  # JSON of others
 
@@ -128,9 +128,8 @@ def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
     known = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
     is_turn = "role" not in known and "from" in known
     speaker = known.get("from" if is_turn else "role")
-    if speaker is None or not ({"content", "value", "tool_calls", "function_call"} & set(known)):
-        missing = f"{where}, of {speaker}, has no content" if speaker is not None and not is_turn else ""
-        raise ValueError(missing or f"{where} is {shown(message)}, which is no {{role, content}}")
+    if speaker is None:
+        raise ValueError(f"{where} is {shown(message)}, which is no {{role, content}}")
     speaker = str(speaker)
     if is_turn:
         role = _SPEAKERS.get(speaker.lower(), speaker.lower())
@@ -140,14 +139,14 @@ def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
         role = speaker if speaker in own_roles else _SPEAKERS.get(speaker, speaker)
         rest = {key: value for key, value in known.items() if key not in _REPLACED}
         content = _content(known.get("content"), where)
-    calls = known.get("tool_calls") or ([known["function_call"]] if known.get("function_call") else [])
-    if speaker == "function_call":
-        calls, content = _called(content, where), ""
+    given = known.get("tool_calls") or known.get("function_call")
+    if speaker == "function_call":  # its content is the call
+        given, content = content or "null", None
+    found = _parsed(given) if isinstance(given, str) else given or []
+    calls = [_call(call, where) for call in (found if isinstance(found, list) else [found])]
     if content is None and not calls:
         raise ValueError(f"{where}, of {speaker}, has no content")
-    turn: Message = {"role": role, "content": content or "", **rest}
-    if calls:
-        turn["tool_calls"] = [_call(call, where) for call in calls]
+    turn: Message = {"role": role, "content": content or "", **rest, **({"tool_calls": calls} if calls else {})}
     return Turn(turn, speaker, known.get("weight") != 0)
 
 
@@ -170,15 +169,6 @@ def _part(part: object, where: str) -> str:
         what = f"of type {kind!r}" if kind not in _TEXT_PARTS else shown(part)
         raise ValueError(f"{where} has a part {what}, and only parts of type 'text' are read")
     return text
-
-
-def _called(content: str | None, where: str) -> Sequence[object]:
-    """Return the calls that a turn of `function_call` writes as JSON."""
-    found = _parsed(content or "")
-    calls = found if isinstance(found, list) else [found]
-    if not calls or not all(isinstance(call, dict) for call in calls):
-        raise ValueError(f"{where}, of function_call, is {shown(content)}, which is no JSON of {{name, arguments}}")
-    return calls
 
 
 def _call(call: object, where: str) -> Message:

@@ -162,8 +162,10 @@ def test_r03_a_part_that_is_no_text_is_a_bad_row(kind: str, learned: Callable[..
 def test_r03_content_that_is_null_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "Hi."), ("assistant", None))
     other = _chat(("user", None), ("assistant", "No."))
-    assert learned(PLAIN, row, other, messages="messages") == [
+    uncalled = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": []}]}
+    assert learned(PLAIN, row, other, uncalled, messages="messages") == [
         "messages: message 1, of assistant, has no content", "messages: message 0, of user, has no content",
+        "messages: message 1, of assistant, has no content",
     ]  # fmt: skip
 
 
@@ -245,6 +247,12 @@ def test_r04_what_a_template_does_not_write_is_a_bad_row(learned: Callable[..., 
     row = _chat(("user", "Hi."), ("tool", "sunny"), ("assistant", "Yes."))
     no_role = "messages: the chat template does not write the content of message 1, of tool; set "
     assert learned(KNOWN_ROLES, row, messages="messages") == [f"{no_role}task.chat_template to one that does"]
+
+
+def test_r04_predict_refuses_what_a_template_does_not_write(tmp_path: Path) -> None:
+    rows = _lines(_calling())
+    encoded = _task(tmp_path, PLAIN, rows, messages="messages").encode(rows, False)
+    assert [why[:38] for _, why in encoded.problems] == ["tools: the chat template writes no too"]
 
 
 def test_r04_content_that_a_template_escapes_is_written(learned: Callable[..., list[str]]) -> None:
@@ -388,6 +396,13 @@ def test_q50_sharegpt_calls_functions(learned: Callable[..., list[str]], prompts
     assert prompt.endswith('<ipython>"sunny"<eot><assistant>')
     named = {"messages": [{"role": speaker, "content": value} for speaker, value in turns]}
     assert learned(LLAMA, named, messages="messages") == [text]
+
+
+def test_q50_a_function_call_that_is_no_json_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
+    row = _chat(("user", "Weather?"), ("function_call", "weather(T)"))
+    assert learned(LLAMA, row, messages="messages") == [
+        "messages: message 1 has a tool call 'weather(T)', which is no {name, arguments}"
+    ]
 
 
 def test_q52_and_r19_what_is_not_learned_is_counted(tmp_path: Path) -> None:
