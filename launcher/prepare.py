@@ -111,7 +111,8 @@ def _remarks(task: Task, train: Split) -> tuple[str, ...]:
     if task.from_scratch == "image":
         return ()
     rows = max(1, min(_REMARKED_ROWS, int(_REMARKED_BYTES / row_bytes(train))))
-    return task.remarks(sample(train, [*dict.fromkeys(task.input_columns + task.target_columns)], rows))
+    read = [*dict.fromkeys(task.input_columns + task.target_columns)]
+    return task.remarks(sample(train, read, rows), [name for name in train.schema.names if name not in read])
 
 
 def absolute(job: JobSpec) -> JobSpec:

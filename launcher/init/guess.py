@@ -16,7 +16,6 @@ from launcher.init.hints import (
     SURE_LABELS,
     TAGS,
     TEXTS,
-    UNREAD,
     Kind,
     beside_of,
     is_category,
@@ -25,11 +24,13 @@ from launcher.init.hints import (
     label_columns,
     lone_category,
     pair_of,
+    plain,
     rank,
     text_columns,
 )
 from launcher.init.look import Look
 from launcher.init.refuse import no_task_for
+from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
@@ -197,7 +198,8 @@ def _prompt(look: Look, wishes: Wishes) -> Guess | None:
 
 def _unread(look: Look, read: Sequence[Column]) -> tuple[str, ...]:
     """Return notes on columns that belong to prompts or conversations, and that the task does not read."""
-    more = [c.name for c in look.columns if rank(c.name, UNREAD) < len(UNREAD) and c not in read]
+    names = [name for usual in (*USUAL.values(), UNREAD) for name in usual]
+    more = [c.name for c in look.columns if plain(c.name) in names and c not in read]
     return tuple(f"column {name} is not read; put it into the prompts or conversations if it matters" for name in more)
 
 

@@ -1,10 +1,11 @@
 """Which columns may be texts and labels, by name and by what is in them. Pure; `guess.py` makes a task of it."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from launcher.init.columns import Column
+from launcher.models.conversation import USUAL
 
 Kind = Literal["single-label", "multi-label", "regression"]
 
@@ -34,14 +35,6 @@ LABELS = (
 SURE_LABELS = ("label", "labels", "gold_label", "stars", "sentiment", "rating", "score")
 TAGS = ("ner_tags", "ner", "tags", "labels", "label", "entities", "pos_tags", "upos", "pos", "chunk_tags")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
-
-BESIDE: Mapping[str, tuple[str, ...]] = {
-    "input": ("input", "context"),
-    "system": ("system", "system_prompt"),
-    "tools": ("tools", "functions"),
-}
-"""Columns beside prompts and conversations, by the key of the job file that names them."""
-UNREAD = (*(name for names in BESIDE.values() for name in names), "history", "image", "images", "videos", "audios")
 
 _AMOUNTS = ("stars", "rating", "score", "similarity", "similarity_score", "relatedness_score", "toxicity", "target")
 _IDS = re.compile(r"(.*[_-])?(id|idx|index|uuid|guid|hash|key|url|uri|link|path|file|filename|date|time|timestamp)s?")
@@ -110,10 +103,10 @@ def beside_of(columns: Sequence[Column], keys: Sequence[str], taken: Collection[
     for key in keys:
         shapes = ("text", "words", "structs") if key == "tools" else ("text",)
         named = [
-            c for c in columns if c.shape in shapes and c not in taken and rank(c.name, BESIDE[key]) < len(BESIDE[key])
+            c for c in columns if c.shape in shapes and c not in taken and rank(c.name, USUAL[key]) < len(USUAL[key])
         ]
         if named:
-            found[key] = min(named, key=lambda c: rank(c.name, BESIDE[key]))
+            found[key] = min(named, key=lambda c: rank(c.name, USUAL[key]))
     return found
 
 

@@ -21,6 +21,15 @@ _SPEAKERS = {
     "function_response": "tool",
     **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai", "function_call"), "assistant"),
 }
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+}
+"""Usual names of the columns beside prompts and conversations, by the task's parameter that names them."""
+UNREAD = ("history", "image", "images", "videos", "audios")
+"""Usual names of columns that belong to conversations and that no task reads."""
+
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 

@@ -284,11 +284,12 @@ class Task(Protocol):
         batch = self.collate(samples).to(model.device)
         return self.decode(model(**batch.inputs).logits, samples)
 
-    def remarks(self, rows: pa.Table) -> tuple[str, ...]:
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         """Return what a person should know of the training data before spending hours, told from some of its rows.
 
         Args:
             rows: Input and target columns of rows that are spread over the training data; bad ones may be among them.
+            unread: Names of its other columns.
         """
         return ()
 

@@ -1,6 +1,6 @@
 """Causal language modelling and instruction tuning (GPT): the next token, of texts or of answers. All workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -85,8 +85,8 @@ class CausalLM(Task):
         lengths = np.array([len(row) for row in ids], np.int64)
         return Encoded(samples, np.array(kept, np.int64), lengths, weights, tuple(problems))
 
-    def remarks(self, rows: pa.Table) -> tuple[str, ...]:
-        return remarks(self._writer, rows.to_pylist(), self.params.max_length)
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        return remarks(self._writer, rows.to_pylist(), self.params.max_length) + self.params.unread(unread)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids and position_ids (B, T), which begin anew with each packed sample; labels (B, T)."""

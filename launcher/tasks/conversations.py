@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 
 from launcher.arrays import percent
 from launcher.models.chat import Writer
+from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import SmoothedParams, TrainingColumns, cut_remark
 
-BESIDE = ("input", "system", "tools")
+BESIDE = tuple(USUAL)
 """Parameters that name a column beside the prompts or conversations; null takes the column of that name."""
 
 
@@ -66,13 +67,27 @@ class CausalParams(SmoothedParams):
         """Columns that are read beside the prompt or the conversation."""
         return tuple(dict.fromkeys(name for key in BESIDE if (name := getattr(self, key))))
 
+    def unread(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return remarks on columns that belong to prompts or conversations by their names, and that are not read."""
+        if not (self.messages or self.prompt):
+            return ()
+        keys = {name: key for key in self._keys if not getattr(self, key) for name in USUAL[key]}
+        said = {name: f"task.{key}: {name} reads it" for name, key in keys.items()}
+        said |= dict.fromkeys(UNREAD, "put it into the prompts or conversations if it matters")
+        return tuple(f"column {name} is not read; {said[name]}" for name in names if name in said)
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """Parameters among `BESIDE` that are of use."""
+        return BESIDE if self.prompt else ("system", "tools")
+
     def with_columns(self, data: TrainingColumns) -> "CausalParams":
         """Return the parameters with the columns that the training data has beside prompts or conversations."""
         if not (self.messages or self.prompt):
             return self
         taken = (self.messages, self.prompt, self.response)
         found = {}
-        for key in BESIDE if self.prompt else ("system", "tools"):
+        for key in self._keys:
             if getattr(self, key) is None:
                 is_there = key in data.names and key not in taken and _may_stand_beside(key, data.type_of(key))
                 found[key] = key if is_there else ""

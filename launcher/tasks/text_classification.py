@@ -1,5 +1,6 @@
 """Text classification: one or two text columns to one class, several, or a number. Data workers and train workers."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ class TextClassification(LabelledTask):
             pa.table(samples), np.array(kept, np.int64), lengths, self.targets.weigh(targets), tuple(problems)
         )
 
-    def remarks(self, rows: pa.Table) -> tuple[str, ...]:
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         cells = rows.select(list(self.input_columns)).to_pylist()
         read = [[str(cell) for cell in row.values()] for row in cells if all(row.values())]
         lengths = [len(self._tokenizer(*texts, return_attention_mask=False)["input_ids"]) for texts in read]

@@ -1,6 +1,6 @@
 """Token classification (NER): a tag for each word. Data workers and train workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ class TokenClassification(LabelledTask):
         weights = self.targets.weigh([s["labels"] for s in samples])
         return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
 
-    def remarks(self, rows: pa.Table) -> tuple[str, ...]:
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         read = [text for text in rows.column(self.params.text).to_pylist() if text and _is_read(text)]
         split = bool(read) and isinstance(read[0], list)
         lengths = [len(self._tokenizer(text, is_split_into_words=split)["input_ids"]) for text in read]

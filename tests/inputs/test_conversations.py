@@ -329,6 +329,19 @@ def test_r16_an_input_that_is_the_prompt_is_read_once(prompts: Callable[..., lis
     assert prompts(PLAIN, row, prompt="input", response="output") == [expected]
 
 
+def test_r16_columns_that_are_not_read_are_remarked_upon(tmp_path: Path) -> None:
+    row = {"question": "Who?", "context": "Anna.", "history": "b", "id": "c", "response": "a"}
+    task = _task(tmp_path, PLAIN, _lines(row), prompt="question")
+    assert task.remarks(_lines(row), list(row)[1:4]) == (
+        "column context is not read; task.input: context reads it",
+        "column history is not read; put it into the prompts or conversations if it matters",
+    )
+    assert _task(tmp_path, PLAIN, prompt="question", input="context").remarks(_lines(row), ["id"]) == ()
+    assert _task(tmp_path, PLAIN, messages="question").params.unread(["context", "functions"]) == (
+        "column functions is not read; task.tools: functions reads it",
+    )
+
+
 def test_r16_a_column_of_system_messages_stands_first(learned: Callable[..., list[str]], tmp_path: Path) -> None:
     rows = [{**_chat(("user", "Hi."), ("assistant", "Yes.")), "system": s} for s in ("Be kind.", "", None)]
     task = _task(tmp_path, PLAIN, _lines(*rows), messages="messages")
