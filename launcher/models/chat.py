@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # For a tokenizer that brings no template of its own: ChatML, as OpenAI published it in 2023; tools and their calls as
-# Hermes and Qwen2.5 write them.
+# Hermes and Qwen2.5 write them. transformers drops a line break that stands behind a block, hence those in {{ }}.
 CHATML = (
     "{% set first = messages and messages[0]['role'] == 'system' %}"
     "{% if tools %}<|im_start|>system\n{% if first %}{{ messages[0]['content'] }}\n\n{% endif %}"
     "You may call functions. They are described within <tools></tools>:\n<tools>"
-    "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
+    "{% for tool in tools %}{{ '\n' ~ (tool | tojson) }}{% endfor %}{{ '\n</tools>\n' }}"
     "For each call, write JSON of its name and arguments within <tool_call></tool_call>:\n"
     '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n{% endif %}'
     "{% for message in messages %}{% if not (tools and first and loop.first) %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}{% for call in message['tool_calls'] or [] %}"
-    "{% if message['content'] or not loop.first %}\n{% endif %}"
+    "{% if message['content'] or not loop.first %}{{ '\n' }}{% endif %}"
     '<tool_call>\n{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}\n'
     "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

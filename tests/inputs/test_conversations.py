@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json
 import pytest
@@ -15,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jobs import Columns
+from launcher.data.convert import as_splittable
+from launcher.data.sources import open_split
 from launcher.models.chat import CHATML, Writer
 from launcher.models.conversation import Turn, read_tools, read_turns, readable
 from launcher.spec.model import ModelSpec
@@ -182,6 +185,21 @@ def test_r04_chatml_writes_tools_and_calls(
     assert prompt.startswith("<|im_start|>system\n") and json.dumps(TOOL) in prompt
     assert prompt.endswith("<|im_start|>tool\nsunny<|im_end|>\n<|im_start|>assistant\n")
     assert call in prompt
+
+
+def test_r04_chatml_joins_tools_and_system_and_writes_every_call(
+    learned: Callable[..., list[str]], prompts: Callable[..., list[str]]
+) -> None:
+    row = _calling(content="Let me see.")
+    row["messages"][1]["tool_calls"] *= 2
+    row["messages"].insert(0, {"role": "system", "content": "Be kind."})
+    (prompt,) = prompts(CHATML, row, messages="messages")
+    assert prompt.startswith("<|im_start|>system\nBe kind.\n\n") and prompt.count("<|im_start|>system") == 1
+    assert f"<tools>\n{json.dumps(TOOL)}\n</tools>\nFor each call" in prompt
+    assert "</tool_call><|im_end|>\n<|im_start|>user\nWeather in T0?" in prompt
+    call = '<tool_call>\n{"name": "weather", "arguments": {"town": "T0"}}\n</tool_call>'
+    (text,) = learned(CHATML, row, messages="messages")
+    assert text == f"Let me see.\n{call}\n{call}<|im_end|>\nIt is sunny.<|im_end|>\n"
 
 
 @pytest.mark.parametrize(
@@ -485,6 +503,21 @@ def test_any_cell_can_be_shown(cell: object) -> None:
 def test_calls_are_shown() -> None:
     text = 'user: Weather in T0?\nassistant: weather({"town": "T0"})\ntool: sunny\nassistant: It is sunny.'
     assert readable(_calling()["messages"]) == text
+
+
+def test_tools_of_several_files_are_those_of_each_row(tmp_path: Path) -> None:
+    """Files whose tools and arguments have other keys: all rows have one type, and each its own keys."""
+    places = [("town", "T"), ("zone", 1)]
+    for name, value in places:
+        tools = [{"name": "f", "parameters": {"properties": {name: {"type": type(value).__name__}}}}]
+        row = {**_calling(arguments={name: value}), "tools": tools}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    split = open_split("train", as_splittable("train", [str(tmp_path / "*.jsonl")], "auto", str(tmp_path / "cache")))
+    rows = split.read(np.arange(2), ["messages", "tools"]).to_pylist()
+    calls = [read_turns(row["messages"], "m")[1].message["tool_calls"][0]["function"]["arguments"] for row in rows]
+    assert calls == [dict([place]) for place in places]
+    tools = [read_tools(row["tools"], "t") or [{}] for row in rows]
+    assert [list(tool["function"]["parameters"]["properties"]) for (tool,) in tools] == [["town"], ["zone"]]
 
 
 def test_turns_keep_what_templates_may_ask_for() -> None:
