@@ -111,6 +111,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 
+def percent(share: float) -> str:
+    """Return a share for a message, small ones with two digits."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def few(names: Sequence[str]) -> str:
     """Names for a message: all, or the first of many and how many there are."""
     more = f" ... ({len(names)} in all)" if len(names) > _MOST_SHOWN else ""

@@ -54,6 +54,10 @@ class _Columns:
 
     split: Split
 
+    @property
+    def names(self) -> list[str]:
+        return list(self.split.schema.names)
+
     def type_of(self, name: str) -> pa.DataType:
         return self.split.schema.field(name).type
 

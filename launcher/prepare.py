@@ -19,6 +19,7 @@ from launcher.data.cache import root_of
 from launcher.data.convert import splittable_files
 from launcher.data.footers import Told
 from launcher.data.process import uncollected
+from launcher.data.sample import row_bytes, sample
 from launcher.data.sources import Split, open_files
 from launcher.errors import DataError, ModelError
 from launcher.learned import learned
@@ -38,6 +39,8 @@ from launcher.tasks.base import ColumnKind, Task
 from launcher.train.machine import missing
 
 _ROWS_AT_ONCE = 4096
+# Tokenizers read some MiB a second.
+_REMARKED_ROWS, _REMARKED_BYTES = 256, 2 << 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def prepare(
         job: the job.
         told: how many footers of a split are read.
         cache: where converted files and footers are kept; None is the storage's own, which other jobs share.
-        measure: whether to predict memory even where nothing is to be decided by it, for a second or two.
+        measure: Whether to predict memory even where nothing is to be decided by it, and to look for remarks on the
+            training data, for a second or two.
         on_data: Called before memory is predicted; begins what needs the data alone.
 
     Raises:
@@ -88,18 +92,30 @@ def prepare(
     check_kinds(job, task, splits)
     job = learned(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
+    for split in splits.values():  # training may have columns that the other splits lack
+        check_columns(split, task)
     if job.data.on_bad_row == "error":
         check_targets(task, [split for name, split in splits.items() if name != "train"])
     facts = task.check_model()
     if facts.get("packs") is False:
         task_spec = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
         job = job.model_copy(update={"task": task_spec})
-    lost = lost_notes(task, list(splits.values()))
+    notes = lost_notes(task, list(splits.values()))
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)
     room = settle(job, run, splits["train"], measure)
-    return Prepared(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts, lost))
+    notes += _remarks(task, splits["train"]) if measure else ()
+    return Prepared(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts, notes))
+
+
+def _remarks(task: Task, train: Split) -> tuple[str, ...]:
+    """Return what some rows of the training data tell; pictures tell nothing, and are large."""
+    if task.from_scratch == "image":
+        return ()
+    rows = max(1, min(_REMARKED_ROWS, int(_REMARKED_BYTES / row_bytes(train))))
+    read = [*dict.fromkeys(task.input_columns + task.target_columns)]
+    return task.remarks(sample(train, read, rows), [name for name in train.schema.names if name not in read])
 
 
 def absolute(job: JobSpec) -> JobSpec:

@@ -20,6 +20,10 @@ class Columns:
 
     table: pa.Table
 
+    @property
+    def names(self) -> list[str]:
+        return list(self.table.column_names)
+
     def type_of(self, name: str) -> pa.DataType:
         return self.table.schema.field(name).type
 

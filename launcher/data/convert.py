@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from launcher.data.csv_files import CSV_NULLS, header_hint, read_csv, read_texts
 from launcher.data.files import COMPRESSED, DataFile, first_line, list_files
-from launcher.data.footers import ORIGIN
+from launcher.data.footers import ORIGIN, plain
 from launcher.data.json_files import changed_column, is_array, read_json
 from launcher.data.opened import ROW_GROUP, opened
 from launcher.data.sources import unique_columns
@@ -290,6 +290,7 @@ def _kind(value: object) -> str:
 
 def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: Kinds | None = None) -> None:
     """Stream batches into a Parquet file that appears only when it is whole."""
+    batches = map(plain, batches)
     first = next(batches, None)
     if first is None:
         raise DataError(f"{origin}: has no rows; give a file that has")

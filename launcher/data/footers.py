@@ -66,9 +66,10 @@ class Footers:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return a schema without Arrow's view types, which files of Polars have and few functions of pyarrow take.
+    """Return a schema without types that few functions of pyarrow take.
 
-    Dictionaries are columns of their values: their codes mean something else in each file and row group.
+    These are views, which files of Polars have, and structs without fields (`{}` in JSON), which Parquet cannot hold;
+    they get one of nulls. Dictionaries are columns of their values: their codes mean something else in each file.
     """
     fields = [field.with_type(_plain(field.type)) for field in schema]
     return pa.schema(fields, schema.metadata)
@@ -86,7 +87,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind] or [("_", pa.null())])
     return kind
 
 

@@ -1,6 +1,8 @@
 """What one column holds, told from its type and some of its values. Pure; read `look.py` for who reads the values."""
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -8,13 +10,14 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from launcher.data.files import PICTURE_SUFFIXES
+from launcher.models.conversation import Turn, read_turns
 
 Shape = Literal[
-    "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "turns", "spans", "structs",
+    "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "structs",
     "picture", "sound", "other",
 ]  # fmt: skip
-"""`words`, `integers`, `numbers`: lists of them. `messages`: lists of {role, content}; `turns`: of {from, value};
-`spans`: of {start, end, label}; `structs`: of something else."""
+"""`words`, `integers`, `numbers`: lists of them. `messages`: lists of {role, content} or {from, value}, or JSON text of
+them; `spans`: of {start, end, label}; `structs`: of something else."""
 
 # What the files of a kind begin with; RIFF holds both kinds and tells which at its ninth byte.
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
@@ -24,8 +27,6 @@ _SOUNDS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")
 _PIECES = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W\d_\u2e80-\u9fff\uac00-\ud7af]+|\d+|[^\w\s]|_")
 _LONGEST_READ = 20_000
 
-ANSWER_ROLES = ("assistant", "gpt", "model", "bot", "ai")
-"""Roles whose messages are answers, as data sets call them."""
 NO_ANSWER = 1 << 30
 """Stands for the opening of a conversation in which nobody answers."""
 _LONGEST_WORD = 20
@@ -63,6 +64,10 @@ class Column:
     """Keys of a struct, or of the structs in a list."""
     roles: tuple[str, ...] = ()
     """Who speaks in conversations, the most frequent first."""
+    has_calls: bool = False
+    """Whether tools are called in conversations."""
+    problem: str = ""
+    """Why lists of {role, content} are no conversations that can be read."""
     openings: tuple[int, ...] = ()
     """Of each conversation: the estimated tokens before its first answer."""
     class_names: tuple[str, ...] = ()
@@ -122,13 +127,13 @@ def _shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
     if _is_text(kind):
-        return "picture" if _are_paths(known) else "text"
+        return "picture" if _are_paths(known) else "messages" if _are_conversations(known) else "text"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _list_shape(kind.value_type)
+        return _list_shape(kind.value_type, known)
     return _content_shape(kind, feature, known)
 
 
-def _list_shape(item: pa.DataType) -> Shape:
+def _list_shape(item: pa.DataType, known: Sequence[object]) -> Shape:
     if _is_text(item):
         return "words"
     if pa.types.is_integer(item) or pa.types.is_boolean(item):
@@ -138,10 +143,8 @@ def _list_shape(item: pa.DataType) -> Shape:
     if not pa.types.is_struct(item):
         return "other"
     types = {field.name: field.type for field in item}
-    if {"role", "content"} <= set(types) and _is_text(types["content"]):
-        return "messages"
-    if {"from", "value"} <= set(types):
-        return "turns"
+    if {"role", "content"} <= set(types) or {"from", "value"} <= set(types):
+        return "messages" if not known or any(map(_turns_of, known[:100])) else "structs"
     spans = {"start", "end", "label"} <= set(types)
     return "spans" if spans and _is_text(types["label"]) and pa.types.is_integer(types["start"]) else "structs"
 
@@ -184,6 +187,19 @@ def is_heavy(kind: pa.DataType) -> bool:
 
 def _are_paths(known: Sequence[object]) -> bool:
     return bool(known) and all(str(value).lower().endswith(PICTURE_SUFFIXES) for value in known[:100])
+
+
+def _are_conversations(known: Sequence[object]) -> bool:
+    """Return whether texts are JSON of conversations."""
+    return bool(known) and all(str(cell).lstrip().startswith("[") and _turns_of(cell) for cell in known[:100])
+
+
+def _turns_of(cell: object) -> list[Turn]:
+    """Return the messages of a conversation; none of one that cannot be read."""
+    try:
+        return read_turns(cell, "")
+    except ValueError:
+        return []
 
 
 def _keys(kind: pa.DataType) -> tuple[str, ...]:
@@ -234,24 +250,44 @@ def _lists(known: list[list[object]]) -> dict[str, Any]:
     return facts | {"tokens": tuple(sum(map(estimate_tokens, row)) for row in words), "foreign": foreign}
 
 
-def _conversations(known: list[list[dict[str, object]]]) -> dict[str, Any]:
-    turns = [turn for row in known for turn in row]
-    roles = [str(turn.get("role")) for turn in turns]
-    # A few tokens of the template go with each message.
-    sizes = tuple(sum(5 + estimate_tokens(str(turn.get("content") or "")) for turn in row) for row in known)
-    texts = _texts([str(turn.get("content") or "") for turn in turns[:2000]])
-    ranked = tuple(sorted(set(roles), key=lambda role: (-roles.count(role), role)))
-    openings = tuple(map(_opening, known))
-    return {"tokens": sizes, "openings": openings, "roles": ranked, "foreign": texts["foreign"]}
+def _conversations(known: list[object]) -> dict[str, Any]:
+    conversations = [turns for cell in known if (turns := _turns_of(cell))]
+    turns = [turn for conversation in conversations for turn in conversation]
+    roles = Counter(turn.role for turn in turns)
+    texts = _texts([turn.message["content"] for turn in turns[:2000]])
+    return {
+        "tokens": tuple(sum(map(_size, conversation)) for conversation in conversations),
+        "openings": tuple(map(_opening, conversations)),
+        "roles": tuple(sorted(roles, key=lambda role: (-roles[role], role))),
+        "has_calls": any("tool_calls" in turn.message for turn in turns),
+        "foreign": texts["foreign"],
+    }
 
 
-def _opening(conversation: list[dict[str, object]]) -> int:
+def _size(turn: Turn) -> int:
+    """Return the estimated tokens of a message; a few of the template go with each."""
+    calls = turn.message.get("tool_calls")
+    return (
+        5 + estimate_tokens(turn.message["content"]) + (estimate_tokens(json.dumps(calls, default=str)) if calls else 0)
+    )
+
+
+def _opening(conversation: list[Turn]) -> int:
     size = 0
     for turn in conversation:
-        if turn.get("role") in ANSWER_ROLES:
+        if turn.role == "assistant":
             return size
-        size += 5 + estimate_tokens(str(turn.get("content") or ""))
+        size += _size(turn)
     return NO_ANSWER
+
+
+def _structs(known: list[list[dict[str, object]]]) -> dict[str, Any]:
+    problem = ""
+    try:
+        read_turns(known[0] if known else [], "row 0")
+    except ValueError as error:
+        problem = str(error) if known[0] and known[0][0].get("role") else ""
+    return {"tokens": tuple(estimate_tokens(json.dumps(cell, default=str)) for cell in known), "problem": problem}
 
 
 _Facts = Callable[[list[Any]], dict[str, Any]]  # of whatever the shape holds, fields of Column
@@ -265,6 +301,7 @@ _FACTS: dict[str, _Facts] = {
     "numbers": _lists,
     "spans": lambda known: {"lengths": tuple(map(len, known))},
     "messages": _conversations,
+    "structs": _structs,
 }
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.footers import ORIGIN
+from launcher.data.sample import a_few, schema_of
 from launcher.data.sources import Split, read_batches
 from launcher.errors import DataError
-from launcher.init.rows import a_few, schema_of
 from launcher.storage import os_reason
 
 _AT_ONCE = 1 << 20

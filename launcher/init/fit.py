@@ -112,7 +112,7 @@ def fit(split: Split, guess: Guess, known: Sequence[str]) -> Fit:
         guess: the task and its columns.
         known: the classes of the training data; empty where labels are none.
     """
-    columns = [*guess.inputs, *([guess.label] if guess.label else [])]
+    columns = [*guess.inputs, *guess.beside.values(), *([guess.label] if guess.label else [])]
     missing = [column.name for column in columns if column.name not in split.schema.names]
     if missing:
         return Fit(split.rows, f"it has no column {missing[0]}")

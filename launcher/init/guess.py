@@ -3,12 +3,12 @@
 A rule knows one form of data; they are asked in order. Read `settle.py` next for the rest of the job file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.errors import DataError
-from launcher.init.columns import ANSWER_ROLES, Column
+from launcher.init.columns import Column
 from launcher.init.hints import (
     CONVERSATIONS,
     PAIRS,
@@ -17,17 +17,20 @@ from launcher.init.hints import (
     TAGS,
     TEXTS,
     Kind,
+    beside_of,
     is_category,
     is_id,
     kind_of,
     label_columns,
     lone_category,
     pair_of,
+    plain,
     rank,
     text_columns,
 )
 from launcher.init.look import Look
 from launcher.init.refuse import no_task_for
+from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
@@ -73,6 +76,8 @@ class Guess:
     """Why each column, by its name."""
     notes: tuple[str, ...] = ()
     """What the user should know of columns that are not read."""
+    beside: Mapping[str, Column] = field(default_factory=dict)
+    """Columns that are read beside prompts or conversations, by the key of the job file."""
 
     @property
     def has_unnamed_tags(self) -> bool:
@@ -137,16 +142,16 @@ def _messages(look: Look, wishes: Wishes) -> Guess | None:
     if not found or (wishes.label and wishes.inputs):
         return None
     column = min(found, key=lambda c: rank(c.name, CONVERSATIONS))
-    if not set(ANSWER_ROLES) & set(column.roles):
+    if "assistant" not in column.roles:
         raise DataError(
             f"{look.where}: in column {column.name} speak {', '.join(column.roles[:6]) or 'nobody'}, and none of "
             "them is the assistant whose messages are learned; rename a role to assistant"
         )
-    why = f"column {column.name} holds conversations of {{role, content}}"
     reasons = {column.name: f"conversations of {', '.join(column.roles[:4])}"}
-    unread = [c.name for c in look.columns if c.name in ("tools", "system", "functions")]
-    notes = tuple(f"column {name} is not read: causal-lm sees the messages alone" for name in unread)
-    return Guess("causal-lm", "messages", (column,), None, why, reasons, notes)
+    beside = beside_of(look.columns, ("system", "tools"), (column,))
+    notes = _unread(look, (column, *beside.values()))
+    why = f"column {column.name} holds conversations"
+    return Guess("causal-lm", "messages", (column,), None, why, reasons, notes, beside)
 
 
 def _tokens(look: Look, wishes: Wishes) -> Guess | None:
@@ -193,11 +198,17 @@ def _prompt(look: Look, wishes: Wishes) -> Guess | None:
     prompt, answer = found
     why = f"columns {prompt.name} and {answer.name} are prompts and their answers"
     reasons = {prompt.name: _text_reason(prompt), answer.name: f"{_text_reason(answer)}; only these are learned"}
-    more = [c.name for c in look.columns if c.name.lower() in ("input", "context", "system") and c not in found]
-    notes = tuple(
-        f"column {name} is not read: causal-lm reads one column of prompts; join them if it matters" for name in more
-    )
-    return Guess("causal-lm", "prompt", (prompt,), answer, why, reasons, notes)
+    keys = ("system", "tools") if prompt.shape == "messages" else ("input", "system", "tools")
+    beside = beside_of(look.columns, keys, found)
+    notes = _unread(look, (*found, *beside.values()))
+    return Guess("causal-lm", "prompt", (prompt,), answer, why, reasons, notes, beside)
+
+
+def _unread(look: Look, read: Sequence[Column]) -> tuple[str, ...]:
+    """Return notes on columns that belong to prompts or conversations, and that the task does not read."""
+    names = [name for usual in (*USUAL.values(), UNREAD) for name in usual]
+    more = [c.name for c in look.columns if plain(c.name) in names and c not in read]
+    return tuple(f"column {name} is not read; put it into the prompts or conversations if it matters" for name in more)
 
 
 def _wanted(pair: tuple[Column, Column], wishes: Wishes) -> bool:

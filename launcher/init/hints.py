@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from launcher.init.columns import Column
+from launcher.models.conversation import USUAL
 
 Kind = Literal["single-label", "multi-label", "regression"]
 
@@ -88,6 +89,25 @@ def pair_of(columns: Sequence[Column], pairs: Sequence[tuple[str, str]]) -> tupl
         if one in by_name and two in by_name and by_name[two].shape == "text":
             return by_name[one], by_name[two]
     return None
+
+
+def beside_of(columns: Sequence[Column], keys: Sequence[str], taken: Collection[Column]) -> dict[str, Column]:
+    """Return the columns that stand beside prompts or conversations, by the key of the job file.
+
+    Args:
+        columns: Columns of the data.
+        keys: Keys that are of use.
+        taken: Columns that are read already.
+    """
+    found = {}
+    for key in keys:
+        shapes = ("text", "words", "structs") if key == "tools" else ("text",)
+        named = [
+            c for c in columns if c.shape in shapes and c not in taken and rank(c.name, USUAL[key]) < len(USUAL[key])
+        ]
+        if named:
+            found[key] = min(named, key=lambda c: rank(c.name, USUAL[key]))
+    return found
 
 
 def label_columns(columns: Sequence[Column], taken: Collection[str]) -> list[Column]:

@@ -43,6 +43,8 @@ def default_model(guess: Guess) -> Model:
     if guess.task == "causal-lm" and guess.form == "text":
         name = "Qwen/Qwen2.5-0.5B" if foreign else "gpt2"
         return Model(name, script or "small; any causal language model will do", 1024, False)
+    if guess.task == "causal-lm" and ("tools" in guess.beside or any(column.has_calls for column in guess.inputs)):
+        return Model("Qwen/Qwen2.5-0.5B-Instruct", "small, and its template writes tools and their calls", 2048, True)
     if guess.task == "causal-lm":
         name = "Qwen/Qwen2.5-0.5B-Instruct" if foreign else "HuggingFaceTB/SmolLM2-360M-Instruct"
         return Model(name, script or "small, and already follows instructions", 2048, True)

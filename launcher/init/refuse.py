@@ -14,7 +14,7 @@ _PREFERRED = {"chosen", "rejected"}
 
 def no_task_for(look: Look) -> str | None:
     """What the data is for, where that is no task of the launcher: the beginning of a sentence; else None."""
-    for found in (_sound, _preference, _boxes, _pictures, _answers, _languages, _sharegpt, _one_hot):
+    for found in (_sound, _preference, _boxes, _pictures, _answers, _languages, _conversations, _one_hot):
         said = found(look)
         if said is not None:
             return said
@@ -85,14 +85,11 @@ def _languages(look: Look) -> str | None:
     return None
 
 
-def _sharegpt(look: Look) -> str | None:
-    found = _shaped(look, "turns")
+def _conversations(look: Look) -> str | None:
+    found = [column for column in _shaped(look, "structs") if column.problem]
     if not found or _shaped(look, "messages"):
         return None
-    return (
-        f"column {found[0].name} holds conversations of {{from, value}}, and the launcher reads {{role, content}} "
-        "(roles user and assistant); rename the keys"
-    )
+    return f"column {found[0].name} holds conversations that causal-lm does not read ({found[0].problem})"
 
 
 def _one_hot(look: Look) -> str | None:

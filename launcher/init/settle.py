@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.init.columns import ANSWER_ROLES
+from launcher.arrays import percent
 from launcher.init.fit import has_gaps, known_labels
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, Look
@@ -13,9 +13,16 @@ _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # What one sequence costs beyond this is for the user to decide.
 _LONGEST = {"text-classification": 512, "token-classification": 512, "causal-lm": 1024}
 _SPECIAL_TOKENS = 4
+# What a template says of how to call tools.
+_TOOL_TOKENS = 150
 _FAR_FROM_ONE = 20.0
 _WINDOW_BYTES = 512 << 20
 _DEFAULT_WINDOW = 32
+_BESIDE = {
+    "input": "what a prompt is about, set behind it",
+    "system": "the system message",
+    "tools": "tools that may be called",
+}
 _METRICS = {"single-label": "accuracy", "multi-label": "f1", "regression": "pearson", "words": "f1", "spans": "f1"}
 
 
@@ -131,12 +138,22 @@ def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     """
     columns = [*guess.inputs, *([guess.label] if guess.form == "prompt" and guess.label else [])]
     sizes = sorted(map(sum, zip(*(column.tokens for column in columns), strict=False)))
-    usual = (sizes[min(len(sizes) - 1, int(0.99 * len(sizes)))] if sizes else 0) + _SPECIAL_TOKENS
+    usual = (
+        _usual(sizes)
+        + _TOOL_TOKENS * ("tools" in guess.beside)
+        + sum(_usual(sorted(column.tokens)) for column in guess.beside.values())
+        + _SPECIAL_TOKENS
+    )
     longest = min(_LONGEST[guess.task], positions or _LONGEST[guess.task])
     least = 128 if guess.task == "causal-lm" else 32
     chosen = next((n for n in _LENGTHS if n >= max(usual, least)), _LENGTHS[-1])
     said = f"99 of 100 have at most about {usual}"
     return min(chosen, longest), said if chosen <= longest else f"{said}; longer ones are cut"
+
+
+def _usual(sizes: Sequence[int]) -> int:
+    """Return what 99 of 100 sizes have at most, of sizes in order."""
+    return sizes[min(len(sizes) - 1, int(0.99 * len(sizes)))] if sizes else 0
 
 
 def rare_class(guess: Guess, labels: Labels) -> tuple[str, float] | None:
@@ -166,9 +183,6 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         lines.append(
             Line("chat_template", "chatml", "how turns are written: the model brings no template; null takes its own")
         )
-    roles = guess.inputs[0].roles
-    if guess.form == "messages" and "assistant" not in roles:
-        lines.append(Line("answer_roles", [r for r in ANSWER_ROLES if r in roles][:1], "whose messages are learned"))
     if guess.task == "image-classification":
         augment = {"crop_scale_min": 0.8, "flip_fraction": 0.5}
         lines.append(Line("augment", augment, "changes training pictures at random; no flips where sides matter", True))
@@ -199,7 +213,7 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         lines.append(
             Line("response" if guess.form == "prompt" else "label", guess.label.name, reasons[guess.label.name])
         )
-    return lines
+    return [*lines, *(Line(key, column.name, f"column: {_BESIDE[key]}") for key, column in guess.beside.items())]
 
 
 def _label_reason(guess: Guess, labels: Labels) -> str:
@@ -212,7 +226,7 @@ def _label_reason(guess: Guess, labels: Labels) -> str:
         far = max(abs(low), abs(high)) > _FAR_FROM_ONE
         return f"numbers from {low:g} to {high:g}" + ("; scaled to about 0 to 1 they are learned sooner" * far)
     total = sum(count for _, count in labels.counts)
-    shares = [f"{label} ({_percent(count / total)})" for label, count in labels.counts if label in known]
+    shares = [f"{label} ({percent(count / total)})" for label, count in labels.counts if label in known]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
     what = "tags" if guess.form == "words" else "classes"
     return f"{len(known)} {what}: {', '.join(shares[:4])}{more}"
@@ -250,6 +264,7 @@ def _has_long_prompts(guess: Guess, model: Model) -> bool:
         return False
     column = guess.inputs[0]
     longest = max(column.openings if guess.form == "messages" else column.tokens, default=0)
+    longest += sum(max(beside.tokens, default=0) for beside in guess.beside.values())
     # Tokens are estimates, and a template adds its own.
     return 1.5 * longest + 10 * _SPECIAL_TOKENS > max_length(guess, model.positions)[0]
 
@@ -278,14 +293,10 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
 def _evaluation(guess: Guess, labels: Labels | None, look: Look) -> tuple[Line, ...]:
     rare = rare_class(guess, labels) if labels is not None else None
     if rare is not None:
-        why = f"only {_percent(rare[1])} of the labels are {rare[0]}: this mean over classes counts it like the others"
+        why = f"only {percent(rare[1])} of the labels are {rare[0]}: this mean over classes counts it like the others"
         return (Line("metric", "macro_f1", why),)
     metric = _METRICS.get(guess.form, "perplexity")
     return (Line("metric", metric, "decides which checkpoint is kept; others are reported beside it"),)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def summary(draft: Draft) -> Sequence[tuple[str, Line]]:

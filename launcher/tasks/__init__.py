@@ -15,7 +15,7 @@ from launcher.spec.model import ModelSpec
 from launcher.spec.problems import not_one_of
 from launcher.tasks.base import Task, TaskParams
 
-_SHARED = ("__init__", "base", "labelled")
+_SHARED = ("__init__", "base", "labelled", "conversations")
 
 
 def task_names() -> list[str]:

@@ -6,7 +6,7 @@ inherits the answers most tasks give.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
+from launcher.arrays import percent
 from launcher.errors import ModelError
 from launcher.models.pretrained import blank, load_config, load_model, usable_positions
 from launcher.models.weights import check_layers, check_weights
@@ -66,6 +67,10 @@ class SmoothedParams(TaskParams):
 
 class TrainingColumns(Protocol):
     """What a task may look at before training begins: whole columns of the training data."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All columns of the training data."""
 
     def type_of(self, name: str) -> pa.DataType:
         """Of a column."""
@@ -334,6 +339,15 @@ class Task(Protocol):
         batch = self.collate(samples).to(model.device)
         return self.decode(model(**batch.inputs).logits, samples)
 
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return what a person should know of the training data before spending hours, told from some of its rows.
+
+        Args:
+            rows: Input and target columns of rows that are spread over the training data; bad ones may be among them.
+            unread: Names of its other columns.
+        """
+        return ()
+
     def demonstration(self, rows: pa.Table) -> pa.Table:
         """What a task that `writes` predicts for the report, made of a few rows' input columns."""
         return rows
@@ -344,6 +358,23 @@ class Task(Protocol):
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Synthetic rows a model can learn, for the contract test."""
+
+
+def cut_remark(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
+    """Return the remark on what `task.max_length` cuts off; none where it cuts nothing.
+
+    Args:
+        lengths: Tokens of each row that was looked at, before any is cut off.
+        max_length: Tokens that are kept of each row.
+    """
+    longer = [length for length in lengths if length > max_length]
+    if not longer:
+        return ()
+    share = sum(length - max_length for length in longer) / sum(lengths)
+    return (
+        f"task.max_length: about {percent(share)} of the tokens are cut off, as {len(longer)} of the {len(lengths)} "
+        f"rows looked at have more than {max_length} (up to {max(longer)}); raise it, or cut such rows into several",
+    )
 
 
 def altered(task: Task, **attributes: object) -> Task:

@@ -1,49 +1,25 @@
 """Causal language modelling and instruction tuning (GPT): the next token, of texts or of answers. All workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from launcher.arrays import IGNORED, list_column, pad_lists, positions
-from launcher.models.chat import Writer, load_chat_tokenizer, readable
+from launcher.models.chat import Writer, load_chat_tokenizer
+from launcher.models.conversation import readable
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown, SmoothedParams, Task, Verdict, altered
+from launcher.tasks.base import Batch, ColumnKind, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict, altered
+from launcher.tasks.conversations import BESIDE, CausalParams, remarks
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from launcher.tasks.base import TaskMetrics
-
-
-class CausalParams(SmoothedParams):
-    """`task:` with `type: causal-lm`."""
-
-    text: str | None = None
-    """Column with texts that are learned whole; the column `text` if no other is named."""
-    messages: str | None = None
-    """Column with conversations, lists of {role, content}; only the answers are learned."""
-    prompt: str | None = None
-    """Column with a question each; its answer, in the column `response`, is learned."""
-    response: str = "response"
-    """Column with the answers."""
-    answer_roles: tuple[str, ...] = Field(default=("assistant",), min_length=1)
-    """Roles whose messages are learned."""
-    chat_template: str | None = None
-    """Jinja template of conversations; `chatml` for that one; null takes the tokenizer's own."""
-    max_length: int = Field(default=512, ge=8)
-    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
-    packing: bool = True
-    """Put several samples into one sequence, with the same loss curve; off where the model lets them see each other."""
-    max_new_tokens: int = Field(default=64, ge=1)
-    """Tokens that `predict`, and the samples in the report, write at most."""
-
-    one_of: ClassVar = ("text", "messages", "prompt")
 
 
 class CausalLM(Task):
@@ -57,11 +33,18 @@ class CausalLM(Task):
 
     def __init__(self, params: CausalParams, model: ModelSpec, seed: int) -> None:
         self.params, self.model, self.seed = params, model, seed
-        self.input_columns = (params.messages or params.prompt or params.text or "text",)
+        self.input_columns = (params.messages or params.prompt or params.text or "text", *params.beside)
         self.target_columns = (params.response,) if params.prompt and not params.messages else ()
         self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
         self.prediction_schema = pa.schema({"prediction": pa.string()})
         self.pack_length, self.smoothing = params.max_length if params.packing else None, params.label_smoothing
+
+    def columns(self, with_targets: bool = True) -> dict[str, ColumnKind]:
+        return {**dict.fromkeys(self.params.looked_for, "text"), **super().columns(with_targets)}
+
+    def learn(self, data: TrainingColumns) -> TaskParams:
+        """Return the parameters with the columns that are read beside prompts and conversations."""
+        return self.params.with_columns(data)
 
     @cached_property  # once per process
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -75,7 +58,8 @@ class CausalLM(Task):
     def _writer(self) -> Writer:
         p = self.params
         form: Literal["text", "chat", "answer"] = "chat" if p.messages else "answer" if p.prompt else "text"
-        return Writer(self._tokenizer, form, self.input_columns[0], p.response, p.answer_roles)
+        beside = {key: getattr(p, key) or "" for key in BESIDE}
+        return Writer(self._tokenizer, form, self.input_columns[0], p.response, p.answer_roles, **beside)
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         kept, problems, ids, labels, size = [], [], [], [], self.params.max_length
@@ -83,7 +67,8 @@ class CausalLM(Task):
             try:
                 tokens, targets = self._writer.tokens(row, with_targets)
                 if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
-                    raise ValueError(f"{self.input_columns[0]} has nothing to learn among its first {size} tokens")
+                    what = f"nothing to learn among its first {size} of {len(tokens)} tokens (task.max_length)"
+                    raise ValueError(f"{self.input_columns[0]} has {what}")
                 ids.append(tokens[:size] if with_targets else tokens[-size:])  # the end of a prompt matters most
                 labels.append(targets[: len(ids[-1])])
                 kept.append(i)
@@ -93,6 +78,9 @@ class CausalLM(Task):
         weights = np.array([sum(label != IGNORED for label in row) for row in labels], np.float64)
         lengths = np.array([len(row) for row in ids], np.int64)
         return Encoded(samples, np.array(kept, np.int64), lengths, weights, tuple(problems))
+
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        return remarks(self._writer, rows.to_pylist(), self.params.max_length) + self.params.unread(unread)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids and position_ids (B, T), which begin anew with each packed sample; labels (B, T)."""
@@ -130,7 +118,8 @@ class CausalLM(Task):
     def demonstration(self, rows: pa.Table) -> pa.Table:
         """Prompts as they are; of texts the first words, for the model to go on with."""
         name = self.input_columns[0]
-        return pa.table({name: [self._writer.opening(cell) for cell in rows.column(name).to_pylist()]})
+        is_text = not (self.params.messages or self.params.prompt)
+        return pa.table({name: [_opening(cell) for cell in rows.column(name).to_pylist()]}) if is_text else rows
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
         """What the model writes behind each prompt."""
@@ -145,6 +134,11 @@ class CausalLM(Task):
         rng = np.random.default_rng(seed)
         texts = [[(first + i) % 200 for i in range(n)] for first, n in rng.integers((0, 3), (200, 24), (rows, 2))]
         return pa.table({self.input_columns[0]: [" ".join(f"w{w}" for w in text) for text in texts]})
+
+
+def _opening(text: object) -> object:
+    """Return the first words of a text."""
+    return " ".join(str(text).split()[:4]) if text else text
 
 
 TASK = CausalLM

@@ -1,5 +1,6 @@
 """Text classification: one or two text columns to one class, several, or a number. Data workers and train workers."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from launcher.arrays import as_text, list_column, text_inputs
 from launcher.metrics.labels import Kind, Labels
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded
+from launcher.tasks.base import Batch, Encoded, cut_remark
 from launcher.tasks.labelled import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ class TextClassification(LabelledTask):
         return Encoded(
             pa.table(samples), np.array(kept, np.int64), lengths, self.targets.weigh(targets), tuple(problems)
         )
+
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        cells = rows.select(list(self.input_columns)).to_pylist()
+        read = [[str(cell) for cell in row.values()] for row in cells if all(row.values())]
+        lengths = [len(self._tokenizer(*texts, return_attention_mask=False)["input_ids"]) for texts in read]
+        return cut_remark(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids, attention_mask (and token_type_ids) (B, T); labels (B,) or, multi-label, (B, classes)."""

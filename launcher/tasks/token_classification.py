@@ -1,6 +1,6 @@
 """Token classification (NER): a tag for each word. Data workers and train workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from launcher.arrays import IGNORED, list_column, pad_lists, shown, text_inputs
 from launcher.metrics.tags import Tags
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, LostLabels, Shown
+from launcher.tasks.base import Batch, Encoded, LostLabels, Shown, cut_remark
 from launcher.tasks.labelled import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class TokenClassification(LabelledTask):
             try:
                 if not text:
                     raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
-                if not (isinstance(text, str) or (isinstance(text, list) and all(isinstance(w, str) for w in text))):
+                if not _is_read(text):
                     raise ValueError(f"{self.params.text} is {shown(text)}, which is neither text nor a list of words")
                 if with_targets:
                     self.tags.check(raw[i], text)
@@ -103,6 +103,12 @@ class TokenClassification(LabelledTask):
             texts, is_split_into_words=split, truncation=True, max_length=self.params.max_length,
             return_offsets_mapping=True,
         ).encodings  # fmt: skip
+
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        read = [text for text in rows.column(self.params.text).to_pylist() if text and _is_read(text)]
+        split = bool(read) and isinstance(read[0], list)
+        lengths = [len(self._tokenizer(text, is_split_into_words=split)["input_ids"]) for text in read]
+        return cut_remark(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids and attention_mask (B, T); labels (B, T), -100 where no word begins."""
@@ -122,6 +128,11 @@ class TokenClassification(LabelledTask):
         words = [rng.integers(0, 200, rng.integers(3, 20)).tolist() for _ in range(rows)]
         tags = [[("B-thing", "B-place", "O", "O")[word // 50] for word in row] for row in words]
         return pa.table({self.params.text: [[f"w{w}" for w in row] for row in words], self.params.label: tags})
+
+
+def _is_read(cell: object) -> bool:
+    """Return whether a cell is text or a list of words."""
+    return isinstance(cell, str) or (isinstance(cell, list) and all(isinstance(word, str) for word in cell))
 
 
 def _joined(text: str | list[str]) -> str:

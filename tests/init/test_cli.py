@@ -62,7 +62,7 @@ _NAMED = toys.named_classes(pa.table({"text": words(), "label": cycle(0, 1)}), "
         (toys.SPANS, "token-classification", {"text": "text", "label": "entities"}),
         (toys.TEXTS, "causal-lm", {"text": "text"}),
         (toys.MESSAGES, "causal-lm", {"messages": "messages"}),
-        (toys.PROMPTS, "causal-lm", {"prompt": "instruction", "response": "output"}),
+        (toys.PROMPTS, "causal-lm", {"prompt": "instruction", "response": "output", "input": "input"}),
         (toys.IMAGES, "image-classification", {"image": "image", "label": "label"}),
     ],
 )

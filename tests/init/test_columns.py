@@ -1,5 +1,7 @@
 """What a column holds, from its type and a few values."""
 
+import json
+
 import pyarrow as pa
 import pytest
 from init.toys import chats, picture, words
@@ -24,7 +26,9 @@ _FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         (pa.array([[1, 2]]), "integers"),
         (pa.array([[0.0, 1.0]]), "numbers"),
         (pa.array(chats(2)), "messages"),
-        (pa.array(chats(2, keys=("from", "value"))), "turns"),
+        (pa.array(chats(2, keys=("from", "value"))), "messages"),
+        (pa.array([json.dumps(chat) for chat in chats(2)]), "messages"),
+        (pa.array([[{"role": "user", "content": [{"type": "text", "text": "w1"}]}]]), "messages"),
         (pa.array([[{"start": 0, "end": 1, "label": "x"}]]), "spans"),
         (pa.array([[{"start": 0, "end": 1, "tag": "x"}]]), "structs"),
         (pa.array([[{"role": "user", "content": [{"type": "image"}]}]]), "structs"),

@@ -187,8 +187,8 @@ def test_what_cannot_be_guessed_is_one_sentence(
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:
-    assert _guess(toys.PROMPTS, tmp_path).notes == (
-        "column input is not read: causal-lm reads one column of prompts; join them if it matters",
+    assert _guess(toys.PROMPTS.append_column("history", toys.PROMPTS["input"]), tmp_path).notes == (
+        "column history is not read; put it into the prompts or conversations if it matters",
     )
     assert _guess(_REVIEWS, tmp_path).notes == (
         "not read: review_title; --text review_body,review_title reads two as a pair",

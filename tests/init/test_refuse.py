@@ -34,7 +34,11 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
         ),
         ({"en": words(), "de": words(seed=1)}, "columns en and de are translations"),
         ({"translation": cycle({"en": "a", "de": "b"})}, "column translation holds translations"),
-        ({"conversations": chats(keys=("from", "value"))}, "conversations of {from, value}"),
+        (
+            {"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
+            "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image', and only "
+            "parts of type 'text' are read)",
+        ),
         ({"text": words(), "labels": cycle([0, 1, 0], [1, 1, 0])}, "holds a 0 or 1 for each class"),
     ],
 )

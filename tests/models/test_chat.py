@@ -68,10 +68,9 @@ def test_chatml_for_a_tokenizer_without_a_template(tokenizer: PreTrainedTokenize
     with pytest.raises(ValueError, match=r"no chat template; set task\.chat_template: chatml"):
         writer.tokens({"messages": _CHAT}, True)
     tokenizer.chat_template = CHATML
-    assert writer._chat(_CHAT).text.startswith(
-        "<|im_start|>user\nw1 w2<|im_end|>\n<|im_start|>assistant\nw3<|im_end|>\n"
-    )
-    spans = [writer._chat(_CHAT).text[a:b] for a, b in writer._chat(_CHAT).learned]
+    written = writer.write({"messages": _CHAT}, True)
+    assert written.text.startswith("<|im_start|>user\nw1 w2<|im_end|>\n<|im_start|>assistant\nw3<|im_end|>\n")
+    spans = [written.text[a:b] for a, b in written.learned]
     assert spans == ["w3<|im_end|>\n", "w5 w6<|im_end|>\n"]
 
 
@@ -89,7 +88,7 @@ def test_a_conversation_without_an_answer_is_a_bad_row(tiny_models: dict[str, Pa
     assert encoded.kept.tolist() == [0]
     assert encoded.weights.tolist() == [4.0]  # of five learned tokens, one is behind the sixteenth
     assert encoded.problems == (
-        (1, "messages has nothing to learn among its first 16 tokens"), (2, "messages is null"),
+        (1, "messages has no message of assistant (task.answer_roles), only of user"), (2, "messages is null"),
     )  # fmt: skip
 
 

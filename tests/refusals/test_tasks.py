@@ -134,19 +134,19 @@ CASES = [
     ),
     Case(
         "conversations with other keys",
-        lambda desk: _chat(desk, [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]),
-        f"{_TRAIN}: row 0: chat: message 0 is {{'from': 'human', 'value': 'w1'}}, which is no {{role, content}}; "
+        lambda desk: _chat(desk, [{"speaker": "human", "text": "w1"}, {"speaker": "gpt", "text": "w2"}]),
+        f"{_TRAIN}: row 0: chat: message 0 is {{'speaker': 'human', 'text': 'w1'}}, which is no {{role, content}}; "
         f"{_MEND}",
     ),
     Case(
         "conversations without an answer",
         lambda desk: _chat(desk, _TURNS[:1]),
-        f"{_TRAIN}: row 0: chat has nothing to learn among its first 32 tokens; {_MEND}",
+        f"{_TRAIN}: row 0: chat has no message of assistant (task.answer_roles), only of user; {_MEND}",
     ),
     Case(
         "answers of a role that nobody has",
         lambda desk: _chat(desk, _TURNS, ", answer_roles: [bot]"),
-        f"{_TRAIN}: row 0: chat has nothing to learn among its first 32 tokens; {_MEND}",
+        f"{_TRAIN}: row 0: chat has no message of bot (task.answer_roles), only of assistant, user; {_MEND}",
     ),
     Case(
         "no chat template",
@@ -171,7 +171,7 @@ CASES = [
     Case(
         "prompts longer than max_length",
         lambda desk: _lm(desk, "prompt: p, response: r", p=["w1 " * 100] * 10, r=["w2"] * 10),
-        f"{_TRAIN}: row 0: p has nothing to learn among its first 32 tokens; {_MEND}",
+        f"{_TRAIN}: row 0: p has nothing to learn among its first 32 of 107 tokens (task.max_length); {_MEND}",
     ),
     Case(
         "pictures that are not there",

@@ -252,7 +252,7 @@ def test_names_are_listed_for_one_that_is_unknown() -> None:
         task_class("text-clasification")
     assert caught.value.message.startswith("task.type is text-clasification, which is not ")
     assert "text-classification" in caught.value.message
-    for reserved in ("base", "labelled", "__init__", ""):
+    for reserved in ("base", "labelled", "conversations", "__init__", ""):
         with pytest.raises(UserError):
             task_class(reserved)
 

@@ -1,4 +1,4 @@
-"""A few rows of a split, for looking at them, and how little of it is held meanwhile. Runs on the client."""
+"""A few rows of a split, for looking at them, and how little of it is held meanwhile. Client and head."""
 
 from collections.abc import Sequence
 
