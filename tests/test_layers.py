@@ -43,9 +43,22 @@ _ORDER = (
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _NARROW = {
-    room: {"errors", "spec", "records", "storage", "trials", "rundir", "leaks", "memory", "micro_batch", "events", room}
+    room: {
+        "errors",
+        "processes",
+        "spec",
+        "records",
+        "storage",
+        "trials",
+        "rundir",
+        "leaks",
+        "memory",
+        "micro_batch",
+        "events",
+        room,
+    }
     for room in ("submit", "report")
-}
+}  # fmt: skip
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {
@@ -54,6 +67,7 @@ _KEPT_IN = {
         "train/kernels.py",
         "train/states.py",
         "train/swapped.py",
+        "train/trusted.py",
         "train/universal.py",
     ),
     "ray.tune": ("tune/",),
