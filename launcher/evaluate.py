@@ -93,6 +93,9 @@ def evaluate_data(
     job = job or runnable_job(run)
     name = checked_name(name) if name is not None else name_of(location)
     check_model(run)
+    # Its rows may name files beside themselves, not beside what the run was trained on.
+    data = job.data.model_copy(update={"train": (location,), "validation": None, "test": None})
+    job = job.model_copy(update={"data": data})
     split = open_part(job, name, (location,))
     _try(run, job, split)
     return _score(run, job, split, console)

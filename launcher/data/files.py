@@ -11,20 +11,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from launcher.errors import DataError, RunError
+from launcher.spec.data import SUFFIXES
 from launcher.storage import open_uri, os_reason
-
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-}
 
 
 class DataFile(NamedTuple):

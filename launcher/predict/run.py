@@ -85,7 +85,9 @@ def predict_run(
 
 def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> Predicted:
     check_model(run)
-    job = trained.model_copy(update={"model": trained.model.exported(run.path("model"))})
+    # The rows to come may name files beside themselves, not beside what the run was trained on.
+    data = trained.data.model_copy(update={"train": (input,), "validation": None, "test": None})
+    job = trained.model_copy(update={"model": trained.model.exported(run.path("model")), "data": data})
     _check_apart(input, output)
     split = open_split("input", as_splittable("input", (input,), "auto", join(job.output.storage, ".cache")))
     _check_columns(split, job)

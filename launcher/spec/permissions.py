@@ -17,6 +17,7 @@ PERMISSIONS: Mapping[str, str] = {
     "model.allow_pickle": "lets weights run code when they are loaded",
     "cluster.address": "sends data and environment to that cluster",
     "cluster.pass_env": "sends these environment variables to the workers",
+    "data.files_below": "lets data name any file below them",
     "logging.mlflow": "sends numbers and the account of MLflow's variables to that server",
 }
 """Each key with what its value allows."""

@@ -156,6 +156,7 @@ def _lost(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
     if not _travels_well(job.output.storage):
         yield "output.storage", job.output.storage, _SHARED
     inputs = [(f"data.{name}", where) for name in _SPLITS for where in getattr(job.data, name) or ()]
+    inputs += [("data.files_below", where) for where in job.data.files_below]
     if job.model.name and (base / job.model.name).is_dir():  # else it is a name on the hub
         inputs.append(("model.name", job.model.name))
     for key, location in inputs:

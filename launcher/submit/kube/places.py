@@ -26,6 +26,8 @@ def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
             path = parse_hub(location).source if location.startswith(PREFIX) else location
             if not location.startswith(PREFIX) or path.startswith(("/", ".", "~")):
                 found += _readable(("data", split, index), path, spec)
+    for index, location in enumerate(job.data.files_below):
+        found += _readable(("data", "files_below", index), location, spec)
     if _is_directory(job.model.name):
         found += _readable(("model", "name"), job.model.name, spec)
     return found
