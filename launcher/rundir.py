@@ -37,6 +37,7 @@ from launcher.storage import (
     split_options,
 )
 from launcher.storage import open_uri as open_uri  # a part of this module's interface
+from launcher.uris import masked
 
 R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
@@ -54,6 +55,14 @@ class RunDir:
     """
 
     uri: str
+
+    def __str__(self) -> str:
+        """Return the URI for people: without its keys."""
+        return masked(self.uri)
+
+    def __repr__(self) -> str:
+        """Return the same for logs."""
+        return f"RunDir({masked(self.uri)!r})"
 
     @property
     def name(self) -> str:

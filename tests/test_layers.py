@@ -13,6 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "launcher"
 
 # Rooms on one line may not see each other; `launcher.tasks.base` belongs to the room `tasks`.
 _ORDER = (
+    ("uris",),
     ("errors", "arrays"),
     ("processes",),
     ("spec",),
@@ -44,6 +45,7 @@ _ORDER = (
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _NARROW = {
     room: {
+        "uris",
         "errors",
         "processes",
         "spec",

@@ -5,18 +5,28 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from launcher.errors import UserError
+from launcher.uris import masked
 
 if TYPE_CHECKING:
     from launcher.rundir import RunDir
     from launcher.spec.job import JobSpec
 
-OUT, ERR = Console(), Console(stderr=True)
+
+class MaskedConsole(Console):
+    """A console that shows no keys of URIs."""
+
+    def print(self, *objects: Any, **how: Any) -> None:  # rich's own signature has two dozen arguments
+        """Print as rich does, texts without their keys."""
+        super().print(*(masked(text) if isinstance(text, str) else text for text in objects), **how)
+
+
+OUT, ERR = MaskedConsole(), MaskedConsole(stderr=True)
 
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
 Overrides = Annotated[

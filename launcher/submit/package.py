@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from launcher.errors import RunError, SpecError
+from launcher.spec.document import dotted
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
+from launcher.spec.secrets import secrets_in
 
 JOB_FILE = "launcher-job.yaml"
 """Name of the resolved job file in the package."""
@@ -23,6 +25,12 @@ MAX_BYTES = 100 * 2**20
 
 _NEVER = {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file can hold
+
+
+_KEYS = (
+    "which Ray keeps with the job for all who can see the cluster; take it out, and give the cluster's nodes a role, "
+    "or the keys as variables of their own (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
     problems += [
         f"{key}: {location} {_why_lost(location, working_dir)}; {mend}" for key, location, mend in _lost(package, base)
     ]
+    problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in secrets_in(job)]
     if problems:
         raise SpecError(tuple(problems))
     return package
