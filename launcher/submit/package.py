@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from launcher.errors import RunError, SpecError
@@ -23,6 +24,14 @@ JOB_FILE = "launcher-job.yaml"
 MAX_BYTES = 100 * 2**20
 """Ray's dashboard refuses larger uploads (`dashboard_max_request_body_size`)."""
 
+# Keys of people and clouds, which nobody means to send; a file among them that a job needs is named in cluster.code.
+_PRIVATE = (
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
+    ".netrc", ".pgpass", ".git-credentials", ".pypirc", ".npmrc", "credentials.json", "service-account*.json",
+    "kubeconfig",
+)  # fmt: skip
+_PRIVATE_FOLDERS = {".aws", ".azure", ".config", ".docker", ".gnupg", ".kaggle", ".kube", ".ray", ".ssh"}
+_MOST_FILES = 20_000
 _NEVER = {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file can hold
 
@@ -123,7 +132,12 @@ def _unignored(base: Path) -> list[str]:
     else:
         kept_back = _ls_files(base, "--cached", "--others", "--ignored", "--exclude-per-directory=.rayignore")
         listed = sorted(set(listed) - set(kept_back or ()))
-    return [name for name in listed if not _NEVER & set(Path(name).parts) and (base / name).is_file()]
+    real = base.resolve()
+    return [
+        name
+        for name in listed
+        if not _NEVER & set(Path(name).parts) and not _is_private(name) and _is_within(base / name, real)
+    ]
 
 
 def _ls_files(base: Path, *options: str) -> list[str] | None:
@@ -135,11 +149,47 @@ def _ls_files(base: Path, *options: str) -> list[str] | None:
     return [name for name in listed.stdout.split("\0") if name] if listed.returncode == 0 else None
 
 
-def _all_files(folder: Path) -> Iterator[str]:
+def _all_files(folder: Path, base: Path | None = None) -> Iterator[str]:
+    """Files below a directory; links are followed inside of the base alone, each directory once.
+
+    Raises:
+        RunError: There are too many to be code.
+    """
+    real, seen, count = (base or folder).resolve(), set[Path](), 0
     for root, directories, names in os.walk(folder, followlinks=True):
-        directories[:] = [name for name in directories if name not in _NEVER]
-        for name in names:
-            yield (Path(root) / name).relative_to(folder).as_posix()
+        here = Path(root)
+        kept = (name for name in directories if name not in _NEVER | _PRIVATE_FOLDERS)
+        directories[:] = sorted(name for name in kept if _leads_on(here / name, real, seen))
+        for name in sorted(names):
+            if _is_private(name) or not _is_within(here / name, real):
+                continue
+            count += 1
+            if count > _MOST_FILES:
+                raise RunError(
+                    f"{folder}: holds more than {_MOST_FILES} files, which is no code; name the files that are needed, "
+                    "and keep data on storage that all nodes share"
+                )
+            yield (here / name).relative_to(folder).as_posix()
+
+
+def _leads_on(folder: Path, base: Path, seen: set[Path]) -> bool:
+    """Return whether a walk goes into a directory: not by a link out of the base or in a circle, nor twice."""
+    real = folder.resolve()
+    is_circle = folder.is_symlink() and folder.parent.resolve().is_relative_to(real)
+    if real in seen or is_circle or not real.is_relative_to(base):
+        return False
+    seen.add(real)
+    return True
+
+
+def _is_private(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(_PRIVATE_FOLDERS & set(path.parts)) or any(fnmatch(path.name, pattern) for pattern in _PRIVATE)
+
+
+def _is_within(path: Path, base: Path) -> bool:
+    """Return whether it is a file that lies below a directory, when its links are followed."""
+    return path.is_file() and path.resolve().is_relative_to(base)
 
 
 def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
@@ -148,10 +198,12 @@ def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
     if path.is_absolute() or ".." in path.parts:
         remedy = "give a path below the directory you submit from, as it will have the same path on the cluster"
         return {}, [f"cluster.code: {entry} lies outside of {base}; {remedy}"]
+    if (base / path).exists() and not (base / path).resolve().is_relative_to(base.resolve()):
+        return {}, [f"cluster.code: {entry} is a link that leads out of {base}; put a copy there"]
     if (base / path).is_file():
         return {path.as_posix(): base / path}, []
     if (base / path).is_dir():
-        return {(path / name).as_posix(): base / path / name for name in _all_files(base / path)}, []
+        return {(path / name).as_posix(): base / path / name for name in _all_files(base / path, base)}, []
     return {}, [f"cluster.code: {entry} is not in {base}; give a file or directory that is there"]
 
 
