@@ -4,13 +4,15 @@ What a user can mend is a `UserError`: its text is one clear sentence (what, whe
 command ends with exit code 2. `TrainingError` is a run that stopped for a reason of its own: exit code 1.
 """
 
+from launcher.uris import masked
+
 
 class LauncherError(Exception):
-    """Base of all errors the launcher raises on purpose."""
+    """Base of all errors the launcher raises on purpose; keys in the URIs of its text are masked."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = masked(message)
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.message,))
@@ -25,7 +27,7 @@ class SpecError(UserError):
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(masked(problem) for problem in problems)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.problems,))

@@ -18,7 +18,7 @@ from launcher.records import ScoresRecord
 from launcher.report.render import write_report
 from launcher.resume import check_model
 from launcher.rows import check_columns, lost_notes, try_split
-from launcher.rundir import RunDir, read_job
+from launcher.rundir import RunDir, runnable_job
 from launcher.spec.job import JobSpec
 from launcher.spec.problems import not_one_of
 from launcher.spec.scored import SPLITS, checked_name, name_of
@@ -58,12 +58,12 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
         run: a finished run.
         split: `validation` or `test`.
         console: shows how far it is.
-        job: the run's, with changes; None takes it as it is.
+        job: the run's, with changes; None takes it as it is, if it asks for no permission.
 
     Raises:
         RunError: the run has no model yet, or no such split.
     """
-    job = job or read_job(run)
+    job = job or runnable_job(run)
     if split not in SPLITS:
         raise RunError(not_one_of("--split", split, SPLITS))
     check_model(run)
@@ -85,15 +85,18 @@ def evaluate_data(
         location: file, directory, glob, URI or data set of the hub, as in the job file.
         console: shows how far it is.
         name: of `scores-<name>.json`; None makes one of the location.
-        job: the run's, with changes; None takes it as it is.
+        job: the run's, with changes; None takes it as it is, if it asks for no permission.
 
     Raises:
         RunError: the run has no model yet, or the name cannot be used.
         DataError: the data cannot be read, lacks a column, or has labels that the model does not know.
     """
-    job = job or read_job(run)
+    job = job or runnable_job(run)
     name = checked_name(name) if name is not None else name_of(location)
     check_model(run)
+    # Its rows may name files beside themselves, not beside what the run was trained on.
+    data = job.data.model_copy(update={"train": (location,), "validation": None, "test": None})
+    job = job.model_copy(update={"data": data})
     split = open_part(job, name, (location,))
     _try(run, job, split, console)
     _check_classes(split, build_task(job))

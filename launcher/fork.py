@@ -16,6 +16,7 @@ from launcher.prepare import absolute, open_splits
 from launcher.records import Record, ResultRecord
 from launcher.rundir import RunDir, find_run, read_job
 from launcher.spec.job import JobSpec
+from launcher.spec.permissions import with_permissions_of
 from launcher.start import work
 from launcher.storage import join, parent
 from launcher.train import saved
@@ -55,7 +56,7 @@ def forked(job: JobSpec, origin: str, console: Console) -> JobSpec:
         if finished:
             place.copy_from(old, "model")
         else:
-            _export(old, step, place, console)
+            _export(old, with_permissions_of(read_job(old), absolute(job)), step, place, console)
         place.write_record("fork.json", ForkRecord(origin=old.uri, step=step))
     console.print(f"begins from the weights of {old.uri}, step {step}", highlight=False, soft_wrap=True, markup=False)
     return _from(job, place.path("model"))
@@ -103,9 +104,9 @@ def _version(old: RunDir, step: int) -> str:
     return " ".join(entry.sha256 for entry in saved.manifest_of(old, step).files)
 
 
-def _export(old: RunDir, step: int, place: RunDir, console: Console) -> None:
-    """Of a run that is not finished: its own kind of workers read the checkpoint and write the model."""
-    job, plan = read_job(old), old.read_record("plan.json", Plan)
+def _export(old: RunDir, job: JobSpec, step: int, place: RunDir, console: Console) -> None:
+    """Let the own kind of workers of a run that is not finished read its checkpoint and write the model."""
+    plan = old.read_record("plan.json", Plan)
     splits = open_splits(job)
     order = WorkOrder(old, job, plan, splits, start=step, export_to=place)
     with ray_session(job), watch(plan, console) as line:

@@ -125,6 +125,7 @@ def absolute(job: JobSpec) -> JobSpec:
         for name in ("train", "validation", "test")
         if (locations := getattr(job.data, name)) is not None
     }
+    data["files_below"] = tuple(_absolute(location) for location in job.data.files_below)
     cache = job.data.cache
     if cache is not None and cache.path is not None:
         data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})

@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 from launcher.errors import DamagedRecord, RunError, StorageTrouble
 from launcher.records import MetricsLine, Record
 from launcher.spec.job import JobSpec
+from launcher.spec.permissions import granted
 from launcher.storage import (
     append_whole,
     asking,
@@ -30,11 +31,13 @@ from launcher.storage import (
     is_object_store,
     join,
     os_reason,
+    parent,
     passes,
     refusal,
     split_options,
 )
 from launcher.storage import open_uri as open_uri  # a part of this module's interface
+from launcher.uris import masked
 
 R = TypeVar("R", bound=Record)
 # Written anew every few seconds on an object store; a thousand steps and more fit in.
@@ -52,6 +55,14 @@ class RunDir:
     """
 
     uri: str
+
+    def __str__(self) -> str:
+        """Return the URI for people: without its keys."""
+        return masked(self.uri)
+
+    def __repr__(self) -> str:
+        """Return the same for logs."""
+        return f"RunDir({masked(self.uri)!r})"
 
     @property
     def name(self) -> str:
@@ -354,6 +365,24 @@ def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
         raise RunError(
             f"{run.path(name)}: not a resolved job file ({str(error).splitlines()[0]}); {RESTORE}"
         ) from error
+
+
+def runnable_job(run: RunDir) -> JobSpec:
+    """Return the resolved job file of a run, to be used without a user's changes.
+
+    Raises:
+        SpecError: It asks for a permission, which only the user gives.
+        RunError: There is none, or it is not one.
+    """
+    return beside(run, granted(read_job(run), run.path("job.yaml"), ()))
+
+
+def beside(run: RunDir, job: JobSpec) -> JobSpec:
+    """Return a run's job with a storage that holds the run: its file might name any place, to write to."""
+    storage = split_options(job.output.storage)[0].rstrip("/")
+    if split_options(run.uri)[0].startswith(f"{storage}/"):
+        return job
+    return job.model_copy(update={"output": job.output.model_copy(update={"storage": parent(run.uri)})})
 
 
 def _unreadable(error: ValidationError, what: str) -> str:

@@ -6,9 +6,12 @@ Runs anywhere. What a storage says against a request becomes one sentence here. 
 import errno
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any  # fsspec ships no types
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -27,6 +30,16 @@ _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _ATTEMPTS = 5
 _CONNECT_S = 3.0
 _REQUEST_S = 6.0
+# Google's own limit is 15 minutes, and Hadoop's 45 attempts of 20 s each.
+_OPTIONS = {
+    "gs": {"retry_limit_seconds": "40"},
+    "gcs": {"retry_limit_seconds": "40"},
+    "hdfs": {"ipc.client.connect.timeout": "6000", "ipc.client.connect.max.retries.on.timeouts": "5"},
+}
+# A protocol of fsspec has whatever limits its author thought of. What moves content, or lists a large directory, may
+# take minutes where all is well.
+_ASKED_S, _MOVED_S = 60.0, 300.0
+_QUICK = frozenset(("info", "exists", "isdir", "isfile", "mkdir", "makedirs", "rm_file", "mv", "created", "modified"))
 # Stores whose objects appear when their stream closes, and whose directories are names alone.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 
@@ -48,15 +61,17 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             _BUCKETS[key_of] = _bucket(bucket, options)
         return _BUCKETS[key_of], f"{bucket.rpartition('@')[2]}/{key}".rstrip("/")
     try:
-        return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow ships no types
+        return pafs.FileSystem.from_uri(_with_limits(uri))  # type: ignore[no-any-return]  # pyarrow ships no types
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         import fsspec  # heavy drivers are loaded only for the protocols pyarrow does not know
 
         try:
-            fs, path = fsspec.core.url_to_fs(uri)
+            fs, path = _within(_ASKED_S, "opening it", lambda: fsspec.core.url_to_fs(uri))
+        except TimeoutError as error:
+            raise refusal(uri, error) from error
         except (ValueError, ImportError) as error:
             raise RunError(f"{uri}: cannot be opened ({error}); install the fsspec driver of its protocol") from error
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+        return pafs.PyFileSystem(pafs.FSSpecHandler(_Limited(fs))), path
     except OSError as error:
         raise refusal(uri, error) from error
 
@@ -79,6 +94,66 @@ def _bucket(bucket: str, options: str) -> pafs.FileSystem:
     if not read["proxy_options"]["host"]:
         read["proxy_options"] = None
     return pafs.S3FileSystem(**read, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
+
+
+def _with_limits(uri: str) -> str:
+    """Return a URI whose options say how long its server may be silent; those that are given stay."""
+    bare, _, given = uri.partition("?")
+    options = given.split("&") if given else []
+    names = {option.partition("=")[0] for option in options}
+    wanted = _OPTIONS.get(uri.partition("://")[0], {})
+    more = [f"{name}={value}" for name, value in wanted.items() if name not in names]
+    return f"{bare}?{'&'.join((*options, *more))}" if more else uri
+
+
+class _Limited:
+    """A file system of fsspec, or one of its open files, each of whose calls ends in time.
+
+    Args:
+        inner: The file system or file.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_Limited, (self._inner,))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seconds = _ASKED_S if name in _QUICK else _MOVED_S
+            answer = _within(seconds, name, lambda: found(*args, **kwargs))
+            return _Limited(answer) if name == "open" else answer
+
+        return call
+
+
+def _within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
+    """Return what a call returns, from a thread of its own that is left alone when the time is over.
+
+    Raises:
+        TimeoutError: It is.
+    """
+    done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:  # noqa: BLE001  # border of a thread: raised again below
+            done.put((None, error))
+
+    threading.Thread(target=run, name="storage", daemon=True).start()
+    try:
+        answer, error = done.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(errno.ETIMEDOUT, f"{what}: no answer within {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def is_local(fs: pafs.FileSystem) -> bool:

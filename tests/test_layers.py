@@ -13,6 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "launcher"
 
 # Rooms on one line may not see each other; `launcher.tasks.base` belongs to the room `tasks`.
 _ORDER = (
+    ("uris",),
     ("errors", "arrays"),
     ("processes",),
     ("spec",),
@@ -43,9 +44,23 @@ _ORDER = (
 )
 _RANKS = {room: rank for rank, rooms in enumerate(_ORDER) for room in rooms}
 _NARROW = {
-    room: {"errors", "spec", "records", "storage", "trials", "rundir", "leaks", "memory", "micro_batch", "events", room}
+    room: {
+        "uris",
+        "errors",
+        "processes",
+        "spec",
+        "records",
+        "storage",
+        "trials",
+        "rundir",
+        "leaks",
+        "memory",
+        "micro_batch",
+        "events",
+        room,
+    }
     for room in ("submit", "report")
-}
+}  # fmt: skip
 _TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base"}
 # Who alone may import a library: modules by their path below launcher/, rooms by their name.
 _KEPT_IN = {
@@ -54,6 +69,7 @@ _KEPT_IN = {
         "train/kernels.py",
         "train/states.py",
         "train/swapped.py",
+        "train/trusted.py",
         "train/universal.py",
     ),
     "ray.tune": ("tune/",),

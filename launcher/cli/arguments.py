@@ -5,18 +5,28 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from launcher.errors import UserError
+from launcher.uris import masked
 
 if TYPE_CHECKING:
     from launcher.rundir import RunDir
     from launcher.spec.job import JobSpec
 
-OUT, ERR = Console(), Console(stderr=True)
+
+class MaskedConsole(Console):
+    """A console that shows no keys of URIs."""
+
+    def print(self, *objects: Any, **how: Any) -> None:  # rich's own signature has two dozen arguments
+        """Print as rich does, texts without their keys."""
+        super().print(*(masked(text) if isinstance(text, str) else text for text in objects), **how)
+
+
+OUT, ERR = MaskedConsole(), MaskedConsole(stderr=True)
 
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB.yaml")]
 Overrides = Annotated[
@@ -52,16 +62,18 @@ def begin_ray(job: "JobSpec", at_once: int = 1) -> None:
     """Start a local Ray side by side with what a command does first, where the job will run on one.
 
     Has to come before ray or torch are imported: this process loads what workers need, and is forked for them.
+
+    Raises:
+        ClusterError: The job joins a cluster, which does not answer.
     """
     from launcher.processes import local_ray
+    from launcher.processes.ray_address import check_address
     from launcher.processes.warm_ray import ADDRESS
 
-    if (
-        job.cluster.address
-        or job.cluster.kubernetes
-        or os.environ.get("RAY_ADDRESS")
-        or ("ray" in sys.modules and not os.environ.get(ADDRESS))
-    ):
+    if job.cluster.address or os.environ.get("RAY_ADDRESS"):
+        check_address(job.cluster.address)
+        return
+    if job.cluster.kubernetes or ("ray" in sys.modules and not os.environ.get(ADDRESS)):
         return
     ray = local_ray.begin(local_ray.local_cpus(job.cluster.logical_cpus(at_once)), fork_here=True)
     if ray.process is None:
@@ -76,9 +88,11 @@ def check_overrides(overrides: Sequence[str], allowed: Sequence[str]) -> None:
     Raises:
         UserError: a key is not among the allowed sections and keys.
     """
+    from launcher.spec.permissions import PERMISSIONS
+
     for override in overrides:
         key = override.partition("=")[0]
-        if not any(key == name or key.startswith(f"{name}.") for name in allowed):
+        if key not in PERMISSIONS and not any(key == name or key.startswith(f"{name}.") for name in allowed):
             raise UserError(
                 f"override {override}: {key} belongs to what was trained, which stays; only {', '.join(allowed)} may "
                 "be changed here"
@@ -98,7 +112,7 @@ def check_scored(split: str | None, data: str | None, name: str | None) -> None:
 
 
 def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str]) -> "JobSpec":
-    """A run's job file, resolved as the run left it, with changes.
+    """Return a run's job file, resolved as the run left it, with changes; it permits only what the command line does.
 
     Args:
         run: the run.
@@ -109,8 +123,10 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
         UserError: a change is not allowed, or everything that is wrong with the job.
     """
     from launcher.errors import SpecError
+    from launcher.rundir import beside
     from launcher.spec.document import one_line
     from launcher.spec.load import load_job
+    from launcher.spec.permissions import granted
     from launcher.tasks import params_of
 
     check_overrides(overrides or (), allowed)
@@ -118,8 +134,10 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
         path = Path(folder) / "job.yaml"
         path.write_bytes(run.read_bytes("job.yaml"))
         try:
-            return load_job(path, overrides or (), params_of)
+            job = load_job(path, overrides or (), params_of)
         except SpecError as error:
             shown = one_line(str(path))  # as problems begin with it
             problems = (problem.replace(shown, run.path("job.yaml"), 1) for problem in error.problems)
             raise SpecError(tuple(problems)) from error
+    is_training = "logging" in allowed
+    return beside(run, granted(job, run.path("job.yaml"), overrides or (), is_training))

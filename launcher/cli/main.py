@@ -15,6 +15,7 @@ import typer
 
 from launcher.cli import compare, doctor, init, kube, listing, runs, submit, sweeps, up
 from launcher.cli.arguments import ERR
+from launcher.cli.environment import refused_by_machine
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 from launcher.processes import local_ray
 from launcher.processes.warm_ray import QUIET
@@ -65,6 +66,10 @@ def main() -> None:
     except Exception as error:  # process border: what nobody foresaw is a defect, told in one line
         if debug:
             raise
+        refused = refused_by_machine(error)
+        if refused is not None:
+            ERR.print(refused, markup=False, highlight=False, soft_wrap=True)
+            sys.exit(2)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "the same command with --debug after `launcher` shows where; please report it"
         ERR.print(f"the launcher failed ({what}); {remedy}", markup=False, highlight=False, soft_wrap=True)

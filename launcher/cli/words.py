@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.arguments import EVALUATE_KEYS, check_overrides, check_scored
 from launcher.errors import RunError
+from launcher.uris import secret_in
 
 if TYPE_CHECKING:
     from launcher.submit.package import Package
@@ -34,6 +35,12 @@ def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
         raise RunError(f"--command: {command!r} cannot be taken apart ({error}); close its quotation marks") from error
     if not words or words[0] not in _COMMANDS:
         raise RunError(f"--command: {command!r} is none of {', '.join(_COMMANDS)}; give one of them")
+    for word in words:
+        if (what := secret_in(word)) is not None:
+            raise RunError(
+                f"--command: {word} holds {what}, which is shown to all who can see the cluster; take it out, and give "
+                "the cluster's nodes a role, or the keys as variables of their own"
+            )
     if words[0] == "tune" and len(words) > 1:
         raise RunError("--command tune: takes no more words; give changes as KEY=VALUE behind the job file")
     if words[0] == "train":

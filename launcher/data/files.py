@@ -12,23 +12,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from launcher.errors import DataError, RunError
+from launcher.spec.data import COMPRESSED, SUFFIXES
 from launcher.storage import open_uri, os_reason
-
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-}
-COMPRESSED = (".gz", ".bz2", ".zst")
-"""Endings behind those of CSV, TSV and JSON Lines: such files are unpacked as they are read."""
 
 
 class DataFile(NamedTuple):

@@ -1,5 +1,6 @@
 """What one column holds, told from its type and some of its values. Pure; read `look.py` for who reads the values."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -74,6 +75,8 @@ class Column:
     """Names of integer classes, from the files' metadata."""
     feature: str = ""
     """What `datasets` says that it is: Image, Audio, Translation, ClassLabel ..."""
+    folder: str = ""
+    """Directory that holds all files that the cells name."""
     example: str = ""
 
     @property
@@ -302,7 +305,22 @@ _FACTS: dict[str, _Facts] = {
     "spans": lambda known: {"lengths": tuple(map(len, known))},
     "messages": _conversations,
     "structs": _structs,
+    "picture": lambda known: {"folder": _folder(known)},
 }
+
+
+def _folder(known: Sequence[object]) -> str:
+    cells = (cell if isinstance(cell, str) else _path_of(cell) for cell in known)
+    folders = [cell.rpartition("/")[0] for cell in cells if cell]
+    parts = zip(*(folder.split("/") for folder in folders), strict=False)
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, parts)
+    return "/".join(names[0] for names in levels)
+
+
+def _path_of(cell: object) -> str:
+    """Return the path in a struct that has no content."""
+    path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else None
+    return path if isinstance(path, str) else ""
 
 
 def _example(known: Sequence[object]) -> str:

@@ -8,6 +8,8 @@ from launcher.init.fit import has_gaps, known_labels
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, Look
 from launcher.init.pretrained import Model
+from launcher.models.cells import Places
+from launcher.spec.data import DataSpec
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # What one sequence costs beyond this is for the user to decide.
@@ -247,9 +249,19 @@ def _data(guess: Guess, labels: Labels | None, sources: Sources, window: int, lo
         lines.append(Line("on_bad_row", "skip", "some answers may begin behind max_length; error stops at such rows"))
     elif bad or (labels is not None and has_gaps(labels, guess)):
         lines.append(Line("on_bad_row", "skip", "some rows have no text or no known label; error stops at them"))
+    folder = guess.inputs[0].folder
+    if folder and not _is_beside(folder, sources):
+        lines.append(Line("files_below", folder, "the rows name files there; they may name no others"))
     if window < _DEFAULT_WINDOW:
         lines.append(Line("window_steps", window, "batches read and encoded together; rows are large here"))
     return tuple(lines)
+
+
+def _is_beside(folder: str, sources: Sources) -> bool:
+    """Return whether a directory lies with the data of every split, so that cells may name its files."""
+    file = f"{folder}/x"
+    places = [Places.of(DataSpec(train=locations)) for locations in sources.locations.values()]
+    return all(place.holds_uri(file) if "://" in file else place.holds_path(file) for place in places)
 
 
 def _window(look: Look, steps: Steps) -> int:

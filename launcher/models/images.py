@@ -1,19 +1,15 @@
 """Pictures from table cells, augmented and made ready for a model. Runs in data workers, and train workers (floats)."""
 
 import io
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.arrays import shown
-from launcher.errors import RunError, StorageTrouble
-from launcher.storage import open_uri, os_reason, passes, refusal
+from launcher.models.cells import Places, cell_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -21,51 +17,10 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 
-# What a cell may name: data are not trusted, and other protocols fetch from anywhere, or run what they find there.
-_SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs", "file")
 # Formats of photographs and scans. Others start programs (EPS: Ghostscript) or have decoders that few have looked at.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 # Where Pillow begins to warn of decompression bombs.
 _MOST_PIXELS = 89_478_485
-
-
-def image_bytes(cell: object) -> bytes:
-    """Read the picture file in a cell.
-
-    Args:
-        cell: the content; a path or URI; or {bytes, path} as `datasets` stores images.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-        StorageTrouble: Its storage does not answer, for now, which says nothing of the picture.
-    """
-    if isinstance(cell, dict):
-        if not {"bytes", "path"} & set(cell):
-            raise ValueError(f"holds {', '.join(map(str, cell))}, but neither bytes nor path")
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes):
-        return cell
-    if not isinstance(cell, str):
-        raise ValueError("is null" if cell is None else f"is {type(cell).__name__}, which is no picture")
-    scheme, mark, _ = cell.partition("://")
-    if (mark and scheme not in _SCHEMES) or "::" in cell:
-        kinds = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise ValueError(
-            f"is {shown(cell)}, and pictures are read from paths and {kinds} alone; copy it to one of them"
-        )
-    try:
-        fs, path = open_uri(cell)
-        if isinstance(fs, pafs.LocalFileSystem) and not os.path.isfile(path):  # a device or a pipe might never end
-            raise ValueError(f"is {shown(cell)}, which is no file here")
-        with fs.open_input_file(path) as file:
-            return bytes(file.read())
-    except StorageTrouble:
-        raise
-    except (OSError, RunError) as error:
-        if isinstance(error, OSError) and passes(error):
-            raise refusal(cell, error) from error
-        reason = os_reason(error) if isinstance(error, OSError) else error.message
-        raise ValueError(f"is {shown(cell)}, which cannot be read ({reason})") from error
 
 
 class _Unusable(ValueError):
@@ -173,11 +128,13 @@ class Pixels:
         processor: the model's, on Pillow.
         channels: 1 for grey, 3 for colour.
         column: where the pictures come from, for messages.
+        places: Where the files may lie that cells name.
     """
 
     processor: "BaseImageProcessor"
     channels: int
     column: str
+    places: Places
 
     def encode(self, cell: object, change: Augment, seed: int | None) -> npt.NDArray[np.uint8]:
         """uint8 (C, H, W), augmented if there is a seed.
@@ -186,7 +143,7 @@ class Pixels:
             ValueError: the cell holds no picture.
         """
         try:
-            image = open_image(image_bytes(cell), self.channels)
+            image = open_image(cell_bytes(cell, self.places), self.channels)
         except ValueError as problem:
             raise ValueError(f"{self.column} {problem}") from problem
         image = image if seed is None else augmented(image, change, seed)

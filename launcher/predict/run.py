@@ -33,7 +33,7 @@ from launcher.predict.progress import make_view
 from launcher.predict.worker import Order
 from launcher.resume import check_model
 from launcher.rows import try_split
-from launcher.rundir import RunDir, read_job, run_at
+from launcher.rundir import RunDir, run_at, runnable_job
 from launcher.spec.job import JobSpec
 from launcher.storage import join
 from launcher.tasks import build_task
@@ -69,7 +69,7 @@ def predict_run(
         input: file, directory or glob, any format training takes.
         output: a new or empty directory or URI, or the one to go on with.
         console: shows how far it is; None shows nothing.
-        job: the run's, with changes; None takes it as it is.
+        job: the run's, with changes; None takes it as it is, if it asks for no permission.
 
     Raises:
         UserError: the run has no model, the input does not fit, or the output holds something else.
@@ -78,14 +78,16 @@ def predict_run(
     """
     target = run_at(output)
     try:
-        return _predict(run, input, target, console or Console(quiet=True), job or read_job(run))
+        return _predict(run, input, target, console or Console(quiet=True), job or runnable_job(run))
     except (KeyboardInterrupt, SystemExit, StoppedAtOnce) as stop:
         raise Interrupted(f"interrupted; the same command goes on with {target.uri}") from stop
 
 
 def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> Predicted:
     check_model(run)
-    job = trained.model_copy(update={"model": trained.model.exported(run.path("model"))})
+    # The rows to come may name files beside themselves, not beside what the run was trained on.
+    data = trained.data.model_copy(update={"train": (input,), "validation": None, "test": None})
+    job = trained.model_copy(update={"model": trained.model.exported(run.path("model")), "data": data})
     _check_apart(input, output)
     kinds = build_task(job).columns(with_targets=False)
     files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from launcher.processes import fork_client, fork_server, warm_ray
+from launcher.processes.environment import refuse_environment
 from launcher.processes.fork_server import ForkServerError
 from launcher.processes.warm_ray import WarmRay
 
@@ -67,7 +68,11 @@ class LocalRay:
             fork_here: Whether this process may become the server's parent: it has one thread and has not imported ray.
                 The imports are then there for the command as well. Otherwise the server is started by the first worker.
             idle_s: Seconds without a command after which it ends; None lets it end with this process.
+
+        Raises:
+            ClusterError: The environment keeps it from starting.
         """
+        refuse_environment()
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
         note = path = None

@@ -7,7 +7,6 @@ by hash stands behind them: no other script runs, and nothing is loaded from any
 
 import base64
 import hashlib
-import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -22,6 +21,7 @@ from launcher.report.charts import Chart
 from launcher.report.collect import ReportData, collect, missing
 from launcher.report.times import time_chart
 from launcher.rundir import RunDir
+from launcher.uris import masked
 
 _CLIP_CHARS = 300
 """Texts longer than this are folded."""
@@ -154,7 +154,7 @@ def _largest_confusions(matrix: ConfusionMatrix) -> tuple[Confusion, ...]:
 
 def _without_accounts(value: object) -> object:
     """What a page shows of a text with URIs: a report is passed on, and `s3://key:secret@bucket` tells the keys."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", value) if type(value) is str else value
+    return masked(value) if type(value) is str else value
 
 
 def _environment() -> Environment:

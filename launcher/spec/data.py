@@ -7,6 +7,23 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from launcher.spec.hub import PREFIX, parse_hub
 from launcher.spec.section import Section
 
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+}
+"""Format of a data file by the end of its name."""
+COMPRESSED = (".gz", ".bz2", ".zst")
+"""Endings behind those of CSV, TSV, JSON Lines and text: such files are unpacked as they are read."""
+
 
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
@@ -23,6 +40,13 @@ _Location = Annotated[str, Field(min_length=1), AfterValidator(_readable_hub)]
 _Several = Annotated[tuple[_Location, ...], Field(min_length=1)]
 Locations = Annotated[_Several, BeforeValidator(_as_tuple, json_schema_input_type=_Location | _Several)]
 """One path or several; each a file, a directory, a glob, a URI, or a data set of the hub (`spec/hub.py`)."""
+
+
+_Directory = Annotated[str, Field(min_length=1)]
+_Directories = Annotated[
+    tuple[_Directory, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=_Directory | tuple[_Directory, ...]),
+]
 
 
 class CacheSpec(Section):
@@ -58,6 +82,10 @@ class DataSpec(Section):
     """File format; `auto` reads it off the file names (.parquet, .arrow/.feather, .csv/.tsv, .jsonl/.json, .txt; those
     but the first two also packed: .gz, .bz2, .zst). JSON is lines of objects, or one array of them; each line of a
     text is a row with the column `text`."""
+
+    files_below: _Directories = ()
+    """Other directories or URIs in which files may lie that cells of the data name (pictures); files below the
+    directories of the data themselves always may. Whoever writes the data can have any file there read."""
 
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used (null text, unknown label): stop and name it, or count and skip it."""

@@ -7,7 +7,7 @@ from launcher.spec.job import JobSpec
 
 _CURVE_SECTIONS = {"seed", "task", "model", "data", "train"}
 # These look at the run without changing it.
-_ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage", "cache"}}
+_ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage", "cache", "files_below"}}
 
 
 def spec_hash(job: JobSpec) -> str:

@@ -9,11 +9,14 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from launcher.errors import RunError, SpecError
+from launcher.spec.document import dotted
 from launcher.spec.job import JobSpec
 from launcher.spec.load import dump_job
+from launcher.spec.secrets import secrets_in
 
 JOB_FILE = "launcher-job.yaml"
 """Name of the resolved job file in the package."""
@@ -21,8 +24,22 @@ JOB_FILE = "launcher-job.yaml"
 MAX_BYTES = 100 * 2**20
 """Ray's dashboard refuses larger uploads (`dashboard_max_request_body_size`)."""
 
+# Keys of people and clouds, which nobody means to send; a file among them that a job needs is named in cluster.code.
+_PRIVATE = (
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
+    ".netrc", ".pgpass", ".git-credentials", ".pypirc", ".npmrc", "credentials.json", "service-account*.json",
+    "kubeconfig",
+)  # fmt: skip
+_PRIVATE_FOLDERS = {".aws", ".azure", ".config", ".docker", ".gnupg", ".kaggle", ".kube", ".ray", ".ssh"}
+_MOST_FILES = 20_000
 _NEVER = {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file can hold
+
+
+_KEYS = (
+    "which Ray keeps with the job for all who can see the cluster; take it out, and give the cluster's nodes a role, "
+    "or the keys as variables of their own (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
     problems += [
         f"{key}: {location} {_why_lost(location, working_dir)}; {mend}" for key, location, mend in _lost(package, base)
     ]
+    problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in secrets_in(job)]
     if problems:
         raise SpecError(tuple(problems))
     return package
@@ -114,7 +132,12 @@ def _unignored(base: Path) -> list[str]:
     else:
         kept_back = _ls_files(base, "--cached", "--others", "--ignored", "--exclude-per-directory=.rayignore")
         listed = sorted(set(listed) - set(kept_back or ()))
-    return [name for name in listed if not _NEVER & set(Path(name).parts) and (base / name).is_file()]
+    real = base.resolve()
+    return [
+        name
+        for name in listed
+        if not _NEVER & set(Path(name).parts) and not _is_private(name) and _is_within(base / name, real)
+    ]
 
 
 def _ls_files(base: Path, *options: str) -> list[str] | None:
@@ -126,11 +149,47 @@ def _ls_files(base: Path, *options: str) -> list[str] | None:
     return [name for name in listed.stdout.split("\0") if name] if listed.returncode == 0 else None
 
 
-def _all_files(folder: Path) -> Iterator[str]:
+def _all_files(folder: Path, base: Path | None = None) -> Iterator[str]:
+    """Files below a directory; links are followed inside of the base alone, each directory once.
+
+    Raises:
+        RunError: There are too many to be code.
+    """
+    real, seen, count = (base or folder).resolve(), set[Path](), 0
     for root, directories, names in os.walk(folder, followlinks=True):
-        directories[:] = [name for name in directories if name not in _NEVER]
-        for name in names:
-            yield (Path(root) / name).relative_to(folder).as_posix()
+        here = Path(root)
+        kept = (name for name in directories if name not in _NEVER | _PRIVATE_FOLDERS)
+        directories[:] = sorted(name for name in kept if _leads_on(here / name, real, seen))
+        for name in sorted(names):
+            if _is_private(name) or not _is_within(here / name, real):
+                continue
+            count += 1
+            if count > _MOST_FILES:
+                raise RunError(
+                    f"{folder}: holds more than {_MOST_FILES} files, which is no code; name the files that are needed, "
+                    "and keep data on storage that all nodes share"
+                )
+            yield (here / name).relative_to(folder).as_posix()
+
+
+def _leads_on(folder: Path, base: Path, seen: set[Path]) -> bool:
+    """Return whether a walk goes into a directory: not by a link out of the base or in a circle, nor twice."""
+    real = folder.resolve()
+    is_circle = folder.is_symlink() and folder.parent.resolve().is_relative_to(real)
+    if real in seen or is_circle or not real.is_relative_to(base):
+        return False
+    seen.add(real)
+    return True
+
+
+def _is_private(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(_PRIVATE_FOLDERS & set(path.parts)) or any(fnmatch(path.name, pattern) for pattern in _PRIVATE)
+
+
+def _is_within(path: Path, base: Path) -> bool:
+    """Return whether it is a file that lies below a directory, when its links are followed."""
+    return path.is_file() and path.resolve().is_relative_to(base)
 
 
 def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
@@ -139,10 +198,12 @@ def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
     if path.is_absolute() or ".." in path.parts:
         remedy = "give a path below the directory you submit from, as it will have the same path on the cluster"
         return {}, [f"cluster.code: {entry} lies outside of {base}; {remedy}"]
+    if (base / path).exists() and not (base / path).resolve().is_relative_to(base.resolve()):
+        return {}, [f"cluster.code: {entry} is a link that leads out of {base}; put a copy there"]
     if (base / path).is_file():
         return {path.as_posix(): base / path}, []
     if (base / path).is_dir():
-        return {(path / name).as_posix(): base / path / name for name in _all_files(base / path)}, []
+        return {(path / name).as_posix(): base / path / name for name in _all_files(base / path, base)}, []
     return {}, [f"cluster.code: {entry} is not in {base}; give a file or directory that is there"]
 
 
@@ -156,6 +217,7 @@ def _lost(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
     if not _travels_well(job.output.storage):
         yield "output.storage", job.output.storage, _SHARED
     inputs = [(f"data.{name}", where) for name in _SPLITS for where in getattr(job.data, name) or ()]
+    inputs += [("data.files_below", where) for where in job.data.files_below]
     if job.model.name and (base / job.model.name).is_dir():  # else it is a name on the hub
         inputs.append(("model.name", job.model.name))
     for key, location in inputs:

@@ -21,6 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from launcher.errors import ClusterError, RunError, UserError
 from launcher.spec.job import JobSpec
+from launcher.spec.permissions import as_overrides
 from launcher.storage import join
 from launcher.submit.package import JOB_FILE, MAX_BYTES
 
@@ -75,9 +76,12 @@ class Submission:
     def entrypoint(self) -> str:
         """The shell command of the driver; `exec` gives it the stop signal, and Ray its exit."""
         run = join(self.job.output.storage, self.job.name)
-        target = JOB_FILE if self.command in ("train", "tune") else run
-        line = "exec " + shlex.join(["python", "-m", "launcher", self.command, target, *self.words[1:]])
-        prepare = self.job.cluster.prepare if self.command in ("train", "tune") else None
+        trains = self.command in ("train", "tune")
+        # A run's own job file permits nothing; the one that was submitted is the user's.
+        permits = () if trains else as_overrides(self.job, self.words)
+        words = [self.command, JOB_FILE if trains else run, *self.words[1:], *permits]
+        line = "exec " + shlex.join(["python", "-m", "launcher", *words])
+        prepare = self.job.cluster.prepare if trains else None
         return f"{prepare} && {line}" if prepare else line
 
 

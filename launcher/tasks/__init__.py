@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from launcher.errors import UserError
+from launcher.models.cells import Places
 from launcher.spec.job import JobSpec
 from launcher.spec.model import ModelSpec
 from launcher.spec.problems import not_one_of
@@ -74,7 +75,9 @@ def build_task(job: JobSpec) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; mend the job file") from error
-    return kind(params, job.model, job.seed)
+    task = kind(params, job.model, job.seed)
+    task.places = Places.of(job.data)
+    return task
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from launcher.arrays import percent
 from launcher.errors import ModelError
+from launcher.models.cells import Places
 from launcher.models.pretrained import blank, load_config, load_model, usable_positions
 from launcher.models.weights import check_layers, check_weights
 from launcher.records import ClassRow, ConfusionMatrix, Mark
@@ -218,6 +219,9 @@ class Task(Protocol):
     model: ModelSpec
     seed: int
     """Of the layers that are new."""
+
+    places: Places = Places()
+    """Where the files may lie that cells of the data name; `build_task` knows."""
 
     def __init__(self, params: TaskParams, model: ModelSpec, seed: int) -> None: ...
 

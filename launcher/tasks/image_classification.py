@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from launcher.metrics.labels import Labels
-from launcher.models.images import Augment, Pixels, example_picture, image_bytes, thumbnail
+from launcher.models.cells import cell_bytes
+from launcher.models.images import Augment, Pixels, example_picture, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, Encoded, Shown
@@ -23,7 +24,8 @@ class ImageParams(LabelParams):
     """`task:` with `type: image-classification`."""
 
     image: str = "image"
-    """Column with pictures: file contents, {bytes, path}, or absolute paths or URIs."""
+    """Column with pictures: file contents, {bytes, path}, or absolute paths or URIs, below the directories of the data
+    or of `data.files_below`."""
     label: str = "label"
     """Column that holds the label: an int or string; a list of them for multi-label."""
     kind: Literal["single-label", "multi-label"] = "single-label"
@@ -50,7 +52,7 @@ class ImageClassification(LabelledTask):
     @cached_property  # once per process
     def _pixels(self) -> Pixels:
         channels = getattr(load_config(self.model), "num_channels", 3)
-        return Pixels(load_image_processor(self.model), int(channels), self.params.image)
+        return Pixels(load_image_processor(self.model), int(channels), self.params.image, self.places)
 
     def processor(self) -> "BaseImageProcessor":
         return self._pixels.processor
@@ -93,7 +95,7 @@ class ImageClassification(LabelledTask):
     def show(self, row: Mapping[str, object]) -> Shown:
         cell = row[self.params.image]
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-        return Shown({self.params.image: str(path or "picture")}, thumbnail(image_bytes(cell)))
+        return Shown({self.params.image: str(path or "picture")}, thumbnail(cell_bytes(cell, self.places)))
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Noisy pictures of 16 x 16, bright in their upper half (a) or in their lower half (b)."""

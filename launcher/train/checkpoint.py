@@ -21,6 +21,7 @@ from launcher.records import ManifestRecord, RunStateRecord
 from launcher.rundir import RunDir
 from launcher.storage import join, refusal
 from launcher.train import saved, universal
+from launcher.train.trusted import refuse_foreign, trusted_loads
 
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
@@ -49,12 +50,13 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
             dist.barrier()
             raise DamagedCheckpoint(f"the checkpoint of step {step} is damaged ({problem})")
         directory = directory / manifest.folder
-        if _fits(manifest, engine, weights_only):
-            engine.load(directory, weights_only)
-        else:
-            engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
-        if engine.average is not None:
-            engine.average.load(directory)
+        with trusted_loads(run.path(source)):
+            if _fits(manifest, engine, weights_only):
+                engine.load(directory, weights_only)
+            else:
+                engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
+            if engine.average is not None:
+                engine.average.load(directory)
         dist.barrier()  # others of this host may still read what the first has fetched, or converted
     return run.read_record(f"{source}/state.json", RunStateRecord)
 
@@ -145,7 +147,8 @@ def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) 
     """Return what is wrong with it, the same on all workers, each of which checks some of the files.
 
     Raises:
-        RunError: A file cannot be read, which says nothing of its content; `StorageTrouble` where that may pass.
+        RunError: A file cannot be read, which says nothing of its content (`StorageTrouble` where that may pass), or it
+            holds what no training has saved.
     """
     problem, unreadable = None, None
     for entry in manifest.files[mine]:
@@ -156,6 +159,8 @@ def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) 
                 problem = f"{what}: missing or cut short"
             elif _sha256(path) != entry.sha256:
                 problem = f"{what}: its sha256 differs"
+            elif path.suffix == ".pt":
+                refuse_foreign(path, what)
         except RunError as error:
             unreadable = error
         except OSError as error:

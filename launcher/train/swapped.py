@@ -154,7 +154,7 @@ def _load(engine: Any, universal: bool, load_dir: str, tag: str, load_optimizer_
 def _shards(engine: Any, load_dir: str, tag: str) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
     """This worker's groups of weights, and their states, as it has saved them."""
     file = engine._get_zero_ckpt_name(load_dir, tag)
-    saved = torch.load(file, map_location="cpu", mmap=True, weights_only=False)[_INNER]
+    saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)[_INNER]
     engine.optimizer._load_global_state_stage3(saved)
     states = saved[_INNER]["state"]
     for index, weight in enumerate(saved[_WEIGHTS]):
@@ -163,7 +163,7 @@ def _shards(engine: Any, load_dir: str, tag: str) -> Iterator[tuple[torch.Tensor
 
 def _universal(optimizer: Any, directory: Path) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
     """The same, cut out of whole parameters."""
-    shared = torch.load(directory / "zero/optimizer_state.pt", map_location="cpu", weights_only=False)
+    shared = torch.load(directory / "zero/optimizer_state.pt", map_location="cpu", weights_only=True)
     optimizer._load_global_state_stage3(shared)
     step = shared[_INNER]["state"][0]["step"]
     for group in optimizer.fp16_groups:

@@ -18,6 +18,7 @@ from launcher.records import MetricsLine, TrackerRecord
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.train.scalars import scalars_of
+from launcher.uris import masked
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -89,11 +90,11 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str |
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
-    tags = {"launcher.run": run.uri} | ({"mlflow.parentRunId": parent} if parent else {})
+    tags = {"launcher.run": str(run)} | ({"mlflow.parentRunId": parent} if parent else {})
     try:
         experiment = _experiment(made, job.logging.experiment)
         run_id: str = made.create_run(experiment, run_name=job.name, tags=tags).info.run_id
-        shown = [Param(key, str(value)[:_LONGEST]) for key, value in params.items()]
+        shown = [Param(key, masked(str(value))[:_LONGEST]) for key, value in params.items()]
         for first in range(0, len(shown), _PARAMS_AT_ONCE):
             made.log_batch(run_id, params=shown[first : first + _PARAMS_AT_ONCE])
     except MlflowException as error:
@@ -139,7 +140,7 @@ def _end(known: TrackerRecord, status: str, scores: Mapping[str, float]) -> None
             made.log_metric(known.run_id, name, value)
         made.set_terminated(known.run_id, status)
     except MlflowException as error:
-        _log.warning("MLflow at %s did not take the end of the run (%s)", known.uri, error)
+        _log.warning("MLflow at %s did not take the end of the run (%s)", masked(known.uri), error)
 
 
 class Tracker:
@@ -180,7 +181,9 @@ class Tracker:
                 for first in range(0, len(batch), _METRICS_AT_ONCE):
                     self._client.log_batch(self._run_id, metrics=batch[first : first + _METRICS_AT_ONCE])
             except (MlflowException, OSError) as error:
-                _log.warning("MLflow at %s takes no more numbers (%s); metrics.jsonl has them", self._uri, error)
+                _log.warning(
+                    "MLflow at %s takes no more numbers (%s); metrics.jsonl has them", masked(self._uri), error
+                )
                 return
 
     def _take(self, batch: "list[Metric]", metric: "type[Metric]") -> bool:

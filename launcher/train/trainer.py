@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from launcher.data.deal import TASK_CPUS, CanonicalData
 from launcher.errors import ClusterError, Interrupted
 from launcher.processes import fork_client, local_ray
+from launcher.processes.ray_address import check_address
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.storage import SETTINGS, open_uri
@@ -61,6 +62,7 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
         yield
         return
     address = job.cluster.address or os.environ.get("RAY_ADDRESS")
+    check_address(job.cluster.address)
     if not logging.getLogger("ray").isEnabledFor(logging.WARNING):  # as it is with --debug
         hush()
     environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}

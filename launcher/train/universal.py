@@ -57,7 +57,7 @@ def _under_adams_names(source: Path, target: Path, zero: int, moments: Moments) 
         if not file.name.endswith("_optim_states.pt"):
             os.symlink(file.resolve(), target / file.name)
             continue
-        saved = torch.load(file, map_location="cpu", weights_only=False)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
         shards = saved["optimizer_state_dict"]
         inner, flat = ("optimizer_state_dict", "fp32_flat_groups") if zero == 3 else _FLAT_BELOW_3
         state, paddings = shards[inner]["state"], shards.get(_PADDINGS, [0] * len(shards[flat]))
@@ -97,7 +97,7 @@ def from_whole(source: Path, target: Path, names: Sequence[str], moments: Moment
         names: of the trained parameters, in the optimizer's order.
         moments: of the optimizer.
     """
-    saved = torch.load(source / _MODEL_STATES, map_location="cpu", weights_only=False)
+    saved = torch.load(source / _MODEL_STATES, map_location="cpu", weights_only=True)
     optimizer = saved.pop("optimizer")
     weights = [saved["module"][name] for name in names]
     if "fp32_groups" in optimizer:  # half precision: the masters of the weights, in the optimizer's order
@@ -138,7 +138,7 @@ def load_whole(
             parameter.copy_(_tensor(folder / "fp32.pt").view_as(parameter))
             halves[name].copy_(parameter)  # itself, where there are no masters
             states = {key: _tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _MOMENTS}
-            step = torch.load(folder / "step.pt", weights_only=False)
+            step = torch.load(folder / "step.pt", weights_only=True)
             optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **states}
             own_names(optimizer.state[parameter], moments)
 
@@ -146,12 +146,12 @@ def load_whole(
 def load_buffers(source: Path, model: torch.nn.Module) -> None:
     """What is no parameter (BatchNorm's statistics): DeepSpeed leaves it out when it loads a universal checkpoint."""
     files = sorted(source.glob("*mp_rank_00_model_states.pt"))
-    saved = torch.load(files[0], map_location="cpu", weights_only=False)["module"]
+    saved = torch.load(files[0], map_location="cpu", weights_only=True)["module"]
     for name, buffer in model.named_buffers():
         if name in saved:
             buffer.copy_(saved[name])
 
 
 def _tensor(file: Path) -> torch.Tensor:
-    tensor: torch.Tensor = torch.load(file, map_location="cpu", weights_only=False)["param"]
+    tensor: torch.Tensor = torch.load(file, map_location="cpu", weights_only=True)["param"]
     return tensor

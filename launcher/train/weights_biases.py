@@ -20,6 +20,7 @@ from launcher.records import MetricsLine, Record
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.train.scalars import scalars_of
+from launcher.uris import masked
 
 if TYPE_CHECKING:
     import wandb
@@ -71,7 +72,7 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object]) -> None:
         run_id=uuid.uuid4().hex[:12],
         name=f"{group}/{RunDir(trial).name}" if group else job.name,
         group=group,
-        params={key: str(value)[:_LONGEST] for key, value in params.items()},
+        params={key: masked(str(value))[:_LONGEST] for key, value in params.items()},
     )
     run.write_record(_FILE, record)
 

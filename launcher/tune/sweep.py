@@ -6,6 +6,7 @@
 
 from dataclasses import dataclass, field
 
+from launcher.errors import RunError
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
@@ -47,7 +48,15 @@ class Sweep:
         return RunDir(join(self.folder, trial_name(number)))
 
     def load(self) -> None:
-        """The trials of earlier attempts."""
+        """Load the trials of earlier attempts.
+
+        Raises:
+            RunError: One sets a key that is not searched, which might permit what the job file does not.
+        """
+        for trial in read_trials(self.run):
+            for key in trial.params.keys() - self.spec.space.keys():
+                where = self.trial_run(trial.number).path("trial.json")
+                raise RunError(f"{where}: sets {key}, which is not in tune.space; remove the directory of this trial")
         self.trials = {trial.number: trial for trial in read_trials(self.run)}
 
     def put(self, trial: TrialRecord) -> None:

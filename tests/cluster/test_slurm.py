@@ -133,6 +133,26 @@ def test_its_exit_code_is_the_launchers(batch: Batch, code: int) -> None:
     assert "rm -rf /tmp/ray-9" in batch.log
 
 
+def test_rays_directory_is_this_users_alone(batch: Batch, tmp_path: Path) -> None:
+    """Whoever made it before could own Ray's sockets: a directory of another user, a link, or one for all."""
+    folder = Path(f"/tmp/ray-9{os.getpid()}")
+    asks = f"stat -c 'mode %a' {folder} >> $LOG; exec sleep 60"
+    folder.mkdir(mode=0o777)  # of an attempt that was killed
+    folder.chmod(0o777)
+    try:
+        code, said = batch.run("sleep 1; exit 0", RAY_DOES=asks)
+        assert code == 0 and "mode 700" in batch.log, said
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    try:
+        code, said = batch.run("exit 0", RAY_DOES="echo started >> $LOG; exec sleep 60")
+        assert f"{folder} on " in said and "is not this user's own" in said and "started" not in batch.log
+    finally:
+        folder.unlink(missing_ok=True)
+
+
 def test_ray_is_the_jobs_own(batch: Batch) -> None:
     code, said = batch.run("exit 0", SLURM_GPUS_ON_NODE="8", LAUNCHER_HEAD_IP="10.1.2.3", LAUNCHER_DASHBOARD="1")
     assert code == 0, said
@@ -231,7 +251,7 @@ def test_setup_and_image(batch: Batch) -> None:
     assert "token 3 token" in batch.log
     wrapped = "apptainer exec --bind /scratch --nv image.sif"
     assert f"{wrapped} python -m launcher train job.yaml" in batch.log
-    assert re.search(rf"^srun .* {re.escape(wrapped)} bash -c exec ray start", batch.log, re.MULTILINE)
+    assert re.search(rf"^srun .* {re.escape(wrapped)} bash -c dir=.LAUNCHER_RAY_DIR$", batch.log, re.MULTILINE)
 
 
 # --- a real Ray -----------------------------------------------------------------------------------------------------

@@ -111,3 +111,16 @@ def test_numbers_far_from_one_are_remarked_upon(tmp_path: Path) -> None:
     table = pa.table({"text": words(), "score": [float(i * 10) for i in range(60)]})
     said = _lines(table, tmp_path, Labels((), 60, 0))["task.label"].why
     assert said == "column: numbers from 0 to 590; scaled to about 0 to 1 they are learned sooner"
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_pictures_that_do_not_lie_with_the_data_are_a_place_of_the_job(tmp_path: Path, beside: bool) -> None:
+    """`launcher init` may cut the rows into a directory of its own, which leaves their pictures behind."""
+    table = pa.table({"file": [f"{tmp_path}/pictures/{i}.png" for i in range(60)], "animal": cycle("cat", "dog")})
+    folder = tmp_path if beside else tmp_path / "cut"
+    sources = Sources({name: (str(folder / f"{name}.parquet"),) for name in ("train", "validation")}, _BOTH.rows)
+    lines = _lines(table, tmp_path, sources=sources)
+    if beside:
+        assert "data.files_below" not in lines
+    else:
+        assert lines["data.files_below"].value == f"{tmp_path}/pictures"

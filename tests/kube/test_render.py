@@ -215,6 +215,13 @@ def test_autoscaling_is_version_2_and_said(tmp_path: Path) -> None:
     assert "automountServiceAccountToken" not in head and worker["automountServiceAccountToken"] is False
 
 
+def test_a_service_account_gives_no_pod_the_token_of_the_api_server(tmp_path: Path) -> None:
+    """It is there for a bucket, and workers decode data that nobody vouches for."""
+    _, body = _render(tmp_path, f"{K}.service_account=trainer")
+    for pod in _pods(body):
+        assert pod["serviceAccountName"] == "trainer" and pod["automountServiceAccountToken"] is False
+
+
 @pytest.mark.parametrize(
     ("fabric", "env", "limits", "capabilities"),
     [

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from launcher.models.images import Augment, augmented, example_picture, image_bytes, open_image, thumbnail
+from launcher.models.cells import Places, cell_bytes
+from launcher.models.images import Augment, augmented, example_picture, open_image, thumbnail
 from launcher.spec.model import ModelSpec
 from launcher.tasks.image_classification import ImageClassification, ImageParams
 
@@ -27,7 +28,7 @@ def test_a_picture_may_be_stored_in_several_ways(picture: bytes, tmp_path: Path)
     path = str(tmp_path / "x.png")
     cells: list[object] = [picture, path, {"bytes": picture, "path": None}, {"bytes": None, "path": path}]
     for cell in cells:
-        assert image_bytes(cell) == picture
+        assert cell_bytes(cell, Places((str(tmp_path),))) == picture
     assert open_image(picture, 3).size == (16, 16)
     assert open_image(picture, 1).mode == "L"
 
@@ -86,8 +87,8 @@ def _drawing(alpha: np.ndarray, mode: str) -> Image.Image:
      "zip://x.png::file:///tmp/x.zip", "hf://datasets/a/b.png", "file:///x.png::zip://a", "jupyter://a:1/x"],
 )  # fmt: skip
 def test_a_cell_names_no_place_that_data_do_not_lie_in(cell: str) -> None:
-    with pytest.raises(ValueError, match=r"and pictures are read from paths and s3://, .* alone; copy it to one of"):
-        image_bytes(cell)
+    with pytest.raises(ValueError, match=r"and files are read from paths and s3://, .* alone; copy it to one of"):
+        cell_bytes(cell, Places(("/",)))
 
 
 def test_no_program_is_started_for_a_picture() -> None:

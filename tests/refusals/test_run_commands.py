@@ -25,7 +25,64 @@ def _twin() -> None:
     shutil.copytree(_RUN, "runs/second")
 
 
+def _evil(old: str, new: str) -> Callable[[Desk], None]:
+    """Change the job.yaml that lies in the run's directory."""
+
+    def harm(desk: Desk) -> None:
+        desk.table("in.parquet", text=["w1"], label=["a"])
+        text = Path(f"{_RUN}/job.yaml").read_text()
+        assert old in text
+        Path(f"{_RUN}/job.yaml").write_text(text.replace(old, new))
+
+    return harm
+
+
+def _gone(desk: Desk) -> None:
+    desk.table("in.parquet", text=["w1"], label=["a"])
+    desk.monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+
+_PERMITS = "and only you can permit that; add"
+
 ORDERS = [
+    *(
+        Order(
+            f"{command} {_RUN} {rest}",
+            _evil("trust_remote_code: false", "trust_remote_code: true"),
+            f"DESK/{_RUN}/job.yaml: asks for model.trust_remote_code: true, which runs Python code that lies beside "
+            f"the model, {_PERMITS} model.trust_remote_code=true to the command to do so, or "
+            "model.trust_remote_code=false to do without",
+        )
+        for command, rest in (
+            ("predict", "in.parquet --output out"),
+            ("evaluate", "--split validation"),
+            ("replay", ""),
+        )
+    ),
+    Order(
+        f"predict {_RUN} in.parquet --output out",
+        _evil("address: null", "address: ray://evil:10001"),
+        f"DESK/{_RUN}/job.yaml: asks for cluster.address: ray://evil:10001, which sends data and environment to that "
+        f"cluster, {_PERMITS} cluster.address=ray://evil:10001 to the command to do so, or cluster.address=null to do "
+        "without",
+    ),
+    Order(
+        f"replay {_RUN}",
+        _evil("mlflow: null", "mlflow: http://evil:5000"),
+        f"DESK/{_RUN}/job.yaml: asks for logging.mlflow: http://evil:5000, which sends numbers and the account of "
+        f"MLflow's variables to that server, {_PERMITS} logging.mlflow=http://evil:5000 to the command to do so, or "
+        "logging.mlflow=null to do without",
+    ),
+    *(
+        Order(
+            command,
+            _gone,
+            "RAY_ADDRESS: 127.0.0.1:1: nothing listens there (Connection refused); is Ray running on 127.0.0.1, and is "
+            "1 its port? give auto, HOST:6379 (on a node of the cluster), or ray://HOST:10001 (from elsewhere); unset "
+            "it for a Ray of this machine alone",
+        )
+        for command in ("train job.yaml", f"predict {_RUN} in.parquet --output out")
+    ),
     Order(
         "evaluate nowhere",
         well,

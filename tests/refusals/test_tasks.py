@@ -175,12 +175,18 @@ CASES = [
     ),
     Case(
         "pictures that are not there",
-        lambda desk: _pictures(desk, ["/nowhere/a.png"] * 4),
-        f"{_TRAIN}: row 0: image is '/nowhere/a.png', which is no file here; {_MEND}",
+        lambda desk: _pictures(desk, [str(desk.folder / "data" / "gone.png")] * 4),
+        f"{_TRAIN}: row 0: image is ..., which is no file here; {_MEND}",
+    ),
+    Case(
+        "pictures outside of the data",
+        lambda desk: _pictures(desk, ["/dev/zero"] * 4),
+        f"{_TRAIN}: row 0: image is '/dev/zero', which lies outside of the directories of the data; if you trust "
+        f"whoever wrote them, add its directory to data.files_below; {_MEND}",
     ),
     Case(
         "pictures without end",
-        lambda desk: _pictures(desk, ["/dev/zero"] * 4),
+        lambda desk: [*_pictures(desk, ["/dev/zero"] * 4), "data.files_below=/dev"],
         f"{_TRAIN}: row 0: image is '/dev/zero', which is no file here; {_MEND}",
     ),
     Case(
@@ -196,7 +202,7 @@ CASES = [
     Case(
         "pictures that are numbers",
         lambda desk: _pictures(desk, pa.array([1, 2, 3, 4])),
-        f"{_TRAIN}: row 0: image is int, which is no picture; {_MEND}",
+        f"{_TRAIN}: row 0: image is int, which is no file; {_MEND}",
     ),
     Case(
         "no image processor",

@@ -18,7 +18,7 @@ from jobs import make_job, prepared_job, write_splits
 from launcher import metrics_file
 from launcher.data.files import list_files
 from launcher.errors import DataError, ModelError, RunError
-from launcher.models.images import image_bytes
+from launcher.models.cells import Places, cell_bytes
 from launcher.models.remote import local_copy, remote_files
 from launcher.prepare import prepare
 from launcher.records import StepRecord
@@ -171,9 +171,10 @@ def test_a_model_is_copied_once_and_its_weights_when_they_are_needed(
 def test_a_picture_is_read_there(here: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     upload(here, tmp_path / "a.png", "bucket/pictures/a.png")
-    assert image_bytes({"path": "s3://bucket/pictures/a.png", "bytes": None}) == b"picture"
+    places = Places(remote=(("s3://bucket/pictures", ""),))
+    assert cell_bytes({"path": "s3://bucket/pictures/a.png", "bytes": None}, places) == b"picture"
     with pytest.raises(ValueError, match=r"is 's3://bucket/pictures/b\.png', which cannot be read"):
-        image_bytes("s3://bucket/pictures/b.png")
+        cell_bytes("s3://bucket/pictures/b.png", places)
 
 
 def test_a_dead_endpoint_is_told_in_seconds(dead: None, tiny_bert: Path, tmp_path: Path) -> None:

@@ -142,3 +142,49 @@ def test_a_path_is_held_with_all_above_it(parts: list[str]) -> None:
         assert package.holds("./" + "/".join(parts[:end]) + "/")
     assert not package.holds(name + "x")
     assert not package.holds(f"x/{name}")
+
+
+def test_links_that_lead_out_do_not_travel(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nor does a link in a circle keep the walk from ending; one inside of the directory is followed once."""
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "plans.txt").write_text("x")
+    (here / "prepare" / "out").symlink_to(outside)
+    (here / "prepare" / "plans.txt").symlink_to(outside / "plans.txt")
+    (here / "prepare" / "circle").symlink_to(here / "prepare")
+    (here / "prepare" / "another").symlink_to(here)
+    (here / "lib").mkdir()
+    (here / "lib" / "b.py").write_text("B = 1\n")
+    (here / "prepare" / "lib").symlink_to(here / "lib")
+    (here / "prepare" / "c.py").symlink_to(here / "lib" / "b.py")
+    found = sorted(make_package(_job(code=["prepare"]), None).files)
+    assert found == ["prepare/c.py", "prepare/lib/b.py", "prepare/run.py"]
+    (here / "out").symlink_to(outside)
+    for entry in ("out", "prepare/plans.txt"):
+        with pytest.raises(SpecError, match=f"cluster.code: {entry} is a link that leads out of {here}; put a copy"):
+            make_package(_job(code=[entry]), None)
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+@pytest.mark.parametrize(
+    "name", [".env", ".env.local", ".ssh/id_ed25519", "id_rsa", ".aws/credentials", "server.key", "a/.kube/config"]
+)
+def test_keys_of_people_do_not_travel(name: str, in_git: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if in_git:
+        subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for file in (f"code/{name}", "code/run.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("x")
+    assert list(make_package(_job(), tmp_path).files) == ["code/run.py"]
+    assert list(make_package(_job(code=["code"]), None).files) == ["code/run.py"]
+    # Who names a file means it.
+    assert list(make_package(_job(code=[f"code/{name}"]), None).files) == [f"code/{name}"]
+
+
+def test_a_directory_with_too_many_files_is_no_code(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.submit.package._MOST_FILES", 3)
+    (here / "many").mkdir()
+    for i in range(4):
+        (here / "many" / str(i)).touch()
+    with pytest.raises(RunError, match="many: holds more than 3 files, which is no code"):
+        make_package(_job(code=["many"]), None)

@@ -99,6 +99,16 @@ def test_other_data_is_scored_on_the_cluster() -> None:
     )
 
 
+def test_the_submitted_job_permits_what_its_run_may_not() -> None:
+    job = make_job(
+        Path("m"), {"train": ["s3://t"]}, Path("/r"), model={"trust_remote_code": True}, cluster={"address": "auto"}
+    )
+    words = words_of("predict in --output out model.trust_remote_code=false")
+    assert Submission(job, words).entrypoint == (
+        "exec python -m launcher predict /r/test in --output out model.trust_remote_code=false cluster.address=auto"
+    )
+
+
 def test_a_run_begins_from_another_on_the_cluster() -> None:
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
     assert Submission(job, words_of("train --fork /mnt/runs/first")).entrypoint == (

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import make_job, write_splits
+from launcher.errors import RunError
 from launcher.prepare import prepare
 from launcher.records import FileEntry, ManifestRecord
 from launcher.report.sweep import collect_sweep, render_sweep, verdict
@@ -136,3 +137,15 @@ def test_what_ranks_the_trials_chooses_their_best_checkpoint(tiny_bert: Path, tm
         trial_job(opened.prepared.job, {"train.learning_rate": 1e-3}, params_of).model_copy(update={"tune": None})
     )
     assert (trial.plan.metric, trial.plan.metric_mode) == ("loss", "min")
+
+
+def test_a_trial_on_disk_sets_no_key_that_is_not_searched(tmp_path: Path) -> None:
+    """Who can write to the sweep's directory could permit what the user's job file does not."""
+    sweep = _sweep(tmp_path)
+    sweep.put(_trial(0, 0.5))
+    evil = _trial(1, 0.9)
+    sweep.put(evil.model_copy(update={"params": {**evil.params, "model.trust_remote_code": True}}))
+    with pytest.raises(
+        RunError, match=r"trial-0001/trial\.json: sets model\.trust_remote_code, which is not in tune\.sp"
+    ):
+        _sweep(tmp_path).load()

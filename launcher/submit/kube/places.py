@@ -9,6 +9,12 @@ from launcher.spec.document import KeyPath, dotted
 from launcher.spec.hub import PREFIX, is_path, parse_hub
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes import HOME, KubernetesSpec
+from launcher.spec.secrets import secrets_in
+
+_KEYS = (
+    "which everyone may read who may read the manifest; take it out, and give the pods a role (service_account), or "
+    "the keys as variables from a Secret (env_from_secret)"
+)
 
 
 class Misplaced(NamedTuple):
@@ -20,12 +26,15 @@ class Misplaced(NamedTuple):
 
 def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
     """What of a job file cannot be used in pods as it is written; [] when everything can."""
-    found = [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
+    found = [Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}") for key, shown, what in secrets_in(job)]
+    found += [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
     for split in ("train", "validation", "test"):
         for index, location in enumerate(getattr(job.data, split) or ()):
             path = parse_hub(location).source if location.startswith(PREFIX) else location
             if not location.startswith(PREFIX) or path.startswith(("/", ".", "~")):
                 found += _readable(("data", split, index), path, spec)
+    for index, location in enumerate(job.data.files_below):
+        found += _readable(("data", "files_below", index), location, spec)
     if _is_directory(job.model.name):
         found += _readable(("model", "name"), job.model.name, spec)
     return found

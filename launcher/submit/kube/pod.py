@@ -154,7 +154,8 @@ class Pods:
         found: Manifest = {}
         if spec.service_account is not None:
             found["serviceAccountName"] = spec.service_account
-        elif not needs_token:
+        # Roles for buckets (IRSA, GKE's Workload Identity) bring tokens of their own.
+        if not needs_token:
             found["automountServiceAccountToken"] = False
         if spec.pull_secrets:
             found["imagePullSecrets"] = [{"name": name} for name in spec.pull_secrets]

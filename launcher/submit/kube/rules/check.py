@@ -11,6 +11,7 @@ from launcher.errors import SpecError
 from launcher.submit.kube.manifest import KINDS, Manifest, name_of
 from launcher.submit.kube.rules import autoscaling, cluster, deletion, names, pods, services, shell, submission
 from launcher.submit.kube.rules.read import RayObject
+from launcher.uris import secret_in
 
 Rule: TypeAlias = Callable[[RayObject], Iterator[str]]
 
@@ -47,6 +48,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     if api_version != expected:
         yield f"apiVersion is {api_version}, which is not {expected}; write {expected}"
         return
+    yield from _secrets(manifest, ())
     yield from names.metadata(manifest)
     if kind == "ConfigMap":
         yield from names.config_map(manifest)
@@ -54,3 +56,18 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     it = RayObject(manifest)
     for rule in (*names.RULES, *(_JOB_RULES if it.is_job else ()), *(_CLUSTER_RULES if it.cluster else ())):
         yield from rule(it)
+
+
+def _secrets(value: object, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a sentence for each text that holds a key in a URI."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _secrets(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _secrets(inner, (*path, str(index)))
+    elif isinstance(value, str) and (what := secret_in(value)) is not None:
+        yield (
+            f"{'.'.join(path)} holds {what} in a URI, which everyone may read who may read the manifest; give the pods "
+            "a role, or the keys as variables from a Secret"
+        )

@@ -1,0 +1,33 @@
+"""Keys that stand in a job file, where everyone who sees the job would see them. Pure; runs anywhere."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from launcher.spec.document import KeyPath
+from launcher.spec.job import JobSpec
+from launcher.uris import masked, secret_in
+
+
+class Secret(NamedTuple):
+    """A key in a value of a job file."""
+
+    key: KeyPath
+    shown: str
+    """The value without it."""
+    what: str
+
+
+def secrets_in(job: JobSpec) -> Iterator[Secret]:
+    """Yield the values of a job that hold an account or a key in a URI."""
+    yield from _secrets(job.model_dump(mode="json"), ())
+
+
+def _secrets(value: object, path: KeyPath) -> Iterator[Secret]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _secrets(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _secrets(inner, (*path, index))
+    elif isinstance(value, str) and (what := secret_in(value)) is not None:
+        yield Secret(path, masked(value), what)

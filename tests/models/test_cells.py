@@ -1,0 +1,118 @@
+"""Cells name files where the data lie, and nowhere else (`launcher/models/cells.py`)."""
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import jobs
+from launcher.models.cells import Places, cell_bytes
+from launcher.prepare import absolute
+from launcher.spec.data import DataSpec
+from launcher.tasks import build_task
+
+_OUTSIDE = (
+    "which lies outside of the directories of the data; if you trust whoever wrote them, add its directory to data"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Data with a file beside them, and a secret elsewhere."""
+    (tmp_path / "data" / "pictures").mkdir(parents=True)
+    (tmp_path / "data" / "train.parquet").touch()
+    (tmp_path / "data" / "pictures" / "a.png").write_bytes(b"a")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "b.png").write_bytes(b"b")
+    return tmp_path
+
+
+def _places(folder: Path, location: str = "data/train.parquet", *more: str) -> Places:
+    return Places.of(DataSpec(train=(str(folder / location),), files_below=more))
+
+
+@pytest.mark.parametrize("location", ["data/train.parquet", "data", "data/*.parquet", "data/**/x.csv"])
+def test_files_below_the_data_are_read(folder: Path, location: str) -> None:
+    path = str(folder / "data/pictures/a.png")
+    for cell in (path, f"file://{path}", {"bytes": None, "path": path}, b"a"):
+        assert cell_bytes(cell, _places(folder, location)) == b"a"
+
+
+@pytest.mark.parametrize("cell", ["secret/b.png", "data/../secret/b.png", "data/pictures/link/b.png", "database/c.png"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_other_files_are_not(folder: Path, cell: str, scheme: str) -> None:
+    os.symlink(folder / "secret", folder / "data" / "pictures" / "link")
+    (folder / "database").mkdir()
+    (folder / "database" / "c.png").touch()
+    with pytest.raises(ValueError, match=_OUTSIDE):
+        cell_bytes(f"{scheme}{folder / cell}", _places(folder))
+
+
+def test_the_job_file_names_more_places(folder: Path) -> None:
+    places = _places(folder, "data/train.parquet", str(folder / "secret"))
+    assert cell_bytes(str(folder / "secret/b.png"), places) == b"b"
+
+
+def test_a_directory_that_is_a_link_is_the_one_it_leads_to(folder: Path) -> None:
+    os.symlink(folder / "data", folder / "linked")
+    assert cell_bytes(str(folder / "data/pictures/a.png"), _places(folder, "linked/train.parquet")) == b"a"
+
+
+def test_nothing_is_read_where_no_place_is_known(folder: Path) -> None:
+    with pytest.raises(ValueError, match=_OUTSIDE):
+        cell_bytes(str(folder / "data/pictures/a.png"), Places())
+
+
+@pytest.mark.parametrize(
+    "root, cell, inside",
+    [
+        ("s3://b/data/t.parquet", "s3://b/data/x/a.png", True),
+        ("s3://b/data", "s3://b/data/a.png", True),
+        ("s3://b/data/*.parquet", "s3://b/data/a.png", True),
+        ("gs://b/data", "gcs://b/data/a.png", True),
+        ("s3://b/data?endpoint_override=here", "s3://b/data/a.png?endpoint_override=here", True),
+        ("s3://b/data?endpoint_override=here", "s3://b/data/a.png", True),
+        ("s3://b/data", "s3://b/data/a.png?endpoint_override=evil", False),
+        ("s3://b/data", "s3://b/database/a.png", False),
+        ("s3://b/data", "s3://other/data/a.png", False),
+        ("s3://b/data", "s3://key:secret@b/data/a.png", False),
+        ("s3://b/data", "gs://b/data/a.png", False),
+        ("hdfs://h/data", "hdfs://h/data/%2e%2e/etc/a.png", False),
+        ("hdfs://h/data", "hdfs://h/data/../etc/a.png", False),
+        ("hdfs://h/data", "hdfs://h:1/data/a.png", False),
+        ("s3://b/data", "/etc/hostname", False),
+    ],
+)
+def test_uris_are_of_the_same_server_and_below_the_data(root: str, cell: str, inside: bool) -> None:
+    places = Places.of(DataSpec(train=(root,)))
+    assert (places.holds_uri(cell) if "://" in cell else places.holds_path(cell)) == inside
+
+
+@pytest.mark.parametrize("cell", ["http://127.0.0.1/x", "reference::file:///x.json", "simplecache::s3://b/data/x"])
+def test_other_protocols_are_refused_wherever_the_data_lie(cell: str) -> None:
+    with pytest.raises(ValueError, match=r"files are read from paths and s3://, .* alone; copy it to one of them"):
+        cell_bytes(cell, Places.of(DataSpec(train=("s3://b/data",))))
+
+
+def test_data_sets_of_the_hub_have_no_directory() -> None:
+    assert Places.of(DataSpec(train=("hub:org/name",))) == Places()
+
+
+def test_a_task_knows_the_places_of_its_job(
+    folder: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad row, told with the key that would let it in; that key does, as a relative path too."""
+    rows = jobs.example_table(2, task="image-classification")
+    (folder / "secret" / "b.png").write_bytes(rows.column("image")[0].as_py()["bytes"])
+    cells = jobs.pa.table({"image": [str(folder / "secret/b.png")], "label": ["a"]})
+    pq.write_table(cells, folder / "data" / "train.parquet")
+    task = {"type": "image-classification", "labels": ["a", "b"]}
+    data = {"train": str(folder / "data" / "train.parquet")}
+    model = tiny_models["image-classification"]
+    encoded = build_task(jobs.make_job(model, data, folder, task=task)).encode(cells, True)
+    assert len(encoded.kept) == 0 and f"{_OUTSIDE}.files_below" in encoded.problems[0][1]
+    monkeypatch.chdir(folder)
+    trusting = absolute(jobs.make_job(model, {**data, "files_below": "secret"}, folder, task=task))
+    assert trusting.data.files_below == (str(folder / "secret"),)
+    assert len(build_task(trusting).encode(cells, True).kept) == 1

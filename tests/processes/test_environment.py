@@ -1,0 +1,60 @@
+"""r23: an environment in which no local Ray can start is told by its variable, before Ray starts."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from launcher.errors import ClusterError
+from launcher.processes.environment import refuse_environment
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_directory_too_long_for_sockets_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, f"/tmp/{'x' * 40}")
+    with pytest.raises(ClusterError, match=rf"^{name}: /tmp/x+ is 45 bytes long, and with more than 39 .*; set RAY_"):
+        refuse_environment()
+
+
+def test_the_limit_is_rays_own() -> None:
+    from ray._private.utils import validate_socket_filepath
+
+    from launcher.processes import environment
+
+    validate_socket_filepath("x" * environment._LONGEST + environment._SOCKET)
+    with pytest.raises(OSError, match="AF_UNIX path length"):
+        validate_socket_filepath("x" * (environment._LONGEST + 1) + environment._SOCKET)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nothing")
+    with pytest.raises(ClusterError, match=r"^RAY_TMPDIR: /proc/nothing/ray cannot be written \(No such file"):
+        refuse_environment()
+
+
+def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ClusterError, match=r"cannot be written \(No space left on device\), where Ray keeps"):
+        refuse_environment()
+
+
+def test_a_home_without_a_place_for_the_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/nothing")
+    refuse_environment()  # no token is asked for
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ClusterError, match=r"^HOME: /proc/nothing/\.ray cannot be written .*; set HOME to a directory"):
+        refuse_environment()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    refuse_environment()
