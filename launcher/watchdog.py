@@ -7,8 +7,9 @@ from launcher.train.pulse import Beat
 
 _SILENT_S = 60.0
 """A worker that has not been heard of for so long, while nothing moves, is gone: frozen, cut off, or its node is."""
-_UNHURRIED, _PATIENCE = "checkpoint", 4.0
-"""A stage in which a worker may wait for a slow storage: so many times longer than in others."""
+_PATIENCE = 4.0
+"""So many times longer than otherwise: a slow storage may take a checkpoint or deliver data, and the first step waits
+for the first window, and compiles."""
 
 
 class Watchdog:
@@ -24,6 +25,7 @@ class Watchdog:
         self._moved = clock()
         self._seen: Mapping[int, Beat] = {}
         self._heard: dict[int, float] = {}
+        self._first: int | None = None
         self._counts: Mapping[int, int] = {}
 
     def hang(self, beats: Mapping[int, Beat], counts: Mapping[int, int]) -> str | None:
@@ -40,17 +42,26 @@ class Watchdog:
             if count != self._counts.get(rank):
                 self._heard[rank] = now
         self._counts = dict(counts)
+        if self._first is None and beats:
+            self._first = max(beat.step for beat in beats.values())
         if beats != self._seen:
             self._moved, self._seen = now, dict(beats)
             return None
         still = now - self._moved
         silent = [rank for rank in beats if now - self._heard[rank] >= _SILENT_S]
-        unhurried = any(beat.stage == _UNHURRIED for beat in beats.values())
-        limit_s = (min(_SILENT_S, self._limit_s) if silent else self._limit_s) * (_PATIENCE if unhurried else 1.0)
+        limit_s = min(_SILENT_S, self._limit_s) if silent else self._limit_s
+        limit_s *= _PATIENCE if self._may_take_long(beats, bool(silent)) else 1.0
         if not beats or still < limit_s:
             return None
         step = max(beat.step for beat in beats.values())
         return f"nothing has moved for {still:.0f} s after step {step}: {self._culprit(beats, silent)}"
+
+    def _may_take_long(self, beats: Mapping[int, Beat], frozen: bool) -> bool:
+        stages = {beat.stage for beat in beats.values()}
+        if "checkpoint" in stages or frozen:
+            return "checkpoint" in stages
+        begins = max((beat.step for beat in beats.values()), default=0) == self._first
+        return stages == {"data"} or (begins and stages != {"communication"})
 
     def _culprit(self, beats: Mapping[int, Beat], silent: list[int]) -> str:
         if silent:

@@ -5,8 +5,6 @@ anywhere goes on where it was. Read `train/loop.py` next.
 """
 
 import os
-import platform
-import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -35,7 +33,7 @@ from launcher.train.loop import FRESH, TrainRun, to_the_end, train
 from launcher.train.notice import Notices, node_goes_away
 from launcher.train.pulse import Pulse
 from launcher.train.saver import Saver
-from launcher.train.used import PeakMemory
+from launcher.train.used import PeakMemory, peak_resident_bytes
 from launcher.train.validate import validate
 from launcher.work_order import WorkOrder
 
@@ -187,12 +185,11 @@ def _score(order: WorkOrder, task: Task, engine: Engine, split: str, step: int) 
 
 
 def _write_worker(run: RunDir, engine: Engine) -> None:
-    kib = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes on macOS, KiB elsewhere
     record = WorkerRecord(
         rank=engine.rank,
         host=socket.gethostname(),
         device=str(engine.device),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib,
+        peak_memory_bytes=peak_resident_bytes(),
         peak_device_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     )
     run.write_record(f"workers/rank-{engine.rank}.json", record)

@@ -20,6 +20,7 @@ class _Group:
         self.dog = Watchdog(limit_s, lambda: self.now)
         self.beats = {rank: Beat(rank, f"node-{rank}", 7, 70, "communication") for rank in range(ranks)}
         self.counts = dict.fromkeys(self.beats, 0)
+        self.dog.hang({0: Beat(0, "node-0", 6, 60, "compute")}, {0: 0})  # a step was made since
 
     def set(self, rank: int, **facts: object) -> None:
         self.beats[rank] = Beat(**{**self.beats[rank].__dict__, **facts})  # type: ignore[arg-type]
@@ -81,6 +82,23 @@ def test_no_limit_no_start_and_slow_storages() -> None:
     assert group.wait(1150) is None, "a slow storage is given four times as long"
     said = group.wait(100)
     assert said is not None and said.endswith("the others wait for rank 0 on node-0 (checkpoint)")
+
+
+def test_the_first_step_and_slow_data_are_given_longer() -> None:
+    group = _Group()
+    for rank in group.beats:
+        group.set(rank, step=6, stage="compute" if rank else "communication")
+    assert group.wait(1150) is None, "the first step compiles"
+    assert group.wait(100) is not None
+    group = _Group()
+    for rank in group.beats:
+        group.set(rank, stage="data")
+    assert group.wait(1150) is None, "a window of large pictures"
+    assert group.wait(100) is not None
+    group = _Group()
+    for rank in group.beats:
+        group.set(rank, step=6)
+    assert group.wait(320) is not None, "a first collective that hangs is no long compilation"
 
 
 def test_a_silent_worker_is_found_in_a_checkpoint_too() -> None:

@@ -31,6 +31,23 @@ from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_name
 from launcher.train.zero import deepspeed_config
 
 deepspeed = import_deepspeed()
+_DIGESTED = 1 << 20
+"""Numbers of a weight that `check_sync` looks at together."""
+
+
+def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return the model as it trains, and the one inside of its adapters; the same where there are none."""
+    inner = task.build_model()
+    if job.parallel.activation_checkpointing:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if job.model.freeze is not None:
+        freeze(inner, job.model.freeze)
+    model = inner if job.model.lora is None else add_adapters(inner, task.auto_model, job.model, job.seed)
+    if job.train.compile:
+        model.compile(dynamic=True)  # in place: names and hooks stay as they are
+    if job.model.syncs_batch_norm:
+        synchronise(model)
+    return model, inner
 
 
 class Engine:
@@ -46,23 +63,15 @@ class Engine:
         self.job, self.rank, self.world_size = job, dist.get_rank(), dist.get_world_size()
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        built = task.build_model()
-        if job.parallel.activation_checkpointing:
-            built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if job.model.freeze is not None:
-            freeze(built, job.model.freeze)
-        lora = job.model.lora is not None
-        model = add_adapters(built, task.auto_model, job.model, job.seed) if lora else built
+        model, inner = _build(job, task)
         self._unwrapped = model
-        if job.train.compile:
-            model.compile(dynamic=True)  # in place: names and hooks stay as they are
-        if job.model.syncs_batch_norm:
-            synchronise(model)
         self._synchronised = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
         self._frozen = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
         self.calls = 0
-        """Forward passes so far."""
+        """Forward passes so far, those of generation among them."""
+        for module in {model, inner}:  # peft generates with the model inside
+            module.register_forward_pre_hook(self._count)
         self.before_step: Callable[[], object] = bool
         """Waits for whoever still reads weights and states, which a step changes."""
         self.grad_norm: float | torch.Tensor | None = None
@@ -139,9 +148,11 @@ class Engine:
             return nullcontext()
         return self.average.in_place(self._optimizer.empty_partition_cache if self.zero == 3 else lambda: None)
 
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
     def logits(self, batch: Batch) -> torch.Tensor:
         """The model's logits, (B, ...)."""
-        self.calls += 1
         for layer in self._synchronised:
             layer.mask = batch.mask
         return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types
@@ -303,9 +314,13 @@ class Engine:
             if self.zero == 3 and not getattr(tensor, "ds_persist", False):
                 continue
             digest.update(name.encode())
-            # A sum of the raw bits, weighted by position, sees any flipped bit and moves eight bytes to the CPU.
+            # A sum of the raw bits, weighted by position, sees any flipped bit and moves eight bytes to the CPU. In
+            # pieces: as int64 a large embedding would take four times its own memory.
             bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-            bits = bits.flatten().to(torch.int64)
-            places = torch.arange(1, len(bits) + 1, device=bits.device)
-            digest.update(int((bits * places).sum().item()).to_bytes(8, "little", signed=True))
+            total = torch.zeros((), dtype=torch.int64, device=bits.device)
+            for number, piece in enumerate(bits.flatten().split(_DIGESTED)):
+                begin = number * _DIGESTED + 1
+                places = torch.arange(begin, begin + len(piece), device=bits.device)
+                total += (piece.to(torch.int64) * places).sum()
+            digest.update(int(total.item()).to_bytes(8, "little", signed=True))
         return digest.digest()

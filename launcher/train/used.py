@@ -1,6 +1,7 @@
 """What training really used of a worker's memory, beside what the plan said. Train workers."""
 
 import gc
+import resource
 from pathlib import Path
 
 import torch
@@ -9,6 +10,17 @@ from launcher.memory import UsedMemory
 from launcher.rundir import RunDir
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_resident_bytes() -> int:
+    """Return the largest resident memory of this process.
+
+    `ru_maxrss` is no less than the peak of whoever started the process, as `exec` keeps it.
+    """
+    if _STATUS.is_file():
+        return _resident("VmHWM")
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, which alone lacks the file
+    return peak
 
 
 class PeakMemory:
