@@ -29,7 +29,15 @@ from launcher.models.identity import model_files
 from launcher.models.pretrained import blank, load_config
 from launcher.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
 from launcher.room import Room, largest_share, settle
-from launcher.rows import check_columns, check_kinds, check_targets, has_classes, lost_notes, with_class_names
+from launcher.rows import (
+    check_columns,
+    check_kinds,
+    check_targets,
+    has_classes,
+    lost_notes,
+    sorted_notes,
+    with_class_names,
+)
 from launcher.rundir import RunDir
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.problems import not_one_of
@@ -100,7 +108,7 @@ def prepare(
     if facts.get("packs") is False:
         task_spec = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
         job = job.model_copy(update={"task": task_spec})
-    notes = lost_notes(task, list(splits.values()))
+    notes = [*lost_notes(task, list(splits.values())), *sorted_notes(job, task, splits["train"])]
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from launcher.arrays import few
 from launcher.data.sources import Split, is_numbered
-from launcher.data.stream import MEND_ROW, judge
+from launcher.data.stream import MEND_ROW, judge, order_of
 from launcher.errors import DataError
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
@@ -19,6 +19,8 @@ from launcher.tasks.base import Task
 
 _LOOKED_AT = 256
 """First rows of a split whose labels are looked at for what is lost of them."""
+_FEW_CLASSES = 0.5
+"""Share of the classes that a shuffle pool should hold."""
 _MOST_LOST = 0.2
 """Share of labels: fewer are slips of annotators; more, and the tokenizer or the places do not fit the text."""
 
@@ -98,6 +100,35 @@ def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None
 def has_classes(task: Task) -> bool:
     """Return whether a task learns classes from a column of labels."""
     return "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
+
+
+def sorted_notes(job: JobSpec, task: Task, train: Split) -> list[str]:
+    """Return a note where rows sorted by class leave a shuffle pool with few of the classes."""
+    names = getattr(task.params, "labels", None) or () if has_classes(task) else ()
+    order = order_of(job, train, 0)
+    label = task.target_columns[0] if task.target_columns else ""
+    if not names or len(order.pool_starts) < 3 or not _has_one_class(train, label):  # one pool holds all
+        return []
+    ids = np.sort(order.pool_ids(0))
+    encoded = train.read(ids, (label,)).column(0).combine_chunks().dictionary_encode()
+    values = encoded.indices.fill_null(-1).to_numpy()
+    held = np.bincount(values[values >= 0])
+    side_by_side = np.diff(ids) == 1
+    alike = float((np.diff(values) == 0)[side_by_side].mean()) if side_by_side.any() else 0.0
+    by_chance = float(((held / max(1, held.sum())) ** 2).sum())
+    if len(held) >= _FEW_CLASSES * min(len(names), len(ids)) or (len(held) > 1 and alike < 2 * by_chance):
+        return []
+    pool = job.data.shuffle_pool_mib
+    return [
+        f"data.train: rows are sorted by {label}: of {len(names)} classes a shuffle pool of {pool} MiB holds "
+        f"{len(held)}, so that batches hold few of them; write the files once in random order, or raise "
+        f"data.shuffle_pool_mib to {pool * -(-len(names) // max(1, len(held)))} MiB, which each data worker holds"
+    ]
+
+
+def _has_one_class(split: Split, label: str) -> bool:
+    kind = split.schema.field(label).type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
 
 
 def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:

@@ -67,6 +67,7 @@ _KEPT_IN = {
     "deepspeed": (
         "train/engine.py",
         "train/kernels.py",
+        "train/masters.py",
         "train/states.py",
         "train/swapped.py",
         "train/trusted.py",

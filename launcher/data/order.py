@@ -108,7 +108,8 @@ class EpochOrder:
         return laid, [*bounds, len(laid)] if len(laid) else [0]
 
     @cached_property
-    def _pool_starts(self) -> Ids:
+    def pool_starts(self) -> Ids:
+        """First row of each pool in the epoch's order, and the number of rows behind them: (pools + 1,)."""
         laid, bounds = self._laid
         behind = np.concatenate([[0], np.cumsum(laid[:, 1])]).astype(np.int64)
         return behind[bounds]
@@ -125,19 +126,18 @@ class EpochOrder:
     def places(self, index: int) -> list[tuple[int, int, int]]:
         """Return where a window's rows lie: (pool, first, one past the last) among the shuffled rows of each pool."""
         start, stop = index * self.window_rows, min(self.rows, (index + 1) * self.window_rows)
-        first = int(np.searchsorted(self._pool_starts, start, side="right")) - 1
+        first = int(np.searchsorted(self.pool_starts, start, side="right")) - 1
         found = []
-        for pool in range(first, len(self._pool_starts) - 1):
-            begin, end = int(self._pool_starts[pool]), int(self._pool_starts[pool + 1])
+        for pool in range(first, len(self.pool_starts) - 1):
+            begin, end = int(self.pool_starts[pool]), int(self.pool_starts[pool + 1])
             if begin >= stop:
                 break
             found.append((pool, max(0, start - begin), min(end, stop) - begin))
         return found
 
-    def pool_size(self, pool: int) -> int:
-        """Return the uncompressed bytes of a pool's rows."""
-        laid, bounds = self._laid
-        return int(laid[bounds[pool] : bounds[pool + 1], 2].sum())
+    def pool_rows(self, pool: int) -> int:
+        """Return the number of rows of a pool."""
+        return int(self.pool_starts[pool + 1] - self.pool_starts[pool])
 
     def pool_ids(self, pool: int) -> Ids:
         """Return the row ids of a pool, shuffled."""

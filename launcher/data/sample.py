@@ -36,7 +36,7 @@ def a_few(split: Split) -> Reading:
 
 def row_bytes(split: Split) -> float:
     """What a row takes on average, uncompressed."""
-    return max(1.0, sum(f.size_bytes for f in split.fragments) / split.rows)
+    return max(1.0, float(split.fragments.size_bytes.sum()) / split.rows)
 
 
 def sample(split: Split, columns: Sequence[str], rows: int) -> pa.Table:

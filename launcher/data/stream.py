@@ -14,6 +14,7 @@ import pyarrow as pa
 from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
 from launcher.data.cache import encoded_rows
 from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
+from launcher.data.sample import sample
 from launcher.data.sources import Split
 from launcher.data.windows import TRAIN, Window
 from launcher.errors import DataError, ExactnessError
@@ -78,8 +79,10 @@ class StreamSource:
         if window.kind != TRAIN:
             return split.read(ids, columns)
         key = _OrderKey.of(self.job, split)
-        places = _order(key, window.epoch).places(window.index)
-        if any(_order(key, window.epoch).pool_size(pool) > _POOL_BYTES for pool, _, _ in places):
+        order = _order(key, window.epoch)
+        places = order.places(window.index)
+        most = max(_POOL_BYTES, 2 * order.pool_bytes)
+        if any(order.pool_rows(pool) * _row_bytes(key, columns) > most for pool, _, _ in places):
             return split.read(ids, columns)
         parts = [_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
         return pa.concat_tables(parts).combine_chunks()
@@ -158,7 +161,15 @@ def _order(key: _OrderKey, epoch: int) -> EpochOrder:
 
 
 _POOL_BYTES = 256 << 20
-"""Of a pool that a data worker keeps in memory; of a larger one each window's rows are read by themselves."""
+"""A pool that takes more in memory, because its files say less than their texts take when unpacked, is not kept; each
+window's rows are then read by themselves."""
+
+
+@lru_cache(maxsize=4)
+def _row_bytes(key: _OrderKey, columns: tuple[str, ...]) -> float:
+    """Return what a row takes in memory, by a few of them."""
+    rows = sample(key.split, columns, 32)
+    return float(rows.nbytes) / max(1, len(rows))
 
 
 @lru_cache(maxsize=1)  # windows come in order

@@ -106,6 +106,7 @@ class DataSpec(Section):
     window_steps: int = Field(default=32, ge=1, le=4096)
     """Global batches that are read, encoded and cut together; part of the order, so it changes the curve."""
 
-    # 64 MiB decodes in about 0.2 s, the price a window pays at most for being drawn from its whole pool.
+    # A data worker decodes a pool once, and what stands before its slices in their row groups.
     shuffle_pool_mib: int = Field(default=64, ge=1, le=65536)
-    """Rows are shuffled inside pools of this many MiB (uncompressed); smaller data sets are shuffled as a whole."""
+    """Rows are shuffled inside pools of this many MiB (uncompressed), each with slices from all over the files; smaller
+    data sets are shuffled as a whole. A data worker holds one pool."""
