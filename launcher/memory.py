@@ -222,5 +222,5 @@ def largest_micro_batch(share: int, peak: Callable[[int], int], limit: int | Non
 
 
 def gib(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.2f} GiB"
+    """Return bytes for people; less than a hundredth of a GiB in MiB."""
+    return f"{count / 2**30:.2f} GiB" if not 0 < count < 2**30 / 100 else f"{count / 2**20:.2f} MiB"

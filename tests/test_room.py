@@ -10,7 +10,7 @@ import torch
 from jobs import make_job, write_splits
 from launcher.data.batches import repeated
 from launcher.measure import activations, skeleton
-from launcher.memory import Activations, Setting, Shapes, largest_micro_batch, lowest_stage, worker_memory
+from launcher.memory import Activations, Setting, Shapes, gib, largest_micro_batch, lowest_stage, worker_memory
 from launcher.prepare import prepare
 from launcher.room import settle
 from launcher.tasks import build_task
@@ -108,3 +108,7 @@ def test_nothing_is_measured_where_nothing_is_to_be_decided(tiny_bert: Path, tmp
     job = make_job(tiny_bert, data, tmp_path)
     prepared = prepare(job)
     assert prepared.plan.memory is None and settle(job, prepared.run, prepared.splits["train"], False).job is job
+
+
+def test_little_memory_is_told_in_mib() -> None:
+    assert [gib(size) for size in (0, 3 << 20, 1 << 30)] == ["0.00 GiB", "3.00 MiB", "1.00 GiB"]
