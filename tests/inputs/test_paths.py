@@ -57,10 +57,14 @@ def test_a_sweep_over_models_expands_them_too(home: Path) -> None:
         ("validation: ~/v", "validation: ${DATA}/v", "first.yaml:4: a job file replaces no environment variables"),
     ],
 )
-def test_an_environment_variable_is_named(home: Path, old: str, new: str, said: str) -> None:
+def test_an_environment_variable_is_named(
+    home: Path, old: str, new: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """YAML: `train: ${DATA}/x`."""
+    _job(home, _JOB.replace(old, new))
+    monkeypatch.chdir(home)
     with pytest.raises(SpecError) as caught:
-        load_job(_job(home, _JOB.replace(old, new)))
+        load_job(Path("first.yaml"))
     assert len(caught.value.problems) == 1
     assert said in caught.value.problems[0]
 

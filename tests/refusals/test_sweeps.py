@@ -194,6 +194,7 @@ def test_a_cluster_that_is_not_there(desk: Desk) -> None:
         raise ConnectionError("no route\nto the host")
 
     desk.monkeypatch.setattr("ray.init", refuse)
+    desk.monkeypatch.setattr("launcher.processes.ray_address.check_reachable", bool)  # what answers first
     before = desk.files()
     ended = desk.launcher("train", "job.yaml", "cluster.address=10.0.0.1:6379")
     remedy = "start one, or leave the address out for a local one"
