@@ -74,7 +74,7 @@ class StreamSource:
         return task.encode(rows, True, noise)
 
     def _read(self, window: Window, ids: Ids, columns: tuple[str, ...]) -> pa.Table:
-        """Read the rows of a window; those of training come from pools, each of which is read once in a process."""
+        """Read rows; those of a whole window of training come from pools, each of which is read once in a process."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
             return split.read(ids, columns)
@@ -82,7 +82,8 @@ class StreamSource:
         order = _order(key, window.epoch)
         places = order.places(window.index)
         most = max(_POOL_BYTES, 2 * order.pool_bytes)
-        if any(order.pool_rows(pool) * _row_bytes(key, columns) > most for pool, _, _ in places):
+        too_large = any(order.pool_rows(pool) * _row_bytes(key, columns) > most for pool, _, _ in places)
+        if too_large or not np.array_equal(ids, self.row_ids(window)):
             return split.read(ids, columns)
         parts = [_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
         return pa.concat_tables(parts).combine_chunks()

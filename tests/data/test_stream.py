@@ -12,6 +12,7 @@ from group import share_cells
 
 from jobs import example_table, prepared_job, write_splits
 from launcher.data.batches import open_share
+from launcher.data.encoded import KeptSource
 from launcher.data.fragments import Fragment
 from launcher.data.order import Ids
 from launcher.data.sources import read_rows
@@ -111,6 +112,15 @@ def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
     pools = len(order_of(prepared.job, split, 0).pools)
     assert 4 < pools < len(windows) / 5
     assert len(opened) <= 6 * (pools + 1)  # each row group once for each pool, not for each window
+
+
+def test_rows_kept_for_the_trials_of_a_sweep_are_those_of_the_stream(tiny_bert: Path, tmp_path: Path) -> None:
+    prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 331, 40, row_group=37), tmp_path)
+    plain = StreamSource(prepared.job, prepared.splits, 2)
+    kept = KeptSource(prepared.job, prepared.splits, 2)
+    windows = list(train_windows(prepared.plan, prepared.job, 0))
+    assert {window.kind for window in windows} == {"train", "validation"}
+    assert [list(kept.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]
 
 
 def test_skipped_rows_are_counted_and_the_rest_come_once(tiny_bert: Path, tmp_path: Path) -> None:
