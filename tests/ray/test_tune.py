@@ -112,7 +112,7 @@ def _over(trials: list[TrialRecord]) -> None:
 
 def _changed(trials: list[TrialRecord]) -> None:
     ends = [(trial.status, trial.reason, trial.evaluations[-1].step if trial.evaluations else 0) for trial in trials]
-    assert ends == [("finished", "", 24)] * len(trials)
+    assert ends == [("finished", "", 96)] * len(trials)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,9 @@ def test_schedulers(
     """Trials are stopped, paused and copied; whatever happens, each step of each trial is counted once."""
     wide = {"train.learning_rate": {"loguniform": [1e-7, 3e-2]}}
     job = _job(tiny_bert, tmp_path, {"space": wide, **tune})
-    if tune.get("scheduler") == "pbt":  # many chances to go on from another
-        job = job.model_copy(update={"evaluation": job.evaluation.model_copy(update={"every_steps": 2})})
+    if tune.get("scheduler") == "pbt":  # trials so long that they meet, and many chances to go on from another
+        evaluation = job.evaluation.model_copy(update={"every_steps": 2})
+        job = job.model_copy(update={"evaluation": evaluation, "train": job.train.model_copy(update={"epochs": 12})})
     tuned = tune_job(job, _quiet)
     trials = _trials(tuned)
     expected(trials)
@@ -150,7 +151,7 @@ def test_schedulers(
         run = tuned.sweep.trial_run(trial.number)
         steps = [step for step, _ in _curve(run)]
         if tune.get("scheduler") == "pbt":  # a trial that goes on from one ahead of it leaves steps out
-            assert steps == sorted(set(steps)) and steps[-1] == 24
+            assert steps == sorted(set(steps)) and steps[-1] == 96
         else:
             assert steps == list(range(1, trial.evaluations[-1].step + 1))
         looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
