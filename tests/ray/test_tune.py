@@ -112,7 +112,7 @@ def _over(trials: list[TrialRecord]) -> None:
 
 def _changed(trials: list[TrialRecord]) -> None:
     ends = [(trial.status, trial.reason, trial.evaluations[-1].step if trial.evaluations else 0) for trial in trials]
-    assert ends == [("finished", "", 96)] * len(trials)
+    assert ends == [("finished", "", 48)] * len(trials)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_schedulers(
     job = _job(tiny_bert, tmp_path, {"space": wide, **tune})
     if tune.get("scheduler") == "pbt":  # trials so long that they meet, and many chances to go on from another
         evaluation = job.evaluation.model_copy(update={"every_steps": 2})
-        job = job.model_copy(update={"evaluation": evaluation, "train": job.train.model_copy(update={"epochs": 12})})
+        job = job.model_copy(update={"evaluation": evaluation, "train": job.train.model_copy(update={"epochs": 6})})
     tuned = tune_job(job, _quiet)
     trials = _trials(tuned)
     expected(trials)
@@ -151,7 +151,7 @@ def test_schedulers(
         run = tuned.sweep.trial_run(trial.number)
         steps = [step for step, _ in _curve(run)]
         if tune.get("scheduler") == "pbt":  # a trial that goes on from one ahead of it leaves steps out
-            assert steps == sorted(set(steps)) and steps[-1] == 96
+            assert steps == sorted(set(steps)) and steps[-1] == 48
         else:
             assert steps == list(range(1, trial.evaluations[-1].step + 1))
         looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
