@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-all gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-all gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -60,6 +60,9 @@ bench-predict: venv
 
 bench-memory: venv
 	$(BIN)/python tests/benchmarks/memory/run.py --rows $(ROWS)
+
+bench-shuffle: venv
+	$(BIN)/python tests/benchmarks/shuffle/run.py
 
 bench-recovery: venv
 	$(BIN)/python tests/benchmarks/recovery/run.py

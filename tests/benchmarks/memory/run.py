@@ -68,7 +68,7 @@ def measure(folder: Path, rows: int) -> int:
         "model": {"name": str(model)},
         "data": {"train": str(folder / f"train-{rows}"), "validation": str(folder / "validation")},
         "train": {"max_steps": _STEPS, "batch_size": 32, "log_every_steps": 50},
-        "cluster": {"workers": 2},
+        "cluster": {"workers": 2, "data_workers": 1},  # by itself, workers would read few rows without Ray Data
         "output": {"storage": str(folder / "runs")},
     }))  # fmt: skip
     process = subprocess.Popen(
