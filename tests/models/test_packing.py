@@ -64,6 +64,12 @@ def test_the_verdict_is_of_the_configuration_and_not_of_the_type() -> None:
     assert not _verdict("falcon", alibi=True)
 
 
+def test_flash_attention_is_told_by_positions_alone() -> None:
+    """It takes no masks, and OPT does not hand its positions on."""
+    assert _verdict("opt") and not _verdict("opt", attn_implementation="flash_attention_2")
+    assert _verdict("llama", attn_implementation="flash_attention_2")
+
+
 def test_a_model_that_fails_is_not_packed() -> None:
     assert not _verdict("hunyuan_v1_dense", head_dim=None)
 
