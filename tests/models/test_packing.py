@@ -37,6 +37,7 @@ _PUBLISHED: dict[str, dict[str, object]] = {
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
+_REFUSED = {"gemma4_assistant"}  # by transformers, as the class's own defaults do not go together
 _COMMON = ["gpt2", "llama", "mistral", "qwen3", "qwen3_moe", "gemma3_text", "phi3", "gpt_oss", "opt", "deepseek_v3"]
 _COMMON_LEAK = ["bloom", "mpt", "mamba", "jamba", "qwen3_next", "bert"]
 
@@ -83,13 +84,9 @@ def test_the_random_state_is_left_alone() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+@pytest.mark.parametrize("kind", sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - _REFUSED))
 def test_each_type_of_causal_model_is_judged_as_listed(kind: str) -> None:
     """What is in neither list cannot be made small from its configuration class alone, and is not packed."""
     apart = set(_APART.split())
     assert not apart & set(_LEAK.split())
-    try:
-        verdict = _verdict(kind)
-    except ValueError:  # huggingface_hub's StrictDataclass errors: the class's own defaults do not go together
-        pytest.skip("its default configuration is refused by transformers")
-    assert verdict == (kind in apart)
+    assert _verdict(kind) == (kind in apart)
