@@ -105,9 +105,13 @@ def has_classes(task: Task) -> bool:
 def sorted_notes(job: JobSpec, task: Task, train: Split) -> list[str]:
     """Return a note where rows sorted by class leave a shuffle pool with few of the classes."""
     names = getattr(task.params, "labels", None) or () if has_classes(task) else ()
+    if not names:
+        return []
+    label = task.target_columns[0]
+    if not _has_one_class(train, label):
+        return []
     order = order_of(job, train, 0)
-    label = task.target_columns[0] if task.target_columns else ""
-    if not names or len(order.pool_starts) < 3 or not _has_one_class(train, label):  # one pool holds all
+    if len(order.pool_starts) < 3:  # one pool holds all
         return []
     ids = np.sort(order.pool_ids(0))
     encoded = train.read(ids, (label,)).column(0).combine_chunks().dictionary_encode()

@@ -53,11 +53,11 @@ class KeptSource(StreamSource):
     def encode(self, task: Task, window: Window, ids: Ids) -> Encoded:
         """As its base does, from memory where that is possible."""
         split = self.splits[window.kind]
-        encode = partial(super().encode, task, window)
         kept = None
         if not (task.augments and window.kind == TRAIN):
+            encode = partial(self.encode_rows, task, window.kind)
             kept = _kept(_Key(encoding_of(self.job), split.name, split.version, split, encode))
-        return encode(ids) if kept is None else kept.take(ids)
+        return super().encode(task, window, ids) if kept is None else kept.take(ids)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,14 @@ class StreamSource:
         noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
         return task.encode(rows, True, noise)
 
+    def encode_rows(self, task: Task, kind: str, ids: Ids) -> Encoded:
+        """Return rows of a split, of any windows, as `encode` gives them where they are not augmented."""
+        if self.job.data.cache is not None:
+            return encoded_rows(self.job, self.splits[kind], task, kind != TRAIN, ids)
+        return task.encode(self.splits[kind].read(ids, task.input_columns + task.target_columns), True)
+
     def _read(self, window: Window, ids: Ids, columns: tuple[str, ...]) -> pa.Table:
-        """Read rows; those of a whole window of training come from pools, each of which is read once in a process."""
+        """Read the rows of a window; those of training come from pools, each of which is read once in a process."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
             return split.read(ids, columns)
@@ -82,8 +88,7 @@ class StreamSource:
         order = _order(key, window.epoch)
         places = order.places(window.index)
         most = max(_POOL_BYTES, 2 * order.pool_bytes)
-        too_large = any(order.pool_rows(pool) * _row_bytes(key, columns) > most for pool, _, _ in places)
-        if too_large or not np.array_equal(ids, self.row_ids(window)):
+        if any(order.pool_rows(pool) * _row_bytes(key, columns) > most for pool, _, _ in places):
             return split.read(ids, columns)
         parts = [_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
         return pa.concat_tables(parts).combine_chunks()

@@ -104,8 +104,10 @@ def _read(cell: str, places: Places) -> bytes:
 
 def _directory(location: str) -> str:
     """Return the directory of a file or glob; a directory itself."""
-    if _is_path(location) and os.path.exists(open_uri(location)[1]):
-        return location if os.path.isdir(open_uri(location)[1]) else os.path.dirname(open_uri(location)[1])
+    if _is_path(location):
+        path = open_uri(location)[1]
+        if os.path.exists(path):
+            return location if os.path.isdir(path) else os.path.dirname(path)
     bare, options = split_options(location) if not _is_path(location) else (location, "")
     begin = min((place for place in map(bare.find, "*?[") if place >= 0), default=None)
     if begin is not None:

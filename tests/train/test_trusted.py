@@ -12,6 +12,7 @@ from group import run_group, train_here
 
 from jobs import prepared_job, write_splits
 from launcher.errors import LauncherError, RunError
+from launcher.prepare import Prepared
 from launcher.rundir import RunDir
 from launcher.train import saved
 from launcher.train.trusted import refuse_foreign, trusted_loads
@@ -63,16 +64,22 @@ def _poison(run: RunDir, name: str, touched: Path, listed: bool) -> Path:
     return file
 
 
+def _begun(model: Path, folder: Path, zero: int) -> Prepared:
+    """Return a job of which a checkpoint was saved."""
+    data = write_splits(folder / "data", train=66)
+    job = prepared_job(
+        model, data, folder, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3}
+    )
+    run_group(1, _begin, job)
+    return job
+
+
 @pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("zero, name", [(0, "model_states.pt"), (2, "optim_states.pt"), (3, "optim_states.pt")])
 def test_an_evil_checkpoint_is_refused_by_name(
     tiny_bert: Path, tmp_path: Path, zero: int, name: str, weights_only: bool
 ) -> None:
-    data = write_splits(tmp_path / "data", train=66)
-    job = prepared_job(
-        tiny_bert, data, tmp_path, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3}
-    )
-    run_group(1, _begin, job)
+    job = _begun(tiny_bert, tmp_path, zero)
     evil = _poison(job.run, name, tmp_path / "touched", listed=True)
     said = run_group(1, _resume, job, weights_only)
     assert said.startswith(f"RunError: {evil}: holds posix.mknod, which no training saves and could run code when it ")
@@ -84,11 +91,7 @@ def test_an_evil_checkpoint_is_refused_by_name(
 def test_a_file_that_the_manifest_does_not_name_runs_no_code_either(
     tiny_bert: Path, tmp_path: Path, zero: int, name: str
 ) -> None:
-    data = write_splits(tmp_path / "data", train=66)
-    job = prepared_job(
-        tiny_bert, data, tmp_path, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3}
-    )
-    run_group(1, _begin, job)
+    job = _begun(tiny_bert, tmp_path, zero)
     evil = _poison(job.run, name, tmp_path / "touched", listed=False)
     said = run_group(1, _resume, job, False)
     assert said.startswith(f"RunError: {evil.parent.parent}: a file of it holds what no training saves (posix.mknod); ")
