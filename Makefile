@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 # An S3 server for tests, in a venv of its own: it needs an older python-dateutil than the constraints have.
 moto: .venv-moto/.installed
 
-.venv-moto/.installed: tests/storage/requirements.txt
+.venv-moto/.installed: tests/support/s3-requirements.txt
 	test -x .venv-moto/bin/python || $(PYTHON) -m venv .venv-moto
-	.venv-moto/bin/python -m pip install --quiet --disable-pip-version-check -r tests/storage/requirements.txt
+	.venv-moto/bin/python -m pip install --quiet --disable-pip-version-check -r tests/support/s3-requirements.txt
 	touch $@
 
 test: venv moto

@@ -4,7 +4,7 @@ What a user can mend is a `UserError`: its text is one clear sentence (what, whe
 command ends with exit code 2. `TrainingError` is a run that stopped for a reason of its own: exit code 1.
 """
 
-from launcher.uris import masked
+from launcher.formatting import masked
 
 
 class LauncherError(Exception):

@@ -28,17 +28,17 @@ _MAY_SKIP = {
     "tests/cluster/test_slurm.py*": "needs shellcheck",
     "tests/cluster/test_slurm.py::test_a_run_that_is_stopped_goes_on_in_the_next_start": "`make test-slurm` runs it",
     "tests/faults/test_nodes.py*": "needs ",
-    "tests/kube/test_kubectl.py*": "needs kubectl",
+    "tests/submit/kubernetes/test_kubectl.py*": "needs kubectl",
     "tests/processes/*": "for Linux alone",
     "tests/processes/test_fork_server.py::test_another_user_is_refused": "needs root",
     "tests/refusals/test_storages.py*": "needs to mount a tmpfs",
-    "tests/submit/test_doctor_live.py*": "needs ",
+    "tests/submit/doctor/test_live.py*": "needs ",
     "tests/submit/test_live.py*": "needs ",
     "tests/tasks/test_contract.py*": "its head is pretrained",
     "tests/train/test_drawn.py*": "too many for the job's smallest group of weights",
-    "tests/train/test_kernels.py*": "there is a GPU",
-    "tests/train/test_monitoring_files.py*": "needs promtool",
-    "tests/train/test_swapped.py*": "no libaio-dev here",
+    "tests/train/test_op_builders.py*": "there is a GPU",
+    "tests/train/loggers/test_prometheus.py*": "needs promtool",
+    "tests/train/offload/test_nvme.py*": "no libaio-dev here",
 }
 
 
@@ -80,7 +80,7 @@ def ray_cluster(user_modules: Path) -> Iterator[None]:
 
     ray.init(
         address=address, log_to_driver=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'tests'}:{user_modules}"}},
+        runtime_env={"env_vars": {"PYTHONPATH": f"{_ROOT}:{user_modules}"}},
     )  # fmt: skip
     yield
     ray.shutdown()
@@ -90,7 +90,7 @@ def ray_cluster(user_modules: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained-looking BERT without a head: random weights, words w0..w199, dropout 0.1."""
-    from tiny import make_tiny_bert
+    from tests.support.tiny_models import make_tiny_bert
 
     return make_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert")
 
@@ -98,7 +98,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> dict[str, Path]:
     """A pretrained-looking model for each task, by the task's name."""
-    from tiny import make_tiny_gpt, make_tiny_vit
+    from tests.support.tiny_models import make_tiny_gpt, make_tiny_vit
 
     folder = tmp_path_factory.mktemp("models")
     return {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.spec.load import load_job
+from launcher.spec.loader import load_job
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FILES = sorted((_ROOT / "launcher").rglob("*.py"))

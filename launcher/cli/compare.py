@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.arguments import OUT, Overrides, Run, load_run
+from launcher.cli.options import OUT, Overrides, Run, load_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ def compare_runs(
 ) -> None:
     """Curves, final metrics and differences of several runs on one page, and the metrics here."""
     from launcher.report.compare import check_page, compare, write_comparison
-    from launcher.rundir import find_run
+    from launcher.rundir.directory import find_run
 
     check_page(output)
     comparison = compare([find_run(run) for run in runs])
@@ -47,11 +47,11 @@ def replay(
 
     Changes may be made to cluster, parallel, checkpoint and logging. Exit code: 0 they agree, 1 they do not.
     """
-    from launcher.rundir import find_run
+    from launcher.rundir.directory import find_run
 
     found = find_run(run)
     job = load_run(found, overrides, _REPLAY_KEYS)
-    from launcher.replay import outcome, replay_run
+    from launcher.driver.replay import outcome, replay_run
 
     replayed = replay_run(found, job, name, OUT)
     for sentence in outcome(replayed):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.arguments import ERR, OUT
+from launcher.cli.options import ERR, OUT
 from launcher.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def doctor(
     Takes about a minute and leaves nothing behind. Exit code: 0 nothing is in the way (warnings may be), 2 there are
     problems, each with its remedy.
     """
-    from launcher.spec.load import load_job
+    from launcher.spec.loader import load_job
     from launcher.submit.doctor.examine import examine
     from launcher.tasks import params_of
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.arguments import OUT
+from launcher.cli.options import OUT
 from launcher.errors import DataError, SpecError, UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _check_flags(task: str | None, name: str | None) -> None:
     """Refuse flags that no data would make right."""
     from launcher.init.guess import TASKS
     from launcher.spec.job import NO_NAME, is_name
-    from launcher.spec.problems import not_one_of
+    from launcher.spec.messages import not_one_of
 
     if task is not None and task not in TASKS:
         raise SpecError((not_one_of("--task", task, list(TASKS)),))

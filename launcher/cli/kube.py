@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from launcher.cli.arguments import ERR, OUT, JobFile, Overrides
+from launcher.cli.options import ERR, OUT, JobFile, Overrides
 from launcher.errors import ClusterError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from launcher.submit.kube.api import Api
-    from launcher.submit.kube.manifest import Manifest
-    from launcher.submit.kube.state import JobState
-    from launcher.submit.kube.target import Target
+    from launcher.submit.kubernetes.api import Api
+    from launcher.submit.kubernetes.manifest import Manifest
+    from launcher.submit.kubernetes.state import JobState
+    from launcher.submit.kubernetes.target import Target
 
 commands = typer.Typer(help="Run a job on Kubernetes with KubeRay.", no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def render(
     command: CommandOption = "train",
 ) -> None:
     """Print the manifests of a job, checked against KubeRay's own rules."""
-    from launcher.submit.kube.manifest import dump_manifests
+    from launcher.submit.kubernetes.manifest import dump_manifests
 
     manifests = _rendered(job, overrides, kind, command)
     comment = _origin(job, overrides, kind, command)
@@ -76,7 +76,7 @@ def apply(  # noqa: PLR0913 -- the options of a command
     ] = False,
 ) -> None:
     """Send a job, or manifests, to the cluster."""
-    from launcher.submit.kube.manifest import is_manifest, read_manifests
+    from launcher.submit.kubernetes.manifest import is_manifest, read_manifests
 
     path = Path(source)
     if path.exists() and is_manifest(path):
@@ -85,12 +85,12 @@ def apply(  # noqa: PLR0913 -- the options of a command
         manifests = read_manifests(path)
     else:
         manifests = _rendered(path, overrides, kind, command)
-    from launcher.submit.kube.rules.check import check
+    from launcher.submit.kubernetes.rules.check import check
 
     check(manifests)  # before a cluster is asked for
     api = _connect(context, namespace)
-    from launcher.submit.kube.apply import How
-    from launcher.submit.kube.apply import apply as send
+    from launcher.submit.kubernetes.apply import How
+    from launcher.submit.kubernetes.apply import apply as send
 
     send(api, manifests, How(force_conflicts, dry_run, replace), _say)
 
@@ -107,7 +107,7 @@ def status(
     target, api = _find(source, overrides, kind, context, namespace)
     found = api.get(target.kind, target.name)
     table = Table(show_header=False, box=None)
-    from launcher.submit.kube.state import JobState
+    from launcher.submit.kubernetes.state import JobState
 
     state = JobState.of(found)
     cluster = state.cluster
@@ -132,7 +132,7 @@ def wait(
 ) -> None:
     """Wait until a RayJob is over; exit code 0 when it succeeded, 1 when not."""
     target, api = _find(source, overrides, "job", context, namespace)
-    from launcher.submit.kube.follow import wait as until_over
+    from launcher.submit.kubernetes.follow import wait as until_over
 
     with _leaving(target):
         _conclude(until_over(api, target.name, timeout, _note))
@@ -148,8 +148,8 @@ def logs(
 ) -> None:
     """Print the driver's log; with --follow the exit code is that of `wait`."""
     target, api = _find(source, overrides, "job", context, namespace)
-    from launcher.submit.kube import follow as following
-    from launcher.submit.kube.state import JobState
+    from launcher.submit.kubernetes import follow as following
+    from launcher.submit.kubernetes.state import JobState
 
     with _leaving(target):
         if follow:
@@ -175,7 +175,7 @@ def delete(
 ) -> None:
     """Stop and delete a RayJob or RayCluster and its job file; what the run saved stays."""
     target, api = _find(source, overrides, kind, context, namespace)
-    from launcher.submit.kube.apply import delete as remove
+    from launcher.submit.kubernetes.apply import delete as remove
 
     there = remove(api, target.kind, target.name, _say)
     there = remove(api, "ConfigMap", target.config_map, _say) or there
@@ -184,9 +184,9 @@ def delete(
 
 
 def _rendered(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> "list[Manifest]":
-    from launcher.submit.kube.job_file import load_for_pods
-    from launcher.submit.kube.objects import objects
-    from launcher.submit.kube.rules.check import check
+    from launcher.submit.kubernetes.job_file import load_for_pods
+    from launcher.submit.kubernetes.objects import objects
+    from launcher.submit.kubernetes.rules.check import check
     from launcher.tasks import params_of
 
     manifests = objects(load_for_pods(path, overrides or (), params_of), command, kind)
@@ -206,7 +206,7 @@ def _origin(path: Path, overrides: list[str] | None, kind: Kind, command: Comman
 
 def _connect(context: str | None, namespace: str | None) -> "Api":
     try:
-        from launcher.submit.kube.api import connect
+        from launcher.submit.kubernetes.api import connect
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "kubernetes":
             raise
@@ -219,7 +219,7 @@ def _connect(context: str | None, namespace: str | None) -> "Api":
 def _find(
     source: str, overrides: list[str] | None, kind: Kind, context: str | None, namespace: str | None
 ) -> "tuple[Target, Api]":
-    from launcher.submit.kube.target import find_target
+    from launcher.submit.kubernetes.target import find_target
 
     target = find_target(source, overrides or (), kind)
     api = _connect(context, namespace)
@@ -244,7 +244,7 @@ def _job_rows(state: "JobState") -> dict[str, str]:
 
 
 def _print_pods(api: "Api", cluster: str, name: str) -> None:
-    from launcher.submit.kube.state import pod_groups
+    from launcher.submit.kubernetes.state import pod_groups
 
     pods = [*(api.pods(f"ray.io/cluster={cluster}") if cluster else []), *api.pods(f"job-name={name}")]
     if not pods:

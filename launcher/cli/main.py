@@ -1,6 +1,6 @@
 """The command line: parse, call one function, print. Runs on the client.
 
-Importing it loads neither torch nor ray; a command does when it needs them. `runs.py` has the commands of a run.
+Importing it loads neither torch nor ray; a command does when it needs them. `train.py` has the commands of a run.
 Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
 """
 
@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import compare, doctor, init, kube, listing, runs, submit, sweeps, up
-from launcher.cli.arguments import ERR
+from launcher.cli import compare, doctor, init, jobs, kube, runs, train, tune, up
 from launcher.cli.environment import refused_by_machine
+from launcher.cli.options import ERR
 from launcher.errors import Interrupted, LauncherError, SpecError, UserError
 from launcher.processes import local_ray
 from launcher.processes.warm_ray import QUIET
@@ -26,14 +26,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(runs.commands)
+app.add_typer(train.commands)
 app.add_typer(up.commands)
 app.add_typer(init.commands)
-app.add_typer(listing.commands)
+app.add_typer(runs.commands)
 app.add_typer(compare.commands)
-app.add_typer(submit.commands)
+app.add_typer(jobs.commands)
 app.add_typer(doctor.commands)
-app.add_typer(sweeps.commands, name="sweeps")
+app.add_typer(tune.commands, name="sweeps")
 app.add_typer(kube.commands, name="kube")
 
 

@@ -1,238 +1,54 @@
-"""The commands of a run: check, train, tune, evaluate, predict, report. Runs on the client, or on the head."""
+"""`launcher runs`: the runs of a storage at a glance. Runs on the client."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+import time
+from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from launcher.cli.arguments import EVALUATE_KEYS, OUT, JobFile, Overrides, Run, begin_ray, check_scored, load, load_run
-
-if TYPE_CHECKING:
-    from launcher.evaluate import Difference
-    from launcher.leaks import LeakageRecord
-    from launcher.memory import WorkerMemory
-    from launcher.plan import Plan
-    from launcher.records import ScoresRecord
+from launcher.cli.options import OUT
 
 commands = typer.Typer()
 
-_PREDICT_KEYS = ("cluster", "task", "data.on_bad_row", "evaluation.batch_size")
+_WIDTH = 160
+"""Of the table in a file or a pipe."""
+_COLORS = {"running": "green", "finished": "blue", "failed": "red", "dead": "red", "interrupted": "yellow"}
 
 
 @commands.command()
-def train(
-    job: JobFile,
-    overrides: Overrides = None,
-    chaos: Annotated[
-        str | None,
-        typer.Option(help="Faults on purpose, to try how the run survives: kill=1@step37,disk_full@step90,random=2."),
-    ] = None,
-    fork: Annotated[
-        str | None,
-        typer.Option(
-            help="Begin from the weights of another run: of its model, or of its newest checkpoint.", metavar="RUN"
-        ),
-    ] = None,
+def runs(
+    storage: Annotated[str, typer.Argument(help="Directory or URI that holds runs.", metavar="[STORAGE]")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")] = False,
 ) -> None:
-    """Train a job, or go on with it; then export, score the test data, write the report."""
-    from launcher.spec.chaos import parse_faults
+    """List the runs of a storage: state, step, best metric, heartbeat. A run whose driver is gone shows as dead."""
+    from launcher.rundir.listing import runs_of
 
-    faults = parse_faults(chaos) if chaos is not None else None
-    spec = load(job, overrides)
-    begin_ray(spec)
-    if fork is not None:
-        from launcher.fork import forked
-
-        spec = forked(spec, fork, OUT)
-    from launcher.run import run_job
-
-    run_job(spec, OUT, faults)
-
-
-def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:
-    from launcher.memory import gib
-
-    has = f" of {gib(limit)}" if limit is not None else ""
-    host = f", {gib(memory.host)} more on the host" if memory.host else ""
-    host += f", {gib(memory.disk)} on the node's disk" if memory.disk else ""
-    copy = f", and {gib(memory.copy_bytes)} for the copy that a checkpoint is written from" if memory.copy_bytes else ""
-    return (
-        f"{gib(memory.peak)}{has} per worker at the peak: weights {gib(memory.weights)}, gradients "
-        f"{gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, DeepSpeed's buffers {gib(memory.buffers)}, "
-        f"activations {gib(memory.activations)}{host}{copy}"
-    )
+    found = runs_of(storage)
+    if as_json:
+        for run in found:
+            typer.echo(json.dumps(run.model_dump(mode="json")))
+        return
+    if not found:
+        OUT.print(f"no run in {storage} yet", markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(box=None, padding=(0, 2))
+    for column in ("run", "state", "step", "best", "heartbeat", "task"):
+        table.add_column(column, no_wrap=True)
+    for run in found:
+        color = _COLORS.get(run.state, "default")
+        best = "" if run.best is None else f"{run.best:.4f} ({run.metric}, step {run.best_step})"
+        beat = "" if run.heartbeat is None else _ago(time.time() - run.heartbeat)
+        table.add_row(run.name, f"[{color}]{run.state}[/]", f"{run.step}/{run.total_steps}", best, beat, run.task)
+    (OUT if OUT.is_terminal else Console(width=_WIDTH)).print(table)
+    for run in found:
+        if run.why:
+            OUT.print(f"{run.name}: {run.why}", markup=False, highlight=False, soft_wrap=True)
 
 
-@commands.command()
-def tune(job: JobFile, overrides: Overrides = None) -> None:
-    """Search the space of `tune:`, or go on with it; then export the best model, score it on test, write the report."""
-    spec = load(job, overrides)
-    begin_ray(spec, (spec.tune and spec.tune.max_concurrent) or 1)
-    from launcher.run import run_sweep
-
-    run_sweep(spec, OUT)
-
-
-@commands.command()
-def check(job: JobFile, overrides: Overrides = None) -> None:
-    """Validate all that can be without training, and print the plan."""
-    spec = load(job, overrides)
-    from launcher.console import reading_files
-    from launcher.leakage import compare_splits
-    from launcher.prepare import prepare
-    from launcher.resume import check_run
-    from launcher.rows import try_rows
-
-    if spec.tune is not None:
-        from launcher.tune.tuner import check_sweep, check_trials
-
-        check_sweep(spec)
-    with reading_files(OUT) as told:
-        prepared = prepare(spec, told, measure=True)
-    check_run(prepared)
-    try_rows(prepared.job, prepared.splits)
-    if spec.tune is not None:
-        check_trials(prepared)
-    # The test data of a sweep stays shut.
-    shut = ("test",) if spec.tune is not None else ()
-    open_splits = {name: split for name, split in prepared.splits.items() if name not in shut}
-    _print_plan(prepared.plan, compare_splits(prepared.job, prepared.run, open_splits))
-
-
-@commands.command()
-def evaluate(
-    run: Run,
-    overrides: Overrides = None,
-    split: Annotated[str | None, typer.Option(help="validation or test (the default) of the run's own data.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Other data instead: a file, directory, glob, URI or data set of the hub.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Of scores-NAME.json for --data; made of the location.")] = None,
-) -> None:
-    """Score a run's exported model on a split of its data, or on other data beside it.
-
-    Changes may be made to cluster, parallel, task (columns), data.format, data.on_bad_row and evaluation.batch_size.
-    """
-    from launcher.rundir import find_run
-
-    check_scored(split, data, name)
-    found = find_run(run)
-    job = load_run(found, overrides, EVALUATE_KEYS)
-    begin_ray(job)
-    from launcher.evaluate import differences, evaluate_data, evaluate_run
-
-    if data is None:
-        scores = evaluate_run(found, split or "test", OUT, job)
-    else:
-        scores = evaluate_data(found, data, OUT, name, job)
-    own, rows = differences(found, scores)
-    _print_scores(scores, own if data is not None else "", rows)
-    OUT.print(
-        f"{scores.rows} rows; details in {found.path(f'scores-{scores.split}.json')}", highlight=False, soft_wrap=True
-    )
-
-
-@commands.command()
-def predict(
-    run: Run,
-    input: Annotated[str, typer.Argument(help="File, directory or glob; local or a URI.", metavar="INPUT")],
-    output: Annotated[str, typer.Option(help="Directory or URI for the Parquet files.")],
-    overrides: Overrides = None,
-) -> None:
-    """Run a run's exported model over data of any size; keeps its columns, adds the prediction and scores.
-
-    Interrupted, the same command goes on. Changes may be made to cluster, task (columns), data.on_bad_row and
-    evaluation.batch_size.
-    """
-    from launcher.rundir import find_run
-
-    found = find_run(run)
-    job = load_run(found, overrides, _PREDICT_KEYS)
-    begin_ray(job)
-    from launcher.predict.run import predict_run
-
-    done = predict_run(found, input, output, OUT, job)
-    left = f", {done.skipped_rows} of them without a prediction" if done.skipped_rows else ""
-    before = "complete: " if done.found_rows == done.rows else ""
-    OUT.print(f"{before}{done.rows} rows{left} in {output}", highlight=False, soft_wrap=True)
-
-
-@commands.command()
-def report(run: Run) -> None:
-    """Write the reports of a run, and of its sweep if it has one, anew: self-contained HTML files."""
-    from launcher.report.render import write_report
-    from launcher.report.sweep import find_sweep, write_sweep_report
-    from launcher.rundir import find_run
-
-    sweep = find_sweep(run)
-    if sweep is not None:
-        OUT.print(write_sweep_report(sweep), highlight=False, soft_wrap=True)
-    if sweep is None or sweep.exists("job.yaml"):
-        OUT.print(write_report(find_run(run)), highlight=False, soft_wrap=True)
-
-
-@commands.command()
-def tasks(name: Annotated[str | None, typer.Argument(help="Name or import path; none lists all.")] = None) -> None:
-    """List the tasks: the columns they read, their parameters and metrics."""
-    from launcher.tasks import describe, task_names
-
-    for found in [name] if name else task_names():
-        facts = describe(found)
-        OUT.print(f"[bold]{found}[/bold]  {facts.summary}", highlight=False, soft_wrap=True)
-        OUT.print(f"  reads    {', '.join(facts.inputs)}; learns {', '.join(facts.targets) or 'from the same'}")
-        OUT.print(f"  metrics  {', '.join(facts.metrics)}", highlight=False, soft_wrap=True)
-        table = Table("task: key", "default", "meaning", box=None, padding=(0, 2))
-        for key, default, meaning in facts.parameters:
-            table.add_row(key, default, meaning)
-        OUT.print(table)
-        OUT.print()
-
-
-@commands.command()
-def schema() -> None:
-    """Print the JSON Schema of the job file, for editors."""
-    from launcher.spec.load import job_schema
-    from launcher.tasks import params_models
-
-    typer.echo(json.dumps(job_schema(params_models()), indent=1))
-
-
-def _print_scores(scores: "ScoresRecord", own: str, rows: "tuple[Difference, ...]") -> None:
-    """The metrics; beside those of the run's own split where there is one."""
-    table = Table("metric", scores.split, *((own, "difference") if own else ()), "baseline")
-    for row in rows:
-        beside = (_figure(row.own), "" if row.change is None else f"{row.change:+.4f}") if own else ()
-        table.add_row(row.name, _figure(row.value), *beside, _figure(row.baseline))
-    OUT.print(table)
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
-    from launcher.leakage import leak_notes
-    from launcher.leaks import clean_sentence
-    from launcher.memory import gib
-
-    table = Table(show_header=False, box=None)
-    rows = {
-        "task": plan.task,
-        "model": ", ".join(f"{key} {value}" for key, value in plan.model.items()),
-        "rows": f"{plan.train_rows} train, {plan.validation_rows} validation, {plan.test_rows} test",
-        "steps": f"{plan.total_steps} ({plan.steps_per_epoch} per epoch, {plan.epochs} epochs) of {plan.batch_size}",
-        "evaluation": f"{plan.metric} ({plan.metric_mode}) every {plan.evaluate_every_steps or plan.steps_per_epoch}",
-        "workers": f"{plan.workers}, ZeRO-{plan.zero}, {plan.accumulation} x {plan.micro_batch} samples each per step",
-        "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients, optimizer states per worker",
-    }
-    if plan.memory is not None:
-        rows["memory"] = _memory_words(plan.memory, plan.memory_limit_bytes)
-        rows["checkpoint"] = f"{gib(plan.memory.checkpoint)} each"
-    if leaks is not None and not leaks.leaks:
-        rows["leakage"] = clean_sentence(leaks)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    OUT.print(table)
-    for note in (*plan.notes, *leak_notes(leaks)):
-        OUT.print(f"note: {note}", highlight=False, soft_wrap=True)
+def _ago(seconds: float) -> str:
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{max(0.0, seconds):.0f} s ago"

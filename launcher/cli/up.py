@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.arguments import OUT
+from launcher.cli.options import OUT
 from launcher.errors import ClusterError, UserError
 from launcher.processes import local_ray, warm_ray
 

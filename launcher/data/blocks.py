@@ -1,6 +1,6 @@
 """Encoded rows as they are kept: a block is some consecutive rows of a split, ready for the model. Any worker.
 
-Read `cache.py` for blocks on disk, `encoded.py` for whole splits in memory.
+Read `encoded_cache.py` for blocks on disk, `in_memory.py` for whole splits in memory.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.order import Ids
+from launcher.data.sampler import Ids
 from launcher.tasks.base import Encoded
 
 _DIGEST = 64

@@ -24,11 +24,11 @@ from launcher.data.files import DataFile, first_line, list_files
 from launcher.data.footers import ORIGIN, plain
 from launcher.data.json_files import changed_column, is_array, read_json
 from launcher.data.opened import ROW_GROUP, opened
-from launcher.data.sources import unique_columns
+from launcher.data.splits import unique_columns
 from launcher.errors import DataError, RunError
+from launcher.rundir.uri import asking, is_local, join, open_uri, os_reason, refusal
 from launcher.spec.data import COMPRESSED
 from launcher.spec.hub import PREFIX, parse_hub
-from launcher.storage import asking, is_local, join, open_uri, os_reason, refusal
 from launcher.tasks.base import ColumnKind
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pyarrow.csv
 from launcher.data.files import INTEGER
 from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, opened
 from launcher.errors import DataError
-from launcher.storage import split_options
+from launcher.rundir.uri import split_options
 from launcher.tasks.base import ColumnKind
 
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"

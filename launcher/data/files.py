@@ -1,6 +1,6 @@
 """Which files a location of the job file means: a file, a directory or a glob, local or remote. Client and head.
 
-Read `sources.py` next for what is in them.
+Read `splits.py` next for what is in them.
 """
 
 import re
@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from launcher.errors import DataError, RunError
+from launcher.rundir.uri import open_uri, os_reason
 from launcher.spec.data import COMPRESSED, SUFFIXES
-from launcher.storage import open_uri, os_reason
 
 
 class DataFile(NamedTuple):

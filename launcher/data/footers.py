@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line
 from launcher.errors import DataError, RunError
-from launcher.rundir import RunDir
-from launcher.storage import is_local, open_uri, os_reason, parent, split_options
+from launcher.rundir.directory import RunDir
+from launcher.rundir.uri import is_local, open_uri, os_reason, parent, split_options
 
 ORIGIN = b"launcher.origin"
 """Key of a converted file's metadata that says what it was converted from."""

@@ -1,7 +1,7 @@
 """Fragments: what is read together, a Parquet row group or an Arrow record batch. Any process.
 
 A split of a hundred thousand files travels to every worker and task, so fragments are columns of numbers that pickle
-as they lie in memory; a `Fragment` is made when one is asked for. Read `sources.py` next.
+as they lie in memory; a `Fragment` is made when one is asked for. Read `splits.py` next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.order import Ids
+from launcher.data.sampler import Ids
 
 ClassNames = Mapping[str, tuple[str, ...]]
 """By column: names of its integers, which count from 0."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from launcher.errors import DataError
-from launcher.storage import open_uri, os_reason
+from launcher.rundir.uri import open_uri, os_reason
 
 # A row must fit in a block, and a stream's types are those of its first block.
 BLOCK_BYTES = 8 << 20

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.fragments import Fragment
-from launcher.data.order import Ids
-from launcher.data.sources import Reading, Split, read_rows
-from launcher.storage import open_uri
+from launcher.data.sampler import Ids
+from launcher.data.splits import Reading, Split, read_rows
+from launcher.rundir.uri import open_uri
 
 _FRAGMENTS = 8
 # Row groups of up to this size are decoded whole, so that the sample is spread over their rows too.

@@ -1,7 +1,7 @@
 """The stream: windows of rows, read and encoded, cut into one share per train worker, and opened there again.
 
-`deal.py` carries the shares from Ray Data workers to train workers. Row ids: `sources.py`; which rows make a window:
-`order.py`; how a window becomes shares: `batches.py`.
+`ray_data.py` carries the shares from Ray Data workers to train workers. Row ids: `splits.py`; which rows make a window:
+`sampler.py`; how a window becomes shares: `rank_batches.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,11 +11,11 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
-from launcher.data.cache import encoded_rows
-from launcher.data.order import EpochOrder, Ids, cut_batches, generator, row_noise
+from launcher.data.encoded_cache import encoded_rows
+from launcher.data.rank_batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
 from launcher.data.sample import sample
-from launcher.data.sources import Split
+from launcher.data.sampler import EpochOrder, Ids, cut_batches, generator, row_noise
+from launcher.data.splits import Split
 from launcher.data.windows import TRAIN, Window
 from launcher.errors import DataError, ExactnessError
 from launcher.spec.job import JobSpec

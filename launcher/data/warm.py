@@ -9,8 +9,8 @@ from contextlib import suppress
 import numpy as np
 import ray
 
-from launcher.data.deal import TASK_CPUS
-from launcher.data.encoded import workers_read
+from launcher.data.in_memory import workers_read
+from launcher.data.ray_data import TASK_CPUS
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN
 from launcher.errors import LauncherError

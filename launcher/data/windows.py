@@ -1,13 +1,13 @@
 """The windows of a run in the order they are streamed: training, and evaluations where they fall due. Pure; anywhere.
 
-Which rows a window holds is told by `order.py`; `stream.py` reads and encodes them.
+Which rows a window holds is told by `sampler.py`; `stream.py` reads and encodes them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from launcher.plan import Plan
+from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
 
 TRAIN = "train"

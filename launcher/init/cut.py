@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from launcher.data.footers import ORIGIN
 from launcher.data.sample import a_few, schema_of
-from launcher.data.sources import Split, read_batches
+from launcher.data.splits import Split, read_batches
 from launcher.errors import DataError
-from launcher.storage import os_reason
+from launcher.rundir.uri import os_reason
 
 _AT_ONCE = 1 << 20
 _GROUP_ROWS = 16384

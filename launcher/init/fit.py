@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from launcher.data.convert import splittable_files
-from launcher.data.sources import Split, open_files
+from launcher.data.splits import Split, open_files
 from launcher.errors import DataError
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, count_labels

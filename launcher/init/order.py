@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.data.sources import Split
+from launcher.data.splits import Split
 from launcher.errors import DataError
 from launcher.init.cut import cut
 from launcher.init.fit import fit, kinds_of, known_labels, open_data, training_labels
@@ -16,7 +16,7 @@ from launcher.init.look import Labels, Look, look
 from launcher.init.pretrained import Model
 from launcher.init.settle import Draft, Sources, settle
 from launcher.init.splits import Found, find_splits
-from launcher.metrics.labels import remarks
+from launcher.tasks.metrics.labels import remarks
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.arrays import percent
+from launcher.formatting import percent
 from launcher.init.fit import has_gaps, known_labels
 from launcher.init.guess import Guess
 from launcher.init.look import Labels, Look

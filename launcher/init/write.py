@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launcher.errors import SpecError
 from launcher.init.settle import Draft, Line
+from launcher.rundir.uri import os_reason
 from launcher.spec.document import one_line
-from launcher.spec.load import load_job
-from launcher.storage import os_reason
+from launcher.spec.loader import load_job
 from launcher.tasks import params_of
 
 _WIDTH = 120

@@ -8,11 +8,11 @@ import os
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from launcher.arrays import shown
 from launcher.errors import RunError, StorageTrouble
+from launcher.formatting import shown
+from launcher.rundir.uri import is_local, open_uri, os_reason, parent, passes, refusal, split_options
 from launcher.spec.data import COMPRESSED, SUFFIXES, DataSpec
 from launcher.spec.hub import PREFIX
-from launcher.storage import is_local, open_uri, os_reason, parent, passes, refusal, split_options
 
 # Other protocols fetch from anywhere, or run what they find there.
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs", "file")

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.arrays import IGNORED, as_text, few
 from launcher.errors import ModelError
+from launcher.formatting import as_text, few
 from launcher.models.conversation import Message, Turn, read_tools, read_turns
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that has no loss, as in torch and transformers."""
 
 # For a tokenizer that brings no template of its own: ChatML, as OpenAI published it in 2023; tools and their calls as
 # Hermes and Qwen2.5 write them. transformers drops a line break that stands behind a block, hence those in {{ }}.

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any  # JSON of others
 
-from launcher.arrays import as_text, shown
+from launcher.formatting import as_text, shown
 
 Message = dict[str, Any]
 

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from filelock import FileLock
 
 from launcher.errors import ModelError, RunError
-from launcher.storage import asking, open_uri, split_options
+from launcher.rundir.uri import asking, open_uri, split_options
 
 # What only a process that trains or scores needs; tokenizers and configs are read on every node and by `check`.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")

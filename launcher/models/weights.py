@@ -12,11 +12,11 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 from zipfile import is_zipfile
 
-from launcher.arrays import few
 from launcher.errors import ModelError
+from launcher.formatting import few
 from launcher.models.remote import remote_files
+from launcher.rundir.uri import os_reason
 from launcher.spec.model import ModelSpec
-from launcher.storage import os_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from launcher.errors import ExactnessError, RunError
 from launcher.predict.parts import Layout
-from launcher.records import Record
-from launcher.rundir import RunDir, open_uri
-from launcher.storage import os_reason
+from launcher.rundir.directory import RunDir, open_uri
+from launcher.rundir.records import Record
+from launcher.rundir.uri import os_reason
 
 MANIFEST, FINISHED = "_predictions.json", "_SUCCESS"
 _UNDER_WAY = ".part-"
@@ -40,7 +40,7 @@ class PredictionsRecord(Record):
     """Hash of the input's files: names, rows, sizes, schema."""
     run: str
     model_fingerprint: str
-    """Hash of the model's files: see `identity.py`."""
+    """Hash of the model's files: see `fingerprint.py`."""
     options: dict[str, str]
     """What else the predictions depend on: keys of `task:`, values as JSON."""
     rows: int

@@ -2,7 +2,7 @@
 
 A part is one Parquet file of the output: rows in file order, as many in each, however the input is cut into files and
 row groups. No part depends on the workers, so a command that goes on with other workers goes on with the same parts.
-A piece is what is read, predicted and written at once. Read `drive.py` next.
+A piece is what is read, predicted and written at once. Read `driver.py` next.
 """
 
 import heapq

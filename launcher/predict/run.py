@@ -1,7 +1,7 @@
 """The order of `launcher predict`: look, claim the output, predict what is missing, call it complete. On the head.
 
 Memory grows with neither rows nor time: workers (`worker.py`) read, predict and write a few thousand rows at once, and
-the driver (`drive.py`) knows numbers of parts. `parts.py` says which rows make a part, `output.py` what the directory
+the driver (`driver.py`) knows numbers of parts. `parts.py` says which rows make a part, `output.py` what the directory
 holds.
 """
 
@@ -10,12 +10,18 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from launcher.data.checks import try_split
 from launcher.data.convert import splittable_files
 from launcher.data.files import glob_pattern
-from launcher.data.sources import Split, open_files
+from launcher.data.splits import Split, open_files
+from launcher.driver.prediction_progress import make_view
+from launcher.driver.preflight import check_model
+from launcher.driver.ray_errors import explain
+from launcher.driver.signals import StoppedAtOnce, wait_for
+from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, Interrupted, LauncherError, RunError, UserError
-from launcher.predict.drive import Drive
-from launcher.predict.identity import input_fingerprint, model_fingerprint, options
+from launcher.predict.driver import Drive
+from launcher.predict.fingerprint import input_fingerprint, model_fingerprint, options
 from launcher.predict.output import (
     FINISHED,
     FinishedRecord,
@@ -29,17 +35,11 @@ from launcher.predict.output import (
     sweep,
 )
 from launcher.predict.parts import Turns, cut_parts
-from launcher.predict.progress import make_view
 from launcher.predict.worker import Order
-from launcher.resume import check_model
-from launcher.rows import try_split
-from launcher.rundir import RunDir, run_at, runnable_job
+from launcher.rundir.directory import RunDir, run_at, runnable_job
+from launcher.rundir.uri import join
 from launcher.spec.job import JobSpec
-from launcher.storage import join
 from launcher.tasks import build_task
-from launcher.train.explain import explain
-from launcher.train.signals import StoppedAtOnce, wait_for
-from launcher.train.trainer import ray_session
 
 
 @dataclass(frozen=True)

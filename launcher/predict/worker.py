@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.sources import Split
+from launcher.data.splits import Split
 from launcher.data.stream import judge
 from launcher.predict.output import Part, writing
 from launcher.predict.parts import Layout
-from launcher.predict.reading import RowReader
-from launcher.rundir import RunDir
+from launcher.predict.row_reader import RowReader
+from launcher.rundir.directory import RunDir
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Encoded

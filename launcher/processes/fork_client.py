@@ -28,7 +28,7 @@ SOCKET = "LAUNCHER_FORK_SOCKET"
 LENGTH = struct.Struct("I")
 STREAMS = 3
 
-_OF_A_WORKER = ("ray", "ray.data", "ray.train.torch", "ray.tune", "launcher.worker")
+_OF_A_WORKER = ("ray", "ray.data", "ray.train.torch", "ray.tune", "launcher.train.worker")
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 _ANSWER_S = 60.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

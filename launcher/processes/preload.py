@@ -26,12 +26,11 @@ SERVER = (
     "pydantic.dataclasses", "pydantic.deprecated.class_validators", "google.protobuf.wrappers_pb2", "aiohttp",
     "packaging.version", "opentelemetry.trace", "tqdm.auto", "jinja2", "PIL.Image", "deepspeed", "deepspeed.ops.adam",
     "deepspeed.runtime.engine", "deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.zero.muon.muon_optimizer",
-    "launcher.train.checkpoint", "launcher.train.engine", "launcher.train.saver", "launcher.train.validate",
-    "torch.utils.cpp_extension", "torch.nn.parallel", "tensorboardX", "torch.utils.tensorboard",
-    "torchmetrics.classification", "transformers.generation",
+    "launcher.train.checkpoint.reader", "launcher.train.engine", "launcher.train.checkpoint.writer",
+    "launcher.train.validate", "torch.utils.cpp_extension", "torch.nn.parallel", "tensorboardX",
+    "torch.utils.tensorboard", "torchmetrics.classification", "transformers.generation",
     "transformers.models.auto.image_processing_auto", "transformers.models.llama.modeling_llama",
-    "transformers.models.vit.modeling_vit",
-)  # fmt: skip
+    "transformers.models.vit.modeling_vit", )  # fmt: skip
 
 # Read by C libraries when they are loaded, where Python does not see it.
 _C_PREFIXES = (

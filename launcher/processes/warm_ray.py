@@ -22,7 +22,14 @@ from launcher.processes.fork_client import process_began
 
 ADDRESS = "LAUNCHER_UP_ADDRESS"
 """Environment variable of a forked command: the GCS of the Ray that it runs on."""
-MODULES = ("ray", "ray.data", "ray.train.torch", "launcher.cli.main", "launcher.run", "launcher.measure")
+MODULES = (
+    "ray",
+    "ray.data",
+    "ray.train.torch",
+    "launcher.cli.main",
+    "launcher.driver.run",
+    "launcher.driver.memory.activations",
+)
 """What a command has loaded when it is forked."""
 _COMMANDS = ("train", "tune", "predict", "evaluate", "check")
 _STOP_S, _TRIES = 30.0, 10

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 import plotly.io as pio  # type: ignore[import-untyped]
 
-from launcher.records import ConfusionMatrix
 from launcher.report.collect import ReportData
 from launcher.report.numbers import clip, number
+from launcher.rundir.records import ConfusionMatrix
 
 MAX_POINTS = 2000
 """Points kept per curve."""

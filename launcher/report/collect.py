@@ -1,7 +1,7 @@
 """What a run directory tells, gathered into one frozen value. Runs on the client or the head.
 
 Everything but job.yaml may be missing: a report is made of runs that have begun, stopped or finished.
-Read `report/headline.py` for the numbers on top, `report/charts.py` for the curves, `report/render.py` for the page.
+Read `report/summary.py` for the numbers on top, `report/charts.py` for the curves, `report/render.py` for the page.
 """
 
 import json
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from launcher.errors import RunError
-from launcher.events import Event, events_of
-from launcher.leaks import LeakageRecord
-from launcher.memory import UsedMemory
-from launcher.micro_batch import Halving, halvings_of
-from launcher.records import (
+from launcher.rundir.directory import RESTORE, RunDir, read_job
+from launcher.rundir.events import Event, events_of
+from launcher.rundir.leakage import LeakageRecord
+from launcher.rundir.micro_batch import Halving, halvings_of
+from launcher.rundir.records import (
     EnvironmentRecord,
     EvaluationRecord,
     GenerationRecord,
@@ -22,8 +22,8 @@ from launcher.records import (
     ScoresRecord,
     StepRecord,
     TimesRecord,
+    UsedMemory,
 )
-from launcher.rundir import RESTORE, RunDir, read_job
 from launcher.spec.job import JobSpec
 
 # Test first: it is the number a reader came for.

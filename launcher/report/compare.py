@@ -1,6 +1,6 @@
 """Several runs on one page: curves on each other, final metrics, what differs. Runs on the client or the head.
 
-Charts: `compare_charts.py`; whether two curves are the same: `agree.py`.
+Charts: `compare_charts.py`; whether two curves are the same: `curves_match.py`.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from launcher.errors import RunError
 from launcher.report import compare_charts
-from launcher.report.agree import agreement
 from launcher.report.collect import ReportData, collect
 from launcher.report.compare_charts import colour
+from launcher.report.curves_match import agreement
 from launcher.report.numbers import duration, number, short, size
 from launcher.report.render import page
-from launcher.rundir import RunDir
-from launcher.spec.identity import curve_values, job_values
-from launcher.storage import os_reason
+from launcher.rundir.directory import RunDir
+from launcher.rundir.uri import os_reason
+from launcher.spec.curve import curve_values, job_values
 
 MARK = b'<meta name="generator" content="launcher compare">'
 """By this a file is known as a comparison page, which may be overwritten."""

@@ -14,14 +14,14 @@ import plotly.offline as plotly_offline  # type: ignore[import-untyped]  # plotl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from launcher.leaks import clean_sentence, leak_sentences
-from launcher.records import ConfusionMatrix, ScoresRecord
-from launcher.report import charts, headline, numbers, passages
+from launcher.formatting import masked
+from launcher.report import charts, numbers, summary, texts
 from launcher.report.charts import Chart
 from launcher.report.collect import ReportData, collect, missing
 from launcher.report.times import time_chart
-from launcher.rundir import RunDir
-from launcher.uris import masked
+from launcher.rundir.directory import RunDir
+from launcher.rundir.leakage import clean_sentence, leak_sentences
+from launcher.rundir.records import ConfusionMatrix, ScoresRecord
 
 _CLIP_CHARS = 300
 """Texts longer than this are folded."""
@@ -84,14 +84,14 @@ def render(data: ReportData) -> str:
         "report.html.j2",
         figures,
         data=data,
-        verdict=headline.verdict(data),
-        tiles=headline.tiles(data),
+        verdict=summary.verdict(data),
+        tiles=summary.tiles(data),
         missing=missing(data),
         leaks=leak_sentences(data.leakage) if data.leakage is not None else (),
         no_leaks=clean_sentence(data.leakage) if data.leakage is not None else "",
         curves=curves,
         splits=splits,
-        writings=passages.writings(data.generations),
+        writings=texts.writings(data.generations),
         worst_shown=_WORST_SHOWN,
         clip_chars=_CLIP_CHARS,
         max_chars=_MAX_CHARS,
@@ -133,7 +133,7 @@ def _split_view(data: ReportData, record: ScoresRecord) -> SplitView:
     return SplitView(
         scores=record,
         metric_names=tuple(names),
-        baseline_word=headline.baseline_word(record),
+        baseline_word=summary.baseline_word(record),
         confusion=charts.confusion(matrix) if matrix is not None else None,
         small_confusion=matrix is not None and len(matrix.labels) <= _SMALL_CLASSES,
         confusions=_largest_confusions(matrix) if matrix is not None else (),
@@ -173,7 +173,7 @@ def _environment() -> Environment:
         "size": numbers.size,
         "clip": numbers.clip,
         "clock": numbers.clock,
-        "marked": passages.marked,
+        "marked": texts.marked,
     }
     return environment
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from launcher.records import ScoresRecord
 from launcher.report import sweep_charts
 from launcher.report.collect import without_credentials
-from launcher.report.headline import Tile
 from launcher.report.numbers import duration, number
 from launcher.report.render import page
+from launcher.report.summary import Tile
 from launcher.report.sweep_axes import text_of
-from launcher.rundir import RunDir, run_at
-from launcher.trials import SweepRecord, TrialRecord, read_trials
+from launcher.rundir.directory import RunDir, run_at
+from launcher.rundir.records import ScoresRecord
+from launcher.rundir.trials import SweepRecord, TrialRecord, read_trials
 
 # More trials than this nobody reads on a page, and the page stays small.
 _SHOWN = 100

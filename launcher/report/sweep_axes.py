@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from launcher.trials import SweepRecord, TrialRecord
+from launcher.rundir.trials import SweepRecord, TrialRecord
 
 _PARTS = 8
 """Parts that a range is cut into where cells or colours are wanted."""

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from launcher.report.charts import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, SKY, Chart, chart
 from launcher.report.numbers import clip, number
 from launcher.report.sweep_axes import axis, bin_of, is_log, is_range, place_of, text_of, ticks
-from launcher.trials import SweepRecord, TrialEvaluation, TrialRecord
+from launcher.rundir.trials import SweepRecord, TrialEvaluation, TrialRecord
 
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER)
 _STATUS = {"finished": BLUE, "running": GREEN, "pruned": GREY, "failed": ORANGE}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 
-from launcher.records import TimesRecord
 from launcher.report.charts import AMBER, BLUE, GREEN, GREY, ORANGE, Chart, chart
+from launcher.rundir.records import TimesRecord
 
 _MAX_RANKS = 40
 """Beyond this many workers the bars of those that computed longest, and shortest, tell enough."""

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from launcher.spec.base import PATTERN_WORDS, Section
 from launcher.spec.kubernetes import KubernetesSpec
 from launcher.spec.kubernetes_sizes import Demand, room_problem
-from launcher.spec.section import PATTERN_WORDS, Section
 
 EnvName = Annotated[
     str,

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from launcher.spec.base import Section
 from launcher.spec.hub import PREFIX, parse_hub
-from launcher.spec.section import Section
 
 SUFFIXES = {
     ".parquet": "parquet",

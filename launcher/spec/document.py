@@ -1,6 +1,6 @@
 """A job file as plain values that remember their place: file and line, or the override they came from.
 
-Runs anywhere; read `spec/problems.py` next for how a place gets into a message.
+Runs anywhere; read `spec/messages.py` next for how a place gets into a message.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from launcher.spec.section import Section
+from launcher.spec.base import Section
 
 
 class FaultToleranceSpec(Section):

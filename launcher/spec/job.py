@@ -1,16 +1,16 @@
-"""The job file as one frozen model. Runs anywhere; read `spec/load.py` for how a YAML file becomes one."""
+"""The job file as one frozen model. Runs anywhere; read `spec/loader.py` for how a YAML file becomes one."""
 
 import re
 
 from pydantic import ConfigDict, Field, model_validator
 
+from launcher.spec.base import PATTERN_WORDS, Section
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.data import DataSpec
 from launcher.spec.fault_tolerance import FaultToleranceSpec
 from launcher.spec.logging import LoggingSpec
 from launcher.spec.model import ModelSpec
 from launcher.spec.parallel import ParallelSpec
-from launcher.spec.section import PATTERN_WORDS, Section
 from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
 from launcher.spec.tune import TuneSpec
 

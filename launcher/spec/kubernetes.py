@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from launcher.spec.base import Section
 from launcher.spec.kubernetes_names import (
     Annotations,
     ArchiveUri,
@@ -21,7 +22,6 @@ from launcher.spec.kubernetes_names import (
 from launcher.spec.kubernetes_pods import HeadPod, WorkerGroup
 from launcher.spec.kubernetes_services import Fabric, FaultTolerance, Queue, SecretKey
 from launcher.spec.kubernetes_volumes import MountPath, Volume
-from launcher.spec.section import Section
 
 HOME = "/home/launcher"
 """Home directory in the pods: an empty volume, as the image's own files are read-only."""

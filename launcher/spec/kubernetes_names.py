@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from launcher.spec.section import PATTERN_WORDS
+from launcher.spec.base import PATTERN_WORDS
 
 ObjectName = Annotated[
     str,

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from launcher.spec.base import Section
 from launcher.spec.kubernetes_names import Labels, ObjectName, Resource
-from launcher.spec.section import Section
 
 # KubeRay turns these limits into Ray's GPUs (IsGPUResourceKey); Ray would not see any other.
 _COUNTED_GPU = re.compile(r".*gpu|nvidia\.com/mig-.+")

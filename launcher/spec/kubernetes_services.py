@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from launcher.spec.base import Section
 from launcher.spec.kubernetes_names import HostPort, Interfaces, LabelValue, ObjectName, Resource, SecretEntry
-from launcher.spec.section import Section
 
 
 class SecretKey(Section):

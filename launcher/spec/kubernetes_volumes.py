@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from launcher.spec.base import PATTERN_WORDS, Section
 from launcher.spec.kubernetes_names import ObjectName, RelativePath
-from launcher.spec.section import PATTERN_WORDS, Section
 
 MountPath = Annotated[
     str,

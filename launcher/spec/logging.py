@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from launcher.spec.section import PATTERN_WORDS, Section
+from launcher.spec.base import PATTERN_WORDS, Section
 
 
 class LoggingSpec(Section):

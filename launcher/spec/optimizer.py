@@ -1,10 +1,10 @@
-"""`train.optimizer:` in the job file, a union tagged by `type`. Runs anywhere; read `train/zero.py` next."""
+"""`train.optimizer:` in the job file, a union tagged by `type`. Runs anywhere."""
 
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from launcher.spec.section import Section
+from launcher.spec.base import Section
 
 
 class AdamW(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from launcher.spec.section import Section
+from launcher.spec.base import Section
 
 
 class ParallelSpec(Section):

@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from launcher.errors import SpecError
+from launcher.spec.base import Section
 from launcher.spec.job import JobSpec
-from launcher.spec.section import Section
 
 PERMISSIONS: Mapping[str, str] = {
     "model.trust_remote_code": "runs Python code that lies beside the model",

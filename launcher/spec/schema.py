@@ -1,6 +1,6 @@
 """What may stand where in a job file, in words: looked up in the JSON Schema that pydantic writes.
 
-Runs anywhere; read `spec/problems.py` next, which puts these words into messages.
+Runs anywhere; read `spec/messages.py` next, which puts these words into messages.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeAlias
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from launcher.spec.base import PATTERN_WORDS
 from launcher.spec.document import KeyPath
 from launcher.spec.job import JobSpec
-from launcher.spec.section import PATTERN_WORDS
 
 # JSON Schema is free-form JSON: what a key holds depends on the key.
 Schema: TypeAlias = Mapping[str, Any]

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from launcher.formatting import masked, secret_in
 from launcher.spec.document import KeyPath
 from launcher.spec.job import JobSpec
-from launcher.uris import masked, secret_in
 
 
 class Secret(NamedTuple):

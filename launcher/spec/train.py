@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from launcher.spec.base import Section
 from launcher.spec.optimizer import AdamW, Optimizer
-from launcher.spec.section import Section
 
 
 class _Warmup(Section):

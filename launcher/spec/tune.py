@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from launcher.spec.section import Section
+from launcher.spec.base import Section
 
 _Whole = int  # inside Dimension, `int` is a key
 _RANGES = ("uniform", "loguniform", "int", "logint")

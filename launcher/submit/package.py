@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from launcher.errors import RunError, SpecError
 from launcher.spec.document import dotted
 from launcher.spec.job import JobSpec
-from launcher.spec.load import dump_job
+from launcher.spec.loader import dump_job
 from launcher.spec.secrets import secrets_in
 
 JOB_FILE = "launcher-job.yaml"

@@ -20,14 +20,14 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from launcher.errors import ClusterError, RunError, UserError
+from launcher.rundir.uri import join
 from launcher.spec.job import JobSpec
 from launcher.spec.permissions import as_overrides
-from launcher.storage import join
 from launcher.submit.package import JOB_FILE, MAX_BYTES
 
 LOCAL = "http://127.0.0.1:8265"
 _CONNECT_S, _ANSWER_S = 10.0, 60.0
-# A driver mostly waits, and train workers leave as little of their CPUs (`train/trainer.py`).
+# A driver mostly waits, and train workers leave as little of their CPUs (`driver/worker_group.py`).
 _DRIVER_CPUS = 0.001
 _RUN, _STORAGE, _COMMAND = "launcher.run", "launcher.storage", "launcher.command"
 _AT_WORK = (JobStatus.PENDING, JobStatus.RUNNING)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from launcher.errors import UserError
 from launcher.models.cells import Places
 from launcher.spec.job import JobSpec
+from launcher.spec.messages import not_one_of
 from launcher.spec.model import ModelSpec
-from launcher.spec.problems import not_one_of
 from launcher.tasks.base import Task, TaskParams
 
 _SHARED = ("__init__", "base", "labelled", "conversations")

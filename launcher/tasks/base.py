@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
-from launcher.arrays import percent
 from launcher.errors import ModelError
+from launcher.formatting import percent
 from launcher.models.cells import Places
 from launcher.models.pretrained import blank, load_config, load_model, usable_positions
 from launcher.models.weights import check_layers, check_weights
-from launcher.records import ClassRow, ConfusionMatrix, Mark
+from launcher.rundir.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:  # data workers encode without paying for torch

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from launcher.arrays import IGNORED, list_column, pad_lists, positions
-from launcher.models.chat import Writer, load_chat_tokenizer
+from launcher.models.chat import IGNORED, Writer, load_chat_tokenizer
 from launcher.models.conversation import readable
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, ColumnKind, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict, altered
 from launcher.tasks.conversations import BESIDE, CausalParams, remarks
+from launcher.tasks.padding import list_column, pad_lists, positions
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class CausalLM(Task):
         return Batch({"input_ids": ids, "position_ids": places, "use_cache": False}, labels, torch.ones(len(samples)))
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        from launcher.metrics.losses import token_losses
+        from launcher.tasks.metrics.losses import token_losses
 
         return token_losses(logits, labels, smoothing=self.smoothing)
 
@@ -101,7 +101,7 @@ class CausalLM(Task):
         return altered(self, smoothing=0.0) if self.smoothing else self
 
     def metrics(self, device: "torch.device") -> "TaskMetrics":
-        from launcher.metrics.language import LanguageMetrics
+        from launcher.tasks.metrics.language import LanguageMetrics
 
         return LanguageMetrics(device)
 

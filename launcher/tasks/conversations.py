@@ -10,7 +10,7 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from launcher.arrays import percent
+from launcher.formatting import percent
 from launcher.models.chat import Writer
 from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import SmoothedParams, TrainingColumns, cut_remark

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from launcher.metrics.labels import Labels
 from launcher.models.cells import cell_bytes
 from launcher.models.images import Augment, Pixels, example_picture, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, Encoded, Shown
-from launcher.tasks.labelled import LabelledTask, LabelParams
+from launcher.tasks.metrics.labels import Labels
+from launcher.tasks.targets import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor

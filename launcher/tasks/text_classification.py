@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from launcher.arrays import as_text, list_column, text_inputs
-from launcher.metrics.labels import Kind, Labels
+from launcher.formatting import as_text
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, Encoded, cut_remark
-from launcher.tasks.labelled import LabelledTask, LabelParams
+from launcher.tasks.metrics.labels import Kind, Labels
+from launcher.tasks.padding import list_column, text_inputs
+from launcher.tasks.targets import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

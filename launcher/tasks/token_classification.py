@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from launcher.arrays import IGNORED, list_column, pad_lists, shown, text_inputs
-from launcher.metrics.tags import Tags
+from launcher.formatting import shown
+from launcher.models.chat import IGNORED
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, Encoded, LostLabels, Shown, cut_remark
-from launcher.tasks.labelled import LabelledTask, LabelParams
+from launcher.tasks.metrics.tags import Tags
+from launcher.tasks.padding import list_column, pad_lists, text_inputs
+from launcher.tasks.targets import LabelledTask, LabelParams
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

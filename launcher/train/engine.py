@@ -1,6 +1,7 @@
 """DeepSpeed behind a small face: forward, backward, step, save, load. Runs in train workers.
 
-`loop.py` is its user, `zero.py` its configuration; what is saved is in `states.py`, `swapped.py` and `universal.py`.
+`loop.py` is its user, `deepspeed_config.py` its configuration; what is saved is in `train/checkpoint/state_dict.py`,
+`train/offload/nvme.py` and `train/checkpoint/universal.py`.
 """
 
 import hashlib
@@ -20,15 +21,15 @@ from launcher.models.layers import freeze
 from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
-from launcher.train.average import FILE, WeightAverage
+from launcher.train.checkpoint.state_dict import collect
+from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_whole, own_names
+from launcher.train.deepspeed_config import deepspeed_config
+from launcher.train.ema import FILE, WeightAverage
 from launcher.train.flat_gradients import FlatGradients, add_rows_only
-from launcher.train.groups import not_torchs, parameter_groups, refuse_tiny
-from launcher.train.kernels import prepare_kernels
-from launcher.train.masters import one_kind_of_zero, step_masters, undo_first_step
-from launcher.train.states import collect
-from launcher.train.swapped import claim, reading_back
-from launcher.train.universal import MOMENTS, load_buffers, load_whole, own_names
-from launcher.train.zero import deepspeed_config
+from launcher.train.master_weights import one_kind_of_zero, step_masters, undo_first_step
+from launcher.train.offload.nvme import claim, reading_back
+from launcher.train.op_builders import prepare_kernels
+from launcher.train.param_groups import not_torchs, parameter_groups, refuse_tiny
 
 deepspeed = import_deepspeed()
 _DIGESTED = 1 << 20

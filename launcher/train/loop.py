@@ -2,7 +2,8 @@
 
 A global batch arrives as this worker's share of it, already encoded and cut into micro-batches (`data/stream.py`).
 The loss is a sum over samples divided by the weight of the *global* batch, so neither the number of workers nor the
-micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `saver.py` what survives a stop.
+micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `train/checkpoint/writer.py` what
+survives a stop.
 """
 
 import math
@@ -12,22 +13,22 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from launcher.data.batches import StepShare, collate
-from launcher.data.sources import Split
+from launcher.data.rank_batches import StepShare, collate
+from launcher.data.splits import Split
 from launcher.data.stream import ShareStream
 from launcher.data.windows import VALIDATION
-from launcher.plan import Plan
-from launcher.records import EvaluationRecord, ResultRecord, RunStateRecord
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
+from launcher.rundir.plan import Plan
+from launcher.rundir.records import EvaluationRecord, ResultRecord, RunStateRecord
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
-from launcher.train.chaos import Chaos
+from launcher.train.checkpoint.writer import Saver
 from launcher.train.engine import Engine
-from launcher.train.heal import Healer
-from launcher.train.log import RunLog, pending_step
+from launcher.train.fault_injection import Chaos
+from launcher.train.loggers.run_log import RunLog, pending_step
 from launcher.train.non_finite import Guard
-from launcher.train.notice import never
-from launcher.train.saver import Saver
+from launcher.train.oom import Healer
+from launcher.train.preemption import never
 from launcher.train.schedule import learning_rate
 from launcher.train.validate import demonstrate, validate
 

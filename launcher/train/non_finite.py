@@ -14,13 +14,13 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.data.culprits import rows_of_step
+from launcher.data.batch_rows import rows_of_step
 from launcher.data.windows import TRAIN
 from launcher.errors import NotFinite, TrainingError
-from launcher.events import note
-from launcher.left_out import BadRow, LeftOut, leave_out, left_out_of
-from launcher.records import StepRecord
-from launcher.train.heal import Gradients, Healer
+from launcher.rundir.events import note
+from launcher.rundir.left_out import BadRow, LeftOut, leave_out, left_out_of
+from launcher.rundir.records import StepRecord
+from launcher.train.oom import Gradients, Healer
 
 if TYPE_CHECKING:
     from launcher.train.loop import TrainRun

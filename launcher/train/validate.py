@@ -10,14 +10,14 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.data.batches import StepShare, collate
-from launcher.data.sources import Split
+from launcher.data.rank_batches import StepShare, collate
+from launcher.data.splits import Split
 from launcher.data.stream import Evaluation
 from launcher.errors import ExactnessError, TrainingError
-from launcher.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
+from launcher.rundir.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
 from launcher.tasks.base import Task, TaskMetrics, Verdict
 from launcher.train.engine import Engine
-from launcher.train.heal import cut, does_not_fit, free, out_of_memory
+from launcher.train.oom import cut, does_not_fit, free, out_of_memory
 
 # As many as people read.
 _WORST = 20

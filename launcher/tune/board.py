@@ -3,8 +3,8 @@
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from launcher.rundir import RunDir
-from launcher.trials import TrialRecord
+from launcher.rundir.directory import RunDir
+from launcher.rundir.trials import TrialRecord
 
 
 def write_hparams(run: RunDir, trial: TrialRecord, metric: str, mode: str) -> None:

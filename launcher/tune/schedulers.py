@@ -13,8 +13,8 @@ from ray.tune.schedulers import (
 )
 
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.tune.actor import BUDGET, PROGRESS
 from launcher.tune.space import Params
+from launcher.tune.trial import BUDGET, PROGRESS
 
 
 def scheduler_name(spec: TuneSpec) -> str:

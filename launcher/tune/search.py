@@ -13,9 +13,9 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState, create_trial
 from pydantic import JsonValue
 
-from launcher.data.order import generator
+from launcher.data.sampler import generator
+from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.trials import TrialRecord
 from launcher.tune.space import Params, grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

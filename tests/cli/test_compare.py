@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import launcher.cli.main as cli
-from jobs import example_table, make_job, write_splits
+from launcher.driver.evaluate import differences, exported
+from launcher.driver.prepare import prepare
 from launcher.errors import RunError
-from launcher.evaluate import differences, exported
-from launcher.prepare import prepare
-from launcher.records import ResultRecord, ScoresRecord, StepRecord
-from launcher.rundir import RunDir, read_job
+from launcher.rundir.directory import RunDir, read_job
+from launcher.rundir.records import ResultRecord, ScoresRecord, StepRecord
 from launcher.spec.job import JobSpec
-from launcher.spec.load import dump_job
+from launcher.spec.loader import dump_job
 from launcher.spec.scored import checked_name, name_of
+from tests.support.jobs import example_table, make_job, write_splits
 
 
 def _launcher(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:

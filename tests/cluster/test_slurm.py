@@ -14,14 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from netns import why_no_nodes
-from tiny import make_tiny_bert
 
-from jobs import write_splits
-
-sys.path.insert(0, str(Path(__file__).parent))  # its commands run it as a program, so it cannot need a package
-
-from slurm_nodes import Allocation
+from tests.support.jobs import write_splits
+from tests.support.network_namespaces import why_no_nodes
+from tests.support.slurm_nodes import Allocation
+from tests.support.tiny_models import make_tiny_bert
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = _ROOT / "cluster" / "slurm" / "launcher.sbatch"

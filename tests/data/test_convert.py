@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.data.convert import as_splittable
-from launcher.data.sources import open_split
+from launcher.data.splits import open_split
 from launcher.errors import DataError, RunError
 
 _TEXTS = ["plain", "two\nlines", 'a "quoted", one', "", "tab\there", "é 漢字"]

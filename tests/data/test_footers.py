@@ -13,7 +13,7 @@ import pytest
 from launcher.data import footers
 from launcher.data.files import DataFile, list_files
 from launcher.data.fragments import Fragments
-from launcher.data.sources import open_files
+from launcher.data.splits import open_files
 from launcher.errors import DataError
 
 _FILES = 70

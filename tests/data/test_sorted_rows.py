@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import prepared_job
+from tests.support.jobs import prepared_job
 
 _ROWS, _CLASSES = 6000, 200
 

@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from group import share_cells
 
-from jobs import example_table, prepared_job, write_splits
-from launcher.data.batches import open_share
-from launcher.data.encoded import KeptSource
 from launcher.data.fragments import Fragment
-from launcher.data.order import Ids
-from launcher.data.sources import read_rows
+from launcher.data.in_memory import KeptSource
+from launcher.data.rank_batches import open_share
+from launcher.data.sampler import Ids
+from launcher.data.splits import read_rows
 from launcher.data.stream import StreamSource, order_of
 from launcher.data.windows import train_windows
+from launcher.driver.prepare import Prepared
 from launcher.errors import DataError
-from launcher.prepare import Prepared
+from tests.support.jobs import example_table, prepared_job, write_splits
+from tests.support.worker_group import share_cells
 
 
 def rows_by_step(prepared: Prepared, world_size: int, start: int = 0) -> dict[int, list[list[int]]]:
@@ -106,7 +106,7 @@ def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
     columns = ("text", "label")
     windows = [window for window in train_windows(prepared.plan, prepared.job, 0) if window.kind == "train"]
     expected = [split.read(source.row_ids(window), columns) for window in windows]
-    monkeypatch.setattr("launcher.data.sources.read_rows", counted)
+    monkeypatch.setattr("launcher.data.splits.read_rows", counted)
     found = [source._read(window, source.row_ids(window), columns) for window in windows]
     assert found == expected
     pools = len(order_of(prepared.job, split, 0).pools)

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from chaos_runs import curve, run_with
 
-from jobs import make_job, write_splits
-from launcher.events import events_of
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
+from launcher.rundir.events import events_of
 from launcher.spec.job import JobSpec
+from tests.support.fault_runs import curve, run_with
+from tests.support.jobs import make_job, write_splits
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chaos_runs import curve, run_with, same
 
 from launcher.errors import LauncherError, TrainingError
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
 from launcher.spec.job import JobSpec
-from launcher.train import saved
+from launcher.train.checkpoint import catalog
+from tests.support.fault_runs import curve, run_with, same
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 
@@ -43,8 +43,8 @@ def test_a_checkpoint_that_is_cut_short_gives_way_to_the_one_before(job: JobSpec
     with pytest.raises(TrainingError, match="failure 1"):
         run_with(job, "cut-short", "kill=0@step23", fault_tolerance={"max_failures": 0})
     run = RunDir(f"{job.output.storage}/cut-short")
-    newest = saved.latest_step(run)
-    shard = max(Path(run.path(saved.directory_of(newest))).rglob("*.pt"), key=lambda path: path.stat().st_size)
+    newest = catalog.latest_step(run)
+    shard = max(Path(run.path(catalog.directory_of(newest))).rglob("*.pt"), key=lambda path: path.stat().st_size)
     os.truncate(shard, shard.stat().st_size // 2)
     run, said = run_with(job, "cut-short", fault_tolerance={"max_failures": 0})
     same(run, plain)
@@ -55,7 +55,7 @@ def test_a_driver_that_is_killed_again_and_again(job: JobSpec, plain: RunDir, tm
     import subprocess
     import sys
 
-    from launcher.spec.load import dump_job
+    from launcher.spec.loader import dump_job
 
     name = "driver-killed"
     changed = job.model_copy(update={"name": name})

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from netns import Netns, four_nodes, why_not
+
+from tests.support.network_namespaces import Netns, four_nodes, why_not
 
 pytestmark = [
     pytest.mark.ray,

@@ -1,13 +1,13 @@
 """Faults on a real Ray, as `--chaos` makes them: whatever happens, the curve is the undisturbed run's, bit by bit."""
 
 import pytest
-from chaos_runs import run_with, same
 
 from launcher.errors import TrainingError
-from launcher.events import events_of
-from launcher.rundir import RunDir
-from launcher.runs import runs_of
+from launcher.rundir.directory import RunDir
+from launcher.rundir.events import events_of
+from launcher.rundir.listing import runs_of
 from launcher.spec.job import JobSpec
+from tests.support.fault_runs import run_with, same
 
 pytestmark = pytest.mark.ray
 

@@ -4,9 +4,9 @@ import json
 
 import pyarrow as pa
 import pytest
-from init.toys import chats, picture, words
 
 from launcher.init.columns import describe_column, estimate_tokens
+from tests.support.toy_data import chats, picture, words
 
 _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
 _FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from init.toys import named_classes
 
-from launcher.data.sources import open_split
+from launcher.data.splits import open_split
 from launcher.errors import DataError
 from launcher.init import cut as module
 from launcher.init.cut import cut, is_validation
+from tests.support.toy_data import named_classes
 
 
 def _split(folder: Path, rows: int) -> object:

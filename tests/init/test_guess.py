@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from init import toys
-from init.toys import ROWS, chats, cycle, look_at, named_classes, words
 
 from launcher.errors import DataError
 from launcher.init.guess import Guess, Wishes, guess
+from tests.support import toy_data
+from tests.support.toy_data import ROWS, chats, cycle, look_at, named_classes, words
 
 
 def _guess(table: pa.Table, folder: Path, **wishes: Any) -> Guess:
@@ -43,16 +43,16 @@ _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
 @pytest.mark.parametrize(
     ("table", "task", "form", "inputs", "label"),
     [
-        (toys.SINGLE, "text-classification", "single-label", ["review"], "stars"),
-        (toys.PAIR, "text-classification", "single-label", ["premise", "hypothesis"], "label"),
-        (toys.REGRESSION, "text-classification", "regression", ["sentence1", "sentence2"], "score"),
-        (toys.MULTI, "text-classification", "multi-label", ["text"], "labels"),
-        (toys.TAGS, "token-classification", "words", ["tokens"], "ner_tags"),
-        (toys.SPANS, "token-classification", "spans", ["text"], "entities"),
-        (toys.TEXTS, "causal-lm", "text", ["text"], None),
-        (toys.MESSAGES, "causal-lm", "messages", ["messages"], None),
-        (toys.PROMPTS, "causal-lm", "prompt", ["instruction"], "output"),
-        (toys.IMAGES, "image-classification", "single-label", ["image"], "label"),
+        (toy_data.SINGLE, "text-classification", "single-label", ["review"], "stars"),
+        (toy_data.PAIR, "text-classification", "single-label", ["premise", "hypothesis"], "label"),
+        (toy_data.REGRESSION, "text-classification", "regression", ["sentence1", "sentence2"], "score"),
+        (toy_data.MULTI, "text-classification", "multi-label", ["text"], "labels"),
+        (toy_data.TAGS, "token-classification", "words", ["tokens"], "ner_tags"),
+        (toy_data.SPANS, "token-classification", "spans", ["text"], "entities"),
+        (toy_data.TEXTS, "causal-lm", "text", ["text"], None),
+        (toy_data.MESSAGES, "causal-lm", "messages", ["messages"], None),
+        (toy_data.PROMPTS, "causal-lm", "prompt", ["instruction"], "output"),
+        (toy_data.IMAGES, "image-classification", "single-label", ["image"], "label"),
         (_NAMED, "text-classification", "single-label", ["body"], "kind_of_it"),
         (_SORTED, "text-classification", "single-label", ["text"], "label"),
         (_TREC, "text-classification", "single-label", ["text"], "coarse_label"),
@@ -80,8 +80,8 @@ def test_forms(table: pa.Table, task: str, form: str, inputs: list[str], label: 
 @pytest.mark.parametrize(
     ("table", "wishes", "form", "inputs", "label"),
     [
-        (toys.SINGLE, {"task": "causal-lm"}, "text", ["review"], None),
-        (toys.PAIR, {"inputs": ("hypothesis",)}, "single-label", ["hypothesis"], "label"),
+        (toy_data.SINGLE, {"task": "causal-lm"}, "text", ["review"], None),
+        (toy_data.PAIR, {"inputs": ("hypothesis",)}, "single-label", ["hypothesis"], "label"),
         (
             _REVIEWS,
             {"inputs": ("review_title", "review_body")},
@@ -102,8 +102,8 @@ def test_forms(table: pa.Table, task: str, form: str, inputs: list[str], label: 
         (_WIKI_QA, {"task": "causal-lm"}, "prompt", ["question"], "answer"),
         (_WIKI_QA, {"task": "causal-lm", "inputs": ("question",), "label": ""}, "text", ["question"], None),
         (_CHAT_AND_PROMPT, {"task": "causal-lm", "inputs": ("prompt",)}, "text", ["prompt"], None),
-        (toys.TAGS, {"label": "pos_tags"}, "words", ["tokens"], "pos_tags"),
-        (toys.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
+        (toy_data.TAGS, {"label": "pos_tags"}, "words", ["tokens"], "pos_tags"),
+        (toy_data.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
     ],
 )
 def test_wishes_go_first(
@@ -133,29 +133,29 @@ _TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
             "and the launcher has no task for tables; if one is meant, say so: --task, --text COLUMN, --label COLUMN",
         ),
         (
-            toys.SINGLE,
+            toy_data.SINGLE,
             {"task": "image-classification"},
             "image-classification needs a column of pictures and one of classes; toy.parquet has id (int64), "
             "review (string), stars (int64); name columns by --text and --label",
         ),
         (
-            toys.SINGLE,
+            toy_data.SINGLE,
             {"task": "token-classification", "inputs": ("review",), "label": "stars"},
             "token-classification needs words with a tag for each, or a text and a list of {start, end, label}; the "
             "columns named are review (string), stars (int64); name columns by --text and --label",
         ),
         (
-            toys.SINGLE,
+            toy_data.SINGLE,
             {"inputs": ("reviews",)},
             "--text reviews: toy.parquet has no such column; did you mean review?",
         ),
         (
-            toys.PAIR,
+            toy_data.PAIR,
             {"task": "text-classification", "inputs": ("premise", "hypothesis", "label")},
             "--text premise,hypothesis,label: text-classification reads one column, or two as a pair",
         ),
         (
-            toys.IMAGES.select(["image"]),
+            toy_data.IMAGES.select(["image"]),
             {},
             "toy.parquet: column image holds pictures, and no other looks like their class (image ({bytes, path})); "
             "name it by --label",
@@ -167,12 +167,12 @@ _TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
             "are learned; rename a role to assistant",
         ),
         (
-            toys.SPANS,
+            toy_data.SPANS,
             {"task": "text-classification", "label": "entities"},
             "--label entities: its values are list of {start, end, label}, which is no label of a text",
         ),
         (
-            toys.IMAGES.append_column("weight", pa.array([0.5] * ROWS)),
+            toy_data.IMAGES.append_column("weight", pa.array([0.5] * ROWS)),
             {"label": "weight"},
             "--label weight: its values are numbers with a fraction, and pictures have classes only",
         ),
@@ -187,7 +187,7 @@ def test_what_cannot_be_guessed_is_one_sentence(
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:
-    assert _guess(toys.PROMPTS.append_column("history", toys.PROMPTS["input"]), tmp_path).notes == (
+    assert _guess(toy_data.PROMPTS.append_column("history", toy_data.PROMPTS["input"]), tmp_path).notes == (
         "column history is not read; put it into the prompts or conversations if it matters",
     )
     assert _guess(_REVIEWS, tmp_path).notes == (

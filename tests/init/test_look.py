@@ -5,12 +5,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from init.toys import SINGLE, look_at, named_classes, picture, words
 
 from launcher.data.sample import sample
-from launcher.data.sources import open_split
+from launcher.data.splits import open_split
 from launcher.errors import DataError
 from launcher.init.look import Labels, count_labels
+from tests.support.toy_data import SINGLE, look_at, named_classes, picture, words
 
 
 def test_a_sample_is_spread_over_files_that_are_sorted(tmp_path: Path) -> None:

@@ -4,25 +4,31 @@ import json
 from pathlib import Path
 
 import pytest
-from init import toys
-from init.toys import look_at
 
 from launcher.errors import ModelError
 from launcher.init.guess import Wishes, guess
 from launcher.init.pretrained import Model, default_model, find_model
+from tests.support import toy_data
+from tests.support.toy_data import look_at
 
 
 @pytest.mark.parametrize(
     ("table", "model"),
     [
-        (toys.SINGLE, "bert-base-uncased"),
-        (toys.TAGS, "bert-base-cased"),
-        (toys.TEXTS, "gpt2"),
-        (toys.MESSAGES, "HuggingFaceTB/SmolLM2-360M-Instruct"),
-        (toys.PROMPTS, "HuggingFaceTB/SmolLM2-360M-Instruct"),
-        (toys.IMAGES, "google/vit-base-patch16-224-in21k"),
-        (toys.PAIR.set_column(0, "premise", [["这个酒店不错，很好"] * toys.ROWS]), "bert-base-multilingual-cased"),
-        (toys.TEXTS.set_column(1, "text", [["Это хороший день, и он длинный"] * toys.ROWS]), "Qwen/Qwen2.5-0.5B"),
+        (toy_data.SINGLE, "bert-base-uncased"),
+        (toy_data.TAGS, "bert-base-cased"),
+        (toy_data.TEXTS, "gpt2"),
+        (toy_data.MESSAGES, "HuggingFaceTB/SmolLM2-360M-Instruct"),
+        (toy_data.PROMPTS, "HuggingFaceTB/SmolLM2-360M-Instruct"),
+        (toy_data.IMAGES, "google/vit-base-patch16-224-in21k"),
+        (
+            toy_data.PAIR.set_column(0, "premise", [["这个酒店不错，很好"] * toy_data.ROWS]),
+            "bert-base-multilingual-cased",
+        ),
+        (
+            toy_data.TEXTS.set_column(1, "text", [["Это хороший день, и он длинный"] * toy_data.ROWS]),
+            "Qwen/Qwen2.5-0.5B",
+        ),
     ],
 )
 def test_defaults(table: object, model: str, tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from init import toys
-from init.toys import ROWS, chats, cycle, look_at, picture, words
 
 from launcher.errors import DataError
 from launcher.init.guess import Wishes, guess
 from launcher.init.refuse import no_task_for
+from tests.support import toy_data
+from tests.support.toy_data import ROWS, chats, cycle, look_at, picture, words
 
 _PICTURES = [picture(i) for i in range(ROWS)]
 _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
@@ -52,7 +52,7 @@ def test_other_tasks(columns: dict[str, object], said: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["SINGLE", "PAIR", "MULTI", "TAGS", "SPANS", "TEXTS", "MESSAGES", "PROMPTS", "IMAGES"])
 def test_own_tasks_are_let_through(name: str, tmp_path: Path) -> None:
-    assert no_task_for(look_at(getattr(toys, name), tmp_path)) is None
+    assert no_task_for(look_at(getattr(toy_data, name), tmp_path)) is None
 
 
 def test_a_task_that_is_asked_for_is_made(tmp_path: Path) -> None:

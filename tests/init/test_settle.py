@@ -6,13 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from init import toys
-from init.toys import chats, cycle, look_at, words
 
 from launcher.init.guess import Wishes, guess
 from launcher.init.look import Labels
 from launcher.init.pretrained import Model
 from launcher.init.settle import Line, Sources, max_length, rare_class, settle, steps_for
+from tests.support import toy_data
+from tests.support.toy_data import chats, cycle, look_at, words
 
 _MODEL = Model("some/model", "as asked", None, False)
 _BOTH = Sources({"train": ("a.parquet",), "validation": ("b.parquet",)}, {"train": 60, "validation": 6})
@@ -35,36 +35,36 @@ def test_length_is_what_most_rows_have(tmp_path: Path) -> None:
     long = guess(look_at(pa.table({"text": words(100, 900, 1000), "label": cycle(0, 1, rows=100)}), tmp_path), Wishes())
     assert max_length(long, None)[0] == 512 and max_length(long, None)[1].endswith("; longer ones are cut")
     assert max_length(long, 64)[0] == 64
-    assert max_length(guess(look_at(toys.TEXTS, tmp_path), Wishes()), None)[0] == 128
-    pair = guess(look_at(toys.PAIR, tmp_path), Wishes())
+    assert max_length(guess(look_at(toy_data.TEXTS, tmp_path), Wishes()), None)[0] == 128
+    pair = guess(look_at(toy_data.PAIR, tmp_path), Wishes())
     assert max_length(pair, None)[0] == 64
 
 
 @pytest.mark.parametrize(("rows", "epochs", "batch"), [(50, 5, 8), (2000, 3, 16), (50_000, 3, 32), (2_000_000, 1, 32)])
 def test_steps(rows: int, epochs: int, batch: int, tmp_path: Path) -> None:
-    steps = steps_for(guess(look_at(toys.SINGLE, tmp_path), Wishes()), rows)
+    steps = steps_for(guess(look_at(toy_data.SINGLE, tmp_path), Wishes()), rows)
     assert (steps.epochs, steps.batch_size, steps.learning_rate) == (epochs, batch, 2e-5)
 
 
 def test_a_rare_class_asks_for_macro_f1(tmp_path: Path) -> None:
-    lines = _lines(toys.PAIR, tmp_path, _counts(yes=90, no=8, maybe=2))
+    lines = _lines(toy_data.PAIR, tmp_path, _counts(yes=90, no=8, maybe=2))
     assert lines["evaluation.metric"].value == "macro_f1"
     assert lines["evaluation.metric"].why.startswith("only 2 % of the labels are maybe")
     assert lines["task.label"].why == "column: 3 classes: yes (90 %), no (8 %), maybe (2 %)"
-    found = guess(look_at(toys.PAIR, tmp_path), Wishes())
+    found = guess(look_at(toy_data.PAIR, tmp_path), Wishes())
     assert rare_class(found, _counts(yes=50, no=30, maybe=20)) is None
 
 
 def test_metrics_are_the_tasks_own(tmp_path: Path) -> None:
-    assert _lines(toys.PAIR, tmp_path, _counts(yes=2, no=2, maybe=2))["evaluation.metric"].value == "accuracy"
-    assert _lines(toys.MULTI, tmp_path, _counts(a=2, b=1, c=2))["evaluation.metric"].value == "f1"
-    assert _lines(toys.REGRESSION, tmp_path, Labels((), 60, 0))["evaluation.metric"].value == "pearson"
-    assert _lines(toys.TEXTS, tmp_path)["evaluation.metric"].value == "perplexity"
+    assert _lines(toy_data.PAIR, tmp_path, _counts(yes=2, no=2, maybe=2))["evaluation.metric"].value == "accuracy"
+    assert _lines(toy_data.MULTI, tmp_path, _counts(a=2, b=1, c=2))["evaluation.metric"].value == "f1"
+    assert _lines(toy_data.REGRESSION, tmp_path, Labels((), 60, 0))["evaluation.metric"].value == "pearson"
+    assert _lines(toy_data.TEXTS, tmp_path)["evaluation.metric"].value == "perplexity"
 
 
 def test_no_validation_data_is_a_line_to_fill_in(tmp_path: Path) -> None:
     sources = Sources({"train": ("a.parquet",)}, {"train": 60}, 0, {"validation": "none was found"})
-    lines = _lines(toys.TEXTS, tmp_path, sources=sources)
+    lines = _lines(toy_data.TEXTS, tmp_path, sources=sources)
     assert lines["data.validation"] == Line("validation", "PATH", "none was found", True)
     assert "evaluation.metric" not in lines
 
@@ -76,15 +76,15 @@ def test_minus_one_is_no_label(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
-    holes = toys.TEXTS.set_column(1, "text", [[None, *words()[1:]]])
+    holes = toy_data.TEXTS.set_column(1, "text", [[None, *words()[1:]]])
     assert _lines(holes, tmp_path)["data.on_bad_row"].value == "skip"
-    assert "data.on_bad_row" not in _lines(toys.TEXTS, tmp_path)
+    assert "data.on_bad_row" not in _lines(toy_data.TEXTS, tmp_path)
 
 
 def test_prompts_that_may_fill_all_of_a_row_are_skipped(tmp_path: Path) -> None:
     why = "some answers may begin behind max_length; error stops at such rows"
     short, long = Model("m", "as asked", 64, True), Model("m", "as asked", 1024, True)
-    for table in (toys.MESSAGES, toys.PROMPTS):
+    for table in (toy_data.MESSAGES, toy_data.PROMPTS):
         lines = _lines(table, tmp_path, model=short)
         assert (lines["data.on_bad_row"].value, lines["data.on_bad_row"].why) == ("skip", why)
         assert "data.on_bad_row" not in _lines(table, tmp_path, model=long)
@@ -93,17 +93,17 @@ def test_prompts_that_may_fill_all_of_a_row_are_skipped(tmp_path: Path) -> None:
 
 
 def test_large_rows_make_small_windows(tmp_path: Path) -> None:
-    look = look_at(toys.TEXTS, tmp_path)
+    look = look_at(toy_data.TEXTS, tmp_path)
     large = replace(look, row_bytes=float(8 << 20))
     draft = settle("run", large, guess(look, Wishes()), None, _MODEL, _BOTH)
     assert {line.key: line.value for line in draft.sections["data"]}["window_steps"] == 8
 
 
 def test_templates_and_roles_of_conversations(tmp_path: Path) -> None:
-    table = pa.table({"messages": toys.chats(answerer="gpt")})
+    table = pa.table({"messages": toy_data.chats(answerer="gpt")})
     lines = _lines(table, tmp_path)  # gpt is known as the assistant
     assert lines["task.chat_template"].value == "chatml" and "task.answer_roles" not in lines
-    lines = _lines(toys.MESSAGES, tmp_path, model=Model("m", "as asked", None, True))
+    lines = _lines(toy_data.MESSAGES, tmp_path, model=Model("m", "as asked", None, True))
     assert "task.chat_template" not in lines
 
 

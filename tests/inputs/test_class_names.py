@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import make_job
-from launcher.data.sources import open_split
+from launcher.data.splits import open_split
+from launcher.driver.evaluate import _check_classes, open_part
+from launcher.driver.prepare import Prepared, prepare
 from launcher.errors import DataError
-from launcher.evaluate import _check_classes, open_part
-from launcher.prepare import Prepared, prepare
 from launcher.tasks import build_task
+from tests.support.jobs import make_job
 
 _TASKS = {
     "single-label": {"type": "text-classification", "max_length": 32},

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jobs import Columns
 from launcher.data.convert import as_splittable
-from launcher.data.sources import open_split
+from launcher.data.splits import open_split
 from launcher.models.chat import CHATML, Writer
 from launcher.models.conversation import Turn, read_tools, read_turns, readable
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.conversations import CausalParams
+from tests.support.jobs import Columns
 
 PLAIN = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<end>{% endfor %}"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from launcher.data.convert import splittable_files
-from launcher.data.sources import Split, open_files
+from launcher.data.splits import Split, open_files
 from launcher.errors import DataError
 from launcher.tasks.base import ColumnKind
 

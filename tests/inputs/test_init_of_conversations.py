@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import launcher.cli.main as cli
+from launcher.driver.prepare import open_splits
 from launcher.models.conversation import read_tools, read_turns
-from launcher.prepare import open_splits
-from launcher.spec.load import load_job
+from launcher.spec.loader import load_job
 from launcher.tasks import params_of
 
 ROWS = 40

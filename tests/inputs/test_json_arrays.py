@@ -10,7 +10,7 @@ import pytest
 from launcher.data import json_files
 from launcher.data.convert import splittable_files
 from launcher.data.json_files import objects
-from launcher.data.sources import Split, open_files
+from launcher.data.splits import Split, open_files
 from launcher.errors import DataError
 from launcher.tasks.base import ColumnKind
 

@@ -11,16 +11,16 @@ import seqeval.metrics
 import torch
 from sklearn.metrics import f1_score
 
-from jobs import make_job
+from launcher.data.checks import try_rows
+from launcher.driver.prepare import Prepared, prepare
 from launcher.errors import DataError
 from launcher.init.guess import Wishes, guess
 from launcher.init.order import draft, fit_splits, open_training
 from launcher.init.pretrained import default_model
-from launcher.metrics.entities import EntityMetrics
-from launcher.metrics.labels import Labels, remarks
-from launcher.prepare import Prepared, prepare
-from launcher.rows import try_rows
 from launcher.tasks import build_task
+from launcher.tasks.metrics.entities import EntityMetrics
+from launcher.tasks.metrics.labels import Labels, remarks
+from tests.support.jobs import make_job
 
 _TEXT = {"type": "text-classification", "max_length": 32}
 _TAGS = {"type": "token-classification", "text": "tokens", "label": "tags", "max_length": 32}

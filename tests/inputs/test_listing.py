@@ -13,10 +13,10 @@ import pytest
 
 from launcher.data.convert import splittable_files
 from launcher.data.files import list_files
-from launcher.data.sources import Split, open_files
+from launcher.data.splits import Split, open_files
 from launcher.errors import DataError
 from launcher.init.splits import find_splits
-from launcher.predict.reading import RowReader
+from launcher.predict.row_reader import RowReader
 from launcher.tasks.base import ColumnKind
 
 _KINDS: dict[str, ColumnKind] = {"text": "text", "label": "class"}

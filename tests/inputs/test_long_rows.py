@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import make_job
-from launcher.prepare import prepare
+from launcher.driver.prepare import prepare
+from tests.support.jobs import make_job
 
 _LONG, _SHORT = " ".join(f"w{i % 200}" for i in range(90)), "w1 w2"
 

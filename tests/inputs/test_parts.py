@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.data.convert import splittable_files
-from launcher.data.sources import Split, open_files
+from launcher.data.splits import Split, open_files
+from launcher.driver.prepare import _twice
 from launcher.errors import DataError
-from launcher.prepare import _twice
 from launcher.tasks.base import ColumnKind
 
 _KINDS: dict[str, ColumnKind] = {"text": "text", "label": "class"}

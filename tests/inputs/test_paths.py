@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.driver.prepare import absolute
 from launcher.errors import SpecError
-from launcher.prepare import absolute
-from launcher.spec.load import load_job
+from launcher.spec.loader import load_job
 
 _JOB = """\
 name: first
@@ -43,7 +43,7 @@ def test_a_tilde_is_the_home_directory_in_every_path(home: Path) -> None:
 def test_a_sweep_over_models_expands_them_too(home: Path) -> None:
     """q68."""
     from launcher.spec.tune import TuneSpec
-    from launcher.tune.tuner import _with_absolute_models
+    from launcher.tune.run import _with_absolute_models
 
     spec = TuneSpec.model_validate({"space": {"model.name": {"choice": ["~/mm", "bert-base-uncased"]}}})
     assert _with_absolute_models(spec).space["model.name"].choice == (f"{home}/mm", "bert-base-uncased")

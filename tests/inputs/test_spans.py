@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from inputs.span_models import byte_bert, spaced_xlmr
 
-from jobs import make_job
+from launcher.driver.prepare import Prepared, prepare
 from launcher.errors import DataError
-from launcher.prepare import Prepared, prepare
 from launcher.spec.model import ModelSpec
 from launcher.tasks.token_classification import TokenClassification, TokenParams
+from tests.support.jobs import make_job
+from tests.support.span_models import byte_bert, spaced_xlmr
 
 _NAMES, _TOWNS = ("张伟", "王芳", "李娜", "刘洋"), ("北京", "上海", "广州", "成都")
 _REMEDY = "let entities begin and end with words, or take a model whose tokenizer reads smaller pieces"

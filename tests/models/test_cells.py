@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import jobs
+from launcher.driver.prepare import absolute
 from launcher.models.cells import Places, cell_bytes
-from launcher.prepare import absolute
 from launcher.spec.data import DataSpec
 from launcher.tasks import build_task
+from tests.support import jobs
 
 _OUTSIDE = (
     "which lies outside of the directories of the data; if you trust whoever wrote them, add its directory to data"

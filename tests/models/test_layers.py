@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import transformers
-from tiny import make_tiny_resnet
 
-from jobs import make_job, write_splits
+from launcher.driver.prepare import prepare
 from launcher.errors import ModelError
 from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
 from launcher.models.layers import Stack, depths, find_stack, freeze, frozen_modules
-from launcher.prepare import prepare
 from launcher.spec.model import FreezeSpec
 from launcher.spec.train import TrainSpec
-from launcher.train.groups import parameter_groups
+from launcher.train.param_groups import parameter_groups
+from tests.support.jobs import make_job, write_splits
+from tests.support.tiny_models import make_tiny_resnet
 
 # Auto class; the list of layers; places of depth 0, 1 and n + 1.
 _MODELS = {

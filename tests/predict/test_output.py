@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.errors import ExactnessError, RunError
-from launcher.predict.identity import model_fingerprint
+from launcher.predict.fingerprint import model_fingerprint
 from launcher.predict.output import (
     FINISHED,
     MANIFEST,
@@ -23,7 +23,7 @@ from launcher.predict.output import (
     writing,
 )
 from launcher.predict.parts import Layout
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
 
 _LAYOUT = Layout(25, 10, 4)
 _SCHEMA = pa.schema({"id": pa.int64(), "prediction": pa.string()})

@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from finished import finished_run
 
-from jobs import example_table
-from launcher.data.sources import Split, open_split
+from launcher.data.splits import Split, open_split
 from launcher.errors import DataError
 from launcher.predict.output import Part, part_name
 from launcher.predict.parts import Layout
 from launcher.predict.worker import Order, Predictor
-from launcher.rundir import RunDir, read_job
+from launcher.rundir.directory import RunDir, read_job
 from launcher.spec.job import JobSpec
+from tests.support.finished_run import finished_run
+from tests.support.jobs import example_table
 
 _LAYOUT = Layout(310, 100, 40)
 _BAD = (3, 39, 40, 309)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chaos_runs import curve
 
-from jobs import make_job, write_splits
-from launcher.rundir import RunDir
-from launcher.spec.load import dump_job
+from launcher.rundir.directory import RunDir
+from launcher.spec.loader import dump_job
+from tests.support.fault_runs import curve
+from tests.support.jobs import make_job, write_splits
 
 _ROOT = Path(__file__).resolve().parents[2]
 _STEPS = 40

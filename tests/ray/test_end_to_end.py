@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from jobs import example_table, make_job, write_splits
+from launcher.driver.evaluate import evaluate_run
+from launcher.driver.run import run_job
 from launcher.errors import DataError, RunError
-from launcher.evaluate import evaluate_run
 from launcher.predict.run import Predicted, predict_run
-from launcher.records import EvaluationRecord, ScoresRecord, StepRecord
-from launcher.run import run_job
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
+from launcher.rundir.records import EvaluationRecord, ScoresRecord, StepRecord
 from launcher.spec.job import JobSpec
+from tests.support.jobs import example_table, make_job, write_splits
 
 pytestmark = pytest.mark.ray
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs import make_job, write_splits
-from launcher.records import EvaluationRecord, StepRecord
-from launcher.run import run_job
+from launcher.driver.run import run_job
+from launcher.rundir.records import EvaluationRecord, StepRecord
+from tests.support.jobs import make_job, write_splits
 
 pytestmark = pytest.mark.ray
 

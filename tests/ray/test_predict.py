@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from finished import finished_run
 from rich.console import Console
 
-from jobs import example_table
 from launcher.errors import DataError, RunError, TrainingError
 from launcher.predict.run import Predicted, predict_run
-from launcher.rundir import RunDir, read_job
+from launcher.rundir.directory import RunDir, read_job
 from launcher.spec.job import JobSpec
+from tests.support.finished_run import finished_run
+from tests.support.jobs import example_table
 
 pytestmark = pytest.mark.ray
 

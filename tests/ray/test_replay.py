@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 import launcher.cli.main as cli
-from jobs import example_table, make_job, write_splits
-from launcher.leaks import LeakageRecord
-from launcher.records import ScoresRecord, StepRecord
-from launcher.run import run_job
-from launcher.rundir import RunDir
+from launcher.driver.run import run_job
+from launcher.rundir.directory import RunDir
+from launcher.rundir.leakage import LeakageRecord
+from launcher.rundir.records import ScoresRecord, StepRecord
+from tests.support.jobs import example_table, make_job, write_splits
 
 pytestmark = pytest.mark.ray
 

@@ -7,7 +7,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import placement_group
 
-from launcher.train.trainer import _free_reserved, _Trainer
+from launcher.driver.worker_group import _free_reserved, _Trainer
 
 pytestmark = pytest.mark.ray
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jobs import make_job, write_splits
+from launcher.driver.run import run_job
 from launcher.errors import RunError
-from launcher.micro_batch import halvings_of
-from launcher.records import EvaluationRecord, ScoresRecord, StepRecord
-from launcher.run import run_job, run_sweep
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
+from launcher.rundir.micro_batch import halvings_of
+from launcher.rundir.records import EvaluationRecord, ScoresRecord, StepRecord
+from launcher.rundir.trials import TrialRecord
 from launcher.spec.job import JobSpec
-from launcher.spec.load import dump_job
-from launcher.train import saved
-from launcher.trials import TrialRecord
-from launcher.tune.tuner import Tuned, tune_job
+from launcher.spec.loader import dump_job
+from launcher.train.checkpoint import catalog
+from launcher.tune.run import Tuned, run_sweep, tune_job
+from tests.support.jobs import make_job, write_splits
 
 pytestmark = pytest.mark.ray
 
@@ -157,7 +157,7 @@ def test_schedulers(
         looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
         assert looks == [look.step for look in trial.evaluations]
         if trial.status == "pruned" and trial.number != tuned.best.number:
-            assert saved.complete_steps(run) == []
+            assert catalog.complete_steps(run) == []
     if tune.get("scheduler") == "pbt":
         began = [job_of_number(tuned, number) for number in range(len(trials))]
         assert [t.params for t in trials] != began  # somebody went on from somebody else with other values

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import make_job, write_splits
-from launcher.spec.load import dump_job
+from launcher.spec.loader import dump_job
+from tests.support.jobs import make_job, write_splits
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 

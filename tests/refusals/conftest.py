@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from refusals.desk import Desk, lay_out
 
 import launcher.cli.main as cli
+from tests.support.desk import Desk, lay_out
 
 
 @pytest.fixture

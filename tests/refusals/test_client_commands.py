@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from refusals.desk import Desk, Order, well
+
+from tests.support.desk import Desk, Order, well
 
 
 def _pipe(_: Desk) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refusals.desk import Case, Desk
+
+from tests.support.desk import Case, Desk
 
 _TRAIN = "data/train.parquet"
 _MEND = "mend the row, or set data.on_bad_row: skip to leave such rows out"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from refusals.desk import Case, Desk
 
-from jobs import example_table
+from tests.support.desk import Case, Desk
+from tests.support.jobs import example_table
 
 _TRAIN = "data/train.parquet"
 _ENDINGS = ".parquet, .pq, .arrow, .feather, .ipc, .csv, .tsv, .jsonl, .ndjson, .json, .txt"

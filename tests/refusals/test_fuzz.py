@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from launcher.errors import SpecError
 from launcher.spec.job import JobSpec
-from launcher.spec.load import dump_job, load_job
+from launcher.spec.loader import dump_job, load_job
 from launcher.tasks import params_of
 
 # The same examples in every run; FUZZ_EXAMPLES=5000 looks for new ones.

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from refusals.desk import Case, Desk
+
+from tests.support.desk import Case, Desk
 
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n"

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from refusals.desk import Case, Desk
+
+from tests.support.desk import Case, Desk
 
 _AGAIN = "copy or download it again"
 

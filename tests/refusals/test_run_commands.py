@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from refusals.desk import Desk, Order, well
+
+from tests.support.desk import Desk, Order, well
 
 _RESTORE = "restore it from a copy, or begin a new run under another name"
 _RUN = "runs/first"

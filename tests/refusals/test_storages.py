@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from refusals.desk import Case, Desk, fits
+
+from tests.support.desk import Case, Desk, fits
 
 _REMEDY = "give a directory that can be written"
 _RESTORE = "restore it from a copy, or begin a new run under another name"
@@ -192,7 +193,7 @@ def test_a_read_only_storage(command: str, small: Path, desk: Desk) -> None:
 
 def test_a_storage_that_fills_up(small: Path, desk: Desk) -> None:
     """The converted data do not fit: of what was begun nothing stays."""
-    desk.monkeypatch.setattr("launcher.writable._probe", lambda folder: None)
+    desk.monkeypatch.setattr("launcher.rundir.writable._probe", lambda folder: None)
     desk.file(
         "data/train.csv", "text,label\n" + "".join(f"w{i} w{i * 7919 % 9973},{'ab'[i % 2]}\n" for i in range(9000))
     )

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from refusals.desk import Case, Desk
+
+from tests.support.desk import Case, Desk
 
 
 def _space(space: str, more: str = "") -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from refusals.desk import Case, Desk
+
+from tests.support.desk import Case, Desk
 
 _WEIGHTS = "model/model.safetensors"
 _AGAIN = "copy or download it again"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.records import (
+from launcher.rundir.directory import RunDir
+from launcher.rundir.records import (
     ClassRow,
     ConfusionMatrix,
     EnvironmentRecord,
@@ -20,7 +21,6 @@ from launcher.records import (
     WorkerRecord,
     WorstRow,
 )
-from launcher.rundir import RunDir
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
 LONG = "the film goes on and on " * 60

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from launcher.records import ConfusionMatrix
 from launcher.report.charts import MAX_POINTS, confusion, curves, smooth, thin
 from launcher.report.collect import collect
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
+from launcher.rundir.records import ConfusionMatrix
 
 
 def square(size: int) -> ConfusionMatrix:

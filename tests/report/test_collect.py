@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from launcher.errors import RunError
-from launcher.records import EvaluationRecord, ScoresRecord
 from launcher.report.collect import collect, missing
-from launcher.rundir import RunDir
-from launcher.storage import open_uri
+from launcher.rundir.directory import RunDir
+from launcher.rundir.records import EvaluationRecord, ScoresRecord
+from launcher.rundir.uri import open_uri
 
 
 def test_a_run_that_has_only_begun(begun: RunDir) -> None:
@@ -66,7 +66,7 @@ def test_only_validation_enters_the_curves(begun: RunDir) -> None:
 
 def test_keys_in_the_location_stay_out(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     here = open_uri(begun.uri)
-    monkeypatch.setattr("launcher.rundir.open_uri", lambda uri: here)
+    monkeypatch.setattr("launcher.rundir.directory.open_uri", lambda uri: here)
     data = collect(RunDir("s3://KEY:SECRET@bucket/runs/begun?secret_key=SECRET"))
     assert data.location == "s3://bucket/runs/begun"
 

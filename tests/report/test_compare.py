@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import RunError
-from launcher.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
-from launcher.report.agree import agreement
 from launcher.report.collect import collect
 from launcher.report.compare import MARK, compare, render_comparison, write_comparison
-from launcher.rundir import RunDir
+from launcher.report.curves_match import agreement
+from launcher.rundir.directory import RunDir
+from launcher.rundir.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
 
 MakeRun = Callable[..., RunDir]
 

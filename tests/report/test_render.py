@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from launcher.events import note
-from launcher.records import ConfusionMatrix, ScoresRecord
 from launcher.report.collect import collect
 from launcher.report.render import render, write_report
-from launcher.rundir import RunDir
+from launcher.rundir.directory import RunDir
+from launcher.rundir.events import note
+from launcher.rundir.records import ConfusionMatrix, ScoresRecord
 
 
 class Page(HTMLParser):

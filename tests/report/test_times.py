@@ -2,8 +2,8 @@
 
 import json
 
-from launcher.records import TimesRecord
 from launcher.report.times import time_chart
+from launcher.rundir.records import TimesRecord
 
 
 def _times(data_s: tuple[float, ...], seconds: float = 10.0, communication_s: tuple[float, ...] = ()) -> TimesRecord:

@@ -7,7 +7,7 @@ import pytest
 from launcher.errors import SpecError
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes_sizes import GroupSize, group_sizes
-from launcher.spec.load import dump_job, load_job
+from launcher.spec.loader import dump_job, load_job
 
 JOB = """\
 name: sst2

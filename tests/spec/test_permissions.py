@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from jobs import make_job
 from launcher.errors import SpecError
 from launcher.spec.job import JobSpec
 from launcher.spec.permissions import as_overrides, granted, with_permissions_of
+from tests.support.jobs import make_job
 
 _EVIL: dict[str, tuple[dict[str, Any], str]] = {
     "model.trust_remote_code": ({"model": {"trust_remote_code": True}}, "model.trust_remote_code=true"),

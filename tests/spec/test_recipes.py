@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SpecError
-from launcher.spec.load import load_job
+from launcher.spec.loader import load_job
 from launcher.tasks import params_of
 
 _JOB = """\

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netns import TOKEN, Netns, four_nodes, why_not
 from ruamel.yaml import YAML
+
+from tests.support.network_namespaces import TOKEN, Netns, four_nodes, why_not
 
 pytestmark = [
     pytest.mark.ray,
@@ -152,7 +153,7 @@ def test_a_stopped_job_saves_and_the_next_submission_goes_on(cluster: Netns, job
 
 def test_kuberays_submitter_does_the_same(cluster: Netns, tmp_path: Path) -> None:
     """The line KubeRay runs for the rendered RayJob, on a node; the run is the one above, never interrupted."""
-    from kube.submitter import submitter_command
+    from tests.support.kubernetes_submitter import submitter_command
 
     kubernetes = (
         "  kubernetes:\n    image: test/launcher:1\n    volumes: {shared: {type: pvc, claim: shared, path: /mnt}}\n"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import make_job
 from launcher.errors import RunError, SpecError
 from launcher.spec.job import JobSpec
 from launcher.submit.package import JOB_FILE, Package, make_package
+from tests.support.jobs import make_job
 
 
 @pytest.fixture

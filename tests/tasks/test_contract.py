@@ -9,12 +9,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from jobs import Columns
 from launcher.errors import UserError
 from launcher.spec.model import ModelSpec
 from launcher.tasks import params_models, params_of, task_class, task_names
 from launcher.tasks.base import Task, TaskParams
 from launcher.tasks.text_classification import TextClassification, TextParams
+from tests.support.jobs import Columns
 
 _ROWS = 23
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from tiny import make_tiny_gpt
 
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 from launcher.tasks.text_classification import TextClassification, TextParams
+from tests.support.tiny_models import make_tiny_gpt
 
 
 def _without_padding(folder: Path) -> Path:

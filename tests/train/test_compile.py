@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from group import run_group, train_here, with_job
 
-from jobs import prepared_job, write_splits
-from launcher.prepare import Prepared
+from launcher.driver.prepare import Prepared
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here, with_job
 
 pytestmark = pytest.mark.long  # inductor and its compiler take a minute or two
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group import run_group, train_here, weights_at, with_job
 
-from jobs import prepared_job, write_splits
+from launcher.driver.prepare import Prepared
 from launcher.errors import LauncherError
-from launcher.prepare import Prepared
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here, weights_at, with_job
 
 _STEPS, _STOP = 16, 8
 # What each of these has found: a step counted in an int that others want as a tensor (119, 143), a converted checkpoint

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from group import run_group, train_here
 
-from jobs import prepared_job, write_splits
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here
 
 
 def _calls(job: Any) -> list[int]:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from group import run_group, train_here, with_job
 
-from jobs import prepared_job, write_splits
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here, with_job
 
 _TRAIN = {"learning_rate": 5e-3, "epochs": 1}
 _KNOBS: dict[str, dict[str, Any]] = {

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from group import run_group, train_here
 
-from jobs import prepared_job, write_splits
+from launcher.driver.prepare import Prepared
 from launcher.errors import LauncherError
-from launcher.events import events_of
-from launcher.left_out import LeftOut, LeftOutRecord, left_out_of
-from launcher.prepare import Prepared
-from launcher.spec.chaos import Fault
-from launcher.train import saved
+from launcher.rundir.events import events_of
+from launcher.rundir.left_out import LeftOut, LeftOutRecord, left_out_of
+from launcher.spec.fault_injection import Fault
+from launcher.train.checkpoint import catalog
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here
 
 _BAD = 7
 
@@ -43,7 +43,7 @@ def _to_the_end(prepared: Prepared) -> tuple[dict[int, float], int]:
         if "error" not in found:
             return {step: loss for step, loss in curve.items() if step != _BAD}, starts
         assert found["error"].startswith("NotFinite: the loss is")
-        assert saved.latest_step(prepared.run) == 6
+        assert catalog.latest_step(prepared.run) == 6
     raise AssertionError("it never ended")
 
 
@@ -77,7 +77,7 @@ def test_not_everything_can_be_left_out(tiny_bert: Path, tmp_path: Path) -> None
 
 def test_the_rows_are_those_of_the_batch(tiny_bert: Path, tmp_path: Path) -> None:
     """Every row is in the batch of exactly one step."""
-    from launcher.data.culprits import rows_of_step
+    from launcher.data.batch_rows import rows_of_step
 
     prepared = _job(tiny_bert, tmp_path / "x", "skip", 0)
     rows = [rows_of_step(prepared.job, prepared.plan, prepared.splits, step) for step in range(14)]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group import run_group, train_here, with_job
 
-from jobs import prepared_job, write_splits
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here, with_job
 
 _STEPS = 30
 _Cut = tuple[int, int | None]

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group import run_group, train_here, with_job
-from tiny import make_tiny_bloom, make_tiny_opt, make_tiny_resnet
 
-from jobs import prepared_job, write_splits
-from launcher.prepare import Prepared
+from launcher.driver.prepare import Prepared
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.tiny_models import make_tiny_bloom, make_tiny_opt, make_tiny_resnet
+from tests.support.worker_group import run_group, train_here, with_job
 
 _SYNC: dict[str, Any] = {"model": {"batch_norm": "sync"}}
 _LORA: dict[str, Any] = {"model": {"lora": {"rank": 4}}, "train": {"learning_rate": 3e-2, "max_steps": 20}}

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from group import run_group, train_here, with_job
 
-from jobs import prepared_job, write_splits
-from launcher.prepare import Prepared
+from launcher.driver.prepare import Prepared
 from launcher.tasks import build_task
+from tests.support.jobs import prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here, with_job
 
 
 def _curve(job: Prepared) -> list[float]:

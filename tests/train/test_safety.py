@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from group import run_group, train_here
 
-from jobs import make_job, prepared_job, write_splits
+from launcher.driver.prepare import prepare
 from launcher.errors import LauncherError, ModelError, TrainingError
-from launcher.export import refuse_not_finite
 from launcher.models.pretrained import load_config, load_model
-from launcher.prepare import prepare
 from launcher.spec.model import ModelSpec
 from launcher.spec.train import CosineSchedule, LinearSchedule, TrainSpec
-from launcher.train import saved
+from launcher.train.checkpoint import catalog
+from launcher.train.deepspeed_config import deepspeed_config
+from launcher.train.export import refuse_not_finite
 from launcher.train.schedule import learning_rate
-from launcher.train.zero import deepspeed_config
+from tests.support.jobs import make_job, prepared_job, write_splits
+from tests.support.worker_group import run_group, train_here
 
 
 def _disturb(engine: Any) -> None:
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tiny_bert: Path, tmp_path: 
     )
     said = run_group(1, _with_gradient, job, step)
     assert said.startswith("TrainingError: the gradient is ") and f"at step {step}; lower train.learning_rate" in said
-    assert saved.complete_steps(job.run) == ([3] if step == 4 else [])
+    assert catalog.complete_steps(job.run) == ([3] if step == 4 else [])
 
 
 def test_weights_that_are_not_finite_are_not_exported() -> None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from launcher.errors import SpecError, UserError
+from launcher.rundir.trials import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tasks import params_of
-from launcher.trials import TrialEvaluation, TrialRecord
 from launcher.tune.search import Search, importances
 from launcher.tune.space import check_space, grid, metric_of, trial_job
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from launcher.records import Record
+from launcher.rundir.records import Record
 
 Level = Literal["ok", "skipped", "warning", "problem"]
 

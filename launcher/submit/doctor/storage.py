@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from launcher.storage import open_uri
+from launcher.rundir.uri import open_uri
 from launcher.submit.doctor.complaints import Complaint, told
 from launcher.submit.doctor.facts import Disk, Finding, StorageSeen
 from launcher.submit.doctor.team import Team

@@ -15,10 +15,11 @@ def by_value() -> Iterator[None]:
     """Send the code of probes instead of its name: the nodes' own launcher, if there is one, is not asked."""
     from ray import cloudpickle
 
-    from launcher import errors, storage, uris
+    from launcher import errors, formatting
+    from launcher.rundir import uri
     from launcher.submit.doctor import host, probes, ranks
 
-    modules = (host, probes, ranks, storage, errors, uris)  # the last three for `open_uri`
+    modules = (host, probes, ranks, uri, errors, formatting)  # the last three for `open_uri`
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

@@ -18,11 +18,11 @@ os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from jobs import make_job  # noqa: E402  # the environment is pinned before
-from launcher.data import cache  # noqa: E402
+from launcher.data import encoded_cache  # noqa: E402
 from launcher.data.stream import StreamSource  # noqa: E402
 from launcher.data.windows import train_windows  # noqa: E402
-from launcher.prepare import Prepared, prepare  # noqa: E402
+from launcher.driver.prepare import Prepared, prepare  # noqa: E402
+from tests.support.jobs import make_job  # noqa: E402  # the environment is pinned before
 
 _DATA = ROOT.parent / "shared" / "data"
 _ROUNDS = 3
@@ -30,7 +30,7 @@ _ROUNDS = 3
 
 def main() -> None:
     """Both kinds, several rounds each."""
-    from tiny import make_tiny_vit
+    from tests.support.tiny_models import make_tiny_vit
 
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,7 +62,7 @@ def _round(folder: Path, model: Path, data: Path, task: dict[str, Any]) -> dict[
 
 def _epoch(prepared: Prepared, epoch: int) -> float:
     """Seconds for an epoch's windows."""
-    cache._entry.cache_clear()  # as in another process
+    encoded_cache._entry.cache_clear()  # as in another process
     source = StreamSource(prepared.job, prepared.splits, 2)
     source.task(scored=False)
     started = time.perf_counter()

@@ -27,9 +27,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--zero", type=int, nargs="+", default=[0, 2, 3])
     options = parser.parse_args()
-    from group import run_group
-
-    from jobs import write_splits
+    from tests.support.jobs import write_splits
+    from tests.support.worker_group import run_group
 
     with tempfile.TemporaryDirectory(dir=ROOT / "runs" if (ROOT / "runs").is_dir() else ROOT) as folder:
         data = write_splits(Path(folder) / "data", train=4000)
@@ -46,15 +45,15 @@ def main() -> int:
 
 def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int, int]) -> dict[str, float]:
     import torch.distributed as dist
-    from group import share_cells
 
-    from jobs import prepared_job
     from launcher.data.stream import ShareStream
-    from launcher.lease import Lease
+    from launcher.rundir.lease import Lease
     from launcher.tasks import build_task
+    from launcher.train.checkpoint.writer import Saver
     from launcher.train.engine import Engine
     from launcher.train.loop import FRESH, train_step
-    from launcher.train.saver import Saver
+    from tests.support.jobs import prepared_job
+    from tests.support.worker_group import share_cells
 
     zero, rounds = options
     prepared = prepared_job(

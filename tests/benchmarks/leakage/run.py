@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.leakage import find_leaks
-from launcher.data.sources import Split, open_split, read_batches
+from launcher.data.leakage.duplicates import find_leaks
+from launcher.data.splits import Split, open_split, read_batches
 from launcher.spec.model import ModelSpec
 from launcher.tasks.text_classification import TextClassification, TextParams
 

@@ -24,12 +24,11 @@ import pyarrow.parquet as pq
 _ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
 
-from s3 import clean_environment, s3_server, server_command, upload  # noqa: E402
-
 from launcher.data import footers  # noqa: E402
 from launcher.data.convert import splittable_files  # noqa: E402
-from launcher.data.order import EpochOrder  # noqa: E402
-from launcher.data.sources import open_files  # noqa: E402
+from launcher.data.sampler import EpochOrder  # noqa: E402
+from launcher.data.splits import open_files  # noqa: E402
+from tests.support.s3 import clean_environment, s3_server, server_command, upload  # noqa: E402
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def main() -> int:
 
 def measure(folder: Path, rows: int) -> int:
     """Peak bytes of a run from so many rows."""
-    from tiny import make_tiny_bert
+    from tests.support.tiny_models import make_tiny_bert
 
     model = folder / "model"
     if not model.exists():

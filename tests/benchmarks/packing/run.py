@@ -24,7 +24,7 @@ _WARM_STEPS = 3
 
 
 def _job(data: Path, storage: str, packing: bool, grouped: bool, steps: int) -> Any:
-    from launcher.prepare import prepare
+    from launcher.driver.prepare import prepare
     from launcher.spec.job import JobSpec
 
     shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -59,7 +59,7 @@ def _measure(prepared: Any) -> dict[str, Any]:
         return result
 
     loop.train_step = timed  # type: ignore[assignment]  # the loop is measured, not changed
-    from group import train_here
+    from tests.support.worker_group import train_here
 
     lines = train_here(prepared)["lines"]
     seconds = marks[-1] - marks[_WARM_STEPS - 1]
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--data", type=Path, default=_DATA)
     asked = parser.parse_args()
-    from group import run_group
+    from tests.support.worker_group import run_group
 
     sides = {"packed": (True, True), "padded": (False, False), "padded_grouped": (False, True)}
     speeds: dict[str, list[float]] = {side: [] for side in sides}

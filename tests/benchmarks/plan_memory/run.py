@@ -67,12 +67,12 @@ def used(prepared: Any) -> dict[str, int]:
     """Peak bytes of this worker."""
     import torch
     import torch.distributed as dist
-    from group import share_cells
 
     from launcher.data.stream import ShareStream
     from launcher.tasks import build_task
     from launcher.train.engine import Engine
     from launcher.train.loop import train_step
+    from tests.support.worker_group import share_cells
 
     task = build_task(prepared.job)
     gc.collect()
@@ -94,9 +94,8 @@ def used(prepared: Any) -> dict[str, int]:
 
 def jobs(folder: Path, names: list[str]) -> Any:
     """(model, stage, job) of every case."""
-    from tiny import make_tiny_bert, make_tiny_gpt, make_tiny_vit
-
-    from jobs import example_table, make_job
+    from tests.support.jobs import example_table, make_job
+    from tests.support.tiny_models import make_tiny_bert, make_tiny_gpt, make_tiny_vit
 
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{w}" for w in rng.integers(0, 200, 200)) for _ in range(64)]
@@ -118,9 +117,8 @@ def jobs(folder: Path, names: list[str]) -> Any:
 
 def main() -> None:
     """Run all models, or those named on the command line."""
-    from group import run_group
-
-    from launcher.prepare import prepare
+    from launcher.driver.prepare import prepare
+    from tests.support.worker_group import run_group
 
     names = sys.argv[1:] or list(MODELS)
     errors = []

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 _ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
 
-from jobs import example_table, make_job  # noqa: E402
-from launcher.records import RunStateRecord  # noqa: E402
+from launcher.rundir.records import RunStateRecord  # noqa: E402
 from launcher.spec.job import JobSpec  # noqa: E402
+from tests.support.jobs import example_table, make_job  # noqa: E402
 
 _LINKS = 50_000  # a file of ext4 may have 65,000 names
 _LABELS = ("down", "up")
@@ -68,7 +68,7 @@ def main() -> None:
 
 def write_data(folder: Path, files: int, rows: int) -> None:
     """The training data, and a model for it."""
-    from tiny import make_tiny_bert
+    from tests.support.tiny_models import make_tiny_bert
 
     make_tiny_bert(folder / "model")
     half = rows // 2
@@ -101,11 +101,11 @@ def _state(step: int) -> RunStateRecord:
 
 def begun(folder: Path, workers: int) -> None:
     """The run as its interruption left it."""
-    from launcher.prepare import prepare
-    from launcher.records import FileEntry, ManifestRecord, StepRecord
-    from launcher.spec.identity import spec_hash
-    from launcher.spec.load import dump_job
-    from launcher.train import saved
+    from launcher.driver.prepare import prepare
+    from launcher.rundir.records import FileEntry, ManifestRecord, StepRecord
+    from launcher.spec.curve import spec_hash
+    from launcher.spec.loader import dump_job
+    from launcher.train.checkpoint import catalog
 
     prepared = prepare(job_of(folder, workers), measure=True)  # reads the footers
     run, step = prepared.run, prepared.plan.steps_per_epoch - 1000
@@ -120,28 +120,28 @@ def begun(folder: Path, workers: int) -> None:
     entries = [FileEntry(path=f"{r:05d}/{kind}.pt", size_bytes=1, sha256="0" * 64)
                for r in range(workers) for kind in ("optimizer", "rest")]  # fmt: skip
     for entry in entries:
-        run.write_bytes(f"{saved.directory_of(step)}/attempt-000001/{entry.path}", b"0")
+        run.write_bytes(f"{catalog.directory_of(step)}/attempt-000001/{entry.path}", b"0")
     state = _state(step)
-    run.write_record(f"{saved.directory_of(step)}/attempt-000001/state.json", state)
+    run.write_record(f"{catalog.directory_of(step)}/attempt-000001/state.json", state)
     manifest = ManifestRecord(step=step, world_size=workers, zero=2, spec_hash=spec_hash(prepared.job),
                               files=tuple(entries))  # fmt: skip
-    run.write_record(f"{saved.directory_of(step)}/attempt-000001/manifest.json", manifest)
+    run.write_record(f"{catalog.directory_of(step)}/attempt-000001/manifest.json", manifest)
 
 
 def resume(folder: Path, workers: int) -> dict[str, float]:
     """Seconds of each part, and the peak of this process."""
-    from launcher import metrics_file
-    from launcher.data.batches import Cut, deal_batch
+    from launcher.data.checks import try_rows
+    from launcher.data.rank_batches import Cut, deal_batch
     from launcher.data.stream import StreamSource
     from launcher.data.windows import TRAIN, segments_of
-    from launcher.lease import Lease
-    from launcher.prepare import prepare
-    from launcher.records import FileEntry
-    from launcher.resume import check_run
-    from launcher.rows import try_rows
-    from launcher.train import saved
-    from launcher.train.saver import PartRecord, Saver, _Writing
-    from launcher.work_order import WorkOrder
+    from launcher.driver.preflight import check_run
+    from launcher.driver.prepare import prepare
+    from launcher.rundir import metrics_log
+    from launcher.rundir.lease import Lease
+    from launcher.rundir.records import FileEntry
+    from launcher.train.checkpoint import catalog
+    from launcher.train.checkpoint.writer import PartRecord, Saver, _Writing
+    from launcher.train.worker_config import WorkOrder
 
     seconds: dict[str, float] = {}
 
@@ -162,14 +162,14 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
     with timed("try_rows"):
         try_rows(prepared.job, prepared.splits, 64)
     with timed("checkpoint_found"):
-        step = saved.latest_step(run)
-        assert step == plan.steps_per_epoch - 1000 and saved.damage_of(run, step) is None
+        step = catalog.latest_step(run)
+        assert step == plan.steps_per_epoch - 1000 and catalog.damage_of(run, step) is None
         lease = Lease.take(run)
     with timed("sent"):
         sent = pickle.dumps(WorkOrder(run, prepared.job, plan, prepared.splits, start=step, lease=lease), protocol=5)
         pickle.loads(sent)
     with timed("log_cut"):
-        metrics_file.cut(run, step)
+        metrics_log.cut(run, step)
     with timed("first_window"):
         source = StreamSource(prepared.job, prepared.splits, workers)
         pieces = segments_of(TRAIN, plan.train_rows, plan, prepared.job, step)
@@ -187,8 +187,8 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         run.write_record(f"{saver._place(state)}/parts/rank-{rank:05d}.json", part)
     with timed("checkpoint"):
         saver._complete(_Writing(state))
-    assert saved.latest_step(run) == step + 1
-    saved.remove(run, step + 1)
+    assert catalog.latest_step(run) == step + 1
+    catalog.remove(run, step + 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {**seconds, "sent_mib": len(sent) / 2**20, "peak_gib": peak}
 

@@ -39,8 +39,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402  # the environment is pinned before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from finished import finished_run  # noqa: E402
 from tree import PeakMemory, kill_tree  # noqa: E402
+
+from tests.support.finished_run import finished_run  # noqa: E402
 
 _BAD = 1000
 _CHUNK = 100_000
@@ -144,7 +145,7 @@ def main() -> int:
 
 def measure(folder: Path, rows: int, workers: int, kill_at: float) -> dict[str, float]:
     """All commands in turn."""
-    from tiny import make_tiny_bert
+    from tests.support.tiny_models import make_tiny_bert
 
     run = finished_run(
         make_tiny_bert(folder / "model"), folder / "runs", task={"max_length": 8}, data={"on_bad_row": "skip"},

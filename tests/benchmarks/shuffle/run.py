@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402  # the path is set before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from launcher.data.order import EpochOrder  # noqa: E402
-from launcher.data.sources import open_split  # noqa: E402
+from launcher.data.sampler import EpochOrder  # noqa: E402
+from launcher.data.splits import open_split  # noqa: E402
 from launcher.data.stream import StreamSource  # noqa: E402
 from launcher.data.windows import Window  # noqa: E402
 from launcher.spec.job import JobSpec  # noqa: E402

@@ -23,12 +23,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=500)
     options = parser.parse_args()
-    from tiny import make_tiny_bert
-
-    from jobs import make_job, write_splits
     from launcher.report.sweep import write_sweep_report
-    from launcher.trials import TrialRecord
-    from launcher.tune.tuner import tune_job
+    from launcher.rundir.trials import TrialRecord
+    from launcher.tune.run import tune_job
+    from tests.support.jobs import make_job, write_splits
+    from tests.support.tiny_models import make_tiny_bert
 
     marks: list[tuple[float, int, int]] = []
     seen: set[int] = set()

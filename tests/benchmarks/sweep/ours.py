@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.arguments import begin_ray, load
+from launcher.cli.options import begin_ray, load
 
 if TYPE_CHECKING:
-    from launcher.trials import TrialRecord
+    from launcher.rundir.trials import TrialRecord
 
 _ends: dict[int, float] = {}
 
@@ -28,8 +28,8 @@ def main() -> None:
         job, (job.tune and job.tune.max_concurrent) or 1
     )  # before torch and ray are imported, as the command does
     from launcher.processes import local_ray
-    from launcher.records import EvaluationRecord, StepRecord
-    from launcher.tune.tuner import tune_job
+    from launcher.rundir.records import EvaluationRecord, StepRecord
+    from launcher.tune.run import tune_job
 
     tuned = tune_job(job, note)
     seconds = time.monotonic() - started

@@ -15,11 +15,11 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from launcher.data.batches import collate, open_share
+from launcher.data.rank_batches import collate, open_share
 from launcher.data.stream import StreamSource
 from launcher.data.windows import train_windows
-from launcher.prepare import prepare
-from launcher.spec.load import load_job
+from launcher.driver.prepare import prepare
+from launcher.spec.loader import load_job
 from launcher.tasks import build_task
 from launcher.train.engine import Engine
 from launcher.train.schedule import learning_rate

@@ -1,0 +1,24 @@
+"""Which rows a step's global batch is made of; asked when its loss is no number. Any worker."""
+
+from launcher.data.sampler import Ids
+from launcher.data.splits import Split
+from launcher.data.stream import StreamSource
+from launcher.data.windows import TRAIN, train_windows
+from launcher.rundir.plan import Plan
+from launcher.spec.job import JobSpec
+
+
+def rows_of_step(job: JobSpec, plan: Plan, splits: dict[str, Split], step: int) -> Ids:
+    """Row ids of the batch that follows `step` steps; reads and encodes its window once more.
+
+    Returns:
+        int64 (n,), ascending.
+    """
+    window = next(window for window in train_windows(plan, job, step) if window.kind == TRAIN)
+    source = StreamSource(job, splits, 1)
+    ids = source.row_ids(window)
+    encoded = source.encode(source.task(False), window, ids)
+    batch = source.batches(window, len(ids), encoded)[step - window.first_step]
+    rows: Ids = ids[encoded.kept[batch]]
+    rows.sort()
+    return rows

@@ -1,0 +1,240 @@
+"""Whether the rows are what the task reads: columns, labels, and the first rows as the run would encode them.
+
+Client and head, before Ray starts. Read `driver/prepare.py` next.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from launcher.data.splits import Split, is_numbered
+from launcher.data.stream import MEND_ROW, judge, order_of
+from launcher.errors import DataError
+from launcher.formatting import few
+from launcher.spec.job import JobSpec
+from launcher.tasks import build_task
+from launcher.tasks.base import Task
+
+_LOOKED_AT = 256
+"""First rows of a split whose labels are looked at for what is lost of them."""
+_FEW_CLASSES = 0.5
+"""Share of the classes that a shuffle pool should hold."""
+_MOST_LOST = 0.2
+"""Share of labels: fewer are slips of annotators; more, and the tokenizer or the places do not fit the text."""
+
+
+def check_columns(split: Split, task: Task) -> None:
+    """Refuse a split that lacks a column the task reads.
+
+    Raises:
+        DataError: it does, or the task takes one column as both input and label.
+    """
+    both = sorted(set(task.input_columns) & set(task.target_columns))
+    if both:
+        raise DataError(f"task: column {both[0]!r} is both input and label, so there is nothing to learn; name two")
+    for column in task.input_columns + task.target_columns:
+        if column not in split.schema.names:
+            near = difflib.get_close_matches(column, split.schema.names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the file has {', '.join(split.schema.names)}"
+            raise DataError(f"{split.locate(0)[0]}: has no column {column!r}, which the task reads; {hint} (see task:)")
+
+
+def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]:
+    """Return splits whose numbered classes are read as the names that their files give them.
+
+    Files number classes each in its own way, so a number means nothing beyond its file. Where task.labels has other
+    names than the files, it renames their classes in order, and numbers stay.
+
+    Args:
+        job: Job; task.labels are those of the job file, or of the run.
+        splits: Splits as they are opened, the training data first.
+
+    Raises:
+        DataError: Files disagree on what a number means, and nothing tells which of them task.labels follows.
+    """
+    task = build_task(job)
+    if not has_classes(task):
+        return splits
+    given = set(getattr(task.params, "labels", None) or ())
+    columns: dict[str, tuple[str, ...]] = {}
+    for column in task.target_columns:
+        owns = [(split, own[column]) for split in splits.values() for own in split.numberings if column in own]
+        first = next(iter(splits.values()))
+        own = dict(first.class_names).get(column)
+        is_text = column in first.schema.names and not is_numbered(first.schema.field(column).type)
+        if not owns or (own is None and not is_text):
+            continue
+        if given and given.isdisjoint(name for _, names in owns for name in names):
+            _check_alike(column, owns)
+            continue
+        columns[column] = own or owns[0][1]
+    return {name: _named(split, columns) for name, split in splits.items()}
+
+
+def _named(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
+    there = {column: names for column, names in columns.items() if column in split.schema.names}
+    for column, names in there.items():
+        is_ambiguous = any(name.isdigit() and int(name) != i for i, name in enumerate(names))
+        bare = is_numbered(split.schema.field(column).type) and any(column not in own for own in split.numberings)
+        if bare and is_ambiguous:
+            raise DataError(
+                f"{split.locate(0)[0]}: column {column!r} holds numbers without names, and its classes "
+                f"{few(names)} are numbers themselves; write names instead of numbers"
+            )
+    return split.named(there)
+
+
+def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None:
+    (first, names), *others = owns
+    for split, other in others:
+        if other != names:
+            raise DataError(
+                f"task.labels: renames the classes of column {column!r}, but files number them differently "
+                f"({few(names)} in data.{first.name}, {few(other)} in data.{split.name}); give task.labels the names "
+                "of the files, or null"
+            )
+
+
+def has_classes(task: Task) -> bool:
+    """Return whether a task learns classes from a column of labels."""
+    return "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
+
+
+def sorted_notes(job: JobSpec, task: Task, train: Split) -> list[str]:
+    """Return a note where rows sorted by class leave a shuffle pool with few of the classes."""
+    names = getattr(task.params, "labels", None) or () if has_classes(task) else ()
+    if not names:
+        return []
+    label = task.target_columns[0]
+    if not _has_one_class(train, label):
+        return []
+    order = order_of(job, train, 0)
+    if len(order.pool_starts) < 3:  # one pool holds all
+        return []
+    ids = np.sort(order.pool_ids(0))
+    encoded = train.read(ids, (label,)).column(0).combine_chunks().dictionary_encode()
+    values = encoded.indices.fill_null(-1).to_numpy()
+    held = np.bincount(values[values >= 0])
+    side_by_side = np.diff(ids) == 1
+    alike = float((np.diff(values) == 0)[side_by_side].mean()) if side_by_side.any() else 0.0
+    by_chance = float(((held / max(1, held.sum())) ** 2).sum())
+    if len(held) >= _FEW_CLASSES * min(len(names), len(ids)) or (len(held) > 1 and alike < 2 * by_chance):
+        return []
+    pool = job.data.shuffle_pool_mib
+    return [
+        f"data.train: rows are sorted by {label}: of {len(names)} classes a shuffle pool of {pool} MiB holds "
+        f"{len(held)}, so that batches hold few of them; write the files once in random order, or raise "
+        f"data.shuffle_pool_mib to {pool * -(-len(names) // max(1, len(held)))} MiB, which each data worker holds"
+    ]
+
+
+def _has_one_class(split: Split, label: str) -> bool:
+    kind = split.schema.field(label).type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+
+
+def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
+    """Refuse numbers in one split where the training data has names: by chance they would count as classes.
+
+    Raises:
+        DataError: a split has, and the job file does not say which name a number means.
+    """
+    if not has_classes(task) or job.task.parameters().get("labels"):
+        return
+    for column in task.target_columns:
+        kinds = {name: _item(split.schema.field(column).type) for name, split in splits.items()}
+        if not (pa.types.is_string(kinds["train"]) or pa.types.is_large_string(kinds["train"])):
+            continue
+        for name, split in splits.items():
+            if pa.types.is_integer(kinds[name]) or pa.types.is_floating(kinds[name]):
+                raise DataError(
+                    f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in "
+                    f"{splits['train'].locate(0)[0]}; write names, or say in task.labels which name each number means"
+                )
+
+
+def _item(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+
+
+def check_targets(task: Task, splits: Sequence[Split]) -> None:
+    """Look through the labels of data that is scored: a label unknown in training would end the run hours later.
+
+    Raises:
+        DataError: a label cannot be used; names the file and the row.
+    """
+    for split in splits:
+        for column in task.target_columns:
+            bad = task.first_bad(split.pieces(column), split.schema.field(column).type)
+            if bad is not None:
+                file, row = split.locate(bad[0])
+                raise DataError(f"{file}: row {row}: {bad[1]}; {MEND_ROW}")
+
+
+def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
+    """Return a note for each split of whose first rows some labels are neither learned nor scored.
+
+    Raises:
+        DataError: They are so many that the scores would be of other data.
+    """
+    notes: list[str] = []
+    if type(task).lost_labels is Task.lost_labels:  # none are lost, and rows may be pictures
+        return notes
+    for split in splits:
+        ids = np.arange(min(_LOOKED_AT, split.rows), dtype=np.int64)
+        found = task.lost_labels(split.read(ids, task.input_columns + task.target_columns))
+        if not found.lost:
+            continue
+        position, reason = found.lost[0]
+        file, row = split.locate(int(ids[position]))
+        text = (
+            f"{file}: row {row}: {reason}; {len(found.lost)} of {found.labels} {found.kind} in the first {len(ids)} "
+            f"rows are lost"
+        )
+        if len(found.lost) > _MOST_LOST * found.labels:
+            raise DataError(f"{text}; {found.remedy}")
+        notes.append(f"{text}, neither learned nor scored; {found.remedy}")
+    return notes
+
+
+def try_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:
+    """`try_split` for every split.
+
+    Args:
+        job: resolved.
+        splits: of the job.
+        rows: of each split.
+
+    Raises:
+        DataError: a row cannot be used and the job file says `error`.
+    """
+    task = build_task(job)
+    for split in splits.values():
+        try_split(job, task, split, rows)
+
+
+def try_split(job: JobSpec, task: Task, split: Split, rows: int = 256, with_targets: bool = True) -> None:
+    """Encode the first rows as the run would: unknown labels and null texts show before it starts.
+
+    Where bad rows are skipped, rows of the middle and the end may be the good ones.
+
+    Args:
+        job: resolved.
+        task: of the job.
+        split: of the job, or other data.
+        rows: at each of these places.
+        with_targets: whether their labels are looked at.
+
+    Raises:
+        DataError: a row cannot be used and the job file says `error`.
+    """
+    columns = task.input_columns + (task.target_columns if with_targets else ())
+    rows = min(rows, split.rows)
+    begins = (0,) if job.data.on_bad_row == "error" else (0, (split.rows - rows) // 2, split.rows - rows)
+    for begin in begins:
+        ids = np.arange(begin, begin + rows, dtype=np.int64)
+        encoded = task.encode(split.read(ids, columns), with_targets)
+        if len(encoded.kept) or begin == begins[-1]:
+            return judge(split, ids, encoded, job.data.on_bad_row)

@@ -1,0 +1,94 @@
+"""The finished model as a directory any transformers process loads: safetensors, tokenizer, card. Train workers."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from launcher.errors import TrainingError
+from launcher.models.adapters import merged, save_adapters
+from launcher.rundir.directory import RunDir
+from launcher.rundir.plan import Plan
+from launcher.rundir.records import ResultRecord, ScoresRecord
+from launcher.rundir.uri import split_options
+from launcher.spec.job import JobSpec
+from launcher.tasks.base import Task
+from launcher.train.engine import Engine
+
+
+def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
+    """Publish `model/` (a collective; rank 0 writes). From ZeRO-3 shards too."""
+    state = engine.gathered_state()
+    if engine.rank != 0 or state is None:
+        return
+    refuse_not_finite(state)
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "model"
+        model = engine.model
+        if job.model.lora is not None:
+            adapters = Path(scratch) / "adapter"
+            save_adapters(model, state, adapters)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
+            run.publish_directory(adapters, "adapter")
+            model, state = merged(model, state)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
+        model.save_pretrained(target, state_dict=state)  # type: ignore[operator]  # a transformers model, kept as nn.Module
+        task.processor().save_pretrained(target)
+        (target / "README.md").write_text(_card(job, plan), encoding="utf-8")
+        run.publish_directory(target, "model")
+
+
+def refuse_not_finite(state: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that no model can work with.
+
+    Raises:
+        TrainingError: some are NaN or infinite; names them.
+    """
+    bad = [name for name, weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"{len(bad)} of {len(state)} weights are not finite ({', '.join(bad[:3])}), so no model is exported; lower "
+            "train.learning_rate and train again under another name"
+        )
+
+
+def write_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> None:
+    """Add the outcome to the model card, once test scores are known."""
+    lines = [_card(job, plan), "## Results\n", f"Weights of step {result.best_step} of {result.steps}.\n"]
+    for split in ("validation", "test"):
+        scores = run.find_record(f"scores-{split}.json", ScoresRecord)
+        if scores is not None:
+            lines += [f"\n| {split} | value | baseline |\n| --- | --- | --- |"]
+            lines += [
+                f"| {name} | {value:.4f} | {_number(scores.baseline.get(name))} |"
+                for name, value in scores.metrics.items()
+            ]
+            lines += [f"| loss | {scores.loss:.4f} | |", f"| rows | {scores.rows} | |\n"]
+    run.write_bytes("model/README.md", "\n".join(lines).encode())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _card(job: JobSpec, plan: Plan) -> str:
+    # The name on the hub, or that of a directory: where it lies, and with what keys it was read, is nobody's business.
+    placed = job.model.name.startswith("/") or "://" in job.model.name
+    base = split_options(job.model.name)[0].rstrip("/").rsplit("/", 1)[-1] if placed else job.model.name
+    train = job.train
+    optimizer = train.optimizer.model_dump(exclude={"type"})
+    rows = {
+        "base model": base + (f" @ {job.model.revision}" if job.model.revision else ""),
+        "task": job.task.type,
+        "training rows": plan.train_rows,
+        "data fingerprint": plan.fingerprint,
+        "epochs / steps": f"{train.epochs} / {plan.total_steps}",
+        "global batch": train.batch_size,
+        "learning rate": f"{train.learning_rate:g}, {train.schedule.type}, warm-up {train.schedule.warmup_fraction:g}",
+        "optimizer": ", ".join([train.optimizer.type, *(f"{key} {value:g}" for key, value in optimizer.items())]),
+        "gradient clipping": train.max_grad_norm,
+        **({} if train.ema is None else {"weights": f"their exponential moving average, decay {train.ema:g}"}),
+        "precision": train.precision,
+        "seed": job.seed,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    head = f"---\nlibrary_name: transformers\nbase_model: {base}\n---\n# {job.name}\n\n"
+    return f"{head}Fine-tuned with launcher.\n\n| | |\n| --- | --- |\n{table}\n"

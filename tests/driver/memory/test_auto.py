@@ -1,0 +1,124 @@
+"""The plan of memory: what a micro-batch keeps is measured without computing it; stages and sizes follow from that."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from launcher.data.rank_batches import repeated
+from launcher.driver.memory.activations import activations, skeleton
+from launcher.driver.memory.auto import settle
+from launcher.driver.memory.estimate import (
+    Activations,
+    Setting,
+    Shapes,
+    largest_micro_batch,
+    lowest_stage,
+    worker_memory,
+)
+from launcher.driver.prepare import prepare
+from launcher.formatting import gib
+from launcher.tasks import build_task
+from launcher.tasks.base import Batch, Task
+from tests.support.jobs import make_job, write_splits
+
+_TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
+_MIB = 2**20
+
+
+def _really_used(task: Task, batch: Batch) -> int:
+    """Peak bytes of a real micro-step beside the model, gradients among them."""
+    model = task.build_model()
+    model.train()
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        batch = Batch(
+            {k: v if isinstance(v, bool) else v.clone() for k, v in batch.inputs.items()}, batch.labels, batch.mask
+        )
+        losses = task.sample_losses(model(**batch.inputs).logits, batch.labels)
+        (losses * batch.mask).sum().backward()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events.sort(key=lambda event: event.start_ns())
+    return int(np.cumsum([event.nbytes() for event in events]).max())
+
+
+@pytest.mark.parametrize("kind", _TASKS)
+def test_a_micro_batch_is_measured_without_computing_it(
+    kind: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    data = write_splits(tmp_path / "data", train=40, task=kind)
+    length = {} if kind == "image-classification" else {"max_length": 32}
+    job = prepare(make_job(tiny_models[kind], data, tmp_path, task={"type": kind, **length})).job
+    task = build_task(job)
+    split = prepare(job).splits["train"]
+    encoded = task.encode(split.read(np.arange(8), task.input_columns + task.target_columns), True)
+    batch = repeated(task, encoded.samples, int(encoded.lengths.argmax()), 16, 1)
+    found = activations(skeleton(job, task), task, batch, batch)
+    # A batch without padding needs no attention mask in truth; measured without values, it has one.
+    assert 0.95 < found.joint / _really_used(task, batch) < 1.15
+    assert 0 < found.evaluation < found.forward <= found.joint
+
+
+def test_checkpointing_and_size_change_what_is_kept(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=40)
+
+    def peak(**sections: Any) -> int:
+        memory = prepare(make_job(tiny_bert, data, tmp_path, **sections), measure=True).plan.memory
+        assert memory is not None
+        return memory.activations
+
+    whole = peak(train={"batch_size": 40})
+    assert peak(train={"batch_size": 40}, parallel={"micro_batch": 5}) < whole / 3
+    assert peak(train={"batch_size": 40}, parallel={"activation_checkpointing": True}) < whole / 1.3
+
+
+def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_splits(tmp_path / "data", train=64)
+    auto = {"zero": "auto", "micro_batch": "auto"}
+
+    def chosen(limit: float, workers: int = 4) -> tuple[object, object, str]:
+        monkeypatch.setattr(
+            "launcher.driver.memory.auto.worker_limit", lambda job: None if limit == 0 else int(limit * _MIB)
+        )
+        job = make_job(tiny_bert, data, tmp_path, train={"batch_size": 64}, parallel=auto, cluster={"workers": workers})
+        prepared = prepare(job)
+        return prepared.job.parallel.zero, prepared.plan.micro_batch, " ".join(prepared.plan.notes)
+
+    assert chosen(1000)[:2] == (0, 16)
+    small = chosen(0.6)
+    assert small[0] in (1, 2, 3) and small[1] in (1, 2, 4, 8) and "the largest part of the share that fits" in small[2]
+    unknown = chosen(0)
+    assert unknown[:2] == (2, 16) and "not known here" in unknown[2]
+    assert chosen(1000, workers=1)[0] == 0
+    assert "lower parallel.micro_batch" in chosen(0.01)[2]
+
+
+def test_stages_share_out_what_they_say() -> None:
+    sizes = Shapes(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
+    nothing = Activations(forward=0, backward=0, joint=4000, evaluation=0)
+    by_stage = [worker_memory(sizes, nothing, Setting(4, zero, 4, False)) for zero in range(4)]
+    assert [m.weights for m in by_stage] == [6000, 6000, 6000, 1500]
+    assert [m.optimizer for m in by_stage] == [8000, 3000, 3000, 3000]  # with ZeRO's own copy of the weights
+    assert {m.checkpoint for m in by_stage[1:]} == {6000 + 12000}
+
+
+def test_choices() -> None:
+    assert lowest_stage(range(4), lambda stage: 10 - stage, 8) == 2
+    assert lowest_stage(range(4), lambda stage: 10, 8) is None and lowest_stage(range(4), lambda stage: 0, None) is None
+    assert largest_micro_batch(12, lambda size: size, 4) == 3 and largest_micro_batch(12, lambda size: size, None) == 12
+    assert largest_micro_batch(5, lambda size: 99, 4) == 1
+
+
+def test_nothing_is_measured_where_nothing_is_to_be_decided(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=64)
+    job = make_job(tiny_bert, data, tmp_path)
+    prepared = prepare(job)
+    assert prepared.plan.memory is None and settle(job, prepared.run, prepared.splits["train"], False).job is job
+
+
+def test_little_memory_is_told_in_mib() -> None:
+    assert [gib(size) for size in (0, 3 << 20, 1 << 30)] == ["0.00 GiB", "3.00 MiB", "1.00 GiB"]

@@ -1,0 +1,86 @@
+"""Storages that do not answer, and what is told of URIs (`launcher/rundir/uri.py`)."""
+
+import time
+from collections.abc import Iterator
+from threading import Event
+from typing import Any
+
+import fsspec
+import pyarrow.fs as pafs
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from launcher.errors import StorageTrouble
+from launcher.rundir import uri as storage
+from launcher.rundir.directory import RunDir
+from launcher.rundir.uri import open_uri
+
+_OVER = Event()
+
+
+class _SilentFileSystem(MemoryFileSystem):
+    """A storage whose server takes every request and answers none."""
+
+    protocol = "silent"
+    store: dict[str, Any] = {}  # noqa: RUF012  # as fsspec declares it
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def info(self, path: str, **_: Any) -> Any:
+        _OVER.wait(60)
+
+    def isfile(self, path: str) -> bool:
+        return bool(_OVER.wait(60))
+
+    def _open(self, path: str, *_: Any, **__: Any) -> Any:
+        _OVER.wait(60)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    fsspec.register_implementation("silent", _SilentFileSystem, clobber=True)
+    monkeypatch.setattr(storage, "_ASKED_S", 0.2)
+    monkeypatch.setattr(storage, "_MOVED_S", 0.3)
+    _OVER.clear()
+    yield "silent://runs/first"
+    _OVER.set()
+
+
+@pytest.mark.parametrize("ask", ["exists", "read_bytes"])
+def test_a_protocol_of_fsspec_that_never_answers_is_trouble_that_may_pass(silent: str, ask: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(StorageTrouble, match=r"silent://runs/first.*: cannot be used \(Connection timed out\)"):
+        getattr(RunDir(silent), ask)("job.yaml")
+    assert time.monotonic() - began < 30
+
+
+def test_a_protocol_of_fsspec_works_as_before() -> None:
+    import pickle
+
+    run = RunDir("memory://runs/first")
+    run.write_bytes("a/b.txt", b"content")
+    assert (run.exists("a/b.txt"), run.list("a"), run.read_bytes("a/b.txt")) == (True, ["b.txt"], b"content")
+    fs, path = open_uri("memory://runs/first/a/b.txt")
+    assert pickle.loads(pickle.dumps(fs)).open_input_file(path).read(3) == b"con"
+    run.delete("a")
+    assert not run.exists("a")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "gcs"])
+def test_google_gives_up_within_a_minute(scheme: str) -> None:
+    fs, path = open_uri(f"{scheme}://bucket/x.png")
+    assert isinstance(fs, pafs.GcsFileSystem) and path == "bucket/x.png"
+    assert fs.__reduce__()[1][0]["retry_time_limit"].total_seconds() == 40
+
+
+@pytest.mark.parametrize(
+    "uri, limited",
+    [
+        ("gs://b/x", "gs://b/x?retry_limit_seconds=40"),
+        ("gs://b/x?anonymous=true", "gs://b/x?anonymous=true&retry_limit_seconds=40"),
+        ("gs://b/x?retry_limit_seconds=9", "gs://b/x?retry_limit_seconds=9"),
+        ("abfs://c@a/x", "abfs://c@a/x"),
+        ("file:///x", "file:///x"),
+    ],
+)
+def test_options_that_are_given_stay(uri: str, limited: str) -> None:
+    assert storage._with_limits(uri) == limited

@@ -1,0 +1,233 @@
+"""A user's desk: a folder with a job that is well, a way to break it, and the command line in this process."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+import launcher.cli.main as cli
+from launcher.rundir.directory import RunDir
+from launcher.rundir.records import ResultRecord, RunStateRecord, ScoresRecord, StepRecord
+from tests.support.jobs import example_table
+
+JOB = """\
+name: first
+task: {type: text-classification, max_length: 32}
+model: {name: ./model}
+data:
+  train: data/train.parquet
+  validation: data/validation.parquet
+train:
+  epochs: 2
+  batch_size: 8
+cluster: {workers: 2}
+"""
+
+
+class Case(NamedTuple):
+    """One thing that is wrong.
+
+    Args:
+        name: of the case.
+        harm: breaks what lies on the desk; what it returns stands behind `launcher check job.yaml`.
+        said: the whole sentence; `...` stands for what a library or the system says, DESK for the folder.
+    """
+
+    name: str
+    harm: "Callable[[Desk], object]"
+    said: str
+
+
+class Order(NamedTuple):
+    """A command that is refused.
+
+    Args:
+        words: of the command line.
+        harm: breaks what lies on the desk, where a finished run does.
+        said: as of a `Case`.
+    """
+
+    words: str
+    harm: "Callable[[Desk], object]"
+    said: str
+
+
+def well(_: "Desk") -> None:
+    """Nothing is broken but the command itself."""
+
+
+class Said(NamedTuple):
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The folder, which is the working directory too."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Path]
+    """A model for each task, by the task's name."""
+
+    @property
+    def bert(self) -> Path:
+        return self.models["text-classification"]
+
+    def job(self, old: str = "", new: str = "") -> None:
+        """The job file with one part of it replaced."""
+        assert old in JOB
+        Path("job.yaml").write_text(JOB.replace(old, new, 1))
+
+    def file(self, name: str, content: str | bytes = "") -> None:
+        """A file of this content, instead of what was there."""
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def table(self, name: str = "data/train.parquet", **columns: Any) -> None:
+        """A Parquet file of these columns."""
+        pq.write_table(pa.table(columns), name)
+
+    def texts(self, labels: Any, name: str = "data/train.parquet") -> None:
+        """A Parquet file with a text for each label."""
+        labels = labels if isinstance(labels, pa.Array) else pa.array(labels)
+        self.table(name, text=[f"w{i}" for i in range(len(labels))], label=labels)
+
+    def model(self, *without: str) -> Path:
+        """A model of the desk's own, without some of its files."""
+        Path("model").unlink()
+        Path("model").mkdir()
+        for file in self.bert.iterdir():
+            if file.name not in without:
+                (Path("model") / file.name).write_bytes(file.read_bytes())
+        return Path("model")
+
+    def config(self, **changes: object) -> None:
+        """The model's configuration with other entries."""
+        path = self.model() / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def weights(self, change: "Callable[[dict[str, Any]], object]") -> None:
+        """The model's weights, changed in place."""
+        path = Path("model") if Path("model/config.json").is_file() and not Path("model").is_symlink() else self.model()
+        path = path / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    def begun(self) -> None:
+        """A run of the job that has begun, as `launcher train` leaves it when it is interrupted at once."""
+        from launcher.driver.prepare import prepare
+        from launcher.spec.loader import dump_job, load_job
+        from launcher.tasks import params_of
+
+        prepared = prepare(load_job("job.yaml", (), params_of))
+        prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
+        prepared.run.write_record("plan.json", prepared.plan)
+
+    def finished(self) -> None:
+        """A run of the job that looks finished: all but its checkpoints and weights."""
+        self.begun()
+        run = RunDir("runs/first")
+        run.append_metrics(_step(step) for step in range(1, 5))
+        result = ResultRecord(steps=4, best_step=4, stopped_early=False, skipped_rows=0, elapsed_s=4.0)
+        run.write_record("result.json", result)
+        scores = ScoresRecord(
+            split="test", step=4, loss=0.5, rows=20, skipped_rows=0, metrics={"accuracy": 0.8},
+            baseline={"accuracy": 0.5}, confusion=None, classes=(), worst=(),
+        )  # fmt: skip
+        run.write_record("scores-test.json", scores)
+        shutil.copytree(self.bert, "runs/first/model")
+
+    def edit(self, name: str, change: "Callable[[dict[str, Any]], object]") -> None:
+        """A JSON file, changed in place."""
+        content = json.loads(Path(name).read_text())
+        change(content)
+        Path(name).write_text(json.dumps(content))
+
+    def checkpoint(self, **changes: object) -> None:
+        """A checkpoint of the run that has begun; `sha` is what its manifest says of its one shard."""
+        folder = Path("runs/first/checkpoints/step-00000005")
+        (folder / "state").mkdir(parents=True)
+        (folder / "state/a.pt").write_bytes(b"shard")
+        digest = hashlib.sha256(b"shard").hexdigest()
+        entry = {"path": "state/a.pt", "size_bytes": 5, "sha256": changes.pop("sha", digest)}
+        manifest = {"step": 5, "world_size": 2, "zero": 2, "spec_hash": "0" * 64, "files": [entry], **changes}
+        state = RunStateRecord(
+            step=5, skipped_rows=0, elapsed_s=1.0, best_step=None, best_value=None, evaluations_without_improvement=0
+        )
+        (folder / "state.json").write_text(state.model_dump_json())
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def launcher(self, *arguments: str) -> Said:
+        """A command, in this process."""
+        self.monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = self.capsys.readouterr()
+        return Said(int(ended.value.code or 0), said.out, said.err.replace(str(self.folder), "DESK"))
+
+    def files(self) -> dict[str, tuple[str, int, int]]:
+        """All that lies here: kind, size and time; but for data that was converted whole."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            stat = path.lstat()
+            kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
+            found[str(path.relative_to(self.folder))] = (
+                kind,
+                *((0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)),
+            )
+        return found
+
+    def refuses_case(self, command: str, case: Case, may_leave: str = "") -> None:
+        """`refuses` for a case, once the desk is broken as it says."""
+        given = case.harm(self)
+        overrides = given if isinstance(given, list) else []
+        self.refuses(command, case.said, "job.yaml", *overrides, may_leave=may_leave)
+
+    def refuses(self, command: str, said: str, *arguments: str, may_leave: str = "") -> None:
+        """The command says this one sentence, ends with 2, and leaves everything as it was."""
+        before = self.files()
+        ended = self.launcher(command, *arguments)
+        assert (ended.code, ended.out) == (2, ""), ended
+        assert ended.err.count("\n") == 1, ended.err
+        assert fits(said, ended.err.strip()), f"\nsaid   {ended.err}wanted {said}"
+        after = {name: facts for name, facts in self.files().items() if not (may_leave and name.startswith("runs"))}
+        assert after == before
+
+
+def _step(step: int) -> StepRecord:
+    return StepRecord(
+        step=step, epoch=1, loss=1.0 / step, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0,
+        samples_per_s=10.0, elapsed_s=float(step),
+    )  # fmt: skip
+
+
+def fits(wanted: str, said: str) -> bool:
+    """Whether a sentence is the one that is wanted, in which `...` stands for anything."""
+    return re.fullmatch(".+?".join(map(re.escape, wanted.split("..."))), said) is not None
+
+
+def lay_out(folder: Path, bert: Path) -> None:
+    """A job that is well, its data and its model."""
+    (folder / "data").mkdir()
+    for seed, (name, rows) in enumerate({"train": 40, "validation": 12}.items()):
+        pq.write_table(example_table(rows, seed), folder / f"data/{name}.parquet", row_group_size=16)
+    (folder / "model").symlink_to(bert)
+    (folder / "job.yaml").write_text(JOB)
