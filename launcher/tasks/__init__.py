@@ -16,7 +16,7 @@ from launcher.spec.messages import not_one_of
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Task, TaskParams
 
-_SHARED = ("__init__", "base", "labelled", "conversations")
+_SHARED = ("__init__", "base", "conversations", "padding", "targets")
 
 
 def task_names() -> list[str]:
