@@ -15,7 +15,7 @@ _OPTION = re.compile(
 _MASK = "***"
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return a text without the accounts and keys of the URIs in it."""
     if "://" not in text:
         return text
@@ -23,7 +23,7 @@ def masked(text: str) -> str:
     return _OPTION.sub(rf"\g<1>{_MASK}", bare)
 
 
-def secret_in(text: str) -> str | None:
+def find_secret(text: str) -> str | None:
     """Return what of a text's URIs is a secret, in words; None where nothing is."""
     if "://" not in text:
         return None
@@ -42,27 +42,27 @@ def as_text(value: object, column: str) -> str:
     if value is None:
         raise ValueError(f"{column} is null")
     if isinstance(value, list | dict | bytes):
-        raise ValueError(f"{column} is {shown(value)}, which is not text")
+        raise ValueError(f"{column} is {show_value(value)}, which is not text")
     return str(value)
 
 
-def shown(value: object) -> str:
+def show_value(value: object) -> str:
     """A cell as a message can bear it."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Return a share for a message, small ones with two digits."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
-def few(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """Names for a message: all, or the first of many and how many there are."""
     more = f" ... ({len(names)} in all)" if len(names) > _MOST_SHOWN else ""
     return ", ".join(names[:_MOST_SHOWN]) + more
 
 
-def gib(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Return bytes for people; less than a hundredth of a GiB in MiB."""
     return f"{count / 2**30:.2f} GiB" if not 0 < count < 2**30 / 100 else f"{count / 2**20:.2f} MiB"

@@ -75,7 +75,7 @@ def ray_cluster(user_modules: Path) -> Iterator[None]:
     """One local Ray for the whole test session, whose workers are forks as those of a command are."""
     from launcher.processes import local_ray
 
-    address = local_ray.begin(8).address()
+    address = local_ray.start_for_command(8).address()
     import ray
 
     ray.init(
@@ -84,7 +84,7 @@ def ray_cluster(user_modules: Path) -> Iterator[None]:
     )  # fmt: skip
     yield
     ray.shutdown()
-    local_ray.end()
+    local_ray.stop_current()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import yaml
 from launcher.cli.options import MaskedConsole
 from launcher.cli.remote_command import words_of
 from launcher.errors import RunError, SpecError, UserError
-from launcher.formatting import masked, secret_in
+from launcher.formatting import find_secret, mask_secrets
 from launcher.rundir.directory import RunDir
 from launcher.submit.kubernetes.places import misplaced
 from launcher.submit.package import make_package
@@ -30,9 +30,9 @@ _S3CR3TS = [
 
 @pytest.mark.parametrize("uri, shown, what", _S3CR3TS)
 def test_a_secret_is_found_and_masked(uri: str, shown: str, what: str) -> None:
-    assert (masked(uri), secret_in(uri)) == (shown, what)
-    assert masked(f"'{uri}': not there; {uri} ...") == f"'{shown}': not there; {shown} ..."
-    assert masked(shown) == shown and secret_in(shown) is None
+    assert (mask_secrets(uri), find_secret(uri)) == (shown, what)
+    assert mask_secrets(f"'{uri}': not there; {uri} ...") == f"'{shown}': not there; {shown} ..."
+    assert mask_secrets(shown) == shown and find_secret(shown) is None
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_secret_is_found_and_masked(uri: str, shown: str, what: str) -> None:
      "a@b.c", "ray://h:1", "http://h:5000", "file:///a:b@c", "s3://bucket/a@b/c:d@e", "hub:org/name"],
 )  # fmt: skip
 def test_what_is_none_stays(text: str) -> None:
-    assert masked(text) == text and secret_in(text) is None
+    assert mask_secrets(text) == text and find_secret(text) is None
 
 
 @pytest.mark.parametrize("uri, shown, _", _S3CR3TS)

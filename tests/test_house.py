@@ -21,7 +21,13 @@ def _name(path: Path) -> str:
 
 
 def _limit(path: Path) -> int:
-    is_task = path.parent.name == "tasks" and path.stem not in ("__init__", "base", "conversations", "padding", "targets")
+    is_task = path.parent.name == "tasks" and path.stem not in (
+        "__init__",
+        "base",
+        "conversations",
+        "padding",
+        "targets",
+    )
     return _MAX_TASK_LINES if is_task else _MAX_FILE_LINES
 
 

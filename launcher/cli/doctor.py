@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.cli.options import ERR, OUT
-from launcher.errors import Interrupted
+from launcher.errors import RunInterrupted
 
 if TYPE_CHECKING:
     from launcher.submit.doctor.facts import DoctorRecord, Finding
@@ -57,7 +57,7 @@ def doctor(
                 lambda findings: _say(findings, progress),
             )
     except KeyboardInterrupt as stop:
-        raise Interrupted("stopped; the doctor's probes and files are taken away") from stop
+        raise RunInterrupted("stopped; the doctor's probes and files are taken away") from stop
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
     else:

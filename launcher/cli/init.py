@@ -14,8 +14,8 @@ from launcher.cli.options import OUT
 from launcher.errors import DataError, SpecError, UserError
 
 if TYPE_CHECKING:
-    from launcher.init.guess import Guess, Wishes
-    from launcher.init.look import Look
+    from launcher.init.guess import Guess, UserChoices
+    from launcher.init.look import DataProfile
     from launcher.init.order import Data, Fitted
     from launcher.init.pretrained import Model
     from launcher.init.settle import Draft
@@ -55,7 +55,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     On a terminal it shows what it found and asks; flags answer in advance. What it guesses it says, with the reason.
     """
     from launcher.init.cut import check_room
-    from launcher.init.guess import Wishes
+    from launcher.init.guess import UserChoices
     from launcher.init.order import as_read, draft, fit_splits, open_training, set_aside
     from launcher.init.pretrained import find_model
     from launcher.init.splits import job_name
@@ -70,7 +70,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     given = {kind: place for kind, place in (("validation", validation), ("test", test)) if place}
     ask = not yes and _is_terminal()
     found = open_training(data, given)
-    wishes = Wishes(task, found.look.named(text) if text else (), label)
+    wishes = UserChoices(task, found.profile.named(text) if text else (), label)
     guess = _asked_guess(found, wishes) if ask else _guess(found, wishes)
     chosen = asked or _model(guess, ask)
     found = as_read(_with_beside(found) if ask else found, guess)
@@ -99,18 +99,18 @@ def _check_flags(task: str | None, name: str | None) -> None:
         raise SpecError((f"--name {name}: is {NO_NAME}; give another",))
 
 
-def _guess(data: "Data", wishes: "Wishes") -> "Guess":
+def _guess(data: "Data", wishes: "UserChoices") -> "Guess":
     from launcher.init.guess import guess
 
-    return guess(data.look, wishes)
+    return guess(data.profile, wishes)
 
 
-def _asked_guess(data: "Data", wishes: "Wishes") -> "Guess":
+def _asked_guess(data: "Data", wishes: "UserChoices") -> "Guess":
     """Show the data and what is guessed, and ask until the answers fit."""
     from launcher.init.guess import TASKS
 
     found = _try(data, wishes)
-    _show(data.look, found)
+    _show(data.profile, found)
     if wishes.task is None:
         task = _asked_task(found, TASKS)
         wishes = replace(wishes, task=task)
@@ -125,7 +125,7 @@ def _asked_guess(data: "Data", wishes: "Wishes") -> "Guess":
             default=wanted if wanted or optional else None,
             show_default=bool(wanted),
         )
-        answered = _try(data, replace(wishes, inputs=data.look.named(text), label=answer.strip()))
+        answered = _try(data, replace(wishes, inputs=data.profile.named(text), label=answer.strip()))
         if answered is not None:
             return answered
     raise AssertionError("a task was asked for")
@@ -141,7 +141,7 @@ def _asked_task(found: "Guess | None", tasks: tuple[str, ...]) -> str:
         _say(f"{task} is none of them")
 
 
-def _try(data: "Data", wishes: "Wishes") -> "Guess | None":
+def _try(data: "Data", wishes: "UserChoices") -> "Guess | None":
     """A guess, or a sentence for the user to answer to."""
     try:
         return _guess(data, wishes)
@@ -186,7 +186,7 @@ def _share(fitted: "Fitted", split: float | None, folder: Path, ask: bool) -> fl
     return split
 
 
-def _show(look: "Look", found: "Guess | None") -> None:
+def _show(look: "DataProfile", found: "Guess | None") -> None:
     table = Table(
         "column", "type", "example", "taken for", title=f"{look.where}: {look.rows:,} rows", title_justify="left"
     )

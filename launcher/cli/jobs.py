@@ -157,16 +157,16 @@ def _warn_of_size(package: "Package") -> None:
 
 
 def _follow(cluster: "RayJobs", job_id: str) -> None:
-    from launcher.errors import Interrupted
+    from launcher.errors import RunInterrupted
     from launcher.submit.follow import Follower
 
     def notice(text: str) -> None:
         ERR.print(text, highlight=False, soft_wrap=True)
 
     try:
-        job = Follower(cluster, job_id, lambda text: typer.echo(text, nl=False), notice).to_the_end()
+        job = Follower(cluster, job_id, lambda text: typer.echo(text, nl=False), notice).follow()
     except KeyboardInterrupt as stop:
-        raise Interrupted(
+        raise RunInterrupted(
             f"{job_id} goes on; `launcher jobs logs {job_id} --follow` shows it, `launcher jobs stop {job_id}` ends it"
         ) from stop
     _end(job)
@@ -175,10 +175,10 @@ def _follow(cluster: "RayJobs", job_id: str) -> None:
 
 def _end(job: "Job") -> None:
     """Raise what the job ended with, so that the exit code tells it."""
-    from launcher.errors import Interrupted, RunError, TrainingError
+    from launcher.errors import RunError, RunInterrupted, TrainingError
 
     if job.status.value == "STOPPED":
-        raise Interrupted(f"{job.id}: was stopped; the same submission goes on from its last checkpoint")
+        raise RunInterrupted(f"{job.id}: was stopped; the same submission goes on from its last checkpoint")
     if job.status.value == "FAILED":
         if job.exit_code == 2:
             raise RunError(f"{job.id}: FAILED; its log says what to mend")

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from launcher.cli.options import ERR, OUT, JobFile, Overrides
-from launcher.errors import ClusterError, Interrupted, TrainingError
+from launcher.errors import ClusterError, RunInterrupted, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -267,7 +267,7 @@ def _leaving(target: "Target") -> "Iterator[None]":
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(
+        raise RunInterrupted(
             f"no longer watching; RayJob {target.name} runs on (`launcher kube delete {target.name}` stops it)"
         ) from error
 

@@ -16,7 +16,7 @@ import typer
 from launcher.cli import compare, doctor, init, jobs, kube, runs, train, tune, up
 from launcher.cli.environment import refused_by_machine
 from launcher.cli.options import ERR
-from launcher.errors import Interrupted, LauncherError, SpecError, UserError
+from launcher.errors import LauncherError, RunInterrupted, SpecError, UserError
 from launcher.processes import local_ray
 from launcher.processes.warm_ray import QUIET
 
@@ -50,7 +50,7 @@ def options(
 def main() -> None:
     """Entry point of the `launcher` command and of `python -m launcher`."""
     debug = "--debug" in sys.argv
-    has_ray = local_ray.begun() is not None  # a caller's, which goes on with it
+    has_ray = local_ray.current() is not None  # a caller's, which goes on with it
     if not debug:
         _quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C, not in mid-air
@@ -62,7 +62,7 @@ def main() -> None:
         problems = error.problems if isinstance(error, SpecError) else (error.message,)
         for problem in problems:
             ERR.print(problem, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(130 if isinstance(error, Interrupted) else 2 if isinstance(error, UserError) else 1)
+        sys.exit(130 if isinstance(error, RunInterrupted) else 2 if isinstance(error, UserError) else 1)
     except Exception as error:  # process border: what nobody foresaw is a defect, told in one line
         if debug:
             raise
@@ -76,7 +76,7 @@ def main() -> None:
         sys.exit(1)
     finally:
         if not has_ray:
-            local_ray.end()
+            local_ray.stop_current()
 
 
 def _quiet() -> None:

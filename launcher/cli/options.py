@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from launcher.errors import UserError
-from launcher.formatting import masked
+from launcher.formatting import mask_secrets
 
 if TYPE_CHECKING:
     from launcher.rundir.directory import RunDir
@@ -23,7 +23,7 @@ class MaskedConsole(Console):
 
     def print(self, *objects: Any, **how: Any) -> None:  # rich's own signature has two dozen arguments
         """Print as rich does, texts without their keys."""
-        super().print(*(masked(text) if isinstance(text, str) else text for text in objects), **how)
+        super().print(*(mask_secrets(text) if isinstance(text, str) else text for text in objects), **how)
 
 
 OUT, ERR = MaskedConsole(), MaskedConsole(stderr=True)
@@ -75,7 +75,7 @@ def begin_ray(job: "JobSpec", at_once: int = 1) -> None:
         return
     if job.cluster.kubernetes or ("ray" in sys.modules and not os.environ.get(ADDRESS)):
         return
-    ray = local_ray.begin(local_ray.local_cpus(job.cluster.logical_cpus(at_once)), fork_here=True)
+    ray = local_ray.start_for_command(local_ray.local_cpus(job.cluster.logical_cpus(at_once)), fork_here=True)
     if ray.process is None:
         OUT.print("runs on the Ray of `launcher up`", highlight=False, soft_wrap=True)
     if ray.note is not None:

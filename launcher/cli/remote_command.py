@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.options import EVALUATE_KEYS, check_overrides, check_scored
 from launcher.errors import RunError
-from launcher.formatting import secret_in
+from launcher.formatting import find_secret
 
 if TYPE_CHECKING:
     from launcher.submit.package import Package
@@ -36,7 +36,7 @@ def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
     if not words or words[0] not in _COMMANDS:
         raise RunError(f"--command: {command!r} is none of {', '.join(_COMMANDS)}; give one of them")
     for word in words:
-        if (what := secret_in(word)) is not None:
+        if (what := find_secret(word)) is not None:
             raise RunError(
                 f"--command: {word} holds {what}, which is shown to all who can see the cluster; take it out, and give "
                 "the cluster's nodes a role, or the keys as variables of their own"
@@ -69,7 +69,7 @@ def _check_train(words: tuple[str, ...]) -> None:
 def _check_evaluate(words: tuple[str, ...], package: "Package | None") -> None:
     """Refuse what `launcher evaluate` would refuse there."""
     from launcher.spec.messages import not_one_of
-    from launcher.spec.scored import SPLITS, checked_name
+    from launcher.spec.scored import SPLITS, check_scores_name
 
     given, overrides = _options("evaluate", words)
     check_scored(given.get("--split"), given.get("--data"), given.get("--name"))
@@ -78,7 +78,7 @@ def _check_evaluate(words: tuple[str, ...], package: "Package | None") -> None:
     if split is not None and split not in SPLITS:
         raise RunError(not_one_of("--split", split, SPLITS))
     if "--name" in given:
-        checked_name(given["--name"])
+        check_scores_name(given["--name"])
     if data is not None and package is not None and not package.finds(data):
         raise RunError(
             f"--data: {data} is a relative path that does not travel with the job; give a URI or an absolute path on "

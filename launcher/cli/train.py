@@ -41,25 +41,29 @@ def train(
     spec = load(job, overrides)
     begin_ray(spec)
     if fork is not None:
-        from launcher.driver.fork import forked
+        from launcher.driver.fork import fork_job
 
-        spec = forked(spec, fork, OUT)
+        spec = fork_job(spec, fork, OUT)
     from launcher.driver.run import run_job
 
     run_job(spec, OUT, faults)
 
 
 def _memory_words(memory: "WorkerMemory", limit: int | None) -> str:
-    from launcher.formatting import gib
+    from launcher.formatting import format_bytes
 
-    has = f" of {gib(limit)}" if limit is not None else ""
-    host = f", {gib(memory.host)} more on the host" if memory.host else ""
-    host += f", {gib(memory.disk)} on the node's disk" if memory.disk else ""
-    copy = f", and {gib(memory.copy_bytes)} for the copy that a checkpoint is written from" if memory.copy_bytes else ""
+    has = f" of {format_bytes(limit)}" if limit is not None else ""
+    host = f", {format_bytes(memory.host)} more on the host" if memory.host else ""
+    host += f", {format_bytes(memory.disk)} on the node's disk" if memory.disk else ""
+    copy = (
+        f", and {format_bytes(memory.copy_bytes)} for the copy that a checkpoint is written from"
+        if memory.copy_bytes
+        else ""
+    )
     return (
-        f"{gib(memory.peak)}{has} per worker at the peak: weights {gib(memory.weights)}, gradients "
-        f"{gib(memory.gradients)}, optimizer {gib(memory.optimizer)}, DeepSpeed's buffers {gib(memory.buffers)}, "
-        f"activations {gib(memory.activations)}{host}{copy}"
+        f"{format_bytes(memory.peak)}{has} per worker at the peak: weights {format_bytes(memory.weights)}, gradients "
+        f"{format_bytes(memory.gradients)}, optimizer {format_bytes(memory.optimizer)}, DeepSpeed's buffers "
+        f"{format_bytes(memory.buffers)}, activations {format_bytes(memory.activations)}{host}{copy}"
     )
 
 
@@ -77,20 +81,20 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
 def check(job: JobFile, overrides: Overrides = None) -> None:
     """Validate all that can be without training, and print the plan."""
     spec = load(job, overrides)
-    from launcher.data.checks import try_rows
-    from launcher.driver.console import reading_files
+    from launcher.data.checks import check_first_rows
     from launcher.driver.leakage import compare_splits
-    from launcher.driver.preflight import check_run
+    from launcher.driver.preflight import check_resumable
     from launcher.driver.prepare import prepare
+    from launcher.driver.progress import reading_progress
 
     if spec.tune is not None:
         from launcher.tune.run import check_sweep, check_trials
 
         check_sweep(spec)
-    with reading_files(OUT) as told:
+    with reading_progress(OUT) as told:
         prepared = prepare(spec, told, measure=True)
-    check_run(prepared)
-    try_rows(prepared.job, prepared.splits)
+    check_resumable(prepared)
+    check_first_rows(prepared.job, prepared.splits)
     if spec.tune is not None:
         check_trials(prepared)
     # The test data of a sweep stays shut.
@@ -212,7 +216,7 @@ def _figure(value: float | None) -> str:
 
 def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     from launcher.driver.leakage import leak_notes
-    from launcher.formatting import gib
+    from launcher.formatting import format_bytes
     from launcher.rundir.leakage import clean_sentence
 
     table = Table(show_header=False, box=None)
@@ -227,7 +231,7 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     }
     if plan.memory is not None:
         rows["memory"] = _memory_words(plan.memory, plan.memory_limit_bytes)
-        rows["checkpoint"] = f"{gib(plan.memory.checkpoint)} each"
+        rows["checkpoint"] = f"{format_bytes(plan.memory.checkpoint)} each"
     if leaks is not None and not leaks.leaks:
         rows["leakage"] = clean_sentence(leaks)
     for name, value in rows.items():

@@ -1,6 +1,6 @@
 """Which rows a step's global batch is made of; asked when its loss is no number. Any worker."""
 
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN, train_windows
@@ -8,7 +8,7 @@ from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
 
 
-def rows_of_step(job: JobSpec, plan: Plan, splits: dict[str, Split], step: int) -> Ids:
+def read_batch_rows(job: JobSpec, plan: Plan, splits: dict[str, Split], step: int) -> RowIds:
     """Row ids of the batch that follows `step` steps; reads and encodes its window once more.
 
     Returns:
@@ -19,6 +19,6 @@ def rows_of_step(job: JobSpec, plan: Plan, splits: dict[str, Split], step: int) 
     ids = source.row_ids(window)
     encoded = source.encode(source.task(False), window, ids)
     batch = source.batches(window, len(ids), encoded)[step - window.first_step]
-    rows: Ids = ids[encoded.kept[batch]]
+    rows: RowIds = ids[encoded.valid_rows[batch]]
     rows.sort()
     return rows

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.tasks.base import Encoded
 
 _DIGEST = 64
@@ -38,9 +38,9 @@ class Block:
     """
 
     samples: pa.Table
-    lengths: Ids
+    lengths: RowIds
     weights: np.ndarray
-    place: Ids
+    place: RowIds
     reasons: dict[int, str]
 
     @staticmethod
@@ -48,7 +48,7 @@ class Block:
         """From consecutive encoded parts of so many rows each."""
         starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         place = np.full(int(starts[-1]), -1, np.int64)
-        kept = np.concatenate([start + part.kept for start, part in zip(starts[:-1], parts, strict=True)])
+        kept = np.concatenate([start + part.valid_rows for start, part in zip(starts[:-1], parts, strict=True)])
         place[kept] = np.arange(len(kept))
         return Block(
             pa.concat_tables([part.samples for part in parts], promote_options="permissive").combine_chunks(),
@@ -71,7 +71,7 @@ class Block:
             {row - begin: why for row, why in self.reasons.items() if begin <= row < stop},
         )
 
-    def take(self, rows: Ids) -> Encoded:
+    def take(self, rows: RowIds) -> Encoded:
         """Some rows of the block, as `Task.encode` gives them."""
         places = self.place[rows]
         kept = np.flatnonzero(places >= 0)
@@ -120,14 +120,14 @@ class Block:
         )
 
 
-def gather(blocks: Sequence[tuple[Block, Ids, Ids]]) -> Encoded:
+def gather(blocks: Sequence[tuple[Block, RowIds, RowIds]]) -> Encoded:
     """Rows out of several blocks, as `Task.encode` gives them.
 
     Args:
         blocks: each with rows of it, and where these are wanted; together the places are 0 to n - 1.
     """
     parts = [(block.take(rows), places) for block, rows, places in blocks]
-    kept = np.concatenate([places[part.kept] for part, places in parts])
+    kept = np.concatenate([places[part.valid_rows] for part, places in parts])
     order = np.argsort(kept)
     samples = pa.concat_tables([part.samples for part, _ in parts], promote_options="permissive")
     problems = [(int(places[at]), why) for part, places in parts for at, why in part.problems]

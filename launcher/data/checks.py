@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.splits import Split, is_numbered
-from launcher.data.stream import MEND_ROW, judge, order_of
+from launcher.data.stream import BAD_ROW_REMEDY, epoch_sampler, handle_bad_rows
 from launcher.errors import DataError
-from launcher.formatting import few
+from launcher.formatting import list_names
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
@@ -81,7 +81,7 @@ def _named(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
         if bare and is_ambiguous:
             raise DataError(
                 f"{split.locate(0)[0]}: column {column!r} holds numbers without names, and its classes "
-                f"{few(names)} are numbers themselves; write names instead of numbers"
+                f"{list_names(names)} are numbers themselves; write names instead of numbers"
             )
     return split.named(there)
 
@@ -92,8 +92,8 @@ def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None
         if other != names:
             raise DataError(
                 f"task.labels: renames the classes of column {column!r}, but files number them differently "
-                f"({few(names)} in data.{first.name}, {few(other)} in data.{split.name}); give task.labels the names "
-                "of the files, or null"
+                f"({list_names(names)} in data.{first.name}, {list_names(other)} in data.{split.name}); give "
+                "task.labels the names of the files, or null"
             )
 
 
@@ -110,7 +110,7 @@ def sorted_notes(job: JobSpec, task: Task, train: Split) -> list[str]:
     label = task.target_columns[0]
     if not _has_one_class(train, label):
         return []
-    order = order_of(job, train, 0)
+    order = epoch_sampler(job, train, 0)
     if len(order.pool_starts) < 3:  # one pool holds all
         return []
     ids = np.sort(order.pool_ids(0))
@@ -135,7 +135,7 @@ def _has_one_class(split: Split, label: str) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
 
 
-def check_kinds(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
+def check_label_types(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
     """Refuse numbers in one split where the training data has names: by chance they would count as classes.
 
     Raises:
@@ -167,10 +167,10 @@ def check_targets(task: Task, splits: Sequence[Split]) -> None:
     """
     for split in splits:
         for column in task.target_columns:
-            bad = task.first_bad(split.pieces(column), split.schema.field(column).type)
+            bad = task.find_invalid_target(split.pieces(column), split.schema.field(column).type)
             if bad is not None:
                 file, row = split.locate(bad[0])
-                raise DataError(f"{file}: row {row}: {bad[1]}; {MEND_ROW}")
+                raise DataError(f"{file}: row {row}: {bad[1]}; {BAD_ROW_REMEDY}")
 
 
 def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
@@ -199,8 +199,8 @@ def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
     return notes
 
 
-def try_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:
-    """`try_split` for every split.
+def check_first_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:
+    """`check_first_rows_of_split` for every split.
 
     Args:
         job: resolved.
@@ -212,10 +212,12 @@ def try_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:
     """
     task = build_task(job)
     for split in splits.values():
-        try_split(job, task, split, rows)
+        check_first_rows_of_split(job, task, split, rows)
 
 
-def try_split(job: JobSpec, task: Task, split: Split, rows: int = 256, with_targets: bool = True) -> None:
+def check_first_rows_of_split(
+    job: JobSpec, task: Task, split: Split, rows: int = 256, with_targets: bool = True
+) -> None:
     """Encode the first rows as the run would: unknown labels and null texts show before it starts.
 
     Where bad rows are skipped, rows of the middle and the end may be the good ones.
@@ -236,5 +238,5 @@ def try_split(job: JobSpec, task: Task, split: Split, rows: int = 256, with_targ
     for begin in begins:
         ids = np.arange(begin, begin + rows, dtype=np.int64)
         encoded = task.encode(split.read(ids, columns), with_targets)
-        if len(encoded.kept) or begin == begins[-1]:
-            return judge(split, ids, encoded, job.data.on_bad_row)
+        if len(encoded.valid_rows) or begin == begins[-1]:
+            return handle_bad_rows(split, ids, encoded, job.data.on_bad_row)

@@ -23,10 +23,10 @@ from launcher.data.csv_files import CSV_NULLS, header_hint, read_csv, read_texts
 from launcher.data.files import DataFile, first_line, list_files
 from launcher.data.footers import ORIGIN, plain
 from launcher.data.json_files import changed_column, is_array, read_json
-from launcher.data.opened import ROW_GROUP, opened
+from launcher.data.opened import ROW_GROUP, open_data_file
 from launcher.data.splits import unique_columns
 from launcher.errors import DataError, RunError
-from launcher.rundir.uri import asking, is_local, join, open_uri, os_reason, refusal
+from launcher.rundir.uri import describe_os_error, is_local, join, open_uri, storage_error, translate_errors
 from launcher.spec.data import COMPRESSED
 from launcher.spec.hub import PREFIX, parse_hub
 from launcher.tasks.base import ColumnKind
@@ -45,7 +45,7 @@ _VERSION = 2
 Kinds = Mapping[str, ColumnKind]
 
 
-def as_splittable(
+def convert_to_parquet(
     name: str, locations: Sequence[str], format: str, cache: str, kinds: Kinds | None = None
 ) -> list[str]:
     """Return the locations as paths of Parquet or Arrow files; see `splittable_files`."""
@@ -111,7 +111,7 @@ def _by_name(ready: DataFile, listed: DataFile) -> DataFile:
 
 
 def _is_stream(path: str) -> bool:
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         return bool(stream.read(4) == _STREAM_MAGIC)
 
 
@@ -152,7 +152,7 @@ def _made_of_mixed(target: str, file: DataFile, kinds: Kinds, error: DataError) 
 
 
 def _is_made(target: str) -> bool:
-    with asking(target):
+    with translate_errors(target):
         fs, inner = open_uri(target)
         return bool(fs.get_file_info(inner).size)
 
@@ -193,14 +193,14 @@ def _batches(file: DataFile, whole: bool, kinds: Kinds, mixed: Collection[str]) 
 
 def _read_lines(path: str) -> Iterator[pa.RecordBatch]:
     """Read lines as rows with the column `text`; those without a character but blanks are left out."""
-    with opened(path) as stream, io.TextIOWrapper(stream, "utf-8-sig") as lines:
+    with open_data_file(path) as stream, io.TextIOWrapper(stream, "utf-8-sig") as lines:
         texts = (line.rstrip("\n") for line in lines if line.strip())
         while part := list(islice(texts, ROW_GROUP)):
             yield pa.record_batch({"text": pa.array(part, pa.string())})
 
 
 def _read_arrow_stream(path: str) -> Iterator[pa.RecordBatch]:
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         yield from pa.ipc.open_stream(stream)
 
 
@@ -214,7 +214,7 @@ def _what_is_wrong(file: DataFile, error: Exception, mixed: Collection[str]) -> 
 
 def _not_utf8(path: str) -> str:
     """Return which line is the first that is not UTF-8; "" where all are."""
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         for number, line in enumerate(io.BufferedReader(stream), 1):
             try:
                 line.decode()
@@ -237,7 +237,7 @@ _MAGIC = {
 
 def _other_kind(path: str) -> str:
     """What a file is that is not of the kind its name says; "" where nobody knows."""
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         start = bytes(stream.read(8))
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
@@ -245,7 +245,7 @@ def _other_kind(path: str) -> str:
 def _broken_line(path: str, mixed: Collection[str]) -> str:
     """The first line that is no JSON object or gives a key another kind of value; "" where all are well."""
     kinds: dict[str, str] = {}
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         for number, line in enumerate(io.BufferedReader(stream), 1):
             if line.strip() and (wrong := _wrong_with(line, kinds, mixed)):
                 return f"line {number}: {wrong}"
@@ -313,9 +313,9 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: K
         fs.move(staged, path)
     except OSError as error:
         if not is_local(fs):
-            raise refusal(f"output.storage: {target}", error) from error
+            raise storage_error(f"output.storage: {target}", error) from error
         raise RunError(
-            f"output.storage: {target} cannot be written ({os_reason(error)}); give a directory that can be"
+            f"output.storage: {target} cannot be written ({describe_os_error(error)}); give a directory that can be"
         ) from error
     finally:
         with suppress(OSError):  # of a storage that just refused; the error above says so

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from launcher.data.files import INTEGER
-from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, opened
+from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, open_data_file
 from launcher.errors import DataError
 from launcher.rundir.uri import split_options
 from launcher.tasks.base import ColumnKind
@@ -43,12 +43,12 @@ def read_csv(path: str, whole: bool, kinds: Mapping[str, ColumnKind]) -> Iterato
     open_it = pa.csv.read_csv if whole else pa.csv.open_csv
     # `true` stays the text it is, as a class name or a word.
     convert = pa.csv.ConvertOptions(true_values=[], false_values=[])
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         inferred = open_it(stream, read, parse, convert).schema
     _check_separator(path, inferred.names, delimiter)
     as_text = [field.name for field in inferred if _is_text_first(field, kinds.get(field.name))]
     convert.column_types = dict.fromkeys(as_text, pa.string())
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         found = open_it(stream, read, parse, convert)
         for field in found.schema:
             if pa.types.is_binary(field.type):  # what pyarrow makes of text that is not UTF-8
@@ -68,7 +68,7 @@ def is_tsv(path: str) -> bool:
 
 def header_hint(path: str) -> str:
     """Return what separates the columns of a file where its name says otherwise; "" where nothing does."""
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         line = bytes(stream.read(1 << 16)).split(b"\n", 1)[0].decode("utf-8", "replace")
     right = "\t" if is_tsv(path) else ","
     other = max(_SEPARATORS, key=line.count)

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from launcher.data.blocks import Block, BlockError, gather
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.data.splits import Split
 from launcher.errors import DataError
-from launcher.rundir.uri import join, os_reason, shown
+from launcher.rundir.uri import describe_os_error, join, redact_uri
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Encoded, Task
 
@@ -56,7 +56,7 @@ def root_of(job: JobSpec) -> str | None:
     root = job.data.cache.path or join(job.output.storage, ".cache/encoded")
     if "://" in root:
         raise DataError(
-            f"data.cache: {shown(job.output.storage)} is remote, and encoded rows are read in small pieces; set "
+            f"data.cache: {redact_uri(job.output.storage)} is remote, and encoded rows are read in small pieces; set "
             "data.cache.path to a directory on the nodes' disks"
         )
     return root
@@ -67,7 +67,7 @@ def encoding_of(job: JobSpec) -> str:
     return job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
 
 
-def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: Ids) -> Encoded:
+def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: RowIds) -> Encoded:
     """Rows of a split as `task.encode` gives them, from the job's cache, which keeps what it has not seen yet.
 
     Args:
@@ -126,19 +126,19 @@ class Entry:
         encode: rows by id.
     """
 
-    def __init__(self, directory: Path, limit: int, rows: int, encode: Callable[[Ids], Encoded]) -> None:
+    def __init__(self, directory: Path, limit: int, rows: int, encode: Callable[[RowIds], Encoded]) -> None:
         self._directory, self._limit, self._rows, self._encode = directory, limit, rows, encode
         self._room, self._look_again = 0, 0.0
         self._open = lru_cache(_OPEN_BLOCKS)(Block.open)
         self._at_once = 1
         self._random = random.Random(os.getpid())
 
-    def take(self, ids: Ids) -> Encoded:
+    def take(self, ids: RowIds) -> Encoded:
         """The rows, as they are encoded without a cache."""
         number = ids // BLOCK_ROWS
         self._fill(np.unique(number))
-        parts: list[tuple[Block, Ids, Ids]] = []
-        elsewhere: list[Ids] = []
+        parts: list[tuple[Block, RowIds, RowIds]] = []
+        elsewhere: list[RowIds] = []
         for block in np.unique(number):
             places = np.flatnonzero(number == block)
             found = self._read(int(block))
@@ -152,7 +152,7 @@ class Entry:
             parts.append((rows, np.arange(len(places)), places))
         return gather(parts)
 
-    def _fill(self, blocks: Ids) -> None:
+    def _fill(self, blocks: RowIds) -> None:
         """Encode and publish the blocks that are missing, as far as there is room."""
         missing = [int(block) for block in blocks if not self._path(int(block)).exists()]
         self._look()
@@ -204,17 +204,19 @@ class Entry:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             (self._directory / _USED).touch()
-            self._room = self._limit - make_room(self._directory.parent, self._limit)
+            self._room = self._limit - evict(self._directory.parent, self._limit)
         except OSError as error:  # not to be written, or an entry went while it was looked at
             self._stop(error)
 
     def _stop(self, error: OSError) -> None:
         """Training goes on without what cannot be kept."""
-        _log.warning("data.cache: %s: nothing is kept from now on (%s)", self._directory.parent, os_reason(error))
+        _log.warning(
+            "data.cache: %s: nothing is kept from now on (%s)", self._directory.parent, describe_os_error(error)
+        )
         self._room, self._look_again = 0, math.inf
 
 
-def make_room(root: Path, limit: int) -> int:
+def evict(root: Path, limit: int) -> int:
     """Throw away entries that were not used for an hour, the longest unused first, until all fit into the limit.
 
     Returns:

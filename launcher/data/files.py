@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from launcher.errors import DataError, RunError
-from launcher.rundir.uri import open_uri, os_reason
+from launcher.rundir.uri import describe_os_error, open_uri
 from launcher.spec.data import COMPRESSED, SUFFIXES
 
 
@@ -64,7 +64,7 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
         where = f"data.{name}: {location} does not exist"
         raise DataError(f"{where}; give a file, a directory or a glob that does") from error
     except OSError as error:
-        where = f"data.{name}: {location} cannot be listed ({os_reason(error)})"
+        where = f"data.{name}: {location} cannot be listed ({describe_os_error(error)})"
         raise DataError(f"{where}; check the address, the network and your rights") from error
     head = _head(bare, scheme, base)
     chosen = [_data_file(info, (head, base, query), format) for info in found]

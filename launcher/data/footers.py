@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from launcher.data.files import DataFile, first_line
 from launcher.errors import DataError, RunError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.uri import is_local, open_uri, os_reason, parent, split_options
+from launcher.rundir.uri import describe_os_error, is_local, open_uri, parent, split_options
 
 ORIGIN = b"launcher.origin"
 """Key of a converted file's metadata that says what it was converted from."""
 
-Told = Callable[[int, int], None]
-"""Told of (footers read, footers to read), now and then."""
+OnProgress = Callable[[int, int], None]
+"""Called with (footers read, footers to read), now and then."""
 
 # A local footer is a matter of the processor, and threads wait for each other; a remote one is a matter of waiting.
 _THREADS, _REMOTE_THREADS = 8, 64
@@ -97,7 +97,7 @@ def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch if schema.equals(batch.schema) else batch.cast(schema)
 
 
-def read_footers(files: Sequence[DataFile], cache: str | None = None, told: Told | None = None) -> Footers:
+def read_footers(files: Sequence[DataFile], cache: str | None = None, told: OnProgress | None = None) -> Footers:
     """The footers of files, from the cache where they stand in it.
 
     Args:
@@ -119,7 +119,7 @@ def read_footers(files: Sequence[DataFile], cache: str | None = None, told: Told
     return Footers(footers)
 
 
-def _read_all(files: Sequence[DataFile], places: list[int], told: Told | None) -> Iterator[tuple[int, Footer]]:
+def _read_all(files: Sequence[DataFile], places: list[int], told: OnProgress | None) -> Iterator[tuple[int, Footer]]:
     """Read some footers with many threads; the first broken file in order is the one that is told."""
     if not places:
         return
@@ -156,7 +156,7 @@ def _tried(file: DataFile, schemas: dict[bytes, bytes]) -> "Footer | DataError":
     except RunError as error:
         return DataError(error.message)
     except (pa.ArrowInvalid, OSError) as error:
-        reason = os_reason(error) if isinstance(error, OSError) else first_line(error)
+        reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
         return DataError(f"{file.path}: not a readable {file.format} file ({reason}); restore or remove it")
     return footer._replace(schema=schemas.setdefault(footer.schema, footer.schema))
 

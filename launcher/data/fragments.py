@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 
 ClassNames = Mapping[str, tuple[str, ...]]
 """By column: names of its integers, which count from 0."""
@@ -55,15 +55,15 @@ class Fragments(Sequence[Fragment]):
     """
 
     files: pa.Table
-    file: Ids
-    place: Ids
-    file_row: Ids
-    rows: Ids
-    size_bytes: Ids
+    file: RowIds
+    place: RowIds
+    file_row: RowIds
+    rows: RowIds
+    size_bytes: RowIds
     names: tuple[ClassNames, ...] = ()
 
     @staticmethod
-    def of(files: pa.Table, counts: Ids, rows: Ids, size_bytes: Ids) -> "Fragments":
+    def of(files: pa.Table, counts: RowIds, rows: RowIds, size_bytes: RowIds) -> "Fragments":
         """From what footers say; fragments without rows are left out.
 
         Args:
@@ -84,7 +84,7 @@ class Fragments(Sequence[Fragment]):
         )
         return whole if bool((rows > 0).all()) else whole.some(np.flatnonzero(rows))
 
-    def some(self, chosen: Ids) -> "Fragments":
+    def some(self, chosen: RowIds) -> "Fragments":
         """The fragments at some places, in that order."""
         columns = ("file", "place", "file_row", "rows", "size_bytes")
         return replace(self, **{column: getattr(self, column)[chosen] for column in columns})
@@ -94,7 +94,7 @@ class Fragments(Sequence[Fragment]):
         return replace(self, names=names)
 
     @cached_property
-    def starts(self) -> Ids:
+    def starts(self) -> RowIds:
         """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
         return np.concatenate([[0], np.cumsum(self.rows)]).astype(np.int64)
 

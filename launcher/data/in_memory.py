@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from launcher.data.blocks import Block
 from launcher.data.encoded_cache import encoding_of
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN, Window
@@ -33,7 +33,7 @@ _ROWS_AT_ONCE = 4096
 _SMALL_BYTES, _FEW_WORKERS = 32 << 20, 4
 
 
-def workers_read(job: JobSpec, splits: Mapping[str, Split]) -> bool:
+def can_read_in_workers(job: JobSpec, splits: Mapping[str, Split]) -> bool:
     """Return whether train workers read and encode for themselves, not Ray Data for them.
 
     Args:
@@ -47,10 +47,10 @@ def workers_read(job: JobSpec, splits: Mapping[str, Split]) -> bool:
     return sum(int(split.fragments.size_bytes.sum()) for split in splits.values()) <= _SMALL_BYTES
 
 
-class KeptSource(StreamSource):
+class InMemorySource(StreamSource):
     """A `StreamSource` whose rows stay encoded from window to window and from trial to trial."""
 
-    def encode(self, task: Task, window: Window, ids: Ids) -> Encoded:
+    def encode(self, task: Task, window: Window, ids: RowIds) -> Encoded:
         """As its base does, from memory where that is possible."""
         split = self.splits[window.kind]
         kept = None
@@ -68,7 +68,7 @@ class _Key:
     name: str
     version: str
     split: Split = field(compare=False)
-    encode: Callable[[Ids], Encoded] = field(compare=False)
+    encode: Callable[[RowIds], Encoded] = field(compare=False)
 
 
 @lru_cache(maxsize=4)
@@ -85,7 +85,7 @@ def _kept(key: _Key) -> Block | None:
     return Block.of(parts, [stop - begin for begin, stop in bounds])
 
 
-def cells(source: StreamSource, windows: Iterable[Window], rank: int) -> Iterator[pa.Buffer]:
+def iter_shards_in_memory(source: StreamSource, windows: Iterable[Window], rank: int) -> Iterator[pa.Buffer]:
     """The packed shares of one worker, window after window; the next one is laid out meanwhile."""
     with ThreadPoolExecutor(1, "windows") as thread:
         coming = None

@@ -15,7 +15,7 @@ from itertools import count
 import pyarrow as pa
 import pyarrow.json
 
-from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, opened
+from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, open_data_file
 
 _CHUNK_BYTES = 1 << 20
 _LARGEST_ROW_BYTES = 1 << 28
@@ -41,7 +41,7 @@ def read_json(path: str, whole: bool, mixed: Collection[str] = ()) -> Iterator[p
     while True:
         read = pa.json.ReadOptions(block_size=BLOCK_BYTES)
         parse = pa.json.ParseOptions(explicit_schema=pa.schema(texts) if texts else None)
-        with opened(path) as stream:
+        with open_data_file(path) as stream:
             lines = _as_lines(stream, array, mixed)
             found = (pa.json.read_json if whole else pa.json.open_json)(lines, read, parse)
             # JSON knows no times: pyarrow takes texts for them that look so, and writes them in another way.
@@ -73,7 +73,7 @@ def _as_lines(stream: pa.NativeFile, array: bool, mixed: Collection[str]) -> "pa
 
 def is_array(path: str) -> bool:
     """Return whether a file holds one JSON array rather than lines of objects."""
-    with opened(path) as stream:
+    with open_data_file(path) as stream:
         return bytes(stream.read(_CHUNK_BYTES)).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 

@@ -31,7 +31,7 @@ class LearnedRecord(Record):
     parameters: dict[str, object]
 
 
-def learned(job: JobSpec, task: Task, train: Split) -> JobSpec:
+def infer_task_params(job: JobSpec, task: Task, train: Split) -> JobSpec:
     """The job with all parameters of its task.
 
     Raises:
@@ -41,7 +41,7 @@ def learned(job: JobSpec, task: Task, train: Split) -> JobSpec:
     worth = train.rows >= _WORTH_KEEPING
     parameters = _kept(cache, name) if worth else None
     if parameters is None:
-        found = task.learn(_Columns(train))
+        found = task.infer_params(_Columns(train))
         parameters = found.model_dump(mode="json")
         if worth and found != task.params:
             _keep(cache, name, parameters)

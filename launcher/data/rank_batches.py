@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.tasks.base import Batch, Encoded, Task
 
 
 @dataclass(frozen=True)
-class StepHeader:
+class GlobalBatch:
     """One global batch, the same on every worker."""
 
     samples: int
@@ -27,7 +27,7 @@ class StepHeader:
 
 
 @dataclass(frozen=True)
-class ShareHeader:
+class ShardHeader:
     """One window's share, for one worker."""
 
     kind: str
@@ -39,21 +39,21 @@ class ShareHeader:
     """Whether this is the last window of an evaluation."""
     skipped_rows: int
     """Unusable rows of the window, told to rank 0 only so that a sum over workers counts each once."""
-    steps: tuple[StepHeader, ...]
+    steps: tuple[GlobalBatch, ...]
 
 
 @dataclass(frozen=True)
-class StepShare:
+class LocalBatch:
     """One worker's share of one global batch."""
 
-    header: StepHeader
+    global_batch: GlobalBatch
     micro_batches: tuple[pa.Table, ...]
     """Each with the columns the task encoded, `__row` (row ids; -1 for a filler) and `__mask`; where samples are
     packed, `segments` beside them, and `__row` is the first one's."""
 
 
 @dataclass(frozen=True)
-class Cut:
+class BatchLayout:
     """How a global batch is cut into shares: a matter of memory and speed, never of the result."""
 
     world_size: int
@@ -63,7 +63,7 @@ class Cut:
     """Length a sequence may have that several samples share; None makes every sample a sequence."""
 
 
-def deal_batch(batch: Ids, lengths: Ids, cut: Cut) -> list[list[Ids]]:
+def assign_to_ranks(batch: RowIds, lengths: RowIds, cut: BatchLayout) -> list[list[RowIds]]:
     """For each worker, positions that share a sequence each; once for all, as each must know the largest share."""
     if cut.pack_length is None:
         return [[batch[i : i + 1] for i in range(rank, len(batch), cut.world_size)] for rank in range(cut.world_size)]
@@ -71,30 +71,35 @@ def deal_batch(batch: Ids, lengths: Ids, cut: Cut) -> list[list[Ids]]:
     return [_pack(batch[owner == rank], lengths, cut.pack_length) for rank in range(cut.world_size)]
 
 
-def build_share(
-    encoded: Encoded, rows: Ids, batches: Sequence[Ids], dealt: Sequence[list[list[Ids]]], rank: int, cut: Cut
-) -> tuple[pa.Table, tuple[StepHeader, ...]]:
+def build_shard(
+    encoded: Encoded,
+    rows: RowIds,
+    batches: Sequence[RowIds],
+    dealt: Sequence[list[list[RowIds]]],
+    rank: int,
+    cut: BatchLayout,
+) -> tuple[pa.Table, tuple[GlobalBatch, ...]]:
     """One worker's sequences of each batch, cut into micro-batches.
 
     Args:
         encoded: the window's usable rows.
         rows: (n,) row ids of the window before encoding.
         batches: positions among the usable rows, from `cut_batches`.
-        dealt: `deal_batch` of each batch.
+        dealt: `assign_to_ranks` of each batch.
         rank: whose share.
         cut: workers, micro-batch and packing.
 
     Returns:
         The sequences with their `__` columns, and one header per batch.
     """
-    ids = rows[encoded.kept]
-    sequences: list[Ids] = []
+    ids = rows[encoded.valid_rows]
+    sequences: list[RowIds] = []
     micro_of, mask, step_of, headers = [], [], [], []
     for step, (batch, shares) in enumerate(zip(batches, dealt, strict=True)):
         largest = max(len(share) for share in shares)
         size = cut.micro_batch or max(largest, 1)
         micro_batches = max(1, -(-largest // size))
-        headers.append(StepHeader(len(batch), float(encoded.weights[batch].sum()), micro_batches))
+        headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches))
         mine = shares[rank]
         micro = np.arange(len(mine)) // size
         # A worker without samples runs a filler of weight zero: ZeRO gathers and reduces in lockstep.
@@ -120,7 +125,7 @@ def build_share(
     return table, tuple(headers)
 
 
-def _pack(mine: Ids, lengths: Ids, pack_length: int) -> list[Ids]:
+def _pack(mine: RowIds, lengths: RowIds, pack_length: int) -> list[RowIds]:
     """Positions put into as few sequences of at most `pack_length` as even filling allows."""
     # No packing needs fewer than their total length fills; even filling may need a few more.
     for count in range(max(1, -(-int(lengths[mine].sum()) // pack_length)), len(mine)):
@@ -130,7 +135,7 @@ def _pack(mine: Ids, lengths: Ids, pack_length: int) -> list[Ids]:
     return [mine[i : i + 1] for i in range(len(mine))]
 
 
-def _evenly(lengths: Ids, parts: int) -> Ids:
+def _evenly(lengths: RowIds, parts: int) -> RowIds:
     """For each length the part it goes to: the longest first, always into the emptiest (Graham 1969)."""
     filled = np.zeros(parts, np.int64)
     chosen = np.empty(len(lengths), np.int64)
@@ -167,7 +172,7 @@ def repeated(task: Task, samples: pa.Table, position: int, count: int, fill: int
     )
 
 
-def pack_share(table: pa.Table, header: ShareHeader) -> bytes:
+def serialize_shard(table: pa.Table, header: ShardHeader) -> bytes:
     """A share as bytes; one cell of the row that Ray Data carries to its worker."""
     table = table.replace_schema_metadata({"launcher": json.dumps(asdict(header))})
     sink = pa.BufferOutputStream()
@@ -176,15 +181,15 @@ def pack_share(table: pa.Table, header: ShareHeader) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
-def open_share(content: pa.Buffer) -> tuple[ShareHeader, Iterator[StepShare]]:
+def deserialize_shard(content: pa.Buffer) -> tuple[ShardHeader, Iterator[LocalBatch]]:
     """The header and the steps of a packed share, without copying the samples."""
     table = pa.ipc.open_stream(content).read_all()
     raw = json.loads(table.schema.metadata[b"launcher"])
-    header = ShareHeader(**{**raw, "steps": tuple(StepHeader(**step) for step in raw["steps"])})
+    header = ShardHeader(**{**raw, "steps": tuple(GlobalBatch(**step) for step in raw["steps"])})
     return header, _steps(table.replace_schema_metadata(None), header)
 
 
-def _steps(table: pa.Table, header: ShareHeader) -> Iterator[StepShare]:
+def _steps(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]:
     step_of, micro_of = table.column("__step").to_numpy(), table.column("__micro").to_numpy()
     columns = [name for name in table.column_names if name not in ("__step", "__micro")]
     samples = table.select(columns)
@@ -194,7 +199,7 @@ def _steps(table: pa.Table, header: ShareHeader) -> Iterator[StepShare]:
         inside = samples.slice(begin, end - begin).take(pa.array(order))
         bounds = np.searchsorted(micro_of[begin:end][order], np.arange(step.micro_batches + 1))
         pairs = zip(bounds[:-1], bounds[1:], strict=True)
-        yield StepShare(step, tuple(inside.slice(int(a), int(b - a)) for a, b in pairs))
+        yield LocalBatch(step, tuple(inside.slice(int(a), int(b - a)) for a, b in pairs))
 
 
 def collate(task: Task, samples: pa.Table) -> Batch:

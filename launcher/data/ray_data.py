@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher.data.in_memory import cells, workers_read
+from launcher.data.in_memory import can_read_in_workers, iter_shards_in_memory
 from launcher.data.process import whole_imports
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
@@ -66,7 +66,7 @@ def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[
     return read
 
 
-def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
+def split_stream(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
     """One iterator per worker; worker r receives row r of every window, in window order.
 
     Ray Data keeps this only with preserve_order, one block per row, and a splitter that deals blocks round-robin;
@@ -87,7 +87,7 @@ def deal(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
     return list(dataset.streaming_split(source.world_size, equal=False))
 
 
-class CanonicalData(DataConfig):
+class DeterministicDataConfig(DataConfig):
     """Deals the canonical stream to however many workers the group has this time.
 
     Ray Train calls `configure` when a worker asks for a data set: once for the first segment of a stream, and once for
@@ -106,7 +106,7 @@ class CanonicalData(DataConfig):
 
     def names(self, streams: Iterable[str]) -> list[str]:
         """Return the data sets Ray Train must know of, for the streams of some splits; none where workers read."""
-        if workers_read(self._job, self._splits):
+        if can_read_in_workers(self._job, self._splits):
             return []
         return [name for stream in streams for name in (stream, _LATER.format(stream))]
 
@@ -124,19 +124,19 @@ class CanonicalData(DataConfig):
         for name, split in self._splits.items():
             if name in datasets:
                 first = next(segments_of(name, split.rows, self._plan, self._job, self._start))
-                for rank, iterator in enumerate(deal(source, first)):
+                for rank, iterator in enumerate(split_stream(source, first)):
                     shards[rank][name] = iterator
             elif (later := _LATER.format(name)) in datasets:
                 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-                actor: Any = _Dealer
+                actor: Any = _StreamSplitter
                 dealer = actor.options(scheduling_strategy=here).remote(source, name, self._plan, self._start)
                 for rank in range(world_size):
-                    shards[rank][later] = _Later(dealer, rank)  # type: ignore[assignment]  # Ray passes it on
+                    shards[rank][later] = _LazySplitter(dealer, rank)  # type: ignore[assignment]  # Ray passes it on
         return shards
 
 
 @ray.remote(num_cpus=0)
-class _Dealer:
+class _StreamSplitter:
     """Deals the segments behind the first, each when a worker asks for it; the one before is let go then."""
 
     def __init__(self, source: StreamSource, name: str, plan: Plan, start: int) -> None:
@@ -149,12 +149,12 @@ class _Dealer:
         """Segment `number` for a worker; all have begun the one before it, or none could have ended it."""
         while self._number < number:
             self._number, windows = next(self._segments)
-            self._dealt = deal(self._source, windows)
+            self._dealt = split_stream(self._source, windows)
         return self._dealt[rank]
 
 
 @dataclass(frozen=True)
-class _Later:
+class _LazySplitter:
     """A worker's way to the segments behind the first."""
 
     dealer: "ActorHandle[Any]"
@@ -165,31 +165,33 @@ class _Later:
         return ray.get(answer)
 
 
-def worker_cells(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, start: int = 0) -> Iterator[pa.Buffer]:
+def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, start: int = 0) -> Iterator[pa.Buffer]:
     """Yield the packed shares of this train worker, of one stream; in a train worker.
 
     Args:
         name: `train`, or the split that is evaluated.
-        splits: As `CanonicalData` has them.
+        splits: As `DeterministicDataConfig` has them.
         plan: Of the run.
         job: Of the run.
         start: Step of the checkpoint the workers go on from.
     """
     rows = splits[name].rows
-    if workers_read(job, splits):
+    if can_read_in_workers(job, splits):
         rank = ray.train.get_context().get_world_rank()
-        yield from cells(StreamSource(job, splits, job.cluster.workers), windows_of(name, rows, plan, job, start), rank)
+        yield from iter_shards_in_memory(
+            StreamSource(job, splits, job.cluster.workers), windows_of(name, rows, plan, job, start), rank
+        )
         return
     for number, _ in enumerate(segments_of(name, rows, plan, job, start)):
         if number:
             later = ray.train.get_dataset_shard(_LATER.format(name))
-            assert isinstance(later, _Later)
-            yield from share_cells(later.segment(number))
+            assert isinstance(later, _LazySplitter)
+            yield from build_shards(later.segment(number))
         else:
-            yield from share_cells(ray.train.get_dataset_shard(name))
+            yield from build_shards(ray.train.get_dataset_shard(name))
 
 
-def share_cells(iterator: "DataIterator") -> Iterator[pa.Buffer]:
+def build_shards(iterator: "DataIterator") -> Iterator[pa.Buffer]:
     """The packed shares of one worker's Ray Data iterator; two are fetched ahead."""
     for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         assert isinstance(batch, pa.Table)

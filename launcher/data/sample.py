@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.fragments import Fragment
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.data.splits import Reading, Split, read_rows
 from launcher.rundir.uri import open_uri
 
@@ -29,7 +29,7 @@ def schema_of(split: Split) -> pa.Schema:
         return pa.ipc.open_file(stream).schema
 
 
-def a_few(split: Split) -> Reading:
+def first_rows(split: Split) -> Reading:
     """As many rows at once as make a batch of a few MiB."""
     return Reading(max(1, min(16384, int(_BATCH_BYTES / row_bytes(split)))), BUFFER_BYTES)
 
@@ -52,7 +52,7 @@ def sample(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
         return schema.empty_table()
     count = min(_FRAGMENTS, len(split.fragments))
     chosen = np.unique(np.linspace(0, len(split.fragments) - 1, count).round().astype(int))
-    parts, left, how = [schema.empty_table()], rows, a_few(split)
+    parts, left, how = [schema.empty_table()], rows, first_rows(split)
     for position, index in enumerate(chosen):
         fragment = split.fragments[index]
         share = min(fragment.rows, -(-left // (len(chosen) - position)))
@@ -62,7 +62,7 @@ def sample(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _spread(fragment: Fragment, rows: int) -> Ids:
+def _spread(fragment: Fragment, rows: int) -> RowIds:
     """Some rows of one fragment: spread evenly where it is small, else the first."""
     step = fragment.rows / rows if fragment.size_bytes <= _WHOLE_BYTES else 1.0
     return (np.arange(rows) * step).astype(np.int64)

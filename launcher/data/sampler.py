@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-Ids = npt.NDArray[np.int64]
+RowIds = npt.NDArray[np.int64]
 _POOL_ROWS = 1 << 20
 """In a pool at most: what repeats takes next to no bytes in a file, but the ids of all its rows are permuted."""
 
@@ -32,7 +32,7 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def row_noise(seed: int, epoch: int, rows: Ids) -> Ids:
+def row_noise(seed: int, epoch: int, rows: RowIds) -> RowIds:
     """A seed for each row's augmentation: a function of (seed, epoch, row), the same on any cluster.
 
     Returns:
@@ -56,7 +56,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class EpochOrder:
+class EpochSampler:
     """The order of one epoch.
 
     Args:
@@ -93,7 +93,7 @@ class EpochOrder:
         return [pieces[begin:end] for begin, end in pairwise(bounds)]
 
     @cached_property
-    def _laid(self) -> tuple[Ids, list[int]]:
+    def _laid(self) -> tuple[RowIds, list[int]]:
         """The shuffled pieces, (pieces, 3) as `Piece` has them, and where pools begin, with the end of the last."""
         pieces = _pieces(self.fragments, self.pool_bytes)
         laid = pieces[generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))]
@@ -108,13 +108,13 @@ class EpochOrder:
         return laid, [*bounds, len(laid)] if len(laid) else [0]
 
     @cached_property
-    def pool_starts(self) -> Ids:
+    def pool_starts(self) -> RowIds:
         """First row of each pool in the epoch's order, and the number of rows behind them: (pools + 1,)."""
         laid, bounds = self._laid
         behind = np.concatenate([[0], np.cumsum(laid[:, 1])]).astype(np.int64)
         return behind[bounds]
 
-    def window(self, index: int) -> Ids:
+    def window(self, index: int) -> RowIds:
         """Row ids of one window, in the order they are encoded.
 
         Returns:
@@ -139,7 +139,7 @@ class EpochOrder:
         """Return the number of rows of a pool."""
         return int(self.pool_starts[pool + 1] - self.pool_starts[pool])
 
-    def pool_ids(self, pool: int) -> Ids:
+    def pool_ids(self, pool: int) -> RowIds:
         """Return the row ids of a pool, shuffled."""
         laid, bounds = self._laid
         mine = laid[bounds[pool] : bounds[pool + 1]].tolist()
@@ -147,7 +147,7 @@ class EpochOrder:
         return generator("rows", self.fingerprint, self.seed, self.epoch, pool).permutation(ids)
 
 
-def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> Ids:
+def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> RowIds:
     """Return fragments as pieces, (pieces, 3) as `Piece` has them, in even slices where one pool cannot hold all."""
     rows, size_bytes = np.array(fragments, np.int64).reshape(-1, 2).T
     slices = np.ones(len(rows), np.int64)
@@ -160,12 +160,12 @@ def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> Ids:
     number = np.arange(len(first)) - np.repeat(np.cumsum(slices) - slices, slices)
     rows, size_bytes, slices = (np.repeat(column, slices) for column in (rows, size_bytes, slices))
     begin, end = rows * number // slices, rows * (number + 1) // slices
-    pieces: Ids = np.stack([first + begin, end - begin, size_bytes // slices], axis=1)
-    kept: Ids = pieces[end > begin]
+    pieces: RowIds = np.stack([first + begin, end - begin, size_bytes // slices], axis=1)
+    kept: RowIds = pieces[end > begin]
     return kept
 
 
-def cut_batches(lengths: Ids, steps: int, batch_size: int, rng: np.random.Generator | None) -> list[Ids]:
+def cut_batches(lengths: RowIds, steps: int, batch_size: int, rng: np.random.Generator | None) -> list[RowIds]:
     """Cut a window's encoded rows into its global batches; rows of like length share one.
 
     Args:

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, is_integer, list_files
-from launcher.data.footers import Footer, Told, arrow_reader, plain, read_footers
+from launcher.data.footers import Footer, OnProgress, arrow_reader, plain, read_footers
 from launcher.data.fragments import ClassNames, Fragment, Fragments
-from launcher.data.sampler import Ids
+from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
-from launcher.rundir.uri import open_uri, passes, refusal, shown
+from launcher.rundir.uri import is_transient, open_uri, redact_uri, storage_error
 from launcher.tasks.base import ColumnKind
 
 
@@ -57,7 +57,7 @@ class Split:
     on, stays the same when files move."""
 
     @property
-    def starts(self) -> Ids:
+    def starts(self) -> RowIds:
         """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
         return self.fragments.starts
 
@@ -70,7 +70,7 @@ class Split:
         """File, as the user knows it, and row within that file of a row id."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         fragment = self.fragments[index]
-        return shown(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
+        return redact_uri(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
 
     def named(self, columns: ClassNames) -> "Split":
         """Return the same split, some integer columns of which are read as the names that each file gives them.
@@ -86,7 +86,7 @@ class Split:
         each = tuple({name: own.get(name, names) for name, names in columns.items()} for own in self.numberings)
         return replace(self, schema=schema, fragments=self.fragments.named(each))
 
-    def read(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
+    def read(self, ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Rows by id, in the order of `ids`, with only the columns asked for."""
         columns = list(dict.fromkeys(columns))  # a task may read one column as two things
         schema = pa.schema([self.schema.field(name) for name in columns])
@@ -111,7 +111,7 @@ class Split:
                 yield batch.column(0).cast(kind)
 
 
-def read_rows(fragment: Fragment, rows: Ids, columns: Sequence[str], how: Reading = READING) -> pa.Table:
+def read_rows(fragment: Fragment, rows: RowIds, columns: Sequence[str], how: Reading = READING) -> pa.Table:
     """Some rows of one fragment, in the order asked for; at least one.
 
     A large row group is decoded batch by batch and only the wanted rows are kept, so memory stays with the window.
@@ -134,7 +134,7 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
 
     Raises:
         DataError: the file cannot be read.
-        StorageTrouble: Its storage does not answer, for now.
+        StorageUnavailableError: Its storage does not answer, for now.
     """
     fs, path = open_uri(fragment.path)
     rows = how.rows_at_once
@@ -150,7 +150,7 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
         for batch in with_partition(map(plain, batches), fragment, columns):
             yield _with_names(batch, fragment.names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise unreadable(fragment.path, error) from error
+        raise unreadable_file_error(fragment.path, error) from error
 
 
 def is_numbered(kind: pa.DataType) -> bool:
@@ -179,10 +179,10 @@ def _as_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
     return pc.if_else(known, texts, values.cast(pa.string()))
 
 
-def unreadable(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
-    """Return the error that says why a data file cannot be read; a `StorageTrouble` where that may pass."""
-    if isinstance(error, OSError) and passes(error):
-        return refusal(path, error)
+def unreadable_file_error(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
+    """Return the error that says why a data file cannot be read; a `StorageUnavailableError` where that may pass."""
+    if isinstance(error, OSError) and is_transient(error):
+        return storage_error(path, error)
     return DataError(f"{path}: cannot be read ({first_line(error)}); restore the file")
 
 
@@ -199,7 +199,7 @@ def open_files(
     name: str,
     files: Sequence[DataFile],
     cache: str | None = None,
-    told: Told | None = None,
+    told: OnProgress | None = None,
     kinds: Mapping[str, ColumnKind] | None = None,
 ) -> Split:
     """Read the footers of a split's files.

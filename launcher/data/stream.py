@@ -12,12 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.encoded_cache import encoded_rows
-from launcher.data.rank_batches import Cut, ShareHeader, StepShare, build_share, deal_batch, open_share, pack_share
+from launcher.data.rank_batches import (
+    BatchLayout,
+    LocalBatch,
+    ShardHeader,
+    assign_to_ranks,
+    build_shard,
+    deserialize_shard,
+    serialize_shard,
+)
 from launcher.data.sample import sample
-from launcher.data.sampler import EpochOrder, Ids, cut_batches, generator, row_noise
+from launcher.data.sampler import EpochSampler, RowIds, cut_batches, generator, row_noise
 from launcher.data.splits import Split
 from launcher.data.windows import TRAIN, Window
-from launcher.errors import DataError, ExactnessError
+from launcher.errors import DataError, RowCountError
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Encoded, Task
@@ -45,26 +53,26 @@ class StreamSource:
         task = self.task(window.kind != TRAIN)
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
-        judge(split, ids, encoded, self.job.data.on_bad_row)
+        handle_bad_rows(split, ids, encoded, self.job.data.on_bad_row)
         batches = self.batches(window, len(ids), encoded)[window.begin : window.end]
         # An evaluation tells samples apart, so it never packs.
         packed = task.pack_length if window.kind == TRAIN else None
         given = self.job.parallel.micro_batch
-        cut = Cut(self.world_size, given if isinstance(given, int) else None, packed)
-        dealt = [deal_batch(batch, encoded.lengths, cut) for batch in batches]
+        cut = BatchLayout(self.world_size, given if isinstance(given, int) else None, packed)
+        dealt = [assign_to_ranks(batch, encoded.lengths, cut) for batch in batches]
         for rank in ranks:
-            table, steps = build_share(encoded, ids, batches, dealt, rank, cut)
+            table, steps = build_shard(encoded, ids, batches, dealt, rank, cut)
             skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
-            header = ShareHeader(
+            header = ShardHeader(
                 window.kind, window.epoch, window.first_step + window.begin, window.last, skipped, steps
             )
-            yield pack_share(table, header)
+            yield serialize_shard(table, header)
 
     def task(self, scored: bool) -> Task:
         """What encodes rows, as evaluations see it or as training does."""
         return _task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), scored)
 
-    def encode(self, task: Task, window: Window, ids: Ids) -> Encoded:
+    def encode(self, task: Task, window: Window, ids: RowIds) -> Encoded:
         """The rows of a window, read and made ready for the model."""
         split = self.splits[window.kind]
         if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
@@ -73,13 +81,13 @@ class StreamSource:
         noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
         return task.encode(rows, True, noise)
 
-    def encode_rows(self, task: Task, kind: str, ids: Ids) -> Encoded:
+    def encode_rows(self, task: Task, kind: str, ids: RowIds) -> Encoded:
         """Return rows of a split, of any windows, as `encode` gives them where they are not augmented."""
         if self.job.data.cache is not None:
             return encoded_rows(self.job, self.splits[kind], task, kind != TRAIN, ids)
         return task.encode(self.splits[kind].read(ids, task.input_columns + task.target_columns), True)
 
-    def _read(self, window: Window, ids: Ids, columns: tuple[str, ...]) -> pa.Table:
+    def _read(self, window: Window, ids: RowIds, columns: tuple[str, ...]) -> pa.Table:
         """Read the rows of a window; those of training come from pools, each of which is read once in a process."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
@@ -93,15 +101,15 @@ class StreamSource:
         parts = [_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
         return pa.concat_tables(parts).combine_chunks()
 
-    def row_ids(self, window: Window) -> Ids:
+    def row_ids(self, window: Window) -> RowIds:
         """Row ids of a window: the canonical order for training, file order for evaluation."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size * self.job.data.window_steps
             return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
-        return order_of(self.job, split, window.epoch).window(window.index)
+        return epoch_sampler(self.job, split, window.epoch).window(window.index)
 
-    def batches(self, window: Window, rows: int, encoded: Encoded) -> list[Ids]:
+    def batches(self, window: Window, rows: int, encoded: Encoded) -> list[RowIds]:
         """The window's global batches, as positions among the rows that can be used."""
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size
@@ -109,15 +117,15 @@ class StreamSource:
         size = self.job.train.batch_size
         fingerprint = self.splits[TRAIN].fingerprint
         rng = generator("batches", fingerprint, self.job.seed, window.epoch, window.index)
-        lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.kept), np.int64)
+        lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
         return cut_batches(lengths, -(-rows // size), size, rng)
 
 
-MEND_ROW = "mend the row, or set data.on_bad_row: skip to leave such rows out"
+BAD_ROW_REMEDY = "mend the row, or set data.on_bad_row: skip to leave such rows out"
 """The remedy for a row that cannot be used."""
 
 
-def judge(split: Split, ids: Ids, encoded: Encoded, on_bad_row: str) -> None:
+def handle_bad_rows(split: Split, ids: RowIds, encoded: Encoded, on_bad_row: str) -> None:
     """Do with unusable rows what the job file says.
 
     Raises:
@@ -129,8 +137,8 @@ def judge(split: Split, ids: Ids, encoded: Encoded, on_bad_row: str) -> None:
     file, row = split.locate(int(ids[position]))
     where = f"{file}: row {row}: {reason}"
     if on_bad_row == "error":
-        raise DataError(f"{where}; {MEND_ROW}")
-    if not len(encoded.kept):
+        raise DataError(f"{where}; {BAD_ROW_REMEDY}")
+    if not len(encoded.valid_rows):
         raise DataError(f"{where}, and so are all {len(ids)} rows read with it; is the right column named?")
 
 
@@ -153,17 +161,17 @@ class _OrderKey:
         )
 
 
-def order_of(job: JobSpec, split: Split, epoch: int) -> EpochOrder:
+def epoch_sampler(job: JobSpec, split: Split, epoch: int) -> EpochSampler:
     """Return the order of one epoch of a job's training rows."""
     return _order(_OrderKey.of(job, split), epoch)
 
 
 @lru_cache(maxsize=4)
-def _order(key: _OrderKey, epoch: int) -> EpochOrder:
+def _order(key: _OrderKey, epoch: int) -> EpochSampler:
     found = key.split.fragments
     fragments = tuple(zip(found.rows.tolist(), found.size_bytes.tolist(), strict=True))
     window_rows = key.batch_size * key.window_steps
-    return EpochOrder(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
+    return EpochSampler(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
 
 
 _POOL_BYTES = 256 << 20
@@ -191,22 +199,22 @@ def _pool(key: _OrderKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa
 @lru_cache(maxsize=4)
 def _task(job_json: str, scored: bool) -> Task:
     task = build_task(JobSpec.model_validate_json(job_json))  # its tokenizer stays loaded in this process
-    return task.scored() if scored else task
+    return task.for_evaluation() if scored else task
 
 
-class ShareStream:
-    """The train worker's end of the stream: the cells of its rows, in order (`share_cells` of a Ray Data iterator)."""
+class ShardStream:
+    """The train worker's end of the stream: the cells of its rows, in order (`build_shards` of a Ray Data iterator)."""
 
     def __init__(self, rows: Iterator[pa.Buffer]) -> None:
         self._rows = rows
         self.skipped_rows = 0
 
-    def steps(self) -> Iterator[tuple[int, int, StepShare]]:
+    def steps(self) -> Iterator[tuple[int, int, LocalBatch]]:
         """(steps done before it, epoch, share) of each training step, in order."""
         for cell in self._rows:
-            header, shares = open_share(cell)
+            header, shares = deserialize_shard(cell)
             if header.kind != TRAIN:
-                raise ExactnessError(f"stream: an evaluation of {header.kind} came where training was due")
+                raise RowCountError(f"stream: an evaluation of {header.kind} came where training was due")
             self.skipped_rows += header.skipped_rows
             for offset, share in enumerate(shares):
                 yield header.first_step + offset, header.epoch, share
@@ -223,11 +231,11 @@ class Evaluation:
         self._rows, self._split, self._step = rows, split, step
         self.skipped_rows = 0
 
-    def __iter__(self) -> Iterator[StepShare]:
+    def __iter__(self) -> Iterator[LocalBatch]:
         for cell in self._rows:
-            header, shares = open_share(cell)
+            header, shares = deserialize_shard(cell)
             if header.kind != self._split or header.first_step != self._step:
-                raise ExactnessError(
+                raise RowCountError(
                     f"stream: {header.kind} at step {header.first_step} came where {self._split} at step {self._step} "
                     "was due"
                 )

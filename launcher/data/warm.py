@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 import ray
 
-from launcher.data.in_memory import workers_read
+from launcher.data.in_memory import can_read_in_workers
 from launcher.data.ray_data import TASK_CPUS
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN
@@ -22,7 +22,7 @@ _AS_RAY_DATA = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
 
 def warm_up(source: StreamSource) -> None:
     """Start it, if there will be data workers; nobody waits for it."""
-    if workers_read(source.job, source.splits):
+    if can_read_in_workers(source.job, source.splits):
         return
     _encode_some.options(runtime_env=_AS_RAY_DATA).remote(source)
 

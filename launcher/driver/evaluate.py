@@ -8,26 +8,26 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launcher.data.checks import check_columns, lost_notes, try_split
-from launcher.data.ray_data import CanonicalData
+from launcher.data.checks import check_columns, check_first_rows_of_split, lost_notes
+from launcher.data.ray_data import DeterministicDataConfig
 from launcher.data.splits import Split, is_numbered
-from launcher.driver.console import watch
+from launcher.driver.control import open_control_channel
 from launcher.driver.preflight import check_model
 from launcher.driver.prepare import open_part
-from launcher.driver.worker_group import Fit, fit, ray_session
+from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import DataError, RunError
-from launcher.formatting import few
+from launcher.formatting import list_names
 from launcher.report.render import write_report
 from launcher.rundir.directory import RunDir, runnable_job
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import ScoresRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.messages import not_one_of
-from launcher.spec.scored import SPLITS, checked_name, name_of
+from launcher.spec.scored import SPLITS, check_scores_name, scores_name
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
-from launcher.train.entrypoint import work
-from launcher.train.worker_config import WorkOrder
+from launcher.train.entrypoint import train_loop_per_worker
+from launcher.train.worker_config import WorkerConfig
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def evaluate_data(
         DataError: the data cannot be read, lacks a column, or has labels that the model does not know.
     """
     job = job or runnable_job(run)
-    name = checked_name(name) if name is not None else name_of(location)
+    name = check_scores_name(name) if name is not None else scores_name(location)
     check_model(run)
     # Its rows may name files beside themselves, not beside what the run was trained on.
     data = job.data.model_copy(update={"train": (location,), "validation": None, "test": None})
@@ -127,7 +127,7 @@ def _try(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
     """Look at columns, classes and first rows, before Ray starts."""
     task = build_task(exported(run, job))
     check_columns(split, task)
-    try_split(job, task, split)
+    check_first_rows_of_split(job, task, split)
     for note in lost_notes(task, [split]):
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
 
@@ -143,8 +143,8 @@ def _check_classes(split: Split, task: Task) -> None:
         names = dict(split.class_names).get(column)
         if known and names and names != tuple(known) and is_numbered(split.schema.field(column).type):
             raise DataError(
-                f"{split.locate(0)[0]}: the classes of {column} are {few(names)}, but the model knows {few(known)}; "
-                "write the model's names instead of numbers"
+                f"{split.locate(0)[0]}: the classes of {column} are {list_names(names)}, but the model knows "
+                f"{list_names(known)}; write the model's names instead of numbers"
             )
 
 
@@ -152,9 +152,14 @@ def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresR
     plan = run.read_record("plan.json", Plan)
     model_job = exported(run, job)
     splits = {split.name: split}
-    data = CanonicalData(model_job, plan, splits)
-    with ray_session(model_job), watch(plan, console) as line:
-        order = WorkOrder(run, model_job, plan, splits, line.post, evaluate_only=split.name)
-        fit(Fit(model_job, run, data, (split.name,)), work, {"order": order}, line.ask_stop)
+    data = DeterministicDataConfig(model_job, plan, splits)
+    with ray_session(model_job), open_control_channel(plan, console) as line:
+        order = WorkerConfig(run, model_job, plan, splits, line.client, evaluate_only=split.name)
+        run_worker_group(
+            WorkerGroupConfig(model_job, run, data, (split.name,)),
+            train_loop_per_worker,
+            {"order": order},
+            line.request_stop,
+        )
     write_report(run)
     return run.read_record(f"scores-{split.name}.json", ScoresRecord)

@@ -4,13 +4,13 @@ import re
 import time
 from collections.abc import Callable
 
-from launcher.errors import TrainingError, WorkerLost
+from launcher.errors import TrainingError, WorkerLostError
 from launcher.spec.fault_tolerance import FaultToleranceSpec
 
 _LONGEST_S = 300.0
 
 
-class Failures:
+class FailurePolicy:
     """The failures that one command has seen.
 
     Args:
@@ -24,7 +24,7 @@ class Failures:
         self._same = self._without_progress = 0
         self._last: tuple[int, str] | None = None
 
-    def bear(self, error: WorkerLost, step: int) -> float:
+    def decide(self, error: WorkerLostError, step: int) -> float:
         """Count one; returns the seconds to wait before the workers are started again.
 
         Args:
@@ -34,7 +34,7 @@ class Failures:
         Raises:
             TrainingError: it is one too many, or always the same.
         """
-        here = (step, alike(error.message))
+        here = (step, have_same_cause(error.message))
         now = self._clock()
         self._recent = [at for at in self._recent if now - at < 3600 * self._spec.within_hours] + [now]
         self._same = self._same + 1 if here == self._last else 1
@@ -63,6 +63,6 @@ class Failures:
         return f"failure {len(self._recent)} of {bears}"
 
 
-def alike(message: str) -> str:
+def have_same_cause(message: str) -> str:
     """A reason without what differs from one time to the next: addresses, process ids, ranks, times."""
     return re.sub(r"\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", message.lower())

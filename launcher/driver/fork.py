@@ -8,10 +8,10 @@ import hashlib
 
 from rich.console import Console
 
-from launcher.data.ray_data import CanonicalData
-from launcher.driver.console import watch
-from launcher.driver.prepare import absolute, open_splits
-from launcher.driver.worker_group import Fit, fit, ray_session
+from launcher.data.ray_data import DeterministicDataConfig
+from launcher.driver.control import open_control_channel
+from launcher.driver.prepare import open_splits, with_absolute_paths
+from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir, find_run, read_job
 from launcher.rundir.plan import Plan
@@ -20,8 +20,8 @@ from launcher.rundir.uri import join, parent
 from launcher.spec.job import JobSpec
 from launcher.spec.permissions import with_permissions_of
 from launcher.train.checkpoint import catalog
-from launcher.train.entrypoint import work
-from launcher.train.worker_config import WorkOrder
+from launcher.train.entrypoint import train_loop_per_worker
+from launcher.train.worker_config import WorkerConfig
 
 
 class ForkRecord(Record):
@@ -32,7 +32,7 @@ class ForkRecord(Record):
     step: int
 
 
-def forked(job: JobSpec, origin: str, console: Console) -> JobSpec:
+def fork_job(job: JobSpec, origin: str, console: Console) -> JobSpec:
     """The job with another run's weights as its model: the best of a finished run, or those of the newest checkpoint.
 
     Args:
@@ -43,7 +43,7 @@ def forked(job: JobSpec, origin: str, console: Console) -> JobSpec:
     Raises:
         RunError: there is no such run, it has no weights yet, or the new run has begun from others.
     """
-    old, storage = find_run(origin), absolute(job).output.storage
+    old, storage = find_run(origin), with_absolute_paths(job).output.storage
     run = RunDir(join(storage, job.name))
     if run.uri == old.uri:
         raise RunError(f"--fork: {old.uri} is the run itself; change `name`, the new run needs one of its own")
@@ -56,7 +56,7 @@ def forked(job: JobSpec, origin: str, console: Console) -> JobSpec:
         if finished:
             place.copy_from(old, "model")
         else:
-            _export(old, with_permissions_of(read_job(old), absolute(job)), step, place, console)
+            _export(old, with_permissions_of(read_job(old), with_absolute_paths(job)), step, place, console)
         place.write_record("fork.json", ForkRecord(origin=old.uri, step=step))
     console.print(f"begins from the weights of {old.uri}, step {step}", highlight=False, soft_wrap=True, markup=False)
     return _from(job, place.path("model"))
@@ -101,13 +101,18 @@ def _version(old: RunDir, step: int) -> str:
     """A run may be removed, and another trained under its name: of its checkpoint's files."""
     if not catalog.is_complete(old, step):
         return ""
-    return " ".join(entry.sha256 for entry in catalog.manifest_of(old, step).files)
+    return " ".join(entry.sha256 for entry in catalog.read_manifest(old, step).files)
 
 
 def _export(old: RunDir, job: JobSpec, step: int, place: RunDir, console: Console) -> None:
     """Let the own kind of workers of a run that is not finished read its checkpoint and write the model."""
     plan = old.read_record("plan.json", Plan)
     splits = open_splits(job)
-    order = WorkOrder(old, job, plan, splits, start=step, export_to=place)
-    with ray_session(job), watch(plan, console) as line:
-        fit(Fit(job, place, CanonicalData(job, plan, splits), ()), work, {"order": order}, line.ask_stop)
+    order = WorkerConfig(old, job, plan, splits, resume_step=step, export_to=place)
+    with ray_session(job), open_control_channel(plan, console) as line:
+        run_worker_group(
+            WorkerGroupConfig(job, place, DeterministicDataConfig(job, plan, splits), ()),
+            train_loop_per_worker,
+            {"order": order},
+            line.request_stop,
+        )

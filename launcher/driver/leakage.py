@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 from rich.console import Console
 
-from launcher.data.leakage.duplicates import Stopped, find_leaks
+from launcher.data.leakage.duplicates import SearchStopped, find_duplicates
 from launcher.data.splits import Split
 from launcher.errors import DataError, LauncherError
 from launcher.rundir.directory import RunDir
@@ -52,7 +52,7 @@ def compare_splits(
     record = run.find_record(_FILE, LeakageRecord)
     same = {name: split.fingerprint for name, split in splits.items()}
     if record is None or not same.items() <= record.fingerprints.items() or record.columns != task.input_columns:
-        record = find_leaks(splits, task, threads, stop)
+        record = find_duplicates(splits, task, threads, stop)
     if record.leaks and job.data.leakage == "error":
         raise DataError(f"data.leakage: {leak_sentences(record)[0]}; remove them, or set data.leakage: warn")
     return record
@@ -66,13 +66,13 @@ def leak_notes(record: LeakageRecord | None) -> tuple[str, ...]:
     return tuple(sentence + remedy for sentence in leak_sentences(record))
 
 
-def refuse_leaks(job: JobSpec, run: RunDir, splits: dict[str, Split]) -> LeakageRecord | None:
+def require_no_leakage(job: JobSpec, run: RunDir, splits: dict[str, Split]) -> LeakageRecord | None:
     """Before anything expensive, where the job file says `data.leakage: error`: raises as `compare_splits` does."""
     return compare_splits(job, run, splits) if job.data.leakage == "error" else None
 
 
 @contextmanager
-def told_leaks(
+def check_leakage_in_background(
     job: JobSpec, run: RunDir, splits: dict[str, Split], known: LeakageRecord | None, console: Console
 ) -> Iterator[None]:
     """Compare the splits beside what the block does, leave leakage.json, and tell; the block never waits for it.
@@ -81,7 +81,7 @@ def told_leaks(
         job: resolved.
         run: gets the record.
         splits: that may be looked into.
-        known: what `refuse_leaks` found.
+        known: what `require_no_leakage` found.
         console: for the notes.
     """
     if known is not None:
@@ -104,7 +104,7 @@ def _tell(job: JobSpec, run: RunDir, splits: dict[str, Split], console: Console,
     threads = max(1, (os.cpu_count() or 1) // 4)
     try:
         record = compare_splits(job, run, splits, threads, stop)
-    except Stopped:
+    except SearchStopped:
         return
     except (LauncherError, OSError, pa.ArrowException) as error:  # whether rows leak must not cost the run
         what = error.message if isinstance(error, LauncherError) else " ".join(str(error).split())[:200]

@@ -4,10 +4,10 @@ import os
 
 from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
-from launcher.train.offload.swap_dir import refuse
+from launcher.train.offload.swap_dir import check_offload_path
 
 
-def missing(job: JobSpec) -> str | None:
+def missing_local_resources(job: JobSpec) -> str | None:
     """Why a local Ray could not run the job; None where it can, or where a cluster will."""
     cluster = job.cluster
     if cluster.address or cluster.kubernetes or os.environ.get("RAY_ADDRESS"):
@@ -35,7 +35,7 @@ def _disk(job: JobSpec) -> str | None:
     if job.parallel.offload_path is None:
         return None
     try:
-        refuse(job.parallel.offload_path)
+        check_offload_path(job.parallel.offload_path)
     except ClusterError as error:
         return error.message
     return None
@@ -51,6 +51,6 @@ def check_machine(job: JobSpec) -> None:
 
     if ray.is_initialized():
         return  # it knows what it has
-    lacks = missing(job)
+    lacks = missing_local_resources(job)
     if lacks is not None:
         raise ClusterError(lacks)

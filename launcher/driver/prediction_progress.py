@@ -1,4 +1,4 @@
-"""Progress of predictions: a bar on a terminal, lines in a log, as in `driver/console.py`. Runs on the head."""
+"""Progress of predictions: a bar on a terminal, lines in a log, as in `driver/progress.py`. Runs on the head."""
 
 import time
 from typing import Protocol
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _EVERY_S = 5.0
 
 
-class View(Protocol):
+class PredictionProgress(Protocol):
     """Shows how far it is."""
 
     def show(self, rows: int, workers: int) -> None:
@@ -19,7 +19,7 @@ class View(Protocol):
         """Take down what stands on the screen."""
 
 
-def make_view(console: Console, total: int, before: int) -> View:
+def make_progress(console: Console, total: int, before: int) -> PredictionProgress:
     """The view that suits a console.
 
     Args:

@@ -4,7 +4,7 @@ Contents of checkpoints are verified by the workers that read them (`train/check
 minutes.
 """
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import RunError
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir, read_job
@@ -15,7 +15,7 @@ from launcher.spec.curve import spec_difference
 from launcher.train.checkpoint import catalog
 
 
-def check_run(prepared: Prepared) -> None:
+def check_resumable(prepared: PreparedJob) -> None:
     """Refuse to go on with a run that is another job's, or that cannot be read; nothing is written.
 
     Raises:
@@ -31,11 +31,11 @@ def check_run(prepared: Prepared) -> None:
     _refuse_another(run, prepared)
     run.find_record("leakage.json", LeakageRecord)
     run.find_record("result.json", ResultRecord)
-    metrics_log.look_over(run)
+    metrics_log.validate_log(run)
     _check_checkpoint(run, prepared.plan.zero)
 
 
-def _refuse_another(run: RunDir, prepared: Prepared) -> None:
+def _refuse_another(run: RunDir, prepared: PreparedJob) -> None:
     """What a run goes on with must be what it began with.
 
     Raises:
@@ -75,8 +75,8 @@ def _check_checkpoint(run: RunDir, zero: int) -> None:
     if run.exists("result.json"):
         return
     for step in reversed(catalog.complete_steps(run)):
-        if catalog.damage_of(run, step) is None:
-            catalog.refuse_stage(catalog.manifest_of(run, step), zero)
+        if catalog.find_corruption(run, step) is None:
+            catalog.check_stage(catalog.read_manifest(run, step), zero)
             return
 
 

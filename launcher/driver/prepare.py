@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from launcher.data.checks import (
     check_columns,
-    check_kinds,
+    check_label_types,
     check_targets,
     has_classes,
     lost_notes,
@@ -26,20 +26,20 @@ from launcher.data.checks import (
 )
 from launcher.data.convert import splittable_files
 from launcher.data.encoded_cache import root_of
-from launcher.data.footers import Told
-from launcher.data.label_inference import learned
+from launcher.data.footers import OnProgress
+from launcher.data.label_inference import infer_task_params
 from launcher.data.process import uncollected
 from launcher.data.sample import row_bytes, sample
 from launcher.data.splits import Split, open_files
-from launcher.driver.machine import missing
-from launcher.driver.memory.auto import Room, largest_share, settle
+from launcher.driver.machine import missing_local_resources
+from launcher.driver.memory.auto import MemoryPlan, largest_local_batch, resolve_auto_parallel
 from launcher.errors import DataError, ModelError
 from launcher.models import from_config
 from launcher.models.fingerprint import model_files
-from launcher.models.pretrained import blank, load_config
+from launcher.models.pretrained import load_config, without_weights
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
-from launcher.rundir.uri import join, shown, split_options
+from launcher.rundir.uri import join, redact_uri, split_options
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.tasks import build_task
@@ -52,7 +52,7 @@ _REMARKED_ROWS, _REMARKED_BYTES = 256, 2 << 20
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedJob:
     """A job ready to run."""
 
     job: JobSpec
@@ -68,11 +68,11 @@ OnData = Callable[[JobSpec, dict[str, Split]], None]
 
 def prepare(
     job: JobSpec,
-    told: Told | None = None,
+    told: OnProgress | None = None,
     cache: str | None = None,
     measure: bool = False,
     on_data: OnData | None = None,
-) -> Prepared:
+) -> PreparedJob:
     """Resolve a job and plan it.
 
     Args:
@@ -91,14 +91,14 @@ def prepare(
             "train.optimizer: adamw_8bit needs bitsandbytes, which is not installed here; pip install "
             "'launcher[bitsandbytes]' on every node, or take adamw"
         )
-    job = absolute(job)
+    job = with_absolute_paths(job)
     root_of(job)  # refuses
     splits = open_splits(job, told, cache)
     task = build_task(job)
     for split in splits.values():
         check_columns(split, task)
-    check_kinds(job, task, splits)
-    job = learned(_with_base(job, task, splits["train"]), task, splits["train"])
+    check_label_types(job, task, splits)
+    job = infer_task_params(_with_base(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
     for split in splits.values():  # training may have columns that the other splits lack
         check_columns(split, task)
@@ -112,9 +112,9 @@ def prepare(
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)
-    room = settle(job, run, splits["train"], measure)
+    room = resolve_auto_parallel(job, run, splits["train"], measure)
     notes += _remarks(task, splits["train"]) if measure else ()
-    return Prepared(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts, notes))
+    return PreparedJob(room.job, run, splits, make_plan(room, build_task(room.job), splits, facts, notes))
 
 
 def _remarks(task: Task, train: Split) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _remarks(task: Task, train: Split) -> tuple[str, ...]:
     return task.remarks(sample(train, read, rows), [name for name in train.schema.names if name not in read])
 
 
-def absolute(job: JobSpec) -> JobSpec:
+def with_absolute_paths(job: JobSpec) -> JobSpec:
     """Local paths made absolute, so that they mean the same in every process."""
     data: dict[str, object] = {
         name: tuple(_absolute(location) for location in locations)
@@ -137,7 +137,7 @@ def absolute(job: JobSpec) -> JobSpec:
     cache = job.data.cache
     if cache is not None and cache.path is not None:
         data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})
-    model = {"name": absolute_model(job.model.name)}
+    model = {"name": absolute_model_name(job.model.name)}
     return job.model_copy(
         update={
             "data": job.data.model_copy(update=data),
@@ -148,7 +148,7 @@ def absolute(job: JobSpec) -> JobSpec:
     )
 
 
-def absolute_model(name: str) -> str:
+def absolute_model_name(name: str) -> str:
     """Return the path of a model's directory made absolute; what is none is a name on the hub, a URI or nowhere."""
     path = os.path.abspath(os.path.expanduser(name))
     return path if name and os.path.isdir(path) else name
@@ -175,7 +175,7 @@ def _absolute(location: str) -> str:
     return os.path.abspath(os.path.expanduser(location))
 
 
-def open_splits(job: JobSpec, told: Told | None = None, cache: str | None = None) -> dict[str, Split]:
+def open_splits(job: JobSpec, told: OnProgress | None = None, cache: str | None = None) -> dict[str, Split]:
     """Every split the job names, from footers; formats without footers are converted into the storage's cache."""
     splits: dict[str, Split] = {}
     kinds = build_task(job).columns()
@@ -214,7 +214,7 @@ def _open(
     job: JobSpec,
     name: str,
     locations: Sequence[str],
-    told: Told | None = None,
+    told: OnProgress | None = None,
     cache: str | None = None,
     *,
     kinds: Mapping[str, ColumnKind] | None = None,
@@ -239,9 +239,9 @@ def _with_base(job: JobSpec, task: Task, train: Split) -> JobSpec:
     if not cache.exists("base/config.json"):
         with tempfile.TemporaryDirectory() as folder:
             columns = [] if task.from_scratch == "image" else _text_columns(task, train)
-            from_config.make_base(job.model, task.from_scratch, _cells(train, columns), Path(folder) / "base")
+            from_config.create_base_model(job.model, task.from_scratch, _cells(train, columns), Path(folder) / "base")
             made = job.model.model_copy(update={"name": f"{folder}/base", "revision": None})
-            blank(task.auto_model, made, load_config(made))  # what makes no model does not get into the cache
+            without_weights(task.auto_model, made, load_config(made))  # what makes no model does not get into the cache
             cache.publish_directory(Path(folder) / "base", "base", keep=True)
     return job.model_copy(update={"model": job.model.model_copy(update={"name": cache.path("base")})})
 
@@ -259,7 +259,7 @@ def _cells(split: Split, columns: list[str]) -> Iterator[object]:
 
 
 def make_plan(
-    room: Room, task: Task, splits: dict[str, Split], facts: dict[str, object], remarks: Sequence[str] = ()
+    room: MemoryPlan, task: Task, splits: dict[str, Split], facts: dict[str, object], remarks: Sequence[str] = ()
 ) -> Plan:
     """Return steps, shares and memory.
 
@@ -285,7 +285,7 @@ def make_plan(
             f"more than the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
         )
     mode = job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric]
-    share = largest_share(job, splits["train"])
+    share = largest_local_batch(job, splits["train"])
     given = job.parallel.micro_batch
     micro = min(given, share) if isinstance(given, int) else share
     parameters = int(str(facts.get("parameters", 0)))
@@ -324,7 +324,7 @@ def _notes(job: JobSpec, task: Task, rows: dict[str, int], facts: dict[str, obje
         notes.append("no validation data: the last weights are exported, whatever they are worth")
     if has_classes(task):
         notes += remarks(getattr(task.params, "labels", None) or (), task.target_columns[0])
-    if task.scored() is not task:
+    if task.for_evaluation() is not task:
         notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
     if rows["train"] < job.train.batch_size:
         notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
@@ -367,7 +367,7 @@ def _twice(splits: dict[str, Split]) -> list[str]:
         if again is not None:
             place = np.flatnonzero(np.asarray(split.fragments.files.column("path")) == again)[0]
             known = split.fragments.files.column("origin")[int(place)].as_py() or again
-            notes.append(f"data.{name}: {shown(known)} is named more than once, and its rows count as often")
+            notes.append(f"data.{name}: {redact_uri(known)} is named more than once, and its rows count as often")
     return notes
 
 
@@ -378,7 +378,7 @@ def _cluster_notes(job: JobSpec) -> list[str]:
             f"cluster.workers: of {job.cluster.workers} workers only {job.train.batch_size} ever get a sample, as "
             "train.batch_size has no more"
         )
-    notes += [lacks] if (lacks := missing(job)) is not None else []
+    notes += [lacks] if (lacks := missing_local_resources(job)) is not None else []
     if job.cluster.gpus_per_worker and not job.train.deterministic:
         notes.append("GPU kernels may differ in the last bits from run to run; train.deterministic: true refuses them")
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from ray.exceptions import RayError
 
 from launcher import errors
-from launcher.errors import LauncherError, TrainingError, WorkerLost
+from launcher.errors import LauncherError, TrainingError, WorkerLostError
 
 # What code that is wrong raises, a user's task for one: it would raise it again.
 _BUGS = (
@@ -25,11 +25,11 @@ _CUT = ("closed by peer", "reset by peer", "Broken pipe", "remote process has te
 _WORDS = 300
 
 
-def explain(error: BaseException) -> LauncherError:
+def unwrap_ray_error(error: BaseException) -> LauncherError:
     """The launcher's own error inside Ray's wrapping; else what happened to which rank.
 
     Returns:
-        `WorkerLost` where a new start may go on, `TrainingError` where the code is wrong.
+        `WorkerLostError` where a new start may go on, `TrainingError` where the code is wrong.
     """
     seen = list(_causes(error))
     for cause in seen:
@@ -42,11 +42,11 @@ def explain(error: BaseException) -> LauncherError:
     failures = next((found for cause in seen if (found := _failures(cause))), {})
     lost = _lost(failures)
     if lost is not None:
-        return WorkerLost(lost)
+        return WorkerLostError(lost)
     root = seen[-1]
     rank = next((f" of rank {rank}" for rank, failure in failures.items() if root in _causes(failure)), "")
     last = str(root if len(seen) > 1 else error).strip().splitlines() or [type(error).__name__]
-    kind = TrainingError if isinstance(root, _BUGS) else WorkerLost
+    kind = TrainingError if isinstance(root, _BUGS) else WorkerLostError
     return kind(f"a worker{rank} stopped: {type(root).__name__}: {last[-1][:_WORDS]}")
 
 

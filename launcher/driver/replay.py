@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launcher.driver.prepare import Prepared, prepare
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.driver.run import run_job
 from launcher.errors import RunError
 from launcher.report.compare import Comparison, compare, render_comparison
@@ -22,7 +22,7 @@ from launcher.spec.job import NO_NAME, JobSpec, is_name
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayResult:
     """A run that was run again."""
 
     run: RunDir
@@ -31,11 +31,11 @@ class Replayed:
     comparison: Comparison
     page: str
     """Path or URI of the page with both."""
-    excuses: tuple[str, ...]
+    known_differences: tuple[str, ...]
     """Why the curves could not be equal."""
 
 
-def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) -> Replayed:
+def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) -> ReplayResult:
     """Train a finished run's job again, or go on with that, and compare.
 
     Args:
@@ -67,7 +67,7 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     run_job(job, console)
     both = compare((run, again))
     again.write_bytes("compare.html", render_comparison(both).encode())
-    return Replayed(again, agreement(*both.runs), both, again.path("compare.html"), excuses)
+    return ReplayResult(again, agreement(*both.runs), both, again.path("compare.html"), excuses)
 
 
 def _checked(run: RunDir, name: str) -> str:
@@ -88,7 +88,7 @@ def _free_name(run: RunDir, storage: str) -> str:
     raise AssertionError("there is always one more number")
 
 
-def _excuses(old: Plan, prepared: Prepared) -> tuple[str, ...]:
+def _excuses(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
     """What keeps the curves from being equal, whatever the promise says."""
     job, plan = prepared.job, prepared.plan
     said = []
@@ -111,11 +111,11 @@ def _excuses(old: Plan, prepared: Prepared) -> tuple[str, ...]:
     return tuple(said)
 
 
-def outcome(replayed: Replayed) -> Sequence[str]:
+def outcome(replayed: ReplayResult) -> Sequence[str]:
     """What came of it, in sentences."""
     lines = [*replayed.agreement.sentences]
     if not replayed.agreement.agrees:
-        lines += [f"to be expected: {excuse}" for excuse in replayed.excuses]
+        lines += [f"to be expected: {excuse}" for excuse in replayed.known_differences]
         changed = replayed.comparison.environment_differences
         versions = [f"{row.name} {row.values[0]} -> {row.values[1]}" for row in changed if row.name not in _PLACES]
         lines += [f"the environments differ: {', '.join(versions)}"] if versions else []

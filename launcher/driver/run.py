@@ -14,33 +14,34 @@ from importlib import metadata
 import ray
 from rich.console import Console
 
-from launcher.data.checks import try_rows
+from launcher.data.checks import check_first_rows
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
 from launcher.data.warm import warm_up
-from launcher.driver.console import Mailbox, reading_files, start_mailbox, watch
-from launcher.driver.controller import Driver, is_finished
-from launcher.driver.leakage import refuse_leaks, told_leaks
+from launcher.driver.control import ControlActor, open_control_channel, start_control_actor
+from launcher.driver.controller import TrainController, is_finished
+from launcher.driver.leakage import check_leakage_in_background, require_no_leakage
 from launcher.driver.machine import check_machine
-from launcher.driver.preflight import check_run
-from launcher.driver.prepare import Prepared, prepare
+from launcher.driver.preflight import check_resumable
+from launcher.driver.prepare import PreparedJob, prepare
+from launcher.driver.progress import reading_progress
 from launcher.driver.worker_group import ray_session
-from launcher.errors import ClusterError, Interrupted
+from launcher.errors import ClusterError, RunInterrupted
 from launcher.processes import local_ray
 from launcher.report.render import write_report
 from launcher.rundir.directory import RunDir
-from launcher.rundir.lease import Lease, refuse_second
-from launcher.rundir.micro_batch import halvings_of
+from launcher.rundir.lease import Lease, check_not_running
+from launcher.rundir.micro_batch import read_reductions
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import EnvironmentRecord, MetricsLine, ResultRecord, ScoresRecord, StepRecord, WorkerRecord
-from launcher.rundir.run_status import beating
+from launcher.rundir.run_status import publish_run_status
 from launcher.rundir.uri import join
 from launcher.spec.curve import curve_values
 from launcher.spec.fault_injection import Fault, Faults
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.train.checkpoint import catalog
-from launcher.train.fault_injection import Chaos
+from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers import prometheus, trackers
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
@@ -70,38 +71,38 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
             if mailbox is not None:
                 warm_up(StreamSource(resolved, splits, resolved.cluster.workers))
 
-        with reading_files(console) as told:
+        with reading_progress(console) as told:
             prepared = prepare(job, told, measure=True, on_data=on_data)
         return _run_prepared(prepared, job, console, faults, mailbox)
 
 
-def _begin_workers(stack: ExitStack, job: JobSpec) -> Mailbox | None:
+def _begin_workers(stack: ExitStack, job: JobSpec) -> ControlActor | None:
     """Connect to the Ray that the command has begun, and start its first process, while the job is prepared.
 
     Returns:
         The actor between driver and workers; None where there is no such Ray, or nothing to be done on it.
     """
     run = RunDir(join(job.output.storage, job.name))
-    if local_ray.begun() is None or run.exists("result.json"):
+    if local_ray.current() is None or run.exists("result.json"):
         return None
     check_machine(job)
     stack.enter_context(ray_session(job))
-    mailbox = start_mailbox()
+    mailbox = start_control_actor()
     stack.callback(ray.kill, mailbox)
     return mailbox
 
 
 def _run_prepared(
-    prepared: Prepared, job: JobSpec, console: Console, faults: Faults | None, mailbox: Mailbox | None
+    prepared: PreparedJob, job: JobSpec, console: Console, faults: Faults | None, mailbox: ControlActor | None
 ) -> RunDir:
     run, plan, finished = prepared.run, prepared.plan, is_finished(prepared)
-    check_run(prepared)
+    check_resumable(prepared)
     chaos = faults.of(plan.total_steps, plan.workers) if faults is not None else ()
     if not finished:
-        refuse_second(run)
+        check_not_running(run)
         check_machine(prepared.job)
-        try_rows(prepared.job, prepared.splits, _TRIED_ROWS)
-    leaks = None if finished else refuse_leaks(prepared.job, run, prepared.splits)
+        check_first_rows(prepared.job, prepared.splits, _TRIED_ROWS)
+    leaks = None if finished else require_no_leakage(prepared.job, run, prepared.splits)
     if finished:
         _open_run(prepared)
         console.print(
@@ -110,7 +111,10 @@ def _run_prepared(
     else:
         resumed = catalog.latest_step(run)
         _say_what_comes(prepared, resumed, console)
-        with _opened(prepared) as lease, told_leaks(prepared.job, run, prepared.splits, leaks, console):
+        with (
+            _opened(prepared) as lease,
+            check_leakage_in_background(prepared.job, run, prepared.splits, leaks, console),
+        ):
             _work_to_the_end(prepared, job, console, chaos, mailbox, lease)
         _write_environment(run, plan)
     report = write_report(run)
@@ -119,21 +123,21 @@ def _run_prepared(
 
 
 def _work_to_the_end(
-    prepared: Prepared,
+    prepared: PreparedJob,
     asked: JobSpec,
     console: Console,
     faults: tuple[Fault, ...],
-    mailbox: Mailbox | None,
+    mailbox: ControlActor | None,
     lease: Lease,
 ) -> None:
     """Everything that needs a cluster.
 
     Raises:
-        Interrupted: somebody asked to stop; the checkpoint is there.
+        RunInterrupted: somebody asked to stop; the checkpoint is there.
     """
     run, job, plan = prepared.run, prepared.job, prepared.plan
     trackers.begin(run, job, curve_values(job))
-    chaos = Chaos(run, faults)
+    chaos = FaultInjector(run, faults)
 
     def hear(line: MetricsLine) -> None:
         if isinstance(line, StepRecord):
@@ -141,12 +145,12 @@ def _work_to_the_end(
 
     hang_s = job.fault_tolerance.hang_s
     with (
-        _tracked(run, job), ray_session(job), prometheus.counted(job),
-        watch(plan, console, hear, hang_s, mailbox) as line, beating(run),
+        _tracked(run, job), ray_session(job), prometheus.count_attempt(job),
+        open_control_channel(plan, console, hear, hang_s, mailbox) as line, publish_run_status(run),
     ):  # fmt: skip
         if mailbox is None:  # otherwise it was started while the rest was planned
             warm_up(StreamSource(job, prepared.splits, plan.workers))
-        Driver(prepared, asked, console, line, lease, faults).to_the_end()
+        TrainController(prepared, asked, console, line, lease, faults).run()
 
 
 @contextmanager
@@ -154,7 +158,7 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
     """Tell the tracker how the training ended."""
     try:
         yield
-    except Interrupted:
+    except RunInterrupted:
         trackers.end(run, job, "KILLED")
         raise
     except BaseException:
@@ -166,7 +170,7 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(prepared: Prepared) -> Iterator[Lease]:
+def _opened(prepared: PreparedJob) -> Iterator[Lease]:
     """Lay out the run directory with its job and plan; where no cluster takes a new run, nothing of it stays.
 
     Yields:
@@ -174,9 +178,9 @@ def _opened(prepared: Prepared) -> Iterator[Lease]:
     """
     run = prepared.run
     is_new = not run.exists("job.yaml")
-    refuse_second(run)
+    check_not_running(run)
     _open_run(prepared)
-    lease = Lease.take(run)
+    lease = Lease.acquire(run)
     try:
         yield lease
     except ClusterError:
@@ -188,7 +192,7 @@ def _opened(prepared: Prepared) -> Iterator[Lease]:
         raise
 
 
-def _open_run(prepared: Prepared) -> None:
+def _open_run(prepared: PreparedJob) -> None:
     prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
     prepared.run.write_record("plan.json", prepared.plan)
 
@@ -225,7 +229,7 @@ def _git_commit() -> str | None:
     return head.stdout.strip() + ("+dirty" if changed.stdout.strip() else "")
 
 
-def _say_what_comes(prepared: Prepared, resumed: int, console: Console) -> None:
+def _say_what_comes(prepared: PreparedJob, resumed: int, console: Console) -> None:
     plan = prepared.plan
     console.print(
         f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} workers"
@@ -241,7 +245,7 @@ def _say_what_came(run: RunDir, report: str, console: Console) -> None:
     result = run.read_record("result.json", ResultRecord)
     early = ", stopped early" if result.stopped_early else ""
     skipped = f", {result.skipped_rows} rows skipped" if result.skipped_rows else ""
-    for halving in halvings_of(run):
+    for halving in read_reductions(run):
         if not halving.restarted:  # those that are were told when it happened
             console.print(halving.sentence(), highlight=False, soft_wrap=True)
     lines = [f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}"]

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from launcher.driver.signals import pause
-from launcher.driver.worker_group import room_for
+from launcher.driver.signals import interruptible_sleep
+from launcher.driver.worker_group import max_workers_available
 from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
 
@@ -25,7 +25,7 @@ def with_workers(job: JobSpec, workers: int) -> JobSpec:
     return job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": workers})})
 
 
-class Elastic:
+class ScalingPolicy:
     """The number of workers of one run, start by start.
 
     Args:
@@ -37,18 +37,18 @@ class Elastic:
         self.has_grown = False
         """Whether the last start ended because there is room for more."""
 
-    def workers(self, say: Callable[[str], None]) -> int:
+    def next_workers(self, say: Callable[[str], None]) -> int:
         """As many as there is room for now; waits for the fewest.
 
         Raises:
             ClusterError: there is not even room for those.
-            Interrupted: somebody did not want to wait.
+            RunInterrupted: somebody did not want to wait.
         """
         cluster = self._job.cluster
         if cluster.min_workers is None:
             return cluster.workers
         until, told = time.monotonic() + _WAIT_S, False
-        while (room := room_for(self._job)) < cluster.min_workers:
+        while (room := max_workers_available(self._job)) < cluster.min_workers:
             if time.monotonic() > until:
                 raise ClusterError(
                     f"cluster.workers: there is room for {room} workers, and at least {cluster.min_workers} are "
@@ -57,11 +57,11 @@ class Elastic:
             if not told:
                 say(f"room for {room} workers, waiting for {cluster.min_workers}")
                 told = True
-            pause(_LOOK_S, "interrupted while waiting for nodes; the same command goes on")
+            interruptible_sleep(_LOOK_S, "interrupted while waiting for nodes; the same command goes on")
         return min(room, cluster.workers)
 
     @contextmanager
-    def growing(self, job: JobSpec, leave: Callable[[], None]) -> Iterator[None]:
+    def watch_capacity(self, job: JobSpec, leave: Callable[[], None]) -> Iterator[None]:
         """Look for room for more workers while a start is under way.
 
         Args:
@@ -84,7 +84,7 @@ class Elastic:
     def _look(self, workers: int, leave: Callable[[], None], stop: threading.Event) -> None:
         more = 0
         while not stop.wait(_LOOK_S):
-            more = more + 1 if room_for(self._job) > workers else 0
+            more = more + 1 if max_workers_available(self._job) > workers else 0
             if more >= 2:
                 self.has_grown = True
                 leave()

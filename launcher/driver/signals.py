@@ -11,16 +11,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 
-from launcher.errors import Interrupted
+from launcher.errors import RunInterrupted
 
 _LOOK_S = 0.2
 
 
-class StoppedAtOnce(Exception):
+class ForcedStop(Exception):
     """The wait ended before what was waited for: nothing could be saved, or somebody could not wait."""
 
 
-def wait_for(work: Callable[[], object], ask_stop: Callable[[], bool]) -> None:
+def run_interruptibly(work: Callable[[], object], ask_stop: Callable[[], bool]) -> None:
     """Do `work` in a thread of its own, so that signals reach this one; raises what it raises.
 
     Args:
@@ -28,7 +28,7 @@ def wait_for(work: Callable[[], object], ask_stop: Callable[[], bool]) -> None:
         ask_stop: called at the first signal; False when there is nothing to wait for.
 
     Raises:
-        StoppedAtOnce: at the second signal, or when there was nothing to wait for.
+        ForcedStop: at the second signal, or when there was nothing to wait for.
     """
     outcome: Future[None] = Future()
     thread = threading.Thread(target=_settle, args=(work, outcome), daemon=True)
@@ -40,22 +40,22 @@ def wait_for(work: Callable[[], object], ask_stop: Callable[[], bool]) -> None:
             if seen and not asked:
                 asked = True
                 if not ask_stop():
-                    raise StoppedAtOnce
+                    raise ForcedStop
             if len(seen) > 1:
-                raise StoppedAtOnce
+                raise ForcedStop
     outcome.result()
 
 
-def pause(seconds: float, said: str) -> None:
+def interruptible_sleep(seconds: float, said: str) -> None:
     """Wait; a signal ends it.
 
     Raises:
-        Interrupted: one came; says `said`.
+        RunInterrupted: one came; says `said`.
     """
     try:
-        wait_for(lambda: time.sleep(seconds), lambda: False)
-    except StoppedAtOnce as stop:
-        raise Interrupted(said) from stop
+        run_interruptibly(lambda: time.sleep(seconds), lambda: False)
+    except ForcedStop as stop:
+        raise RunInterrupted(said) from stop
 
 
 def _settle(work: Callable[[], object], outcome: "Future[None]") -> None:

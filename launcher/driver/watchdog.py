@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
-from launcher.train.worker_heartbeat import Beat
+from launcher.train.worker_heartbeat import Heartbeat
 
 _SILENT_S = 60.0
 """A worker that has not been heard of for so long, while nothing moves, is gone: frozen, cut off, or its node is."""
@@ -23,12 +23,12 @@ class Watchdog:
     def __init__(self, limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_s, self._clock = limit_s, clock
         self._moved = clock()
-        self._seen: Mapping[int, Beat] = {}
+        self._seen: Mapping[int, Heartbeat] = {}
         self._heard: dict[int, float] = {}
         self._first: int | None = None
         self._counts: Mapping[int, int] = {}
 
-    def hang(self, beats: Mapping[int, Beat], counts: Mapping[int, int]) -> str | None:
+    def hang(self, beats: Mapping[int, Heartbeat], counts: Mapping[int, int]) -> str | None:
         """What to say of a hang; None while there is none.
 
         Args:
@@ -56,14 +56,14 @@ class Watchdog:
         step = max(beat.step for beat in beats.values())
         return f"nothing has moved for {still:.0f} s after step {step}: {self._culprit(beats, silent)}"
 
-    def _may_take_long(self, beats: Mapping[int, Beat], frozen: bool) -> bool:
+    def _may_take_long(self, beats: Mapping[int, Heartbeat], frozen: bool) -> bool:
         stages = {beat.stage for beat in beats.values()}
         if "checkpoint" in stages or frozen:
             return "checkpoint" in stages
         begins = max((beat.step for beat in beats.values()), default=0) == self._first
         return stages == {"data"} or (begins and stages != {"communication"})
 
-    def _culprit(self, beats: Mapping[int, Beat], silent: list[int]) -> str:
+    def _culprit(self, beats: Mapping[int, Heartbeat], silent: list[int]) -> str:
         if silent:
             who = ", ".join(f"rank {rank} on {beats[rank].host}" for rank in silent)
             return f"{who} has not been heard of for {_SILENT_S:.0f} s or more, the others wait for it"

@@ -19,16 +19,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from launcher.data.ray_data import TASK_CPUS, CanonicalData
-from launcher.driver.ray_errors import explain
-from launcher.driver.signals import StoppedAtOnce, wait_for
-from launcher.errors import ClusterError, Interrupted
+from launcher.data.ray_data import TASK_CPUS, DeterministicDataConfig
+from launcher.driver.ray_errors import unwrap_ray_error
+from launcher.driver.signals import ForcedStop, run_interruptibly
+from launcher.errors import ClusterError, RunInterrupted
 from launcher.processes import fork_client, local_ray
 from launcher.processes.ray_address import check_address
 from launcher.rundir.directory import RunDir
 from launcher.rundir.uri import SETTINGS, open_uri
 from launcher.spec.job import JobSpec
-from launcher.train.library_logs import hush
+from launcher.train.library_logs import silence_ray_messages
 
 # What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
@@ -64,7 +64,7 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
     address = job.cluster.address or os.environ.get("RAY_ADDRESS")
     check_address(job.cluster.address)
     if not logging.getLogger("ray").isEnabledFor(logging.WARNING):  # as it is with --debug
-        hush()
+        silence_ray_messages()
     environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}
     runtime_env: dict[str, Any] = {"env_vars": environment}
     if address:
@@ -82,7 +82,7 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
 
 def _local_address(job: JobSpec, at_once: int) -> str:
     try:
-        return local_ray.begin(local_ray.local_cpus(job.cluster.logical_cpus(at_once))).address()
+        return local_ray.start_for_command(local_ray.local_cpus(job.cluster.logical_cpus(at_once))).address()
     except local_ray.LocalRayError as error:
         raise ClusterError(f"{error}; see /tmp/ray/session_latest/logs, or set cluster.address to a cluster") from error
 
@@ -128,9 +128,9 @@ def worker_resources(job: JobSpec) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker > 0 else {})
 
 
-def room_for(job: JobSpec) -> int:
+def max_workers_available(job: JobSpec) -> int:
     """How many workers of a job the nodes of the cluster hold; those that are gone, or about to go, are not counted."""
-    needs, leaving = worker_resources(job), _leaving()
+    needs, leaving = worker_resources(job), _draining_node_ids()
     alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     with ThreadPoolExecutor(_PROBES) as probes:
         nodes = [node["Resources"] for node, here in zip(alive, probes.map(_answers, alive), strict=True) if here]
@@ -146,7 +146,7 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def _leaving() -> set[str]:
+def _draining_node_ids() -> set[str]:
     """Nodes that drain: they live, and take no new work."""
     # As Ray Train's own watcher asks (ray 2.60, train/v2/_internal/execution/preemption.py).
     return set(ray._private.state.state.get_draining_nodes() or ())
@@ -156,7 +156,7 @@ _PROBES, _PROBE_S = 32, 3.0
 
 
 @dataclass(frozen=True)
-class Fit:
+class WorkerGroupConfig:
     """One start of a worker group.
 
     Args:
@@ -169,13 +169,16 @@ class Fit:
 
     job: JobSpec
     run: RunDir
-    data: CanonicalData
+    data: DeterministicDataConfig
     streams: tuple[str, ...]
     notes: str = "ray"
 
 
-def fit(
-    it: Fit, worker: Callable[[dict[str, object]], None], config: dict[str, object], ask_stop: Callable[[], bool]
+def run_worker_group(
+    it: WorkerGroupConfig,
+    worker: Callable[[dict[str, object]], None],
+    config: dict[str, object],
+    ask_stop: Callable[[], bool],
 ) -> None:
     """Run `worker(config)` in every train worker and wait.
 
@@ -186,9 +189,9 @@ def fit(
         ask_stop: asks the workers to save and leave, at SIGTERM or Ctrl-C; False when there is nothing to save.
 
     Raises:
-        Interrupted: by a signal, before the workers could leave by themselves.
+        RunInterrupted: by a signal, before the workers could leave by themselves.
         LauncherError: what a worker or the stream raised on purpose, as itself.
-        WorkerLost: they were lost, or broke down; a new start may go on.
+        WorkerLostError: they were lost, or broke down; a new start may go on.
         TrainingError: anything else that ended them.
     """
     cluster, resources = it.job.cluster, worker_resources(it.job)
@@ -198,7 +201,7 @@ def fit(
     if cluster.workers <= _FEW_WORKERS:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     storage, place = open_uri(it.run.uri)
-    trainer = _Trainer(
+    trainer = _DataParallelTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
@@ -211,23 +214,25 @@ def fit(
             storage_path=place,
             failure_config=_no_retries(elastic=cluster.min_workers is not None),
         ),
-        # Placeholders: CanonicalData.configure puts the canonical stream in their place at every start.
+        # Placeholders: DeterministicDataConfig.configure puts the canonical stream in their place at every start.
         datasets={name: _placeholder for name in it.data.names(it.streams)},
         dataset_config=it.data,
     )
     try:
         # Off the main thread, where Ray Train would put its own SIGINT handler, which exits without a word.
-        wait_for(trainer.fit, ask_stop)
-    except StoppedAtOnce as stop:
-        raise Interrupted(f"interrupted; the same command goes on from the last checkpoint in {it.run.uri}") from stop
+        run_interruptibly(trainer.fit, ask_stop)
+    except ForcedStop as stop:
+        raise RunInterrupted(
+            f"interrupted; the same command goes on from the last checkpoint in {it.run.uri}"
+        ) from stop
     except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
         _free_reserved()
-        raise explain(error) from error
+        raise unwrap_ray_error(error) from error
     finally:
         it.run.delete(it.notes)
 
 
-class _Trainer(TorchTrainer):
+class _DataParallelTrainer(TorchTrainer):
     """Ray Train without its actor that frees what a dead controller had reserved, as `_free_reserved` does that.
 
     The actor asks the dashboard, which a local Ray does not have, and the end of a run would wait 12 s for it.

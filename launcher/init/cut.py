@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.footers import ORIGIN
-from launcher.data.sample import a_few, schema_of
+from launcher.data.sample import first_rows, schema_of
 from launcher.data.splits import Split, read_batches
 from launcher.errors import DataError
-from launcher.rundir.uri import os_reason
+from launcher.rundir.uri import describe_os_error
 
 _AT_ONCE = 1 << 20
 _GROUP_ROWS = 16384
@@ -23,7 +23,7 @@ _GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Cut:
+class HoldOut:
     """Where the parts are, and how many rows they have."""
 
     train: str
@@ -32,7 +32,7 @@ class Cut:
     validation_rows: int
 
 
-def cut(split: Split, fraction: float, folder: Path, force: bool) -> Cut:
+def hold_out(split: Split, fraction: float, folder: Path, force: bool) -> HoldOut:
     """Write a split's rows into `train.parquet` and `validation.parquet`; which row goes where depends on its number.
 
     Args:
@@ -56,11 +56,11 @@ def cut(split: Split, fraction: float, folder: Path, force: bool) -> Cut:
         for source, target in zip(staged, targets, strict=True):
             os.replace(source, target)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({os_reason(error)}); give another --output") from error
+        raise DataError(f"{folder}: cannot be written ({describe_os_error(error)}); give another --output") from error
     finally:
         for source in staged:
             source.unlink(missing_ok=True)
-    return Cut(str(targets[0]), str(targets[1]), counts[0], counts[1])
+    return HoldOut(str(targets[0]), str(targets[1]), counts[0], counts[1])
 
 
 def check_room(folder: Path, force: bool) -> None:
@@ -127,7 +127,7 @@ def _flush(writer: pq.ParquetWriter, held: list[pa.Table], at_least: int) -> Non
 
 def _numbered(split: Split) -> Iterator[tuple[int, pa.RecordBatch]]:
     """All rows in order, with the number of each batch's first."""
-    row, how = 0, a_few(split)
+    row, how = 0, first_rows(split)
     for fragment in split.fragments:
         for batch in read_batches(fragment, split.schema.names, how):
             yield row, batch

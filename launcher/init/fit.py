@@ -18,7 +18,7 @@ _UNLABELLED = "-1"
 
 
 @dataclass(frozen=True)
-class Fit:
+class FirstRowsCheck:
     """How one split goes with the training data.
 
     Args:
@@ -104,7 +104,7 @@ def _is_gap(label: str, labels: Labels, guess: Guess) -> bool:
     return counted or bool(guess.label.class_names)
 
 
-def fit(split: Split, guess: Guess, known: Sequence[str]) -> Fit:
+def check_rows(split: Split, guess: Guess, known: Sequence[str]) -> FirstRowsCheck:
     """Look whether a split has the columns and labels of the training data.
 
     Args:
@@ -115,12 +115,12 @@ def fit(split: Split, guess: Guess, known: Sequence[str]) -> Fit:
     columns = [*guess.inputs, *guess.beside.values(), *([guess.label] if guess.label else [])]
     missing = [column.name for column in columns if column.name not in split.schema.names]
     if missing:
-        return Fit(split.rows, f"it has no column {missing[0]}")
+        return FirstRowsCheck(split.rows, f"it has no column {missing[0]}")
     if guess.label is None or guess.form == "prompt":
-        return Fit(split.rows)
+        return FirstRowsCheck(split.rows)
     labels = count_labels(split, guess.label.name)
     bad = labels.nulls + sum(count for label, count in labels.counts if known and label not in known)
     good = sum(count for label, count in labels.counts if label in known) if known else labels.rows - labels.nulls
     if not good:
-        return Fit(split.rows, f"none of its labels is one of the training data ({guess.label.name})")
-    return Fit(split.rows, "", bad)
+        return FirstRowsCheck(split.rows, f"none of its labels is one of the training data ({guess.label.name})")
+    return FirstRowsCheck(split.rows, "", bad)

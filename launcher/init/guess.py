@@ -28,8 +28,8 @@ from launcher.init.hints import (
     rank,
     text_columns,
 )
-from launcher.init.look import Look
-from launcher.init.refuse import no_task_for
+from launcher.init.look import DataProfile
+from launcher.init.refuse import unsupported_reason
 from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
@@ -51,7 +51,7 @@ _LONG_WORD = 20
 
 
 @dataclass(frozen=True)
-class Wishes:
+class UserChoices:
     """What the user said, by flags or answers; what is empty is guessed."""
 
     task: str | None = None
@@ -86,7 +86,7 @@ class Guess:
         return self.form == "words" and label is not None and label.shape == "integers" and not label.class_names
 
 
-def guess(look: Look, wishes: Wishes) -> Guess:
+def guess(look: DataProfile, wishes: UserChoices) -> Guess:
     """The task and its columns.
 
     Raises:
@@ -96,7 +96,7 @@ def guess(look: Look, wishes: Wishes) -> Guess:
         look.column(name)
     if wishes.label:
         look.column(wishes.label, "--label")
-    foreign = None if wishes.task or wishes.inputs else no_task_for(look)
+    foreign = None if wishes.task or wishes.inputs else unsupported_reason(look)
     if foreign is not None:
         remedy = "" if ";" in foreign else f"; if it is meant for another, say so: {_FLAGS}"
         raise DataError(f"{look.where}: {foreign}{remedy}")
@@ -117,7 +117,7 @@ def guess(look: Look, wishes: Wishes) -> Guess:
     raise DataError(f"{look.where} has the columns {look.listed()}: {what}; if one is meant, say so: {_FLAGS}")
 
 
-def _image(look: Look, wishes: Wishes) -> Guess | None:
+def _image(look: DataProfile, wishes: UserChoices) -> Guess | None:
     pictures = [c for c in _inputs(look, wishes) if c.shape == "picture"]
     if not pictures:
         return None
@@ -137,7 +137,7 @@ def _image(look: Look, wishes: Wishes) -> Guess | None:
     return Guess("image-classification", kind, (image,), label, why, {image.name: "pictures", **_because(label)})
 
 
-def _messages(look: Look, wishes: Wishes) -> Guess | None:
+def _messages(look: DataProfile, wishes: UserChoices) -> Guess | None:
     found = [c for c in _inputs(look, wishes) if c.shape == "messages"]
     if not found or (wishes.label and wishes.inputs):
         return None
@@ -154,7 +154,7 @@ def _messages(look: Look, wishes: Wishes) -> Guess | None:
     return Guess("causal-lm", "messages", (column,), None, why, reasons, notes, beside)
 
 
-def _tokens(look: Look, wishes: Wishes) -> Guess | None:
+def _tokens(look: DataProfile, wishes: UserChoices) -> Guess | None:
     inputs = _inputs(look, wishes)
     labels = [look.column(wishes.label)] if wishes.label else list(look.columns)
     for words in sorted((c for c in inputs if c.shape == "words"), key=lambda c: -c.distinct):
@@ -181,7 +181,7 @@ def _tags(words: Column, tags: Column) -> bool:
     return max(words.lengths, default=0) > 1 and same >= 0.95 * len(pairs)
 
 
-def _prompt(look: Look, wishes: Wishes) -> Guess | None:
+def _prompt(look: DataProfile, wishes: UserChoices) -> Guess | None:
     if wishes.inputs and wishes.label:
         found = (look.column(wishes.inputs[0]), look.column(wishes.label))
         # Without a task, a label of few values is a class and no answer.
@@ -204,19 +204,19 @@ def _prompt(look: Look, wishes: Wishes) -> Guess | None:
     return Guess("causal-lm", "prompt", (prompt,), answer, why, reasons, notes, beside)
 
 
-def _unread(look: Look, read: Sequence[Column]) -> tuple[str, ...]:
+def _unread(look: DataProfile, read: Sequence[Column]) -> tuple[str, ...]:
     """Return notes on columns that belong to prompts or conversations, and that the task does not read."""
     names = [name for usual in (*USUAL.values(), UNREAD) for name in usual]
     more = [c.name for c in look.columns if plain(c.name) in names and c not in read]
     return tuple(f"column {name} is not read; put it into the prompts or conversations if it matters" for name in more)
 
 
-def _wanted(pair: tuple[Column, Column], wishes: Wishes) -> bool:
+def _wanted(pair: tuple[Column, Column], wishes: UserChoices) -> bool:
     """Whether a pair agrees with the one column that the user named."""
     return wishes.inputs in ((), (pair[0].name,)) and wishes.label in (None, pair[1].name)
 
 
-def _labelled_text(look: Look, wishes: Wishes) -> Guess | None:
+def _labelled_text(look: DataProfile, wishes: UserChoices) -> Guess | None:
     if len(wishes.inputs) > 2:
         raise DataError(f"--text {','.join(wishes.inputs)}: text-classification reads one column, or two as a pair")
     taken = {wishes.label} if wishes.label else set()
@@ -243,7 +243,7 @@ def _labelled_text(look: Look, wishes: Wishes) -> Guess | None:
     return Guess("text-classification", kind_of(label), tuple(texts), label, why, reasons, tuple(notes))
 
 
-def _text(look: Look, wishes: Wishes) -> Guess | None:
+def _text(look: DataProfile, wishes: UserChoices) -> Guess | None:
     if wishes.label:
         return None
     texts = text_columns(_inputs(look, wishes)) or [c for c in _inputs(look, wishes) if wishes.inputs]
@@ -258,7 +258,7 @@ def _text(look: Look, wishes: Wishes) -> Guess | None:
     return Guess("causal-lm", "text", (text,), None, why, {text.name: _text_reason(text)})
 
 
-_Rule = Callable[[Look, Wishes], Guess | None]
+_Rule = Callable[[DataProfile, UserChoices], Guess | None]
 _RULES: tuple[tuple[str, _Rule], ...] = (
     ("image-classification", _image),
     ("causal-lm", _messages),
@@ -269,11 +269,13 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
 )
 
 
-def _inputs(look: Look, wishes: Wishes) -> list[Column]:
+def _inputs(look: DataProfile, wishes: UserChoices) -> list[Column]:
     return [look.column(name) for name in wishes.inputs] if wishes.inputs else list(look.columns)
 
 
-def _label(look: Look, wishes: Wishes, taken: tuple[str, ...] | list[str], sole: bool = False) -> Column | None:
+def _label(
+    look: DataProfile, wishes: UserChoices, taken: tuple[str, ...] | list[str], sole: bool = False
+) -> Column | None:
     """The column with labels: the user's, or the best by name, or the only one that is left.
 
     Args:

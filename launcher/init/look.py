@@ -26,7 +26,7 @@ _COUNTING = Reading(65536, BUFFER_BYTES)
 
 
 @dataclass(frozen=True)
-class Look:
+class DataProfile:
     """What is known of a split."""
 
     where: str
@@ -73,7 +73,7 @@ class Labels:
     """Of them without a label."""
 
 
-def look(split: Split, where: str) -> Look:
+def profile_data(split: Split, where: str) -> DataProfile:
     """Read a sample of a split and describe its columns.
 
     Args:
@@ -95,7 +95,7 @@ def look(split: Split, where: str) -> Look:
         )
         for name in names
     ]
-    return Look(where, split.rows, tuple(columns), size)
+    return DataProfile(where, split.rows, tuple(columns), size)
 
 
 def count_labels(split: Split, column: str) -> Labels:

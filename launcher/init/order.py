@@ -9,13 +9,13 @@ from pathlib import Path
 
 from launcher.data.splits import Split
 from launcher.errors import DataError
-from launcher.init.cut import cut
-from launcher.init.fit import fit, kinds_of, known_labels, open_data, training_labels
+from launcher.init.cut import hold_out
+from launcher.init.fit import check_rows, kinds_of, known_labels, open_data, training_labels
 from launcher.init.guess import Guess
-from launcher.init.look import Labels, Look, look
+from launcher.init.look import DataProfile, Labels, profile_data
 from launcher.init.pretrained import Model
-from launcher.init.settle import Draft, Sources, settle
-from launcher.init.splits import Found, find_splits
+from launcher.init.settle import Draft, Sources, fill_defaults
+from launcher.init.splits import FoundSplits, find_splits
 from launcher.tasks.metrics.labels import remarks
 
 
@@ -29,9 +29,9 @@ class Data:
         look: a look at it.
     """
 
-    found: Found
+    found: FoundSplits
     train: Split
-    look: Look
+    profile: DataProfile
 
 
 def open_training(location: str, given: Mapping[str, str]) -> Data:
@@ -46,7 +46,7 @@ def open_training(location: str, given: Mapping[str, str]) -> Data:
     """
     found = find_splits(location)
     train = open_data("train", found.locations["train"])
-    return with_splits(Data(found, train, look(train, location)), given)
+    return with_splits(Data(found, train, profile_data(train, location)), given)
 
 
 def as_read(data: Data, guess: Guess) -> Data:
@@ -101,7 +101,7 @@ def fit_splits(data: Data, guess: Guess, given: Mapping[str, str]) -> Fitted:
         if name not in data.found.locations:
             continue
         where = ", ".join(data.found.locations[name])
-        fitted = fit(open_data(name, data.found.locations[name], kinds_of(guess)), guess, known)
+        fitted = check_rows(open_data(name, data.found.locations[name], kinds_of(guess)), guess, known)
         if fitted.problem and name in given:
             raise DataError(f"--{name} {where}: {fitted.problem}; give one that goes with the training data")
         if fitted.problem:
@@ -127,7 +127,7 @@ def set_aside(data: Data, fitted: Fitted, fraction: float, folder: Path, force: 
         force: whether files there may be replaced.
     """
     _check_source(data.train, folder)
-    parts = cut(data.train, fraction, folder, force)
+    parts = hold_out(data.train, fraction, folder, force)
     locations = {**fitted.sources.locations, "train": (parts.train,), "validation": (parts.validation,)}
     rows = {**fitted.sources.rows, "train": parts.train_rows, "validation": parts.validation_rows}
     return replace(fitted, sources=replace(fitted.sources, locations=locations, rows=rows, missing={}))
@@ -154,10 +154,10 @@ def draft(name: str, data: Data, guess: Guess, fitted: Fitted, model: Model) -> 
         fitted: the splits.
         model: what to start from.
     """
-    return settle(name, data.look, guess, fitted.labels, model, fitted.sources)
+    return fill_defaults(name, data.profile, guess, fitted.labels, model, fitted.sources)
 
 
-def _remedy(found: Found) -> str:
+def _remedy(found: FoundSplits) -> str:
     """What to do where there is no validation data."""
     near = found.beside.get("validation")
     if near:

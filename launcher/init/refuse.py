@@ -1,7 +1,7 @@
 """Data that the launcher has no task for, told from typed facts. Pure; better a sentence than a job of nonsense."""
 
 from launcher.init.columns import Column
-from launcher.init.look import Look
+from launcher.init.look import DataProfile
 
 _LANGUAGES = frozenset((
     "ar", "bg", "bn", "ca", "cs", "cy", "da", "de", "el", "en", "es", "et", "eu", "fa", "fi", "fr", "ga", "gl",
@@ -12,7 +12,7 @@ _LANGUAGES = frozenset((
 _PREFERRED = {"chosen", "rejected"}
 
 
-def no_task_for(look: Look) -> str | None:
+def unsupported_reason(look: DataProfile) -> str | None:
     """What the data is for, where that is no task of the launcher: the beginning of a sentence; else None."""
     for found in (_sound, _preference, _boxes, _pictures, _answers, _languages, _conversations, _one_hot):
         said = found(look)
@@ -21,16 +21,16 @@ def no_task_for(look: Look) -> str | None:
     return None
 
 
-def _shaped(look: Look, *shapes: str) -> list[Column]:
+def _shaped(look: DataProfile, *shapes: str) -> list[Column]:
     return [column for column in look.columns if column.shape in shapes]
 
 
-def _sound(look: Look) -> str | None:
+def _sound(look: DataProfile) -> str | None:
     found = _shaped(look, "sound")
     return f"column {found[0].name} holds audio, for which the launcher has no task" if found else None
 
 
-def _preference(look: Look) -> str | None:
+def _preference(look: DataProfile) -> str | None:
     names = {column.name for column in look.columns}
     if names >= _PREFERRED:
         return "columns chosen and rejected are preferences (DPO), for which the launcher has no task"
@@ -43,14 +43,14 @@ def _preference(look: Look) -> str | None:
     return None
 
 
-def _boxes(look: Look) -> str | None:
+def _boxes(look: DataProfile) -> str | None:
     for column in look.columns:
         if {"bbox", "bboxes", "boxes"} & {column.name.lower(), *map(str.lower, column.keys)}:
             return f"column {column.name} holds boxes (object detection), for which the launcher has no task"
     return None
 
 
-def _pictures(look: Look) -> str | None:
+def _pictures(look: DataProfile) -> str | None:
     found = _shaped(look, "picture")
     if len(found) < 2:
         return None
@@ -60,7 +60,7 @@ def _pictures(look: Look) -> str | None:
     return f"columns {one} and {two} both hold pictures, and the launcher's image-classification reads one per row"
 
 
-def _answers(look: Look) -> str | None:
+def _answers(look: DataProfile) -> str | None:
     for column in look.columns:
         if "answer_start" in column.keys or column.name == "answer_start":
             return (
@@ -70,7 +70,7 @@ def _answers(look: Look) -> str | None:
     return None
 
 
-def _languages(look: Look) -> str | None:
+def _languages(look: DataProfile) -> str | None:
     for column in look.columns:
         if column.feature.startswith("Translation") or (len(column.keys) > 1 and set(column.keys) <= _LANGUAGES):
             return f"column {column.name} holds translations, for which the launcher has no task"
@@ -85,14 +85,14 @@ def _languages(look: Look) -> str | None:
     return None
 
 
-def _conversations(look: Look) -> str | None:
+def _conversations(look: DataProfile) -> str | None:
     found = [column for column in _shaped(look, "structs") if column.problem]
     if not found or _shaped(look, "messages"):
         return None
     return f"column {found[0].name} holds conversations that causal-lm does not read ({found[0].problem})"
 
 
-def _one_hot(look: Look) -> str | None:
+def _one_hot(look: DataProfile) -> str | None:
     for column in _shaped(look, "integers", "numbers"):
         binary = (column.low, column.high) == (0.0, 1.0) and column.distinct == 2
         if binary and len(set(column.lengths)) == 1 and column.lengths[0] > 2 and not _shaped(look, "words"):

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.formatting import percent
+from launcher.formatting import format_percent
 from launcher.init.fit import has_gaps, known_labels
 from launcher.init.guess import Guess
-from launcher.init.look import Labels, Look
+from launcher.init.look import DataProfile, Labels
 from launcher.init.pretrained import Model
-from launcher.models.cells import Places
+from launcher.models.cells import CellSource
 from launcher.spec.data import DataSpec
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
@@ -92,7 +92,9 @@ class Steps:
     learning_rate: float
 
 
-def settle(name: str, look: Look, guess: Guess, labels: Labels | None, model: Model, sources: Sources) -> Draft:
+def fill_defaults(
+    name: str, look: DataProfile, guess: Guess, labels: Labels | None, model: Model, sources: Sources
+) -> Draft:
     """Everything a job file says.
 
     Args:
@@ -228,7 +230,7 @@ def _label_reason(guess: Guess, labels: Labels) -> str:
         far = max(abs(low), abs(high)) > _FAR_FROM_ONE
         return f"numbers from {low:g} to {high:g}" + ("; scaled to about 0 to 1 they are learned sooner" * far)
     total = sum(count for _, count in labels.counts)
-    shares = [f"{label} ({percent(count / total)})" for label, count in labels.counts if label in known]
+    shares = [f"{label} ({format_percent(count / total)})" for label, count in labels.counts if label in known]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
     what = "tags" if guess.form == "words" else "classes"
     return f"{len(known)} {what}: {', '.join(shares[:4])}{more}"
@@ -260,11 +262,11 @@ def _data(guess: Guess, labels: Labels | None, sources: Sources, window: int, lo
 def _is_beside(folder: str, sources: Sources) -> bool:
     """Return whether a directory lies with the data of every split, so that cells may name its files."""
     file = f"{folder}/x"
-    places = [Places.of(DataSpec(train=locations)) for locations in sources.locations.values()]
+    places = [CellSource.of(DataSpec(train=locations)) for locations in sources.locations.values()]
     return all(place.holds_uri(file) if "://" in file else place.holds_path(file) for place in places)
 
 
-def _window(look: Look, steps: Steps) -> int:
+def _window(look: DataProfile, steps: Steps) -> int:
     """Batches of a window: fewer where rows are so large that the usual number would not fit."""
     held = look.row_bytes * steps.batch_size * _DEFAULT_WINDOW
     return max(1, min(_DEFAULT_WINDOW, int(_DEFAULT_WINDOW * _WINDOW_BYTES / held))) if held else _DEFAULT_WINDOW
@@ -302,10 +304,11 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
     )
 
 
-def _evaluation(guess: Guess, labels: Labels | None, look: Look) -> tuple[Line, ...]:
+def _evaluation(guess: Guess, labels: Labels | None, look: DataProfile) -> tuple[Line, ...]:
     rare = rare_class(guess, labels) if labels is not None else None
     if rare is not None:
-        why = f"only {percent(rare[1])} of the labels are {rare[0]}: this mean over classes counts it like the others"
+        share = format_percent(rare[1])
+        why = f"only {share} of the labels are {rare[0]}: this mean over classes counts it like the others"
         return (Line("metric", "macro_f1", why),)
     metric = _METRICS.get(guess.form, "perplexity")
     return (Line("metric", metric, "decides which checkpoint is kept; others are reported beside it"),)

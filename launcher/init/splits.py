@@ -17,7 +17,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSplits:
     """The files of some data, by split.
 
     Args:
@@ -31,7 +31,7 @@ class Found:
     beside: dict[str, str] = field(default_factory=dict)
 
 
-def find_splits(location: str) -> Found:
+def find_splits(location: str) -> FoundSplits:
     """Take a location apart into splits.
 
     Args:
@@ -41,11 +41,11 @@ def find_splits(location: str) -> Found:
         DataError: nothing is there, or nothing to train on.
     """
     if location.startswith(PREFIX):
-        return Found({"train": (location,)})
+        return FoundSplits({"train": (location,)})
     listed = files_of(location)
     if len(listed) == 1:
         path = _shown(listed[0][0], location)
-        return Found({"train": (path,)}, beside=_beside(path))
+        return FoundSplits({"train": (path,)}, beside=_beside(path))
     by_split: dict[str, list[tuple[str, str]]] = {}
     for path, relative in listed:
         by_split.setdefault(split_of(relative), []).append((path, relative))
@@ -60,7 +60,7 @@ def find_splits(location: str) -> Found:
         for name in SPLITS
         if name in by_split
     }
-    return Found(locations, tuple(relative for _, relative in others))
+    return FoundSplits(locations, tuple(relative for _, relative in others))
 
 
 def split_of(relative: str) -> str:

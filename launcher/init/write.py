@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.errors import SpecError
 from launcher.init.settle import Draft, Line
-from launcher.rundir.uri import os_reason
+from launcher.rundir.uri import describe_os_error
 from launcher.spec.document import one_line
 from launcher.spec.loader import load_job
 from launcher.tasks import params_of
@@ -60,7 +60,9 @@ def publish(draft: Draft, path: Path, force: bool) -> None:
         check_target(path, force)  # somebody may have been faster
         os.replace(staged, path)
     except OSError as error:
-        raise SpecError((f"--output {path}: cannot be written ({os_reason(error)}); name a file elsewhere",)) from error
+        raise SpecError(
+            (f"--output {path}: cannot be written ({describe_os_error(error)}); name a file elsewhere",)
+        ) from error
     except SpecError as error:
         shown = one_line(str(staged))  # as problems begin with it
         raise SpecError(tuple(problem.replace(shown, str(path), 1) for problem in error.problems)) from error

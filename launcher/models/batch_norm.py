@@ -61,7 +61,7 @@ def batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def synchronise(model: torch.nn.Module) -> None:
+def synchronize(model: torch.nn.Module) -> None:
     """Put `SyncBatchNorm` in the place of every BatchNorm that is trained; weights and statistics stay."""
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
@@ -73,4 +73,4 @@ def synchronise(model: torch.nn.Module) -> None:
             layer.load_state_dict(child.state_dict())
             setattr(model, name, layer)
         else:
-            synchronise(child)
+            synchronize(child)

@@ -8,9 +8,17 @@ import os
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from launcher.errors import RunError, StorageTrouble
-from launcher.formatting import shown
-from launcher.rundir.uri import is_local, open_uri, os_reason, parent, passes, refusal, split_options
+from launcher.errors import RunError, StorageUnavailableError
+from launcher.formatting import show_value
+from launcher.rundir.uri import (
+    describe_os_error,
+    is_local,
+    is_transient,
+    open_uri,
+    parent,
+    split_options,
+    storage_error,
+)
 from launcher.spec.data import COMPRESSED, SUFFIXES, DataSpec
 from launcher.spec.hub import PREFIX
 
@@ -20,7 +28,7 @@ _SAME = {"gcs": "gs"}
 
 
 @dataclass(frozen=True)
-class Places:
+class CellSource:
     """Where the files that cells name may lie.
 
     Args:
@@ -32,7 +40,7 @@ class Places:
     remote: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, data: DataSpec) -> "Places":
+    def of(cls, data: DataSpec) -> "CellSource":
         """Return the directories in which the data of a job lie, and those that the job adds."""
         locations = (*data.train, *(data.validation or ()), *(data.test or ()))
         roots = [_directory(location) for location in locations if not location.startswith(PREFIX)]
@@ -55,7 +63,7 @@ class Places:
         return any(plain.startswith(f"{root}/") and options in ("", known) for root, known in self.remote)
 
 
-def cell_bytes(cell: object, places: Places) -> bytes:
+def cell_bytes(cell: object, places: CellSource) -> bytes:
     """Return the file in a cell, or the one that the cell names.
 
     Args:
@@ -64,7 +72,7 @@ def cell_bytes(cell: object, places: Places) -> bytes:
 
     Raises:
         ValueError: There is none, it lies elsewhere, or it cannot be read.
-        StorageTrouble: Its storage does not answer, for now, which says nothing of the file.
+        StorageUnavailableError: Its storage does not answer, for now, which says nothing of the file.
     """
     if isinstance(cell, dict):
         if not {"bytes", "path"} & set(cell):
@@ -77,27 +85,29 @@ def cell_bytes(cell: object, places: Places) -> bytes:
     scheme, mark, _ = cell.partition("://")
     if (mark and scheme not in _SCHEMES) or "::" in cell:
         kinds = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise ValueError(f"is {shown(cell)}, and files are read from paths and {kinds} alone; copy it to one of them")
+        raise ValueError(
+            f"is {show_value(cell)}, and files are read from paths and {kinds} alone; copy it to one of them"
+        )
     try:
         return _read(cell, places)
-    except StorageTrouble:
+    except StorageUnavailableError:
         raise
     except (OSError, RunError) as error:
-        if isinstance(error, OSError) and passes(error):
-            raise refusal(cell, error) from error
-        reason = os_reason(error) if isinstance(error, OSError) else error.message
-        raise ValueError(f"is {shown(cell)}, which cannot be read ({reason})") from error
+        if isinstance(error, OSError) and is_transient(error):
+            raise storage_error(cell, error) from error
+        reason = describe_os_error(error) if isinstance(error, OSError) else error.message
+        raise ValueError(f"is {show_value(cell)}, which cannot be read ({reason})") from error
 
 
-def _read(cell: str, places: Places) -> bytes:
+def _read(cell: str, places: CellSource) -> bytes:
     if not (places.holds_path(open_uri(cell)[1]) if _is_path(cell) else places.holds_uri(cell)):
         raise ValueError(
-            f"is {shown(cell)}, which lies outside of the directories of the data; if you trust whoever wrote them, "
-            "add its directory to data.files_below"
+            f"is {show_value(cell)}, which lies outside of the directories of the data; if you trust whoever wrote "
+            "them, add its directory to data.files_below"
         )
     fs, path = open_uri(cell)
     if is_local(fs) and not os.path.isfile(path):  # a device or a pipe might never end
-        raise ValueError(f"is {shown(cell)}, which is no file here")
+        raise ValueError(f"is {show_value(cell)}, which is no file here")
     with fs.open_input_file(path) as file:
         return bytes(file.read())
 

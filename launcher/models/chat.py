@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.errors import ModelError
-from launcher.formatting import as_text, few
+from launcher.formatting import as_text, list_names
 from launcher.models.conversation import Message, Turn, read_tools, read_turns
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
@@ -171,8 +171,10 @@ class Writer:
         """
         answers = [i for i, turn in enumerate(turns) if self._is_answer(turn)]
         if not answers:
-            roles = few(sorted({turn.speaker for turn in turns})) or "nobody"
-            raise ValueError(f"{self.column} has no message of {few(self.roles)} (task.answer_roles), only of {roles}")
+            roles = list_names(sorted({turn.speaker for turn in turns})) or "nobody"
+            raise ValueError(
+                f"{self.column} has no message of {list_names(self.roles)} (task.answer_roles), only of {roles}"
+            )
         messages = self._messages(turns)
         text = self._render(messages, tools, False)
         self._check_written(messages, tools, text)

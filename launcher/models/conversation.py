@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any  # JSON of others
 
-from launcher.formatting import as_text, shown
+from launcher.formatting import as_text, show_value
 
 Message = dict[str, Any]
 
@@ -71,7 +71,7 @@ def read_turns(cell: object, column: str, own_roles: Collection[str] = ()) -> li
     """
     found = _parsed(cell) if isinstance(cell, str) else _without_nulls(cell)
     if not isinstance(found, list):
-        raise ValueError(f"{column} is {shown(cell)}, which is no list of messages")
+        raise ValueError(f"{column} is {show_value(cell)}, which is no list of messages")
     return [_turn(message, f"{column}: message {i}", own_roles) for i, message in enumerate(found)]
 
 
@@ -94,7 +94,7 @@ def read_tools(cell: object, column: str) -> list[dict[str, Any]] | None:
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ValueError(f'{column} is {shown(cell)}, which is no list of tools (task.tools: "" reads none)')
+            raise ValueError(f'{column} is {show_value(cell)}, which is no list of tools (task.tools: "" reads none)')
         wrapped.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
     return wrapped
 
@@ -138,7 +138,7 @@ def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
     is_turn = "role" not in known and "from" in known
     speaker = known.get("from" if is_turn else "role")
     if speaker is None:
-        raise ValueError(f"{where} is {shown(message)}, which is no {{role, content}}")
+        raise ValueError(f"{where} is {show_value(message)}, which is no {{role, content}}")
     speaker = str(speaker)
     if is_turn:
         role = _SPEAKERS.get(speaker.lower(), speaker.lower())
@@ -175,7 +175,7 @@ def _part(part: object, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else None
     if kind not in _TEXT_PARTS or not isinstance(text, str):
-        what = f"of type {kind!r}" if kind not in _TEXT_PARTS else shown(part)
+        what = f"of type {kind!r}" if kind not in _TEXT_PARTS else show_value(part)
         raise ValueError(f"{where} has a part {what}, and only parts of type 'text' are read")
     return text
 
@@ -184,11 +184,11 @@ def _call(call: object, where: str) -> Message:
     """Return a tool call as chat templates read it: with its arguments as an object, whatever the data has."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(f"{where} has a tool call {shown(call)}, which is no {{name, arguments}}")
+        raise ValueError(f"{where} has a tool call {show_value(call)}, which is no {{name, arguments}}")
     given = function.get("arguments", function.get("parameters"))
     arguments = _parsed(given) if isinstance(given, str) and given.strip() else given or {}
     if not isinstance(arguments, dict):
-        raise ValueError(f"{where} calls {function['name']} with {shown(given)}, which is no JSON object")
+        raise ValueError(f"{where} calls {function['name']} with {show_value(given)}, which is no JSON object")
     assert isinstance(call, Mapping)
     named = {"id": call["id"]} if call.get("id") is not None else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -24,7 +24,7 @@ _VOCABULARY = 8192
 _IMAGE_SIDE = 224
 
 
-def make_base(
+def create_base_model(
     spec: ModelSpec, kind: Literal["encoder", "decoder", "image"], values: Iterable[object], folder: Path
 ) -> None:
     """Write configuration and tokenizer, or image processor, into a folder.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.models.cells import Places, cell_bytes
+from launcher.models.cells import CellSource, cell_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,7 @@ class Pixels:
     processor: "BaseImageProcessor"
     channels: int
     column: str
-    places: Places
+    places: CellSource
 
     def encode(self, cell: object, change: Augment, seed: int | None) -> npt.NDArray[np.uint8]:
         """uint8 (C, H, W), augmented if there is a seed.

@@ -42,7 +42,7 @@ _FIRST, _SECOND = 7, 8
 """Tokens of the two samples under test."""
 
 
-def mask_packed(model: "PreTrainedModel") -> None:
+def mask_packed_samples(model: "PreTrainedModel") -> None:
     """Make a causal language model mask packed samples from one another, in place.
 
     Positions that begin again at 0 mark the samples. Most models of transformers 5.23 derive the mask from them; some
@@ -90,7 +90,7 @@ def keeps_samples_apart(auto_model: str, config: "PretrainedConfig") -> bool:
             model = empty_model(auto_model, small).float().eval()
             # Flash attention takes no masks: a model has to hand the positions on by itself, as it does to make a mask.
             if "flash" not in (text._attn_implementation or ""):
-                mask_packed(model)
+                mask_packed_samples(model)
             return _compare(model)
     except Exception as error:  # noqa: BLE001  # the model's own code, of any origin
         _LOG.info("%s cannot be tested for packing (%s: %s)", text.model_type, type(error).__name__, error)

@@ -145,7 +145,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
-def blank(auto_model: str, spec: ModelSpec, config: "PretrainedConfig") -> "PreTrainedModel":
+def without_weights(auto_model: str, spec: ModelSpec, config: "PretrainedConfig") -> "PreTrainedModel":
     """A model of this config without storage: its layers and the shapes of its parameters.
 
     Raises:

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from filelock import FileLock
 
 from launcher.errors import ModelError, RunError
-from launcher.rundir.uri import asking, open_uri, split_options
+from launcher.rundir.uri import open_uri, split_options, translate_errors
 
 # What only a process that trains or scores needs; tokenizers and configs are read on every node and by `check`.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -57,7 +57,7 @@ def remote_files(name: str) -> list[pafs.FileInfo]:
     """
     shown = split_options(name)[0]
     try:
-        with asking(f"model.name: {shown}"):
+        with translate_errors(f"model.name: {shown}"):
             fs, path = open_uri(name)
             found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
             if not found:  # an object store lists a missing bucket like an empty directory
@@ -78,7 +78,7 @@ def _fetch(name: str, files: list[pafs.FileInfo], target: Path) -> None:
     fs, root = open_uri(name)
     staged = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
-        with asking(f"model.name: {split_options(name)[0]}"):
+        with translate_errors(f"model.name: {split_options(name)[0]}"):
             for info in files:
                 place = staged / info.path[len(root) :].lstrip("/")
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from zipfile import is_zipfile
 
 from launcher.errors import ModelError
-from launcher.formatting import few
+from launcher.formatting import list_names
 from launcher.models.remote import remote_files
-from launcher.rundir.uri import os_reason
+from launcher.rundir.uri import describe_os_error
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _start(file: Path) -> bytes:
         with file.open("rb") as stream:
             return stream.read(len(_LFS))
     except OSError as error:
-        raise ModelError(f"model.name: {file} cannot be read ({os_reason(error)}); {_AGAIN}") from error
+        raise ModelError(f"model.name: {file} cannot be read ({describe_os_error(error)}); {_AGAIN}") from error
 
 
 def _header(file: Path) -> Shapes:
@@ -187,7 +187,7 @@ def _pickled(file: Path) -> Shapes:
     entries = state if isinstance(state, dict) else {}
     found = {str(name): tuple(tensor.shape) for name, tensor in entries.items() if isinstance(tensor, torch.Tensor)}
     if not found:
-        holds = f"{few([*map(str, entries)])}" if entries else f"a {type(state).__name__}"
+        holds = f"{list_names([*map(str, entries)])}" if entries else f"a {type(state).__name__}"
         raise ModelError(
             f"model.name: {file} holds {holds} instead of tensors by name; save the model's state_dict() alone, as "
             "`save_pretrained` does"

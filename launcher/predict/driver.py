@@ -12,11 +12,11 @@ from typing import Any  # handles of actors, whose methods Ray makes at run time
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from launcher.driver.prediction_progress import View
-from launcher.errors import Interrupted, TrainingError
-from launcher.predict.output import Part, sweep
-from launcher.predict.parts import Turns
-from launcher.predict.worker import Order, Predictor
+from launcher.driver.prediction_progress import PredictionProgress
+from launcher.errors import RunInterrupted, TrainingError
+from launcher.predict.output import Part, remove_unfinished
+from launcher.predict.parts import PartQueue
+from launcher.predict.worker import PredictionConfig, Predictor
 
 _WAIT_S = 0.5
 # A part that takes its worker down as often is not to be had by trying.
@@ -36,7 +36,7 @@ class _Worker:
     """What the stream said last: rows of its part that are done, or the whole part."""
 
 
-class Drive:
+class PredictionDriver:
     """One command's workers.
 
     Args:
@@ -46,7 +46,7 @@ class Drive:
         found: sum over the parts that are there already.
     """
 
-    def __init__(self, order: Order, turns: Turns, view: View, found: Part) -> None:
+    def __init__(self, order: PredictionConfig, turns: PartQueue, view: PredictionProgress, found: Part) -> None:
         self._order, self._turns, self._view = order, turns, view
         self._shared = ray.put(order)
         self._workers: dict[int, _Worker] = {}
@@ -64,7 +64,7 @@ class Drive:
         """Predict what is missing.
 
         Raises:
-            Interrupted: `ask_stop` was called.
+            RunInterrupted: `ask_stop` was called.
             TrainingError: workers die again and again.
             RayError: around what a worker raised.
         """
@@ -74,7 +74,7 @@ class Drive:
                 self._start()
             while self._turns.left:
                 if self._stop.is_set():
-                    raise Interrupted(
+                    raise RunInterrupted(
                         f"interrupted; {self.parts.rows} of {self._order.layout.rows} rows are in "
                         f"{self._order.output.uri}, and the same command goes on"
                     )
@@ -82,7 +82,7 @@ class Drive:
         finally:
             for worker in self._workers.values():
                 ray.kill(worker.actor)
-            sweep(self._order.output)
+            remove_unfinished(self._order.output)
 
     def _turn(self) -> None:
         """Give work to who has none, and hear one who has something to say."""

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from launcher.errors import ExactnessError, RunError
+from launcher.errors import RowCountError, RunError
 from launcher.predict.parts import Layout
 from launcher.rundir.directory import RunDir, open_uri
 from launcher.rundir.records import Record
-from launcher.rundir.uri import os_reason
+from launcher.rundir.uri import describe_os_error
 
 MANIFEST, FINISHED = "_predictions.json", "_SUCCESS"
 _UNDER_WAY = ".part-"
@@ -83,7 +83,7 @@ def part_name(number: int) -> str:
     return f"part-{number:08d}.parquet"
 
 
-def claim(output: RunDir, wanted: PredictionsRecord) -> PredictionsRecord:
+def create_output(output: RunDir, wanted: PredictionsRecord) -> PredictionsRecord:
     """Make the directory that of these predictions, or find that it is.
 
     Returns:
@@ -111,7 +111,7 @@ def claim(output: RunDir, wanted: PredictionsRecord) -> PredictionsRecord:
     except RunError as error:
         if not isinstance(error.__cause__, OSError):
             raise
-        reason = os_reason(error.__cause__)
+        reason = describe_os_error(error.__cause__)
         raise RunError(f"{output.uri}: cannot be written ({reason}); give another --output") from error
     return wanted
 
@@ -132,7 +132,7 @@ def _differences(found: PredictionsRecord, wanted: PredictionsRecord) -> list[st
     return said + [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
 
 
-def abandon(output: RunDir) -> None:
+def discard_empty(output: RunDir) -> None:
     """Leave nothing behind where no part was finished: a manifest alone would only be in the way."""
     names = output.list("")
     if any(name.startswith("part-") for name in names):
@@ -142,14 +142,14 @@ def abandon(output: RunDir) -> None:
         output.local.rmdir()
 
 
-def sweep(output: RunDir) -> None:
+def remove_unfinished(output: RunDir) -> None:
     """Remove what killed workers left under way; nobody may be writing."""
     for name in output.list(""):
         if name.startswith(_UNDER_WAY):
             output.delete(name)
 
 
-def survey(output: RunDir, layout: Layout) -> dict[int, Part]:
+def complete_parts(output: RunDir, layout: Layout) -> dict[int, Part]:
     """The parts that are there, by number, as their footers tell; one that cannot be read counts as missing.
 
     Raises:
@@ -191,11 +191,11 @@ def finish(output: RunDir, layout: Layout, all_parts: Part) -> FinishedRecord:
         all_parts: sums over those that were found and those that were written.
 
     Raises:
-        ExactnessError: it is not.
+        RowCountError: it is not.
     """
     names = [name for name in output.list("") if name.startswith("part-")]
     if all_parts.rows != layout.rows or names != [part_name(number) for number in range(layout.parts)]:
-        raise ExactnessError(
+        raise RowCountError(
             f"{output.uri}: {all_parts.rows} rows in {len(names)} parts came out of {layout.rows} in {layout.parts}; "
             "remove it and predict again"
         )
@@ -246,7 +246,7 @@ def writing(output: RunDir, number: int, schema: pa.Schema) -> Iterator[PartWrit
             raise
     except OSError as error:
         raise RunError(
-            f"{output.path(part_name(number))}: cannot be written ({os_reason(error)}); make room and "
+            f"{output.path(part_name(number))}: cannot be written ({describe_os_error(error)}); make room and "
             "rights there, and run the same command again"
         ) from error
 

@@ -65,7 +65,7 @@ def cut_parts(rows: int, size_bytes: int) -> Layout:
 
 
 @dataclass
-class Turns:
+class PartQueue:
     """Who does which part. Parts are handed out in order; a worker knows its next one, to read ahead.
 
     Args:

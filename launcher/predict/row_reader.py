@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from launcher.data.footers import plain
 from launcher.data.fragments import Fragment
-from launcher.data.splits import Reading, Split, own_columns, read_batches, unreadable, with_partition
-from launcher.errors import ExactnessError
+from launcher.data.splits import Reading, Split, own_columns, read_batches, unreadable_file_error, with_partition
+from launcher.errors import RowCountError
 from launcher.rundir.uri import open_uri
 
 # Of each column, read at once; a whole column chunk of a large row group would be gigabytes.
@@ -42,7 +42,7 @@ class RowReader:
 
         Raises:
             DataError: a file cannot be read.
-            ExactnessError: a file has other rows than its footer said.
+            RowCountError: a file has other rows than its footer said.
         """
         found: list[pa.Table] = []
         at = rows.start
@@ -87,7 +87,7 @@ class RowReader:
         batch = next(self._batches, None)
         if batch is None:
             path = self._split.fragments[self._owner(self._at)].path
-            raise ExactnessError(f"{path}: has fewer rows than its footer said; did it change while it was read?")
+            raise RowCountError(f"{path}: has fewer rows than its footer said; did it change while it was read?")
         return batch
 
 
@@ -107,4 +107,4 @@ def _stream(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -
             batches = file.iter_batches(how.rows_at_once, row_groups=groups, columns=own, use_threads=False)
             yield from with_partition(map(plain, batches), fragments[0], names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file_error(path, error) from error

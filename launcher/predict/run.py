@@ -10,32 +10,32 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launcher.data.checks import try_split
+from launcher.data.checks import check_first_rows_of_split
 from launcher.data.convert import splittable_files
 from launcher.data.files import glob_pattern
 from launcher.data.splits import Split, open_files
-from launcher.driver.prediction_progress import make_view
+from launcher.driver.prediction_progress import make_progress
 from launcher.driver.preflight import check_model
-from launcher.driver.ray_errors import explain
-from launcher.driver.signals import StoppedAtOnce, wait_for
+from launcher.driver.ray_errors import unwrap_ray_error
+from launcher.driver.signals import ForcedStop, run_interruptibly
 from launcher.driver.worker_group import ray_session
-from launcher.errors import DataError, Interrupted, LauncherError, RunError, UserError
-from launcher.predict.driver import Drive
+from launcher.errors import DataError, LauncherError, RunError, RunInterrupted, UserError
+from launcher.predict.driver import PredictionDriver
 from launcher.predict.fingerprint import input_fingerprint, model_fingerprint, options
 from launcher.predict.output import (
     FINISHED,
     FinishedRecord,
     Part,
     PredictionsRecord,
-    abandon,
-    claim,
+    complete_parts,
+    create_output,
+    discard_empty,
     finish,
     part_name,
-    survey,
-    sweep,
+    remove_unfinished,
 )
-from launcher.predict.parts import Turns, cut_parts
-from launcher.predict.worker import Order
+from launcher.predict.parts import PartQueue, cut_parts
+from launcher.predict.worker import PredictionConfig
 from launcher.rundir.directory import RunDir, run_at, runnable_job
 from launcher.rundir.uri import join
 from launcher.spec.job import JobSpec
@@ -43,7 +43,7 @@ from launcher.tasks import build_task
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictionResult:
     """A complete output.
 
     Args:
@@ -59,7 +59,7 @@ class Predicted:
 
 def predict_run(
     run: RunDir, input: str, output: str, console: Console | None = None, job: JobSpec | None = None
-) -> Predicted:
+) -> PredictionResult:
     """Predict every row of `input` into Parquet files in `output`, input columns kept, row order kept.
 
     What an earlier, interrupted command of the same input, model and task has written is not done again.
@@ -73,17 +73,17 @@ def predict_run(
 
     Raises:
         UserError: the run has no model, the input does not fit, or the output holds something else.
-        Interrupted: by Ctrl-C or SIGTERM; what is written is kept.
-        TrainingError: workers died again and again, or (ExactnessError) other rows came out than went in.
+        RunInterrupted: by Ctrl-C or SIGTERM; what is written is kept.
+        TrainingError: workers died again and again, or (RowCountError) other rows came out than went in.
     """
     target = run_at(output)
     try:
         return _predict(run, input, target, console or Console(quiet=True), job or runnable_job(run))
-    except (KeyboardInterrupt, SystemExit, StoppedAtOnce) as stop:
-        raise Interrupted(f"interrupted; the same command goes on with {target.uri}") from stop
+    except (KeyboardInterrupt, SystemExit, ForcedStop) as stop:
+        raise RunInterrupted(f"interrupted; the same command goes on with {target.uri}") from stop
 
 
-def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> Predicted:
+def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> PredictionResult:
     check_model(run)
     # The rows to come may name files beside themselves, not beside what the run was trained on.
     data = trained.data.model_copy(update={"train": (input,), "validation": None, "test": None})
@@ -101,19 +101,19 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),
         options=options(job), rows=cut.rows, part_rows=cut.part_rows, piece_rows=cut.piece_rows,
     )  # fmt: skip
-    layout = claim(output, wanted).layout
-    order = Order(job, split, layout, output)
+    layout = create_output(output, wanted).layout
+    order = PredictionConfig(job, split, layout, output)
     try:
         return _complete(order, console)
     except UserError:
-        abandon(output)
+        discard_empty(output)
         raise
 
 
-def _complete(order: Order, console: Console) -> Predicted:
+def _complete(order: PredictionConfig, console: Console) -> PredictionResult:
     output, layout = order.output, order.layout
-    sweep(output)
-    there = survey(output, layout)
+    remove_unfinished(output)
+    there = complete_parts(output, layout)
     found = sum(there.values(), Part())
     finished = output.find_record(FINISHED, FinishedRecord)
     if found.skipped_rows and order.job.data.on_bad_row == "error":
@@ -122,30 +122,32 @@ def _complete(order: Order, console: Console) -> Predicted:
             "data.on_bad_row=skip as before, or give another --output"
         )
     if finished is not None and len(there) == layout.parts:
-        return Predicted(found.rows, found.skipped_rows, found.rows)
+        return PredictionResult(found.rows, found.skipped_rows, found.rows)
     if order.job.data.on_bad_row == "error":
-        try_split(order.job, build_task(order.job), order.split, with_targets=False)  # before Ray starts
+        check_first_rows_of_split(
+            order.job, build_task(order.job), order.split, with_targets=False
+        )  # before Ray starts
     output.delete(FINISHED)  # a part was removed: until it is back, this is not complete
     if there:
         console.print(
             f"goes on: {found.rows} of {layout.rows} rows are in {output.uri}", highlight=False, soft_wrap=True
         )
     missing = [number for number in range(layout.parts) if number not in there]
-    total = _drive(order, Turns(missing), console, found) if missing else found
+    total = _drive(order, PartQueue(missing), console, found) if missing else found
     finished = finish(output, layout, total)
-    return Predicted(finished.rows, finished.skipped_rows, found.rows)
+    return PredictionResult(finished.rows, finished.skipped_rows, found.rows)
 
 
-def _drive(order: Order, turns: Turns, console: Console, found: Part) -> Part:
+def _drive(order: PredictionConfig, turns: PartQueue, console: Console, found: Part) -> Part:
     with ray_session(order.job):
-        view = make_view(console, order.layout.rows, found.rows)
+        view = make_progress(console, order.layout.rows, found.rows)
         try:
-            drive = Drive(order, turns, view, found)
-            wait_for(drive.run, drive.ask_stop)
-        except (LauncherError, StoppedAtOnce):
+            drive = PredictionDriver(order, turns, view, found)
+            run_interruptibly(drive.run, drive.ask_stop)
+        except (LauncherError, ForcedStop):
             raise
         except Exception as error:  # process border: Ray wraps what a worker raised; it is raised again below
-            raise explain(error) from error
+            raise unwrap_ray_error(error) from error
         finally:
             view.close()
     return drive.parts

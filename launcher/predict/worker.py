@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.splits import Split
-from launcher.data.stream import judge
+from launcher.data.stream import handle_bad_rows
 from launcher.predict.output import Part, writing
 from launcher.predict.parts import Layout
 from launcher.predict.row_reader import RowReader
@@ -24,7 +24,7 @@ from launcher.tasks.base import Encoded
 
 
 @dataclass(frozen=True)
-class Order:
+class PredictionConfig:
     """What all workers of one command share; put into the object store once."""
 
     job: JobSpec
@@ -43,7 +43,7 @@ class _Piece:
 class Predictor:
     """Predicts part after part; `load` comes first."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: PredictionConfig) -> None:
         self._order = order
 
     def load(self) -> None:
@@ -83,7 +83,7 @@ class Predictor:
                 piece = self._take(rows)
                 if after is not None:
                     self._begin(after)
-                out.write(self._predicted(piece), len(rows) - len(piece.encoded.kept))
+                out.write(self._predicted(piece), len(rows) - len(piece.encoded.valid_rows))
                 yield out.rows
             part = out.seal()
         yield part
@@ -102,7 +102,7 @@ class Predictor:
         table = self._reader.read(rows)
         encoded = self._encoder.encode(table, False)
         if self._order.job.data.on_bad_row == "error":
-            judge(self._order.split, np.arange(rows.start, rows.stop), encoded, "error")
+            handle_bad_rows(self._order.split, np.arange(rows.start, rows.stop), encoded, "error")
         return _Piece(table, encoded)
 
     def _predicted(self, piece: _Piece) -> pa.Table:
@@ -117,6 +117,6 @@ class Predictor:
                 samples = encoded.samples.take(pa.array(by_length[begin : begin + size])).combine_chunks()
                 predicted.append(self._task.predict(self._model, samples).cast(self._task.prediction_schema))
         places = np.full(len(piece.rows), -1)
-        places[encoded.kept[by_length]] = np.arange(len(by_length))
+        places[encoded.valid_rows[by_length]] = np.arange(len(by_length))
         taken = pa.concat_tables(predicted).combine_chunks().take(pa.array(places, mask=places < 0))
         return pa.table([*piece.rows.columns, *taken.columns], self._schema)

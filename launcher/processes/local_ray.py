@@ -1,9 +1,9 @@
 """Start a Ray of this machine alone, side by side with whatever the command does meanwhile.
 
-`begin()` starts it in a process of its own (the node), which ends when the command does; `LocalRay.address()` waits for
-it. Compared with `ray.init()`: no dashboard, log monitor, autoscaler or API server, which nobody looks at here, and
-workers are forks (`fork_server.py`). A user who wants Ray's dashboard starts `ray start --head` and names its address.
-Runs in the command (LocalRay) and in the node's process (main).
+`start_for_command()` starts it in a process of its own (the node), which ends when the command does;
+`LocalRay.address()` waits for it. Compared with `ray.init()`: no dashboard, log monitor, autoscaler or API server,
+which nobody looks at here, and workers are forks (`fork_server.py`). A user who wants Ray's dashboard starts `ray
+start --head` and names its address. Runs in the command (LocalRay) and in the node's process (main).
 """
 
 import contextlib
@@ -143,7 +143,7 @@ def local_cpus(demand: float) -> int:
     return max(os.cpu_count() or 1, int(demand + 1))
 
 
-def begin(num_cpus: int, *, fork_here: bool = False) -> LocalRay:
+def start_for_command(num_cpus: int, *, fork_here: bool = False) -> LocalRay:
     """Start the Ray of this command, or return the one that was begun; see `LocalRay.start`."""
     global _begun
     if _begun is None:
@@ -152,12 +152,12 @@ def begin(num_cpus: int, *, fork_here: bool = False) -> LocalRay:
     return _begun
 
 
-def begun() -> LocalRay | None:
+def current() -> LocalRay | None:
     """Return the Ray that this command has begun, or None."""
     return _begun
 
 
-def end() -> None:
+def stop_current() -> None:
     """Stop the Ray that this command has begun, if there is one."""
     global _begun
     if _begun is not None:

@@ -11,18 +11,18 @@ from urllib.parse import urlsplit
 
 from launcher.errors import RunError
 from launcher.rundir.directory import RESTORE, RunDir, read_job
-from launcher.rundir.events import Event, events_of
+from launcher.rundir.events import Event, read_events
 from launcher.rundir.leakage import LeakageRecord
-from launcher.rundir.micro_batch import Halving, halvings_of
+from launcher.rundir.micro_batch import MicroBatchReduction, read_reductions
 from launcher.rundir.records import (
     EnvironmentRecord,
     EvaluationRecord,
     GenerationRecord,
+    MemoryUsage,
     ResultRecord,
     ScoresRecord,
     StepRecord,
     TimesRecord,
-    UsedMemory,
 )
 from launcher.spec.job import JobSpec
 
@@ -42,9 +42,9 @@ class ReportData:
     plan: tuple[tuple[str, str], ...]
     """The plan's values by dotted key."""
     environment: EnvironmentRecord | None
-    memory: tuple[UsedMemory, ...]
+    memory: tuple[MemoryUsage, ...]
     """Of each worker that told, by rank."""
-    halvings: tuple[Halving, ...]
+    memory_reductions: tuple[MicroBatchReduction, ...]
     """Of the micro-batch, where memory ran out."""
     events: tuple[Event, ...]
     """What happened beside the curve: lost workers, damaged checkpoints, batches left out."""
@@ -116,8 +116,8 @@ def collect(run: RunDir) -> ReportData:
         plan=_read_plan(run),
         environment=run.find_record("environment.json", EnvironmentRecord),
         memory=_read_memory(run),
-        halvings=halvings_of(run),
-        events=events_of(run),
+        memory_reductions=read_reductions(run),
+        events=read_events(run),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
         generations=tuple(generations),
@@ -163,9 +163,9 @@ def _read_scores(run: RunDir) -> tuple[ScoresRecord, ...]:
     return tuple(sorted(records, key=lambda record: (_SPLIT_ORDER.get(record.split, 2), record.split)))
 
 
-def _read_memory(run: RunDir) -> tuple[UsedMemory, ...]:
+def _read_memory(run: RunDir) -> tuple[MemoryUsage, ...]:
     names = [name for name in run.list("workers") if name.startswith("memory-")]
-    return tuple(sorted((run.read_record(f"workers/{n}", UsedMemory) for n in names), key=lambda used: used.rank))
+    return tuple(sorted((run.read_record(f"workers/{n}", MemoryUsage) for n in names), key=lambda used: used.rank))
 
 
 def _read_plan(run: RunDir) -> tuple[tuple[str, str], ...]:

@@ -19,7 +19,7 @@ from launcher.report.curves_match import agreement
 from launcher.report.numbers import duration, number, short, size
 from launcher.report.render import page
 from launcher.rundir.directory import RunDir
-from launcher.rundir.uri import os_reason
+from launcher.rundir.uri import describe_os_error
 from launcher.spec.curve import curve_values, job_values
 
 MARK = b'<meta name="generator" content="launcher compare">'
@@ -186,7 +186,9 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
         staged.write_text(render_comparison(comparison), encoding="utf-8")
         os.replace(staged, output)
     except OSError as error:
-        raise RunError(f"--output: {output} cannot be written ({os_reason(error)}); give a file that can be") from error
+        raise RunError(
+            f"--output: {output} cannot be written ({describe_os_error(error)}); give a file that can be"
+        ) from error
     finally:
         with suppress(OSError):  # it was moved, or never came to be
             staged.unlink()
@@ -204,7 +206,7 @@ def check_page(output: Path) -> Path:
         if output.exists() and not _is_comparison(output):
             raise RunError(f"--output: {output} is no comparison page and would be lost; give another file")
     except OSError as error:
-        raise RunError(f"--output: {output} cannot be read ({os_reason(error)}); give another file") from error
+        raise RunError(f"--output: {output} cannot be read ({describe_os_error(error)}); give another file") from error
     return output
 
 

@@ -12,7 +12,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Place:
+class Divergence:
     """Where two runs differ.
 
     Args:
@@ -49,9 +49,9 @@ class Agreement:
     missing: int
     equal: int
     largest: float
-    first: Place | None
+    first: Divergence | None
     evaluations: int
-    metric: Place | None
+    metric: Divergence | None
 
     @property
     def agrees(self) -> bool:
@@ -94,7 +94,7 @@ def agreement(one: ReportData, other: ReportData) -> Agreement:
         missing=len(mine.keys() ^ its.keys()),
         equal=sum(_same(mine[step], its[step]) for step in both),
         largest=max(gaps, default=0.0),
-        first=None if at is None else Place(both[at], "loss", mine[both[at]], its[both[at]]),
+        first=None if at is None else Divergence(both[at], "loss", mine[both[at]], its[both[at]]),
         evaluations=len(evaluations),
         metric=next((place for step, a, b in evaluations for place in _apart(step, a, b)), None),
     )
@@ -111,10 +111,12 @@ def _paired(
     ]
 
 
-def _apart(step: int, one: Mapping[str, float], other: Mapping[str, float]) -> list[Place]:
+def _apart(step: int, one: Mapping[str, float], other: Mapping[str, float]) -> list[Divergence]:
     shared = [name for name in one if name in other]
-    found = [Place(step, name, one[name], other[name]) for name in shared if _gap(one[name], other[name]) > TOLERANCE]
-    return [Place(place.step, f"validation {place.name}", place.one, place.other) for place in found]
+    found = [
+        Divergence(step, name, one[name], other[name]) for name in shared if _gap(one[name], other[name]) > TOLERANCE
+    ]
+    return [Divergence(place.step, f"validation {place.name}", place.one, place.other) for place in found]
 
 
 def _same(one: float, other: float) -> bool:

@@ -14,7 +14,7 @@ import plotly.offline as plotly_offline  # type: ignore[import-untyped]  # plotl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from launcher.formatting import masked
+from launcher.formatting import mask_secrets
 from launcher.report import charts, numbers, summary, texts
 from launcher.report.charts import Chart
 from launcher.report.collect import ReportData, collect, missing
@@ -154,7 +154,7 @@ def _largest_confusions(matrix: ConfusionMatrix) -> tuple[Confusion, ...]:
 
 def _without_accounts(value: object) -> object:
     """What a page shows of a text with URIs: a report is passed on, and `s3://key:secret@bucket` tells the keys."""
-    return masked(value) if type(value) is str else value
+    return mask_secrets(value) if type(value) is str else value
 
 
 def _environment() -> Environment:

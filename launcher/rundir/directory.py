@@ -21,20 +21,20 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from launcher.errors import DamagedRecord, RunError, StorageTrouble
-from launcher.formatting import masked
+from launcher.errors import CorruptRecordError, RunError, StorageUnavailableError
+from launcher.formatting import mask_secrets
 from launcher.rundir.records import MetricsLine, Record
 from launcher.rundir.uri import (
     append_whole,
-    asking,
+    describe_os_error,
     is_local,
     is_object_store,
+    is_transient,
     join,
-    os_reason,
     parent,
-    passes,
-    refusal,
     split_options,
+    storage_error,
+    translate_errors,
 )
 from launcher.rundir.uri import open_uri as open_uri  # a part of this module's interface
 from launcher.spec.job import JobSpec
@@ -59,11 +59,11 @@ class RunDir:
 
     def __str__(self) -> str:
         """Return the URI for people: without its keys."""
-        return masked(self.uri)
+        return mask_secrets(self.uri)
 
     def __repr__(self) -> str:
         """Return the same for logs."""
-        return f"RunDir({masked(self.uri)!r})"
+        return f"RunDir({mask_secrets(self.uri)!r})"
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ class RunDir:
     def exists(self, relative: str = "") -> bool:
         """Whether a file or directory is there."""
         fs, root = open_uri(self.uri)
-        with asking(self.path(relative)):
+        with translate_errors(self.path(relative)):
             return bool(fs.get_file_info(f"{root}/{relative}".rstrip("/")).type != pafs.FileType.NotFound)
 
     def list(self, relative: str) -> list[str]:
@@ -94,7 +94,7 @@ class RunDir:
         """
         fs, root = open_uri(self.uri)
         try:
-            with asking(self.path(relative)):
+            with translate_errors(self.path(relative)):
                 found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}".rstrip("/"), allow_not_found=True))
         except RunError as error:
             if isinstance(error.__cause__, NotADirectoryError):
@@ -115,7 +115,7 @@ class RunDir:
         except FileNotFoundError as error:
             raise RunError(f"{self.path(relative)}: not found; is {self.uri} the directory of a run?") from error
         except OSError as error:
-            raise refusal(self.path(relative), error, RESTORE) from error
+            raise storage_error(self.path(relative), error, RESTORE) from error
 
     def write_bytes(self, relative: str, content: bytes | Iterable[bytes], durable: bool = False) -> None:
         """Publish a file at once, given whole or in pieces: readers see the old content or the new, never a part.
@@ -150,18 +150,18 @@ class RunDir:
                     sync(Path(folder))
         except OSError as error:
             if not local:
-                raise refusal(self.path(relative), error) from error
+                raise storage_error(self.path(relative), error) from error
             with suppress(OSError):  # of what was begun nothing stays
                 Path(target).unlink(missing_ok=True)
                 os.rmdir(folder if new else "")
             mend = "give the job another output.storage, or make room and rights there"
-            kind = StorageTrouble if passes(error) else RunError
-            raise kind(f"{self.path(relative)}: cannot be written ({os_reason(error)}); {mend}") from error
+            kind = StorageUnavailableError if is_transient(error) else RunError
+            raise kind(f"{self.path(relative)}: cannot be written ({describe_os_error(error)}); {mend}") from error
 
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where there is none."""
         fs, root = open_uri(self.uri)
-        with asking(self.path(relative)), suppress(FileNotFoundError):  # another process was faster
+        with translate_errors(self.path(relative)), suppress(FileNotFoundError):  # another process was faster
             info = fs.get_file_info(f"{root}/{relative}")
             if info.type == pafs.FileType.Directory:
                 fs.delete_dir(info.path)
@@ -192,14 +192,14 @@ class RunDir:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(staged, target)
         except OSError as error:
-            raise refusal(str(target), error) from error
+            raise storage_error(str(target), error) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _copy(self, source: pafs.FileSystem, path: str, relative: str) -> None:
         fs, root = open_uri(self.uri)
         target = f"{root}/{relative}"
-        with asking(self.path(relative)):
+        with translate_errors(self.path(relative)):
             is_directory = source.get_file_info(path).type == pafs.FileType.Directory
             if not is_object_store(fs):
                 fs.create_dir(target if is_directory else target.rsplit("/", 1)[0], recursive=True)
@@ -232,7 +232,7 @@ class RunDir:
                 sync(target.parent)
         except OSError as error:
             if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another publisher was faster
-                raise refusal(self.path(relative), error) from error
+                raise storage_error(self.path(relative), error) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -242,7 +242,7 @@ class RunDir:
             return self.local / relative
         fs, root = open_uri(self.uri)
         target.mkdir(parents=True, exist_ok=True)
-        with asking(self.path(relative)):
+        with translate_errors(self.path(relative)):
             pafs.copy_files(
                 f"{root}/{relative}", str(target), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
             )
@@ -256,7 +256,7 @@ class RunDir:
         """One record, checked.
 
         Raises:
-            DamagedRecord: It does not hold such a record.
+            CorruptRecordError: It does not hold such a record.
             RunError: There is no such file, it cannot be read, or a newer version of the launcher wrote it.
         """
         try:
@@ -264,7 +264,7 @@ class RunDir:
         except ValidationError as error:
             newer = any(found["type"] == "extra_forbidden" for found in error.errors(include_url=False))
             told = f"{self.path(relative)}: {_unreadable(error, f'a valid {kind.__name__}')}"
-            raise (RunError if newer else DamagedRecord)(told) from error
+            raise (RunError if newer else CorruptRecordError)(told) from error
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:
         """One record, or None where the file does not exist."""
@@ -304,7 +304,7 @@ class RunDir:
         """A file as blocks of whole lines, some MiB each where the run is local; a torn last line is left out."""
         local = self.local
         with (
-            asking(self.path(relative)),
+            translate_errors(self.path(relative)),
             open(local / relative, "rb") if local is not None else BytesIO(self.read_bytes(relative)) as stream,
         ):
             while block := stream.read(_BLOCK_BYTES) + stream.readline():

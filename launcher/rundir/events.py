@@ -26,7 +26,7 @@ class Event(Record):
     """For people."""
 
 
-def note(run: RunDir, kind: str, step: int, text: str) -> Event:
+def record_event(run: RunDir, kind: str, step: int, text: str) -> Event:
     """Write an event down; where the storage refuses, the run goes on without it."""
     event = Event(kind=kind, step=step, at=time.time(), text=text)
     with suppress(RunError):  # it may be the storage's trouble that is told
@@ -34,7 +34,7 @@ def note(run: RunDir, kind: str, step: int, text: str) -> Event:
     return event
 
 
-def events_of(run: RunDir) -> tuple[Event, ...]:
+def read_events(run: RunDir) -> tuple[Event, ...]:
     """All of a run's, in order.
 
     Raises:

@@ -13,10 +13,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import DamagedRecord, RunError, StaleAttempt
+from launcher.errors import CorruptRecordError, RunError, StaleAttemptError
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import Record
-from launcher.rundir.uri import refusal
+from launcher.rundir.uri import storage_error
 
 _FOLDER = "attempts"
 
@@ -32,7 +32,7 @@ class AttemptRecord(Record):
     """When the driver's process began, in the clock ticks of its system; tells it from a later one of the same pid."""
     started_at: float
     """Seconds since the epoch."""
-    goes_on_from: int | None = None
+    resumes_from: int | None = None
     """Step of the checkpoint that its workers start from; None where no workers start under this token."""
 
     @staticmethod
@@ -40,7 +40,7 @@ class AttemptRecord(Record):
         """One that this process begins now."""
         return AttemptRecord(
             token=token, host=socket.gethostname(), pid=os.getpid(), process_began=process_began(os.getpid()),
-            started_at=time.time(), goes_on_from=goes_on_from,
+            started_at=time.time(), resumes_from=goes_on_from,
         )  # fmt: skip
 
     @property
@@ -49,7 +49,7 @@ class AttemptRecord(Record):
         return self.host == socket.gethostname() and self.process_began is not None
 
     @property
-    def who(self) -> str:
+    def describe(self) -> str:
         """For a sentence."""
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_at))
         return f"attempt {self.token} (process {self.pid} on {self.host}, since {began})"
@@ -68,7 +68,7 @@ class Lease:
     token: int
 
     @staticmethod
-    def take(run: RunDir, goes_on_from: int | None = None) -> "Lease":
+    def acquire(run: RunDir, goes_on_from: int | None = None) -> "Lease":
         """Begin a new attempt: all others are stale from here on. None is removed, or its place would be free.
 
         Args:
@@ -81,26 +81,26 @@ class Lease:
                 break
         return Lease(run, token)
 
-    def renewed(self, goes_on_from: int | None = None) -> "Lease":
+    def renew(self, goes_on_from: int | None = None) -> "Lease":
         """Take the next lease for the same driver; `goes_on_from` as for `take`.
 
         Raises:
-            StaleAttempt: somebody else has begun since.
+            StaleAttemptError: somebody else has begun since.
         """
         self.check()
-        return Lease.take(self.run, goes_on_from)
+        return Lease.acquire(self.run, goes_on_from)
 
     def check(self) -> None:
         """Look whether this is still the newest attempt.
 
         Raises:
-            StaleAttempt: it is not.
+            StaleAttemptError: it is not.
         """
         newest = max(_tokens(self.run), default=0)
         if newest > self.token:
             found = newest_attempt(self.run)
-            raise StaleAttempt(
-                f"{self.run.uri}: {found.who if found else f'attempt {newest}'} has taken over from attempt "
+            raise StaleAttemptError(
+                f"{self.run.uri}: {found.describe if found else f'attempt {newest}'} has taken over from attempt "
                 f"{self.token}, which ends here and writes nothing more"
             )
 
@@ -124,8 +124,8 @@ class Fences:
     def _start(self, name: str) -> int | None:
         if name not in self._known:
             try:
-                self._known[name] = self._run.read_record(f"{_FOLDER}/{name}", AttemptRecord).goes_on_from
-            except DamagedRecord:
+                self._known[name] = self._run.read_record(f"{_FOLDER}/{name}", AttemptRecord).resumes_from
+            except CorruptRecordError:
                 self._known[name] = None  # as in `newest_attempt`
         return self._known[name]
 
@@ -135,11 +135,11 @@ def newest_attempt(run: RunDir) -> AttemptRecord | None:
     names = _names(run)
     try:
         return run.find_record(f"{_FOLDER}/{names[-1]}", AttemptRecord) if names else None
-    except DamagedRecord:
+    except CorruptRecordError:
         return None  # it was taken a moment ago, or its process was killed then (`_create`)
 
 
-def refuse_second(run: RunDir) -> None:
+def check_not_running(run: RunDir) -> None:
     """Refuse to start a run whose driver works on this very machine; another machine's cannot be seen from here.
 
     Raises:
@@ -191,7 +191,7 @@ def _create(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise refusal(str(path), error) from error
+        raise storage_error(str(path), error) from error
     with os.fdopen(file, "wb") as stream:
         stream.write(content)
     return True
@@ -210,7 +210,7 @@ def _fill(run: RunDir, token: int, record: AttemptRecord) -> bool:
             return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
-                raise refusal(str(path), error) from error
+                raise storage_error(str(path), error) from error
             return _create(path, content)
         finally:
             begun.unlink()

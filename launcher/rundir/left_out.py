@@ -19,29 +19,29 @@ class BadRow(Record):
     """Row number inside the file, from 0."""
 
 
-class LeftOut(Record):
+class SkippedBatch(Record):
     """One batch."""
 
     step: int
     """That it was for, counted from 1."""
-    why: str
+    reason: str
     rows: tuple[BadRow, ...]
 
 
-class LeftOutRecord(Record):
+class SkippedBatchesRecord(Record):
     """left-out.json."""
 
-    batches: tuple[LeftOut, ...]
+    batches: tuple[SkippedBatch, ...]
 
 
-def left_out_of(run: RunDir) -> tuple[LeftOut, ...]:
+def read_skipped_batches(run: RunDir) -> tuple[SkippedBatch, ...]:
     """All of a run's, in the order they were found."""
-    known = run.find_record(FILE, LeftOutRecord)
+    known = run.find_record(FILE, SkippedBatchesRecord)
     return () if known is None else known.batches
 
 
-def leave_out(run: RunDir, batch: LeftOut) -> None:
+def record_skipped_batch(run: RunDir, batch: SkippedBatch) -> None:
     """Write one more down."""
-    known = left_out_of(run)
+    known = read_skipped_batches(run)
     if batch.step not in (one.step for one in known):
-        run.write_record(FILE, LeftOutRecord(batches=(*known, batch)))
+        run.write_record(FILE, SkippedBatchesRecord(batches=(*known, batch)))

@@ -5,10 +5,10 @@ from typing import Literal
 
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir, run_at
-from launcher.rundir.metrics_log import overview
+from launcher.rundir.metrics_log import summarize
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import Record, ResultRecord
-from launcher.rundir.run_status import State, state_of
+from launcher.rundir.run_status import State, run_state
 
 _READERS = 16
 
@@ -59,10 +59,10 @@ def _summary(run: RunDir, name: str) -> RunSummary | None:
 
 def _read(run: RunDir, name: str) -> RunSummary:
     plan = run.find_record("plan.json", Plan)
-    state, beat = state_of(run)
+    state, beat = run_state(run)
     if state == "unknown" and run.find_record("result.json", ResultRecord) is not None:
         state = "finished"
-    seen = overview(run)
+    seen = summarize(run)
     bests = [line for line in seen.evaluations if line.split == "validation" and line.best]
     best = bests[-1] if bests else None
     metric = plan.metric if plan is not None else ""
@@ -70,7 +70,7 @@ def _read(run: RunDir, name: str) -> RunSummary:
     return RunSummary(
         name=name,
         state=state,
-        why=beat.why if beat is not None else "",
+        why=beat.reason if beat is not None else "",
         task=plan.task if plan is not None else "",
         step=seen.step,
         total_steps=plan.total_steps if plan is not None else 0,

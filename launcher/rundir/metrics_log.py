@@ -22,7 +22,7 @@ _LONG_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Overview:
+class LogSummary:
     """What a glance at a run's log tells."""
 
     step: int
@@ -41,10 +41,10 @@ class _Block:
     where: str
 
 
-def look_over(run: RunDir) -> None:
+def validate_log(run: RunDir) -> None:
     """Refuse a file that is damaged: the first lines are read, the rest must look like records.
 
-    Of a long local file only beginning and end are looked at; `cut` sees the rest.
+    Of a long local file only beginning and end are looked at; `truncate_after` sees the rest.
 
     Raises:
         RunError: a line is not a record; names it.
@@ -62,7 +62,7 @@ def look_over(run: RunDir) -> None:
             raise
 
 
-def cut(run: RunDir, step: int) -> None:
+def truncate_after(run: RunDir, step: int) -> None:
     """Forget what was logged after `step`: those steps are done again.
 
     Raises:
@@ -81,7 +81,7 @@ def cut(run: RunDir, step: int) -> None:
             os.truncate(run.local / part, kept)  # a torn last line goes, too
 
 
-def overview(run: RunDir) -> Overview:
+def summarize(run: RunDir) -> LogSummary:
     """The last step and all evaluations.
 
     Raises:
@@ -92,7 +92,7 @@ def overview(run: RunDir) -> Overview:
         _steps(block)
         step = max(step, *map(int, _TRAINED.findall(block.content)), 0)
         evaluations += [EvaluationRecord.model_validate_json(line) for line in _EVALUATION.findall(block.content)]
-    return Overview(step, tuple(evaluations))
+    return LogSummary(step, tuple(evaluations))
 
 
 def _kept(run: RunDir, part: str, step: int) -> tuple[int, bool]:

@@ -203,7 +203,7 @@ class ManifestRecord(Record):
     """Holds the files, below the manifest's directory; "" for that itself, but in checkpoints of older versions."""
 
 
-class RunStateRecord(Record):
+class TrainerState(Record):
     """state.json beside a checkpoint's shards: what the loop must know to go on."""
 
     step: int
@@ -225,7 +225,7 @@ class ResultRecord(Record):
     elapsed_s: float
 
 
-class UsedMemory(Record):
+class MemoryUsage(Record):
     """workers/memory-N.json: what a worker used while it trained, beside the plan."""
 
     rank: int

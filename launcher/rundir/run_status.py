@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-from launcher.errors import Interrupted, LauncherError
+from launcher.errors import LauncherError, RunInterrupted
 from launcher.rundir.directory import RunDir
 from launcher.rundir.lease import AttemptRecord, is_alive, newest_attempt
 from launcher.rundir.records import Record
@@ -29,12 +29,12 @@ class HeartbeatRecord(Record):
     at: float
     """Seconds since the epoch."""
     state: Literal["running", "finished", "interrupted", "failed"]
-    why: str = ""
+    reason: str = ""
     """How it ended, where it did so too early."""
 
 
 @contextmanager
-def beating(run: RunDir) -> Iterator[None]:
+def publish_run_status(run: RunDir) -> Iterator[None]:
     """Beat until the block ends, then say how it ended; a newer attempt's heartbeat is left alone."""
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(run, stop), name="heartbeat", daemon=True)
@@ -47,7 +47,7 @@ def beating(run: RunDir) -> Iterator[None]:
 
     try:
         yield
-    except Interrupted as stopped:
+    except RunInterrupted as stopped:
         end("interrupted", stopped.message)
         raise
     except LauncherError as error:
@@ -69,17 +69,17 @@ def _beat(run: RunDir, stop: threading.Event) -> None:
 def _write(run: RunDir, state: Literal["running", "finished", "interrupted", "failed"], why: str = "") -> None:
     with suppress(LauncherError):  # a storage that fails for a while must not end a training
         newest = newest_attempt(run)
-        if newest is not None and is_mine(newest):
-            run.write_record(FILE, HeartbeatRecord(token=newest.token, at=time.time(), state=state, why=why))
+        if newest is not None and is_own_heartbeat(newest):
+            run.write_record(FILE, HeartbeatRecord(token=newest.token, at=time.time(), state=state, reason=why))
 
 
-def is_mine(attempt: AttemptRecord) -> bool:
+def is_own_heartbeat(attempt: AttemptRecord) -> bool:
     """Whether this very process began it."""
     mine = AttemptRecord.here(attempt.token)
     return (attempt.host, attempt.pid, attempt.process_began) == (mine.host, mine.pid, mine.process_began)
 
 
-def state_of(run: RunDir) -> tuple[State, HeartbeatRecord | None]:
+def run_state(run: RunDir) -> tuple[State, HeartbeatRecord | None]:
     """How a run is, and its last heartbeat."""
     last = run.find_record(FILE, HeartbeatRecord)
     if last is None:

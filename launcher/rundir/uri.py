@@ -16,7 +16,7 @@ from typing import Any  # fsspec ships no types
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from launcher.errors import RunError, StorageTrouble
+from launcher.errors import RunError, StorageUnavailableError
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Variables that name an S3-compatible server, the more special one first, as the AWS SDKs read them."""
@@ -68,12 +68,12 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         try:
             fs, path = _within(_ASKED_S, "opening it", lambda: fsspec.core.url_to_fs(uri))
         except TimeoutError as error:
-            raise refusal(uri, error) from error
+            raise storage_error(uri, error) from error
         except (ValueError, ImportError) as error:
             raise RunError(f"{uri}: cannot be opened ({error}); install the fsspec driver of its protocol") from error
         return pafs.PyFileSystem(pafs.FSSpecHandler(_Limited(fs))), path
     except OSError as error:
-        raise refusal(uri, error) from error
+        raise storage_error(uri, error) from error
 
 
 _LOCAL = pafs.LocalFileSystem()
@@ -86,7 +86,7 @@ def _bucket(bucket: str, options: str) -> pafs.FileSystem:
     try:
         found, _ = pafs.FileSystem.from_uri(uri)
     except OSError as error:  # the region of a bucket is asked for
-        raise refusal(f"s3://{bucket.rpartition('@')[2]}", error) from error
+        raise storage_error(f"s3://{bucket.rpartition('@')[2]}", error) from error
     # from_uri reads the options and the environment; it takes no retry strategy.
     _, (read,) = found.__reduce__()
     if read["connect_timeout"] < 0:
@@ -190,7 +190,7 @@ def split_options(uri: str) -> tuple[str, str]:
     return bare, mark + options
 
 
-def shown(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """A path or URI for people: without its account and its options, where keys may stand."""
     scheme, mark, rest = split_options(uri)[0].rpartition("://")
     host, slash, path = rest.partition("/")
@@ -223,7 +223,7 @@ _REMEDIES = {
 _KEYS = "look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights of the account"
 
 
-def os_reason(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Why a storage refused, in a few words: `Permission denied`, `there is no such bucket`."""
     if error.errno:
         return os.strerror(error.errno)
@@ -249,7 +249,7 @@ _LASTING = frozenset(("RESOURCE_NOT_FOUND", "NO_SUCH_KEY", "VALIDATION", "INVALI
 _GCS_PASSING = re.compile(r"google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|RESOURCE_EXHAUSTED)")
 
 
-def passes(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
     """Return whether what a storage said may be over by itself: no answer, or a refusal for now."""
     if error.errno:
         return error.errno in _PASSING
@@ -257,12 +257,12 @@ def passes(error: OSError) -> bool:
     return bool(kind and kind not in _WORDS and kind not in _LASTING) or bool(_GCS_PASSING.search(str(error)))
 
 
-def refusal(uri: str, error: OSError, remedy: str = "") -> RunError:
+def storage_error(uri: str, error: OSError, remedy: str = "") -> RunError:
     """What a storage said, as one sentence: URI, reason, remedy."""
     kind = _aws(error)
     mend = _REMEDIES.get(kind) or (_KEYS if kind in _WORDS else remedy or "look at the storage and your rights there")
-    error_kind = StorageTrouble if passes(error) else RunError
-    return error_kind(f"{shown(uri)}: cannot be used ({os_reason(error)}); {mend}")
+    error_kind = StorageUnavailableError if is_transient(error) else RunError
+    return error_kind(f"{redact_uri(uri)}: cannot be used ({describe_os_error(error)}); {mend}")
 
 
 def _aws(error: OSError) -> str:
@@ -278,7 +278,7 @@ def _aws(error: OSError) -> str:
 
 
 @contextmanager
-def asking(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """What the storage says against the requests of the block becomes one sentence; a missing file stays itself.
 
     Raises:
@@ -289,4 +289,4 @@ def asking(uri: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise refusal(uri, error) from error
+        raise storage_error(uri, error) from error

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from launcher.errors import RunError
-from launcher.rundir.uri import asking, is_local, open_uri, os_reason
+from launcher.rundir.uri import describe_os_error, is_local, open_uri, translate_errors
 
 # A run's first records; less room than that is none.
 _PROBE_BYTES = 1 << 16
@@ -39,7 +39,7 @@ def check_storage(storage: str) -> None:
         raise RunError(f"output.storage: {storage} cannot be opened ({what}); mend the URI, or its driver") from error
     except RunError as error:
         if isinstance(error.__cause__, OSError) and not storage.startswith("s3://"):
-            what = os_reason(error.__cause__)
+            what = describe_os_error(error.__cause__)
             raise RunError(
                 f"output.storage: {storage} cannot be opened ({what}); mend the URI, or its driver"
             ) from error
@@ -50,7 +50,7 @@ def check_storage(storage: str) -> None:
         _check_local(Path(path))
         return
     try:
-        with asking(f"output.storage: {storage}"):
+        with translate_errors(f"output.storage: {storage}"):
             fs.get_file_info(pafs.FileSelector(path))
     except FileNotFoundError:
         pass  # the first write makes it
@@ -65,7 +65,7 @@ def _check_local(place: Path) -> None:
                 )
             place = place.parent
     except OSError as error:
-        raise RunError(f"output.storage: {place} cannot be used ({os_reason(error)}); {_REMEDY}") from error
+        raise RunError(f"output.storage: {place} cannot be used ({describe_os_error(error)}); {_REMEDY}") from error
     if not place.is_dir():
         raise RunError(f"output.storage: {place} is a file; {_REMEDY}")
     if not os.access(place, os.W_OK | os.X_OK):
@@ -74,7 +74,9 @@ def _check_local(place: Path) -> None:
         _probe(place)
     except OSError as error:
         if error.errno not in _NO_PROBE:
-            raise RunError(f"output.storage: {place} cannot be written ({os_reason(error)}); {_REMEDY}") from error
+            raise RunError(
+                f"output.storage: {place} cannot be written ({describe_os_error(error)}); {_REMEDY}"
+            ) from error
 
 
 def _probe(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.spec.document import Document, KeyPath, Problem, dotted, one_line
-from launcher.spec.schema import ANYTHING, JobKeys, Schema, listed, plain
+from launcher.spec.schema import ANYTHING, JobKeys, Schema, listed, to_plain_schema
 
 _TOP = "the job file"
 
@@ -151,7 +151,7 @@ def _wrong_choice(case: _Case) -> _Sentence:
     choices = case.keys.choices(case.schema)
     if not choices:
         return case.path, f"{case.key} is {case.shown}, which is not allowed; give {case.context['expected']}"
-    if isinstance(case.value, str) and case.value in [plain(choice) for choice in choices]:
+    if isinstance(case.value, str) and case.value in [to_plain_schema(choice) for choice in choices]:
         return case.path, f'{case.key} is the text "{case.value}"; write {case.value} without quotes'
     return case.path, not_one_of(case.key, case.shown, choices)
 
@@ -184,7 +184,9 @@ def _not_a_section(case: _Case) -> _Sentence:
 
 def _out_of_bounds(case: _Case) -> _Sentence:
     bounds = {"ge": "is below", "gt": "is not above", "le": "is above", "lt": "is not below"}
-    wrong = next(f"{words} {plain(case.context[bound])}" for bound, words in bounds.items() if bound in case.context)
+    wrong = next(
+        f"{words} {to_plain_schema(case.context[bound])}" for bound, words in bounds.items() if bound in case.context
+    )
     return case.path, f"{case.key} is {case.shown}, which {wrong}; give {case.allowed}"
 
 

@@ -32,7 +32,7 @@ _BOUNDS = {
 _DEEPEST = 5
 
 
-class Spot(NamedTuple):
+class SchemaPath(NamedTuple):
     """What the schema knows about one place that pydantic named."""
 
     path: KeyPath
@@ -73,7 +73,7 @@ class JobKeys:
             merged = {**task, "properties": {**known["properties"], **task.get("properties", {})}}
             self._root = {**job, "properties": {**job["properties"], "task": merged}}
 
-    def find(self, loc: KeyPath) -> Spot:
+    def find(self, loc: KeyPath) -> SchemaPath:
         """Translate a location of a pydantic error."""
         schema: Schema = self._root
         path: KeyPath = ()
@@ -84,12 +84,12 @@ class JobKeys:
                 continue
             inner = self._child(schema, key)
             if inner is None and "anyOf" in schema:
-                return Spot(path, schema, in_union=True)
+                return SchemaPath(path, schema, in_union=True)
             if key == "[key]":  # pydantic's mark for the key of a mapping, of which the schema says nothing
-                return Spot(path, {})
+                return SchemaPath(path, {})
             path = (*path, key)
             schema = inner or {}
-        return Spot(path, schema)
+        return SchemaPath(path, schema)
 
     def keys_at(self, loc: KeyPath) -> list[str]:
         """The valid keys of the section at a location of a pydantic error."""
@@ -115,7 +115,7 @@ class JobKeys:
     def _without_false_numbers(self, value: object, schema: Schema) -> object:
         schema = self._unwrapped(schema)
         if isinstance(value, bool):
-            return plain(value) if _never_bool(schema) else value
+            return to_plain_schema(value) if _never_bool(schema) else value
         if isinstance(value, dict):
             name, _ = self.tags(schema)
             schema = self._variants(schema).get(str(value.get(name)), {}) if name else schema
@@ -150,7 +150,7 @@ class JobKeys:
         if kind == "object" or "discriminator" in schema:
             keys = list(schema.get("properties", {}))
             return f"a section with the keys {listed(keys)}" if keys else "a section"
-        bounds = [f"{words} {plain(schema[bound])}" for bound, words in _BOUNDS.items() if bound in schema]
+        bounds = [f"{words} {to_plain_schema(schema[bound])}" for bound, words in _BOUNDS.items() if bound in schema]
         limits = " and ".join(bounds)
         if limits.startswith("at"):
             limits = f"of {limits}"
@@ -217,10 +217,10 @@ def _never_bool(schema: Schema) -> bool:
 
 def listed(values: Sequence[object]) -> str:
     """`a, b, c`."""
-    return ", ".join(plain(value) for value in values)
+    return ", ".join(to_plain_schema(value) for value in values)
 
 
-def plain(value: object) -> str:
+def to_plain_schema(value: object) -> str:
     """A choice or a limit as it is written in a job file: null, true, and 1 for 1.0."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)

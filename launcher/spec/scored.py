@@ -9,7 +9,7 @@ SPLITS = ("validation", "test")
 """What may be scored of a run's own data: the training stream is no evaluation."""
 
 
-def checked_name(name: str) -> str:
+def check_scores_name(name: str) -> str:
     """A name for `scores-<name>.json`.
 
     Raises:
@@ -22,7 +22,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def name_of(location: str) -> str:
+def scores_name(location: str) -> str:
     """A name for the scores on some data: the file's or directory's, with its parent's where that says nothing."""
     bare = location.split("://", 1)[-1].split("?", 1)[0] if "://" in location else location.removeprefix("hub:")
     parts = [part for part in re.split(r"[/#]", bare) if part and part not in (".", "..")]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from launcher.formatting import masked, secret_in
+from launcher.formatting import find_secret, mask_secrets
 from launcher.spec.document import KeyPath
 from launcher.spec.job import JobSpec
 
 
-class Secret(NamedTuple):
+class FoundSecret(NamedTuple):
     """A key in a value of a job file."""
 
     key: KeyPath
@@ -17,17 +17,17 @@ class Secret(NamedTuple):
     what: str
 
 
-def secrets_in(job: JobSpec) -> Iterator[Secret]:
+def secrets_in(job: JobSpec) -> Iterator[FoundSecret]:
     """Yield the values of a job that hold an account or a key in a URI."""
     yield from _secrets(job.model_dump(mode="json"), ())
 
 
-def _secrets(value: object, path: KeyPath) -> Iterator[Secret]:
+def _secrets(value: object, path: KeyPath) -> Iterator[FoundSecret]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _secrets(inner, (*path, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _secrets(inner, (*path, index))
-    elif isinstance(value, str) and (what := secret_in(value)) is not None:
-        yield Secret(path, masked(value), what)
+    elif isinstance(value, str) and (what := find_secret(value)) is not None:
+        yield FoundSecret(path, mask_secrets(value), what)

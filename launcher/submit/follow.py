@@ -48,7 +48,7 @@ class Follower:
         self._shown = 0
         self._heard = time.monotonic()
 
-    def to_the_end(self) -> Job:
+    def follow(self) -> Job:
         """Follow until the job is over; returns its last state.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from launcher.errors import UserError
-from launcher.models.cells import Places
+from launcher.models.cells import CellSource
 from launcher.spec.job import JobSpec
 from launcher.spec.messages import not_one_of
 from launcher.spec.model import ModelSpec
@@ -76,7 +76,7 @@ def build_task(job: JobSpec) -> Task:
         first = error.errors()[0]
         raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; mend the job file") from error
     task = kind(params, job.model, job.seed)
-    task.places = Places.of(job.data)
+    task.places = CellSource.of(job.data)
     return task
 
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
 from launcher.errors import ModelError
-from launcher.formatting import percent
-from launcher.models.cells import Places
-from launcher.models.pretrained import blank, load_config, load_model, usable_positions
+from launcher.formatting import format_percent
+from launcher.models.cells import CellSource
+from launcher.models.pretrained import load_config, load_model, usable_positions, without_weights
 from launcher.models.weights import check_layers, check_weights
 from launcher.rundir.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
@@ -96,7 +96,7 @@ class Encoded:
     """
 
     samples: pa.Table
-    kept: "np.ndarray"
+    valid_rows: "np.ndarray"
     lengths: "np.ndarray"
     weights: "np.ndarray"
     problems: tuple[tuple[int, str], ...]
@@ -140,7 +140,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RowResult:
     """What was right and what the model said about one row, for people to read.
 
     Args:
@@ -155,7 +155,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RowInputs:
     """A row's inputs for people to look at.
 
     Args:
@@ -208,7 +208,7 @@ class Task(Protocol):
     pack has the parameter `packing`, which is turned off for models in which packed samples would see each other."""
     augments: bool = True
     """Whether `encode` may look at its `noise`; samples of a task that never does are encoded once and kept."""
-    writes: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
     """Whether it generates, so that its predictions for a few rows belong into the report at every evaluation."""
     auto_model: ClassVar[str]
     """Name of the Auto class of transformers that the task fine-tunes."""
@@ -220,7 +220,7 @@ class Task(Protocol):
     seed: int
     """Of the layers that are new."""
 
-    places: Places = Places()
+    places: CellSource = CellSource()
     """Where the files may lie that cells of the data name; `build_task` knows."""
 
     def __init__(self, params: TaskParams, model: ModelSpec, seed: int) -> None: ...
@@ -232,15 +232,15 @@ class Task(Protocol):
             with_targets: Whether the labels are wanted.
         """
         targets = self.target_columns if with_targets else ()
-        kinds: dict[str, ColumnKind] = dict.fromkeys(targets, "text" if self.writes else "number")
+        kinds: dict[str, ColumnKind] = dict.fromkeys(targets, "text" if self.generates else "number")
         kinds |= dict.fromkeys(self.input_columns, "text")
         return kinds | {name: kind for name, kind in self.column_kinds.items() if name in kinds}
 
-    def learn(self, data: TrainingColumns) -> TaskParams:
+    def infer_params(self, data: TrainingColumns) -> TaskParams:
         """The parameters, with what only the training data tells (class names) filled in."""
         return self.params
 
-    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """The first row of a target column, in pieces of a type, that is bad, and why; None where reading tells."""
         return None
 
@@ -280,7 +280,7 @@ class Task(Protocol):
         from launcher.models.packing import keeps_samples_apart
 
         config = load_config(self.model, **self.head())
-        model = blank(self.auto_model, self.model, config)
+        model = without_weights(self.auto_model, self.model, config)
         check_weights(self.model, model)
         wanted, has = getattr(self.params, "max_length", 0), usable_positions(model)
         if has is not None and wanted > has:
@@ -312,20 +312,20 @@ class Task(Protocol):
     def build_model(self) -> "PreTrainedModel":
         """The model with the task's head: `forward(**inputs).logits` is (B, ...)."""
         model = load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
-        self.adapt(model)
+        self.add_adapters(model)
         return model
 
-    def adapt(self, model: "PreTrainedModel") -> None:
+    def add_adapters(self, model: "PreTrainedModel") -> None:
         """Change a model in place before it runs, on shapes alone where memory is estimated."""
-        from launcher.models.packing import mask_packed
+        from launcher.models.packing import mask_packed_samples
 
         if self.pack_length is not None:
-            mask_packed(model)
+            mask_packed_samples(model)
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """(B,) loss of each sequence, summed within it, never averaged."""
 
-    def scored(self) -> "Task":
+    def for_evaluation(self) -> "Task":
         """The task as evaluations see it: with another loss and other weights where those of training are shaped."""
         return self
 
@@ -335,7 +335,7 @@ class Task(Protocol):
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
         """B rows of what the logits say, as `prediction_schema` has it."""
 
-    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
+    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
         """The truth and the model's answer for each of B rows, in words for the report."""
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
@@ -352,19 +352,19 @@ class Task(Protocol):
         """
         return ()
 
-    def demonstration(self, rows: pa.Table) -> pa.Table:
+    def generation_prompts(self, rows: pa.Table) -> pa.Table:
         """What a task that `writes` predicts for the report, made of a few rows' input columns."""
         return rows
 
-    def show(self, row: Mapping[str, object]) -> Shown:
+    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
         """The input columns of one row, to look at."""
-        return Shown({name: str(row[name]) for name in self.input_columns})
+        return RowInputs({name: str(row[name]) for name in self.input_columns})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Synthetic rows a model can learn, for the contract test."""
 
 
-def cut_remark(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
+def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
     """Return the remark on what `task.max_length` cuts off; none where it cuts nothing.
 
     Args:
@@ -376,12 +376,13 @@ def cut_remark(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
         return ()
     share = sum(length - max_length for length in longer) / sum(lengths)
     return (
-        f"task.max_length: about {percent(share)} of the tokens are cut off, as {len(longer)} of the {len(lengths)} "
-        f"rows looked at have more than {max_length} (up to {max(longer)}); raise it, or cut such rows into several",
+        f"task.max_length: about {format_percent(share)} of the tokens are cut off, as {len(longer)} of the "
+        f"{len(lengths)} rows looked at have more than {max_length} (up to {max(longer)}); raise it, or cut such rows "
+        "into several",
     )
 
 
-def altered(task: Task, **attributes: object) -> Task:
+def with_replaced(task: Task, **attributes: object) -> Task:
     """A copy of a task, with what it has loaded, that differs in some attributes."""
     other = copy.copy(task)
     for name, value in attributes.items():

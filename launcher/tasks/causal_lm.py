@@ -11,7 +11,17 @@ from launcher.models.chat import IGNORED, Writer, load_chat_tokenizer
 from launcher.models.conversation import readable
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, ColumnKind, Encoded, Shown, Task, TaskParams, TrainingColumns, Verdict, altered
+from launcher.tasks.base import (
+    Batch,
+    ColumnKind,
+    Encoded,
+    RowInputs,
+    RowResult,
+    Task,
+    TaskParams,
+    TrainingColumns,
+    with_replaced,
+)
 from launcher.tasks.conversations import BESIDE, CausalParams, remarks
 from launcher.tasks.padding import list_column, pad_lists, positions
 
@@ -29,7 +39,7 @@ class CausalLM(Task):
     auto_model = "AutoModelForCausalLM"
     augments = False
     from_scratch = "decoder"
-    writes = True
+    generates = True
 
     def __init__(self, params: CausalParams, model: ModelSpec, seed: int) -> None:
         self.params, self.model, self.seed = params, model, seed
@@ -42,7 +52,7 @@ class CausalLM(Task):
     def columns(self, with_targets: bool = True) -> dict[str, ColumnKind]:
         return {**dict.fromkeys(self.params.looked_for, "text"), **super().columns(with_targets)}
 
-    def learn(self, data: TrainingColumns) -> TaskParams:
+    def infer_params(self, data: TrainingColumns) -> TaskParams:
         """Return the parameters with the columns that are read beside prompts and conversations."""
         return self.params.with_columns(data)
 
@@ -88,7 +98,7 @@ class CausalLM(Task):
 
         ids = torch.from_numpy(pad_lists(samples.column("input_ids"), self._tokenizer.pad_token_id or 0))
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
-        # Positions that begin anew tell `mask_packed` where to cut the attention; padding behind needs no mask.
+        # Positions that begin anew tell `mask_packed_samples` where to cut the attention; padding behind needs no mask.
         places = torch.from_numpy(positions(samples))
         return Batch({"input_ids": ids, "position_ids": places, "use_cache": False}, labels, torch.ones(len(samples)))
 
@@ -97,8 +107,8 @@ class CausalLM(Task):
 
         return token_losses(logits, labels, smoothing=self.smoothing)
 
-    def scored(self) -> Task:
-        return altered(self, smoothing=0.0) if self.smoothing else self
+    def for_evaluation(self) -> Task:
+        return with_replaced(self, smoothing=0.0) if self.smoothing else self
 
     def metrics(self, device: "torch.device") -> "TaskMetrics":
         from launcher.tasks.metrics.language import LanguageMetrics
@@ -111,11 +121,11 @@ class CausalLM(Task):
         ids = [[token for token, label in zip(row, labels, strict=False) if label != IGNORED] for row, labels in said]
         return pa.table({"prediction": self._tokenizer.batch_decode(ids)}, self.prediction_schema)
 
-    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
+    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
         truth = self._tokenizer.batch_decode([row[row != IGNORED] for row in labels])
-        return list(map(Verdict, truth, self.decode(logits, samples).column("prediction").to_pylist()))
+        return list(map(RowResult, truth, self.decode(logits, samples).column("prediction").to_pylist()))
 
-    def demonstration(self, rows: pa.Table) -> pa.Table:
+    def generation_prompts(self, rows: pa.Table) -> pa.Table:
         """Prompts as they are; of texts the first words, for the model to go on with."""
         name = self.input_columns[0]
         is_text = not (self.params.messages or self.params.prompt)
@@ -126,8 +136,8 @@ class CausalLM(Task):
         texts = generate(model, self._tokenizer, samples.column("input_ids").to_pylist(), self.params.max_new_tokens)
         return pa.table({"prediction": texts}, self.prediction_schema)
 
-    def show(self, row: Mapping[str, object]) -> Shown:
-        return Shown({name: readable(row[name]) for name in self.input_columns})
+    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
+        return RowInputs({name: readable(row[name]) for name in self.input_columns})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Texts that count: each word is the one after the last, w0..w199."""

@@ -10,10 +10,10 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from launcher.formatting import percent
+from launcher.formatting import format_percent
 from launcher.models.chat import Writer
 from launcher.models.conversation import UNREAD, USUAL
-from launcher.tasks.base import SmoothedParams, TrainingColumns, cut_remark
+from launcher.tasks.base import SmoothedParams, TrainingColumns, truncation_note
 
 BESIDE = tuple(USUAL)
 """Parameters that name a column beside the prompts or conversations; null takes the column of that name."""
@@ -105,18 +105,18 @@ def remarks(writer: Writer, rows: Sequence[Mapping[str, object]], max_length: in
     for row in rows:
         with suppress(ValueError):  # a bad row, which `judge` reports
             written.append(writer.write(row, True))
-    found = cut_remark([len(writer.tokenized(row)[0]) for row in written], max_length)
+    found = truncation_note([len(writer.tokenized(row)[0]) for row in written], max_length)
     answers = sum(row.answers for row in written)
     empty, unlearned = sum(row.empty_answers for row in written), sum(row.unlearned_answers for row in written)
     if empty:
         found += (
-            f"{writer.column}: {percent(empty / answers)} of the answers are empty ({empty} of the {answers} looked "
-            "at), so only their end is learned; fill them, or leave such rows out",
+            f"{writer.column}: {format_percent(empty / answers)} of the answers are empty ({empty} of the {answers} "
+            "looked at), so only their end is learned; fill them, or leave such rows out",
         )
     if unlearned:
         found += (
-            f"{writer.column}: {percent(unlearned / answers)} of the answers are not learned ({unlearned} of the "
-            f"{answers} looked at), as the chat template writes them in another way once others follow; split "
+            f"{writer.column}: {format_percent(unlearned / answers)} of the answers are not learned ({unlearned} of "
+            f"the {answers} looked at), as the chat template writes them in another way once others follow; split "
             "conversations behind each answer, or set task.chat_template",
         )
     return found

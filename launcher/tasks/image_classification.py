@@ -12,9 +12,9 @@ from launcher.models.cells import cell_bytes
 from launcher.models.images import Augment, Pixels, example_picture, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, Shown
+from launcher.tasks.base import Batch, Encoded, RowInputs
 from launcher.tasks.metrics.labels import Labels
-from launcher.tasks.targets import LabelledTask, LabelParams
+from launcher.tasks.targets import LabelParams, TargetTask
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -34,7 +34,7 @@ class ImageParams(LabelParams):
     """How training pictures are changed at random; the same on any cluster."""
 
 
-class ImageClassification(LabelledTask):
+class ImageClassification(TargetTask):
     """Fine-tunes `AutoModelForImageClassification`. See `tasks/base.py` for what each method owes."""
 
     Params = ImageParams
@@ -83,7 +83,9 @@ class ImageClassification(LabelledTask):
         content = pa.array([p.tobytes() for p in pixels], pa.large_binary())
         samples = pa.table({"pixels": content, "shape": shapes, "target": pa.array(targets, pa.list_(pa.float64()))})
         lengths = np.ones(len(kept), np.int64)
-        return Encoded(samples, np.array(kept, np.int64), lengths, self.targets.weigh(targets), tuple(problems))
+        return Encoded(
+            samples, np.array(kept, np.int64), lengths, self.targets.sample_weights(targets), tuple(problems)
+        )
 
     def collate(self, samples: pa.Table) -> Batch:
         """pixel_values float (B, C, H, W); labels (B,) or, multi-label, (B, classes)."""
@@ -92,10 +94,10 @@ class ImageClassification(LabelledTask):
         labels = self.labels.tensor(samples.column("target"))
         return Batch({"pixel_values": self._pixels.floats(samples)}, labels, torch.ones(len(samples)))
 
-    def show(self, row: Mapping[str, object]) -> Shown:
+    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
         cell = row[self.params.image]
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-        return Shown({self.params.image: str(path or "picture")}, thumbnail(cell_bytes(cell, self.places)))
+        return RowInputs({self.params.image: str(path or "picture")}, thumbnail(cell_bytes(cell, self.places)))
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Noisy pictures of 16 x 16, bright in their upper half (a) or in their lower half (b)."""

@@ -10,13 +10,13 @@ from launcher.rundir.records import Mark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import (
     MetricMode,
+    RowResult,
     SmoothedParams,
     Task,
     TaskMetrics,
     TaskParams,
     TrainingColumns,
-    Verdict,
-    altered,
+    with_replaced,
 )
 from launcher.tasks.metrics.class_weights import ClassWeights, balanced, completed
 from launcher.tasks.metrics.labels import ClassNames
@@ -65,18 +65,18 @@ class Targets(Protocol):
     def prediction_schema(self) -> pa.Schema:
         """What `decode` gives."""
 
-    def learn(
+    def infer_params(
         self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
     ) -> tuple[str, ...] | None:
         """Class names of the training data's labels; None where there are none."""
 
-    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """The first row whose label cannot be used, and why, where whole columns tell it at little cost."""
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
         """How often each of these classes occurs in the training data's column."""
 
-    def weigh(self, labels: Sequence[Sequence[float]]) -> "np.ndarray":
+    def sample_weights(self, labels: Sequence[Sequence[float]]) -> "np.ndarray":
         """float64 (n,), what each sample adds to the global batch's weight."""
 
     def plain(self) -> "Targets":
@@ -100,7 +100,7 @@ class Targets(Protocol):
         """(truth, prediction, marks) of each row in words."""
 
 
-class LabelledTask(Task):
+class TargetTask(Task):
     """A task that is given by how it reads its inputs and by its `Targets`."""
 
     params: LabelParams
@@ -112,11 +112,11 @@ class LabelledTask(Task):
         self.column_kinds = {params.label: "number" if getattr(params, "kind", "") == "regression" else "class"}
         self.metric_modes, self.prediction_schema = targets.metric_modes, targets.prediction_schema
 
-    def learn(self, data: TrainingColumns) -> TaskParams:
+    def infer_params(self, data: TrainingColumns) -> TaskParams:
         """Class names, unless the job file gives them, and the classes' weights."""
         params, column = self.params, self.params.label
         if not params.labels:
-            names = self.targets.learn(data.pieces(column), data.type_of(column), data.class_names(column))
+            names = self.targets.infer_params(data.pieces(column), data.type_of(column), data.class_names(column))
             params = params.model_copy(update={"labels": names})
         if params.class_weights is None or params.labels is None:
             return params
@@ -126,12 +126,12 @@ class LabelledTask(Task):
             weights = completed(params.class_weights, params.labels)
         return params.model_copy(update={"class_weights": weights})
 
-    def scored(self) -> Task:
+    def for_evaluation(self) -> Task:
         targets = self.targets.plain()
-        return self if targets == self.targets else altered(self, targets=targets)
+        return self if targets == self.targets else with_replaced(self, targets=targets)
 
-    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
-        return self.targets.first_bad(pieces, kind)
+    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+        return self.targets.find_invalid_target(pieces, kind)
 
     def head(self) -> dict[str, object]:
         return self.targets.config()
@@ -145,5 +145,5 @@ class LabelledTask(Task):
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
         return self.targets.decode(logits, samples)
 
-    def verdicts(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[Verdict]:
-        return [Verdict(*answer) for answer in self.targets.answers(logits, labels, samples)]
+    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
+        return [RowResult(*answer) for answer in self.targets.answers(logits, labels, samples)]

@@ -11,10 +11,10 @@ from pydantic import Field
 from launcher.formatting import as_text
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, cut_remark
+from launcher.tasks.base import Batch, Encoded, truncation_note
 from launcher.tasks.metrics.labels import Kind, Labels
 from launcher.tasks.padding import list_column, text_inputs
-from launcher.tasks.targets import LabelledTask, LabelParams
+from launcher.tasks.targets import LabelParams, TargetTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class TextParams(LabelParams):
     """Tokens kept of each row; the rest is cut off."""
 
 
-class TextClassification(LabelledTask):
+class TextClassification(TargetTask):
     """Fine-tunes `AutoModelForSequenceClassification`. See `tasks/base.py` for what each method owes."""
 
     Params = TextParams
@@ -76,14 +76,14 @@ class TextClassification(LabelledTask):
         samples = {n: list_column(ids[n]) for n in names} | {"target": pa.array(targets, pa.list_(pa.float64()))}
         lengths = np.array([len(t) for t in ids["input_ids"]] if kept else [], np.int64)
         return Encoded(
-            pa.table(samples), np.array(kept, np.int64), lengths, self.targets.weigh(targets), tuple(problems)
+            pa.table(samples), np.array(kept, np.int64), lengths, self.targets.sample_weights(targets), tuple(problems)
         )
 
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         cells = rows.select(list(self.input_columns)).to_pylist()
         read = [[str(cell) for cell in row.values()] for row in cells if all(row.values())]
         lengths = [len(self._tokenizer(*texts, return_attention_mask=False)["input_ids"]) for texts in read]
-        return cut_remark(lengths, self.params.max_length)
+        return truncation_note(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids, attention_mask (and token_type_ids) (B, T); labels (B,) or, multi-label, (B, classes)."""

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from launcher.formatting import shown
+from launcher.formatting import show_value
 from launcher.models.chat import IGNORED
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, LostLabels, Shown, cut_remark
+from launcher.tasks.base import Batch, Encoded, LostLabels, RowInputs, truncation_note
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
-from launcher.tasks.targets import LabelledTask, LabelParams
+from launcher.tasks.targets import LabelParams, TargetTask
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -36,7 +36,7 @@ class TokenParams(LabelParams):
     """Tokens kept of each row; words behind them are neither learned nor scored."""
 
 
-class TokenClassification(LabelledTask):
+class TokenClassification(TargetTask):
     """Fine-tunes `AutoModelForTokenClassification`; a word's tag stands at its first token."""
 
     Params = TokenParams
@@ -63,7 +63,7 @@ class TokenClassification(LabelledTask):
         columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
         columns["text"] = pa.array([_joined(texts[i]) for i in kept], pa.string())
         lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
-        weights = self.targets.weigh([s["labels"] for s in samples])
+        weights = self.targets.sample_weights([s["labels"] for s in samples])
         return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
 
     def lost_labels(self, rows: pa.Table) -> LostLabels:
@@ -88,7 +88,9 @@ class TokenClassification(LabelledTask):
                 if not text:
                     raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
                 if not _is_read(text):
-                    raise ValueError(f"{self.params.text} is {shown(text)}, which is neither text nor a list of words")
+                    raise ValueError(
+                        f"{self.params.text} is {show_value(text)}, which is neither text nor a list of words"
+                    )
                 if with_targets:
                     self.tags.check(raw[i], text)
                 kept.append(i)
@@ -110,7 +112,7 @@ class TokenClassification(LabelledTask):
         read = [text for text in rows.column(self.params.text).to_pylist() if text and _is_read(text)]
         split = bool(read) and isinstance(read[0], list)
         lengths = [len(self._tokenizer(text, is_split_into_words=split)["input_ids"]) for text in read]
-        return cut_remark(lengths, self.params.max_length)
+        return truncation_note(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
         """input_ids and attention_mask (B, T); labels (B, T), -100 where no word begins."""
@@ -119,10 +121,10 @@ class TokenClassification(LabelledTask):
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
         return Batch(text_inputs(samples, self._tokenizer.pad_token_id), labels, torch.ones(len(samples)))
 
-    def show(self, row: Mapping[str, object]) -> Shown:
+    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
         text = row[self.params.text]
         assert isinstance(text, str | list)
-        return Shown({self.params.text: _joined(text)})
+        return RowInputs({self.params.text: _joined(text)})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Words w0..w199; w0..w49 in a row are a thing, w50..w99 a place, the rest nothing."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 FILE = "average.pt"
 
 
-class WeightAverage:
+class EMA:
     """The average of some weights, in fp32.
 
     Args:
@@ -36,7 +36,7 @@ class WeightAverage:
             average.lerp_(self._held(weight).float(), share)
 
     @contextmanager
-    def in_place(self, release: Callable[[], None]) -> Iterator[None]:
+    def swapped_in(self, release: Callable[[], None]) -> Iterator[None]:
         """The average stands where the weights are, inside the block.
 
         Args:
@@ -50,7 +50,7 @@ class WeightAverage:
             release()
             self._swap()
 
-    def whole(self) -> dict[str, torch.Tensor]:
+    def full_weights(self) -> dict[str, torch.Tensor]:
         """All of it by name, for any number of workers to read back; {} but on rank 0 (a collective)."""
         parts = {name: self._whole(i) for i, (name, _) in enumerate(self._weights)}
         return parts if dist.get_rank() == 0 else {}

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from launcher.errors import SyncError, TrainingError
+from launcher.errors import TrainingError, WeightDivergenceError
 from launcher.models.adapters import add_adapters
-from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
+from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronize
 from launcher.models.layers import freeze
 from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
-from launcher.train.checkpoint.state_dict import collect
-from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_whole, own_names
+from launcher.train.checkpoint.state_dict import collect_state
+from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
 from launcher.train.deepspeed_config import deepspeed_config
-from launcher.train.ema import FILE, WeightAverage
-from launcher.train.flat_gradients import FlatGradients, add_rows_only
-from launcher.train.master_weights import one_kind_of_zero, step_masters, undo_first_step
-from launcher.train.offload.nvme import claim, reading_back
-from launcher.train.op_builders import prepare_kernels
-from launcher.train.param_groups import not_torchs, parameter_groups, refuse_tiny
+from launcher.train.ema import EMA, FILE
+from launcher.train.flat_gradients import FlatGradients, use_sparse_embedding_update
+from launcher.train.master_weights import step_master_weights, undo_initial_step, unify_gradient_dtype
+from launcher.train.offload.nvme import create_swap_dir, reading_back
+from launcher.train.op_builders import prepare_op_builds
+from launcher.train.param_groups import bitsandbytes_optimizer, check_shardable, parameter_groups
 
 deepspeed = import_deepspeed()
 _DIGESTED = 1 << 20
@@ -47,7 +47,7 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
     if job.train.compile:
         model.compile(dynamic=True)  # in place: names and hooks stay as they are
     if job.model.syncs_batch_norm:
-        synchronise(model)
+        synchronize(model)
     return model, inner
 
 
@@ -69,7 +69,7 @@ class Engine:
         self._synchronised = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
         self._frozen = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
-        self.calls = 0
+        self.num_forwards = 0
         """Forward passes so far, those of generation among them."""
         for module in {model, inner}:  # peft generates with the model inside
             module.register_forward_pre_hook(self._count)
@@ -79,19 +79,19 @@ class Engine:
         """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
         groups = parameter_groups(model, job.train)
         self._groups = groups
-        self.trained = [name for group in groups for name in group.names]
+        self.trained_names = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
-        prepare_kernels()
+        prepare_op_builds()
         elements = sum(weight.numel() for group in groups for weight in group.parameters)
-        self._swap = claim(job.parallel.offload_path, elements // self.world_size)
+        self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
         disk = None if self._swap is None else self._swap.path
         config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """How the optimizer's states travel to another number of workers; None where they cannot."""
-        with one_kind_of_zero(deepspeed.DeepSpeedEngine):
+        with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
-                optimizer=not_torchs(job),
+                optimizer=bitsandbytes_optimizer(job),
                 model_parameters=[group.as_dict() for group in groups],
                 config=config,
                 dist_init_required=False,
@@ -101,18 +101,18 @@ class Engine:
         """Without ZeRO; else gradients are DeepSpeed's."""
         half = job.train.precision != "fp32"
         if self.zero == 0 and half:
-            undo_first_step(self._optimizer)
-            self._optimizer.step = partial(step_masters, self._optimizer)
+            undo_initial_step(self._optimizer)
+            self._optimizer.step = partial(step_master_weights, self._optimizer)
             self._flat = FlatGradients(weights, [weight for group in groups for weight in group.parameters])
         elif self.zero == 0:
             self._flat = FlatGradients(weights)
             if not (cuda or job.train.compile):  # which knows no gradients of rows
-                add_rows_only(model)
-        self.average: WeightAverage | None = None
+                use_sparse_embedding_update(model)
+        self.ema: EMA | None = None
         """Of the weights, where the job file asks for one: what evaluations and `gathered_state` see."""
         if job.train.ema is not None:
             weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-            self.average = WeightAverage(job.train.ema, weights, sharded=self.zero == 3)
+            self.ema = EMA(job.train.ema, weights, sharded=self.zero == 3)
         if self._flat is not None:
             self._engine.enable_backward_allreduce = False  # it would copy all gradients, at one worker to themselves
 
@@ -145,12 +145,12 @@ class Engine:
         self.train_mode()
 
     def _averaged(self) -> AbstractContextManager[None]:
-        if self.average is None:
+        if self.ema is None:
             return nullcontext()
-        return self.average.in_place(self._optimizer.empty_partition_cache if self.zero == 3 else lambda: None)
+        return self.ema.swapped_in(self._optimizer.empty_partition_cache if self.zero == 3 else lambda: None)
 
     def _count(self, *_: object) -> None:
-        self.calls += 1
+        self.num_forwards += 1
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """The model's logits, (B, ...)."""
@@ -167,7 +167,7 @@ class Engine:
         self._engine.backward(loss_sum / global_weight * times, scale_wrt_gas=False)
 
     @property
-    def changes_in_forward(self) -> bool:
+    def has_sync_batch_norm(self) -> bool:
         """Whether a forward pass already changes what is saved: running statistics."""
         return bool(self._synchronised)
 
@@ -177,12 +177,12 @@ class Engine:
         return self._swap is not None
 
     @property
-    def repeats(self) -> bool:
+    def can_retry_step(self) -> bool:
         """Whether a step can be made again: before `step` nothing was exchanged, and gradients are the parameters'."""
         alone = self.zero == 1 or self._flat is not None
         return alone and not (self.job.parallel.offload_optimizer or self._synchronised)
 
-    def discard(self) -> None:
+    def reset_gradients(self) -> None:
         """Forget the gradients of a step that broke off; only where the engine `repeats`."""
         self._engine.zero_grad()
         if self._flat is not None:
@@ -199,8 +199,8 @@ class Engine:
         """Reduce, clip and apply the accumulated gradient; the optimizer step number `step`, counted from 0."""
         self.before_step()
         self._apply(learning_rate)
-        if self.average is not None:
-            self.average.update(step + 1)
+        if self.ema is not None:
+            self.ema.update(step + 1)
 
     def _apply(self, learning_rate: float) -> None:
         for group, own in zip(self._optimizer.param_groups, self._groups, strict=True):
@@ -210,16 +210,16 @@ class Engine:
             self.grad_norm = self._engine.get_global_grad_norm()
             return
         if self.world_size > 1:
-            self._flat.sum_over_workers()
+            self._flat.all_reduce()
         self.grad_norm = self._flat.clip(self.job.train.max_grad_norm)
         self._engine.step()
         self._flat.clear()  # DeepSpeed has put every gradient to None
 
-    def states(self) -> dict[str, object]:
+    def local_state(self) -> dict[str, object]:
         """What this worker has to save, by file: the training's own tensors, not copies (a collective)."""
-        found = collect(self._engine)
-        if self.average is not None:
-            whole = self.average.whole()
+        found = collect_state(self._engine)
+        if self.ema is not None:
+            whole = self.ema.full_weights()
             found |= {FILE: whole} if whole else {}
         return found
 
@@ -229,10 +229,10 @@ class Engine:
         if universal:
             load_buffers(directory / tag, self._unwrapped)
             if self.zero == 0:
-                load_whole(directory / tag, self._unwrapped, self._optimizer, self.trained, self.moments or {})
+                load_full(directory / tag, self._unwrapped, self._optimizer, self.trained_names, self.moments or {})
                 return
             if self.zero < 3:
-                refuse_tiny(self._groups, self.world_size)
+                check_shardable(self._groups, self.world_size)
         # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
         self._engine._config.load_universal_checkpoint = universal
         # The job file's numbers, not the checkpoint's: a trial of a sweep may go on from another's with its own.
@@ -253,7 +253,7 @@ class Engine:
         # torch's optimizers count in a tensor beside the weights, DeepSpeed's on the CPU in an int.
         for weight, state in getattr(self._optimizer, "optimizer", self._optimizer).state.items():
             if universal and self.moments is not None:
-                own_names(state, self.moments)
+                rename_moments(state, self.moments)
             if "step" in state:
                 step = torch.as_tensor(state["step"], dtype=torch.float32).clone()
                 state["step"] = int(step) if self.job.parallel.offload_optimizer else step.to(weight.device)
@@ -261,14 +261,14 @@ class Engine:
     def close(self) -> None:
         """Let go of hooks and buffers that would keep the model in memory: a sweep builds many in one process."""
         self._engine.destroy()
-        self.release_disk()
+        self.remove_swap_dir()
 
-    def release_disk(self) -> None:
+    def remove_swap_dir(self) -> None:
         """Remove the files of offloaded states, without which there are no steps."""
         if self._swap is not None:
             self._swap.close()
 
-    def gathered_state(self) -> dict[str, torch.Tensor] | None:
+    def full_state_dict(self) -> dict[str, torch.Tensor] | None:
         """All weights, averaged where they are, on the CPU of rank 0, None elsewhere (a collective)."""
         with self._averaged():
             return self._gathered()
@@ -293,7 +293,7 @@ class Engine:
         Under ZeRO-3 most weights exist once, as shards, and cannot differ; the small ones kept whole are compared.
 
         Raises:
-            SyncError: workers train apart; names the ranks.
+            WeightDivergenceError: workers train apart; names the ranks.
         """
         if self.world_size == 1:
             return
@@ -304,7 +304,7 @@ class Engine:
         common = max(seen, key=seen.count)
         apart = [str(rank) for rank, digest in enumerate(seen) if digest != common]
         if apart:
-            raise SyncError(
+            raise WeightDivergenceError(
                 f"after step {step} rank {', '.join(apart)} of {self.world_size} holds other weights than the rest: "
                 "the workers train apart; check that all nodes run the same versions and healthy hardware"
             )

@@ -6,14 +6,14 @@ from threading import Thread
 import ray.train
 
 
-def work(config: dict[str, object]) -> None:
-    """`launcher.train.worker.work`, imported where it runs; Ray makes the `stream` of the config ready meanwhile."""
+def train_loop_per_worker(config: dict[str, object]) -> None:
+    """Run `run_worker`, imported only here; Ray prepares the `stream` of the config meanwhile."""
     stream = config.get("stream")
     if isinstance(stream, str):
         Thread(target=_ask_for, args=(stream,), name="stream", daemon=True).start()
-    from launcher.train.worker import work
+    from launcher.train.worker import run_worker
 
-    work(config)
+    run_worker(config)
 
 
 def _ask_for(stream: str) -> None:

@@ -18,10 +18,10 @@ from launcher.train.engine import Engine
 
 def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
     """Publish `model/` (a collective; rank 0 writes). From ZeRO-3 shards too."""
-    state = engine.gathered_state()
+    state = engine.full_state_dict()
     if engine.rank != 0 or state is None:
         return
-    refuse_not_finite(state)
+    check_finite(state)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         model = engine.model
@@ -36,7 +36,7 @@ def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) ->
         run.publish_directory(target, "model")
 
 
-def refuse_not_finite(state: dict[str, torch.Tensor]) -> None:
+def check_finite(state: dict[str, torch.Tensor]) -> None:
     """Refuse weights that no model can work with.
 
     Raises:

@@ -17,7 +17,7 @@ from launcher.train.checkpoint import catalog
 _WRITTEN_S = 30.0
 
 
-class Chaos:
+class FaultInjector:
     """The faults of one worker, or of the driver. Each happens once in a run: what has happened stands in `chaos/`.
 
     Args:
@@ -54,7 +54,7 @@ class Chaos:
             if fault.place == place and fault.whom == self._me:
                 self._happens(number, fault)
 
-    def node_goes_away(self) -> bool:
+    def is_node_draining(self) -> bool:
         """Whether the workers' node was told to go; the same on all of them after the same step."""
         goes, self._node_goes = self._node_goes, False
         return goes
@@ -107,11 +107,11 @@ def _harm(run: RunDir) -> None:
     if run.local is None:
         return
     until = time.monotonic() + _WRITTEN_S
-    while run.list("checkpoints")[-1] != Path(catalog.directory_of(catalog.latest_step(run))).name:
+    while run.list("checkpoints")[-1] != Path(catalog.checkpoint_dir(catalog.latest_step(run))).name:
         if time.monotonic() > until:
             break
         time.sleep(0.05)
-    folder = run.local / catalog.directory_of(catalog.latest_step(run))
+    folder = run.local / catalog.checkpoint_dir(catalog.latest_step(run))
     shard = max(folder.glob("*/state/*"), key=lambda path: Path(path).stat().st_size)
     with shard.open("r+b") as file:
         file.seek(shard.stat().st_size // 2)

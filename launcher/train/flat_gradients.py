@@ -42,7 +42,7 @@ class FlatGradients:
         for weight, view in zip(self._weights, self._views, strict=True):
             weight.grad = view
 
-    def sum_over_workers(self) -> None:
+    def all_reduce(self) -> None:
         """The same gradients on all workers (a collective)."""
         # Gloo moves several pieces at a time faster than one large one: 60 instead of 85 ms for 90 MB.
         works = [dist.all_reduce(piece, async_op=True) for piece in self._flat_N.split(_PIECE)]
@@ -68,7 +68,7 @@ def _move(total: torch.Tensor, half: torch.Tensor) -> None:
     half.grad = None
 
 
-def add_rows_only(model: torch.nn.Module) -> None:
+def use_sparse_embedding_update(model: torch.nn.Module) -> None:
     """Let embeddings hand back the rows of the batch's words alone, which are added to the buffer in place.
 
     Their dense gradient has a row for each word of the vocabulary, nearly all zero: half of MiniLM's numbers, written

@@ -18,7 +18,7 @@ _SAID_BETTER = (
 _Print = Callable[[Mapping[str, Any], bool], None]
 
 
-def hush() -> None:
+def silence_ray_messages() -> None:
     """Leave such lines out from now on, in this process."""
     given = worker.print_to_stdstream
     if not isinstance(given, _Hushed):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
 
-def undo_first_step(optimizer: "FP16_UnfusedOptimizer") -> None:
+def undo_initial_step(optimizer: "FP16_UnfusedOptimizer") -> None:
     """Undo the step that DeepSpeed makes with zero gradients to allocate the optimizer's states.
 
     Adam's counter would stand at 1 before the first step, and weights would already have decayed once.
@@ -20,7 +20,7 @@ def undo_first_step(optimizer: "FP16_UnfusedOptimizer") -> None:
     optimizer.refresh_fp32_params()
 
 
-def step_masters(optimizer: "FP16_UnfusedOptimizer") -> None:
+def step_master_weights(optimizer: "FP16_UnfusedOptimizer") -> None:
     """Step the fp32 masters by the gradients they hold, and round them to the model's weights."""
     optimizer.optimizer.step()
     with torch.no_grad():
@@ -30,7 +30,7 @@ def step_masters(optimizer: "FP16_UnfusedOptimizer") -> None:
 
 
 @contextmanager
-def one_kind_of_zero(engine: "type[deepspeed.DeepSpeedEngine]") -> Iterator[None]:
+def unify_gradient_dtype(engine: "type[deepspeed.DeepSpeedEngine]") -> Iterator[None]:
     """Let ZeRO 1 in bf16 use the same optimizer as every other stage and precision.
 
     With fp32 accumulation DeepSpeed takes another one there (BF16_Optimizer), whose checkpoints no other stage reads.

@@ -14,22 +14,22 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.data.batch_rows import rows_of_step
+from launcher.data.batch_rows import read_batch_rows
 from launcher.data.windows import TRAIN
-from launcher.errors import NotFinite, TrainingError
-from launcher.rundir.events import note
-from launcher.rundir.left_out import BadRow, LeftOut, leave_out, left_out_of
+from launcher.errors import NonFiniteLossError, TrainingError
+from launcher.rundir.events import record_event
+from launcher.rundir.left_out import BadRow, SkippedBatch, read_skipped_batches, record_skipped_batch
 from launcher.rundir.records import StepRecord
-from launcher.train.oom import Gradients, Healer
+from launcher.train.oom import Gradients, OOMRecovery
 
 if TYPE_CHECKING:
-    from launcher.train.loop import TrainRun
+    from launcher.train.loop import TrainContext
 
 _MOST = 10
 """Batches that a run leaves out: where more are bad, the weights or the learning rate are."""
 
 
-class Guard:
+class NonFinitePolicy:
     """What stands around a step: too little memory, and losses that are none.
 
     Args:
@@ -37,23 +37,23 @@ class Guard:
         healer: repeats what did not fit into memory.
     """
 
-    def __init__(self, it: "TrainRun", healer: Healer) -> None:
+    def __init__(self, it: "TrainContext", healer: OOMRecovery) -> None:
         self._it, self._healer, self._policy = it, healer, it.job.train.non_finite
-        self._left_out = {batch.step for batch in left_out_of(it.run)}
+        self._left_out = {batch.step for batch in read_skipped_batches(it.run)}
 
-    def passes_over(self, step: int) -> bool:
+    def is_skipped(self, step: int) -> bool:
         """Whether the step that follows `step` steps is not made."""
         return step + 1 in self._left_out
 
     def gradients(self, step: int, micro_batches: Sequence[pa.Table], compute: Gradients) -> torch.Tensor:
-        """As `Healer.gradients`."""
-        return self._it.chaos.loss(step, self._healer.gradients(step, micro_batches, compute))
+        """As `OOMRecovery.gradients`."""
+        return self._it.faults.loss(step, self._healer.gradients(step, micro_batches, compute))
 
-    def accepts(self, step: int, loss: torch.Tensor) -> bool:
+    def check_loss(self, step: int, loss: torch.Tensor) -> bool:
         """Whether a step's gradient may be applied; else its batch is left out from here on (a collective for `skip`).
 
         Raises:
-            NotFinite: it may not, and other workers hold parts of the gradient already (ZeRO 2 and 3).
+            NonFiniteLossError: it may not, and other workers hold parts of the gradient already (ZeRO 2 and 3).
             TrainingError: too many were left out.
         """
         engine = self._it.engine
@@ -65,21 +65,21 @@ class Guard:
         if finite.item():
             return True
         self._leave_out(step + 1, f"the loss is not finite at step {step + 1}")
-        if not engine.repeats:
-            raise NotFinite(f"the loss is not finite at step {step + 1}")
-        engine.discard()
+        if not engine.can_retry_step:
+            raise NonFiniteLossError(f"the loss is not finite at step {step + 1}")
+        engine.reset_gradients()
         return False
 
-    def seen(self, line: StepRecord) -> None:
+    def check_logged(self, line: StepRecord) -> None:
         """The log has a step's numbers, the same on all workers.
 
         Raises:
-            NotFinite: one of them is not finite; the workers must start again.
+            NonFiniteLossError: one of them is not finite; the workers must start again.
             TrainingError: one is not, and the job file says to stop then, or too many batches were left out.
         """
         # fp16 finds its loss scale by steps whose gradient overflows; DeepSpeed passes over these by itself.
         half = self._it.job.train.precision == "fp16"
-        why = problem_of(line.model_copy(update={"grad_norm": None}) if half else line)
+        why = describe_non_finite(line.model_copy(update={"grad_norm": None}) if half else line)
         if why is None:
             return
         if self._policy == "stop":
@@ -88,7 +88,7 @@ class Guard:
                 "(train.non_finite: skip)"
             )
         self._leave_out(line.step, why)
-        raise NotFinite(why)
+        raise NonFiniteLossError(why)
 
     def _leave_out(self, step: int, why: str) -> None:
         """Pass over a step from now on (a collective); rank 0 writes it down."""
@@ -104,14 +104,14 @@ class Guard:
 
     def _write_down(self, step: int, why: str) -> None:
         it = self._it
-        ids = rows_of_step(it.job, it.plan, it.splits, step - 1)
+        ids = read_batch_rows(it.job, it.plan, it.splits, step - 1)
         places = ((int(row), *it.splits[TRAIN].locate(int(row))) for row in ids)
         rows = tuple(BadRow(row=row, file=file, file_row=at) for row, file, at in places)
-        leave_out(it.run, LeftOut(step=step, why=why, rows=rows))
-        note(it.run, "batch-left-out", step, f"{why}: its batch is left out, {len(rows)} rows (left-out.json)")
+        record_skipped_batch(it.run, SkippedBatch(step=step, reason=why, rows=rows))
+        record_event(it.run, "batch-left-out", step, f"{why}: its batch is left out, {len(rows)} rows (left-out.json)")
 
 
-def problem_of(line: StepRecord) -> str | None:
+def describe_non_finite(line: StepRecord) -> str | None:
     """Return which of a step's numbers is not finite, in words; None where all are."""
     if not math.isfinite(line.loss):
         return f"the loss is {line.loss} at step {line.step}"

@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.errors import MicroBatchTooLarge, TrainingError
+from launcher.errors import MicroBatchOOMError, TrainingError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.micro_batch import Halving, note_halving
+from launcher.rundir.micro_batch import MicroBatchReduction, record_reduction
 from launcher.train.engine import Engine
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ Gradients = Callable[[Sequence[pa.Table]], torch.Tensor]
 """Forward and backward of some micro-batches; the sum of their losses."""
 
 
-class Healer:
+class OOMRecovery:
     """Repeats steps that did not fit into memory.
 
     Args:
@@ -53,11 +53,11 @@ class Healer:
             compute: forward and backward; called again with smaller ones after it failed.
 
         Raises:
-            MicroBatchTooLarge: the workers must start again with the smaller micro-batch that was written down.
+            MicroBatchOOMError: the workers must start again with the smaller micro-batch that was written down.
             TrainingError: not even a single sample fits.
         """
         while True:
-            pieces = list(cut(micro_batches, self._size))
+            pieces = list(split_micro_batches(micro_batches, self._size))
             total = attempt(compute, pieces)
             largest = max(len(piece) for piece in pieces)
             if total is None:
@@ -67,27 +67,29 @@ class Healer:
                 assert total is not None
                 return total
             del total
-            self._engine.discard()
-            free()
+            self._engine.reset_gradients()
+            release_cached_memory()
             self._size = -(-failed // 2)
             if self._engine.rank == 0:
-                halving = Halving(step=step + 1, micro_batch=failed, halved=self._size, restarted=False)
-                _LOG.warning("%s", note_halving(self._run, halving).sentence())
+                halving = MicroBatchReduction(step=step + 1, micro_batch=failed, reduced=self._size, restarted=False)
+                _LOG.warning("%s", record_reduction(self._run, halving).sentence())
 
     def _check(self, step: int, largest: int) -> None:
         if largest <= 1:
-            raise TrainingError(does_not_fit(f"step {step + 1} on rank {self._engine.rank}"))
-        if self._engine.repeats:
+            raise TrainingError(out_of_memory_message(f"step {step + 1} on rank {self._engine.rank}"))
+        if self._engine.can_retry_step:
             return
         half = -(-largest // 2)
-        note_halving(self._run, Halving(step=step + 1, micro_batch=largest, halved=half, restarted=True))
-        raise MicroBatchTooLarge(
+        record_reduction(
+            self._run, MicroBatchReduction(step=step + 1, micro_batch=largest, reduced=half, restarted=True)
+        )
+        raise MicroBatchOOMError(
             f"out of memory in step {step + 1}: micro-batches of {largest} do not fit; the next start takes {half}"
         )
 
     def _largest_failed(self, mine: int) -> int:
         """The largest micro-batch that did not fit on some worker; 0 where all did."""
-        if self._engine.world_size == 1 or not self._engine.repeats:
+        if self._engine.world_size == 1 or not self._engine.can_retry_step:
             return mine
         # A host tensor in a host group: the device works on meanwhile, and nobody waits for it.
         told = torch.tensor([mine])
@@ -95,7 +97,7 @@ class Healer:
         return int(told)
 
 
-def does_not_fit(where: str, samples: int = 1) -> str:
+def out_of_memory_message(where: str, samples: int = 1) -> str:
     """What to do when there is nothing left to halve."""
     if samples > 1:
         return f"{where}: {samples} samples do not fit into memory; lower evaluation.batch_size"
@@ -110,28 +112,28 @@ def attempt(compute: Gradients, pieces: Sequence[pa.Table]) -> torch.Tensor | No
     try:
         return compute(pieces)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         # The traceback's frames hold the graph.
         error.__traceback__ = None
     return None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
-def free() -> None:
+def release_cached_memory() -> None:
     """Give caches back, so that a smaller attempt finds the room."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def cut(micro_batches: Sequence[pa.Table], size: int | None) -> Iterator[pa.Table]:
+def split_micro_batches(micro_batches: Sequence[pa.Table], size: int | None) -> Iterator[pa.Table]:
     """Micro-batches of at most `size` sequences each; as they are where there is no size."""
     for table in micro_batches:
         if size is None or len(table) <= size:

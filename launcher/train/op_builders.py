@@ -15,17 +15,17 @@ from torch.utils.cpp_extension import get_default_build_root
 _LOG = logging.getLogger(__name__)
 
 
-def prepare_kernels() -> None:
+def prepare_op_builds() -> None:
     """Before an engine is made, which builds what it lacks."""
     # `from deepspeed.comm import torch` would give torch itself, which that package imports.
     backend = importlib.import_module("deepspeed.comm.torch")
-    forget_dead_builds()
+    remove_stale_locks()
     # With a group of CPUs DeepSpeed (0.19.8) compiles all-reduces for its inference, a minute or more on all cores at
     # the first start on a machine, and loads them at each start; training calls none of them.
     backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
-def forget_dead_builds() -> None:
+def remove_stale_locks() -> None:
     """Remove the locks of kernel builds that no living process holds.
 
     The holder keeps the file open; where open files cannot be listed (no /proc), all locks stay.

@@ -13,7 +13,7 @@ from launcher.spec.train import TrainSpec
 
 
 @dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """Parameters that are treated alike."""
 
     parameters: tuple[torch.nn.Parameter, ...]
@@ -27,7 +27,7 @@ class Group:
         return {"params": list(self.parameters), "weight_decay": self.weight_decay}
 
 
-def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[Group]:
+def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGroup]:
     """Weight matrices are decayed, biases, norms and other vectors are not; with `layer_decay` so for each depth.
 
     Raises:
@@ -45,11 +45,11 @@ def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[Group]:
             members = [(name, p) for name, p in trained if scales[name] == scale and (p.dim() >= 2) == is_matrix]
             if members:
                 names, parameters = zip(*members, strict=True)
-                groups.append(Group(parameters, names, decay, scale))
+                groups.append(ParamGroup(parameters, names, decay, scale))
     return groups
 
 
-def refuse_tiny(groups: Sequence[Group], workers: int) -> None:
+def check_shardable(groups: Sequence[ParamGroup], workers: int) -> None:
     """Refuse to deal a universal checkpoint to shards of which one would hold nothing of a group.
 
     DeepSpeed 0.19.8 (load_hp_checkpoint_state_from_checkpoint_dir) looks for the step among the parameters of the
@@ -68,7 +68,7 @@ def refuse_tiny(groups: Sequence[Group], workers: int) -> None:
             )
 
 
-def not_torchs(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:
+def bitsandbytes_optimizer(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:
     """Return the builder of an optimizer that DeepSpeed does not know by name, or None; see `deepspeed_config.py`."""
     chosen = job.train.optimizer
     if chosen.type != "adamw_8bit":

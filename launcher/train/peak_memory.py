@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import UsedMemory
+from launcher.rundir.records import MemoryUsage
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -23,7 +23,7 @@ def peak_resident_bytes() -> int:
     return peak
 
 
-class PeakMemory:
+class PeakMemoryTracker:
     """The largest use of memory from here on: of the GPU's allocator, or the growth of this process on a CPU."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class PeakMemory:
 
     def write(self, run: RunDir, rank: int, predicted: int | None) -> None:
         """Into the run's records."""
-        record = UsedMemory(rank=rank, predicted_bytes=predicted, used_bytes=self.used())
+        record = MemoryUsage(rank=rank, predicted_bytes=predicted, used_bytes=self.used())
         run.write_record(f"workers/memory-{rank}.json", record)
 
 

@@ -12,30 +12,30 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from launcher.train.worker_heartbeat import Beat
+from launcher.train.worker_heartbeat import Heartbeat
 
 _LISTEN_EVERY_S = 0.5
 # Ray Train looks for nodes that go away every 5 s, and asking it is a round trip of all workers.
 _LOOK_EVERY_S = 2.0
 
 
-class Caller(Protocol):
+class ControlClient(Protocol):
     """The line from rank 0 to whoever started the run."""
 
-    def at_work(self, training: bool) -> None:
+    def set_training(self, training: bool) -> None:
         """Tell whether a stop would be heard: only while steps are made."""
 
-    def beat(self, beat: Beat) -> bool:
+    def send_heartbeat(self, beat: Heartbeat) -> bool:
         """Tell what a worker is doing, of any rank; whether it should dump its stacks and end."""
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         """Whether the run should stop; never waits, so the answer may be a moment old."""
 
 
 _NOTHING, _LOOK, _STOP = 0, 1, 2
 
 
-class Notices:
+class StopSignal:
     """What all workers know at the same step.
 
     Args:
@@ -43,21 +43,21 @@ class Notices:
         preempted: whether a node goes away; called by all workers together.
     """
 
-    def __init__(self, caller: Caller | None, preempted: Callable[[], bool]) -> None:
-        self._caller = caller if dist.get_rank() == 0 else None
+    def __init__(self, caller: ControlClient | None, preempted: Callable[[], bool]) -> None:
+        self._control = caller if dist.get_rank() == 0 else None
         self._preempted = preempted
         # Host tensors of a group of its own: on NCCL the word would wait for the device, and the step for it.
         self._group = dist.new_group(backend="gloo")
         self._word = torch.zeros(1, dtype=torch.uint8)
         self._sending: dist.Work | None = None
         self._listened = self._looked = time.monotonic()
-        self._at_work = False
+        self._is_training = False
 
-    def leave(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether to save and leave after this step, the same for all workers (a collective)."""
-        if self._caller is not None and not self._at_work:
-            self._caller.at_work(True)
-            self._at_work = True
+        if self._control is not None and not self._is_training:
+            self._control.set_training(True)
+            self._is_training = True
         self._receive()
         word = int(self._word)
         self._word[0] = self._own_word()
@@ -67,8 +67,8 @@ class Notices:
     def close(self) -> None:
         """The training is over, or left (a collective)."""
         self._receive()
-        if self._caller is not None:
-            self._caller.at_work(False)
+        if self._control is not None:
+            self._control.set_training(False)
 
     def _receive(self) -> None:
         if self._sending is not None:
@@ -77,9 +77,9 @@ class Notices:
 
     def _own_word(self) -> int:
         now = time.monotonic()
-        if self._caller is not None and now - self._listened >= _LISTEN_EVERY_S:
+        if self._control is not None and now - self._listened >= _LISTEN_EVERY_S:
             self._listened = now
-            if self._caller.stop_asked():
+            if self._control.is_stop_requested():
                 return _STOP
         if now - self._looked >= _LOOK_EVERY_S:
             self._looked = now
@@ -87,11 +87,11 @@ class Notices:
         return _NOTHING
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """Nobody tells these workers to leave: a trial of a sweep, whose scheduler does."""
     return False
 
 
-def node_goes_away() -> bool:
+def is_node_draining() -> bool:
     """Whether Ray says that a node with one of this run's workers will be taken away (a collective)."""
     return ray.train.get_preemption_info() is not None

@@ -10,14 +10,14 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.data.rank_batches import StepShare, collate
+from launcher.data.rank_batches import LocalBatch, collate
 from launcher.data.splits import Split
 from launcher.data.stream import Evaluation
-from launcher.errors import ExactnessError, TrainingError
+from launcher.errors import RowCountError, TrainingError
 from launcher.rundir.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
-from launcher.tasks.base import Task, TaskMetrics, Verdict
+from launcher.tasks.base import RowResult, Task, TaskMetrics
 from launcher.train.engine import Engine
-from launcher.train.oom import cut, does_not_fit, free, out_of_memory
+from launcher.train.oom import is_out_of_memory, out_of_memory_message, release_cached_memory, split_micro_batches
 
 # As many as people read.
 _WORST = 20
@@ -25,14 +25,14 @@ _DEMONSTRATED = 4
 
 
 @dataclass(frozen=True)
-class _Mistake:
+class _WorstSample:
     """A row the model was wrong about; ordered by loss, then row, so that ties merge the same everywhere."""
 
     loss: float
     row: int
-    verdict: Verdict
+    verdict: RowResult
 
-    def __lt__(self, other: "_Mistake") -> bool:
+    def __lt__(self, other: "_WorstSample") -> bool:
         return (self.loss, -self.row) < (other.loss, -other.row)
 
 
@@ -48,7 +48,7 @@ class Scores:
     metrics: dict[str, float]
     seconds: float
     states: TaskMetrics
-    mistakes: tuple[_Mistake, ...]
+    mistakes: tuple[_WorstSample, ...]
 
     def line(self, best: bool) -> EvaluationRecord:
         """As one line of metrics.jsonl."""
@@ -83,27 +83,27 @@ def validate(engine: Engine, task: Task, shares: Evaluation, split: Split, step:
     """Score every row of a split exactly once (a collective).
 
     Raises:
-        ExactnessError: the number of scored rows is not what the file footers say.
+        RowCountError: the number of scored rows is not what the file footers say.
     """
-    started, task = time.monotonic(), task.scored()
+    started, task = time.monotonic(), task.for_evaluation()
     metrics = task.metrics(engine.device)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss, rows: this worker's
-    weight, mistakes = 0.0, list[_Mistake]()
+    weight, mistakes = 0.0, list[_WorstSample]()
     with engine.evaluation_mode():
         for share in shares:
-            weight += share.header.weight
+            weight += share.global_batch.weight
             sums += _score(engine, task, share, metrics, mistakes)
     skipped = torch.tensor([float(shares.skipped_rows)], dtype=torch.float64, device=engine.device)
     merged = torch.cat([sums, skipped])
     dist.all_reduce(merged)
     loss, rows, skipped_rows = merged.tolist()
     if int(rows) + int(skipped_rows) != split.rows:
-        raise ExactnessError(
+        raise RowCountError(
             f"{split.name}: {int(rows)} rows scored and {int(skipped_rows)} skipped, but the files hold {split.rows}; "
             "did the files change while the run was reading them?"
         )
     values = metrics.compute()
-    gathered: list[list[_Mistake]] = [[] for _ in range(engine.world_size)]
+    gathered: list[list[_WorstSample]] = [[] for _ in range(engine.world_size)]
     dist.all_gather_object(gathered, mistakes)
     worst = heapq.nlargest(_WORST, (m for part in gathered for m in part))
     seconds = time.monotonic() - started
@@ -112,27 +112,27 @@ def validate(engine: Engine, task: Task, shares: Evaluation, split: Split, step:
     )
 
 
-def demonstrate(engine: Engine, task: Task, split: Split, step: int) -> list[GenerationRecord]:
+def generate_samples(engine: Engine, task: Task, split: Split, step: int) -> list[GenerationRecord]:
     """What the model writes for the first rows of a split, if it is a model that writes (a collective).
 
     Every worker generates the same, so that those who hold the model in shards stay in lockstep.
     """
-    if not task.writes:
+    if not task.generates:
         return []
     ids = np.arange(min(_DEMONSTRATED, split.rows))
-    rows = task.demonstration(split.read(ids, task.input_columns))
+    rows = task.generation_prompts(split.read(ids, task.input_columns))
     encoded = task.encode(rows, False)
     with engine.evaluation_mode():
         written = task.predict(engine.model, encoded.samples).column("prediction").to_pylist()  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
-    shown = [task.show(row) for row in rows.take(pa.array(encoded.kept)).to_pylist()]
+    shown = [task.display_inputs(row) for row in rows.take(pa.array(encoded.valid_rows)).to_pylist()]
     return [
         GenerationRecord(step=step, row=int(ids[kept]), inputs=row.texts, prediction=text)
-        for kept, row, text in zip(encoded.kept, shown, written, strict=True)
+        for kept, row, text in zip(encoded.valid_rows, shown, written, strict=True)
     ]
 
 
 def _score(
-    engine: Engine, task: Task, share: StepShare, metrics: TaskMetrics, mistakes: list[_Mistake]
+    engine: Engine, task: Task, share: LocalBatch, metrics: TaskMetrics, mistakes: list[_WorstSample]
 ) -> torch.Tensor:
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
     waiting = list(share.micro_batches)
@@ -140,8 +140,8 @@ def _score(
         samples = waiting.pop(0)
         scored = _forward(engine, task, samples)
         if scored is None:  # memory ran out: two halves
-            free()
-            waiting[:0] = cut([samples], -(-len(samples) // 2))
+            release_cached_memory()
+            waiting[:0] = split_micro_batches([samples], -(-len(samples) // 2))
             continue
         logits, labels, losses, real = scored
         if not len(labels):
@@ -164,17 +164,17 @@ def _forward(
         logits, labels = logits[real], batch.labels[real]
         return logits, labels, task.sample_losses(logits, labels) if len(labels) else real, real
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if len(samples) == 1 or engine.zero == 3:  # ZeRO-3 gathers in lockstep: the others could not follow
-            raise TrainingError(does_not_fit(f"evaluation on rank {engine.rank}", len(samples))) from None
+            raise TrainingError(out_of_memory_message(f"evaluation on rank {engine.rank}", len(samples))) from None
         error.__traceback__ = None  # its frames hold what was made
     return None
 
 
 def _remember(
     task: Task,
-    mistakes: list[_Mistake],
+    mistakes: list[_WorstSample],
     rows: list[int],
     scored: tuple[torch.Tensor, torch.Tensor, torch.Tensor, pa.Table],
 ) -> None:
@@ -185,18 +185,18 @@ def _remember(
     chosen = [i for i in values.argsort(descending=True).tolist()[:_WORST] if float(values[i]) > floor]
     if not chosen:
         return
-    verdicts = task.verdicts(logits[chosen].cpu(), labels[chosen].cpu(), samples.take(pa.array(chosen)))
+    verdicts = task.row_results(logits[chosen].cpu(), labels[chosen].cpu(), samples.take(pa.array(chosen)))
     for i, verdict in zip(chosen, verdicts, strict=True):
-        mistake = _Mistake(float(values[i]), rows[i], verdict)
+        mistake = _WorstSample(float(values[i]), rows[i], verdict)
         if len(mistakes) < _WORST:
             heapq.heappush(mistakes, mistake)
         else:
             heapq.heappushpop(mistakes, mistake)
 
 
-def _worst_row(split: Split, task: Task, mistake: _Mistake) -> WorstRow:
+def _worst_row(split: Split, task: Task, mistake: _WorstSample) -> WorstRow:
     file, file_row = split.locate(mistake.row)
-    shown = task.show(split.read(np.array([mistake.row]), task.input_columns).to_pylist()[0])
+    shown = task.display_inputs(split.read(np.array([mistake.row]), task.input_columns).to_pylist()[0])
     verdict = mistake.verdict
     return WorstRow(
         row=mistake.row, file=file, file_row=file_row, loss=mistake.loss, inputs=shown.texts,

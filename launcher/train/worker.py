@@ -15,56 +15,56 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.data.ray_data import worker_cells
-from launcher.data.stream import ShareStream
+from launcher.data.ray_data import iter_shards
+from launcher.data.stream import ShardStream
 from launcher.data.windows import TRAIN
-from launcher.errors import DamagedCheckpoint
+from launcher.errors import CorruptCheckpointError
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import ResultRecord, ScoresRecord, WorkerRecord
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 from launcher.train.checkpoint import catalog, reader
-from launcher.train.checkpoint.writer import Saver
+from launcher.train.checkpoint.writer import CheckpointWriter
 from launcher.train.engine import Engine
 from launcher.train.export import export, write_card
-from launcher.train.fault_injection import Chaos
+from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import RunLog
-from launcher.train.loop import FRESH, TrainRun, to_the_end, train
-from launcher.train.peak_memory import PeakMemory, peak_resident_bytes
-from launcher.train.preemption import Notices, node_goes_away
+from launcher.train.loop import INITIAL_STATE, TrainContext, run_to_completion, train
+from launcher.train.peak_memory import PeakMemoryTracker, peak_resident_bytes
+from launcher.train.preemption import StopSignal, is_node_draining
 from launcher.train.validate import validate
-from launcher.train.worker_config import WorkOrder
-from launcher.train.worker_heartbeat import Pulse
+from launcher.train.worker_config import WorkerConfig
+from launcher.train.worker_heartbeat import WorkerHeartbeat
 
 
-def work(config: dict[str, object]) -> None:
-    """The function Ray Train runs in every worker; `config["order"]` is a `WorkOrder`."""
+def run_worker(config: dict[str, object]) -> None:
+    """The function Ray Train runs in every worker; `config["order"]` is a `WorkerConfig`."""
     order = config["order"]
-    assert isinstance(order, WorkOrder)
+    assert isinstance(order, WorkerConfig)
     prepare_process(order.job)
     task = build_task(order.job)
     result = order.run.find_record("result.json", ResultRecord)
     trained = order.evaluate_only or order.export_to or (result is not None and order.run.exists("model/README.md"))
-    stream = None if trained else ShareStream(_ahead(_cells(order, TRAIN)))
-    memory = PeakMemory()
+    stream = None if trained else ShardStream(_ahead(_cells(order, TRAIN)))
+    memory = PeakMemoryTracker()
     engine = Engine(order.job, task, order.plan.micro_batch)
     try:
         _carry_out(order, task, engine, memory, stream, result)
     finally:
-        engine.release_disk()
+        engine.remove_swap_dir()
 
 
 def _carry_out(
-    order: WorkOrder,
+    order: WorkerConfig,
     task: Task,
     engine: Engine,
-    memory: PeakMemory,
-    stream: ShareStream | None,
+    memory: PeakMemoryTracker,
+    stream: ShardStream | None,
     result: ResultRecord | None,
 ) -> None:
     if order.export_to is not None:
-        reader.load(order.run, engine, order.start, weights_only=True)
+        reader.load(order.run, engine, order.resume_step, weights_only=True)
         export(order.export_to, engine, task, order.job, order.plan)
         return
     if order.evaluate_only:
@@ -103,8 +103,8 @@ def prepare_process(job: JobSpec) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _cells(order: WorkOrder, split: str) -> Iterator[pa.Buffer]:
-    return worker_cells(split, order.splits, order.plan, order.job, order.start)
+def _cells(order: WorkerConfig, split: str) -> Iterator[pa.Buffer]:
+    return iter_shards(split, order.splits, order.plan, order.job, order.resume_step)
 
 
 def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
@@ -129,17 +129,17 @@ def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
 
 
 def _train_and_export(
-    order: WorkOrder, task: Task, engine: Engine, memory: PeakMemory, stream: ShareStream
+    order: WorkerConfig, task: Task, engine: Engine, memory: PeakMemoryTracker, stream: ShardStream
 ) -> ResultRecord | None:
-    state = reader.load(order.run, engine, order.start) if order.start else FRESH
-    log = RunLog(order.run, order.job, order.listener, state, order.lease)
-    chaos = Chaos(order.run, order.faults, engine.rank)
-    saver = Saver(order.run, order.job, engine, order.lease, chaos)
-    it = TrainRun(order.run, order.job, order.plan, task, engine, order.splits, saver, chaos)
-    notices = Notices(order.caller, node_goes_away)
-    tell = None if order.caller is None else order.caller.beat
-    pulse = Pulse(order.run, engine.rank, lambda: (log.done, engine.calls, log.timer.stage), tell)
-    result = to_the_end(train(it, stream, log, state, lambda: chaos.node_goes_away() or notices.leave()))
+    state = reader.load(order.run, engine, order.resume_step) if order.resume_step else INITIAL_STATE
+    log = RunLog(order.run, order.job, order.on_metrics, state, order.lease)
+    chaos = FaultInjector(order.run, order.faults, engine.rank)
+    saver = CheckpointWriter(order.run, order.job, engine, order.lease, chaos)
+    it = TrainContext(order.run, order.job, order.plan, task, engine, order.splits, saver, chaos)
+    notices = StopSignal(order.control, is_node_draining)
+    tell = None if order.control is None else order.control.send_heartbeat
+    pulse = WorkerHeartbeat(order.run, engine.rank, lambda: (log.last_step, engine.num_forwards, log.timer.stage), tell)
+    result = run_to_completion(train(it, stream, log, state, lambda: chaos.is_node_draining() or notices.should_stop()))
     pulse.close()
     predicted = order.plan.memory
     memory.write(order.run, engine.rank, None if predicted is None else predicted.needed)
@@ -163,24 +163,25 @@ def _load_best(run: RunDir, engine: Engine, step: int) -> None:
     """Read the best weights back (a collective).
 
     Raises:
-        DamagedCheckpoint: they are not there; the training goes back to before they were made, and makes them again.
+        CorruptCheckpointError: they are not there; the training goes back to before they were made, and makes them
+        again.
     """
     try:
         if not catalog.is_complete(run, step):
-            raise DamagedCheckpoint(f"the best checkpoint, of step {step}, could not be saved and is made again")
+            raise CorruptCheckpointError(f"the best checkpoint, of step {step}, could not be saved and is made again")
         reader.load(run, engine, step, weights_only=True)
-    except DamagedCheckpoint:
+    except CorruptCheckpointError:
         dist.barrier()
         if engine.rank == 0:
-            catalog.go_back(run, step)
+            catalog.roll_back_to(run, step)
         raise
 
 
-def _score(order: WorkOrder, task: Task, engine: Engine, split: str, step: int) -> ScoresRecord:
-    stream = ShareStream(_cells(order, split))
+def _score(order: WorkerConfig, task: Task, engine: Engine, split: str, step: int) -> ScoresRecord:
+    stream = ShardStream(_cells(order, split))
     scores = validate(engine, task, stream.evaluation(split, order.plan.total_steps), order.splits[split], step)
-    if engine.rank == 0 and order.listener is not None:
-        order.listener(scores.line(False))
+    if engine.rank == 0 and order.on_metrics is not None:
+        order.on_metrics(scores.line(False))
     return scores.record(task)
 
 

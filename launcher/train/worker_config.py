@@ -11,24 +11,24 @@ from launcher.spec.fault_injection import Fault
 from launcher.spec.job import JobSpec
 
 if TYPE_CHECKING:
-    from launcher.train.loggers.run_log import Listener
-    from launcher.train.preemption import Caller
+    from launcher.train.loggers.run_log import OnMetrics
+    from launcher.train.preemption import ControlClient
 
 
 @dataclass(frozen=True)
-class WorkOrder:
+class WorkerConfig:
     """What a worker is told; pickled to it."""
 
     run: RunDir
     job: JobSpec
     plan: Plan
     splits: dict[str, Split]
-    listener: "Listener | None" = None
-    caller: "Caller | None" = None
+    on_metrics: "OnMetrics | None" = None
+    control: "ControlClient | None" = None
     """Asked whether the training should stop."""
     evaluate_only: str | None = None
     """Score this split with the job's model and do nothing else."""
-    start: int = 0
+    resume_step: int = 0
     """Step of the checkpoint to go on from; 0 for none."""
     lease: Lease | None = None
     """Under which a training writes."""

@@ -21,7 +21,7 @@ _EXIT = 70
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What one worker is doing.
 
     Args:
@@ -35,11 +35,11 @@ class Beat:
     rank: int
     host: str
     step: int
-    calls: int
+    forward_passes: int
     stage: str
 
 
-class Pulse:
+class WorkerHeartbeat:
     """Tells until it is closed.
 
     Args:
@@ -50,7 +50,7 @@ class Pulse:
     """
 
     def __init__(
-        self, run: RunDir, rank: int, look: Callable[[], tuple[int, int, str]], tell: Callable[[Beat], bool] | None
+        self, run: RunDir, rank: int, look: Callable[[], tuple[int, int, str]], tell: Callable[[Heartbeat], bool] | None
     ) -> None:
         self._run, self._rank, self._look, self._tell = run, rank, look, tell
         self._stop = threading.Event()
@@ -66,7 +66,7 @@ class Pulse:
         while True:  # at once: who freezes in the first seconds must have been heard of
             step, calls, stage = self._look()
             assert self._tell is not None
-            if self._tell(Beat(self._rank, host, step, calls, stage)) and not self._stop.is_set():
+            if self._tell(Heartbeat(self._rank, host, step, calls, stage)) and not self._stop.is_set():
                 self._dump(step)
                 os._exit(_EXIT)  # the thread that hangs cannot be asked to
             if self._stop.wait(_EVERY_S):

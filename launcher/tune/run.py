@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import ray
 from rich.console import Console
 
-from launcher.data.checks import check_columns, try_rows
+from launcher.data.checks import check_columns, check_first_rows
 from launcher.data.files import list_files
-from launcher.driver.leakage import refuse_leaks, told_leaks
+from launcher.driver.leakage import check_leakage_in_background, require_no_leakage
 from launcher.driver.machine import check_machine
-from launcher.driver.prepare import Prepared, absolute, absolute_model, prepare
+from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, with_absolute_paths
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
@@ -33,20 +33,20 @@ from launcher.train.loggers import mlflow, trackers
 from launcher.tune.progress import watch_sweep
 from launcher.tune.search import Search, importances
 from launcher.tune.space import Params, check_space, metric_of, trial_job
-from launcher.tune.sweep_dir import Sweep
+from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.tables import write_tables
-from launcher.tune.trial import Order
-from launcher.tune.tune_driver import Listener, Phase, drive, slots
+from launcher.tune.trial import SweepContext
+from launcher.tune.tune_driver import Listener, Phase, max_concurrent_trials, run_phase
 
 _WORST = 1e30
 _TRIED_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Tuned:
+class SweepResult:
     """A sweep that is over."""
 
-    sweep: Sweep
+    sweep: SweepDir
     best: TrialRecord
     job: JobSpec
     """The best trial's job with test data: what is exported."""
@@ -63,7 +63,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     sweep, prepared, plan = opened.sweep, opened.prepared, opened.prepared.plan
     # Once per sweep, and the test data stays shut: it is compared when the best job runs.
     compared = prepared.splits if sweep.record.best is None else {}
-    leaks = refuse_leaks(prepared.job, sweep.run, compared)
+    leaks = require_no_leakage(prepared.job, sweep.run, compared)
     spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
     console.print(
         f"{plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
@@ -75,7 +75,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     try:
         with (
             watch_sweep(spec, metric, mode, console) as listener,
-            told_leaks(prepared.job, run, compared, leaks, console),
+            check_leakage_in_background(prepared.job, run, compared, leaks, console),
         ):
             tuned = run_trials(opened, listener)
     finally:
@@ -86,7 +86,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     console.print(
         f"best: trial {tuned.best.number}, {metric} {best.value:.4f}  {values}", highlight=False, soft_wrap=True
     )
-    adopt(tuned)
+    promote_best(tuned)
     run_job(tuned.job, console)
     report = write_sweep_report(run)
     console.print(f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}", highlight=False, soft_wrap=True)
@@ -117,12 +117,12 @@ def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
     found = spec.space.get("model.name")
     if found is None or found.choice is None:
         return spec
-    names = [absolute_model(name) if isinstance(name, str) else name for name in found.choice]
+    names = [absolute_model_name(name) if isinstance(name, str) else name for name in found.choice]
     dimension = found.model_copy(update={"choice": tuple(names)})
     return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
 
 
-def check_trials(prepared: Prepared) -> tuple[str, MetricMode]:
+def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
     """Refuse a sweep in which a model or a column of some trial is not there, or no such metric is measured.
 
     Returns:
@@ -147,18 +147,18 @@ def check_trials(prepared: Prepared) -> tuple[str, MetricMode]:
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedSweep:
     """A sweep that can begin, or go on."""
 
-    prepared: Prepared
+    prepared: PreparedJob
     """The job, resolved; its test data shut."""
     test: tuple[str, ...] | None
     """Where the test data is."""
-    sweep: Sweep
+    sweep: SweepDir
     search: Search
 
 
-def open_sweep(job: JobSpec) -> Opened:
+def open_sweep(job: JobSpec) -> PreparedSweep:
     """Do all of a sweep that can be done without training. Test data stays shut.
 
     Raises:
@@ -170,7 +170,7 @@ def open_sweep(job: JobSpec) -> Opened:
     assert spec is not None
     check_machine(base)
     metric, mode = check_trials(prepared)
-    try_rows(base, prepared.splits, _TRIED_ROWS)
+    check_first_rows(base, prepared.splits, _TRIED_ROWS)
     # What ranks the trials also chooses the checkpoint that each keeps as its best.
     evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
     base = base.model_copy(update={"evaluation": evaluation})
@@ -182,20 +182,20 @@ def open_sweep(job: JobSpec) -> Opened:
         scheduler=spec.scheduler, cpus_per_worker=base.cluster.cpus_per_worker,
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
     )  # fmt: skip
-    return Opened(prepared, absolute(job).data.test, _open(prepared, spec, record), search)
+    return PreparedSweep(prepared, with_absolute_paths(job).data.test, _open(prepared, spec, record), search)
 
 
-def tune_job(job: JobSpec, listener: Listener) -> Tuned:
+def tune_job(job: JobSpec, listener: Listener) -> SweepResult:
     """`open_sweep` and `run_trials` in one; raises as they do."""
     return run_trials(open_sweep(job), listener)
 
 
-def run_trials(opened: Opened, listener: Listener) -> Tuned:
+def run_trials(opened: PreparedSweep, listener: Listener) -> SweepResult:
     """Run all trials of a sweep, or go on with it.
 
     Raises:
         TrainingError: no trial reached an evaluation.
-        Interrupted: by Ctrl-C.
+        RunInterrupted: by Ctrl-C.
     """
     base, sweep = opened.prepared.job, opened.sweep
     spec = sweep.spec
@@ -220,7 +220,7 @@ def run_trials(opened: Opened, listener: Listener) -> Tuned:
     found = best_job(tested, best, spec)
     named = found.model_copy(update={"name": f"{base.name}-best"})
     sweep.run.write_bytes("sweep/best.yaml", dump_job(named).encode())
-    return Tuned(sweep, best, found)
+    return SweepResult(sweep, best, found)
 
 
 def best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
@@ -233,7 +233,7 @@ def best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
     return job.model_copy(update={"data": job.data.model_copy(update=both)})
 
 
-def adopt(tuned: Tuned) -> None:
+def promote_best(tuned: SweepResult) -> None:
     """Give the run what the best trial left, to be exported and scored; a refit starts anew."""
     run, spec = tuned.sweep.run, tuned.sweep.spec
     if run.exists("job.yaml") or spec.refit != "none":
@@ -244,16 +244,16 @@ def adopt(tuned: Tuned) -> None:
             run.copy_from(trial, name, immutable=name == "checkpoints")
 
 
-def _drive(base: JobSpec, sweep: Sweep, search: Search, listener: Listener) -> None:
+def _drive(base: JobSpec, sweep: SweepDir, search: Search, listener: Listener) -> None:
     spec, total = sweep.spec, search.trials
     with ray_session(base, spec.max_concurrent or 1):
-        concurrent = slots(base, spec.max_concurrent)
+        concurrent = max_concurrent_trials(base, spec.max_concurrent)
         threads = _threads(base, concurrent)
         worst = -_WORST if sweep.record.mode == "max" else _WORST
         snapshots = sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None
         found = mlflow.find(sweep.run, base)
         parent = found.run_id if found is not None else None
-        order = Order(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, parent, snapshots)
+        order = SweepContext(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, parent, snapshots)
         started = time.monotonic()
 
         def left() -> float | None:
@@ -271,12 +271,12 @@ def _drive(base: JobSpec, sweep: Sweep, search: Search, listener: Listener) -> N
         why = "the time was over" if seconds is not None and seconds <= 0 else ""
         if not why and not _all_over(sweep, range(total)):
             phase = Phase(spec, order, tuple(range(total)), suggest, concurrent, seconds)
-            why = drive(phase, sweep, search, listener)
+            why = run_phase(phase, sweep, search, listener)
         sweep.save(stopped=why)
         _repeat(Phase(spec, order, (), suggest, concurrent, left()), sweep, total, listener)
 
 
-def _repeat(phase: Phase, sweep: Sweep, total: int, listener: Listener) -> None:
+def _repeat(phase: Phase, sweep: SweepDir, total: int, listener: Listener) -> None:
     """The best trial again with other seeds."""
     spec, ranked = phase.spec, sweep.ranked()
     if not spec.repeats or not ranked or ranked[0].best(sweep.record.mode) is None:
@@ -289,14 +289,14 @@ def _repeat(phase: Phase, sweep: Sweep, total: int, listener: Listener) -> None:
 
     calm = spec.model_copy(update={"scheduler": "none", "search": "random", "target": None})
     if not _all_over(sweep, numbers):
-        drive(Phase(calm, phase.order, numbers, again, phase.concurrent, None, best.number), sweep, None, listener)
+        run_phase(Phase(calm, phase.order, numbers, again, phase.concurrent, None, best.number), sweep, None, listener)
 
 
-def _all_over(sweep: Sweep, numbers: "range | tuple[int, ...]") -> bool:
+def _all_over(sweep: SweepDir, numbers: "range | tuple[int, ...]") -> bool:
     return all(n in sweep.trials and sweep.trials[n].status != "running" for n in numbers)
 
 
-def _open(prepared: Prepared, spec: TuneSpec, new: SweepRecord) -> Sweep:
+def _open(prepared: PreparedJob, spec: TuneSpec, new: SweepRecord) -> SweepDir:
     """Begin a sweep, or go on with the one that is there.
 
     Raises:
@@ -317,7 +317,7 @@ def _open(prepared: Prepared, spec: TuneSpec, new: SweepRecord) -> Sweep:
                 )
             record = record.model_copy(update={"trials": new.trials, "best": None})
     run.write_bytes("sweep/job.yaml", dump_job(job).encode())
-    sweep = Sweep(run, record, spec, job)
+    sweep = SweepDir(run, record, spec, job)
     sweep.load()
     sweep.save()
     return sweep

@@ -57,7 +57,7 @@ class Search:
             self._study.enqueue_trial(_drawn(self._spec.space, params))
             self._open[number] = self._study.ask(self._distributions)
 
-    def tell(self, number: int, value: float | None) -> None:
+    def report(self, number: int, value: float | None) -> None:
         """Tell what a trial reached in the end; None if it failed."""
         trial = self._open.pop(number, None)
         if trial is not None:

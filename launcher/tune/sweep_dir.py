@@ -21,7 +21,7 @@ _ENDS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 @dataclass
-class Sweep:
+class SweepDir:
     """All trials, in memory and on disk alike.
 
     Args:
@@ -100,5 +100,5 @@ class Sweep:
 
 
 def _checkpoint_bytes(run: RunDir) -> int:
-    manifests = [catalog.manifest_of(run, step) for step in catalog.complete_steps(run)]
+    manifests = [catalog.read_manifest(run, step) for step in catalog.complete_steps(run)]
     return sum(entry.size_bytes for manifest in manifests for entry in manifest.files)

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from launcher.tune.sweep_dir import Sweep
+from launcher.tune.sweep_dir import SweepDir
 
 
-def write_tables(sweep: Sweep) -> None:
+def write_tables(sweep: SweepDir) -> None:
     """Publish both."""
     table = trials_table(sweep)
     for name, write in (("trials.parquet", pq.write_table), ("trials.csv", pacsv.write_csv)):
@@ -19,7 +19,7 @@ def write_tables(sweep: Sweep) -> None:
         sweep.run.write_bytes(f"sweep/{name}", content.getvalue())
 
 
-def trials_table(sweep: Sweep) -> pa.Table:
+def trials_table(sweep: SweepDir) -> pa.Table:
     """Trials by rank: number, status, values of the searched keys, best value, steps, hours."""
     record = sweep.record
     rows = []

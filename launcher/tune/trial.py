@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from ray import tune
 
-from launcher.driver.prepare import Prepared, prepare
-from launcher.driver.ray_errors import explain
-from launcher.errors import MicroBatchTooLarge, RunError, TrainingError
+from launcher.driver.prepare import PreparedJob, prepare
+from launcher.driver.ray_errors import unwrap_ray_error
+from launcher.errors import MicroBatchOOMError, RunError, TrainingError
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import EvaluationRecord
@@ -27,11 +27,11 @@ from launcher.spec.loader import dump_job
 from launcher.tasks import params_of
 from launcher.train.checkpoint import catalog
 from launcher.train.loggers import trackers
-from launcher.train.loop import Pause, out_of_patience
-from launcher.tune.pbt_checkpoints import keep, nearest, take
+from launcher.train.loop import EvaluationEvent, should_stop_early
+from launcher.tune.pbt_checkpoints import keep_checkpoint, nearest_step, take_checkpoint
 from launcher.tune.space import trial_job
-from launcher.tune.trial_worker import Start
-from launcher.tune.worker_group import Group
+from launcher.tune.trial_worker import CheckpointRef
+from launcher.tune.worker_group import TrialWorkerGroup
 
 VALUE, PROGRESS, BUDGET = "value", "progress", "budget"
 """Keys of a trial's results: the sweep's metric, the percent of its steps done, and the same in units of the grace."""
@@ -40,7 +40,7 @@ _log = logging.getLogger("launcher")
 
 
 @dataclass(frozen=True)
-class Order:
+class SweepContext:
     """What all trials of a sweep share; pickled to each worker once."""
 
     base: JobSpec
@@ -64,7 +64,7 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-def number_of(config: Mapping[str, object], trial_id: str) -> int:
+def trial_number(config: Mapping[str, object], trial_id: str) -> int:
     """Which trial it is.
 
     Under pbt a trial takes over the whole config of the one it copies, so its number cannot stand there: Tune counts
@@ -76,7 +76,7 @@ def number_of(config: Mapping[str, object], trial_id: str) -> int:
     return int(str(config["number"]))
 
 
-def job_of(order: Order, number: int, params: dict[str, JsonValue], seed: int) -> JobSpec:
+def make_trial_job(order: SweepContext, number: int, params: dict[str, JsonValue], seed: int) -> JobSpec:
     """The job that a trial is: what `launcher train` would run with the same values."""
     job = trial_job(order.base, params, params_of)
     output = job.output.model_copy(update={"storage": order.trials})
@@ -86,10 +86,10 @@ def job_of(order: Order, number: int, params: dict[str, JsonValue], seed: int) -
 class TrialActor(tune.Trainable):
     """Ray Tune's class trainable; `config` has number, `params` and `seed` of a trial."""
 
-    def setup(self, config: dict[str, object], order: Order | None = None) -> None:
+    def setup(self, config: dict[str, object], order: SweepContext | None = None) -> None:
         assert order is not None
         self._order = order
-        self._group: Group | None = None
+        self._group: TrialWorkerGroup | None = None
         self._take(config)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
@@ -98,12 +98,12 @@ class TrialActor(tune.Trainable):
         return True
 
     def _take(self, config: dict[str, object]) -> None:
-        self._number, self._seed = number_of(config, str(self.trial_id)), int(str(config["seed"]))
+        self._number, self._seed = trial_number(config, str(self.trial_id)), int(str(config["seed"]))
         params = config["params"]
         assert isinstance(params, dict)
         self._params: dict[str, JsonValue] = params
-        self._prepared: Prepared | None = None
-        self._start: Start | None = None
+        self._prepared: PreparedJob | None = None
+        self._start: CheckpointRef | None = None
         self._run = RunDir(join(self._order.trials, trial_name(self._number)))
         record = self._run.find_record("trial.json", TrialRecord)
         self._status = record.status if record is not None else "running"
@@ -113,7 +113,7 @@ class TrialActor(tune.Trainable):
         seen = record.evaluations if record is not None else ()
         if not self._over:
             latest = catalog.latest_step(self._run)
-            self._start = Start(self._run.uri, latest) if latest else None
+            self._start = CheckpointRef(self._run.uri, latest) if latest else None
             seen = self._measured(latest)
         self._replayed = list(seen)
         self._seen = max((look.step for look in seen), default=0)
@@ -140,26 +140,26 @@ class TrialActor(tune.Trainable):
                 return self._end(finished=True)
             assert self._group is not None and self._prepared is not None
             look = _look(pause.evaluation, self._order.metric, self._prepared.plan.total_steps)
-            stopped = pause.state.step >= self._prepared.plan.total_steps or out_of_patience(
+            stopped = pause.state.step >= self._prepared.plan.total_steps or should_stop_early(
                 self._prepared.job, pause.state
             )
             if stopped:
                 self._group.advance()
         except BaseException as error:
-            if isinstance(error, TrainingError) and not isinstance(error, MicroBatchTooLarge):
+            if isinstance(error, TrainingError) and not isinstance(error, MicroBatchOOMError):
                 return self._end(failed=error.message)  # the same on all workers: they stay warm
-            self._run.write_bytes("error.txt", explain(error).message.encode())
+            self._run.write_bytes("error.txt", unwrap_ray_error(error).message.encode())
             self.cleanup()
             raise
         finally:
             self._seconds += time.monotonic() - started
         return self._result(look, stopped)
 
-    def _advance(self) -> Pause | None:
+    def _advance(self) -> EvaluationEvent | None:
         """To the next evaluation that Tune has not seen; a worker that is alone begins anew where memory ran out.
 
         Raises:
-            MicroBatchTooLarge: it ran out on one of several, whose group is of no use then; Tune starts the trial again
+            MicroBatchOOMError: it ran out on one of several, whose group is of no use then; Tune starts the trial again
                 in other processes, with the smaller micro-batch that was written down.
         """
         while True:
@@ -167,7 +167,7 @@ class TrialActor(tune.Trainable):
             assert self._group is not None
             try:
                 pause = self._group.advance()
-            except MicroBatchTooLarge as error:
+            except MicroBatchOOMError as error:
                 if self._group.size > 1:
                     raise
                 _log.warning("%s: %s", self._run.name, error.message)
@@ -187,12 +187,12 @@ class TrialActor(tune.Trainable):
         self._prepared = None
         latest = catalog.latest_step(self._run)
         if latest > self._first_step:
-            self._start = Start(self._run.uri, latest)
+            self._start = CheckpointRef(self._run.uri, latest)
 
     def _begin(self) -> None:
         if self._prepared is not None:
             return
-        job = job_of(self._order, self._number, self._params, self._seed)
+        job = make_trial_job(self._order, self._number, self._params, self._seed)
         prepared = prepare(job, cache=join(self._order.base.output.storage, ".cache"))
         self._run.delete("error.txt")  # of an attempt before this one
         self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
@@ -202,7 +202,7 @@ class TrialActor(tune.Trainable):
         except RunError as error:  # the sweep's own run could be made; a server that has gone since ends no trial
             _log.warning("%s", error.message)
         if self._group is None:
-            self._group = Group(job.cluster.workers, self._order.threads)
+            self._group = TrialWorkerGroup(job.cluster.workers, self._order.threads)
         self._group.begin(prepared, self._start)
         self._prepared, self._total_steps = prepared, prepared.plan.total_steps
 
@@ -232,7 +232,7 @@ class TrialActor(tune.Trainable):
         if self._order.snapshots is None:
             return {"uri": self._run.uri, "step": step, "seen": []}
         kept = RunDir(join(self._order.snapshots, trial_name(self._number)))
-        keep(kept, self._run, step)
+        keep_checkpoint(kept, self._run, step)
         return {"uri": kept.uri, "step": step, "seen": []}
 
     def load_checkpoint(self, saved: dict[str, object] | None) -> None:
@@ -244,12 +244,12 @@ class TrialActor(tune.Trainable):
         assert isinstance(seen, list)
         self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
         if uri == self._run.uri:
-            self._start = Start(uri, nearest(self._run, step)) if step else None
+            self._start = CheckpointRef(uri, nearest_step(self._run, step)) if step else None
             self._seen = self._first_step
             return
         self._over, self._replayed = False, []
         mine = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
-        self._start = take(RunDir(uri), mine, step) if step else None
+        self._start = take_checkpoint(RunDir(uri), mine, step) if step else None
         self._seen = self._first_step
         _forget_after(self._run, self._first_step)
 

@@ -13,24 +13,24 @@ import ray
 import torch
 import torch.distributed as dist
 
-from launcher.data.in_memory import KeptSource, cells
-from launcher.data.stream import ShareStream
+from launcher.data.in_memory import InMemorySource, iter_shards_in_memory
+from launcher.data.stream import ShardStream
 from launcher.data.windows import train_windows
-from launcher.driver.prepare import Prepared
-from launcher.errors import MicroBatchTooLarge, TrainingError
+from launcher.driver.prepare import PreparedJob
+from launcher.errors import MicroBatchOOMError, TrainingError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import ResultRecord, RunStateRecord
+from launcher.rundir.records import ResultRecord, TrainerState
 from launcher.tasks import build_task
 from launcher.train.checkpoint import catalog, reader
-from launcher.train.checkpoint.writer import Saver
+from launcher.train.checkpoint.writer import CheckpointWriter
 from launcher.train.engine import Engine
-from launcher.train.fault_injection import Chaos
+from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import RunLog
-from launcher.train.loop import FRESH, Pause, TrainRun, train
+from launcher.train.loop import INITIAL_STATE, EvaluationEvent, TrainContext, train
 
 
 @dataclass(frozen=True)
-class Start:
+class CheckpointRef:
     """Where a trial goes on.
 
     Args:
@@ -46,13 +46,13 @@ class Start:
 class _Training:
     """A trial under way."""
 
-    it: TrainRun
+    it: TrainContext
     log: RunLog
-    steps: Generator[Pause, None, ResultRecord | None]
-    state: RunStateRecord
+    steps: Generator[EvaluationEvent, None, ResultRecord | None]
+    state: TrainerState
 
 
-class Rank:
+class TrialWorker:
     """One worker, for one trial after another.
 
     Args:
@@ -72,29 +72,31 @@ class Rank:
         self._rank = rank
         self._training: _Training | None = None
 
-    def begin(self, prepared: Prepared, start: Start | None) -> None:
+    def begin(self, prepared: PreparedJob, start: CheckpointRef | None) -> None:
         """Build the model, load the checkpoint, lay out the stream (a collective)."""
         self.end()
         job = prepared.job
         torch.use_deterministic_algorithms(job.train.deterministic)
         task = build_task(job)
         engine = Engine(job, task, prepared.plan.micro_batch)
-        state = FRESH
+        state = INITIAL_STATE
         if start is not None:
             state = reader.load(RunDir(start.uri), engine, start.step)
         log = RunLog(prepared.run, job, None, state)
-        saver = Saver(prepared.run, job, engine)
-        it = TrainRun(prepared.run, job, prepared.plan, task, engine, prepared.splits, saver, Chaos(prepared.run))
-        source = KeptSource(job, prepared.splits, engine.world_size)
-        stream = ShareStream(cells(source, train_windows(prepared.plan, job, state.step), engine.rank))
+        saver = CheckpointWriter(prepared.run, job, engine)
+        it = TrainContext(
+            prepared.run, job, prepared.plan, task, engine, prepared.splits, saver, FaultInjector(prepared.run)
+        )
+        source = InMemorySource(job, prepared.splits, engine.world_size)
+        stream = ShardStream(iter_shards_in_memory(source, train_windows(prepared.plan, job, state.step), engine.rank))
         self._training = _Training(it, log, train(it, stream, log, state), state)
 
-    def advance(self) -> Pause | None:
+    def advance(self) -> EvaluationEvent | None:
         """Train to the next evaluation (a collective); None at the end.
 
         Raises:
             TrainingError: the loss is not finite, on all workers alike.
-            MicroBatchTooLarge: memory ran out here; unless this worker is alone, the group is of no use any more.
+            MicroBatchOOMError: memory ran out here; unless this worker is alone, the group is of no use any more.
         """
         training = self._training
         assert training is not None
@@ -102,7 +104,7 @@ class Rank:
             pause = next(training.steps)
         except StopIteration:
             return None
-        except MicroBatchTooLarge:
+        except MicroBatchOOMError:
             if dist.get_world_size() > 1:
                 self.leave()  # the others are inside a collective
             raise
@@ -122,7 +124,7 @@ class Rank:
         there = [step in catalog.complete_steps(run)]
         dist.broadcast_object_list(there)
         if not there[0]:
-            training.it.saver.save(training.state)
+            training.it.writer.save(training.state)
         return step
 
     def end(self) -> None:
@@ -143,5 +145,5 @@ class Rank:
 
 
 @ray.remote
-class Peer(Rank):
+class RemoteTrialWorker(TrialWorker):
     """A worker beside rank 0, in a process of its own."""

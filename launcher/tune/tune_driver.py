@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from launcher.errors import Interrupted
+from launcher.errors import RunInterrupted
 from launcher.rundir.trials import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
@@ -27,8 +27,8 @@ from launcher.tune.board import write_hparams
 from launcher.tune.schedulers import make_scheduler, scheduler_name
 from launcher.tune.search import Search
 from launcher.tune.space import Params, trial_job
-from launcher.tune.sweep_dir import Sweep
-from launcher.tune.trial import VALUE, Order, TrialActor, number_of
+from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.trial import VALUE, SweepContext, TrialActor, trial_number
 
 Listener = Callable[[TrialRecord], None]
 
@@ -48,7 +48,7 @@ class Phase:
     """
 
     spec: TuneSpec
-    order: Order
+    order: SweepContext
     numbers: tuple[int, ...]
     suggest: Callable[[int], tuple[Params, int]]
     concurrent: int
@@ -56,11 +56,11 @@ class Phase:
     repeat_of: int | None = None
 
 
-def drive(phase: Phase, sweep: Sweep, search: Search | None, listener: Listener) -> str:
+def run_phase(phase: Phase, sweep: SweepDir, search: Search | None, listener: Listener) -> str:
     """Run the trials of a phase to their end; why it ended early, or nothing.
 
     Raises:
-        Interrupted: by Ctrl-C; what is measured is kept.
+        RunInterrupted: by Ctrl-C; what is measured is kept.
     """
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # trial.json and metrics.jsonl say it all
@@ -97,7 +97,7 @@ def drive(phase: Phase, sweep: Sweep, search: Search | None, listener: Listener)
             verbose=0,
         )
     except (KeyboardInterrupt, SystemExit) as stop:
-        raise Interrupted(
+        raise RunInterrupted(
             f"interrupted; the same command goes on with the sweep in {sweep.run.path('sweep')}"
         ) from stop
     finally:
@@ -162,7 +162,7 @@ class _Suggestions(Searcher):
 class _Stopper(Stopper):
     """Ends the sweep at its target or when its time is over."""
 
-    def __init__(self, phase: Phase, sweep: Sweep) -> None:
+    def __init__(self, phase: Phase, sweep: SweepDir) -> None:
         self._target, self._more = phase.spec.target, sweep.record.mode == "max"
         self._ends = None if phase.seconds is None else time.monotonic() + phase.seconds
         self.why = ""
@@ -182,7 +182,7 @@ class _Stopper(Stopper):
 class _Watcher(tune.Callback):
     """Writes down what becomes of each trial; tells search and console."""
 
-    def __init__(self, phase: Phase, sweep: Sweep, search: Search | None, listener: Listener) -> None:
+    def __init__(self, phase: Phase, sweep: SweepDir, search: Search | None, listener: Listener) -> None:
         self._phase, self._sweep, self._search, self._listener = phase, sweep, search, listener
         self._done: set[int] = set()
 
@@ -233,7 +233,7 @@ class _Watcher(tune.Callback):
         self._end(record)
 
     def _of(self, trial: "tune.experiment.Trial") -> TrialRecord:
-        return self._sweep.trials[number_of(trial.config, trial.trial_id)]
+        return self._sweep.trials[trial_number(trial.config, trial.trial_id)]
 
     def _put(self, record: TrialRecord) -> None:
         self._sweep.put(record)
@@ -246,11 +246,11 @@ class _Watcher(tune.Callback):
         write_hparams(self._sweep.trial_run(record.number), record, self._sweep.record.metric, self._sweep.record.mode)
         if self._search is not None:
             best = record.best(self._sweep.record.mode)
-            self._search.tell(record.number, None if record.status == "failed" or best is None else best.value)
+            self._search.report(record.number, None if record.status == "failed" or best is None else best.value)
         self._sweep.free_space(self._phase.spec.storage_budget_gib)
 
 
-def slots(base: JobSpec, wanted: int | None) -> int:
+def max_concurrent_trials(base: JobSpec, wanted: int | None) -> int:
     """How many trials of the job's own size run at the same time."""
     have = ray.cluster_resources()
     cluster = base.cluster

@@ -6,14 +6,14 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launcher.driver.prepare import Prepared
-from launcher.driver.ray_errors import explain
+from launcher.driver.prepare import PreparedJob
+from launcher.driver.ray_errors import unwrap_ray_error
 from launcher.errors import TrainingError
-from launcher.train.loop import Pause
-from launcher.tune.trial_worker import Peer, Rank, Start
+from launcher.train.loop import EvaluationEvent
+from launcher.tune.trial_worker import CheckpointRef, RemoteTrialWorker, TrialWorker
 
 
-class Group:
+class TrialWorkerGroup:
     """All workers of a trial: rank 0 here, the others in the further bundles of this actor's placement group."""
 
     def __init__(self, world_size: int, threads: int) -> None:
@@ -28,21 +28,21 @@ class Group:
             resources = group.bundle_specs[rank]
             placed = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
-            peer = Peer.options(scheduling_strategy=placed, **options)  # type: ignore[attr-defined]  # ray adds it
+            peer = RemoteTrialWorker.options(scheduling_strategy=placed, **options)  # type: ignore[attr-defined]  # ray adds it
             self._peers.append(peer.remote(rank, world_size, address, threads))
-        self._own = Rank(0, world_size, address, threads)
+        self._own = TrialWorker(0, world_size, address, threads)
 
     @property
     def size(self) -> int:
         """Workers in it."""
         return 1 + len(self._peers)
 
-    def begin(self, prepared: Prepared, start: Start | None) -> None:
+    def begin(self, prepared: PreparedJob, start: CheckpointRef | None) -> None:
         self._together("begin", prepared, start)
 
-    def advance(self) -> Pause | None:
+    def advance(self) -> EvaluationEvent | None:
         pause = self._together("advance")
-        assert pause is None or isinstance(pause, Pause)
+        assert pause is None or isinstance(pause, EvaluationEvent)
         return pause
 
     def save(self) -> int:
@@ -69,7 +69,7 @@ class Group:
             try:
                 ray.get(answer)
             except RayError as found:
-                return explain(found)
+                return unwrap_ray_error(found)
         return None
 
     def close(self) -> None:

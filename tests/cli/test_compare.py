@@ -17,7 +17,7 @@ from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.records import ResultRecord, ScoresRecord, StepRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
-from launcher.spec.scored import checked_name, name_of
+from launcher.spec.scored import check_scores_name, scores_name
 from tests.support.jobs import example_table, make_job, write_splits
 
 
@@ -208,8 +208,8 @@ def test_evaluate_refuses_what_contradicts_itself(
     ],
 )
 def test_the_name_of_scores_comes_from_the_location(location: str, name: str) -> None:
-    assert name_of(location) == name
-    assert checked_name(name) == name
+    assert scores_name(location) == name
+    assert check_scores_name(name) == name
 
 
 def test_scores_stand_beside_the_runs_own(finished: RunDir) -> None:
@@ -221,7 +221,7 @@ def test_scores_stand_beside_the_runs_own(finished: RunDir) -> None:
     split, rows = differences(finished, _scores("yelp", 0.7))
     assert split == "" and rows[0].change is None
     with pytest.raises(RunError, match="--name: a b is not made of"):
-        checked_name("a b")
+        check_scores_name("a b")
 
 
 def test_an_evaluation_needs_no_disk_for_states(finished: RunDir) -> None:

@@ -11,7 +11,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.data.convert import as_splittable
+from launcher.data.convert import convert_to_parquet
 from launcher.data.splits import open_split
 from launcher.errors import DataError, RunError
 
@@ -42,7 +42,7 @@ def _read(ready: list[str]) -> dict[str, list[object]]:
 def test_every_value_survives(tmp_path: Path, cache: str, name: str) -> None:
     path = tmp_path / name
     _write_jsonl(path) if "json" in name else _write_csv(path, "\t" if name == "a.tsv" else ",")
-    ready = as_splittable("train", [str(path)], "auto", cache)
+    ready = convert_to_parquet("train", [str(path)], "auto", cache)
     assert len(ready) == 1
     assert ready[0].startswith(cache + "/")
     assert ready[0].endswith("/a.parquet")
@@ -51,7 +51,7 @@ def test_every_value_survives(tmp_path: Path, cache: str, name: str) -> None:
 
 def test_a_format_given_by_name(tmp_path: Path, cache: str) -> None:
     _write_csv(tmp_path / "a.txt")
-    assert _read(as_splittable("train", [str(tmp_path / "a.txt")], "csv", cache)) == _ROWS
+    assert _read(convert_to_parquet("train", [str(tmp_path / "a.txt")], "csv", cache)) == _ROWS
 
 
 def test_files_that_have_footers_are_taken_as_they_are(tmp_path: Path, cache: str) -> None:
@@ -60,7 +60,7 @@ def test_files_that_have_footers_are_taken_as_they_are(tmp_path: Path, cache: st
     pq.write_table(pa.table(_ROWS), folder / "a.parquet")
     _write_csv(folder / "b.csv")
     pq.write_table(pa.table(_ROWS), folder / "c.parquet")
-    ready = as_splittable("train", [str(folder)], "auto", cache)
+    ready = convert_to_parquet("train", [str(folder)], "auto", cache)
     assert [ready[0], ready[2]] == [str(folder / "a.parquet"), str(folder / "c.parquet")]
     assert ready[1].startswith(cache)
     assert _read(ready) == {name: values * 3 for name, values in _ROWS.items()}
@@ -70,20 +70,20 @@ def test_files_of_one_name_do_not_collide(tmp_path: Path, cache: str) -> None:
     for name in ("x", "y"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "a.csv").write_text(f"text\n{name}\n")
-    assert _read(as_splittable("train", [str(tmp_path / "data")], "auto", cache)) == {"text": ["x", "y"]}
+    assert _read(convert_to_parquet("train", [str(tmp_path / "data")], "auto", cache)) == {"text": ["x", "y"]}
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_an_unchanged_file_is_converted_once_and_a_changed_one_again(tmp_path: Path, cache: str, name: str) -> None:
     path = tmp_path / name
     _write_csv(path) if name == "a.csv" else _write_jsonl(path)
-    first = as_splittable("train", [str(path)], "auto", cache)
+    first = convert_to_parquet("train", [str(path)], "auto", cache)
     before = os.stat(first[0])
-    assert as_splittable("validation", [str(path)], "auto", cache) == first
+    assert convert_to_parquet("validation", [str(path)], "auto", cache) == first
     after = os.stat(first[0])
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
     path.write_text('text,label\n"new\nrow",1\n' if name == "a.csv" else '{"text": "new\\nrow", "label": 1}\n')
-    second = as_splittable("train", [str(path)], "auto", cache)
+    second = convert_to_parquet("train", [str(path)], "auto", cache)
     assert second != first
     assert _read(second) == {"text": ["new\nrow"], "label": [1]}
     assert sorted(str(p) for p in Path(cache).rglob("*") if p.is_file()) == sorted(first + second)
@@ -103,7 +103,7 @@ def test_a_broken_file_is_named_and_leaves_nothing_behind(tmp_path: Path, cache:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError) as caught:
-        as_splittable("train", [str(path)], "auto", cache)
+        convert_to_parquet("train", [str(path)], "auto", cache)
     kind = name.removeprefix("a.")
     assert caught.value.message.startswith(f"{path}: not a readable {kind} file (")
     assert caught.value.message.endswith("); mend the file, or set data.format")
@@ -115,7 +115,7 @@ def test_a_csv_that_breaks_after_its_first_block(tmp_path: Path, cache: str) -> 
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "some words,1\n" * 800_000 + "one,1,2\n")  # blocks are of 8 MiB
     with pytest.raises(DataError, match=r"not a readable csv file .*Row #800002: Expected 2 columns, got 3"):
-        as_splittable("train", [str(path)], "auto", cache)
+        convert_to_parquet("train", [str(path)], "auto", cache)
     assert not [p for p in Path(cache).rglob("*") if p.is_file()]
 
 
@@ -135,7 +135,7 @@ def test_a_file_whose_types_show_late(
     path = tmp_path / name
     head = "text,label\n" if name == "a.csv" else ""
     path.write_text(head + (first + "\n") * 800_000 + last + "\n")
-    split = open_split("train", as_splittable("train", [str(path)], "auto", cache))
+    split = open_split("train", convert_to_parquet("train", [str(path)], "auto", cache))
     assert split.rows == 800_001
     rows = split.read(np.array([0, 800_000]), ["text", "label"]).to_pylist()
     assert [f"{row['text']},{row['label']}" for row in rows] == expected
@@ -143,7 +143,7 @@ def test_a_file_whose_types_show_late(
 
 def test_true_and_false_stay_the_texts_they_are(tmp_path: Path, cache: str) -> None:
     (tmp_path / "a.csv").write_text("text,label\none,true\ntwo,false\n")
-    assert _read(as_splittable("train", [str(tmp_path / "a.csv")], "auto", cache))["label"] == ["true", "false"]
+    assert _read(convert_to_parquet("train", [str(tmp_path / "a.csv")], "auto", cache))["label"] == ["true", "false"]
 
 
 def test_an_arrow_stream_becomes_parquet(tmp_path: Path, cache: str) -> None:
@@ -152,14 +152,14 @@ def test_an_arrow_stream_becomes_parquet(tmp_path: Path, cache: str) -> None:
         writer.write_table(table, max_chunksize=100)
     with pa.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as writer:
         writer.write_table(table)
-    ready = as_splittable("train", [str(tmp_path / "a.arrow"), str(tmp_path / "b.arrow")], "auto", cache)
+    ready = convert_to_parquet("train", [str(tmp_path / "a.arrow"), str(tmp_path / "b.arrow")], "auto", cache)
     assert ready[0].startswith(cache) and ready[1] == str(tmp_path / "b.arrow")
     assert _read(ready[:1]) == _ROWS
 
 
 def test_a_row_is_named_by_the_file_the_user_knows(tmp_path: Path, cache: str) -> None:
     _write_csv(tmp_path / "a.csv")
-    split = open_split("train", as_splittable("train", [str(tmp_path / "a.csv")], "auto", cache))
+    split = open_split("train", convert_to_parquet("train", [str(tmp_path / "a.csv")], "auto", cache))
     assert split.fragments[0].path.startswith(cache)
     assert split.locate(7) == (str(tmp_path / "a.csv"), 7)
 
@@ -191,7 +191,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, cache: str, name: str, conten
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError) as caught:
-        as_splittable("train", [str(path)], "auto", cache)
+        convert_to_parquet("train", [str(path)], "auto", cache)
     assert caught.value.message.startswith(f"{path}: ")
     assert said in caught.value.message
     assert not [p for p in Path(cache).rglob("*") if p.is_file()]
@@ -200,25 +200,25 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, cache: str, name: str, conten
 def test_json_lines_that_are_not_utf8(tmp_path: Path, cache: str) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"text": "a"}\n{"text": "café"}\n'.encode("latin-1"))
     with pytest.raises(DataError, match=r"a\.jsonl: not a readable jsonl file \(line 2: it is not UTF-8\)"):
-        as_splittable("train", [str(tmp_path / "a.jsonl")], "auto", cache)
+        convert_to_parquet("train", [str(tmp_path / "a.jsonl")], "auto", cache)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     _write_csv(tmp_path / "a.csv")
     with pytest.raises(RunError, match=r"output\.storage: .* cannot be written \(Not a directory\); give a directory"):
-        as_splittable("train", [str(tmp_path / "a.csv")], "auto", str(tmp_path / "a.csv"))
+        convert_to_parquet("train", [str(tmp_path / "a.csv")], "auto", str(tmp_path / "a.csv"))
 
 
 def test_a_csv_that_is_not_utf8(tmp_path: Path, cache: str) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
     with pytest.raises(DataError, match="not a readable csv file"):
-        as_splittable("train", [str(path)], "auto", cache)
+        convert_to_parquet("train", [str(path)], "auto", cache)
 
 
 def test_what_is_missing_is_said_as_for_other_files(tmp_path: Path, cache: str) -> None:
     with pytest.raises(DataError, match=r"data\.train: .*gone\.csv does not exist"):
-        as_splittable("train", [str(tmp_path / "gone.csv")], "auto", cache)
+        convert_to_parquet("train", [str(tmp_path / "gone.csv")], "auto", cache)
 
 
 @pytest.fixture
@@ -239,15 +239,15 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_hub_data_set(hub_folder: Path, cache: str) -> None:
-    ready = as_splittable("train", [f"hub:{hub_folder}#train"], "auto", cache)
+    ready = convert_to_parquet("train", [f"hub:{hub_folder}#train"], "auto", cache)
     assert len(ready) == 1
     assert ready[0].startswith(cache + "/")
     assert _read(ready) == {name: values[:250] for name, values in _ROWS.items()}
     before = os.stat(ready[0])
-    assert as_splittable("train", [f"hub:{hub_folder}#train"], "auto", cache) == ready
+    assert convert_to_parquet("train", [f"hub:{hub_folder}#train"], "auto", cache) == ready
     assert os.stat(ready[0]).st_mtime_ns == before.st_mtime_ns
     # Without #SPLIT it is the split of the same name.
-    test = as_splittable("test", [f"hub:{hub_folder}"], "auto", cache)
+    test = convert_to_parquet("test", [f"hub:{hub_folder}"], "auto", cache)
     assert test != ready
     assert _read(test) == {name: values[250:] for name, values in _ROWS.items()}
 
@@ -255,7 +255,7 @@ def test_a_hub_data_set(hub_folder: Path, cache: str) -> None:
 def test_a_hub_data_set_that_cannot_be_loaded(hub_folder: Path, cache: str) -> None:
     for location in (f"hub:{hub_folder}#dev", f"hub:{hub_folder / 'gone'}#train"):
         with pytest.raises(DataError) as caught:
-            as_splittable("train", [location], "auto", cache)
+            convert_to_parquet("train", [location], "auto", cache)
         assert caught.value.message.startswith(f"data.train: {location} cannot be loaded (")
         remedy = "); write hub:NAME#SPLIT, with the CONFIG it needs as hub:ORG/NAME/CONFIG#SPLIT"
         assert caught.value.message.endswith(remedy)
@@ -273,7 +273,7 @@ def test_what_a_hub_name_asks_for(cache: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for location in ("hub:org/name/config#dev", "hub:org/name", "hub:name#train[:9]"):
         with pytest.raises(DataError, match=r"data\.test: hub:.* cannot be loaded \(no network here\)"):
-            as_splittable("test", [location], "auto", cache)
+            convert_to_parquet("test", [location], "auto", cache)
     assert asked == [("org/name", "config", "dev"), ("org/name", None, "test"), ("name", None, "train[:9]")]
     with pytest.raises(DataError, match=r"data\.input: hub:a/b/c/d has 4 parts; write hub:NAME#SPLIT"):
-        as_splittable("input", ["hub:a/b/c/d"], "auto", cache)
+        convert_to_parquet("input", ["hub:a/b/c/d"], "auto", cache)

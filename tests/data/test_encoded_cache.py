@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from launcher.data import encoded_cache
 from launcher.data.blocks import Block
-from launcher.data.in_memory import KeptSource
+from launcher.data.in_memory import InMemorySource
 from launcher.data.stream import StreamSource
 from launcher.data.windows import Window, evaluation_windows, train_windows
-from launcher.driver.prepare import Prepared, prepare
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.spec.data import CacheSpec
 from launcher.tasks import build_task
@@ -39,7 +39,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     encoded_cache._entry.cache_clear()
 
 
-def _job(model: Path, folder: Path, cached: bool, **sections: Any) -> Prepared:
+def _job(model: Path, folder: Path, cached: bool, **sections: Any) -> PreparedJob:
     kind = sections.get("task", {}).get("type", "text-classification")
     if not (folder / "data").exists():
         write_splits(folder / "data", 83, 29, row_group=20, task=kind)
@@ -50,7 +50,7 @@ def _job(model: Path, folder: Path, cached: bool, **sections: Any) -> Prepared:
     return prepared_job(model, data, folder, train=train, **sections)
 
 
-def _cells(prepared: Prepared, world_size: int = 2) -> list[bytes]:
+def _cells(prepared: PreparedJob, world_size: int = 2) -> list[bytes]:
     return [cell.to_pybytes() for rank in range(world_size) for cell in share_cells(prepared, world_size, rank, 0)]
 
 
@@ -172,10 +172,10 @@ def test_what_was_not_used_for_long_goes_first(tmp_path: Path) -> None:
         os.utime(tmp_path / name / "used", (now - 3600 * hours,) * 2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_bytes(bytes(1000))
-    assert encoded_cache.make_room(tmp_path, 1000) == 300
-    assert encoded_cache.make_room(tmp_path, 250) == 200
+    assert encoded_cache.evict(tmp_path, 1000) == 300
+    assert encoded_cache.evict(tmp_path, 250) == 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "old", "recent"]
-    assert encoded_cache.make_room(tmp_path, 10) == 100
+    assert encoded_cache.evict(tmp_path, 10) == 100
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "recent"]
 
 
@@ -206,7 +206,7 @@ def test_trials_of_a_sweep_fill_it_and_read_it(
     prepared = _job(tiny_bert, tmp_path, cached=True)
     counted = _Counted(monkeypatch, build_task(prepared.job))
     windows = [*train_windows(prepared.plan, prepared.job, 0), *_validations(prepared)]
-    kept = KeptSource(prepared.job, prepared.splits, 2)
+    kept = InMemorySource(prepared.job, prepared.splits, 2)
     plain = StreamSource(_job(tiny_bert, tmp_path, cached=False).job, prepared.splits, 2)
     assert [list(kept.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]
     encoded = counted.rows
@@ -214,7 +214,7 @@ def test_trials_of_a_sweep_fill_it_and_read_it(
     assert counted.rows == encoded
 
 
-def _validations(prepared: Prepared) -> list[Window]:
+def _validations(prepared: PreparedJob) -> list[Window]:
     return list(evaluation_windows("validation", prepared.splits["validation"].rows, prepared.job, 1))
 
 

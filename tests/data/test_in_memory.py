@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data import in_memory
-from launcher.data.in_memory import cells, workers_read
+from launcher.data.in_memory import can_read_in_workers, iter_shards_in_memory
 from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN, windows_of
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import make_job, prepared_job, write_splits
 from tests.support.worker_group import share_cells
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
     folder = tmp_path_factory.mktemp("encoded")
     data = write_splits(folder / "data", 131, validation=50, row_group=37)
     return prepared_job(
@@ -27,10 +27,10 @@ def prepared(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepa
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 23), st.data())
-def test_the_stream_is_the_same(prepared: Prepared, world_size: int, start: int, data: st.DataObject) -> None:
+def test_the_stream_is_the_same(prepared: PreparedJob, world_size: int, start: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, world_size - 1))
     windows = windows_of(TRAIN, prepared.splits[TRAIN].rows, prepared.plan, prepared.job, start)
-    found = cells(StreamSource(prepared.job, prepared.splits, world_size), windows, rank)
+    found = iter_shards_in_memory(StreamSource(prepared.job, prepared.splits, world_size), windows, rank)
     assert list(found) == list(share_cells(prepared, world_size, rank, start))
 
 
@@ -44,17 +44,17 @@ def test_the_stream_is_the_same(prepared: Prepared, world_size: int, start: int,
         ({"gpus_per_worker": 1}, False),
     ],
 )
-def test_workers_read_small_data(prepared: Prepared, cluster: dict[str, Any], reads: bool) -> None:
+def test_workers_read_small_data(prepared: PreparedJob, cluster: dict[str, Any], reads: bool) -> None:
     job = prepared.job.model_copy(update={"cluster": prepared.job.cluster.model_copy(update=cluster)})
-    assert workers_read(job, prepared.splits) is reads
+    assert can_read_in_workers(job, prepared.splits) is reads
 
 
 def test_large_and_augmented_data_go_through_ray_data(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    prepared: PreparedJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pictures = make_job(
         tmp_path, {"train": "x"}, tmp_path, task={"type": "image-classification", "augment": {"flip_fraction": 0.5}}
     )
-    assert not workers_read(pictures, prepared.splits)
+    assert not can_read_in_workers(pictures, prepared.splits)
     monkeypatch.setattr(in_memory, "_SMALL_BYTES", 1000)
-    assert not workers_read(prepared.job, prepared.splits)
+    assert not can_read_in_workers(prepared.job, prepared.splits)

@@ -10,7 +10,7 @@ import pytest
 
 import launcher.data.label_inference
 from launcher.data.splits import Split
-from launcher.driver.prepare import absolute, prepare
+from launcher.driver.prepare import prepare, with_absolute_paths
 from tests.support.jobs import make_job, write_splits
 
 
@@ -54,7 +54,7 @@ def test_small_data_leaves_nothing(tiny_bert: Path, tmp_path: Path) -> None:
 def test_the_home_directory_is_known_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home/model").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    job = absolute(make_job(Path("~/model"), {"train": "~/data/train.parquet"}, Path("~/runs")))
+    job = with_absolute_paths(make_job(Path("~/model"), {"train": "~/data/train.parquet"}, Path("~/runs")))
     assert job.model.name == str(tmp_path / "home/model")
     assert job.data.train == (str(tmp_path / "home/data/train.parquet"),)
     assert job.output.storage == str(tmp_path / "home/runs")

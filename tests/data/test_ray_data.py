@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launcher.data.ray_data import CanonicalData, deal
-from launcher.data.ray_data import share_cells as ray_cells
+from launcher.data.ray_data import DeterministicDataConfig, split_stream
+from launcher.data.ray_data import build_shards as ray_cells
 from launcher.data.stream import StreamSource
 from launcher.data.windows import FIRST_SEGMENT, NEXT_SEGMENTS, TRAIN, Window, segments_of, train_windows
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.driver.run import run_job
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import StepRecord
@@ -49,7 +49,7 @@ def test_ray_data_deals_one_share_per_worker_in_order(
     data = write_splits(tmp_path / "data", 331, validation=50, row_group=37)
     prepared = prepared_job(tiny_bert, data, tmp_path, data={**data, "window_steps": 2})
     source = StreamSource(prepared.job, prepared.splits, world_size)
-    iterators = deal(source, list(train_windows(prepared.plan, prepared.job, 5)))
+    iterators = split_stream(source, list(train_windows(prepared.plan, prepared.job, 5)))
     found = _consumed([ray_cells(iterator) for iterator in iterators])
     for rank in range(world_size):
         expected = [cell.to_pybytes() for cell in share_cells(prepared, world_size, rank, 5)]
@@ -59,7 +59,7 @@ def test_ray_data_deals_one_share_per_worker_in_order(
 _DEALT = {"data_workers": 1}
 
 
-def _long(tiny_bert: Path, tmp_path: Path) -> Prepared:
+def _long(tiny_bert: Path, tmp_path: Path) -> PreparedJob:
     """More windows than the first segment has."""
     data = write_splits(tmp_path / "data", 150, validation=0)
     return prepared_job(
@@ -71,7 +71,7 @@ def _long(tiny_bert: Path, tmp_path: Path) -> Prepared:
 def test_a_long_stream_is_dealt_in_segments(ray_cluster: None, tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _long(tiny_bert, tmp_path)
     assert len(list(segments_of(TRAIN, 150, prepared.plan, prepared.job, 3))) == 2
-    data = CanonicalData(prepared.job, prepared.plan, prepared.splits, 3)
+    data = DeterministicDataConfig(prepared.job, prepared.plan, prepared.splits, 3)
     first, later = data.names([TRAIN])
 
     def both(rank: int) -> Iterator[pa.Buffer]:

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data.sampler import EpochOrder, Ids, cut_batches, generator
+from launcher.data.sampler import EpochSampler, RowIds, cut_batches, generator
 
 _fragments = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 5000)), min_size=1, max_size=20).map(tuple)
 _quick = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 @st.composite
-def _orders(draw: st.DrawFn, min_rows: int = 1) -> EpochOrder:
+def _orders(draw: st.DrawFn, min_rows: int = 1) -> EpochSampler:
     fragments = draw(_fragments.filter(lambda found: sum(rows for rows, _ in found) >= min_rows))
-    return EpochOrder(
+    return EpochSampler(
         fragments,
         draw(st.text("0123456789abcdef", min_size=1, max_size=8)),
         draw(st.integers(0, 2**31)),
@@ -26,13 +26,13 @@ def _orders(draw: st.DrawFn, min_rows: int = 1) -> EpochOrder:
     )
 
 
-def _all_ids(order: EpochOrder) -> Ids:
+def _all_ids(order: EpochSampler) -> RowIds:
     return np.concatenate([order.window(i) for i in range(order.windows)])
 
 
 @_quick
 @given(_orders())
-def test_the_windows_hold_each_row_exactly_once(order: EpochOrder) -> None:
+def test_the_windows_hold_each_row_exactly_once(order: EpochSampler) -> None:
     ids = _all_ids(order)
     assert ids.dtype == np.int64
     assert order.rows == sum(rows for rows, _ in order.fragments)
@@ -41,7 +41,7 @@ def test_the_windows_hold_each_row_exactly_once(order: EpochOrder) -> None:
 
 @_quick
 @given(_orders())
-def test_every_window_but_the_last_is_full(order: EpochOrder) -> None:
+def test_every_window_but_the_last_is_full(order: EpochSampler) -> None:
     sizes = [len(order.window(i)) for i in range(order.windows)]
     assert sizes[:-1] == [order.window_rows] * (order.windows - 1)
     assert sizes[-1] == order.rows - order.window_rows * (order.windows - 1) > 0
@@ -50,11 +50,11 @@ def test_every_window_but_the_last_is_full(order: EpochOrder) -> None:
 
 @_quick
 @given(_orders())
-def test_a_window_does_not_depend_on_which_were_asked_for_before(order: EpochOrder) -> None:
+def test_a_window_does_not_depend_on_which_were_asked_for_before(order: EpochSampler) -> None:
     whole = _all_ids(order)
     for index in reversed(range(order.windows)):
         begin = index * order.window_rows
-        fresh = EpochOrder(
+        fresh = EpochSampler(
             order.fragments, order.fingerprint, order.seed, order.epoch, order.window_rows, order.pool_bytes
         )
         assert np.array_equal(fresh.window(index), whole[begin : begin + order.window_rows])
@@ -62,27 +62,27 @@ def test_a_window_does_not_depend_on_which_were_asked_for_before(order: EpochOrd
 
 @_quick
 @given(_orders(), st.integers(1, 300))
-def test_the_windows_only_cut_the_order(order: EpochOrder, other_rows: int) -> None:
-    other = EpochOrder(order.fragments, order.fingerprint, order.seed, order.epoch, other_rows, order.pool_bytes)
+def test_the_windows_only_cut_the_order(order: EpochSampler, other_rows: int) -> None:
+    other = EpochSampler(order.fragments, order.fingerprint, order.seed, order.epoch, other_rows, order.pool_bytes)
     assert np.array_equal(_all_ids(order), _all_ids(other))
 
 
 @_quick
 @given(_orders(min_rows=20))
-def test_seed_epoch_and_fingerprint_each_change_the_order(order: EpochOrder) -> None:
+def test_seed_epoch_and_fingerprint_each_change_the_order(order: EpochSampler) -> None:
     f, name, seed, epoch, rows, pool = (
         order.fragments, order.fingerprint, order.seed, order.epoch, order.window_rows, order.pool_bytes,
     )  # fmt: skip
     ids = _all_ids(order)
-    assert np.array_equal(ids, _all_ids(EpochOrder(f, name, seed, epoch, rows, pool)))
-    assert not np.array_equal(ids, _all_ids(EpochOrder(f, name, seed + 1, epoch, rows, pool)))
-    assert not np.array_equal(ids, _all_ids(EpochOrder(f, name, seed, epoch + 1, rows, pool)))
-    assert not np.array_equal(ids, _all_ids(EpochOrder(f, name + "x", seed, epoch, rows, pool)))
+    assert np.array_equal(ids, _all_ids(EpochSampler(f, name, seed, epoch, rows, pool)))
+    assert not np.array_equal(ids, _all_ids(EpochSampler(f, name, seed + 1, epoch, rows, pool)))
+    assert not np.array_equal(ids, _all_ids(EpochSampler(f, name, seed, epoch + 1, rows, pool)))
+    assert not np.array_equal(ids, _all_ids(EpochSampler(f, name + "x", seed, epoch, rows, pool)))
 
 
 @_quick
 @given(_orders())
-def test_pools_are_bounded_and_their_pieces_stay_inside_a_fragment(order: EpochOrder) -> None:
+def test_pools_are_bounded_and_their_pieces_stay_inside_a_fragment(order: EpochSampler) -> None:
     bounds = np.concatenate([[0], np.cumsum([rows for rows, _ in order.fragments])])
     assert all(order.pools)
     for pool in order.pools:
@@ -94,14 +94,14 @@ def test_pools_are_bounded_and_their_pieces_stay_inside_a_fragment(order: EpochO
 
 
 def test_a_small_data_set_is_one_pool_and_is_shuffled_as_a_whole() -> None:
-    order = EpochOrder(((50, 100), (50, 100), (50, 100)), "f", 1, 0, 150, 300)
+    order = EpochSampler(((50, 100), (50, 100), (50, 100)), "f", 1, 0, 150, 300)
     assert len(order.pools) == 1
     # Were only fragments shuffled, each third would come out of one fragment.
     assert [len(np.unique(part // 50)) for part in order.window(0).reshape(3, 50)] == [3, 3, 3]
 
 
 def test_a_pool_has_slices_from_all_over_a_large_fragment() -> None:
-    order = EpochOrder(((640, 64000),), "f", 1, 0, 7, 16000)
+    order = EpochSampler(((640, 64000),), "f", 1, 0, 7, 16000)
     assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(5, 500)] * 32] * 4
     for pool in order.pools:
         assert len({piece.first // 160 for piece in pool}) == 4  # of each quarter
@@ -113,7 +113,7 @@ def test_a_pool_has_slices_from_all_over_a_large_fragment() -> None:
 def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, classes: int) -> None:
     """Texts in the row groups that pyarrow writes, pictures in those that datasets writes; batches of 32."""
     counts = [min(group, rows - begin) for begin in range(0, rows, group)]
-    order = EpochOrder(tuple((n, n * row_bytes) for n in counts), "f", 1, 0, 32 * 32, 64 << 20)
+    order = EpochSampler(tuple((n, n * row_bytes) for n in counts), "f", 1, 0, 32 * 32, 64 << 20)
     for index in np.linspace(0, order.windows - 2, 20).astype(int):
         held = np.bincount(order.window(int(index)) * classes // rows, minlength=classes)
         if classes == 2:
@@ -124,19 +124,19 @@ def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, c
 
 def test_very_large_data_are_not_cut_into_more_slices_than_a_process_can_lay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.data.sampler._MOST_PIECES", 10_000)
-    order = EpochOrder(((1 << 20, 1 << 40),) * 100, "f", 1, 0, 1 << 20, 64 << 20)
+    order = EpochSampler(((1 << 20, 1 << 40),) * 100, "f", 1, 0, 1 << 20, 64 << 20)
     assert 9_000 < sum(map(len, order.pools)) < 11_000
 
 
 def test_a_pool_of_rows_that_take_no_bytes_is_bounded_too() -> None:
-    order = EpochOrder(((10**7, 5), *((10**6, 5),) * 20), "f", 1, 0, 1000, 1000)
+    order = EpochSampler(((10**7, 5), *((10**6, 5),) * 20), "f", 1, 0, 1000, 1000)
     assert max(sum(piece.rows for piece in pool) for pool in order.pools) <= 1 << 20
     assert sum(piece.rows for pool in order.pools for piece in pool) == 3 * 10**7
     assert len(order.pools) < 40
 
 
 def test_fragments_of_no_bytes_are_rows_too() -> None:
-    order = EpochOrder(((3, 0), (2, 0)), "f", 1, 0, 4, 10)
+    order = EpochSampler(((3, 0), (2, 0)), "f", 1, 0, 4, 10)
     assert sorted(_all_ids(order).tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -145,7 +145,7 @@ def test_the_order_is_frozen() -> None:
     assert generator("a", 1, 2).integers(0, 1000, 4).tolist() == generator("a", 1, 2).integers(0, 1000, 4).tolist()
     assert generator("a", 1, 2).integers(0, 1 << 40) != generator("a", 12).integers(0, 1 << 40)
     assert generator("a", 1, 2).integers(0, 1000, 4).tolist() == [702, 915, 140, 450]
-    assert EpochOrder(((4, 40), (5, 50), (3, 30)), "f", 7, 1, 12, 60).window(0).tolist() == [
+    assert EpochSampler(((4, 40), (5, 50), (3, 30)), "f", 7, 1, 12, 60).window(0).tolist() == [
         5,
         8,
         9,
@@ -162,7 +162,7 @@ def test_the_order_is_frozen() -> None:
 
 
 @st.composite
-def _windows(draw: st.DrawFn) -> tuple[Ids, int, int]:
+def _windows(draw: st.DrawFn) -> tuple[RowIds, int, int]:
     """(lengths, steps, batch_size) with at most as many rows as the plan counted on."""
     batch_size, steps = draw(st.integers(1, 20)), draw(st.integers(1, 12))
     rows = draw(st.integers(0, steps * batch_size))
@@ -172,7 +172,9 @@ def _windows(draw: st.DrawFn) -> tuple[Ids, int, int]:
 
 @_quick
 @given(_windows(), st.booleans())
-def test_batches_hold_each_position_once_and_have_the_planned_sizes(window: tuple[Ids, int, int], group: bool) -> None:
+def test_batches_hold_each_position_once_and_have_the_planned_sizes(
+    window: tuple[RowIds, int, int], group: bool
+) -> None:
     lengths, steps, batch_size = window
     batches = cut_batches(lengths, steps, batch_size, generator(0) if group else None)
     assert len(batches) == steps
@@ -187,7 +189,7 @@ def test_batches_hold_each_position_once_and_have_the_planned_sizes(window: tupl
 
 @_quick
 @given(_windows(), st.booleans())
-def test_long_rows_come_first_within_a_batch(window: tuple[Ids, int, int], group: bool) -> None:
+def test_long_rows_come_first_within_a_batch(window: tuple[RowIds, int, int], group: bool) -> None:
     lengths, steps, batch_size = window
     for batch in cut_batches(lengths, steps, batch_size, generator(0) if group else None):
         assert np.all(np.diff(lengths[batch]) <= 0)
@@ -195,19 +197,19 @@ def test_long_rows_come_first_within_a_batch(window: tuple[Ids, int, int], group
 
 @_quick
 @given(_windows())
-def test_without_a_generator_the_longest_batches_come_first(window: tuple[Ids, int, int]) -> None:
+def test_without_a_generator_the_longest_batches_come_first(window: tuple[RowIds, int, int]) -> None:
     lengths, steps, batch_size = window
     batches = cut_batches(lengths, steps, batch_size, None)
     assert np.all(np.diff(lengths[np.concatenate(batches)]) <= 0)
 
 
-def _spread(lengths: Ids, batches: list[Ids]) -> int:
+def _spread(lengths: RowIds, batches: list[RowIds]) -> int:
     return sum(int(lengths[batch].max() - lengths[batch].min()) for batch in batches if len(batch))
 
 
 @_quick
 @given(_windows())
-def test_grouped_batches_do_not_overlap_in_length(window: tuple[Ids, int, int]) -> None:
+def test_grouped_batches_do_not_overlap_in_length(window: tuple[RowIds, int, int]) -> None:
     lengths, steps, batch_size = window
     batches = [lengths[batch] for batch in cut_batches(lengths, steps, batch_size, generator(1)) if len(batch)]
     batches.sort(key=lambda batch: (int(batch.max()), int(batch.min())))

@@ -15,7 +15,7 @@ import pytest
 from launcher.data import splits
 from launcher.data.files import SUFFIXES
 from launcher.data.splits import Split, open_split
-from launcher.errors import DataError, StorageTrouble, UserError
+from launcher.errors import DataError, StorageUnavailableError, UserError
 
 _COLUMNS = ["id", "text", "tags"]
 
@@ -344,5 +344,5 @@ def test_a_storage_that_does_not_answer_says_nothing_of_a_file(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(splits.pq, "ParquetFile", refused)
-    with pytest.raises(StorageTrouble, match=os.strerror(number)):
+    with pytest.raises(StorageUnavailableError, match=os.strerror(number)):
         split.read(np.arange(3), ["id"])

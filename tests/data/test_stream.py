@@ -10,34 +10,34 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.data.fragments import Fragment
-from launcher.data.in_memory import KeptSource
-from launcher.data.rank_batches import open_share
-from launcher.data.sampler import Ids
+from launcher.data.in_memory import InMemorySource
+from launcher.data.rank_batches import deserialize_shard
+from launcher.data.sampler import RowIds
 from launcher.data.splits import read_rows
-from launcher.data.stream import StreamSource, order_of
+from launcher.data.stream import StreamSource, epoch_sampler
 from launcher.data.windows import train_windows
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import DataError
 from tests.support.jobs import example_table, prepared_job, write_splits
 from tests.support.worker_group import share_cells
 
 
-def rows_by_step(prepared: Prepared, world_size: int, start: int = 0) -> dict[int, list[list[int]]]:
+def rows_by_step(prepared: PreparedJob, world_size: int, start: int = 0) -> dict[int, list[list[int]]]:
     """Row ids of each step, per worker, fillers left out."""
     steps: dict[int, list[list[int]]] = {}
     for rank in range(world_size):
         for cell in share_cells(prepared, world_size, rank, start):
-            header, shares = open_share(cell)
+            header, shares = deserialize_shard(cell)
             if header.kind != "train":
                 continue
             for offset, share in enumerate(shares):
                 mine = [row for part in share.micro_batches for row in part.column("__row").to_pylist() if row >= 0]
-                assert len(share.micro_batches) == share.header.micro_batches
+                assert len(share.micro_batches) == share.global_batch.micro_batches
                 steps.setdefault(header.first_step + offset, []).append(mine)
     return steps
 
 
-def _global_batches(prepared: Prepared, world_size: int, start: int = 0) -> dict[int, list[int]]:
+def _global_batches(prepared: PreparedJob, world_size: int, start: int = 0) -> dict[int, list[int]]:
     steps = rows_by_step(prepared, world_size, start)
     return {step: sorted(row for share in shares for row in share) for step, shares in steps.items()}
 
@@ -99,7 +99,7 @@ def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
     source = StreamSource(prepared.job, prepared.splits, 2)
     opened: list[int] = []
 
-    def counted(fragment: Fragment, rows: Ids, columns: Sequence[str]) -> pa.Table:
+    def counted(fragment: Fragment, rows: RowIds, columns: Sequence[str]) -> pa.Table:
         opened.append(fragment.index)
         return read_rows(fragment, rows, columns)
 
@@ -109,7 +109,7 @@ def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
     monkeypatch.setattr("launcher.data.splits.read_rows", counted)
     found = [source._read(window, source.row_ids(window), columns) for window in windows]
     assert found == expected
-    pools = len(order_of(prepared.job, split, 0).pools)
+    pools = len(epoch_sampler(prepared.job, split, 0).pools)
     assert 4 < pools < len(windows) / 5
     assert len(opened) <= 6 * (pools + 1)  # each row group once for each pool, not for each window
 
@@ -117,7 +117,7 @@ def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
 def test_rows_kept_for_the_trials_of_a_sweep_are_those_of_the_stream(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 331, 40, row_group=37), tmp_path)
     plain = StreamSource(prepared.job, prepared.splits, 2)
-    kept = KeptSource(prepared.job, prepared.splits, 2)
+    kept = InMemorySource(prepared.job, prepared.splits, 2)
     windows = list(train_windows(prepared.plan, prepared.job, 0))
     assert {window.kind for window in windows} == {"train", "validation"}
     assert [list(kept.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]
@@ -131,7 +131,7 @@ def test_skipped_rows_are_counted_and_the_rest_come_once(tiny_bert: Path, tmp_pa
     skip = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet"), "on_bad_row": "skip"}, tmp_path)
     seen = sorted(r for shares in rows_by_step(skip, 2).values() for share in shares for r in share)
     assert seen == [i for i in range(100) if i not in (13, 57)]
-    headers = [open_share(cell)[0] for rank in range(2) for cell in share_cells(skip, 2, rank, 0)]
+    headers = [deserialize_shard(cell)[0] for rank in range(2) for cell in share_cells(skip, 2, rank, 0)]
     assert sum(header.skipped_rows for header in headers) == 2
     stop = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path)
     with pytest.raises(DataError, match=r"bad\.parquet: row (13|57): text is null; mend the row, or set data\.on_bad"):
@@ -146,7 +146,7 @@ def test_length_grouping_saves_padding(tiny_bert: Path, tmp_path: Path) -> None:
         source = StreamSource(prepared.job, prepared.splits, 1)
         total = 0
         for window in train_windows(prepared.plan, prepared.job, 0):
-            _, shares = open_share(pa.py_buffer(next(iter(source.read(window)))))
+            _, shares = deserialize_shard(pa.py_buffer(next(iter(source.read(window)))))
             for share in shares:
                 lengths = np.array([len(ids) for ids in share.micro_batches[0].column("input_ids").to_pylist()])
                 total += int(lengths.max() * len(lengths))

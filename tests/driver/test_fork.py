@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from launcher.driver.fork import forked
-from launcher.driver.preflight import check_run
+from launcher.driver.fork import fork_job
+from launcher.driver.preflight import check_resumable
 from launcher.driver.prepare import prepare
 from launcher.driver.run import run_job
 from launcher.errors import RunError
@@ -51,20 +51,20 @@ def _renamed(job: JobSpec, name: str) -> JobSpec:
 @pytest.mark.slow
 def test_a_finished_run_is_forked(job: JobSpec, old: RunDir) -> None:
     console = _silent()
-    new = forked(_renamed(job, "new"), old.uri, console)
+    new = fork_job(_renamed(job, "new"), old.uri, console)
     assert f"begins from the weights of {old.uri}, step" in console.file.getvalue()  # type: ignore[attr-defined]
     run = run_job(new, _silent())
     assert Path(new.model.name, "model.safetensors").read_bytes() == old.read_bytes("model/model.safetensors")
     assert _losses(run)[0] != _losses(old)[0]
     # The same command goes on with it, whatever becomes of the old run; so does the job file it wrote.
-    assert forked(_renamed(job, "new"), old.uri, _silent()).model.name == new.model.name
+    assert fork_job(_renamed(job, "new"), old.uri, _silent()).model.name == new.model.name
     assert read_job(run).model.name == new.model.name
-    check_run(prepare(new))
+    check_resumable(prepare(new))
     with pytest.raises(RunError, match=r"belongs to another job \(model\.name: .* from the old weights with `--fork"):
-        check_run(prepare(_renamed(job, "new")))
+        check_resumable(prepare(_renamed(job, "new")))
     other = shutil.copytree(old.uri, f"{old.uri}-copied")
     with pytest.raises(RunError, match="has begun, and not from"):
-        forked(_renamed(job, "new"), str(other), _silent())
+        fork_job(_renamed(job, "new"), str(other), _silent())
 
 
 @pytest.mark.ray
@@ -75,7 +75,7 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_forked(job: JobSpec, old:
     begun.delete("result.json")
     begun.delete("model")
     begun.write_bytes("job.yaml", dump_job(_renamed(read_job(old), "begun")).encode())
-    new = forked(_renamed(job, "from-begun"), begun.uri, _silent())
+    new = fork_job(_renamed(job, "from-begun"), begun.uri, _silent())
     weights = load_file(f"{new.model.name}/model.safetensors")
     last = load_file(old.path("model/model.safetensors"))
     best = json.loads(old.read_bytes("result.json"))["best_step"]
@@ -89,18 +89,18 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_forked(job: JobSpec, old:
 @pytest.mark.ray
 def test_what_cannot_be_forked(job: JobSpec, old: RunDir, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is the run itself; change `name`"):
-        forked(job, old.uri, _silent())
+        fork_job(job, old.uri, _silent())
     with pytest.raises(RunError, match="no run there"):
-        forked(_renamed(job, "x"), str(tmp_path), _silent())
+        fork_job(_renamed(job, "x"), str(tmp_path), _silent())
     empty = RunDir(str(tmp_path / "empty"))
     empty.write_bytes("job.yaml", old.read_bytes("job.yaml"))
     with pytest.raises(RunError, match="has neither a model nor a checkpoint yet"):
-        forked(_renamed(job, "x"), empty.uri, _silent())
+        fork_job(_renamed(job, "x"), empty.uri, _silent())
 
 
 @pytest.mark.ray
 def test_a_changed_tokenizer_or_data_is_no_way_to_go_on(job: JobSpec, old: RunDir) -> None:
-    check_run(prepare(job))
+    check_resumable(prepare(job))
     file = Path(job.model.name) / "tokenizer.json"
     before = file.read_text()
     file.write_text(before.replace('"w7"', '"w7x"'))
@@ -108,11 +108,11 @@ def test_a_changed_tokenizer_or_data_is_no_way_to_go_on(job: JobSpec, old: RunDi
         with pytest.raises(
             RunError, match=r"the model .* changed .*\(tokenizer\.json: sha256 \w+ -> sha256 \w+\); put"
         ):
-            check_run(prepare(job))
+            check_resumable(prepare(job))
     finally:
         file.write_text(before)
-    check_run(prepare(job))
+    check_resumable(prepare(job))
     other = write_splits(Path(job.output.storage).parent / "more", train=140)
     changed = job.model_copy(update={"data": job.data.model_copy(update={"train": (other["train"],)})})
     with pytest.raises(RunError, match="belongs to another job"):
-        check_run(prepare(changed))
+        check_resumable(prepare(changed))

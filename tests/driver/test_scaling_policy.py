@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from launcher.driver import scaling_policy
-from launcher.driver.scaling_policy import Elastic, with_workers
+from launcher.driver.scaling_policy import ScalingPolicy, with_workers
 from launcher.errors import ClusterError
 from launcher.spec.cluster import ClusterSpec
 from launcher.spec.job import JobSpec
@@ -22,7 +22,7 @@ def _job(folder: Path, workers: Any) -> JobSpec:
 
 def _rooms(monkeypatch: pytest.MonkeyPatch, *rooms: int) -> None:
     left = list(rooms)
-    monkeypatch.setattr(scaling_policy, "room_for", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(scaling_policy, "max_workers_available", lambda _: left.pop(0) if len(left) > 1 else left[0])
     monkeypatch.setattr(scaling_policy, "_LOOK_S", 0.01)
 
 
@@ -41,34 +41,34 @@ def test_as_many_as_there_is_room_for(tmp_path: Path, monkeypatch: pytest.Monkey
     said: list[str] = []
     for room, expected in ((1, 1), (3, 3), (9, 4)):
         _rooms(monkeypatch, room)
-        assert Elastic(_job(tmp_path, {"min": 1, "max": 4})).workers(said.append) == expected
+        assert ScalingPolicy(_job(tmp_path, {"min": 1, "max": 4})).next_workers(said.append) == expected
     _rooms(monkeypatch, 0)
-    assert Elastic(_job(tmp_path, 4)).workers(said.append) == 4, "Ray waits for those that are asked for"
+    assert ScalingPolicy(_job(tmp_path, 4)).next_workers(said.append) == 4, "Ray waits for those that are asked for"
     assert not said
 
 
 def test_it_waits_for_the_fewest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     _rooms(monkeypatch, 0, 1, 1, 2, 3)
-    assert Elastic(_job(tmp_path, {"min": 2, "max": 4})).workers(said.append) == 2
+    assert ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(said.append) == 2
     assert said == ["room for 0 workers, waiting for 2"]
     monkeypatch.setattr(scaling_policy, "_WAIT_S", 0.0)
     _rooms(monkeypatch, 1)
     with pytest.raises(ClusterError, match="there is room for 1 workers, and at least 2 are wanted; add nodes"):
-        Elastic(_job(tmp_path, {"min": 2, "max": 4})).workers(said.append)
+        ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(said.append)
 
 
 def test_it_grows_when_the_room_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = _job(tmp_path, {"min": 1, "max": 4})
     left = threading.Event()
     _rooms(monkeypatch, 2, 3, 2, 2, 3, 2, 3, 3, 3)  # comes and goes, then stays
-    it = Elastic(job)
-    with it.growing(with_workers(job, 2), left.set):
+    it = ScalingPolicy(job)
+    with it.watch_capacity(with_workers(job, 2), left.set):
         assert left.wait(5)
     assert it.has_grown
     _rooms(monkeypatch, 9)
     for started in (with_workers(job, 4), _job(tmp_path, 2)):
-        fixed = Elastic(job if started.cluster.min_workers else started)
-        with fixed.growing(started, lambda: pytest.fail("it has all it asked for")):
+        fixed = ScalingPolicy(job if started.cluster.min_workers else started)
+        with fixed.watch_capacity(started, lambda: pytest.fail("it has all it asked for")):
             time.sleep(0.1)
         assert not fixed.has_grown

@@ -9,7 +9,7 @@ import pytest
 from launcher.driver.watchdog import Watchdog
 from launcher.rundir.directory import RunDir
 from launcher.train import worker_heartbeat
-from launcher.train.worker_heartbeat import Beat, Pulse
+from launcher.train.worker_heartbeat import Heartbeat, WorkerHeartbeat
 
 
 class _Group:
@@ -18,12 +18,12 @@ class _Group:
     def __init__(self, limit_s: float | None = 300, ranks: int = 3) -> None:
         self.now = 0.0
         self.dog = Watchdog(limit_s, lambda: self.now)
-        self.beats = {rank: Beat(rank, f"node-{rank}", 7, 70, "communication") for rank in range(ranks)}
+        self.beats = {rank: Heartbeat(rank, f"node-{rank}", 7, 70, "communication") for rank in range(ranks)}
         self.counts = dict.fromkeys(self.beats, 0)
-        self.dog.hang({0: Beat(0, "node-0", 6, 60, "compute")}, {0: 0})  # a step was made since
+        self.dog.hang({0: Heartbeat(0, "node-0", 6, 60, "compute")}, {0: 0})  # a step was made since
 
     def set(self, rank: int, **facts: object) -> None:
-        self.beats[rank] = Beat(**{**self.beats[rank].__dict__, **facts})  # type: ignore[arg-type]
+        self.beats[rank] = Heartbeat(**{**self.beats[rank].__dict__, **facts})  # type: ignore[arg-type]
 
     def wait(self, seconds: float, silent: tuple[int, ...] = ()) -> str | None:
         found = None
@@ -120,15 +120,15 @@ def test_a_worker_dumps_its_stacks_and_ends(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(worker_heartbeat, "_EVERY_S", 0.01)
     monkeypatch.setattr(worker_heartbeat.os, "_exit", end)
-    told: list[Beat] = []
+    told: list[Heartbeat] = []
 
-    def tell(beat: Beat) -> bool:
+    def tell(beat: Heartbeat) -> bool:
         told.append(beat)
         return len(told) == 3
 
-    Pulse(RunDir(str(tmp_path)), 4, lambda: (12, 34, "data"), tell)
+    WorkerHeartbeat(RunDir(str(tmp_path)), 4, lambda: (12, 34, "data"), tell)
     assert ended.wait(10)
-    assert (told[0].rank, told[0].step, told[0].calls, told[0].stage) == (4, 12, 34, "data")
+    assert (told[0].rank, told[0].step, told[0].forward_passes, told[0].stage) == (4, 12, 34, "data")
     stacks = (tmp_path / "hangs/step-00000012/rank-00004.txt").read_text()
     assert "test_a_worker_dumps_its_stacks_and_ends" in stacks or "wait" in stacks
     time.sleep(0.05)

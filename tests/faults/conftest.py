@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.rundir.directory import RunDir
-from launcher.rundir.events import events_of
+from launcher.rundir.events import read_events
 from launcher.spec.job import JobSpec
 from tests.support.fault_runs import curve, run_with
 from tests.support.jobs import make_job, write_splits
@@ -26,5 +26,5 @@ def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
 def plain(job: JobSpec, ray_cluster: None) -> RunDir:
     run, _ = run_with(job, "plain")
     assert [step for step, _, _ in curve(run)] == list(range(1, 41))
-    assert not events_of(run)
+    assert not read_events(run)
     return run

@@ -44,7 +44,7 @@ def test_a_checkpoint_that_is_cut_short_gives_way_to_the_one_before(job: JobSpec
         run_with(job, "cut-short", "kill=0@step23", fault_tolerance={"max_failures": 0})
     run = RunDir(f"{job.output.storage}/cut-short")
     newest = catalog.latest_step(run)
-    shard = max(Path(run.path(catalog.directory_of(newest))).rglob("*.pt"), key=lambda path: path.stat().st_size)
+    shard = max(Path(run.path(catalog.checkpoint_dir(newest))).rglob("*.pt"), key=lambda path: path.stat().st_size)
     os.truncate(shard, shard.stat().st_size // 2)
     run, said = run_with(job, "cut-short", fault_tolerance={"max_failures": 0})
     same(run, plain)

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.guess import Guess, Wishes, guess
+from launcher.init.guess import Guess, UserChoices, guess
 from tests.support import toy_data
 from tests.support.toy_data import ROWS, chats, cycle, look_at, named_classes, words
 
 
 def _guess(table: pa.Table, folder: Path, **wishes: Any) -> Guess:
-    return guess(look_at(table, folder), Wishes(**wishes))
+    return guess(look_at(table, folder), UserChoices(**wishes))
 
 
 _NAMED = named_classes(pa.table({"body": words(), "kind_of_it": cycle(0, 1)}), "kind_of_it", ["no", "yes"])

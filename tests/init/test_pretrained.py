@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ModelError
-from launcher.init.guess import Wishes, guess
+from launcher.init.guess import UserChoices, guess
 from launcher.init.pretrained import Model, default_model, find_model
 from tests.support import toy_data
 from tests.support.toy_data import look_at
@@ -32,7 +32,7 @@ from tests.support.toy_data import look_at
     ],
 )
 def test_defaults(table: object, model: str, tmp_path: Path) -> None:
-    assert default_model(guess(look_at(table, tmp_path), Wishes())).name == model
+    assert default_model(guess(look_at(table, tmp_path), UserChoices())).name == model
 
 
 def test_a_directory_tells(tiny_models: dict[str, Path], tmp_path: Path) -> None:

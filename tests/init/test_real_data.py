@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.guess import Wishes, guess
+from launcher.init.guess import UserChoices, guess
 from launcher.init.order import open_training
 
 
@@ -27,7 +27,7 @@ from launcher.init.order import open_training
 )
 def test_tasks_and_columns(name: str, task: str, form: str, columns: list[str], shared: Path) -> None:
     data = open_training(str(shared / "data" / name), {})
-    found = guess(data.look, Wishes())
+    found = guess(data.profile, UserChoices())
     seen = [column.name for column in (*found.inputs, *([found.label] if found.label else []))]
     assert (found.task, found.form, seen) == (task, form, columns)
     assert set(data.found.locations) == {"train", "validation", "test"}
@@ -52,5 +52,5 @@ def test_tasks_and_columns(name: str, task: str, form: str, columns: list[str], 
 )
 def test_other_tasks_are_named(name: str, said: str, shared: Path) -> None:
     with pytest.raises(DataError) as caught:
-        guess(open_training(str(shared / "data" / name), {}).look, Wishes())
+        guess(open_training(str(shared / "data" / name), {}).profile, UserChoices())
     assert said in caught.value.message and "--task" in caught.value.message

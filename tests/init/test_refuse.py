@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.guess import Wishes, guess
-from launcher.init.refuse import no_task_for
+from launcher.init.guess import UserChoices, guess
+from launcher.init.refuse import unsupported_reason
 from tests.support import toy_data
 from tests.support.toy_data import ROWS, chats, cycle, look_at, picture, words
 
@@ -45,17 +45,17 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
 def test_other_tasks(columns: dict[str, object], said: str, tmp_path: Path) -> None:
     look = look_at(pa.table(columns), tmp_path)
     with pytest.raises(DataError) as caught:
-        guess(look, Wishes())
+        guess(look, UserChoices())
     assert said in caught.value.message and caught.value.message.startswith("toy.parquet: column")
     assert ";" in caught.value.message  # a remedy
 
 
 @pytest.mark.parametrize("name", ["SINGLE", "PAIR", "MULTI", "TAGS", "SPANS", "TEXTS", "MESSAGES", "PROMPTS", "IMAGES"])
 def test_own_tasks_are_let_through(name: str, tmp_path: Path) -> None:
-    assert no_task_for(look_at(getattr(toy_data, name), tmp_path)) is None
+    assert unsupported_reason(look_at(getattr(toy_data, name), tmp_path)) is None
 
 
 def test_a_task_that_is_asked_for_is_made(tmp_path: Path) -> None:
     table = pa.table({"en": words(), "de": words(seed=1)})
-    found = guess(look_at(table, tmp_path), Wishes("causal-lm", ("en",), "de"))
+    found = guess(look_at(table, tmp_path), UserChoices("causal-lm", ("en",), "de"))
     assert found.form == "prompt"

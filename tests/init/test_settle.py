@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from launcher.init.guess import Wishes, guess
+from launcher.init.guess import UserChoices, guess
 from launcher.init.look import Labels
 from launcher.init.pretrained import Model
-from launcher.init.settle import Line, Sources, max_length, rare_class, settle, steps_for
+from launcher.init.settle import Line, Sources, fill_defaults, max_length, rare_class, steps_for
 from tests.support import toy_data
 from tests.support.toy_data import chats, cycle, look_at, words
 
@@ -20,8 +20,8 @@ _BOTH = Sources({"train": ("a.parquet",), "validation": ("b.parquet",)}, {"train
 
 def _lines(table: pa.Table, folder: Path, labels: Labels | None = None, **given: Any) -> dict[str, Line]:
     look = look_at(table, folder)
-    found = guess(look, Wishes())
-    draft = settle("run", look, found, labels, given.get("model", _MODEL), given.get("sources", _BOTH))
+    found = guess(look, UserChoices())
+    draft = fill_defaults("run", look, found, labels, given.get("model", _MODEL), given.get("sources", _BOTH))
     return {f"{section}.{line.key}": line for section, lines in draft.sections.items() for line in lines}
 
 
@@ -30,19 +30,23 @@ def _counts(**counts: int) -> Labels:
 
 
 def test_length_is_what_most_rows_have(tmp_path: Path) -> None:
-    short = guess(look_at(pa.table({"text": words(100, 4, 6), "label": cycle(0, 1, rows=100)}), tmp_path), Wishes())
+    short = guess(
+        look_at(pa.table({"text": words(100, 4, 6), "label": cycle(0, 1, rows=100)}), tmp_path), UserChoices()
+    )
     assert max_length(short, None)[0] == 32
-    long = guess(look_at(pa.table({"text": words(100, 900, 1000), "label": cycle(0, 1, rows=100)}), tmp_path), Wishes())
+    long = guess(
+        look_at(pa.table({"text": words(100, 900, 1000), "label": cycle(0, 1, rows=100)}), tmp_path), UserChoices()
+    )
     assert max_length(long, None)[0] == 512 and max_length(long, None)[1].endswith("; longer ones are cut")
     assert max_length(long, 64)[0] == 64
-    assert max_length(guess(look_at(toy_data.TEXTS, tmp_path), Wishes()), None)[0] == 128
-    pair = guess(look_at(toy_data.PAIR, tmp_path), Wishes())
+    assert max_length(guess(look_at(toy_data.TEXTS, tmp_path), UserChoices()), None)[0] == 128
+    pair = guess(look_at(toy_data.PAIR, tmp_path), UserChoices())
     assert max_length(pair, None)[0] == 64
 
 
 @pytest.mark.parametrize(("rows", "epochs", "batch"), [(50, 5, 8), (2000, 3, 16), (50_000, 3, 32), (2_000_000, 1, 32)])
 def test_steps(rows: int, epochs: int, batch: int, tmp_path: Path) -> None:
-    steps = steps_for(guess(look_at(toy_data.SINGLE, tmp_path), Wishes()), rows)
+    steps = steps_for(guess(look_at(toy_data.SINGLE, tmp_path), UserChoices()), rows)
     assert (steps.epochs, steps.batch_size, steps.learning_rate) == (epochs, batch, 2e-5)
 
 
@@ -51,7 +55,7 @@ def test_a_rare_class_asks_for_macro_f1(tmp_path: Path) -> None:
     assert lines["evaluation.metric"].value == "macro_f1"
     assert lines["evaluation.metric"].why.startswith("only 2 % of the labels are maybe")
     assert lines["task.label"].why == "column: 3 classes: yes (90 %), no (8 %), maybe (2 %)"
-    found = guess(look_at(toy_data.PAIR, tmp_path), Wishes())
+    found = guess(look_at(toy_data.PAIR, tmp_path), UserChoices())
     assert rare_class(found, _counts(yes=50, no=30, maybe=20)) is None
 
 
@@ -95,7 +99,7 @@ def test_prompts_that_may_fill_all_of_a_row_are_skipped(tmp_path: Path) -> None:
 def test_large_rows_make_small_windows(tmp_path: Path) -> None:
     look = look_at(toy_data.TEXTS, tmp_path)
     large = replace(look, row_bytes=float(8 << 20))
-    draft = settle("run", large, guess(look, Wishes()), None, _MODEL, _BOTH)
+    draft = fill_defaults("run", large, guess(look, UserChoices()), None, _MODEL, _BOTH)
     assert {line.key: line.value for line in draft.sections["data"]}["window_steps"] == 8
 
 

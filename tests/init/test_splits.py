@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.splits import Found, find_splits, job_name, split_of
+from launcher.init.splits import FoundSplits, find_splits, job_name, split_of
 
 
 @pytest.fixture
@@ -64,17 +64,17 @@ def test_a_directory_is_taken_apart(files: list[str], locations: dict[str, tuple
 
 def test_what_belongs_to_no_split_is_left_out(here: Path) -> None:
     _touch("d/train.parquet", "d/items.parquet")
-    assert find_splits("d") == Found({"train": ("d/train.parquet",)}, ("items.parquet",))
+    assert find_splits("d") == FoundSplits({"train": ("d/train.parquet",)}, ("items.parquet",))
 
 
 def test_a_single_file_is_for_training_whatever_its_name(here: Path) -> None:
     _touch("train.parquet", "validation.parquet", "eval.parquet", "sub/test.parquet")
-    assert find_splits("train.parquet") == Found(
+    assert find_splits("train.parquet") == FoundSplits(
         {"train": ("train.parquet",)}, (), {"validation": "validation.parquet"}
     )
-    assert find_splits("validation.parquet") == Found({"train": ("validation.parquet",)})
+    assert find_splits("validation.parquet") == FoundSplits({"train": ("validation.parquet",)})
     assert find_splits("trai*.parquet").locations == {"train": ("train.parquet",)}
-    assert find_splits("hub:org/name#train") == Found({"train": ("hub:org/name#train",)})
+    assert find_splits("hub:org/name#train") == FoundSplits({"train": ("hub:org/name#train",)})
 
 
 @pytest.mark.parametrize(

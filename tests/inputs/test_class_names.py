@@ -12,7 +12,7 @@ import pytest
 
 from launcher.data.splits import open_split
 from launcher.driver.evaluate import _check_classes, open_part
-from launcher.driver.prepare import Prepared, prepare
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.tasks import build_task
 from tests.support.jobs import make_job
@@ -52,12 +52,12 @@ def _files(folder: Path, **tables: Sequence[pa.Table]) -> dict[str, str]:
     return {split: str(folder / split) for split in tables}
 
 
-def _prepared(model: Path, folder: Path, kind: str = "single-label", labels: Any = None, **tables: Any) -> Prepared:
+def _prepared(model: Path, folder: Path, kind: str = "single-label", labels: Any = None, **tables: Any) -> PreparedJob:
     task = {**_TASKS[kind], "labels": labels}
     return prepare(make_job(model, _files(folder, **tables), folder / "runs", task=task))
 
 
-def _targets(prepared: Prepared, split: str) -> list[Any]:
+def _targets(prepared: PreparedJob, split: str) -> list[Any]:
     """Say the classes that the model learns or is scored by, in words."""
     task, found = build_task(prepared.job), prepared.splits[split]
     names = prepared.job.task.parameters()["labels"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from launcher.data.convert import as_splittable
+from launcher.data.convert import convert_to_parquet
 from launcher.data.splits import open_split
 from launcher.models.chat import CHATML, Writer
 from launcher.models.conversation import Turn, read_tools, read_turns, readable
@@ -79,7 +79,7 @@ def _task(folder: Path, template: str | None, table: pa.Table | None = None, **p
     tokenizer.save_pretrained(folder)
     GPT2Config(vocab_size=len(tokenizer)).save_pretrained(folder)
     task = CausalLM(CausalParams.model_validate({"max_length": 2048, **params}), ModelSpec(name=str(folder)), 0)
-    return task if table is None else CausalLM(task.learn(Columns(table)), task.model, 0)
+    return task if table is None else CausalLM(task.infer_params(Columns(table)), task.model, 0)
 
 
 def _lines(*rows: dict[str, Any]) -> pa.Table:
@@ -96,7 +96,9 @@ def learned(tmp_path: Path) -> Callable[..., list[str]]:
         task = _task(tmp_path, template, table, **params)
         encoded = task.encode(table.select(list(task.input_columns + task.target_columns)), True)
         texts = dict(encoded.problems)
-        for position, labels in zip(encoded.kept.tolist(), encoded.samples.column("labels").to_pylist(), strict=True):
+        for position, labels in zip(
+            encoded.valid_rows.tolist(), encoded.samples.column("labels").to_pylist(), strict=True
+        ):
             texts[position] = task.processor().decode([label for label in labels if label != -100])
         return [texts[i] for i in range(len(rows))]
 
@@ -512,7 +514,9 @@ def test_tools_of_several_files_are_those_of_each_row(tmp_path: Path) -> None:
         tools = [{"name": "f", "parameters": {"properties": {name: {"type": type(value).__name__}}}}]
         row = {**_calling(arguments={name: value}), "tools": tools}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    split = open_split("train", as_splittable("train", [str(tmp_path / "*.jsonl")], "auto", str(tmp_path / "cache")))
+    split = open_split(
+        "train", convert_to_parquet("train", [str(tmp_path / "*.jsonl")], "auto", str(tmp_path / "cache"))
+    )
     rows = split.read(np.arange(2), ["messages", "tools"]).to_pylist()
     calls = [read_turns(row["messages"], "m")[1].message["tool_calls"][0]["function"]["arguments"] for row in rows]
     assert calls == [dict([place]) for place in places]

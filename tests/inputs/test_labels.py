@@ -11,10 +11,10 @@ import seqeval.metrics
 import torch
 from sklearn.metrics import f1_score
 
-from launcher.data.checks import try_rows
-from launcher.driver.prepare import Prepared, prepare
+from launcher.data.checks import check_first_rows
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
-from launcher.init.guess import Wishes, guess
+from launcher.init.guess import UserChoices, guess
 from launcher.init.order import draft, fit_splits, open_training
 from launcher.init.pretrained import default_model
 from launcher.tasks import build_task
@@ -32,13 +32,13 @@ _REMEDY = (
 
 def _prepared(
     model: Path, folder: Path, task: dict[str, Any], on_bad_row: str = "error", **tables: pa.Table
-) -> Prepared:
+) -> PreparedJob:
     folder.mkdir(exist_ok=True)
     for split, table in tables.items():
         pq.write_table(table, folder / f"{split}.parquet")
     data = {split: str(folder / f"{split}.parquet") for split in tables}
     found = prepare(make_job(model, {**data, "on_bad_row": on_bad_row}, folder / "runs", task=task))
-    try_rows(found.job, found.splits)
+    check_first_rows(found.job, found.splits)
     return found
 
 
@@ -47,13 +47,13 @@ def _texts(labels: Any) -> pa.Table:
     return pa.table({"text": [f"w{i}" for i in range(len(labels))], "label": labels})
 
 
-def _classes(prepared: Prepared, table: pa.Table) -> tuple[list[str], list[Any], list[tuple[int, str]]]:
+def _classes(prepared: PreparedJob, table: pa.Table) -> tuple[list[str], list[Any], list[tuple[int, str]]]:
     encoded = build_task(prepared.job).encode(table, True)
     targets = encoded.samples.column("target").to_pylist()
     return _names(prepared), targets, list(encoded.problems)
 
 
-def _names(prepared: Prepared) -> list[str]:
+def _names(prepared: PreparedJob) -> list[str]:
     names = prepared.job.task.parameters()["labels"]
     assert isinstance(names, list)
     return names
@@ -144,7 +144,7 @@ def test_names_that_look_alike_are_told(tiny_bert: Path, tmp_path: Path) -> None
     prepared = _prepared(tiny_bert, tmp_path, _TEXT, train=table)
     assert prepared.plan.notes.count(_ALIKE) == 1
     data = open_training(str(tmp_path / "train.parquet"), {})
-    (note,) = fit_splits(data, guess(data.look, Wishes()), {}).notes
+    (note,) = fit_splits(data, guess(data.profile, UserChoices()), {}).notes
     assert sorted(note) == sorted(_ALIKE)
     assert remarks(("B-PER", "B-Per", "O"), "tags") == [
         "column tags has the classes 'B-PER', 'B-Per', which differ in spaces and capitals alone: write them alike if "
@@ -193,7 +193,7 @@ def test_init_says_that_tags_need_names(tmp_path: Path) -> None:
     words = [[f"w{i}", f"w{i + 1}", "w3"] for i in range(40)]
     pq.write_table(pa.table({"tokens": words, "ner_tags": [[0, 1, 2]] * 40}), tmp_path / "train.parquet")
     data = open_training(str(tmp_path / "train.parquet"), {})
-    found = guess(data.look, Wishes())
+    found = guess(data.profile, UserChoices())
     assert found.notes == ("tags in column ner_tags are numbers; name them in order in task.labels before training",)
     made = draft("x", data, found, fit_splits(data, found, {}), default_model(found))
     assert [line.off for line in made.sections["task"] if line.key == "labels"] == [True]
@@ -214,7 +214,7 @@ def test_init_takes_few_whole_numbers_with_a_point_for_classes(
     else:
         pq.write_table(table, tmp_path / "train.parquet")
     data = open_training(str(tmp_path / f"train.{ending}"), {})
-    found = guess(data.look, Wishes())
+    found = guess(data.profile, UserChoices())
     assert (found.task, found.form) == ("text-classification", "single-label")
     fitted = fit_splits(data, found, {})
     assert fitted.labels is not None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.driver.prepare import absolute
+from launcher.driver.prepare import with_absolute_paths
 from launcher.errors import SpecError
 from launcher.spec.loader import load_job
 
@@ -32,7 +32,7 @@ def _job(folder: Path, text: str) -> Path:
 
 def test_a_tilde_is_the_home_directory_in_every_path(home: Path) -> None:
     """q68."""
-    job = absolute(load_job(_job(home, _JOB)))
+    job = with_absolute_paths(load_job(_job(home, _JOB)))
     assert job.model.name == f"{home}/mm"
     assert job.data.train == (f"{home}/a.csv", "hub:~/b#train")  # expanded where it is loaded
     assert job.data.validation == (f"{home}/v",)

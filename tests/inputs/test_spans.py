@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from launcher.driver.prepare import Prepared, prepare
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.spec.model import ModelSpec
 from launcher.tasks.token_classification import TokenClassification, TokenParams
@@ -52,7 +52,7 @@ def _back(task: TokenClassification, rows: Sequence[Row]) -> list[list[tuple[int
     return [[(e["start"], e["end"], e["label"], e["text"]) for e in row] for row in found]
 
 
-def _prepared(model: Path, folder: Path, rows: Sequence[Row], **data: Any) -> Prepared:
+def _prepared(model: Path, folder: Path, rows: Sequence[Row], **data: Any) -> PreparedJob:
     pq.write_table(_table(rows), folder / "train.parquet")
     task = {"type": "token-classification", "text": "text", "label": "entities", "max_length": 64}
     return prepare(make_job(model, {"train": str(folder / "train.parquet"), **data}, folder / "runs", task=task))

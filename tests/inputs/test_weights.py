@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from launcher.errors import ModelError
-from launcher.models.pretrained import blank, load_config, load_model
+from launcher.models.pretrained import load_config, load_model, without_weights
 from launcher.models.weights import check_weights
 from launcher.spec.model import ModelSpec
 
@@ -62,7 +62,7 @@ def _model(bert: Path, folder: Path, write: Callable[[Path, Any], None], weights
 
 
 def _check(spec: ModelSpec, auto: str = _CLASSES) -> None:
-    check_weights(spec, blank(auto, spec, load_config(spec)))
+    check_weights(spec, without_weights(auto, spec, load_config(spec)))
 
 
 def _load(spec: ModelSpec, auto: str = _CLASSES) -> torch.nn.Module:

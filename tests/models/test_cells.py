@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.driver.prepare import absolute
-from launcher.models.cells import Places, cell_bytes
+from launcher.driver.prepare import with_absolute_paths
+from launcher.models.cells import CellSource, cell_bytes
 from launcher.spec.data import DataSpec
 from launcher.tasks import build_task
 from tests.support import jobs
@@ -28,8 +28,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _places(folder: Path, location: str = "data/train.parquet", *more: str) -> Places:
-    return Places.of(DataSpec(train=(str(folder / location),), files_below=more))
+def _places(folder: Path, location: str = "data/train.parquet", *more: str) -> CellSource:
+    return CellSource.of(DataSpec(train=(str(folder / location),), files_below=more))
 
 
 @pytest.mark.parametrize("location", ["data/train.parquet", "data", "data/*.parquet", "data/**/x.csv"])
@@ -61,7 +61,7 @@ def test_a_directory_that_is_a_link_is_the_one_it_leads_to(folder: Path) -> None
 
 def test_nothing_is_read_where_no_place_is_known(folder: Path) -> None:
     with pytest.raises(ValueError, match=_OUTSIDE):
-        cell_bytes(str(folder / "data/pictures/a.png"), Places())
+        cell_bytes(str(folder / "data/pictures/a.png"), CellSource())
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_nothing_is_read_where_no_place_is_known(folder: Path) -> None:
     ],
 )
 def test_uris_are_of_the_same_server_and_below_the_data(root: str, cell: str, inside: bool) -> None:
-    places = Places.of(DataSpec(train=(root,)))
+    places = CellSource.of(DataSpec(train=(root,)))
     assert (places.holds_uri(cell) if "://" in cell else places.holds_path(cell)) == inside
 
 
 @pytest.mark.parametrize("cell", ["http://127.0.0.1/x", "reference::file:///x.json", "simplecache::s3://b/data/x"])
 def test_other_protocols_are_refused_wherever_the_data_lie(cell: str) -> None:
     with pytest.raises(ValueError, match=r"files are read from paths and s3://, .* alone; copy it to one of them"):
-        cell_bytes(cell, Places.of(DataSpec(train=("s3://b/data",))))
+        cell_bytes(cell, CellSource.of(DataSpec(train=("s3://b/data",))))
 
 
 def test_data_sets_of_the_hub_have_no_directory() -> None:
-    assert Places.of(DataSpec(train=("hub:org/name",))) == Places()
+    assert CellSource.of(DataSpec(train=("hub:org/name",))) == CellSource()
 
 
 def test_a_task_knows_the_places_of_its_job(
@@ -111,8 +111,8 @@ def test_a_task_knows_the_places_of_its_job(
     data = {"train": str(folder / "data" / "train.parquet")}
     model = tiny_models["image-classification"]
     encoded = build_task(jobs.make_job(model, data, folder, task=task)).encode(cells, True)
-    assert len(encoded.kept) == 0 and f"{_OUTSIDE}.files_below" in encoded.problems[0][1]
+    assert len(encoded.valid_rows) == 0 and f"{_OUTSIDE}.files_below" in encoded.problems[0][1]
     monkeypatch.chdir(folder)
-    trusting = absolute(jobs.make_job(model, {**data, "files_below": "secret"}, folder, task=task))
+    trusting = with_absolute_paths(jobs.make_job(model, {**data, "files_below": "secret"}, folder, task=task))
     assert trusting.data.files_below == (str(folder / "secret"),)
-    assert len(build_task(trusting).encode(cells, True).kept) == 1
+    assert len(build_task(trusting).encode(cells, True).valid_rows) == 1

@@ -85,7 +85,7 @@ def test_a_conversation_without_an_answer_is_a_bad_row(tiny_models: dict[str, Pa
     task = CausalLM(CausalParams(messages="messages", max_length=16), ModelSpec(name=str(tiny_models["causal-lm"])), 0)
     rows = pa.table({"messages": [_CHAT, _CHAT[:1], None]})
     encoded = task.encode(rows, True)
-    assert encoded.kept.tolist() == [0]
+    assert encoded.valid_rows.tolist() == [0]
     assert encoded.weights.tolist() == [4.0]  # of five learned tokens, one is behind the sixteenth
     assert encoded.problems == (
         (1, "messages has no message of assistant (task.answer_roles), only of user"), (2, "messages is null"),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from launcher.models.cells import Places, cell_bytes
+from launcher.models.cells import CellSource, cell_bytes
 from launcher.models.images import Augment, augmented, example_picture, open_image, thumbnail
 from launcher.spec.model import ModelSpec
 from launcher.tasks.image_classification import ImageClassification, ImageParams
@@ -28,7 +28,7 @@ def test_a_picture_may_be_stored_in_several_ways(picture: bytes, tmp_path: Path)
     path = str(tmp_path / "x.png")
     cells: list[object] = [picture, path, {"bytes": picture, "path": None}, {"bytes": None, "path": path}]
     for cell in cells:
-        assert cell_bytes(cell, Places((str(tmp_path),))) == picture
+        assert cell_bytes(cell, CellSource((str(tmp_path),))) == picture
     assert open_image(picture, 3).size == (16, 16)
     assert open_image(picture, 1).mode == "L"
 
@@ -39,7 +39,7 @@ def test_what_is_no_picture_is_a_bad_row(picture: bytes, tiny_models: dict[str, 
     )
     cells = [picture, None, b"GIF89a but not really", picture[:60], b""]
     encoded = task.encode(pa.table({"image": pa.array(cells, pa.binary()), "label": ["a"] * 5}), True)
-    assert encoded.kept.tolist() == [0]
+    assert encoded.valid_rows.tolist() == [0]
     reasons = [reason for _, reason in encoded.problems]
     assert reasons[0] == "image is null"
     assert all(reason.startswith(("image is no picture (", "image cannot be decoded (")) for reason in reasons[1:])
@@ -88,7 +88,7 @@ def _drawing(alpha: np.ndarray, mode: str) -> Image.Image:
 )  # fmt: skip
 def test_a_cell_names_no_place_that_data_do_not_lie_in(cell: str) -> None:
     with pytest.raises(ValueError, match=r"and files are read from paths and s3://, .* alone; copy it to one of"):
-        cell_bytes(cell, Places(("/",)))
+        cell_bytes(cell, CellSource(("/",)))
 
 
 def test_no_program_is_started_for_a_picture() -> None:
@@ -145,7 +145,7 @@ def test_pictures_of_several_shapes_are_bad_rows(tmp_path: Path, tiny_models: di
     task = ImageClassification(ImageParams(labels=("a", "b")), ModelSpec(name=str(folder)), 0)
     cells = [_file(Image.new("RGB", size, "red")) for size in ((16, 32), (32, 16), (16, 32))]
     encoded = task.encode(pa.table({"image": pa.array(cells, pa.binary()), "label": ["a"] * 3}), True)
-    assert encoded.kept.tolist() == [0, 2]
+    assert encoded.valid_rows.tolist() == [0, 2]
     assert encoded.problems[0][1].startswith(
         "image is 32 x 16 for the model, where others are 16 x 32, and its processor"
     )

@@ -8,7 +8,7 @@ import transformers
 
 from launcher.driver.prepare import prepare
 from launcher.errors import ModelError
-from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronise
+from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronize
 from launcher.models.layers import Stack, depths, find_stack, freeze, frozen_modules
 from launcher.spec.model import FreezeSpec
 from launcher.spec.train import TrainSpec
@@ -111,7 +111,7 @@ def test_refused(name: str, spec: dict[str, Any], problem: str, folders: dict[st
 def test_frozen_batch_norm_keeps_its_statistics(folders: dict[str, Path]) -> None:
     model = _model("resnet", folders)
     freeze(model, FreezeSpec(embeddings=True))
-    synchronise(model)
+    synchronize(model)
     norms = dict.fromkeys(batch_norms(model))
     frozen = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
     assert frozen == batch_norms(model.resnet.embedder) and len(frozen) < len(norms)

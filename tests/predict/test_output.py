@@ -7,19 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.errors import ExactnessError, RunError
+from launcher.errors import RowCountError, RunError
 from launcher.predict.fingerprint import model_fingerprint
 from launcher.predict.output import (
     FINISHED,
     MANIFEST,
     Part,
     PredictionsRecord,
-    abandon,
-    claim,
+    complete_parts,
+    create_output,
+    discard_empty,
     finish,
     part_name,
-    survey,
-    sweep,
+    remove_unfinished,
     writing,
 )
 from launcher.predict.parts import Layout
@@ -42,11 +42,11 @@ def _write(output: RunDir, number: int, rows: int | None = None) -> Part:
 
 def test_parts_are_claimed_found_and_finished(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path / "out"))
-    assert claim(output, _WANTED) == _WANTED
-    assert survey(output, _LAYOUT) == {}
+    assert create_output(output, _WANTED) == _WANTED
+    assert complete_parts(output, _LAYOUT) == {}
     written = [_write(output, number) for number in (2, 0)]
-    assert survey(output, _LAYOUT) == {0: Part(10, 0), 2: Part(5, 2)} and written == [Part(5, 2), Part(10, 0)]
-    with pytest.raises(ExactnessError, match=r"out: 15 rows in 2 parts came out of 25 in 3; remove it"):
+    assert complete_parts(output, _LAYOUT) == {0: Part(10, 0), 2: Part(5, 2)} and written == [Part(5, 2), Part(10, 0)]
+    with pytest.raises(RowCountError, match=r"out: 15 rows in 2 parts came out of 25 in 3; remove it"):
         finish(output, _LAYOUT, Part(15, 2))
     total = written[0] + written[1] + _write(output, 1)
     assert finish(output, _LAYOUT, total).model_dump() == {"rows": 25, "skipped_rows": 3, "parts": 3}
@@ -62,7 +62,7 @@ def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise ValueError("in the middle")
     assert output.list("") == []
     (tmp_path / ".part-00000003.host.1.tmp").write_bytes(b"PAR1")  # of a killed worker
-    sweep(output)
+    remove_unfinished(output)
     assert output.list("") == []
 
 
@@ -71,13 +71,13 @@ def test_a_store_without_renames_keeps_no_half_either() -> None:
     output = RunDir("memory://launcher-test-output")
     output.delete("")
     assert output.local is None
-    claim(output, _WANTED)
+    create_output(output, _WANTED)
     written = _write(output, 2)
     with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
         out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
         raise ValueError("in the middle")
-    sweep(output)
-    assert survey(output, _LAYOUT) == {2: written}
+    remove_unfinished(output)
+    assert complete_parts(output, _LAYOUT) == {2: written}
     assert output.list("") == [MANIFEST, part_name(2)]
 
 
@@ -87,13 +87,13 @@ def test_a_torn_part_counts_as_missing_and_a_strange_one_is_told(tmp_path: Path)
     _write(output, 1)
     path = tmp_path / part_name(1)
     path.write_bytes(path.read_bytes()[:-9])
-    assert survey(output, _LAYOUT) == {0: Part(10, 0)}
+    assert complete_parts(output, _LAYOUT) == {0: Part(10, 0)}
     _write(output, 1, rows=3)
     with pytest.raises(RunError, match=r"part-00000001\.parquet: has 3 rows, its part has 10; remove it and run"):
-        survey(output, _LAYOUT)
+        complete_parts(output, _LAYOUT)
     os.rename(path, tmp_path / "part-00000003.parquet")
     with pytest.raises(RunError, match=r"part-00000003\.parquet: is no part of these predictions; remove it"):
-        survey(output, _LAYOUT)
+        complete_parts(output, _LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -112,34 +112,34 @@ def test_a_torn_part_counts_as_missing_and_a_strange_one_is_told(tmp_path: Path)
 )
 def test_other_predictions_are_refused(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
     output = RunDir(str(tmp_path / "out"))
-    claim(output, _WANTED)
+    create_output(output, _WANTED)
     other = _WANTED.model_copy(update=changes)
-    assert claim(output, other) == other  # without a part there is nothing to lose
-    claim(output, _WANTED)
+    assert create_output(output, other) == other  # without a part there is nothing to lose
+    create_output(output, _WANTED)
     _write(output, 2)
     with pytest.raises(RunError, match=sentence):
-        claim(output, other)
+        create_output(output, other)
     cut_otherwise = _WANTED.model_copy(update={"part_rows": 5})
-    assert claim(output, cut_otherwise) == _WANTED  # what is there says how it goes on
+    assert create_output(output, cut_otherwise) == _WANTED  # what is there says how it goes on
 
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty; give a new directory, so that nothing is overwritten"):
-        claim(RunDir(str(tmp_path)), _WANTED)
+        create_output(RunDir(str(tmp_path)), _WANTED)
     with pytest.raises(RunError, match=r"notes\.txt: is a file; give a new directory"):
-        claim(RunDir(str(tmp_path / "notes.txt")), _WANTED)
+        create_output(RunDir(str(tmp_path / "notes.txt")), _WANTED)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_command_that_wrote_no_part_leaves_nothing(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path / "out"))
-    claim(output, _WANTED)
-    abandon(output)
+    create_output(output, _WANTED)
+    discard_empty(output)
     assert not output.exists()
-    claim(output, _WANTED)
+    create_output(output, _WANTED)
     _write(output, 1)
-    abandon(output)
+    discard_empty(output)
     assert output.list("") == [MANIFEST, part_name(1)]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.predict.parts import Layout, Turns, cut_parts
+from launcher.predict.parts import Layout, PartQueue, cut_parts
 
 _ROWS = st.integers(1, 3_000_000_000)
 _SIZES = st.integers(0, 1 << 50)
@@ -46,7 +46,7 @@ def test_a_known_input_is_cut_as_ever() -> None:
 
 @given(st.integers(0, 60), st.integers(1, 7), st.integers(0, 1 << 30))
 def test_every_part_is_done_once_whoever_dies(parts: int, workers: int, seed: int) -> None:
-    draw, turns, done = random.Random(seed), Turns(range(parts)), []
+    draw, turns, done = random.Random(seed), PartQueue(range(parts)), []
     busy: dict[int, int] = {}
     idle, born = list(range(workers)), workers
     while turns.left:
@@ -73,7 +73,7 @@ def test_every_part_is_done_once_whoever_dies(parts: int, workers: int, seed: in
 
 
 def test_parts_are_handed_out_in_order_and_lost_ones_first() -> None:
-    turns = Turns([4, 0, 2, 6, 7])
+    turns = PartQueue([4, 0, 2, 6, 7])
     assert turns.take(1) == (0, 2)
     assert turns.take(2) == (4, 6)
     assert turns.lost(1) == (0, 1)  # its next waits again too
@@ -90,7 +90,7 @@ def test_parts_are_handed_out_in_order_and_lost_ones_first() -> None:
 
 
 def test_an_idle_worker_takes_what_a_busy_one_would_do_next() -> None:
-    turns = Turns(range(3))
+    turns = PartQueue(range(3))
     assert (turns.take(1), turns.take(2), turns.take(3)) == ((0, 1), (2, None), (1, None))
     assert turns.take(4) is None and turns.left == 3
     turns.done(1)
@@ -99,7 +99,7 @@ def test_an_idle_worker_takes_what_a_busy_one_would_do_next() -> None:
 
 @pytest.mark.parametrize("worker", [0, 1])
 def test_a_worker_goes_on_with_what_it_read_ahead(worker: int) -> None:
-    turns = Turns(range(4))
+    turns = PartQueue(range(4))
     told = {key: turns.take(key) for key in (0, 1)}
     turns.done(worker)
     turn, before = turns.take(worker), told[worker]

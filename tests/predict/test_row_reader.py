@@ -11,7 +11,7 @@ import pytest
 
 import launcher.predict.row_reader as reading
 from launcher.data.splits import Fragment, Reading, Split, open_split
-from launcher.errors import DataError, ExactnessError
+from launcher.errors import DataError, RowCountError
 from launcher.predict.row_reader import RowReader
 
 
@@ -67,7 +67,7 @@ def test_a_large_row_group_is_decoded_once(split: Split, monkeypatch: pytest.Mon
 
 def test_files_that_changed_are_told(split: Split, tmp_path: Path) -> None:
     pq.write_table(_table(90, 600), tmp_path / "b.parquet")
-    with pytest.raises(ExactnessError, match=r"b\.parquet: has fewer rows than its footer said"):
+    with pytest.raises(RowCountError, match=r"b\.parquet: has fewer rows than its footer said"):
         RowReader(split, 16).read(range(600, 750))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"b\.parquet: cannot be read \(.*\); restore the file"):

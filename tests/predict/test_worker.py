@@ -13,7 +13,7 @@ from launcher.data.splits import Split, open_split
 from launcher.errors import DataError
 from launcher.predict.output import Part, part_name
 from launcher.predict.parts import Layout
-from launcher.predict.worker import Order, Predictor
+from launcher.predict.worker import PredictionConfig, Predictor
 from launcher.rundir.directory import RunDir, read_job
 from launcher.spec.job import JobSpec
 from tests.support.finished_run import finished_run
@@ -42,7 +42,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 def _predictor(job: JobSpec, split: Split, output: Path, on_bad_row: str = "skip") -> Predictor:
     job = job.model_copy(update={"data": job.data.model_copy(update={"on_bad_row": on_bad_row})})
-    predictor = Predictor(Order(job, split, _LAYOUT, RunDir(str(output))))
+    predictor = Predictor(PredictionConfig(job, split, _LAYOUT, RunDir(str(output))))
     predictor.load()
     return predictor
 

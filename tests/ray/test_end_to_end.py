@@ -15,7 +15,7 @@ from rich.console import Console
 from launcher.driver.evaluate import evaluate_run
 from launcher.driver.run import run_job
 from launcher.errors import DataError, RunError
-from launcher.predict.run import Predicted, predict_run
+from launcher.predict.run import PredictionResult, predict_run
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import EvaluationRecord, ScoresRecord, StepRecord
 from launcher.spec.job import JobSpec
@@ -82,7 +82,7 @@ def test_the_exported_model_predicts_the_same_by_plain_transformers(run: RunDir,
     assert job.data.test is not None
     data = job.data.test[0]
     output = tmp_path / "predictions"
-    assert predict_run(run, data, str(output)) == Predicted(41, 0, 0)
+    assert predict_run(run, data, str(output)) == PredictionResult(41, 0, 0)
     ours = pq.read_table(output).to_pylist()
     assert [row["text"] for row in ours] == pq.read_table(data).column("text").to_pylist()  # order and columns kept
     command = [sys.executable, "-c", _PLAIN, run.path("model"), data]

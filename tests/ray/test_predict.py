@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from launcher.errors import DataError, RunError, TrainingError
-from launcher.predict.run import Predicted, predict_run
+from launcher.predict.run import PredictionResult, predict_run
 from launcher.rundir.directory import RunDir, read_job
 from launcher.spec.job import JobSpec
 from tests.support.finished_run import finished_run
@@ -98,13 +98,13 @@ def _rows(output: Path) -> pa.Table:
 @pytest.fixture(scope="module")
 def whole(run: RunDir, place: Path, ray_cluster: None) -> pa.Table:
     """The predictions as two workers make them, undisturbed."""
-    assert predict_run(run, str(place / "in"), str(place / "whole")) == Predicted(_ROWS, len(_BAD), 0)
+    assert predict_run(run, str(place / "in"), str(place / "whole")) == PredictionResult(_ROWS, len(_BAD), 0)
     return _rows(place / "whole")
 
 
 def test_a_complete_output_is_left_as_it_is(run: RunDir, place: Path, whole: pa.Table) -> None:
     before = {path: path.stat().st_mtime_ns for path in (place / "whole").iterdir()}
-    assert predict_run(run, str(place / "in"), str(place / "whole")) == Predicted(_ROWS, len(_BAD), _ROWS)
+    assert predict_run(run, str(place / "in"), str(place / "whole")) == PredictionResult(_ROWS, len(_BAD), _ROWS)
     assert {path: path.stat().st_mtime_ns for path in (place / "whole").iterdir()} == before
     with pytest.raises(RunError, match=r"whole: holds other predictions \(of .*in with 6200 rows, not .*a\.parquet"):
         predict_run(run, str(place / "in" / "a.parquet"), str(place / "whole"))
@@ -164,7 +164,7 @@ def test_a_dead_worker_is_replaced_and_its_part_done_again(
         predict_run(deadly, str(place / "in"), str(place / "deadly"))
     assert (place / "deaths").read_text() in ("x", "xx")  # the first death may have come while part 1 was read ahead
     done = predict_run(deadly, str(place / "in"), str(place / "deadly"))  # once more, and then it works
-    assert done == Predicted(_ROWS, len(_BAD), 2048) and (place / "deaths").read_text() == ""
+    assert done == PredictionResult(_ROWS, len(_BAD), 2048) and (place / "deaths").read_text() == ""
     assert _rows(place / "deadly").equals(whole)
 
 

@@ -7,7 +7,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import placement_group
 
-from launcher.driver.worker_group import _free_reserved, _Trainer
+from launcher.driver.worker_group import _DataParallelTrainer, _free_reserved
 
 pytestmark = pytest.mark.ray
 
@@ -37,4 +37,4 @@ def test_a_run_does_not_start_that_actor(ray_cluster: None) -> None:
         callbacks = trainer._create_default_callbacks()  # type: ignore[attr-defined]
         return sum(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
 
-    assert (cleaners(TorchTrainer), cleaners(_Trainer)) == (1, 0)
+    assert (cleaners(TorchTrainer), cleaners(_DataParallelTrainer)) == (1, 0)

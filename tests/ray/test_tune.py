@@ -18,13 +18,13 @@ from rich.console import Console
 from launcher.driver.run import run_job
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.micro_batch import halvings_of
+from launcher.rundir.micro_batch import read_reductions
 from launcher.rundir.records import EvaluationRecord, ScoresRecord, StepRecord
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.train.checkpoint import catalog
-from launcher.tune.run import Tuned, run_sweep, tune_job
+from launcher.tune.run import SweepResult, run_sweep, tune_job
 from tests.support.jobs import make_job, write_splits
 
 pytestmark = pytest.mark.ray
@@ -46,11 +46,11 @@ def _quiet(trial: TrialRecord) -> None:
     """Nobody looks."""
 
 
-def _trials(tuned: Tuned) -> list[TrialRecord]:
+def _trials(tuned: SweepResult) -> list[TrialRecord]:
     return [tuned.sweep.trials[number] for number in sorted(tuned.sweep.trials)]
 
 
-def _run(tuned: Tuned, number: int) -> RunDir:
+def _run(tuned: SweepResult, number: int) -> RunDir:
     return RunDir(tuned.sweep.run.path(f"sweep/trials/trial-{number:04d}"))
 
 
@@ -163,7 +163,7 @@ def test_schedulers(
         assert [t.params for t in trials] != began  # somebody went on from somebody else with other values
 
 
-def job_of_number(tuned: Tuned, number: int) -> dict[str, Any]:
+def job_of_number(tuned: SweepResult, number: int) -> dict[str, Any]:
     """What a trial began with."""
     from launcher.tune.search import Search
 
@@ -213,7 +213,7 @@ def test_a_failed_trial_does_not_end_the_sweep(
     trials = _trials(tuned)
     assert [trial.status for trial in trials] == ["failed", "finished", "finished", "finished"]
     assert "the loss is nan at step" in trials[0].reason
-    halvings = [(told.micro_batch, told.halved, told.restarted) for told in halvings_of(_run(tuned, 1))]
+    halvings = [(told.micro_batch, told.reduced, told.restarted) for told in read_reductions(_run(tuned, 1))]
     assert halvings == [(16, 8, True), (8, 4, True)]
     assert [step for step, _ in _curve(_run(tuned, 1))] == list(range(1, trials[1].total_steps + 1))
     assert tuned.best.number in (1, 2, 3)

@@ -12,7 +12,7 @@ import pytest
 from launcher.report.collect import collect
 from launcher.report.render import render, write_report
 from launcher.rundir.directory import RunDir
-from launcher.rundir.events import note
+from launcher.rundir.events import record_event
 from launcher.rundir.records import ConfusionMatrix, ScoresRecord
 
 
@@ -192,6 +192,6 @@ def test_too_many_classes_for_a_matrix(make_run: Callable[..., RunDir]) -> None:
 
 def test_what_happened_is_told(begun: RunDir, hostile: str) -> None:
     assert 'id="events"' not in render(collect(begun))
-    note(begun, "worker-lost", 37, f"the worker of rank 1 was lost {hostile}")
+    record_event(begun, "worker-lost", 37, f"the worker of rank 1 was lost {hostile}")
     page = render(collect(begun))
     assert "What happened on the way" in page and "worker-lost" in page and hostile not in page

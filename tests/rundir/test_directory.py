@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import launcher.rundir.directory
-from launcher.errors import DamagedRecord, RunError, StorageTrouble
+from launcher.errors import CorruptRecordError, RunError, StorageUnavailableError
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir, find_run
 from launcher.rundir.events import Event
@@ -52,14 +52,14 @@ def test_metrics_grow_and_are_truncated(run: RunDir) -> None:
     run.append_metrics([_step(3, math.nan)])
     assert [line.step for line in run.read_metrics()] == [1, 2, 3]
     assert math.isnan(list(run.read_metrics())[-1].loss)
-    metrics_log.cut(run, 1)
+    metrics_log.truncate_after(run, 1)
     assert list(run.read_metrics()) == [_step(1)]
 
 
 def test_lines_of_later_steps_are_forgotten_wherever_they_stand(run: RunDir) -> None:
     """An attempt that did not know it was stale may have written between another's lines."""
     run.append_metrics([_step(1), _step(9), _step(2), _step(3)])
-    metrics_log.cut(run, 2)
+    metrics_log.truncate_after(run, 2)
     assert list(run.read_metrics()) == [_step(1), _step(2)]
 
 
@@ -68,20 +68,20 @@ def test_a_long_log_is_cut_and_looked_over(run: RunDir, monkeypatch: pytest.Monk
     monkeypatch.setattr(metrics_log, "_LONG_BYTES", 4000)
     lines = [_step(step) for step in range(1, 101)]
     run.append_metrics(lines)
-    metrics_log.look_over(run)
-    assert metrics_log.overview(run).step == 100
-    metrics_log.cut(run, 60)
+    metrics_log.validate_log(run)
+    assert metrics_log.summarize(run).step == 100
+    metrics_log.truncate_after(run, 60)
     assert list(run.read_metrics()) == lines[:60]
     whole = run.read_bytes("metrics.jsonl")
     run.write_bytes("metrics.jsonl", whole + b"{}\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl:61: not a record"):
-        metrics_log.look_over(run)
+        metrics_log.validate_log(run)
     run.write_bytes("metrics.jsonl", whole.replace(b'"step":2,', b'"step":"no",'))
     with pytest.raises(RunError, match=r"metrics\.jsonl:2: not a record"):
-        metrics_log.look_over(run)
+        metrics_log.validate_log(run)
     run.write_bytes("metrics.jsonl", whole.replace(b'"step":30,', b'"step":"no",'))
     with pytest.raises(RunError, match=r"metrics\.jsonl:30: not a record"):
-        metrics_log.cut(run, 100)
+        metrics_log.truncate_after(run, 100)
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"kind": "st')
     assert list(run.read_metrics()) == [_step(1)]
-    metrics_log.cut(run, 1)
+    metrics_log.truncate_after(run, 1)
     assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl:1: not a record"):
@@ -175,7 +175,7 @@ def test_what_may_pass_is_told_from_what_lasts(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(RunError) as told:
         RunDir(str(tmp_path / "run")).write_bytes("a/b.json", b"1")
-    assert isinstance(told.value, StorageTrouble) is (number not in (errno.ENOSPC, errno.EACCES))
+    assert isinstance(told.value, StorageUnavailableError) is (number not in (errno.ENOSPC, errno.EACCES))
     assert os.strerror(number) in told.value.message and not (tmp_path / "run/a").exists()
 
 
@@ -185,6 +185,6 @@ def test_a_key_of_a_newer_version_is_no_damage(tmp_path: Path) -> None:
     run.write_bytes("torn.json", b'{"kind": "x", "step"')
     with pytest.raises(RunError, match=r"holds later, which this version .* use the version that wrote it") as told:
         run.read_record("new.json", Event)
-    assert not isinstance(told.value, DamagedRecord)
-    with pytest.raises(DamagedRecord, match=r"torn\.json: not a valid Event"):
+    assert not isinstance(told.value, CorruptRecordError)
+    with pytest.raises(CorruptRecordError, match=r"torn\.json: not a valid Event"):
         run.read_record("torn.json", Event)

@@ -10,31 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import Interrupted, LauncherError, RunError, StaleAttempt, TrainingError
+from launcher.errors import LauncherError, RunError, RunInterrupted, StaleAttemptError, TrainingError
 from launcher.rundir import lease, run_status
 from launcher.rundir.directory import RunDir
-from launcher.rundir.lease import AttemptRecord, Lease, newest_attempt, refuse_second
-from launcher.rundir.run_status import HeartbeatRecord, beating, state_of
+from launcher.rundir.lease import AttemptRecord, Lease, check_not_running, newest_attempt
+from launcher.rundir.run_status import HeartbeatRecord, publish_run_status, run_state
 
 
 def test_tokens_grow_and_the_older_attempt_is_stale(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
-    first = Lease.take(run)
+    first = Lease.acquire(run)
     first.check()
-    second = first.renewed()
+    second = first.renew()
     assert (first.token, second.token) == (1, 2)
     second.check()
-    with pytest.raises(StaleAttempt, match=rf"attempt 2 \(process {os.getpid()} on .*\) has taken over from attempt 1"):
+    with pytest.raises(
+        StaleAttemptError, match=rf"attempt 2 \(process {os.getpid()} on .*\) has taken over from attempt 1"
+    ):
         first.check()
-    with pytest.raises(StaleAttempt):
-        first.renewed()
-    assert second.renewed().token == 3
+    with pytest.raises(StaleAttemptError):
+        first.renew()
+    assert second.renew().token == 3
 
 
 def test_no_two_get_the_same_token(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
     with ThreadPoolExecutor(16) as many:
-        tokens = [taken.token for taken in many.map(lambda _: Lease.take(run), range(64))]
+        tokens = [taken.token for taken in many.map(lambda _: Lease.acquire(run), range(64))]
     assert sorted(tokens) == list(range(1, 65))
     assert len(run.list("attempts")) == 64
     newest = newest_attempt(run)
@@ -46,7 +48,7 @@ def test_a_storage_without_exclusive_files(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(RunDir, "local", property(lambda _: None))
     run = RunDir(str(tmp_path / "run"))
     with ThreadPoolExecutor(4) as many:
-        tokens = [taken.token for taken in many.map(lambda _: Lease.take(run), range(8))]
+        tokens = [taken.token for taken in many.map(lambda _: Lease.acquire(run), range(8))]
     assert len(set(tokens)) == 8
     Lease(run, max(tokens)).check()
 
@@ -61,11 +63,11 @@ def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lease.os, "link", link)
     run = RunDir(str(tmp_path / "run"))
     with ThreadPoolExecutor(8) as many:
-        tokens = [taken.token for taken in many.map(lambda _: Lease.take(run), range(32))]
+        tokens = [taken.token for taken in many.map(lambda _: Lease.acquire(run), range(32))]
     assert sorted(tokens) == list(range(1, 33))
     (tmp_path / "run/attempts/000033.json").touch()
     assert newest_attempt(run) is None
-    with pytest.raises(StaleAttempt, match="attempt 33 has taken over from attempt 32"):
+    with pytest.raises(StaleAttemptError, match="attempt 33 has taken over from attempt 32"):
         Lease(run, 32).check()
 
 
@@ -81,30 +83,30 @@ time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "1\n"
         with pytest.raises(RunError, match=f"process {other.pid} on this machine works on this run now"):
-            refuse_second(run)
+            check_not_running(run)
         other.kill()
-    refuse_second(run)  # it is dead: go on
+    check_not_running(run)  # it is dead: go on
 
 
 def test_another_process_of_the_same_pid_is_another(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
     record = AttemptRecord.here(1).model_copy(update={"pid": os.getppid(), "process_began": 1})
     run.write_record("attempts/000001.json", record)
-    refuse_second(run)
+    check_not_running(run)
     real = record.model_copy(update={"process_began": lease.process_began(os.getppid())})
     run.write_record("attempts/000001.json", real)
     with pytest.raises(RunError, match="works on this run now"):
-        refuse_second(run)
+        check_not_running(run)
     run.write_record("attempts/000001.json", real.model_copy(update={"host": "elsewhere"}))
-    refuse_second(run)  # nobody can tell from here; it is fenced off
+    check_not_running(run)  # nobody can tell from here; it is fenced off
 
 
 def _ended(run: RunDir, error: BaseException | None) -> HeartbeatRecord:
-    Lease.take(run)
+    Lease.acquire(run)
     try:
-        with beating(run):
+        with publish_run_status(run):
             until = time.monotonic() + 5
-            while state_of(run)[0] != "running":
+            while run_state(run)[0] != "running":
                 assert time.monotonic() < until
             if error is not None:
                 raise error
@@ -115,26 +117,26 @@ def _ended(run: RunDir, error: BaseException | None) -> HeartbeatRecord:
 
 def test_how_a_run_ended_is_written_down(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
-    assert state_of(run) == ("unknown", None)
+    assert run_state(run) == ("unknown", None)
     assert _ended(run, None).state == "finished"
-    assert _ended(run, Interrupted("stopped")).state == "interrupted"
+    assert _ended(run, RunInterrupted("stopped")).state == "interrupted"
     failed = _ended(run, TrainingError("the loss is nan"))
-    assert (failed.state, failed.why, failed.token) == ("failed", "the loss is nan", 3)
-    assert _ended(run, ZeroDivisionError()).why == "ZeroDivisionError"
+    assert (failed.state, failed.reason, failed.token) == ("failed", "the loss is nan", 3)
+    assert _ended(run, ZeroDivisionError()).reason == "ZeroDivisionError"
 
 
 def test_a_heart_that_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(str(tmp_path / "run"))
-    Lease.take(run)
+    Lease.acquire(run)
     run.write_record("heartbeat.json", HeartbeatRecord(token=1, at=time.time(), state="running"))
-    assert state_of(run)[0] == "running"
+    assert run_state(run)[0] == "running"
     run.write_record("heartbeat.json", HeartbeatRecord(token=1, at=time.time() - 100, state="running"))
-    assert state_of(run)[0] == "dead"
+    assert run_state(run)[0] == "dead"
     # Killed a moment ago, on this machine: its process is not there.
     gone = AttemptRecord.here(1).model_copy(update={"process_began": 1})
     run.write_record("attempts/000001.json", gone)
     run.write_record("heartbeat.json", HeartbeatRecord(token=1, at=time.time(), state="running"))
-    assert state_of(run)[0] == "dead"
+    assert run_state(run)[0] == "dead"
 
 
 def test_an_older_attempt_leaves_the_heartbeat_alone(tmp_path: Path) -> None:

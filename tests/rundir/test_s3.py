@@ -15,7 +15,7 @@ import launcher.rundir.directory
 from launcher.data.files import list_files
 from launcher.driver.prepare import prepare
 from launcher.errors import DataError, ModelError, RunError
-from launcher.models.cells import Places, cell_bytes
+from launcher.models.cells import CellSource, cell_bytes
 from launcher.models.remote import local_copy, remote_files
 from launcher.report.render import write_report
 from launcher.rundir import metrics_log
@@ -73,7 +73,7 @@ def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path
     first = run_group(2, train_here, prepared, 4)["lines"]
     assert catalog.latest_step(prepared.run) == 4
     fewer = prepare(job.model_copy(update={"name": "fewer", "cluster": job.cluster.model_copy(update={"workers": 1})}))
-    fewer.run.copy_from(prepared.run, catalog.directory_of(4))  # before later ones push it out
+    fewer.run.copy_from(prepared.run, catalog.checkpoint_dir(4))  # before later ones push it out
     rest = run_group(2, train_here, prepared)["lines"]
     assert first[:4] + rest == whole  # bit by bit
     alone = run_group(1, train_here, fewer)["lines"]
@@ -119,7 +119,7 @@ def test_metrics_go_on_in_parts(here: str, monkeypatch: pytest.MonkeyPatch) -> N
         run.append_metrics([line])
     assert len(run.metrics_parts()) > 3 and run.metrics_parts()[0] == "metrics.jsonl"
     assert list(run.read_metrics()) == lines
-    metrics_log.cut(run, 12)
+    metrics_log.truncate_after(run, 12)
     run.append_metrics(lines[12:14])
     assert list(run.read_metrics()) == lines[:14]
 
@@ -171,7 +171,7 @@ def test_a_model_is_copied_once_and_its_weights_when_they_are_needed(
 def test_a_picture_is_read_there(here: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     upload(here, tmp_path / "a.png", "bucket/pictures/a.png")
-    places = Places(remote=(("s3://bucket/pictures", ""),))
+    places = CellSource(remote=(("s3://bucket/pictures", ""),))
     assert cell_bytes({"path": "s3://bucket/pictures/a.png", "bytes": None}, places) == b"picture"
     with pytest.raises(ValueError, match=r"is 's3://bucket/pictures/b\.png', which cannot be read"):
         cell_bytes("s3://bucket/pictures/b.png", places)

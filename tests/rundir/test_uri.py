@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from launcher.errors import StorageTrouble
+from launcher.errors import StorageUnavailableError
 from launcher.rundir import uri as storage
 from launcher.rundir.directory import RunDir
 from launcher.rundir.uri import open_uri
@@ -48,7 +48,9 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("ask", ["exists", "read_bytes"])
 def test_a_protocol_of_fsspec_that_never_answers_is_trouble_that_may_pass(silent: str, ask: str) -> None:
     began = time.monotonic()
-    with pytest.raises(StorageTrouble, match=r"silent://runs/first.*: cannot be used \(Connection timed out\)"):
+    with pytest.raises(
+        StorageUnavailableError, match=r"silent://runs/first.*: cannot be used \(Connection timed out\)"
+    ):
         getattr(RunDir(silent), ask)("job.yaml")
     assert time.monotonic() - began < 30
 

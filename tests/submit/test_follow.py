@@ -59,7 +59,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def _follow(source: Scripted) -> tuple[str, Job, list[str]]:
     shown: list[str] = []
     notices: list[str] = []
-    job = Follower(source, "id", shown.append, notices.append).to_the_end()
+    job = Follower(source, "id", shown.append, notices.append).follow()
     return "".join(shown), job, notices
 
 

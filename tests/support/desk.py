@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import launcher.cli.main as cli
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import ResultRecord, RunStateRecord, ScoresRecord, StepRecord
+from launcher.rundir.records import ResultRecord, ScoresRecord, StepRecord, TrainerState
 from tests.support.jobs import example_table
 
 JOB = """\
@@ -169,7 +169,7 @@ class Desk:
         digest = hashlib.sha256(b"shard").hexdigest()
         entry = {"path": "state/a.pt", "size_bytes": 5, "sha256": changes.pop("sha", digest)}
         manifest = {"step": 5, "world_size": 2, "zero": 2, "spec_hash": "0" * 64, "files": [entry], **changes}
-        state = RunStateRecord(
+        state = TrainerState(
             step=5, skipped_rows=0, elapsed_s=1.0, best_step=None, best_value=None, evaluations_without_improvement=0
         )
         (folder / "state.json").write_text(state.model_dump_json())

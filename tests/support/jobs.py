@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.driver.prepare import Prepared, prepare
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.spec.job import JobSpec
 from launcher.spec.model import ModelSpec
 from launcher.tasks import task_class
@@ -78,6 +78,6 @@ def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **section
     return JobSpec.model_validate(base)
 
 
-def prepared_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> Prepared:
+def prepared_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> PreparedJob:
     """A job of `make_job`, resolved and planned."""
     return prepare(make_job(model_path, data, storage, **sections))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from launcher.data.splits import open_split
-from launcher.init.look import Look, look
+from launcher.init.look import DataProfile, profile_data
 
 ROWS = 60
 
@@ -75,7 +75,7 @@ IMAGES = pa.table(
 )  # fmt: skip
 
 
-def look_at(table: pa.Table, folder: Path) -> Look:
+def look_at(table: pa.Table, folder: Path) -> DataProfile:
     """A look at a table, through a file."""
     pq.write_table(table, folder / "toy.parquet")
-    return look(open_split("train", [str(folder / "toy.parquet")]), "toy.parquet")
+    return profile_data(open_split("train", [str(folder / "toy.parquet")]), "toy.parquet")

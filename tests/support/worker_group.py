@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import torch.distributed as dist
 
-from launcher.data.stream import ShareStream, StreamSource
+from launcher.data.stream import ShardStream, StreamSource
 from launcher.data.windows import train_windows
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 
 
 def run_group(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -102,7 +102,7 @@ def _serve(rank: int, world_size: int, folder: str, pipe: Connection) -> None:
 
 
 def train_here(
-    prepared: Prepared,
+    prepared: PreparedJob,
     stop_after: int | None = None,
     on_engine: Callable[..., None] | None = None,
     leave: Callable[[], bool] | None = None,
@@ -112,17 +112,17 @@ def train_here(
     """Train in this process's group, going on from the last checkpoint; (step, loss) of each step of this attempt."""
     from launcher.tasks import build_task
     from launcher.train.checkpoint import catalog, reader
-    from launcher.train.checkpoint.writer import Saver
+    from launcher.train.checkpoint.writer import CheckpointWriter
     from launcher.train.engine import Engine
-    from launcher.train.fault_injection import Chaos
+    from launcher.train.fault_injection import FaultInjector
     from launcher.train.loggers.run_log import RunLog
-    from launcher.train.loop import FRESH, TrainRun, to_the_end, train
-    from launcher.train.preemption import never
+    from launcher.train.loop import INITIAL_STATE, TrainContext, run_to_completion, train
+    from launcher.train.preemption import never_stop
 
     run, plan, task = prepared.run, prepared.plan, build_task(prepared.job)
     engine = Engine(prepared.job, task, plan.micro_batch)
     start = catalog.latest_step(run)
-    state = reader.load(run, engine, start) if start else FRESH
+    state = reader.load(run, engine, start) if start else INITIAL_STATE
     lines: list[tuple[int, float]] = []
     log = RunLog(
         run,
@@ -136,16 +136,16 @@ def train_here(
         cells = _until(cells, stop_after)
     if on_engine is not None:
         on_engine(engine)
-    chaos = Chaos(run, faults, engine.rank)
-    saver = Saver(run, prepared.job, engine, lease, chaos)
-    it = TrainRun(run, prepared.job, plan, task, engine, prepared.splits, saver, chaos)
-    result = to_the_end(train(it, ShareStream(cells), log, state, leave or never))
+    chaos = FaultInjector(run, faults, engine.rank)
+    saver = CheckpointWriter(run, prepared.job, engine, lease, chaos)
+    it = TrainContext(run, prepared.job, plan, task, engine, prepared.splits, saver, chaos)
+    result = run_to_completion(train(it, ShardStream(cells), log, state, leave or never_stop))
     log.close()
     engine.close()
     return {"lines": lines, "result": None if result is None else result.model_dump()}
 
 
-def weights_at(prepared: Prepared, step: int, after: int | None = None) -> Any:
+def weights_at(prepared: PreparedJob, step: int, after: int | None = None) -> Any:
     """The weights that would be exported of a checkpoint, on rank 0 by name; None elsewhere.
 
     Args:
@@ -161,12 +161,12 @@ def weights_at(prepared: Prepared, step: int, after: int | None = None) -> Any:
     if after is not None:
         reader.load(prepared.run, engine, after)
     reader.load(prepared.run, engine, step, weights_only=True)
-    state = engine.gathered_state()
+    state = engine.full_state_dict()
     engine.close()
     return state
 
 
-def share_cells(prepared: Prepared, world_size: int, rank: int, start: int) -> Iterator[pa.Buffer]:
+def share_cells(prepared: PreparedJob, world_size: int, rank: int, start: int) -> Iterator[pa.Buffer]:
     """What Ray Data would hand to this rank, without Ray."""
     source = StreamSource(prepared.job, prepared.splits, world_size)
     for window in train_windows(prepared.plan, prepared.job, start):
@@ -174,16 +174,16 @@ def share_cells(prepared: Prepared, world_size: int, rank: int, start: int) -> I
 
 
 def _until(cells: Iterator[pa.Buffer], step: int) -> Iterator[pa.Buffer]:
-    from launcher.data.rank_batches import open_share
+    from launcher.data.rank_batches import deserialize_shard
 
     for cell in cells:
-        header, _ = open_share(cell)
+        header, _ = deserialize_shard(cell)
         if header.first_step >= step:
             return
         yield cell
 
 
-def with_job(prepared: Prepared, **sections: Any) -> Prepared:
+def with_job(prepared: PreparedJob, **sections: Any) -> PreparedJob:
     """The same job under other memory and cluster settings, replanned."""
     from launcher.driver.prepare import prepare
     from launcher.spec.job import JobSpec

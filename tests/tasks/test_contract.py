@@ -36,7 +36,7 @@ def task(name: str, model: ModelSpec) -> Task:
     kind = task_class(name)
     params = kind.Params.model_validate({"max_length": 48} if "max_length" in kind.Params.model_fields else {})
     unlearned = kind(params, model, 0)
-    return kind(unlearned.learn(Columns(unlearned.example_rows(200, 0))), model, 0)
+    return kind(unlearned.infer_params(Columns(unlearned.example_rows(200, 0))), model, 0)
 
 
 def test_the_module_has_its_task(name: str) -> None:
@@ -51,7 +51,7 @@ def test_the_module_has_its_task(name: str) -> None:
 
 def test_parameters_round_trip(name: str, task: Task) -> None:
     kind = params_of(name)
-    learned = task.learn(Columns(task.example_rows(200, 0)))
+    learned = task.infer_params(Columns(task.example_rows(200, 0)))
     for params in (kind(), learned):
         assert kind.model_validate(params.model_dump()) == params
         assert kind.model_validate_json(params.model_dump_json()) == params
@@ -66,9 +66,9 @@ def test_every_parameter_is_documented(name: str) -> None:
 
 
 def test_learning_twice_changes_nothing(name: str, task: Task, model: ModelSpec) -> None:
-    learned = task.learn(Columns(task.example_rows(200, 0)))
+    learned = task.infer_params(Columns(task.example_rows(200, 0)))
     again = task_class(name)(learned, model, 0)
-    assert again.learn(Columns(again.example_rows(200, 1))) == learned
+    assert again.infer_params(Columns(again.example_rows(200, 1))) == learned
 
 
 def test_example_rows_are_as_many_as_asked_for_and_a_function_of_the_seed(task: Task) -> None:
@@ -83,9 +83,9 @@ def test_encode_gives_a_sample_per_row(task: Task) -> None:
     rows = task.example_rows(_ROWS, 1)
     encoded = task.encode(rows, True)
     assert encoded.problems == ()
-    assert np.array_equal(encoded.kept, np.arange(_ROWS))
+    assert np.array_equal(encoded.valid_rows, np.arange(_ROWS))
     assert len(encoded.samples) == len(encoded.lengths) == len(encoded.weights) == _ROWS
-    assert np.issubdtype(encoded.kept.dtype, np.integer)
+    assert np.issubdtype(encoded.valid_rows.dtype, np.integer)
     assert np.issubdtype(encoded.lengths.dtype, np.integer)
     assert (encoded.lengths > 0).all()
     assert (encoded.weights > 0).all()
@@ -116,7 +116,7 @@ def test_rows_with_a_null_are_reported_and_left_out(task: Task) -> None:
         encoded = task.encode(_without(rows, column, bad), True)
         assert encoded.problems == tuple((i, f"{column} is null") for i in bad)
         kept = [i for i in range(_ROWS) if i not in bad]
-        assert encoded.kept.tolist() == kept
+        assert encoded.valid_rows.tolist() == kept
         assert encoded.samples.to_pylist() == clean.samples.take(pa.array(kept)).to_pylist()
         assert encoded.lengths.tolist() == clean.lengths[kept].tolist()
         assert len(encoded.weights) == len(kept)
@@ -126,17 +126,17 @@ def test_a_window_without_any_usable_row(task: Task) -> None:
     rows = task.example_rows(4, 1)
     encoded = task.encode(_without(rows, task.input_columns[0], [0, 1, 2, 3]), True)
     assert [position for position, _ in encoded.problems] == [0, 1, 2, 3]
-    assert len(encoded.samples) == len(encoded.kept) == len(encoded.lengths) == len(encoded.weights) == 0
+    assert len(encoded.samples) == len(encoded.valid_rows) == len(encoded.lengths) == len(encoded.weights) == 0
 
 
 def test_targets_are_not_looked_at_when_there_are_none(task: Task) -> None:
     rows = task.example_rows(_ROWS, 1)
     inputs = task.encode(rows.select(list(task.input_columns)), False)
     assert inputs.problems == ()
-    assert inputs.kept.tolist() == list(range(_ROWS))
+    assert inputs.valid_rows.tolist() == list(range(_ROWS))
     batch, full = task.collate(inputs.samples), task.collate(task.encode(rows, True).samples)
     assert batch.inputs.keys() == full.inputs.keys()
-    if not task.writes:  # a prompt ends where the answer begins
+    if not task.generates:  # a prompt ends where the answer begins
         assert all(_same(batch.inputs[key], full.inputs[key]) for key in full.inputs)
 
 
@@ -184,7 +184,7 @@ def test_from_rows_to_predictions(task: Task) -> None:
     assert len(decoded) == _ROWS
     assert decoded.schema == task.prediction_schema
     assert decoded.column("prediction").null_count == 0
-    verdicts = task.verdicts(logits, batch.labels, samples)
+    verdicts = task.row_results(logits, batch.labels, samples)
     assert len(verdicts) == _ROWS
     assert all(verdict.target and isinstance(verdict.prediction, str) for verdict in verdicts)
 
@@ -200,7 +200,7 @@ def test_predictions_of_rows_without_targets(task: Task) -> None:
 
 
 def test_rows_can_be_looked_at(task: Task) -> None:
-    shown = task.show(task.example_rows(1, 1).to_pylist()[0])
+    shown = task.display_inputs(task.example_rows(1, 1).to_pylist()[0])
     assert tuple(shown.texts) == task.input_columns
     assert all(shown.texts.values())
 
@@ -235,7 +235,7 @@ def test_metrics_of_a_pass(task: Task) -> None:
 def test_the_new_head_is_a_function_of_the_seed(name: str, task: Task, model: ModelSpec) -> None:
     if name == "causal-lm":
         pytest.skip("its head is pretrained: nothing in it is new")
-    learned = task.learn(Columns(task.example_rows(200, 0)))
+    learned = task.infer_params(Columns(task.example_rows(200, 0)))
 
     def weights(seed: int) -> dict[str, torch.Tensor]:
         return dict(task_class(name)(learned, model, seed).build_model().state_dict())
@@ -311,7 +311,7 @@ def test_text_classification_reports_unknown_labels(tiny_bert: Path) -> None:
     assert encoded.problems == (
         (1, "text is null"), (2, "label is 'z', which is not one of a, b"), (3, "label is null"),
     )  # fmt: skip
-    assert encoded.kept.tolist() == [0, 4]
+    assert encoded.valid_rows.tolist() == [0, 4]
     assert task.collate(encoded.samples).labels.tolist() == [0, 1]
 
 
@@ -347,7 +347,7 @@ def test_text_classification_of_each_kind(
 ) -> None:
     table = pa.table({"text": ["w1", "w2 w3", "w4"], "label": values})
     unlearned = _text_task(tiny_bert, kind=kind)
-    task = TextClassification(unlearned.learn(Columns(table)), unlearned.model, 0)
+    task = TextClassification(unlearned.infer_params(Columns(table)), unlearned.model, 0)
     assert task.params.labels == (None if kind == "regression" else ("a", "b", "c"))
     batch = task.collate(task.encode(table, True).samples)
     assert tuple(batch.labels.shape) == shape
@@ -356,4 +356,4 @@ def test_text_classification_of_each_kind(
     assert logits.shape == (3, classes)
     assert task.sample_losses(logits, batch.labels).shape == (3,)
     assert len(task.decode(logits, table)) == 3
-    assert all(verdict.target for verdict in task.verdicts(logits, batch.labels, table))
+    assert all(verdict.target for verdict in task.row_results(logits, batch.labels, table))

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, weights_at, with_job
 
 _BEST, _STEPS = 2, 6
 
 
-def _train(prepared: Prepared) -> None:
+def _train(prepared: PreparedJob) -> None:
     train_here(prepared)
 
 
-def _read_back(prepared: Prepared, step: int) -> Any:
+def _read_back(prepared: PreparedJob, step: int) -> Any:
     """By an engine that has trained past it, as at a run's end; lists, as the group's answers are plain."""
     state = weights_at(prepared, step, after=_STEPS)
     return None if state is None else {name: tensor.tolist() for name, tensor in state.items()}

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
 pytestmark = pytest.mark.long  # inductor and its compiler take a minute or two
 
 
-def _curves(jobs: list[Prepared]) -> list[Any]:
+def _curves(jobs: list[PreparedJob]) -> list[Any]:
     return [train_here(job)["lines"] for job in jobs]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, weights_at, with_job
@@ -97,7 +97,7 @@ def _way(dice: random.Random, task: str, optimizer: str, stages: tuple[int, ...]
     return _Way(dice.choice([1, 2, 3]), parallel)
 
 
-def _part(prepared: Prepared, stop_after: int | None) -> Any:
+def _part(prepared: PreparedJob, stop_after: int | None) -> Any:
     try:
         return train_here(prepared, stop_after)
     except LauncherError as error:
@@ -106,7 +106,7 @@ def _part(prepared: Prepared, stop_after: int | None) -> Any:
         raise
 
 
-def _best(prepared: Prepared, step: int) -> Any:
+def _best(prepared: PreparedJob, step: int) -> Any:
     """The weights that are exported."""
     state = weights_at(prepared, step)
     return None if state is None else {name: tensor.double().flatten().tolist() for name, tensor in state.items()}

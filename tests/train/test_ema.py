@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
 _STEPS, _DECAY = 8, 0.6
 
 
-def _ways(jobs: list[tuple[Prepared, int | None]]) -> list[Any]:
+def _ways(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
     """Each job's training losses of this attempt, to its end or for so many steps, and all evaluations its log has."""
     found = []
     for job, steps in jobs:
@@ -24,11 +24,11 @@ def _ways(jobs: list[tuple[Prepared, int | None]]) -> list[Any]:
     return found
 
 
-def _evaluations(job: Prepared) -> list[tuple[int, float]]:
+def _evaluations(job: PreparedJob) -> list[tuple[int, float]]:
     return [(line.step, line.loss) for line in job.run.read_metrics() if line.kind == "evaluation"]
 
 
-def _by_hand(job: Prepared) -> float:
+def _by_hand(job: PreparedJob) -> float:
     """Largest difference of the average from one that is kept in double precision beside it."""
     kept: dict[str, Any] = {}
 
@@ -45,14 +45,14 @@ def _by_hand(job: Prepared) -> float:
         engine.step = step
 
     train_here(job, on_engine=follow)
-    names = [name for name, _ in kept["engine"].average._weights]
+    names = [name for name, _ in kept["engine"].ema._weights]
     assert names == list(kept["own"])
-    pairs = zip(kept["engine"].average._average, kept["own"].values(), strict=True)
+    pairs = zip(kept["engine"].ema._average, kept["own"].values(), strict=True)
     return max(float((average - own).abs().max()) for average, own in pairs)
 
 
 @pytest.fixture(scope="module")
-def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
     folder = tmp_path_factory.mktemp("average")
     data = write_splits(folder / "data", train=88, validation=40, row_group=37)
     return prepared_job(
@@ -63,16 +63,16 @@ def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def alone(job: Prepared) -> Any:
+def alone(job: PreparedJob) -> Any:
     """One worker, without ZeRO."""
     return run_group(1, _ways, [(with_job(job, name="alone"), None)])[0]
 
 
-def test_it_is_the_average(job: Prepared) -> None:
+def test_it_is_the_average(job: PreparedJob) -> None:
     assert run_group(1, _by_hand, with_job(job, name="by-hand")) < 1e-6
 
 
-def test_training_does_not_notice_it(job: Prepared, alone: Any) -> None:
+def test_training_does_not_notice_it(job: PreparedJob, alone: Any) -> None:
     """In half precision too, where weights are swapped through other numbers."""
     plain = {"ema": None}
     half = {"precision": "bf16"}
@@ -89,10 +89,10 @@ def test_training_does_not_notice_it(job: Prepared, alone: Any) -> None:
         assert averaged["evaluations"] != without["evaluations"]
 
 
-def test_it_is_the_same_on_any_cluster(job: Prepared, alone: Any) -> None:
+def test_it_is_the_same_on_any_cluster(job: PreparedJob, alone: Any) -> None:
     """Three workers leave after 3 steps, go on for 3, and one ends it: the same evaluations as in one go."""
 
-    def cut(run: str, zero: int, workers: int) -> Prepared:
+    def cut(run: str, zero: int, workers: int) -> PreparedJob:
         parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}
         return with_job(job, name=f"{run}-{zero}", parallel=parallel, cluster={"workers": workers})
 
@@ -109,7 +109,7 @@ def test_it_is_the_same_on_any_cluster(job: Prepared, alone: Any) -> None:
                 assert abs(loss - expected) < (1e-7 if near is whole else 1e-5), f"ZeRO {zero}, step {step}"
 
 
-def _exported(job: Prepared) -> list[float]:
+def _exported(job: PreparedJob) -> list[float]:
     """Whether the gathered weights are the average, and the weights in place again afterwards."""
     kept: dict[str, Any] = {}
 
@@ -118,8 +118,8 @@ def _exported(job: Prepared) -> list[float]:
 
         def close() -> None:
             before = engine._digest()
-            state = engine.gathered_state() or {}
-            whole = {name: engine.average._whole(i) for i, (name, _) in enumerate(engine.average._weights)}
+            state = engine.full_state_dict() or {}
+            whole = {name: engine.ema._whole(i) for i, (name, _) in enumerate(engine.ema._weights)}
             kept["apart"] = (
                 max(float((state[name] - value).abs().max()) for name, value in whole.items()) if state else 0
             )
@@ -133,16 +133,16 @@ def _exported(job: Prepared) -> list[float]:
 
 
 @pytest.mark.parametrize("zero", [0, 2])
-def test_the_average_is_exported(job: Prepared, zero: int) -> None:
+def test_the_average_is_exported(job: PreparedJob, zero: int) -> None:
     one = with_job(job, name=f"exported-{zero}", parallel={"zero": zero}, cluster={"workers": 3})
     assert run_group(3, _exported, one) == [0.0, 1.0]
 
 
-def test_a_checkpoint_without_one_begins_anew(job: Prepared) -> None:
-    from launcher.train.ema import WeightAverage
+def test_a_checkpoint_without_one_begins_anew(job: PreparedJob) -> None:
+    from launcher.train.ema import EMA
 
     weight = torch.nn.Parameter(torch.ones(3))
-    average = WeightAverage(0.5, [("w", weight)], sharded=False)
+    average = EMA(0.5, [("w", weight)], sharded=False)
     average._average[0].zero_()
     average.load(Path("nowhere"))
     assert average._average[0].tolist() == [1.0, 1.0, 1.0]

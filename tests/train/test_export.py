@@ -8,15 +8,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group
 
 
-def _train_and_export(prepared: Prepared) -> list[list[float]]:
+def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     """Three steps, the export, and the trained model's own logits for a batch."""
     from launcher.data.rank_batches import collate
-    from launcher.data.stream import ShareStream
+    from launcher.data.stream import ShardStream
     from launcher.tasks import build_task
     from launcher.train.engine import Engine
     from launcher.train.export import export
@@ -27,7 +27,7 @@ def _train_and_export(prepared: Prepared) -> list[list[float]]:
     from tests.support.worker_group import share_cells
 
     engine.train_mode()
-    shares = [share for _, _, share in ShareStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
+    shares = [share for _, _, share in ShardStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
     for step, share in enumerate(shares[:3]):
         train_step(engine, task, share, step, 1e-2)
     export(prepared.run, engine, task, prepared.job, prepared.plan)

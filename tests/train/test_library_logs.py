@@ -3,13 +3,13 @@
 import pytest
 import ray._private.worker as worker
 
-from launcher.train.library_logs import hush
+from launcher.train.library_logs import silence_ray_messages
 
 
 def test_known_lines_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # put back afterwards
-    hush()
-    hush()
+    silence_ray_messages()
+    silence_ray_messages()
     said = {
         "started": "WARNING: 8 PYTHON worker processes have been started on node: 61b7 with address: 192.0.2.2",
         "died": "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot",

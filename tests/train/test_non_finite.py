@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError
-from launcher.rundir.events import events_of
-from launcher.rundir.left_out import LeftOut, LeftOutRecord, left_out_of
+from launcher.rundir.events import read_events
+from launcher.rundir.left_out import SkippedBatch, SkippedBatchesRecord, read_skipped_batches
 from launcher.spec.fault_injection import Fault
 from launcher.train.checkpoint import catalog
 from tests.support.jobs import prepared_job, write_splits
@@ -17,7 +17,7 @@ from tests.support.worker_group import run_group, train_here
 _BAD = 7
 
 
-def _job(model: Path, folder: Path, policy: str, zero: int, **sections: Any) -> Prepared:
+def _job(model: Path, folder: Path, policy: str, zero: int, **sections: Any) -> PreparedJob:
     if not (folder.parent / "data").exists():
         write_splits(folder.parent / "data", train=150)
     data = {"train": str(folder.parent / "data/train.parquet")}
@@ -25,14 +25,14 @@ def _job(model: Path, folder: Path, policy: str, zero: int, **sections: Any) -> 
     return prepared_job(model, data, folder, train={"non_finite": policy}, parallel={"zero": zero}, **sections)
 
 
-def _train(prepared: Prepared, steps: tuple[int, ...] = (_BAD,)) -> Any:
+def _train(prepared: PreparedJob, steps: tuple[int, ...] = (_BAD,)) -> Any:
     try:
         return train_here(prepared, faults=tuple(Fault("nan", None, step) for step in steps))
     except LauncherError as error:
         return {"error": f"{type(error).__name__}: {error.message}"}
 
 
-def _to_the_end(prepared: Prepared) -> tuple[dict[int, float], int]:
+def _to_the_end(prepared: PreparedJob) -> tuple[dict[int, float], int]:
     """The curve, and how many starts it took; as the driver goes on, from the newest checkpoint."""
     curve: dict[int, float] = {}
     for starts in range(1, 5):
@@ -42,7 +42,7 @@ def _to_the_end(prepared: Prepared) -> tuple[dict[int, float], int]:
                 curve[line.step] = line.loss
         if "error" not in found:
             return {step: loss for step, loss in curve.items() if step != _BAD}, starts
-        assert found["error"].startswith("NotFinite: the loss is")
+        assert found["error"].startswith("NonFiniteLossError: the loss is")
         assert catalog.latest_step(prepared.run) == 6
     raise AssertionError("it never ended")
 
@@ -55,32 +55,32 @@ def test_skipping_and_rolling_back_give_the_same_curve(tiny_bert: Path, tmp_path
     assert starts == (1 if zero < 2 else 2)
     assert _to_the_end(back) == (curve, 2)
     assert sorted(curve) == [*range(1, _BAD), *range(_BAD + 1, 15)]
-    (batch,) = left_out_of(skipped.run)
-    assert batch.rows == left_out_of(back.run)[0].rows and len(batch.rows) == 11 and batch.step == _BAD
+    (batch,) = read_skipped_batches(skipped.run)
+    assert batch.rows == read_skipped_batches(back.run)[0].rows and len(batch.rows) == 11 and batch.step == _BAD
     assert batch.rows[0].file.endswith("train.parquet") and 0 <= batch.rows[0].file_row < 150
-    (event,) = events_of(skipped.run)
+    (event,) = read_events(skipped.run)
     assert event.kind == "batch-left-out" and f"at step {_BAD}: its batch is left out, 11 rows" in event.text
 
 
 def test_without_a_word_in_the_job_file_it_stops(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "stop", "stop", 0)
     assert run_group(2, _train, prepared)["error"].startswith(f"TrainingError: the loss is nan at step {_BAD}; lower")
-    assert not left_out_of(prepared.run)
+    assert not read_skipped_batches(prepared.run)
 
 
 def test_not_everything_can_be_left_out(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "skip", "skip", 0)
     found = run_group(2, _train, prepared, tuple(range(2, 14)))
     assert found["error"].startswith("TrainingError: the loss is not finite at step 12, and 10 batches are left out")
-    assert [batch.step for batch in left_out_of(prepared.run)] == list(range(2, 12))
+    assert [batch.step for batch in read_skipped_batches(prepared.run)] == list(range(2, 12))
 
 
 def test_the_rows_are_those_of_the_batch(tiny_bert: Path, tmp_path: Path) -> None:
     """Every row is in the batch of exactly one step."""
-    from launcher.data.batch_rows import rows_of_step
+    from launcher.data.batch_rows import read_batch_rows
 
     prepared = _job(tiny_bert, tmp_path / "x", "skip", 0)
-    rows = [rows_of_step(prepared.job, prepared.plan, prepared.splits, step) for step in range(14)]
+    rows = [read_batch_rows(prepared.job, prepared.plan, prepared.splits, step) for step in range(14)]
     assert sorted(row for batch in rows for row in batch.tolist()) == list(range(150))
-    record = LeftOutRecord(batches=(LeftOut(step=1, why="x", rows=()),))
-    assert LeftOutRecord.model_validate_json(record.model_dump_json()) == record
+    record = SkippedBatchesRecord(batches=(SkippedBatch(step=1, reason="x", rows=()),))
+    assert SkippedBatchesRecord.model_validate_json(record.model_dump_json()) == record

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.rundir.micro_batch import halvings_of
-from launcher.train.oom import attempt, out_of_memory
+from launcher.rundir.micro_batch import read_reductions
+from launcher.train.oom import attempt, is_out_of_memory
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
@@ -57,7 +57,7 @@ def test_a_step_that_does_not_fit_is_made_again_in_smaller_parts(tiny_bert: Path
     small = prepared_job(tiny_bert, data, tmp_path / "small", parallel={"zero": zero}, **_JOB)
     lines = run_group(2, _healed, small)
     assert len(lines) == len(reference) == 8 and _same(lines, reference)
-    told = [(h.step, h.micro_batch, h.halved, h.restarted) for h in halvings_of(small.run)]
+    told = [(h.step, h.micro_batch, h.reduced, h.restarted) for h in read_reductions(small.run)]
     assert told == [(1, 5, 3, False), (1, 3, 2, False)]  # said once each, though step 6 would have failed as well
     assert with_job(small).plan.micro_batch == 2  # and it is taken when the run goes on
 
@@ -71,7 +71,7 @@ def test_workers_start_again_where_a_step_cannot_be_repeated(tiny_bert: Path, tm
     small = prepared_job(tiny_bert, data, tmp_path / "small", parallel={"zero": zero, "micro_batch": 4}, **_JOB)
     with pytest.raises(RuntimeError):  # of either worker: of the other one, that its peer is gone
         run_group(2, _late, small)
-    (told,) = halvings_of(small.run)
+    (told,) = read_reductions(small.run)
     assert told.sentence().startswith("out of memory in step 6: micro-batches of 2 instead of 4")
     again = with_job(small)
     assert again.plan.micro_batch == again.job.parallel.micro_batch == 2
@@ -90,8 +90,12 @@ def _small_at_step_6(engine: Any) -> None:
 def test_what_counts_as_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
-    assert out_of_memory(caught.value) and out_of_memory(MemoryError()) and out_of_memory(torch.OutOfMemoryError())
-    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert (
+        is_out_of_memory(caught.value)
+        and is_out_of_memory(MemoryError())
+        and is_out_of_memory(torch.OutOfMemoryError())
+    )
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
     def fails(pieces: Any) -> torch.Tensor:
         raise RuntimeError("shapes do not match")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.file_baton import FileBaton
 
-from launcher.train.op_builders import forget_dead_builds
+from launcher.train.op_builders import remove_stale_locks
 
 
 def test_the_lock_of_a_killed_build_goes_and_a_living_one_stays(
@@ -22,14 +22,14 @@ def test_the_lock_of_a_killed_build_goes_and_a_living_one_stays(
     dead.touch()
     baton = FileBaton(str(alive))
     assert baton.try_acquire()
-    forget_dead_builds()
+    remove_stale_locks()
     assert not dead.exists() and alive.exists()
     baton.release()
 
 
 def test_no_folder_of_kernels_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "none"))
-    forget_dead_builds()
+    remove_stale_locks()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which DeepSpeed finds")

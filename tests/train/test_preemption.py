@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from launcher.driver.prepare import Prepared
-from launcher.driver.signals import StoppedAtOnce, wait_for
+from launcher.driver.prepare import PreparedJob
+from launcher.driver.signals import ForcedStop, run_interruptibly
 from launcher.errors import TrainingError
 from launcher.train import preemption
 from launcher.train.checkpoint import catalog
-from launcher.train.preemption import Notices
+from launcher.train.preemption import StopSignal
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here
 
@@ -38,12 +38,12 @@ def _leaves(stop_at: int, preempted_at: int, calls: int) -> Any:
     preemption._LISTEN_EVERY_S = preemption._LOOK_EVERY_S = 0.0
     looks = iter(range(1, calls + 1))
     caller = _Caller(stop_at)
-    notices = Notices(caller, lambda: next(looks) >= preempted_at)
+    notices = StopSignal(caller, lambda: next(looks) >= preempted_at)
     mine = []
     for _ in range(calls):
         if dist.get_rank() == 1:
             time.sleep(0.01)  # out of step, as workers are
-        mine.append(notices.leave())
+        mine.append(notices.should_stop())
     notices.close()
     everybody: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everybody, mine)
@@ -62,14 +62,14 @@ def test_a_node_that_goes_away_is_a_reason_too() -> None:
     assert ranks == [[False, False, True, True, True]] * 2
 
 
-def _whole(prepared: Prepared) -> Any:
+def _whole(prepared: PreparedJob) -> Any:
     return train_here(prepared)
 
 
-def _stopped(prepared: Prepared, questions: int) -> Any:
+def _stopped(prepared: PreparedJob, questions: int) -> Any:
     preemption._LISTEN_EVERY_S = 0.0
-    notices = Notices(_Caller(questions), lambda: False)
-    found = train_here(prepared, leave=notices.leave)
+    notices = StopSignal(_Caller(questions), lambda: False)
+    found = train_here(prepared, leave=notices.should_stop)
     notices.close()
     return found
 
@@ -101,8 +101,8 @@ def test_waiting_passes_on_what_was_raised() -> None:
         raise TrainingError("no")
 
     with pytest.raises(TrainingError, match="no"):
-        wait_for(fail, lambda: True)
-    wait_for(lambda: None, lambda: True)
+        run_interruptibly(fail, lambda: True)
+    run_interruptibly(lambda: None, lambda: True)
 
 
 def _signalled(signals: int, training: bool) -> tuple[list[str], float]:
@@ -125,8 +125,8 @@ def _signalled(signals: int, training: bool) -> tuple[list[str], float]:
     began = time.monotonic()
     sender.start()
     try:
-        wait_for(lambda: time.sleep(2.0), ask)
-    except StoppedAtOnce:
+        run_interruptibly(lambda: time.sleep(2.0), ask)
+    except ForcedStop:
         seen.append("at once")
     took = time.monotonic() - began
     sender.join()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.tiny_models import make_tiny_bloom, make_tiny_opt, make_tiny_resnet
 from tests.support.worker_group import run_group, train_here, with_job
@@ -37,7 +37,7 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.fixture
-def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: Path) -> Prepared:
+def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: Path) -> PreparedJob:
     task, params, sections = _CASES[request.param]
     model = tiny_models[task]
     if "resnet" in request.param:
@@ -55,11 +55,11 @@ def _cases(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("job", names or tuple(_CASES), indirect=True)
 
 
-def _curve(job: Prepared) -> list[float]:
+def _curve(job: PreparedJob) -> list[float]:
     return [loss for _, loss in train_here(job)["lines"]]
 
 
-def _cut_curves(job: Prepared) -> list[list[float]]:
+def _cut_curves(job: PreparedJob) -> list[list[float]]:
     """ZeRO-2 and 3, with micro-batches unless BatchNorm looks at them; the plan says that it does."""
     micro = (None, None) if job.job.model.syncs_batch_norm else (1, 3)
     cuts = zip((2, 3), micro, strict=True)
@@ -67,7 +67,7 @@ def _cut_curves(job: Prepared) -> list[list[float]]:
 
 
 @_cases(*(name for name in _CASES if "opt" not in name))
-def test_curve_is_a_function_of_the_job_file(job: Prepared) -> None:
+def test_curve_is_a_function_of_the_job_file(job: PreparedJob) -> None:
     """71 or 131 rows in steps of 11: nothing divides by 3 workers; the last batch of an epoch has 5 or 10."""
     reference = np.array(run_group(1, _curve, with_job(job, name="alone", cluster={"workers": 1})))
     assert len(reference) == job.plan.total_steps
@@ -76,13 +76,13 @@ def test_curve_is_a_function_of_the_job_file(job: Prepared) -> None:
         assert np.abs(np.array(curve) - reference).max() < 1e-5
 
 
-def _packed_and_padded(job: Prepared) -> list[list[float]]:
+def _packed_and_padded(job: PreparedJob) -> list[list[float]]:
     padded = {**job.job.task.parameters(), "type": "causal-lm", "packing": False}
     return [_curve(job), _curve(with_job(job, name="padded", task=padded))]
 
 
 @_cases("causal-packed", "causal-packed-opt", "causal-packed-opt-lora")
-def test_packing_does_not_change_the_curve(job: Prepared) -> None:
+def test_packing_does_not_change_the_curve(job: PreparedJob) -> None:
     packed, padded = run_group(2, _packed_and_padded, job)
     assert np.abs(np.array(packed) - np.array(padded)).max() < 1e-5
 
@@ -95,16 +95,16 @@ def test_packing_is_off_where_samples_would_see_each_other(tiny_models: dict[str
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-def _whole(prepared: Prepared) -> Any:
+def _whole(prepared: PreparedJob) -> Any:
     return train_here(prepared)["lines"]
 
 
-def _part(prepared: Prepared, stop_after: int) -> Any:
+def _part(prepared: PreparedJob, stop_after: int) -> Any:
     return train_here(prepared, stop_after)["lines"]
 
 
 @_cases("token", "causal-packed", "causal-packed-lora", "image-vit", "image-resnet-sync")
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(job: Prepared) -> None:
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(job: PreparedJob) -> None:
     """Dropout on, in the middle of a window; with as many workers to the bit, with another number to 1e-5."""
     checkpoint = {"every_steps": 4, "every_minutes": None}
     noisy = {"model": {**job.job.model.model_dump(), "dropout": None}, "checkpoint": checkpoint}
@@ -117,7 +117,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(job: Prepared) -> None:
 
 
 @_cases("causal-packed", "causal-packed-lora", "image-resnet-sync")
-def test_a_run_goes_on_with_another_number_of_workers(job: Prepared) -> None:
+def test_a_run_goes_on_with_another_number_of_workers(job: PreparedJob) -> None:
     checkpoint = {"every_steps": 4, "every_minutes": None}
     stopped = with_job(job, checkpoint=checkpoint, parallel={"zero": 3})
     reference = dict(map(tuple, run_group(2, _whole, with_job(stopped, name="whole"))))
@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_another_number_of_workers(job: Prepared) -> None:
         assert abs(loss - reference[step]) < 1e-5, f"step {step}"
 
 
-def _statistics(job: Prepared) -> list[float]:
+def _statistics(job: PreparedJob) -> list[float]:
     """BatchNorm's running statistics right after the checkpoint is read."""
     found: list[float] = []
 
@@ -138,7 +138,7 @@ def _statistics(job: Prepared) -> list[float]:
 
 
 @_cases("image-resnet-sync")
-def test_statistics_of_batch_norm_come_along_to_another_number_of_workers(job: Prepared) -> None:
+def test_statistics_of_batch_norm_come_along_to_another_number_of_workers(job: PreparedJob) -> None:
     stopped = with_job(job, checkpoint={"every_steps": 4, "every_minutes": None}, parallel={"zero": "auto"})
     run_group(2, _part, stopped, 9)
     first = run_group(2, _statistics, stopped)

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.tasks import build_task
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
 
-def _curve(job: Prepared) -> list[float]:
+def _curve(job: PreparedJob) -> list[float]:
     return [loss for _, loss in train_here(job)["lines"]]
 
 
-def _shaped(job: Prepared) -> Any:
+def _shaped(job: PreparedJob) -> Any:
     """The curve, and torch's own weighted and smoothed mean over the first global batch under the first weights."""
     source, task = job.splits["train"], build_task(job.job)
     from launcher.data.stream import StreamSource
@@ -35,7 +35,7 @@ def _shaped(job: Prepared) -> Any:
     return [float(loss), _curve(job)]
 
 
-def _cut(job: Prepared) -> list[list[float]]:
+def _cut(job: PreparedJob) -> list[list[float]]:
     cuts = ((0, None), (2, 1), (3, 3))
     return [_curve(with_job(job, name=f"z{z}", parallel={"zero": z, "micro_batch": m})) for z, m in cuts]
 
@@ -77,7 +77,7 @@ _RECIPES: dict[str, tuple[dict[str, Any], tuple[int | str, ...]]] = {
 _STEPS = 10
 
 
-def _across(jobs: list[tuple[Prepared, int | None]]) -> list[Any]:
+def _across(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
     """Each job's curve, to its end or until a step."""
     return [train_here(job, stop_after)["lines"] for job, stop_after in jobs]
 
@@ -88,14 +88,14 @@ def test_a_recipe_has_one_curve(tiny_bert: Path, tmp_path: Path) -> None:
     All of that with micro-batches of 3 and several stages agrees with one worker without ZeRO.
     """
     data = write_splits(tmp_path / "data", train=131, row_group=37)
-    jobs: dict[str, Prepared] = {}
+    jobs: dict[str, PreparedJob] = {}
     for name, (sections, _) in _RECIPES.items():
         train = {"max_steps": _STEPS, **sections["train"]}
         checkpoint = {"every_steps": 3, "every_minutes": None}
         common = {"checkpoint": checkpoint, "parallel": {"zero": "auto"}}
         jobs[name] = prepared_job(tiny_bert, data, tmp_path, **{**sections, "train": train}, **common)
 
-    def cut(name: str, zero: int | str, run: str, workers: int) -> Prepared:
+    def cut(name: str, zero: int | str, run: str, workers: int) -> PreparedJob:
         parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}
         return with_job(jobs[name], name=f"{name}-{run}-{zero}", parallel=parallel, cluster={"workers": workers})
 

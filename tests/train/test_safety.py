@@ -15,7 +15,7 @@ from launcher.spec.model import ModelSpec
 from launcher.spec.train import CosineSchedule, LinearSchedule, TrainSpec
 from launcher.train.checkpoint import catalog
 from launcher.train.deepspeed_config import deepspeed_config
-from launcher.train.export import refuse_not_finite
+from launcher.train.export import check_finite
 from launcher.train.schedule import learning_rate
 from tests.support.jobs import make_job, prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here
@@ -39,7 +39,7 @@ def test_workers_that_train_apart_stop_the_run(tiny_bert: Path, tmp_path: Path) 
     data = write_splits(tmp_path / "data", train=40)
     prepared = prepared_job(tiny_bert, data, tmp_path, parallel={"zero": 0}, cluster={"workers": 3})
     said = run_group(3, _outcome, prepared, True)
-    assert said.startswith("SyncError: after step 1 rank 1 of 3 holds other weights than the rest")
+    assert said.startswith("WeightDivergenceError: after step 1 rank 1 of 3 holds other weights than the rest")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_bert: Path, tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tiny_bert: Path, tmp_path: 
 
 
 def test_weights_that_are_not_finite_are_not_exported() -> None:
-    refuse_not_finite({"a": torch.ones(3), "b": torch.arange(3)})
+    check_finite({"a": torch.ones(3), "b": torch.arange(3)})
     with pytest.raises(TrainingError, match=r"1 of 2 weights are not finite \(b\), so no model is exported"):
-        refuse_not_finite({"a": torch.ones(3), "b": torch.tensor([0.0, float("nan")])})
+        check_finite({"a": torch.ones(3), "b": torch.tensor([0.0, float("nan")])})
 
 
 @pytest.mark.parametrize("values", [[math.nan, 0.3, 0.6, 0.5], [math.nan, math.nan, 0.1]])

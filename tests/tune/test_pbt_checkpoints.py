@@ -7,16 +7,16 @@ import pytest
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import ManifestRecord
 from launcher.train.checkpoint import catalog
-from launcher.train.loop import FRESH
+from launcher.train.loop import INITIAL_STATE
 from launcher.tune import pbt_checkpoints
 
 
 def _run(path: Path, *steps: int) -> RunDir:
     run = RunDir(str(path))
     for step in steps:
-        folder = catalog.directory_of(step)
+        folder = catalog.checkpoint_dir(step)
         run.write_bytes(f"{folder}/state/shard", f"weights of {step}".encode())
-        run.write_record(f"{folder}/state.json", FRESH)
+        run.write_record(f"{folder}/state.json", INITIAL_STATE)
         run.write_record(
             f"{folder}/manifest.json", ManifestRecord(step=step, world_size=1, zero=0, spec_hash="", files=())
         )
@@ -26,13 +26,13 @@ def _run(path: Path, *steps: int) -> RunDir:
 def test_a_few_snapshots_stay(tmp_path: Path) -> None:
     kept = RunDir(str(tmp_path / "kept"))
     for step in range(2, 16, 2):
-        pbt_checkpoints.keep(kept, _run(tmp_path / "trial", step), step)
+        pbt_checkpoints.keep_checkpoint(kept, _run(tmp_path / "trial", step), step)
     assert catalog.complete_steps(kept) == [8, 10, 12, 14]
 
 
 def test_what_is_taken_outlives_its_owner(tmp_path: Path) -> None:
     owner, mine = _run(tmp_path / "owner", 2, 4), RunDir(str(tmp_path / "mine"))
-    start = pbt_checkpoints.take(owner, mine, 4)
+    start = pbt_checkpoints.take_checkpoint(owner, mine, 4)
     for step in (2, 4):
         catalog.remove(owner, step)
     assert (start.uri, start.step) == (mine.uri, 4)
@@ -42,8 +42,8 @@ def test_what_is_taken_outlives_its_owner(tmp_path: Path) -> None:
 
 def test_the_newest_stands_in_for_one_that_has_given_way(tmp_path: Path) -> None:
     mine = RunDir(str(tmp_path / "mine"))
-    pbt_checkpoints.take(_run(tmp_path / "one", 20), mine, 20)
-    assert pbt_checkpoints.take(_run(tmp_path / "other", 6, 8), mine, 4).step == 8
+    pbt_checkpoints.take_checkpoint(_run(tmp_path / "one", 20), mine, 20)
+    assert pbt_checkpoints.take_checkpoint(_run(tmp_path / "other", 6, 8), mine, 4).step == 8
     assert catalog.complete_steps(mine) == [8], "what was taken before is gone, be it of a later step"
 
 
@@ -58,4 +58,4 @@ def test_one_that_goes_while_it_is_copied_is_tried_again(tmp_path: Path, monkeyp
         copy(self, other, relative, immutable)
 
     monkeypatch.setattr(RunDir, "copy_from", late)
-    assert pbt_checkpoints.take(owner, mine, 2).step == 4
+    assert pbt_checkpoints.take_checkpoint(owner, mine, 2).step == 4

@@ -122,14 +122,14 @@ def test_tpe_goes_where_the_metric_is_good_and_knows_it_again_after_a_restart(se
     for number in range(30):
         params = whole.suggest(number)
         trials.append(params)
-        whole.tell(number, score(params))
+        whole.report(number, score(params))
     late = [score(params) for params in trials[20:]]
     early = [score(params) for params in trials[:8]]  # before TPE begins
     assert sum(late) / 10 > sum(early) / 8 + 0.3
     again = Search(spec, 3, "max")
     for number in range(20):
         again.replay(number, trials[number])
-        again.tell(number, score(trials[number]))
+        again.report(number, score(trials[number]))
     assert again.suggest(20) == trials[20]
 
 

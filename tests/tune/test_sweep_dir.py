@@ -18,7 +18,7 @@ from launcher.train.checkpoint import catalog
 from launcher.tune.run import open_sweep
 from launcher.tune.search import Search
 from launcher.tune.space import trial_job
-from launcher.tune.sweep_dir import Sweep
+from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.tables import write_tables
 from tests.support.jobs import make_job, write_splits
 
@@ -30,12 +30,12 @@ _JOB = JobSpec.model_validate(
 )
 
 
-def _sweep(folder: Path, mode: str = "max", trials: int = 4) -> Sweep:
+def _sweep(folder: Path, mode: str = "max", trials: int = 4) -> SweepDir:
     space = {key: d.model_dump(mode="json", exclude_none=True) for key, d in _SPEC.space.items()}
     record = SweepRecord(
         name="s", metric="accuracy", mode=mode, space=space, trials=trials, search="random", scheduler="asha"
     )  # type: ignore[arg-type]
-    return Sweep(RunDir(str(folder / "s")), record, _SPEC, _JOB)
+    return SweepDir(RunDir(str(folder / "s")), record, _SPEC, _JOB)
 
 
 def _trial(number: int, *values: float, status: str = "finished", repeat_of: int | None = None) -> TrialRecord:
@@ -49,7 +49,7 @@ def _trial(number: int, *values: float, status: str = "finished", repeat_of: int
     )  # type: ignore[arg-type]
 
 
-def _give_checkpoint(sweep: Sweep, number: int, size: int) -> None:
+def _give_checkpoint(sweep: SweepDir, number: int, size: int) -> None:
     run = sweep.trial_run(number)
     run.write_bytes("checkpoints/step-00000010/state/x", b"1")
     entry = FileEntry(path="state/x", size_bytes=size, sha256="0")

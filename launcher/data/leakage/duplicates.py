@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from launcher.data.fragments import Fragment
 from launcher.data.leakage.hashes import Hashes, hash_rows
-from launcher.data.sampler import Ids, generator
+from launcher.data.sampler import RowIds, generator
 from launcher.data.splits import Reading, Split, read_batches, read_rows
 from launcher.data.windows import TRAIN
 from launcher.rundir.leakage import LeakageRecord, LeakExample, LeakPair
@@ -36,7 +36,7 @@ _LABELS_AT_ONCE = 1 << 20
 _NONE = np.iinfo(np.int64).max
 
 
-class Stopped(Exception):
+class SearchStopped(Exception):
     """The comparison was called off."""
 
 
@@ -55,7 +55,7 @@ class Limits:
     held_rows: int = _MAX_HELD_ROWS
 
 
-def find_leaks(
+def find_duplicates(
     splits: dict[str, Split],
     task: Task,
     threads: int | None = None,
@@ -118,7 +118,7 @@ class _Search:
         at_once = min(_BATCH_ROWS, max(16, at_once))
         for batch in read_batches(fragment, self._inputs, Reading(at_once)):
             if self.stop.is_set():
-                raise Stopped
+                raise SearchStopped
             yield hash_rows(_columns(batch, self.inputs))
 
     @property
@@ -149,12 +149,12 @@ class _Known:
     """
 
     split: Split
-    rows: Ids
+    rows: RowIds
     keys: Hashes
-    key_of: Ids
+    key_of: RowIds
     maybe: npt.NDArray[np.bool_]
 
-    def match(self, hashes: Hashes) -> tuple[Ids, Ids]:
+    def match(self, hashes: Hashes) -> tuple[RowIds, RowIds]:
         """(positions in `hashes` of those that are known, which key each is)."""
         at = np.flatnonzero(self.maybe[hashes & np.uint64(len(self.maybe) - 1)])
         keys = np.searchsorted(self.keys, hashes[at])
@@ -168,14 +168,14 @@ class _Found:
 
     def __init__(self, known: _Known) -> None:
         self.known = known
-        self.first: Ids = np.full(len(known.keys), _NONE, np.int64)
+        self.first: RowIds = np.full(len(known.keys), _NONE, np.int64)
         """(m,) lowest row of the other split with each key."""
         self.low: Hashes = np.full(len(known.keys), np.iinfo(np.uint64).max, np.uint64)
         """(m,) smallest and largest hash of the labels that the key has there: they differ where the labels do."""
         self.high: Hashes = np.zeros(len(known.keys), np.uint64)
         self._lock = threading.Lock()
 
-    def add(self, keys: Ids, rows: Ids, labels: Hashes | None) -> None:
+    def add(self, keys: RowIds, rows: RowIds, labels: Hashes | None) -> None:
         """Rows of the other split that have some of the keys."""
         with self._lock:
             np.minimum.at(self.first, keys, rows)
@@ -187,7 +187,7 @@ class _Found:
 def _know(search: _Search, split: Split, share: float, pool: ThreadPoolExecutor) -> _Known:
     limit = np.uint64(min(2**64 - 1, int(share * 2**64)))
 
-    def read(index: int) -> tuple[Ids, Hashes]:
+    def read(index: int) -> tuple[RowIds, Hashes]:
         rows, kept, begin = [], [], int(split.starts[index])
         for hashes, some in search.hashed(split.fragments[index]):
             at = np.flatnonzero(some & (hashes <= limit))
@@ -222,7 +222,7 @@ def _chosen(train: Split, limits: Limits) -> list[int]:
 
 def _search_fragment(search: _Search, train: Split, founds: Sequence[_Found], index: int) -> None:
     fragment, begin = train.fragments[index], 0
-    hits: list[list[tuple[Ids, Ids]]] = [[] for _ in founds]
+    hits: list[list[tuple[RowIds, RowIds]]] = [[] for _ in founds]
     for hashes, _ in search.hashed(fragment):
         for found, mine in zip(founds, hits, strict=True):
             at, keys = found.known.match(hashes)
@@ -273,7 +273,7 @@ def _example(split: Split, row: int, other: Split, there: int) -> LeakExample:
     return LeakExample(file=file, file_row=file_row, other_file=other_file, other_file_row=other_file_row)
 
 
-def _labels_of(search: _Search, split: Split, rows: Ids) -> Hashes | None:
+def _labels_of(search: _Search, split: Split, rows: RowIds) -> Hashes | None:
     if not search.targets:
         return None
     parts = [rows[i : i + _LABELS_AT_ONCE] for i in range(0, len(rows), _LABELS_AT_ONCE)]

@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from launcher.driver.memory.estimate import Activations, Shapes
+from launcher.driver.memory.estimate import Activations, ParameterCounts
 from launcher.models.adapters import add_adapters
-from launcher.models.batch_norm import batch_norms, synchronise
+from launcher.models.batch_norm import batch_norms, synchronize
 from launcher.models.pretrained import empty_model, load_config
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
@@ -28,7 +28,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PERSISTENT = 100_000
 
 
-def skeleton(job: JobSpec, task: Task) -> "PreTrainedModel":
+def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
     """The model as the engine trains it, on the meta device.
 
     Raises:
@@ -38,14 +38,14 @@ def skeleton(job: JobSpec, task: Task) -> "PreTrainedModel":
         raise RuntimeError("the task builds its model in a way of its own")
     with torch.device("meta"):
         model = empty_model(task.auto_model, load_config(task.model, **task.head()))
-        task.adapt(model)
+        task.add_adapters(model)
         if job.parallel.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if job.model.lora is not None:
             model = add_adapters(model, task.auto_model, job.model, job.seed)  # type: ignore[assignment]  # a PeftModel forwards alike
         model.train()
         if job.model.syncs_batch_norm:
-            synchronise(model)
+            synchronize(model)
         else:
             for layer in batch_norms(model):
                 layer.eval()
@@ -53,11 +53,11 @@ def skeleton(job: JobSpec, task: Task) -> "PreTrainedModel":
     return model
 
 
-def shapes(model: torch.nn.Module) -> Shapes:
+def count_parameters(model: torch.nn.Module) -> ParameterCounts:
     """Sizes of a model's parameters and buffers."""
     trained = [p for p in model.parameters() if p.requires_grad]
     sizes = [p.numel() for p in trained]
-    return Shapes(
+    return ParameterCounts(
         trained=sum(sizes),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         persistent=sum(p.numel() for p in model.parameters() if p.numel() < _PERSISTENT),
@@ -65,11 +65,11 @@ def shapes(model: torch.nn.Module) -> Shapes:
     )
 
 
-def activations(model: "PreTrainedModel", task: Task, train: Batch, evaluation: Batch) -> Activations:
+def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, evaluation: Batch) -> Activations:
     """Bytes a micro-batch keeps alive beside the model.
 
     Args:
-        model: a `skeleton`; it is given fake weights.
+        model: a `meta_model`; it is given fake weights.
         task: its losses.
         train: the largest micro-batch, on the CPU.
         evaluation: the largest evaluation batch.
@@ -83,7 +83,7 @@ def activations(model: "PreTrainedModel", task: Task, train: Batch, evaluation: 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             model.to_empty(device="cpu")
-            tracker = _Live(model, labelled, train.labels.shape)
+            tracker = LiveTensorTracker(model, labelled, train.labels.shape)
             hooks = [
                 p.register_post_accumulate_grad_hook(tracker.to_gradients)
                 for p in model.parameters()
@@ -95,7 +95,7 @@ def activations(model: "PreTrainedModel", task: Task, train: Batch, evaluation: 
                 forward = tracker.forward
             for hook in hooks:
                 hook.remove()
-            looked = _Live(model, evaluation.labels.numel(), evaluation.labels.shape)
+            looked = LiveTensorTracker(model, evaluation.labels.numel(), evaluation.labels.shape)
             model.eval()
             with looked, torch.no_grad():
                 _score(model, task, _fake(mode, evaluation, model.dtype))
@@ -129,7 +129,7 @@ def _fake(mode: FakeTensorMode, batch: Batch, dtype: torch.dtype) -> Batch:
     return Batch(inputs, fake(batch.labels), fake(batch.mask))
 
 
-class _Live(TorchDispatchMode):
+class LiveTensorTracker(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, as long as they live; gradients apart.
 
     Args:

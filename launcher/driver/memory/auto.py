@@ -16,11 +16,11 @@ import pyarrow as pa
 from launcher.data.rank_batches import repeated
 from launcher.data.splits import Split
 from launcher.driver.memory import estimate as formulas
-from launcher.driver.memory.estimate import Activations, Setting, Shapes
+from launcher.driver.memory.estimate import Activations, MemoryConfig, ParameterCounts
 from launcher.errors import LauncherError
-from launcher.formatting import gib
+from launcher.formatting import format_bytes
 from launcher.rundir.directory import RunDir
-from launcher.rundir.micro_batch import healed
+from launcher.rundir.micro_batch import effective_micro_batch
 from launcher.rundir.plan import Plan, WorkerMemory
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
@@ -45,7 +45,7 @@ _NO_VALUES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionErro
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryPlan:
     """What a worker has and needs.
 
     Args:
@@ -61,7 +61,7 @@ class Room:
     notes: tuple[str, ...]
 
 
-def settle(job: JobSpec, run: RunDir, train: Split, measure: bool) -> Room:
+def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, measure: bool) -> MemoryPlan:
     """Decide what is auto, and predict.
 
     Args:
@@ -70,12 +70,12 @@ def settle(job: JobSpec, run: RunDir, train: Split, measure: bool) -> Room:
         train: whose longest rows make the largest batch.
         measure: whether to predict even where nothing is to be decided.
     """
-    share, stages = largest_share(job, train), _stages(run)
-    job = _healed(job, run, share)
+    share, stages = largest_local_batch(job, train), _stages(run)
+    job = _with_oom_cap(job, run, share)
     parallel = job.parallel
     if not (measure or parallel.zero == "auto" or parallel.micro_batch == "auto"):
-        return Room(job, None, None, ())
-    limit = worker_limit(job)
+        return MemoryPlan(job, None, None, ())
+    limit = worker_memory_limit(job)
     try:
         return _decide(job, _needs(job, train, share), share, (limit, stages))
     except LauncherError:
@@ -84,10 +84,10 @@ def settle(job: JobSpec, run: RunDir, train: Split, measure: bool) -> Room:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         zero = 3 if stages[0] == 3 and parallel.zero == "auto" else job.zero_stage
         settled = _settled(job, zero, None if parallel.micro_batch == "auto" else parallel.micro_batch)
-        return Room(settled, None, limit, (f"the memory of activations is not known beforehand ({reason})",))
+        return MemoryPlan(settled, None, limit, (f"the memory of activations is not known beforehand ({reason})",))
 
 
-def largest_share(job: JobSpec, train: Split) -> int:
+def largest_local_batch(job: JobSpec, train: Split) -> int:
     """Samples of the largest share of a global batch."""
     return -(-min(job.train.batch_size, train.rows) // job.cluster.workers)
 
@@ -100,11 +100,11 @@ def _stages(run: RunDir) -> tuple[int, ...]:
     return (3,) if old.zero == 3 else (0, 1, 2)
 
 
-def _healed(job: JobSpec, run: RunDir, share: int) -> JobSpec:
+def _with_oom_cap(job: JobSpec, run: RunDir, share: int) -> JobSpec:
     """With the smaller micro-batch that the run found when memory ran out."""
     given = job.parallel.micro_batch
     size = given if isinstance(given, int) else share
-    known = healed(run, size)
+    known = effective_micro_batch(run, size)
     if known == size:
         return job
     return job.model_copy(update={"parallel": job.parallel.model_copy(update={"micro_batch": known})})
@@ -112,7 +112,7 @@ def _healed(job: JobSpec, run: RunDir, share: int) -> JobSpec:
 
 def _decide(
     job: JobSpec, needs: Callable[[int, int], WorkerMemory], share: int, has: tuple[int | None, Sequence[int]]
-) -> Room:
+) -> MemoryPlan:
     (limit, stages), parallel = has, job.parallel
     notes = []
     micro = parallel.micro_batch
@@ -128,11 +128,12 @@ def _decide(
     memory = needs(zero, size)
     if limit is not None and memory.needed > limit:
         notes.append(
-            f"a worker needs about {gib(memory.needed)} of memory and has {gib(limit)}: lower parallel.micro_batch or "
-            "task.max_length, raise parallel.zero, or set parallel.activation_checkpointing: true"
+            f"a worker needs about {format_bytes(memory.needed)} of memory and has {format_bytes(limit)}: lower "
+            "parallel.micro_batch or task.max_length, raise parallel.zero, or set parallel.activation_checkpointing: "
+            "true"
         )
     notes += _disk(job, memory)
-    return Room(_settled(job, zero, size if micro == "auto" else micro), memory, limit, tuple(notes))
+    return MemoryPlan(_settled(job, zero, size if micro == "auto" else micro), memory, limit, tuple(notes))
 
 
 def _disk(job: JobSpec, memory: WorkerMemory) -> list[str]:
@@ -146,7 +147,7 @@ def _disk(job: JobSpec, memory: WorkerMemory) -> list[str]:
     if wanted <= free:
         return []
     return [
-        f"output.storage: checkpoints take up to {gib(wanted)}, {folder} has {gib(free)} left; lower "
+        f"output.storage: checkpoints take up to {format_bytes(wanted)}, {folder} has {format_bytes(free)} left; lower "
         "checkpoint.keep_last, or give another storage"
     ]
 
@@ -173,8 +174,8 @@ def _stage(job: JobSpec, peak: Callable[[int], int], limit: int | None, stages: 
     last = min(stages[-1], 2 if job.train.compile else 3)
     found = formulas.lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
     if found is None:
-        return last, f"even so about {gib(peak(last))} are needed where {gib(limit)} are there"
-    return found, f"the lowest stage that fits, {gib(peak(found))} of {gib(limit)}"
+        return last, f"even so about {format_bytes(peak(last))} are needed where {format_bytes(limit)} are there"
+    return found, f"the lowest stage that fits, {format_bytes(peak(found))} of {format_bytes(limit)}"
 
 
 def _size(job: JobSpec, share: int, peak: Callable[[int], int], limit: int | None) -> tuple[int, str]:
@@ -185,11 +186,11 @@ def _size(job: JobSpec, share: int, peak: Callable[[int], int], limit: int | Non
     if limit is None:
         return size, "the whole share, as the workers' memory is not known here; it is halved where it does not fit"
     if size == share:
-        return size, f"the whole share fits, {gib(peak(size))} of {gib(limit)}"
-    return size, f"the largest part of the share that fits, {gib(peak(size))} of {gib(limit)}"
+        return size, f"the whole share fits, {format_bytes(peak(size))} of {format_bytes(limit)}"
+    return size, f"the largest part of the share that fits, {format_bytes(peak(size))} of {format_bytes(limit)}"
 
 
-def worker_limit(job: JobSpec) -> int | None:
+def worker_memory_limit(job: JobSpec) -> int | None:
     """Bytes one worker may use; None where they cannot be known from here."""
     cluster = job.cluster
     if cluster.gpus_per_worker > 0:
@@ -232,25 +233,25 @@ def _needs(job: JobSpec, train: Split, share: int) -> Callable[[int, int], Worke
         train_batch = repeated(task, samples, longest, count, fill)
         evaluation = repeated(task, samples, longest, evaluated, 1)
         found = _measured(key, count, lambda: _measure(job, task, train_batch, evaluation))
-        return formulas.worker_memory(*found, setting(job, zero, share > size))
+        return formulas.worker_memory(*found, memory_config(job, zero, share > size))
 
     return needs
 
 
-def setting(job: JobSpec, zero: int, accumulates: bool) -> Setting:
+def memory_config(job: JobSpec, zero: int, accumulates: bool) -> MemoryConfig:
     """How a job uses memory at a stage."""
     parallel = job.parallel
-    return Setting(
+    return MemoryConfig(
         workers=job.cluster.workers,
         zero=zero,
         element_bytes=4 if job.train.precision == "fp32" else 2,
-        accumulates=accumulates,
-        states=_states(job),
+        has_accumulation=accumulates,
+        optimizer_slots=_states(job),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
-        on_disk=parallel.offload_path is not None,
-        averages=job.train.ema is not None,
-        copies=job.checkpoint.background,
+        offload_to_disk=parallel.offload_path is not None,
+        has_ema=job.train.ema is not None,
+        stages_checkpoints=job.checkpoint.background,
         on_cpu=job.cluster.gpus_per_worker == 0,
     )
 
@@ -264,21 +265,23 @@ def _states(job: JobSpec) -> float:
     return {"adafactor": 0.0, "adamw_8bit": 0.5}.get(optimizer.type, 2.0)
 
 
-_MEASURED: dict[tuple[str, int], tuple[Shapes, Activations]] = {}
+_MEASURED: dict[tuple[str, int], tuple[ParameterCounts, Activations]] = {}
 
 
-def _measured(key: str, count: int, measure: Callable[[], tuple[Shapes, Activations]]) -> tuple[Shapes, Activations]:
+def _measured(
+    key: str, count: int, measure: Callable[[], tuple[ParameterCounts, Activations]]
+) -> tuple[ParameterCounts, Activations]:
     if (key, count) not in _MEASURED:
         _MEASURED[key, count] = measure()
     return _MEASURED[key, count]
 
 
-def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple[Shapes, Activations]:
+def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple[ParameterCounts, Activations]:
     # It takes torch and transformers, which a plan without decisions does without.
     from launcher.driver.memory import activations
 
-    model = activations.skeleton(job, task)
-    return activations.shapes(model), activations.activations(model, task, train, evaluation)
+    model = activations.meta_model(job, task)
+    return activations.count_parameters(model), activations.measure_activations(model, task, train, evaluation)
 
 
 def _longest(task: Task, train: Split) -> tuple[pa.Table, np.ndarray]:
@@ -295,6 +298,6 @@ def _longest(task: Task, train: Split) -> tuple[pa.Table, np.ndarray]:
             sizes += np.array([len(str(cell)) for cell in rows.column(name).to_pylist()], np.int64)
     chosen = np.sort(np.argsort(-sizes, kind="stable")[:_ENCODED])
     encoded = task.encode(rows.take(pa.array(chosen)), True)
-    if not len(encoded.kept):
+    if not len(encoded.valid_rows):
         raise RuntimeError("none of the first rows can be used")
     return encoded.samples, encoded.lengths

@@ -17,7 +17,7 @@ _FP32 = 4
 _REUSE, _PREFETCH = 1_000_000_000, 50_000_000
 
 
-class Shapes(Record):
+class ParameterCounts(Record):
     """Elements of a model's tensors."""
 
     trained: int
@@ -41,7 +41,7 @@ class Activations(Record):
 
 
 @dataclass(frozen=True)
-class Setting:
+class MemoryConfig:
     """How a run uses memory.
 
     Args:
@@ -61,17 +61,17 @@ class Setting:
     workers: int
     zero: int
     element_bytes: int
-    accumulates: bool
-    states: float = 2.0
+    has_accumulation: bool
+    optimizer_slots: float = 2.0
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    on_disk: bool = False
-    averages: bool = False
-    copies: bool = False
+    offload_to_disk: bool = False
+    has_ema: bool = False
+    stages_checkpoints: bool = False
     on_cpu: bool = True
 
 
-def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemory:
+def worker_memory(shapes: ParameterCounts, used: Activations, it: MemoryConfig) -> WorkerMemory:
     """What one worker needs.
 
     Args:
@@ -87,17 +87,17 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
         weights = weights // it.workers + shapes.persistent * it.element_bytes
     # ZeRO, and half precision without it, update a flat copy of the weights in fp32, even where these are fp32 too.
     master = trained * _FP32 // share if it.zero or half else 0
-    states = int(it.states * trained * _FP32) // share
+    states = int(it.optimizer_slots * trained * _FP32) // share
     kept = trained * _FP32 // share  # gradients are summed in fp32 (`train/deepspeed_config.py`)
     away = master + states + kept if it.offload_optimizer else 0
-    disk, away = (away, kept + swap_buffers(trained // share)) if it.on_disk else (0, away)
+    disk, away = (away, kept + swap_buffers(trained // share)) if it.offload_to_disk else (0, away)
     offloaded = away + (weights if it.offload_parameters else 0)
-    average = trained * _FP32 // (it.workers if it.zero == 3 else 1) if it.averages else 0
+    average = trained * _FP32 // (it.workers if it.zero == 3 else 1) if it.has_ema else 0
     base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states) + average
     gradients, buffers, active, peak = _peak(shapes, used, it, kept, base)
     peak = max(peak, base + used.evaluation) + (offloaded if it.on_cpu else 0)
     # Of rank 0, which writes the weights below ZeRO-3, and all states without ZeRO.
-    copied = (weights + (0 if it.on_disk else master + states) + average) if it.copies else 0
+    copied = (weights + (0 if it.offload_to_disk else master + states) + average) if it.stages_checkpoints else 0
     return WorkerMemory(
         weights=weights,
         gradients=gradients,
@@ -110,11 +110,13 @@ def worker_memory(shapes: Shapes, used: Activations, it: Setting) -> WorkerMemor
         copy_bytes=copied if it.on_cpu else 0,
         checkpoint=(trained + shapes.frozen) * it.element_bytes
         + (states + master) * share
-        + (trained * _FP32 if it.averages else 0),
+        + (trained * _FP32 if it.has_ema else 0),
     )
 
 
-def _peak(shapes: Shapes, used: Activations, it: Setting, kept: int, base: int) -> tuple[int, int, int, int]:
+def _peak(
+    shapes: ParameterCounts, used: Activations, it: MemoryConfig, kept: int, base: int
+) -> tuple[int, int, int, int]:
     """Bytes of gradients, of buffers, of activations, and of the largest sum while a step is made.
 
     Args:
@@ -134,12 +136,14 @@ def _peak(shapes: Shapes, used: Activations, it: Setting, kept: int, base: int) 
         buffers, active = whole + gathered, max(used.forward, used.backward)
         return gradients, buffers, active, base + gradients + buffers + active
     if it.zero == 2:
-        gradients = kept if it.accumulates and not it.offload_optimizer else 0
+        gradients = kept if it.has_accumulation and not it.offload_optimizer else 0
         # The step makes this worker's gradients flat, beside their sums.
         peak = base + max(gradients + used.forward, gradients + whole + used.backward, 2 * kept)
         return gradients, whole, used.backward, peak
     if it.zero == 1:
-        sums = it.accumulates or it.element_bytes != _FP32  # beside the gradient that a backward pass has just made
+        sums = (
+            it.has_accumulation or it.element_bytes != _FP32
+        )  # beside the gradient that a backward pass has just made
         flowing = whole + used.backward if sums else max(used.forward, used.joint)
         return whole, whole, used.backward, base + whole + max(flowing, 2 * whole // it.workers)
     # One buffer that is always there (`train/flat_gradients.py`).

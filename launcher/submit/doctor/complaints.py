@@ -11,7 +11,7 @@ _SPELLED_OUT = 3
 
 
 @dataclass(frozen=True)
-class Complaint:
+class Issue:
     """One node's trouble.
 
     Args:
@@ -29,9 +29,9 @@ class Complaint:
     remedy: str
 
 
-def told(check: str, complaints: Iterable[Complaint]) -> list[Finding]:
+def group_issues(check: str, complaints: Iterable[Issue]) -> list[Finding]:
     """A finding per kind of trouble: on a cluster of 64 nodes a wrong image is one line, not 64."""
-    kinds: dict[tuple[Level, str], list[Complaint]] = defaultdict(list)
+    kinds: dict[tuple[Level, str], list[Issue]] = defaultdict(list)
     for complaint in complaints:
         kinds[complaint.level, complaint.kind].append(complaint)
     findings: list[Finding] = []

@@ -14,7 +14,7 @@ from launcher.errors import ClusterError
 from launcher.spec.cluster import ClusterSpec
 from launcher.submit.doctor import judge_gpus, judge_host, judge_job, judge_network, judge_software, network, storage
 from launcher.submit.doctor.closure import dependency_closure
-from launcher.submit.doctor.complaints import Complaint, told
+from launcher.submit.doctor.complaints import Issue, group_issues
 from launcher.submit.doctor.facts import (
     Clock,
     DoctorRecord,
@@ -27,7 +27,7 @@ from launcher.submit.doctor.facts import (
     StorageSeen,
 )
 from launcher.submit.doctor.session import joined
-from launcher.submit.doctor.team import Team, by_value
+from launcher.submit.doctor.team import ProbeGroup, by_value
 
 Say = Callable[[Sequence[Finding]], None]
 """Told the findings of a check when it is done."""
@@ -51,7 +51,7 @@ def examine(address: str | None, place: str | None, cluster: ClusterSpec | None,
         say: told of each check that is done.
     """
     start = time.monotonic()
-    visit = Visit(say)
+    visit = Diagnosis(say)
     names = (*_ENV, *(cluster.pass_env if cluster is not None else ()))
     environment = {name: os.environ[name] for name in names if name in os.environ}
     where = address or ""
@@ -64,7 +64,7 @@ def examine(address: str | None, place: str | None, cluster: ClusterSpec | None,
     return visit.record(where, time.monotonic() - start)
 
 
-class Visit:
+class Diagnosis:
     """What is known so far."""
 
     def __init__(self, say: Say) -> None:
@@ -105,7 +105,7 @@ class Visit:
         gpu = cluster is None or cluster.gpus_per_worker > 0
         self._all_reduce([answering[name] for name in self._facts], gpu)
 
-    def _host(self, team: Team, tables: Mapping[str, Node], silent: Mapping[str, str], local: bool) -> None:
+    def _host(self, team: ProbeGroup, tables: Mapping[str, Node], silent: Mapping[str, str], local: bool) -> None:
         from launcher.submit.doctor import probes
 
         answers = team.ask_all("facts", timeout_s=_ANSWER_S)
@@ -125,7 +125,7 @@ class Visit:
         self._clocks = _clocks(team)
         self.add(judge_host.clocks(self._clocks))
 
-    def _storage_shared(self, place: str | None, team: Team) -> None:
+    def _storage_shared(self, place: str | None, team: ProbeGroup) -> None:
         if place is None:
             text = "not tried: give a job file or --storage"
             self.add([Finding(check="storage", level="skipped", found=text)])
@@ -134,7 +134,7 @@ class Visit:
         self._storage = storage.try_storage(place, team)
         self.add(storage.judge(place, self._storage))
 
-    def _import_times(self, team: Team, tables: Mapping[str, Node], gpu: bool) -> None:
+    def _import_times(self, team: ProbeGroup, tables: Mapping[str, Node], gpu: bool) -> None:
         libraries = list(judge_software.TRAINING)
         answers = team.ask_all("imports", libraries, _IMPORT_S, timeout_s=_IMPORT_S + 10)
         for name in team.names:
@@ -153,11 +153,11 @@ class Visit:
 
 
 @contextmanager
-def _team(tables: Mapping[str, Node]) -> Iterator[tuple[Team, dict[str, str]]]:
+def _team(tables: Mapping[str, Node]) -> Iterator[tuple[ProbeGroup, dict[str, str]]]:
     """A probe on each node, and why there is none on some."""
     from launcher.submit.doctor.probes import Probe
 
-    team = Team(Probe, threads=4)
+    team = ProbeGroup(Probe, threads=4)
     try:
         for name, node in tables.items():
             team.add(name, node)
@@ -172,14 +172,12 @@ def _answering(facts: Sequence[str], silent: Mapping[str, str]) -> list[Finding]
         "look at {who} (`ray status`; Ray's logs there): it hangs, is overloaded, or has another Ray or another minor "
         "version of Python, which cannot run what is sent to it"
     )
-    complaints = [
-        Complaint(name, "problem", "silent", f"runs no probe ({why})", remedy) for name, why in silent.items()
-    ]
+    complaints = [Issue(name, "problem", "silent", f"runs no probe ({why})", remedy) for name, why in silent.items()]
     alive = f"{len(facts)} node{'s' * (len(facts) != 1)} alive, and answering"
-    return told("nodes", complaints) or [Finding(check="nodes", level="ok", found=alive)]
+    return group_issues("nodes", complaints) or [Finding(check="nodes", level="ok", found=alive)]
 
 
-def _clocks(team: Team) -> dict[str, Clock]:
+def _clocks(team: ProbeGroup) -> dict[str, Clock]:
     """Offsets by the shortest of some round trips: the node's time is compared with the middle of the trip."""
     best: dict[str, Clock] = {}
     for number in range(_CLOCK_ROUNDS):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from launcher.submit.doctor.complaints import Complaint, told
+from launcher.submit.doctor.complaints import Issue, group_issues
 from launcher.submit.doctor.facts import Finding, Gpu, Imports, Node, NodeFacts
 from launcher.submit.doctor.words import size
 
@@ -20,16 +20,16 @@ def gpus(
         imports: what torch sees there.
         wanted: whether the job asks for GPUs.
     """
-    complaints: list[Complaint] = []
+    complaints: list[Issue] = []
     for name, facts in nodes.items():
         if facts.gpu_error:
             remedy = "`nvidia-smi` must work on {who}: look at the driver and at the container's GPU runtime"
-            complaints.append(Complaint(name, "problem", "driver", facts.gpu_error, remedy))
+            complaints.append(Issue(name, "problem", "driver", facts.gpu_error, remedy))
         complaints += _count(name, facts, tables[name], imports.get(name))
         for gpu in facts.gpus:
             complaints += _gpu(name, gpu)
     if complaints:
-        return told("gpus", complaints)
+        return group_issues("gpus", complaints)
     every = [gpu for facts in nodes.values() for gpu in facts.gpus]
     if not every and wanted:
         remedy = "add GPU nodes, start Ray where the driver is installed, or set cluster.gpus_per_worker to 0"
@@ -39,7 +39,7 @@ def gpus(
     return [Finding(check="gpus", level="ok", found=found)]
 
 
-def _count(name: str, facts: NodeFacts, table: Node, imports: Imports | None) -> Iterator[Complaint]:
+def _count(name: str, facts: NodeFacts, table: Node, imports: Imports | None) -> Iterator[Issue]:
     torch_sees = imports.torch_gpus if imports is not None else None
     if torch_sees is None or torch_sees == table.ray_gpus:
         return
@@ -48,18 +48,18 @@ def _count(name: str, facts: NodeFacts, table: Node, imports: Imports | None) ->
         "on {who}: a torch build for the CUDA driver there (torch.cuda.is_available()), and `ray start --num-gpus` of "
         "as many as there are"
     )
-    yield Complaint(name, "problem", "count", text, remedy)
+    yield Issue(name, "problem", "count", text, remedy)
 
 
-def _gpu(name: str, gpu: Gpu) -> Iterator[Complaint]:
+def _gpu(name: str, gpu: Gpu) -> Iterator[Issue]:
     which = f"GPU {gpu.index} ({gpu.name})"
     if gpu.ecc_errors:
         text = f"{which} has {gpu.ecc_errors} uncorrected memory errors"
         remedy = "take {who} out of the cluster, reset the GPU (`nvidia-smi -r`), replace it if they come again"
-        yield Complaint(name, "problem", "ecc", text, remedy)
+        yield Issue(name, "problem", "ecc", text, remedy)
     if gpu.slowed_by:
         text = f"{which} is held down by {', '.join(gpu.slowed_by)}: the whole group waits for it"
-        yield Complaint(name, "warning", "slow", text, "look at cooling and power of {who}, or train without it")
+        yield Issue(name, "warning", "slow", text, "look at cooling and power of {who}, or train without it")
     if gpu.memory_bytes and gpu.memory_used_bytes > _IN_USE * gpu.memory_bytes:
         text = f"{which}: {size(gpu.memory_used_bytes)} of {size(gpu.memory_bytes)} are in use already"
-        yield Complaint(name, "warning", "in use", text, "`nvidia-smi` on {who} shows by whom")
+        yield Issue(name, "warning", "in use", text, "`nvidia-smi` on {who} shows by whom")

@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from launcher.submit.doctor.complaints import Complaint, told
+from launcher.submit.doctor.complaints import Issue, group_issues
 from launcher.submit.doctor.facts import Finding, Imports, Software
 from launcher.submit.doctor.words import some
 
@@ -82,20 +82,22 @@ def _differences(here: Software, there: Software, closure: Collection[str]) -> t
 
 def imports(nodes: Mapping[str, Imports]) -> list[Finding]:
     """Libraries that cannot be imported, and nodes where that takes long: a cold or slow disk."""
-    complaints: list[Complaint] = []
+    complaints: list[Issue] = []
     totals = {name: sum(found.seconds.values()) for name, found in nodes.items() if found.seconds}
     median = statistics.median(totals.values()) if totals else 0.0
     for name, found in nodes.items():
         for library, why in found.errors.items():
             text = f"{library} cannot be imported ({why})"
             remedy = f"mend the installation on {{who}}: an import of {library} must work there"
-            complaints.append(Complaint(name, "problem", library, text, remedy))
+            complaints.append(Issue(name, "problem", library, text, remedy))
         total = totals.get(name, 0.0)
         if total > _SLOW_IMPORT_S or (total > _FEW_S and total > _OUTLIER * median):
             text = f"{total:.1f} s to import ({_each(found)}); median of the nodes {median:.1f} s"
-            complaints.append(Complaint(name, "warning", "slow", text, _SLOW))
+            complaints.append(Issue(name, "warning", "slow", text, _SLOW))
     if complaints or not totals:
-        return told("imports", complaints) or [Finding(check="imports", level="skipped", found="no node answered")]
+        return group_issues("imports", complaints) or [
+            Finding(check="imports", level="skipped", found="no node answered")
+        ]
     slowest = max(totals, key=lambda name: totals[name])
     text = f"{totals[slowest]:.1f} s on the slowest node, {slowest} ({_each(nodes[slowest])})"
     return [Finding(check="imports", level="ok", found=text)]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from launcher.submit.doctor.facts import Network, Node, Transfer
-from launcher.submit.doctor.team import Team
+from launcher.submit.doctor.team import ProbeGroup
 from launcher.submit.doctor.words import some
 
 _ROUNDS = 3
@@ -55,11 +55,11 @@ def measure(nodes: Sequence[Node], with_gpus: Sequence[Node]) -> Network:
 
 
 @contextmanager
-def _team(nodes: Sequence[Node], gpu: bool) -> Iterator[tuple[Team, list[str]]]:
+def _team(nodes: Sequence[Node], gpu: bool) -> Iterator[tuple[ProbeGroup, list[str]]]:
     """A rank per node or per GPU, and the names of the ranks that could not be had."""
     from launcher.submit.doctor.ranks import Rank
 
-    team = Team(Rank, gpus=1.0 if gpu else 0.0)
+    team = ProbeGroup(Rank, gpus=1.0 if gpu else 0.0)
     try:
         for node in nodes:
             for number in range(int(node.ray_gpus) if gpu else 1):
@@ -73,7 +73,7 @@ def _node_of(rank: str) -> str:
     return rank.rsplit("#", 1)[0]
 
 
-def _measure(team: Team, in_ring: Sequence[Node], in_pairs: Sequence[Node], backend: str) -> Network:
+def _measure(team: ProbeGroup, in_ring: Sequence[Node], in_pairs: Sequence[Node], backend: str) -> Network:
     end = time.monotonic() + _ALL_S
     wanted = [node.name for node in in_ring]
     ranks = tuple(rank for rank in team.names if _node_of(rank) in wanted)
@@ -107,7 +107,7 @@ def tournament(names: Sequence[str], rounds: int = _ROUNDS) -> list[list[tuple[s
     return found
 
 
-def _run(groups: Sequence[Group], team: Team, max_bytes: int) -> list[Transfer]:
+def _run(groups: Sequence[Group], team: ProbeGroup, max_bytes: int) -> list[Transfer]:
     """Form the groups, measure them at the same time, dissolve them."""
     heads = {group.ranks[0]: group for group in groups}
     meetings = team.ask(dict.fromkeys(heads, (_JOIN_S,)), "open", timeout_s=_JOIN_S)
@@ -127,7 +127,7 @@ def _run(groups: Sequence[Group], team: Team, max_bytes: int) -> list[Transfer]:
     return results
 
 
-def _transfer(group: Group, timings: dict[str, object], team: Team) -> Transfer:
+def _transfer(group: Group, timings: dict[str, object], team: ProbeGroup) -> Transfer:
     figures = timings.get(group.ranks[0])
     lost = [rank for rank in group.ranks if rank not in timings]
     if isinstance(figures, dict) and not lost:

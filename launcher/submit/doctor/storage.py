@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from launcher.rundir.uri import open_uri
-from launcher.submit.doctor.complaints import Complaint, told
+from launcher.submit.doctor.complaints import Issue, group_issues
 from launcher.submit.doctor.facts import Disk, Finding, StorageSeen
-from launcher.submit.doctor.team import Team
+from launcher.submit.doctor.team import ProbeGroup
 from launcher.submit.doctor.words import size, some, span
 
 _WRITE_S = 30.0
@@ -27,7 +27,7 @@ def absolute(storage: str) -> str:
     return storage.rstrip("/") if "://" in storage else os.path.abspath(os.path.expanduser(storage))
 
 
-def try_storage(storage: str, team: Team) -> dict[str, StorageSeen]:
+def try_storage(storage: str, team: ProbeGroup) -> dict[str, StorageSeen]:
     """Write on each node, read on each other; by name of the node."""
     files = {name: f"{number:04d}.txt" for number, name in enumerate(team.names)}
     contents = {file: secrets.token_hex(32) for file in files.values()}
@@ -48,7 +48,7 @@ def try_storage(storage: str, team: Team) -> dict[str, StorageSeen]:
 
 
 @contextmanager
-def _cleaned(team: Team, place: str, files: list[str]) -> Iterator[None]:
+def _cleaned(team: ProbeGroup, place: str, files: list[str]) -> Iterator[None]:
     """Whatever happens inside, the files and the directories that were not there before are taken away after it."""
     made = team.ask_all("missing", open_uri, place, timeout_s=_WRITE_S)
     try:
@@ -100,7 +100,7 @@ def _unshared(storage: str, nodes: Mapping[str, StorageSeen]) -> list[Finding]:
 
 
 def _room(storage: str, nodes: Mapping[str, StorageSeen]) -> list[Finding]:
-    complaints: list[Complaint] = []
+    complaints: list[Issue] = []
     for name, seen in nodes.items():
         if seen.disk is None or not seen.disk.total_bytes:
             continue
@@ -108,8 +108,8 @@ def _room(storage: str, nodes: Mapping[str, StorageSeen]) -> list[Finding]:
         full = 1 - free / total >= _FULL
         if full or free < _LITTLE:
             text = f"{storage} has {size(free)} of {size(total)} free"
-            complaints.append(Complaint(name, "problem" if full else "warning", "room", text, _MAKE_ROOM))
-    return told("storage", complaints)
+            complaints.append(Issue(name, "problem" if full else "warning", "room", text, _MAKE_ROOM))
+    return group_issues("storage", complaints)
 
 
 _MAKE_ROOM = "make room: a checkpoint takes up to 16 bytes per parameter (weights, moments, fp32 copies)"

@@ -29,7 +29,7 @@ def by_value() -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-class Team:
+class ProbeGroup:
     """Actors of one class, each pinned to its node and without CPUs, so that a head with 0 CPUs has one too.
 
     Args:

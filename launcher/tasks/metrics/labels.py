@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator
 
 from launcher.errors import DataError
-from launcher.formatting import few, shown
+from launcher.formatting import list_names, show_value
 from launcher.rundir.records import Mark
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.padding import whole_numbers
@@ -82,11 +82,11 @@ class Labels:
         modes: dict[str, Literal["max", "min"]] = dict.fromkeys(names, "max")
         return modes | ({"mse": "min"} if self.kind == "regression" else {})
 
-    def learn(
+    def infer_params(
         self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
     ) -> tuple[str, ...] | None:
-        """Class names, as `learn_names` has them; None for numbers."""
-        return None if self.kind == "regression" else learn_names(pieces, kind, known, self.column)
+        """Class names, as `infer_names` has them; None for numbers."""
+        return None if self.kind == "regression" else infer_names(pieces, kind, known, self.column)
 
     def config(self) -> dict[str, object]:
         """The model config's entries: number, names and kind of the labels."""
@@ -117,12 +117,12 @@ class Labels:
             raise ValueError(f"{self.column} is null")
         if self.kind == "multi-label":
             if not isinstance(value, list):
-                raise ValueError(f"{self.column} is {shown(value)}, which is not a list of labels")
+                raise ValueError(f"{self.column} is {show_value(value)}, which is not a list of labels")
             chosen = {self._class(v) for v in value}
             return [float(i in chosen) for i in range(len(self.names))]
         return [float(self._class(value))] if self.kind == "single-label" else [self._number(value)]
 
-    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """The first row whose class cannot be used, and why; None where there is none, or labels are no classes."""
         types = (
             pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating
@@ -147,7 +147,7 @@ class Labels:
         try:
             number = float(str(value))
         except ValueError:
-            raise ValueError(f"{self.column} is {shown(value)}, which is not a number") from None
+            raise ValueError(f"{self.column} is {show_value(value)}, which is not a number") from None
         if not np.isfinite(number):
             raise ValueError(f"{self.column} is {number}, which is not a finite number")
         return number
@@ -160,14 +160,14 @@ class Labels:
         if index is None and isinstance(value, int) and not self._numeric and 0 <= value < len(self.names):
             return int(value)
         if index is None:
-            raise ValueError(f"{self.column} is {shown(value)}, which is not one of {few(self.names)}")
+            raise ValueError(f"{self.column} is {show_value(value)}, which is not one of {list_names(self.names)}")
         return index
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
         """Rows of each class in a column that comes in pieces."""
         return count_classes(map(whole_numbers, pieces), names, replace(self, names=names)._class)
 
-    def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
+    def sample_weights(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """float64 (n,), what each row adds to the global batch's weight, from `target` values; [] where not known."""
         return np.array([self.weights[int(row[0])] if row and self.weights else 1.0 for row in labels], np.float64)
 
@@ -253,7 +253,7 @@ def _words(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def learn_names(
+def infer_names(
     pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None, name: str
 ) -> tuple[str, ...]:
     """Class names of a column of labels or of lists of labels.

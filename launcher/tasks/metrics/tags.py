@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from launcher.errors import DataError
-from launcher.formatting import few, shown
+from launcher.formatting import list_names, show_value
 from launcher.models.chat import IGNORED
 from launcher.rundir.records import Mark
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
-from launcher.tasks.metrics.labels import check_marks, distinct, learn_names
+from launcher.tasks.metrics.labels import check_marks, distinct, infer_names
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,9 @@ class Tags:
         """What `decode` gives."""
         return pa.schema({"prediction": pa.list_(_ENTITY)})
 
-    def learn(self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None) -> tuple[str, ...]:
+    def infer_params(
+        self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
+    ) -> tuple[str, ...]:
         """Tag names, from lists of tags or of {start, end, label}.
 
         Raises:
@@ -85,7 +87,7 @@ class Tags:
                 "mean; give their names in order in task.labels, such as [O, B-PER, I-PER]"
             )
         if not pa.types.is_struct(kind.value_type):
-            return learn_names(map(_counted, flat), kind.value_type, known, self.column)
+            return infer_names(map(_counted, flat), kind.value_type, known, self.column)
         missing = [key for key in _SPAN if kind.value_type.get_field_index(key) < 0]
         if missing:
             raise DataError(
@@ -96,7 +98,7 @@ class Tags:
         check_marks(types, self.column)
         return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
 
-    def first_bad(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
+    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
         """None: a tag goes with its words, so whole rows tell, as they are read."""
         return None
 
@@ -126,7 +128,7 @@ class Tags:
             )
         return _counted(flat)
 
-    def weigh(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
+    def sample_weights(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """float64 (n,), what each row adds to the global batch's weight, from its `labels`."""
         words = [[int(label) for label in row if label != IGNORED] for row in labels]
         return np.array([sum(self.weights[i] for i in row) if self.weights else len(row) for row in words], np.float64)
@@ -146,7 +148,9 @@ class Tags:
             ValueError: it cannot be used; the text says why.
         """
         if not isinstance(label, list):
-            raise ValueError(f"{self.column} is {'null' if label is None else f'{shown(label)}, which is not a list'}")
+            raise ValueError(
+                f"{self.column} is {'null' if label is None else f'{show_value(label)}, which is not a list'}"
+            )
         if isinstance(text, str):
             for one in label:
                 self._check_entity(one, len(text))
@@ -163,7 +167,7 @@ class Tags:
     def _check_entity(self, entity: object, characters: int) -> None:
         if not isinstance(entity, dict):
             raise ValueError(
-                f"{self.column} holds {shown(entity)}, but a string needs the {{start, end, label}} of each entity"
+                f"{self.column} holds {show_value(entity)}, but a string needs the {{start, end, label}} of each entity"
             )
         start, end, label = (entity.get(key) for key in _SPAN)
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= characters):
@@ -242,8 +246,8 @@ class Tags:
         else:
             begin, stop = places[inside[0]][0], places[inside[-1]][1]
             is_whole = start <= begin and stop <= end
-            why = "lies across another" if is_whole else f"is read as {shown(text[begin:stop])}"
-        return f"{self.column}: the entity {shown(text[start:end])} ({start} to {end}) {why}"
+            why = "lies across another" if is_whole else f"is read as {show_value(text[begin:stop])}"
+        return f"{self.column}: the entity {show_value(text[start:end])} ({start} to {end}) {why}"
 
     def _class(self, tag: object) -> int:
         if tag in (IGNORED, str(IGNORED)):
@@ -259,7 +263,7 @@ class Tags:
 
     @property
     def _listed(self) -> str:
-        return few(self.names)
+        return list_names(self.names)
 
     def metrics(self, device: "torch.device") -> "EntityMetrics":
         """Fresh metric states."""

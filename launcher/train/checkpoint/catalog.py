@@ -10,27 +10,27 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from launcher.errors import DamagedRecord, LauncherError, RunError
+from launcher.errors import CorruptRecordError, LauncherError, RunError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.events import note
+from launcher.rundir.events import record_event
 from launcher.rundir.lease import Fences
-from launcher.rundir.records import ManifestRecord, RunStateRecord
-from launcher.rundir.uri import refusal
+from launcher.rundir.records import ManifestRecord, TrainerState
+from launcher.rundir.uri import storage_error
 
 _DAMAGED = "manifest.damaged.json"
 
 
-def directory_of(step: int) -> str:
+def checkpoint_dir(step: int) -> str:
     """Return the checkpoint's directory in the run."""
     return f"checkpoints/step-{step:08d}"
 
 
-def folder_of(token: int) -> str:
+def files_dir(token: int) -> str:
     """Return the name of an attempt's own directory below that of a checkpoint."""
     return f"attempt-{token:06d}"
 
 
-def place_of(run: RunDir, step: int, fences: Fences | None = None) -> str | None:
+def newest_files_dir(run: RunDir, step: int, fences: Fences | None = None) -> str | None:
     """Return the directory that holds the manifest of a checkpoint, its state and its shards.
 
     Args:
@@ -41,12 +41,12 @@ def place_of(run: RunDir, step: int, fences: Fences | None = None) -> str | None
     Returns:
         That of the newest attempt that has completed the checkpoint and still counts; None where none has.
     """
-    home = directory_of(step)
+    home = checkpoint_dir(step)
     names = run.list(home)
     fences = Fences(run) if fences is None else fences
     attempts = sorted((token for name in names if (token := _token(name)) is not None), reverse=True)
     for token in attempts:
-        place = f"{home}/{folder_of(token)}"
+        place = f"{home}/{files_dir(token)}"
         if not fences.excludes(step, token) and run.exists(f"{place}/manifest.json"):
             return place
     return home if "manifest.json" in names else None  # of older versions, whose attempts shared it
@@ -60,23 +60,23 @@ def complete_steps(run: RunDir) -> list[int]:
     """Return the steps of the checkpoints that have a manifest, oldest first."""
     fences = Fences(run)
     names = (name for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit())
-    return [step for step in map(int, (name[5:] for name in names)) if place_of(run, step, fences) is not None]
+    return [step for step in map(int, (name[5:] for name in names)) if newest_files_dir(run, step, fences) is not None]
 
 
 def is_complete(run: RunDir, step: int) -> bool:
     """Return whether there is a checkpoint of this step."""
-    return place_of(run, step) is not None
+    return newest_files_dir(run, step) is not None
 
 
-def manifest_of(run: RunDir, step: int) -> ManifestRecord:
+def read_manifest(run: RunDir, step: int) -> ManifestRecord:
     """Return the manifest of a checkpoint.
 
     Raises:
         RunError: There is no such checkpoint, or its manifest cannot be read.
     """
-    place = place_of(run, step)
+    place = newest_files_dir(run, step)
     if place is None:
-        raise RunError(f"{run.path(directory_of(step))}: holds no complete checkpoint")
+        raise RunError(f"{run.path(checkpoint_dir(step))}: holds no complete checkpoint")
     return run.read_record(f"{place}/manifest.json", ManifestRecord)
 
 
@@ -85,7 +85,7 @@ def latest_step(run: RunDir) -> int:
     return max(complete_steps(run), default=0)
 
 
-def refuse_stage(manifest: ManifestRecord, zero: int) -> None:
+def check_stage(manifest: ManifestRecord, zero: int) -> None:
     """Refuse a ZeRO stage that cannot read a checkpoint.
 
     Raises:
@@ -111,7 +111,7 @@ def prune(run: RunDir, keep_last: int, best_step: int | None, token: int | None 
         RunError: Some of them cannot be removed; all others are.
     """
     steps = complete_steps(run)
-    whole = [step for step in reversed(steps) if damage_of(run, step) is None][:keep_last]
+    whole = [step for step in reversed(steps) if find_corruption(run, step) is None][:keep_last]
     if len(whole) == keep_last:
         gone = [step for step in steps if step < whole[-1] and step != best_step]
         _each(lambda step: remove(run, step, token), gone)
@@ -129,7 +129,7 @@ def _each(act: Callable[[int], None], steps: Iterable[int]) -> None:
         raise refused[0]
 
 
-def sweep(run: RunDir, step: int, token: int | None = None) -> None:
+def remove_incomplete(run: RunDir, step: int, token: int | None = None) -> None:
     """Remove what attempts that died left of checkpoints of earlier steps; `token` as for `remove`."""
     complete = complete_steps(run)
     found = (int(name[5:]) for name in run.list("checkpoints") if name[5:].isdigit())
@@ -137,67 +137,67 @@ def sweep(run: RunDir, step: int, token: int | None = None) -> None:
     _each(lambda other: remove(run, other, token), left)
 
 
-def put_aside(run: RunDir, step: int, why: str) -> None:
+def quarantine(run: RunDir, step: int, why: str) -> None:
     """Let a damaged checkpoint count no more; its files stay for whoever wants to look, until a later one is made."""
-    place = place_of(run, step)
+    place = newest_files_dir(run, step)
     if place is None:
         return
     run.write_bytes(f"{place}/damaged.txt", f"{why}\n".encode())
     run.write_bytes(f"{place}/{_DAMAGED}", run.read_bytes(f"{place}/manifest.json"))
     run.delete(f"{place}/manifest.json")
-    note(run, "checkpoint-damaged", step, f"the checkpoint of step {step} is damaged and not used ({why})")
+    record_event(run, "checkpoint-damaged", step, f"the checkpoint of step {step} is damaged and not used ({why})")
 
 
-def go_back(run: RunDir, step: int) -> None:
+def roll_back_to(run: RunDir, step: int) -> None:
     """Remove all checkpoints from `step` on: what they lack is made again."""
     for later in complete_steps(run):
         if later >= step:
             remove(run, later)
 
 
-def damage_of(run: RunDir, step: int) -> str | None:
+def find_corruption(run: RunDir, step: int) -> str | None:
     """Return what is wrong with a checkpoint, as far as its records and the sizes of local files tell.
 
     Returns:
         None where nothing is wrong. Damage is what is seen to be absent, cut short, or no record.
 
     Raises:
-        StorageTrouble: The storage does not tell, for now.
+        StorageUnavailableError: The storage does not tell, for now.
         RunError: It cannot be read, or a newer version of the launcher wrote it: nothing is known of its state.
     """
-    folder = place_of(run, step)
+    folder = newest_files_dir(run, step)
     if folder is None:
-        return f"{run.path(directory_of(step))}: its manifest is missing"
+        return f"{run.path(checkpoint_dir(step))}: its manifest is missing"
     if not run.exists(f"{folder}/state.json"):
         return f"{run.path(folder)}/state.json: missing"
     try:
         manifest = run.read_record(f"{folder}/manifest.json", ManifestRecord)
-        run.read_record(f"{folder}/state.json", RunStateRecord)
-    except DamagedRecord as error:
+        run.read_record(f"{folder}/state.json", TrainerState)
+    except CorruptRecordError as error:
         return error.message
     for entry in manifest.files if run.local is not None else ():
         path = Path(run.path(folder)) / manifest.folder / entry.path
-        if size_of(path) != entry.size_bytes:
+        if checkpoint_bytes(path) != entry.size_bytes:
             return f"{path}: missing or cut short"
     return None
 
 
-def size_of(path: Path) -> int | None:
+def checkpoint_bytes(path: Path) -> int | None:
     """Return the bytes of a file, None where there is no such file.
 
     Raises:
-        RunError: The file system does not tell; a `StorageTrouble` where that may pass.
+        RunError: The file system does not tell; a `StorageUnavailableError` where that may pass.
     """
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise refusal(str(path), error) from error
+        raise storage_error(str(path), error) from error
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def refuse_step_0(run: RunDir) -> None:
+def check_restart_from_zero(run: RunDir) -> None:
     """Refuse to begin anew where a run has checkpoints, of which none can be used.
 
     Raises:
@@ -224,7 +224,7 @@ def remove(run: RunDir, step: int, token: int | None = None) -> None:
         step: Of the checkpoint.
         token: Of the attempt that removes it, which leaves alone what newer ones have written; None removes all.
     """
-    home = directory_of(step)
+    home = checkpoint_dir(step)
     names = run.list(home)
     old = [name for name in names if token is None or (_token(name) or 0) <= token]
     for name in old:
@@ -237,7 +237,7 @@ def remove(run: RunDir, step: int, token: int | None = None) -> None:
 
 def remove_older(run: RunDir, step: int, token: int) -> None:
     """Remove what attempts before `token` have left of a checkpoint."""
-    home = directory_of(step)
+    home = checkpoint_dir(step)
     for name in run.list(home):
         if (_token(name) or 0) < token:
             run.delete(f"{home}/{name}")

@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from launcher.errors import DamagedCheckpoint, RunError, TrainingError
+from launcher.errors import CorruptCheckpointError, RunError, TrainingError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import ManifestRecord, RunStateRecord
-from launcher.rundir.uri import join, refusal
+from launcher.rundir.records import ManifestRecord, TrainerState
+from launcher.rundir.uri import join, storage_error
 from launcher.train.checkpoint import catalog, universal
-from launcher.train.checkpoint.trusted import refuse_foreign, trusted_loads
+from launcher.train.checkpoint.trusted import check_file_names, weights_only_loads
 
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
 
 
-def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -> RunStateRecord:
+def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -> TrainerState:
     """Read a checkpoint back (a collective), with whatever number of workers there is now.
 
     Raises:
-        DamagedCheckpoint: a file of it is missing or damaged; it is put aside, the workers must start again.
+        CorruptCheckpointError: a file of it is missing or damaged; it is put aside, the workers must start again.
         RunError: its ZeRO stage cannot be read.
     """
-    found = [catalog.place_of(run, step)]
+    found = [catalog.newest_files_dir(run, step)]
     dist.broadcast_object_list(found)  # the same on all workers, whatever their mounts show them
     source = found[0]
     if source is None:
-        raise DamagedCheckpoint(f"the checkpoint of step {step} is not there any more")
+        raise CorruptCheckpointError(f"the checkpoint of step {step} is not there any more")
     with tempfile.TemporaryDirectory() as scratch:
         host = _Host.of(engine, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
@@ -47,19 +47,19 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
         problem = _verify(run.path(source), directory, manifest, _share(run, host, engine))
         if problem is not None:
             if engine.rank == 0:
-                catalog.put_aside(run, step, problem)
+                catalog.quarantine(run, step, problem)
             dist.barrier()
-            raise DamagedCheckpoint(f"the checkpoint of step {step} is damaged ({problem})")
+            raise CorruptCheckpointError(f"the checkpoint of step {step} is damaged ({problem})")
         directory = directory / manifest.folder
-        with trusted_loads(run.path(source)):
+        with weights_only_loads(run.path(source)):
             if _fits(manifest, engine, weights_only):
                 engine.load(directory, weights_only)
             else:
                 engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
-            if engine.average is not None:
-                engine.average.load(directory)
+            if engine.ema is not None:
+                engine.ema.load(directory)
         dist.barrier()  # others of this host may still read what the first has fetched, or converted
-    return run.read_record(f"{source}/state.json", RunStateRecord)
+    return run.read_record(f"{source}/state.json", TrainerState)
 
 
 def _fits(manifest: ManifestRecord, engine: "Engine", weights_only: bool) -> bool:
@@ -69,7 +69,7 @@ def _fits(manifest: ManifestRecord, engine: "Engine", weights_only: bool) -> boo
         RunError: it can be read in no way.
     """
     written, here = manifest.zero, engine.zero
-    catalog.refuse_stage(manifest, here)
+    catalog.check_stage(manifest, here)
     # Without ZeRO every rank reads the same file, whatever their number; weights alone are whole below stage 3.
     as_it_is = (
         (written == 0 or weights_only) if here == 0 else (written > 0 and manifest.world_size == engine.world_size)
@@ -123,7 +123,7 @@ def _on_this_host(run: RunDir, source: str, host: _Host, world_size: int) -> Pat
         except RunError as error:
             problem = error
         except OSError as error:
-            problem = refusal(run.path(source), error)
+            problem = storage_error(run.path(source), error)
     _raise_first(problem, world_size)
     return host.scratch / "checkpoint"
 
@@ -148,24 +148,24 @@ def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) 
     """Return what is wrong with it, the same on all workers, each of which checks some of the files.
 
     Raises:
-        RunError: A file cannot be read, which says nothing of its content (`StorageTrouble` where that may pass), or it
-            holds what no training has saved.
+        RunError: A file cannot be read, which says nothing of its content (`StorageUnavailableError` where that may
+        pass), or it holds what no training has saved.
     """
     problem, unreadable = None, None
     for entry in manifest.files[mine]:
         path = directory / manifest.folder / entry.path
         what = join(shown, path.relative_to(directory).as_posix())
         try:
-            if catalog.size_of(path) != entry.size_bytes:
+            if catalog.checkpoint_bytes(path) != entry.size_bytes:
                 problem = f"{what}: missing or cut short"
             elif _sha256(path) != entry.sha256:
                 problem = f"{what}: its sha256 differs"
             elif path.suffix == ".pt":
-                refuse_foreign(path, what)
+                check_file_names(path, what)
         except RunError as error:
             unreadable = error
         except OSError as error:
-            unreadable = refusal(what, error)
+            unreadable = storage_error(what, error)
     _raise_first(unreadable, dist.get_world_size())
     problems: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
@@ -187,9 +187,11 @@ def _universal(directory: Path, host: _Host, engine: "Engine", zero: int) -> Pat
     if host.leads:
         try:
             if zero:
-                universal.from_shards(directory / "state", target / "universal", zero, engine.moments or {})
+                universal.convert_from_shards(directory / "state", target / "universal", zero, engine.moments or {})
             else:
-                universal.from_whole(directory / "state", target / "universal", engine.trained, engine.moments or {})
+                universal.convert_from_full(
+                    directory / "state", target / "universal", engine.trained_names, engine.moments or {}
+                )
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
             problem = f"{directory}: cannot be converted for {engine.world_size} workers ({error})"
     problems: list[str | None] = [None] * engine.world_size

@@ -19,7 +19,7 @@ States = Mapping[str, Any]
 """What a worker has to save: trees of tensors and plain values, by the name of their file."""
 
 
-class Copier:
+class StagingBuffers:
     """Copies states into memory of its own, which is used again the next time: new pages cost more than the copy."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class _Hashed(io.RawIOBase):
         return len(view)
 
 
-def write_states(run: RunDir, directory: str, name: str, tree: object) -> FileEntry:
+def write_state_files(run: RunDir, directory: str, name: str, tree: object) -> FileEntry:
     """Write one file of a checkpoint.
 
     Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import deepspeed
 
 
-def collect(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
+def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
     """The trees by their file, below `state/` (a collective)."""
     found: dict[str, Any] = {}
     sharded = bool(engine.zero_optimization_partition_weights())

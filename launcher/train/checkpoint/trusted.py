@@ -20,7 +20,7 @@ _REMEDY = "delete this checkpoint and those after it, or restore the run from a 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def refuse_foreign(file: Path, shown: str) -> None:
+def check_file_names(file: Path, shown: str) -> None:
     """Refuse a file of a checkpoint that holds more than a training has saved; only its pickle is looked at.
 
     Args:
@@ -43,7 +43,7 @@ def refuse_foreign(file: Path, shown: str) -> None:
 
 
 @contextmanager
-def trusted_loads(shown: str) -> Iterator[None]:
+def weights_only_loads(shown: str) -> Iterator[None]:
     """Let torch read nothing but numbers and DeepSpeed's classes inside the block, whatever its callers ask for.
 
     Args:

@@ -23,7 +23,7 @@ Moments = Mapping[str, str]
 MOMENTS: Mapping[str, Moments] = {"adamw": {name: name for name in _MOMENTS}, "sgd": {"momentum_buffer": "exp_avg"}}
 
 
-def from_shards(source: Path, target: Path, zero: int, moments: Moments) -> None:
+def convert_from_shards(source: Path, target: Path, zero: int, moments: Moments) -> None:
     """DeepSpeed's own conversion of ZeRO shards.
 
     Args:
@@ -79,7 +79,7 @@ def _renamed(state: Mapping[str, torch.Tensor], size: int, moments: Moments) -> 
     return {"step": torch.tensor(0.0), **dict.fromkeys(_MOMENTS, nothing), **found}
 
 
-def own_names(state: State, moments: Moments) -> None:
+def rename_moments(state: State, moments: Moments) -> None:
     """Give an optimizer, that was loaded from a universal checkpoint, its states under its own names."""
     if set(moments) == set(_MOMENTS):
         return
@@ -88,7 +88,7 @@ def own_names(state: State, moments: Moments) -> None:
     state.update(found)
 
 
-def from_whole(source: Path, target: Path, names: Sequence[str], moments: Moments) -> None:
+def convert_from_full(source: Path, target: Path, names: Sequence[str], moments: Moments) -> None:
     """A checkpoint without ZeRO as a universal one, for stages 1 and 2.
 
     Args:
@@ -118,7 +118,7 @@ def from_whole(source: Path, target: Path, names: Sequence[str], moments: Moment
     torch.save(saved, target / _MODEL_STATES)
 
 
-def load_whole(
+def load_full(
     source: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[str], moments: Moments
 ) -> None:
     """A universal checkpoint of stage 1 or 2 into a model that is not sharded.
@@ -140,7 +140,7 @@ def load_whole(
             states = {key: _tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _MOMENTS}
             step = torch.load(folder / "step.pt", weights_only=True)
             optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **states}
-            own_names(optimizer.state[parameter], moments)
+            rename_moments(optimizer.state[parameter], moments)
 
 
 def load_buffers(source: Path, model: torch.nn.Module) -> None:

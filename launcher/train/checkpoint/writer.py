@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import torch.distributed as dist
 
-from launcher.errors import LauncherError, RunError, StaleAttempt, StorageTrouble, TrainingError
+from launcher.errors import LauncherError, RunError, StaleAttemptError, StorageUnavailableError, TrainingError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.events import note
+from launcher.rundir.events import record_event
 from launcher.rundir.lease import Lease
-from launcher.rundir.records import FileEntry, ManifestRecord, Record, RunStateRecord
-from launcher.rundir.uri import os_reason
+from launcher.rundir.records import FileEntry, ManifestRecord, Record, TrainerState
+from launcher.rundir.uri import describe_os_error
 from launcher.spec.curve import spec_hash
 from launcher.spec.job import JobSpec
 from launcher.train.checkpoint import catalog
-from launcher.train.checkpoint.staging import Copier, States, write_states
-from launcher.train.fault_injection import Chaos
+from launcher.train.checkpoint.staging import StagingBuffers, States, write_state_files
+from launcher.train.fault_injection import FaultInjector
 
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
@@ -57,7 +57,7 @@ class PartRecord(Record):
 class _Writing:
     """One checkpoint of one worker on its way to the storage."""
 
-    state: RunStateRecord
+    state: TrainerState
     problem: LauncherError | None = None
     copied: Event = field(default_factory=Event)
     """No later step changes what is written."""
@@ -75,7 +75,7 @@ class _Room:
     """Bytes that do not fit."""
 
 
-class Saver:
+class CheckpointWriter:
     """Writes the checkpoints of one training; all workers have one and call it together.
 
     Args:
@@ -87,14 +87,19 @@ class Saver:
     """
 
     def __init__(
-        self, run: RunDir, job: JobSpec, engine: "Engine", lease: Lease | None = None, chaos: Chaos | None = None
+        self,
+        run: RunDir,
+        job: JobSpec,
+        engine: "Engine",
+        lease: Lease | None = None,
+        chaos: FaultInjector | None = None,
     ) -> None:
         self._run, self._job, self._engine, self._lease = run, job, engine, lease
-        self._chaos = chaos or Chaos(run)
+        self._chaos = chaos or FaultInjector(run)
         # Trials of a sweep hand their checkpoints to each other at once, and share the machine's memory.
         self._background = lease is not None and job.checkpoint.background
         self._token = lease.token if lease is not None else 0
-        self._copier = Copier()
+        self._copier = StagingBuffers()
         self._writing: _Writing | None = None
 
     @property
@@ -102,14 +107,14 @@ class Saver:
         """Whether this worker's part of the checkpoint under way has failed."""
         return self._writing is not None and self._writing.problem is not None
 
-    def save(self, state: RunStateRecord) -> None:
+    def save(self, state: TrainerState) -> None:
         """Begin a checkpoint (a collective), once the one before it is complete.
 
         Raises:
             TrainingError: it, or the one before, failed, and the job file says to stop then.
         """
-        self.finish()
-        states = self._engine.states()
+        self.join()
+        states = self._engine.local_state()
         if not self._has_room(states, state):
             return
         writing = self._writing = _Writing(state)
@@ -119,16 +124,16 @@ class Saver:
         writing.thread = Thread(target=self._write, args=(writing, states), name="checkpoint", daemon=True)
         writing.thread.start()
         if not self._background:
-            self.finish()
-        elif self._engine.changes_in_forward:
+            self.join()
+        elif self._engine.has_sync_batch_norm:
             writing.copied.wait()
 
-    def finish(self) -> None:
+    def join(self) -> None:
         """Wait until the checkpoint under way is complete, or has failed (a collective).
 
         Raises:
             TrainingError: it has failed, and the job file says to stop then.
-            StaleAttempt: another attempt of the run has begun.
+            StaleAttemptError: another attempt of the run has begun.
         """
         writing, self._writing = self._writing, None
         if writing is None:
@@ -142,14 +147,14 @@ class Saver:
         if problem is not None:
             self._failed(writing.state, problem)
 
-    def give_up(self, failed: bool) -> None:
+    def join_if_failed(self, failed: bool) -> None:
         """Say at once, not with the next checkpoint, that some worker has `failed` (a collective then)."""
         if failed:
-            self.finish()
+            self.join()
 
-    def _failed(self, state: RunStateRecord, problem: LauncherError) -> None:
+    def _failed(self, state: TrainerState, problem: LauncherError) -> None:
         """The same on all workers."""
-        if isinstance(problem, StaleAttempt):
+        if isinstance(problem, StaleAttemptError):
             raise problem
         if self._engine.rank == 0:
             with suppress(LauncherError):  # the storage may be what has failed
@@ -161,12 +166,12 @@ class Saver:
         if self._engine.rank == 0:
             text = f"the checkpoint of step {state.step} was not saved ({problem.message}); training goes on"
             _LOG.warning("%s", text)
-            note(self._run, "checkpoint-failed", state.step, text)
+            record_event(self._run, "checkpoint-failed", state.step, text)
 
-    def _place(self, state: RunStateRecord) -> str:
-        return f"{catalog.directory_of(state.step)}/{catalog.folder_of(self._token)}"
+    def _place(self, state: TrainerState) -> str:
+        return f"{catalog.checkpoint_dir(state.step)}/{catalog.files_dir(self._token)}"
 
-    def _has_room(self, states: States, state: RunStateRecord) -> bool:
+    def _has_room(self, states: States, state: TrainerState) -> bool:
         """Whether the checkpoint fits onto a local storage; older ones than the last and the best give way to it."""
         sizes: list[int] = [0] * self._engine.world_size
         dist.all_gather_object(sizes, _bytes(states))
@@ -182,7 +187,7 @@ class Saver:
         self._failed(state, RunError(f"it takes {lacks >> 20} MiB, and {found[0].free >> 20} MiB are free"))
         return False
 
-    def _room(self, needed: int, state: RunStateRecord) -> _Room:
+    def _room(self, needed: int, state: TrainerState) -> _Room:
         if self._run.local is None:
             return _Room(0, None)
         self._run.local.mkdir(parents=True, exist_ok=True)
@@ -197,7 +202,7 @@ class Saver:
         """Go on where the storage refuses what no checkpoint depends on, and say what is left undone."""
         try:
             yield
-        except StaleAttempt:
+        except StaleAttemptError:
             raise
         except (LauncherError, OSError) as error:
             _LOG.warning("%s: %s (%s)", self._run.uri, left, error)
@@ -211,17 +216,17 @@ class Saver:
                 writing.copied.set()
             self._chaos.at("save")
             step, rank = writing.state.step, self._engine.rank
-            files = tuple(patiently(partial(self._shard, place, step, name, tree)) for name, tree in states.items())
+            files = tuple(retry_storage(partial(self._shard, place, step, name, tree)) for name, tree in states.items())
             part = PartRecord(rank=rank, files=files)
-            patiently(partial(self._run.write_record, f"{place}/parts/rank-{rank:05d}.json", part))
+            retry_storage(partial(self._run.write_record, f"{place}/parts/rank-{rank:05d}.json", part))
             writing.written.set()
             self._chaos.at("upload")
             if rank == 0:
-                patiently(partial(self._complete, writing))
+                retry_storage(partial(self._complete, writing))
         except LauncherError as error:
             writing.problem = error
         except OSError as error:
-            writing.problem = RunError(f"{self._run.path(self._place(writing.state))}: {os_reason(error)}")
+            writing.problem = RunError(f"{self._run.path(self._place(writing.state))}: {describe_os_error(error)}")
         except BaseException as error:  # noqa: BLE001  # thread border: told where it is waited for
             writing.problem = TrainingError(f"{type(error).__name__}: {error}")
         finally:
@@ -230,7 +235,7 @@ class Saver:
 
     def _shard(self, place: str, step: int, name: str, tree: object) -> FileEntry:
         self._chaos.before_write(step)
-        return write_states(self._run, place, name, tree)
+        return write_state_files(self._run, place, name, tree)
 
     def _complete(self, writing: _Writing) -> None:
         """Rank 0: once all parts are there, the manifest; then what is not kept goes."""
@@ -258,7 +263,7 @@ class Saver:
             catalog.prune(self._run, self._job.checkpoint.keep_last, state.best_step, self._token)
         with self._best_effort("what is left of incomplete checkpoints stays"):
             self._check_lease()
-            catalog.sweep(self._run, state.step, self._token)
+            catalog.remove_incomplete(self._run, state.step, self._token)
 
     def _check_lease(self) -> None:
         if self._lease is not None:
@@ -290,12 +295,12 @@ class Saver:
         return [name for name in self._run.list(folder) if name.endswith(".json")]
 
 
-def patiently(act: Callable[[], T]) -> T:
+def retry_storage(act: Callable[[], T]) -> T:
     """Do what a storage may refuse for now, a few times if it does."""
     for tries in range(_TRIES):
         try:
             return act()
-        except (OSError, StorageTrouble) as error:
+        except (OSError, StorageUnavailableError) as error:
             if tries == _TRIES - 1 or getattr(error, "errno", None) in _FINAL:
                 raise
             time.sleep(_PAUSE_S * 2**tries)
@@ -306,7 +311,7 @@ def _first(mine: LauncherError | None) -> LauncherError | None:
     """What went wrong on some worker, the same answer everywhere (a collective)."""
     found: list[LauncherError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, mine)
-    stale = (problem for problem in found if isinstance(problem, StaleAttempt))
+    stale = (problem for problem in found if isinstance(problem, StaleAttemptError))
     return next(stale, next((problem for problem in found if problem is not None), None))
 
 

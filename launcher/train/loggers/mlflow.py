@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launcher.errors import RunError, SpecError
-from launcher.formatting import masked
+from launcher.formatting import mask_secrets
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import MetricsLine, TrackerRecord
 from launcher.spec.job import JobSpec
@@ -94,7 +94,7 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str |
     try:
         experiment = _experiment(made, job.logging.experiment)
         run_id: str = made.create_run(experiment, run_name=job.name, tags=tags).info.run_id
-        shown = [Param(key, masked(str(value))[:_LONGEST]) for key, value in params.items()]
+        shown = [Param(key, mask_secrets(str(value))[:_LONGEST]) for key, value in params.items()]
         for first in range(0, len(shown), _PARAMS_AT_ONCE):
             made.log_batch(run_id, params=shown[first : first + _PARAMS_AT_ONCE])
     except MlflowException as error:
@@ -140,10 +140,10 @@ def _end(known: TrackerRecord, status: str, scores: Mapping[str, float]) -> None
             made.log_metric(known.run_id, name, value)
         made.set_terminated(known.run_id, status)
     except MlflowException as error:
-        _log.warning("MLflow at %s did not take the end of the run (%s)", masked(known.uri), error)
+        _log.warning("MLflow at %s did not take the end of the run (%s)", mask_secrets(known.uri), error)
 
 
-class Tracker:
+class MlflowSink:
     """Sends numbers to MLflow from a thread of its own; a `sinks.Sink`.
 
     Args:
@@ -182,7 +182,7 @@ class Tracker:
                     self._client.log_batch(self._run_id, metrics=batch[first : first + _METRICS_AT_ONCE])
             except (MlflowException, OSError) as error:
                 _log.warning(
-                    "MLflow at %s takes no more numbers (%s); metrics.jsonl has them", masked(self._uri), error
+                    "MLflow at %s takes no more numbers (%s); metrics.jsonl has them", mask_secrets(self._uri), error
                 )
                 return
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from ray.util.metrics import Counter, Gauge
 
-from launcher.errors import Interrupted, LauncherError
+from launcher.errors import LauncherError, RunInterrupted
 from launcher.rundir.records import EvaluationRecord, MetricsLine, StepRecord, TimesRecord
 from launcher.spec.job import JobSpec
 
@@ -45,7 +45,7 @@ STOPPED, PREEMPTED, LOST, FAILED = "stopped", "preempted", "lost", "error"
 """Kinds of failures: asked for, a node was taken away, anything else."""
 
 
-class Exporter:
+class PrometheusSink:
     """Hands the lines of one run to Ray; a `sinks.Sink`.
 
     Args:
@@ -94,11 +94,11 @@ class Exporter:
 
 
 @contextmanager
-def counted(job: JobSpec) -> Iterator[None]:
+def count_attempt(job: JobSpec) -> Iterator[None]:
     """Count what ends the block early, within the session of Ray that the driver holds."""
     try:
         yield
-    except Interrupted:
+    except RunInterrupted:
         count_failure(job, STOPPED)
         raise
     except LauncherError:

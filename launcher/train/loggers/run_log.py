@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from launcher.data.rank_batches import StepHeader
-from launcher.errors import LauncherError, RunError, StaleAttempt, StorageTrouble
+from launcher.data.rank_batches import GlobalBatch
+from launcher.errors import LauncherError, RunError, StaleAttemptError, StorageUnavailableError
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir
 from launcher.rundir.lease import Lease
@@ -22,15 +22,15 @@ from launcher.rundir.records import (
     GenerationRecord,
     MetricsLine,
     Record,
-    RunStateRecord,
     StepRecord,
     TimesRecord,
+    TrainerState,
 )
 from launcher.spec.job import JobSpec
 from launcher.train.loggers.sinks import Sink, open_sinks
 from launcher.train.loggers.timer import Timer
 
-Listener = Callable[[MetricsLine], None]
+OnMetrics = Callable[[MetricsLine], None]
 """Told of every line of metrics.jsonl."""
 _RANKS_PER_FLUSH = 16
 """A line of times has numbers of every worker: of a thousand workers it is written as rarely as it is long."""
@@ -45,7 +45,7 @@ _LOG = logging.getLogger("launcher")
 class _Pending:
     step: int
     epoch: int
-    header: StepHeader
+    header: GlobalBatch
     loss_sum: torch.Tensor | None
     learning_rate: float
     grad_norm: "float | torch.Tensor | None"
@@ -63,7 +63,7 @@ class RunLog:
     """
 
     def __init__(
-        self, run: RunDir, job: JobSpec, listener: Listener | None, state: RunStateRecord, lease: Lease | None = None
+        self, run: RunDir, job: JobSpec, listener: OnMetrics | None, state: TrainerState, lease: Lease | None = None
     ) -> None:
         self._run, self._listener, self._rank = run, listener, dist.get_rank()
         self._lease, self._looked, self._answered = lease, -math.inf, time.monotonic()
@@ -78,7 +78,7 @@ class RunLog:
         """Told by the loop what it waits for."""
         self._sinks: list[Sink] = []
         if self._rank == 0:
-            metrics_log.cut(run, state.step)
+            metrics_log.truncate_after(run, state.step)
             self._sinks = open_sinks(run, job, state.step)
 
     @property
@@ -87,7 +87,7 @@ class RunLog:
         return self._earlier_s + time.monotonic() - self._started
 
     @property
-    def done(self) -> int:
+    def last_step(self) -> int:
         """Steps done."""
         return self._step
 
@@ -112,7 +112,7 @@ class RunLog:
 
         Raises:
             TrainingError: `judge` does.
-            StaleAttempt: another attempt of the run writes there now.
+            StaleAttemptError: another attempt of the run writes there now.
         """
         sums = [p.loss_sum.detach().double() for p in self._pending if p.loss_sum is not None]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +129,7 @@ class RunLog:
         told = merged.tolist()  # the one sync point of these steps
         losses, (skipped, newer, first, second, *spent) = told[: len(sums)], told[len(sums) :]
         if newer:
-            raise stale or StaleAttempt(f"{self._run.uri}: another attempt has begun, this one ends")
+            raise stale or StaleAttemptError(f"{self._run.uri}: another attempt has begun, this one ends")
         now = time.monotonic()
         times = [self._times(spent)] if timed else []
         seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
@@ -229,9 +229,9 @@ class RunLog:
         self._looked = now
         try:
             self._lease.check()
-        except StaleAttempt as stale:
+        except StaleAttemptError as stale:
             return stale
-        except StorageTrouble as trouble:
+        except StorageUnavailableError as trouble:
             if now - self._answered > _SILENT_S:
                 return trouble
             _LOG.warning("%s: not known whether another attempt has begun; asking again", trouble.message)
@@ -253,7 +253,7 @@ class RunLog:
 def pending_step(
     step: int,
     epoch: int,
-    header: StepHeader,
+    header: GlobalBatch,
     loss_sum: torch.Tensor | None,
     rates: "tuple[float, float | torch.Tensor | None]",
 ) -> _Pending:

@@ -13,7 +13,7 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.records import MetricsLine
 from launcher.spec.job import JobSpec
 from launcher.train.loggers import mlflow, wandb
-from launcher.train.loggers.prometheus import Exporter
+from launcher.train.loggers.prometheus import PrometheusSink
 from launcher.train.loggers.scalars import scalars_of
 
 
@@ -27,7 +27,7 @@ class Sink(Protocol):
         """Finish; more may come from another attempt."""
 
 
-class Board:
+class TensorBoardSink:
     """TensorBoard's event files, below the run directory.
 
     Args:
@@ -51,13 +51,13 @@ def open_sinks(run: RunDir, job: JobSpec, resumed_step: int) -> list[Sink]:
     sinks: list[Sink] = []
     # Event files cannot grow on an object store; metrics.jsonl holds the same numbers there.
     if run.local is not None:
-        sinks.append(Board(Path(run.local) / "tensorboard", resumed_step))
+        sinks.append(TensorBoardSink(Path(run.local) / "tensorboard", resumed_step))
     found = mlflow.find(run, job)
     if found is not None:
-        sinks.append(mlflow.Tracker(found.uri, found.run_id))
+        sinks.append(mlflow.MlflowSink(found.uri, found.run_id))
     at_wandb = wandb.find(run, job)
     if at_wandb is not None:
-        sinks.append(wandb.Reporter(run, at_wandb))
+        sinks.append(wandb.WandbSink(run, at_wandb))
     if job.logging.prometheus:
-        sinks.append(Exporter(job.name))
+        sinks.append(PrometheusSink(job.name))
     return sinks

@@ -45,7 +45,7 @@ class Timer:
             self._within = None
             self._spent[name] += time.monotonic() - start
 
-    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+    def time_data_wait(self, items: Iterable[T]) -> Iterator[T]:
         """The same items; waiting for each counts as waiting for data."""
         source = iter(items)
         while True:
@@ -57,7 +57,7 @@ class Timer:
             yield item
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def time_step(self) -> Iterator[None]:
         """Count what the block waits for collectives, its own and DeepSpeed's, as communication.
 
         On a CPU the process waits in `Work.wait`. On a GPU only the stream does, from where that is called on: two

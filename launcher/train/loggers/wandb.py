@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from launcher.errors import SpecError
-from launcher.formatting import masked
+from launcher.formatting import mask_secrets
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import MetricsLine, Record
 from launcher.spec.job import JobSpec
@@ -72,7 +72,7 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object]) -> None:
         run_id=uuid.uuid4().hex[:12],
         name=f"{group}/{RunDir(trial).name}" if group else job.name,
         group=group,
-        params={key: masked(str(value))[:_LONGEST] for key, value in params.items()},
+        params={key: mask_secrets(str(value))[:_LONGEST] for key, value in params.items()},
     )
     run.write_record(_FILE, record)
 
@@ -128,7 +128,7 @@ def _warn(known: WandbRecord, error: Exception) -> None:
     _log.warning("W&B takes no numbers of %s (%s); metrics.jsonl has them", known.name, what)
 
 
-class Reporter:
+class WandbSink:
     """Sends numbers to W&B from a thread of its own; a `sinks.Sink`.
 
     Args:

@@ -21,7 +21,7 @@ import torch
 from launcher.errors import ClusterError
 from launcher.train.checkpoint.universal import MOMENTS
 from launcher.train.deepspeed_config import swap_buffers
-from launcher.train.offload.swap_dir import SwapDir, refuse_full
+from launcher.train.offload.swap_dir import NVMeSwapDir, check_free_space
 
 # Of a weight in fp32: itself, two moments and the gradient.
 _BYTES = 16
@@ -29,7 +29,7 @@ _MOMENTS = tuple(MOMENTS["adamw"])  # no other optimizer is offloaded
 _INNER, _WEIGHTS = "optimizer_state_dict", "fp32_flat_groups"
 
 
-def claim(path: str | None, elements: int) -> SwapDir | None:
+def create_swap_dir(path: str | None, elements: int) -> NVMeSwapDir | None:
     """A directory for the states of this worker; None where the job offloads to no disk.
 
     Args:
@@ -43,7 +43,7 @@ def claim(path: str | None, elements: int) -> SwapDir | None:
         return None
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    directory = SwapDir(path)
+    directory = NVMeSwapDir(path)
     try:
         if not AsyncIOBuilder().is_compatible():
             raise ClusterError(
@@ -51,7 +51,7 @@ def claim(path: str | None, elements: int) -> SwapDir | None:
                 "install libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
             )
         _refuse_without_locks(swap_buffers(elements))
-        refuse_full(directory, elements * _BYTES * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_free_space(directory, elements * _BYTES * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except ClusterError:
         directory.close()
         raise

@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 
 from launcher.errors import ClusterError
-from launcher.rundir.uri import os_reason
+from launcher.rundir.uri import describe_os_error
 
 _PREFIX, _LOCK = "launcher-swap-", "in-use.lock"
 
 
-class SwapDir:
+class NVMeSwapDir:
     """Made, and locked, at once; directories of dead processes beside it are removed.
 
     Args:
@@ -29,7 +29,7 @@ class SwapDir:
     """
 
     def __init__(self, parent: str) -> None:
-        refuse(parent)
+        check_offload_path(parent)
         for old in Path(parent).glob(f"{_PREFIX}*"):
             _remove_if_dead(old)
         held = None
@@ -48,7 +48,7 @@ class SwapDir:
             self._lock = -1
 
 
-def refuse(parent: str) -> None:
+def check_offload_path(parent: str) -> None:
     """Refuse a directory that can keep no states on this machine.
 
     Raises:
@@ -67,13 +67,13 @@ def refuse(parent: str) -> None:
         finally:
             os.unlink(name)
     except OSError as error:
-        reason = "its file system has no direct I/O" if error.errno == errno.EINVAL else os_reason(error)
+        reason = "its file system has no direct I/O" if error.errno == errno.EINVAL else describe_os_error(error)
         raise ClusterError(
             f"{where} cannot be used on {socket.gethostname()} ({reason}); give a directory of a local disk"
         ) from error
 
 
-def refuse_full(directory: SwapDir, needed: int) -> None:
+def check_free_space(directory: NVMeSwapDir, needed: int) -> None:
     """Refuse a disk without room.
 
     Args:

@@ -16,12 +16,12 @@ from typing import Any
 
 os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
 
 from launcher.data import encoded_cache  # noqa: E402
 from launcher.data.stream import StreamSource  # noqa: E402
 from launcher.data.windows import train_windows  # noqa: E402
-from launcher.driver.prepare import Prepared, prepare  # noqa: E402
+from launcher.driver.prepare import PreparedJob, prepare  # noqa: E402
 from tests.support.jobs import make_job  # noqa: E402  # the environment is pinned before
 
 _DATA = ROOT.parent / "shared" / "data"
@@ -60,7 +60,7 @@ def _round(folder: Path, model: Path, data: Path, task: dict[str, Any]) -> dict[
     return {"first_over_plain": first / usual, "again_over_plain": again / usual}
 
 
-def _epoch(prepared: Prepared, epoch: int) -> float:
+def _epoch(prepared: PreparedJob, epoch: int) -> float:
     """Seconds for an epoch's windows."""
     encoded_cache._entry.cache_clear()  # as in another process
     source = StreamSource(prepared.job, prepared.splits, 2)

@@ -1,9 +1,9 @@
 """How long training stands still per checkpoint, beside DeepSpeed's own blocking save to the same disk.
 
 Two workers of a plain gloo group train MiniLM-sized BERTs on the launcher's loop; each round saves in turn by
-`Saver` in the background, by `Saver` in the foreground, and by `engine.save_checkpoint`. Also told: how much slower the
-steps are that a background save runs beside. Prints the medians as one JSON object on its last line.
-`make bench-checkpoint-stall`; figures in ../README.md. Runs on the client; needs no GPU.
+`CheckpointWriter` in the background, by `CheckpointWriter` in the foreground, and by `engine.save_checkpoint`. Also
+told: how much slower the steps are that a background save runs beside. Prints the medians as one JSON object on its
+last line. `make bench-checkpoint-stall`; figures in ../README.md. Runs on the client; needs no GPU.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "train")]
+sys.path[:0] = [str(ROOT)]
 
 STEPS_BETWEEN = 6
 
@@ -46,12 +46,12 @@ def main() -> int:
 def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int, int]) -> dict[str, float]:
     import torch.distributed as dist
 
-    from launcher.data.stream import ShareStream
+    from launcher.data.stream import ShardStream
     from launcher.rundir.lease import Lease
     from launcher.tasks import build_task
-    from launcher.train.checkpoint.writer import Saver
+    from launcher.train.checkpoint.writer import CheckpointWriter
     from launcher.train.engine import Engine
-    from launcher.train.loop import FRESH, train_step
+    from launcher.train.loop import INITIAL_STATE, train_step
     from tests.support.jobs import prepared_job
     from tests.support.worker_group import share_cells
 
@@ -62,10 +62,13 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
     )  # fmt: skip
     run, job, task = prepared.run, prepared.job, build_task(prepared.job)
     engine = Engine(job, task, prepared.plan.micro_batch)
-    steps = ShareStream(share_cells(prepared, dist.get_world_size(), dist.get_rank(), 0)).steps()
+    steps = ShardStream(share_cells(prepared, dist.get_world_size(), dist.get_rank(), 0)).steps()
     lease = Lease(run, 1)
     foreground = job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"background": False})})
-    savers = {"background_s": Saver(run, job, engine, lease), "foreground_s": Saver(run, foreground, engine, lease)}
+    savers = {
+        "background_s": CheckpointWriter(run, job, engine, lease),
+        "foreground_s": CheckpointWriter(run, foreground, engine, lease),
+    }
     found: dict[str, list[float]] = {name: [] for name in (*savers, "deepspeed_s", "step_s", "step_beside_s")}
     count = 0
 
@@ -87,7 +90,7 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
             found["step_s"] += some_steps()
             dist.barrier()
             start = time.monotonic()
-            saver.save(FRESH.model_copy(update={"step": count}))
+            saver.save(INITIAL_STATE.model_copy(update={"step": count}))
             dist.barrier()
             stall = time.monotonic() - start
             if name == "background_s":

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.leakage.duplicates import find_leaks
+from launcher.data.leakage.duplicates import find_duplicates
 from launcher.data.splits import Split, open_split, read_batches
 from launcher.spec.model import ModelSpec
 from launcher.tasks.text_classification import TextClassification, TextParams
@@ -40,7 +40,7 @@ def main() -> None:
             started = time.perf_counter()
             read_all(splits, threads)
             read = time.perf_counter()
-            record = find_leaks(splits, task, threads)
+            record = find_duplicates(splits, task, threads)
             reads.append(read - started)
             checks.append(time.perf_counter() - read)
         rows = sum(split.rows for split in splits.values())

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
+sys.path[:0] = [str(_ROOT)]
 
 from launcher.data import footers  # noqa: E402
 from launcher.data.convert import splittable_files  # noqa: E402
-from launcher.data.sampler import EpochOrder  # noqa: E402
+from launcher.data.sampler import EpochSampler  # noqa: E402
 from launcher.data.splits import open_files  # noqa: E402
 from tests.support.s3 import clean_environment, s3_server, server_command, upload  # noqa: E402
 
@@ -94,7 +94,7 @@ def open_once(location: str, cache: str, threads: str) -> dict[str, float]:
     pickled = time.perf_counter()
     found = split.fragments
     sizes = tuple(zip(found.rows.tolist(), found.size_bytes.tolist(), strict=True))
-    order = EpochOrder(sizes, split.fingerprint, 0, 0, 32 * 32, 64 << 20)
+    order = EpochSampler(sizes, split.fingerprint, 0, 0, 32 * 32, 64 << 20)
     order.window(0)
     ordered = time.perf_counter()
     return {

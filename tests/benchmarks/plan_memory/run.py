@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 _TESTS = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(_TESTS.parent), str(_TESTS), str(_TESTS / "train")]
+sys.path[:0] = [str(_TESTS.parent)]
 
 _STEPS = 3
 _TEXT, _LM, _IMAGE = "text-classification", "causal-lm", "image-classification"
@@ -68,7 +68,7 @@ def used(prepared: Any) -> dict[str, int]:
     import torch
     import torch.distributed as dist
 
-    from launcher.data.stream import ShareStream
+    from launcher.data.stream import ShardStream
     from launcher.tasks import build_task
     from launcher.train.engine import Engine
     from launcher.train.loop import train_step
@@ -81,7 +81,7 @@ def used(prepared: Any) -> dict[str, int]:
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         engine = Engine(prepared.job, task, prepared.plan.micro_batch)
         engine.train_mode()
-        stream = ShareStream(share_cells(prepared, dist.get_world_size(), dist.get_rank(), 0))
+        stream = ShardStream(share_cells(prepared, dist.get_world_size(), dist.get_rank(), 0))
         for step, _, share in stream.steps():
             if step == _STEPS:
                 break

@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
+sys.path[:0] = [str(_ROOT)]
 
-from launcher.rundir.records import RunStateRecord  # noqa: E402
+from launcher.rundir.records import TrainerState  # noqa: E402
 from launcher.spec.job import JobSpec  # noqa: E402
 from tests.support.jobs import example_table, make_job  # noqa: E402
 
@@ -93,8 +93,8 @@ def job_of(folder: Path, workers: int) -> JobSpec:
     )  # fmt: skip
 
 
-def _state(step: int) -> RunStateRecord:
-    return RunStateRecord(
+def _state(step: int) -> TrainerState:
+    return TrainerState(
         step=step, skipped_rows=0, elapsed_s=1.0, best_step=None, best_value=None, evaluations_without_improvement=0
     )
 
@@ -120,28 +120,28 @@ def begun(folder: Path, workers: int) -> None:
     entries = [FileEntry(path=f"{r:05d}/{kind}.pt", size_bytes=1, sha256="0" * 64)
                for r in range(workers) for kind in ("optimizer", "rest")]  # fmt: skip
     for entry in entries:
-        run.write_bytes(f"{catalog.directory_of(step)}/attempt-000001/{entry.path}", b"0")
+        run.write_bytes(f"{catalog.checkpoint_dir(step)}/attempt-000001/{entry.path}", b"0")
     state = _state(step)
-    run.write_record(f"{catalog.directory_of(step)}/attempt-000001/state.json", state)
+    run.write_record(f"{catalog.checkpoint_dir(step)}/attempt-000001/state.json", state)
     manifest = ManifestRecord(step=step, world_size=workers, zero=2, spec_hash=spec_hash(prepared.job),
                               files=tuple(entries))  # fmt: skip
-    run.write_record(f"{catalog.directory_of(step)}/attempt-000001/manifest.json", manifest)
+    run.write_record(f"{catalog.checkpoint_dir(step)}/attempt-000001/manifest.json", manifest)
 
 
 def resume(folder: Path, workers: int) -> dict[str, float]:
     """Seconds of each part, and the peak of this process."""
-    from launcher.data.checks import try_rows
-    from launcher.data.rank_batches import Cut, deal_batch
+    from launcher.data.checks import check_first_rows
+    from launcher.data.rank_batches import BatchLayout, assign_to_ranks
     from launcher.data.stream import StreamSource
     from launcher.data.windows import TRAIN, segments_of
-    from launcher.driver.preflight import check_run
+    from launcher.driver.preflight import check_resumable
     from launcher.driver.prepare import prepare
     from launcher.rundir import metrics_log
     from launcher.rundir.lease import Lease
     from launcher.rundir.records import FileEntry
     from launcher.train.checkpoint import catalog
-    from launcher.train.checkpoint.writer import PartRecord, Saver, _Writing
-    from launcher.train.worker_config import WorkOrder
+    from launcher.train.checkpoint.writer import CheckpointWriter, PartRecord, _Writing
+    from launcher.train.worker_config import WorkerConfig
 
     seconds: dict[str, float] = {}
 
@@ -158,18 +158,18 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         prepared = prepare(job, measure=True)
     run, plan = prepared.run, prepared.plan
     with timed("check_run"):
-        check_run(prepared)
+        check_resumable(prepared)
     with timed("try_rows"):
-        try_rows(prepared.job, prepared.splits, 64)
+        check_first_rows(prepared.job, prepared.splits, 64)
     with timed("checkpoint_found"):
         step = catalog.latest_step(run)
-        assert step == plan.steps_per_epoch - 1000 and catalog.damage_of(run, step) is None
+        assert step == plan.steps_per_epoch - 1000 and catalog.find_corruption(run, step) is None
         lease = Lease.take(run)
     with timed("sent"):
-        sent = pickle.dumps(WorkOrder(run, prepared.job, plan, prepared.splits, start=step, lease=lease), protocol=5)
+        sent = pickle.dumps(WorkerConfig(run, prepared.job, plan, prepared.splits, start=step, lease=lease), protocol=5)
         pickle.loads(sent)
     with timed("log_cut"):
-        metrics_log.cut(run, step)
+        metrics_log.truncate_after(run, step)
     with timed("first_window"):
         source = StreamSource(prepared.job, prepared.splits, workers)
         pieces = segments_of(TRAIN, plan.train_rows, plan, prepared.job, step)
@@ -177,10 +177,10 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         ids = source.row_ids(window)
         lengths = np.zeros(len(ids), np.int64)
         batch = np.arange(plan.batch_size)
-        deal_batch(batch, lengths, Cut(workers, None, None))
+        assign_to_ranks(batch, lengths, BatchLayout(workers, None, None))
         assert next(pieces)
     engine = cast(Any, SimpleNamespace(rank=0, world_size=workers, zero=2))
-    saver = Saver(run, prepared.job, engine, lease)
+    saver = CheckpointWriter(run, prepared.job, engine, lease)
     state = _state(step + 1)
     for rank in range(workers):
         part = PartRecord(rank=rank, files=(FileEntry(path=f"{rank:05d}/all.pt", size_bytes=1, sha256="0" * 64),))

@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402  # the path is set before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from launcher.data.sampler import EpochOrder  # noqa: E402
+from launcher.data.sampler import EpochSampler  # noqa: E402
 from launcher.data.splits import open_split  # noqa: E402
 from launcher.data.stream import StreamSource  # noqa: E402
 from launcher.data.windows import Window  # noqa: E402
@@ -88,7 +88,7 @@ def texts(folder: Path, windows: int) -> dict[str, float]:
 
 def pictures(rows: int = 200_000, classes: int = 1000) -> int:
     """Return the fewest classes among 8,192 pictures that follow each other, in row groups of 100."""
-    order = EpochOrder(((100, 100 * 110_000),) * (rows // 100), "pictures", 1, 0, 8192, 64 << 20)
+    order = EpochSampler(((100, 100 * 110_000),) * (rows // 100), "pictures", 1, 0, 8192, 64 << 20)
     return min(len(np.unique(order.window(i) * classes // rows)) for i in range(order.windows - 1))
 
 

@@ -46,7 +46,7 @@ def main() -> None:
         taken = _ends[number] - ends[number - slots]
         overheads.append(taken - steps[-1].elapsed_s - looks[-1].seconds)
     answer = {"seconds": seconds, "trials": len(ends), "overhead": statistics.median(overheads)}
-    local_ray.end()
+    local_ray.stop_current()
     print(json.dumps(answer))
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from launcher.data.rank_batches import collate, open_share
+from launcher.data.rank_batches import collate, deserialize_shard
 from launcher.data.stream import StreamSource
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import prepare
@@ -36,7 +36,7 @@ def main() -> None:
     steps = []
     for window in train_windows(plan, job, 0):
         (share,) = source.shares(window, [dist.get_rank()])
-        for step in open_share(pa.py_buffer(share))[1]:
+        for step in deserialize_shard(pa.py_buffer(share))[1]:
             steps.append((step.header, [collate(task, samples).to(engine.device) for samples in step.micro_batches]))
     engine.train_mode()
     samples, begun = 0, 0.0

@@ -22,7 +22,7 @@ from rich.console import Console
 
 import launcher.driver.leakage as leakage
 from launcher.data.leakage import duplicates as search
-from launcher.data.leakage.duplicates import Limits, Stopped, find_leaks
+from launcher.data.leakage.duplicates import Limits, SearchStopped, find_duplicates
 from launcher.data.leakage.hashes import hash_array
 from launcher.data.splits import Split, open_split
 from launcher.driver.prepare import prepare
@@ -99,7 +99,7 @@ def test_the_search_finds_what_plain_sets_find(
     folder = tmp_path_factory.mktemp("splits")
     rows = {"train": train, "validation": validation, "test": test}
     splits = {name: _split(folder, name, _table(found), row_group) for name, found in rows.items()}
-    record = find_leaks(splits, _Columns(_SCHEMA.names[:width], ["label"]), threads=2)
+    record = find_duplicates(splits, _Columns(_SCHEMA.names[:width], ["label"]), threads=2)
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         pair = _pair(record, split, other)
         duplicates, differ, found, first = _naive(rows[split], rows[other], width)
@@ -146,7 +146,7 @@ def test_every_type_of_column_is_compared(kind: str, tmp_path: Path) -> None:
     row = column.slice(1, 1)
     train = pa.table({"x": pa.concat_arrays([column, column.slice(0, 2)])})
     splits = _splits(tmp_path, train=train, validation=pa.table({"x": row}), test=pa.table({"x": column.slice(0, 2)}))
-    record = find_leaks(splits, _Columns(["x"]))
+    record = find_duplicates(splits, _Columns(["x"]))
     used = [value for value in column.to_pylist()[:2] if value is not None]
     assert _pair(record, "test", "train").duplicates == len(used)
     assert _pair(record, "validation", "train").duplicates == int(row[0].is_valid)
@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_training_data(tmp_path: Path) -> None:
         }
         before = pa.total_allocated_bytes()
         tracemalloc.start()  # NumPy's memory; Arrow's own is a batch of the reader
-        record = find_leaks(splits, _Columns(["text"]), threads=1)
+        record = find_duplicates(splits, _Columns(["text"]), threads=1)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert pa.total_allocated_bytes() - before < 4 << 20
@@ -225,21 +225,21 @@ def test_huge_training_data_is_compared_in_part_and_says_so(tmp_path: Path) -> N
     train = pa.table({"text": [str(i) for i in range(1000)]})
     splits = {"train": _split(tmp_path, "train", train, 10), **_splits(tmp_path, test=train)}
     limits = Limits(searched_rows=300)
-    record = find_leaks(splits, _Columns(["text"]), limits=limits)
-    assert find_leaks(splits, _Columns(["text"]), limits=limits).pairs == record.pairs, "always the same part"
+    record = find_duplicates(splits, _Columns(["text"]), limits=limits)
+    assert find_duplicates(splits, _Columns(["text"]), limits=limits).pairs == record.pairs, "always the same part"
     (pair,) = record.pairs
     assert (pair.searched_rows, pair.other_rows, pair.duplicates, pair.whole) == (300, 1000, 300, False)
     (said,) = leak_sentences(record)
     assert said.startswith("at least 300 of 1000 test rows are also in train (30.0 %), first: ")
     assert said.endswith("compared with 300 of 1,000 train rows, drawn at random")
-    (pair,) = find_leaks(splits, _Columns(["text"]), limits=Limits(searched_bytes=1)).pairs
+    (pair,) = find_duplicates(splits, _Columns(["text"]), limits=Limits(searched_bytes=1)).pairs
     assert pair.searched_rows == 10, "one fragment at least"
 
 
 def test_huge_evaluation_splits_are_represented_by_the_same_contents_everywhere(tmp_path: Path) -> None:
     texts = {name: [str(i + first) for i in range(4000)] for name, first in _FIRST.items()}
     splits = {name: _split(tmp_path, name, pa.table({"text": found}), 900) for name, found in texts.items()}
-    record = find_leaks(splits, _Columns(["text"]), limits=Limits(held_rows=2000))
+    record = find_duplicates(splits, _Columns(["text"]), limits=Limits(held_rows=2000))
     for split, other, overlap in (("validation", "train", 0.5), ("test", "train", 0.25), ("test", "validation", 0.75)):
         pair = _pair(record, split, other)
         assert pair.share == 0.25 and 900 < pair.rows < 1100 and not pair.whole
@@ -273,7 +273,7 @@ def _leaky(other_label: bool = False) -> dict[str, pa.Table]:
 def test_a_leak_is_told_once_and_kept(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky(other_label=True)))
     console = Console(file=StringIO(), width=400)
-    with leakage.told_leaks(prepared.job, prepared.run, prepared.splits, None, console):
+    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
         pass
     said = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert said == (
@@ -290,10 +290,10 @@ def test_a_leak_is_told_once_and_kept(tiny_bert: Path, tmp_path: Path) -> None:
 def test_the_same_data_are_not_compared_again(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky()))
     console = Console(file=StringIO(), width=400)
-    with leakage.told_leaks(prepared.job, prepared.run, prepared.splits, None, console):
+    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
         pass
     calls: list[object] = []
-    monkeypatch.setattr(leakage, "find_leaks", lambda *given: calls.append(given) or find_leaks(*given))
+    monkeypatch.setattr(leakage, "find_duplicates", lambda *given: calls.append(given) or find_duplicates(*given))
     splits = dict(prepared.splits)
     assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None
     del splits["test"]
@@ -331,20 +331,20 @@ def test_a_comparison_that_fails_or_is_called_off_leaves_the_run_alone(
         raise DataError("train.parquet: cannot be read")
 
     with monkeypatch.context() as patched:
-        patched.setattr(leakage, "find_leaks", fail)
-        with leakage.told_leaks(prepared.job, prepared.run, prepared.splits, None, console):
+        patched.setattr(leakage, "find_duplicates", fail)
+        with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
             pass
     said = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert said == "note: the splits were not compared for rows in common (train.parquet: cannot be read)\n"
 
     def wait(*given: Any) -> None:
         given[3].wait(20)
-        raise Stopped
+        raise SearchStopped
 
-    monkeypatch.setattr(leakage, "find_leaks", wait)
+    monkeypatch.setattr(leakage, "find_duplicates", wait)
     with (
         pytest.raises(KeyboardInterrupt),
-        leakage.told_leaks(prepared.job, prepared.run, prepared.splits, None, console),
+        leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console),
     ):
         raise KeyboardInterrupt
     assert not prepared.run.exists("leakage.json")
@@ -363,8 +363,8 @@ def test_a_search_can_be_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(search, "hash_rows", counted)
     table = pa.table({"text": [str(i) for i in range(1000)]})
     splits = {"train": _split(tmp_path, "train", table, 10), **_splits(tmp_path, test=table.slice(0, 3))}
-    with pytest.raises(Stopped):
-        find_leaks(splits, _Columns(["text"]), threads=1, stop=stop)
+    with pytest.raises(SearchStopped):
+        find_duplicates(splits, _Columns(["text"]), threads=1, stop=stop)
     assert len(seen) == 5
 
 

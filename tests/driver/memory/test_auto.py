@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from launcher.data.rank_batches import repeated
-from launcher.driver.memory.activations import activations, skeleton
-from launcher.driver.memory.auto import settle
+from launcher.driver.memory.activations import measure_activations, meta_model
+from launcher.driver.memory.auto import resolve_auto_parallel
 from launcher.driver.memory.estimate import (
     Activations,
-    Setting,
-    Shapes,
+    MemoryConfig,
+    ParameterCounts,
     largest_micro_batch,
     lowest_stage,
     worker_memory,
 )
 from launcher.driver.prepare import prepare
-from launcher.formatting import gib
+from launcher.formatting import format_bytes
 from launcher.tasks import build_task
 from launcher.tasks.base import Batch, Task
 from tests.support.jobs import make_job, write_splits
@@ -55,7 +55,7 @@ def test_a_micro_batch_is_measured_without_computing_it(
     split = prepare(job).splits["train"]
     encoded = task.encode(split.read(np.arange(8), task.input_columns + task.target_columns), True)
     batch = repeated(task, encoded.samples, int(encoded.lengths.argmax()), 16, 1)
-    found = activations(skeleton(job, task), task, batch, batch)
+    found = measure_activations(meta_model(job, task), task, batch, batch)
     # A batch without padding needs no attention mask in truth; measured without values, it has one.
     assert 0.95 < found.joint / _really_used(task, batch) < 1.15
     assert 0 < found.evaluation < found.forward <= found.joint
@@ -82,7 +82,7 @@ def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
 
     def chosen(limit: float, workers: int = 4) -> tuple[object, object, str]:
         monkeypatch.setattr(
-            "launcher.driver.memory.auto.worker_limit", lambda job: None if limit == 0 else int(limit * _MIB)
+            "launcher.driver.memory.auto.worker_memory_limit", lambda job: None if limit == 0 else int(limit * _MIB)
         )
         job = make_job(tiny_bert, data, tmp_path, train={"batch_size": 64}, parallel=auto, cluster={"workers": workers})
         prepared = prepare(job)
@@ -98,9 +98,9 @@ def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
 
 
 def test_stages_share_out_what_they_say() -> None:
-    sizes = Shapes(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
+    sizes = ParameterCounts(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
     nothing = Activations(forward=0, backward=0, joint=4000, evaluation=0)
-    by_stage = [worker_memory(sizes, nothing, Setting(4, zero, 4, False)) for zero in range(4)]
+    by_stage = [worker_memory(sizes, nothing, MemoryConfig(4, zero, 4, False)) for zero in range(4)]
     assert [m.weights for m in by_stage] == [6000, 6000, 6000, 1500]
     assert [m.optimizer for m in by_stage] == [8000, 3000, 3000, 3000]  # with ZeRO's own copy of the weights
     assert {m.checkpoint for m in by_stage[1:]} == {6000 + 12000}
@@ -117,8 +117,11 @@ def test_nothing_is_measured_where_nothing_is_to_be_decided(tiny_bert: Path, tmp
     data = write_splits(tmp_path / "data", train=64)
     job = make_job(tiny_bert, data, tmp_path)
     prepared = prepare(job)
-    assert prepared.plan.memory is None and settle(job, prepared.run, prepared.splits["train"], False).job is job
+    assert (
+        prepared.plan.memory is None
+        and resolve_auto_parallel(job, prepared.run, prepared.splits["train"], False).job is job
+    )
 
 
 def test_little_memory_is_told_in_mib() -> None:
-    assert [gib(size) for size in (0, 3 << 20, 1 << 30)] == ["0.00 GiB", "3.00 MiB", "1.00 GiB"]
+    assert [format_bytes(size) for size in (0, 3 << 20, 1 << 30)] == ["0.00 GiB", "3.00 MiB", "1.00 GiB"]

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.spec.cluster import ClusterSpec
 from launcher.submit.doctor import judge_gpus, judge_host, judge_job, judge_network, judge_software, storage
-from launcher.submit.doctor.complaints import Complaint, told
+from launcher.submit.doctor.complaints import Issue, group_issues
 from launcher.submit.doctor.examine import nodes_of
 from launcher.submit.doctor.facts import (
     Clock,
@@ -418,18 +418,18 @@ class TestJob:
 
 class TestComplaints:
     def test_alike(self) -> None:
-        same = [Complaint(name, "warning", "kind", "too old", "renew {who}") for name in "abcdef"]
-        (found,) = told("check", same)
+        same = [Issue(name, "warning", "kind", "too old", "renew {who}") for name in "abcdef"]
+        (found,) = group_issues("check", same)
         assert (found.found, found.remedy) == ("a, b, c, d and 2 more: too old", "renew a, b, c, d and 2 more")
 
     def test_of_one_kind_with_other_figures(self) -> None:
-        several = [Complaint(name, "warning", "kind", f"{n}%", "renew {who}") for n, name in enumerate("abcd")]
-        (found,) = told("check", several)
+        several = [Issue(name, "warning", "kind", f"{n}%", "renew {who}") for n, name in enumerate("abcd")]
+        (found,) = group_issues("check", several)
         assert found.found == "a: 0%; b: 1%; c: 2%; also on d"
 
     def test_levels_stay_apart(self) -> None:
-        mixed = [Complaint("a", "warning", "kind", "x", ""), Complaint("b", "problem", "kind", "x", "")]
-        assert levels(told("check", mixed)) == ["warning", "problem"]
+        mixed = [Issue("a", "warning", "kind", "x", ""), Issue("b", "problem", "kind", "x", "")]
+        assert levels(group_issues("check", mixed)) == ["warning", "problem"]
 
 
 def test_nodes_that_are_alive_by_a_name_of_their_own() -> None:

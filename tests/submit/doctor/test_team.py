@@ -12,7 +12,7 @@ from launcher.rundir.uri import open_uri
 from launcher.submit.doctor import storage
 from launcher.submit.doctor.facts import Node
 from launcher.submit.doctor.probes import Probe
-from launcher.submit.doctor.team import Team
+from launcher.submit.doctor.team import ProbeGroup
 
 
 class Rooms:
@@ -114,7 +114,7 @@ class TestTeam:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
     def test_who_hangs_or_fails_keeps_nobody_from_answering(self, here: Node) -> None:
-        team = Team(Sleeper)
+        team = ProbeGroup(Sleeper)
         try:
             for name in ("quick", "slow", "wrong"):
                 team.add(name, here)
@@ -128,7 +128,7 @@ class TestTeam:
         assert team.names == [] and team.ask({"quick": (0.2,)}, "answer", 2) == {}
 
     def test_who_cannot_start_is_let_go(self, here: Node) -> None:
-        team = Team(Broken)
+        team = ProbeGroup(Broken)
         team.add("a", here)
         assert team.muster(60) == ["a"] and team.names == []
         assert "no torch here" in team.errors["a"]

@@ -231,7 +231,7 @@ def test_edited_manifests_are_checked_before_anything_is_sent(
 
 
 def test_without_the_kubernetes_package(monkeypatch: pytest.MonkeyPatch, job_file: Path) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "kubernetes" or name.endswith("kube.api")]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "kubernetes" or name.endswith("kubernetes.api")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     assert CliRunner().invoke(app, ["kube", "render", str(job_file)]).exit_code == 0

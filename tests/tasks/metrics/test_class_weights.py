@@ -33,14 +33,14 @@ def test_sum_over_weight_is_torchs_weighted_mean(smoothing: float) -> None:
     torch.manual_seed(0)
     logits, truth = torch.randn(40, 3), torch.randint(0, 3, (40,))
     labels = Labels("label", "single-label", _NAMES, _WEIGHTS, smoothing)
-    weight = labels.weigh([[float(i)] for i in truth]).sum()
+    weight = labels.sample_weights([[float(i)] for i in truth]).sum()
     assert labels.sample_losses(logits, truth).sum() / weight == pytest.approx(
         float(_torch_loss(smoothing)(logits, truth))
     )
     words = truth.reshape(8, 5).clone()
     words[2, 3:] = words[5, 1:] = -100
     tags = Tags("tags", _NAMES, _WEIGHTS, smoothing)
-    losses, weight = tags.sample_losses(logits.reshape(8, 5, 3), words), tags.weigh(words.tolist()).sum()
+    losses, weight = tags.sample_losses(logits.reshape(8, 5, 3), words), tags.sample_weights(words.tolist()).sum()
     assert losses.sum() / weight == pytest.approx(float(_torch_loss(smoothing)(logits, words.flatten())))
 
 
@@ -51,36 +51,40 @@ def test_encoded_rows_weigh_what_their_losses_are_divided_by(tiny_bert: Path) ->
     rows = pa.table({"text": ["w1", "w2", "w3"], "label": ["b", "a", "b"]})
     text = TextClassification(TextParams(**params), model, 0)
     assert text.encode(rows, True).weights.tolist() == [3, 1, 3]
-    assert text.encode(rows, False).weights.tolist() == text.scored().encode(rows, True).weights.tolist() == [1, 1, 1]
+    assert (
+        text.encode(rows, False).weights.tolist()
+        == text.for_evaluation().encode(rows, True).weights.tolist()
+        == [1, 1, 1]
+    )
     words = pa.table({"tokens": [["w1", "w2"], ["w3"]], "tags": [["b", "b"], ["a"]]})
     token = TokenClassification(TokenParams(**params), model, 0)
     assert token.encode(words, True).weights.tolist() == [6, 1]
-    assert token.scored().encode(words, True).weights.tolist() == [2, 1]
+    assert token.for_evaluation().encode(words, True).weights.tolist() == [2, 1]
 
 
 def test_scored_losses_are_plain() -> None:
     torch.manual_seed(0)
     logits, ids = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
     task = CausalLM(CausalParams(label_smoothing=0.2), ModelSpec(name="none"), 0)
-    for one, smoothing in ((task, 0.2), (task.scored(), 0.0)):
+    for one, smoothing in ((task, 0.2), (task.for_evaluation(), 0.0)):
         for loss, row, truth in zip(one.sample_losses(logits, ids), logits, ids, strict=True):
             expected = torch.nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)(row, truth)
             assert float(loss) == pytest.approx(float(expected))
     plain = TextClassification(TextParams(labels=("a", "b")), ModelSpec(name="none"), 0)
-    assert plain.scored() is plain
+    assert plain.for_evaluation() is plain
 
 
 def test_balanced_is_scikit_learns() -> None:
     """Counted piece by piece, over labels as they stand in the files; bad rows are left to whoever reads them."""
     column = pa.chunked_array([["x", "y", "x"], ["x", None, "x", "z"], ["nonsense"]])
     task = TextClassification(TextParams(labels=("z", "x", "y"), class_weights="balanced"), ModelSpec(name="none"), 0)
-    learned = task.learn(Columns(pa.table({"text": ["w1"] * 8, "label": column})))
+    learned = task.infer_params(Columns(pa.table({"text": ["w1"] * 8, "label": column})))
     truth = ["x", "y", "x", "x", "x", "z"]
     expected = dict(zip("xyz", compute_class_weight("balanced", classes=np.array(list("xyz")), y=truth), strict=True))
     assert learned.model_dump()["class_weights"] == pytest.approx(expected)
     token = TokenClassification(TokenParams(class_weights="balanced"), ModelSpec(name="none"), 0)
     tags = pa.chunked_array([[["O", "O", "B-x"]], [["O"]]])
-    learned = token.learn(Columns(pa.table({"tokens": [["w"] * 3, ["w"]], "tags": tags})))
+    learned = token.infer_params(Columns(pa.table({"tokens": [["w"] * 3, ["w"]], "tags": tags})))
     assert learned.model_dump()["class_weights"] == {"B-x": 2.0, "O": pytest.approx(2 / 3)}
     assert balanced([3, 0, 1], _NAMES)["b"] == 1.0
 
@@ -92,4 +96,4 @@ def test_weights_that_fit_no_class_are_refused() -> None:
     spans = pa.table({"tokens": ["w1"], "tags": [[{"start": 0, "end": 2, "label": "x"}]]})
     token = TokenClassification(TokenParams(class_weights="balanced"), ModelSpec(name="none"), 0)
     with pytest.raises(DataError, match="give a weight for each tag"):
-        token.learn(Columns(spans))
+        token.infer_params(Columns(spans))

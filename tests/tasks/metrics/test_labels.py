@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 
 from launcher.errors import DataError
 from launcher.tasks.metrics.classification import MulticlassMetrics, MultilabelMetrics
-from launcher.tasks.metrics.labels import Kind, Labels, distinct, learn_names
+from launcher.tasks.metrics.labels import Kind, Labels, distinct, infer_names
 from launcher.tasks.metrics.regression import RegressionMetrics
 
 _NO_SAMPLES = pa.table({})
@@ -220,10 +220,10 @@ def test_distinct_labels_are_labels() -> None:
 
 def test_names_are_learned() -> None:
     column = pa.chunked_array([[1, 0, 1]])
-    assert learn_names(column.chunks, column.type, None, "y") == ("0", "1")
-    assert learn_names(column.chunks, column.type, ("bad", "good"), "y") == ("bad", "good")
+    assert infer_names(column.chunks, column.type, None, "y") == ("0", "1")
+    assert infer_names(column.chunks, column.type, ("bad", "good"), "y") == ("bad", "good")
     with pytest.raises(DataError) as caught:
-        learn_names([pa.array(["x", None])], pa.string(), None, "y")
+        infer_names([pa.array(["x", None])], pa.string(), None, "y")
     assert caught.value.message == (
         "task: column y of the training data holds only the label 'x'; at least two classes are needed"
     )

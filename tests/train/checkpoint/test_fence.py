@@ -15,8 +15,8 @@ from launcher.rundir.lease import Lease
 from launcher.rundir.records import FileEntry
 from launcher.spec.job import JobSpec
 from launcher.train.checkpoint import catalog, writer
-from launcher.train.checkpoint.writer import PartRecord, Saver, _Writing
-from launcher.train.loop import FRESH
+from launcher.train.checkpoint.writer import CheckpointWriter, PartRecord, _Writing
+from launcher.train.loop import INITIAL_STATE
 from tests.support.jobs import make_job
 
 _CALLS = ("list", "exists", "read_bytes", "write_bytes", "delete")
@@ -36,8 +36,8 @@ def _save(run: RunDir, lease: Lease, *steps: int, best: int | None = None) -> No
     """What rank 0 of one worker does to complete checkpoints."""
     engine = cast(Any, SimpleNamespace(rank=0, world_size=1, zero=2))
     for step in steps:
-        mine = Saver(run, _job(Path(run.uri)), engine, lease)
-        state = FRESH.model_copy(update={"step": step, "best_step": best})
+        mine = CheckpointWriter(run, _job(Path(run.uri)), engine, lease)
+        state = INITIAL_STATE.model_copy(update={"step": step, "best_step": best})
         place = mine._place(state)
         run.write_bytes(f"{place}/state/shard", f"of {lease.token}".encode())
         entry = FileEntry(path="state/shard", size_bytes=4, sha256="0" * 64)
@@ -72,12 +72,12 @@ def test_whatever_moment_it_was(further: tuple[int, ...], tmp_path: Path) -> Non
     while True:
         number += 1
         run = RunDir(str(tmp_path / f"run-{number}"))
-        first = Lease.take(run, 0)
+        first = Lease.acquire(run, 0)
         _save(run, first, 10, 20, best=10)
         newer: list[Lease] = []
 
         def meanwhile(run: RunDir = run, newer: list[Lease] = newer) -> None:
-            newer.append(Lease.take(run, catalog.latest_step(run)))
+            newer.append(Lease.acquire(run, catalog.latest_step(run)))
             _save(run, newer[0], *further, best=10)
 
         with pytest.MonkeyPatch.context() as patch, suppress(LauncherError):
@@ -86,24 +86,24 @@ def test_whatever_moment_it_was(further: tuple[int, ...], tmp_path: Path) -> Non
         if not newer:
             break
         steps = catalog.complete_steps(run)
-        assert all(catalog.damage_of(run, step) is None for step in steps), f"call {number}: {steps}"
+        assert all(catalog.find_corruption(run, step) is None for step in steps), f"call {number}: {steps}"
         begun = max(steps) if not further else max(further)
         assert catalog.latest_step(run) == begun and 10 in steps, f"call {number}: {steps}"
         for step in further[-2:]:
-            assert catalog.place_of(run, step) == f"{catalog.directory_of(step)}/attempt-000002"
+            assert catalog.newest_files_dir(run, step) == f"{catalog.checkpoint_dir(step)}/attempt-000002"
         _save(run, newer[0], 60, best=10)  # and it goes on
-        assert catalog.latest_step(run) == 60 and catalog.damage_of(run, 60) is None
+        assert catalog.latest_step(run) == 60 and catalog.find_corruption(run, 60) is None
     assert number > 20 and count[0] < number
 
 
 def test_what_an_older_attempt_completes_later_does_not_count(tmp_path: Path) -> None:
     """It would go on from steps that the newer attempt has not logged."""
     run = RunDir(str(tmp_path / "run"))
-    first = Lease.take(run, 0)
+    first = Lease.acquire(run, 0)
     _save(run, first, 10, 20)
-    state = FRESH.model_copy(update={"step": 30})
-    Lease.take(run, 20)
-    late = f"{catalog.directory_of(30)}/attempt-000001"
+    state = INITIAL_STATE.model_copy(update={"step": 30})
+    Lease.acquire(run, 20)
+    late = f"{catalog.checkpoint_dir(30)}/attempt-000001"
     run.write_record(f"{late}/state.json", state)
-    run.write_record(f"{late}/manifest.json", catalog.manifest_of(run, 20).model_copy(update={"step": 30}))
+    run.write_record(f"{late}/manifest.json", catalog.read_manifest(run, 20).model_copy(update={"step": 30}))
     assert catalog.complete_steps(run) == [10, 20] and not catalog.is_complete(run, 30)

@@ -17,12 +17,12 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError, UserError
 from launcher.rundir.directory import RunDir
 from launcher.rundir.lease import Lease
 from launcher.rundir.records import StepRecord
-from launcher.rundir.uri import refusal
+from launcher.rundir.uri import storage_error
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, share_cells
 
@@ -32,7 +32,7 @@ _REASONS = {name: getattr(errno, name) for name in ("EIO", "ESTALE", "ETIMEDOUT"
 
 
 @pytest.fixture(scope="module")
-def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
     folder = tmp_path_factory.mktemp("faults")
     data = write_splits(folder / "data", train=11 * _STEPS, validation=20, row_group=37)
     return prepared_job(
@@ -54,7 +54,7 @@ def _faults(fails: Callable[[int, str], int]) -> Iterator[list[int]]:
             count[0] += 1
             number = fails(count[0], name)
             if number:
-                raise refusal(self.path(str(args[0]) if args else ""), OSError(number, os.strerror(number)))
+                raise storage_error(self.path(str(args[0]) if args else ""), OSError(number, os.strerror(number)))
             return real(self, *args, **options)
 
         return call
@@ -65,39 +65,44 @@ def _faults(fails: Callable[[int, str], int]) -> Iterator[list[int]]:
         yield count
 
 
-def _drive(prepared: Prepared, said: StringIO) -> list[int]:
+def _drive(prepared: PreparedJob, said: StringIO) -> list[int]:
     """Train to the end as a command does; the steps from which workers were started."""
     from launcher.driver import controller
     from launcher.train import worker
     from launcher.train.checkpoint import writer
 
     line = SimpleNamespace(
-        begin=lambda: None, post=None, ask_leave=lambda: None, ask_stop=lambda: False, hang=None, stop_asked=False
+        begin=lambda: None,
+        client=None,
+        request_restart=lambda: None,
+        request_stop=lambda: False,
+        hang=None,
+        is_stop_requested=False,
     )
     starts: list[int] = []
 
     def fit(_: object, work: object, config: dict[str, Any], ask_stop: object) -> None:
-        starts.append(config["order"].start)
-        worker.work({"order": config["order"]})
+        starts.append(config["order"].resume_step)
+        worker.run_worker({"order": config["order"]})
 
     def cells(name: str, splits: object, plan: object, job: object, start: int) -> Any:
         assert name == "train"
         return share_cells(prepared, 1, 0, start)
 
     with (
-        mock.patch.object(controller, "fit", fit),
-        mock.patch.object(controller, "pause", lambda *_: None),
+        mock.patch.object(controller, "run_worker_group", fit),
+        mock.patch.object(controller, "interruptible_sleep", lambda *_: None),
         mock.patch.object(writer, "_PAUSE_S", 0.0),
-        mock.patch.object(worker, "worker_cells", cells),
+        mock.patch.object(worker, "iter_shards", cells),
         mock.patch.object(worker, "prepare_process", lambda _: None),
-        mock.patch.object(worker, "node_goes_away", lambda: False),
+        mock.patch.object(worker, "is_node_draining", lambda: False),
     ):
-        lease = Lease.take(prepared.run)
-        controller.Driver(prepared, prepared.job, Console(file=said), line, lease).to_the_end()  # type: ignore[arg-type]
+        lease = Lease.acquire(prepared.run)
+        controller.TrainController(prepared, prepared.job, Console(file=said), line, lease).run()  # type: ignore[arg-type]
     return starts
 
 
-def _try(prepared: Prepared, seed: int | None, number: int, reason: int) -> dict[str, Any]:
+def _try(prepared: PreparedJob, seed: int | None, number: int, reason: int) -> dict[str, Any]:
     """Train with call `number` failing, or 5 % of them; then, where that has stopped it, without a fault."""
     dice = random.Random(seed)
 
@@ -117,7 +122,7 @@ def _try(prepared: Prepared, seed: int | None, number: int, reason: int) -> dict
         except LauncherError as error:
             told = f"{type(error).__name__}: {error.message}"
     left = catalog.complete_steps(prepared.run)
-    whole = [step for step in left if catalog.damage_of(prepared.run, step) is None]
+    whole = [step for step in left if catalog.find_corruption(prepared.run, step) is None]
     again = _drive(prepared, said) if told else []
     curve = [(line.step, line.loss) for line in prepared.run.read_metrics() if isinstance(line, StepRecord)]
     model = Path(prepared.run.uri) / "model/model.safetensors"
@@ -125,7 +130,7 @@ def _try(prepared: Prepared, seed: int | None, number: int, reason: int) -> dict
             "curve": curve, "said": said.getvalue(), "model": model.read_bytes().hex()}  # fmt: skip
 
 
-def _named(prepared: Prepared, name: str) -> Prepared:
+def _named(prepared: PreparedJob, name: str) -> PreparedJob:
     from dataclasses import replace
 
     from launcher.rundir.uri import join, parent
@@ -135,7 +140,7 @@ def _named(prepared: Prepared, name: str) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Prepared) -> dict[str, Any]:
+def undisturbed(job: PreparedJob) -> dict[str, Any]:
     found = run_group(1, _try, _named(job, "undisturbed"), None, 0, 0)
     assert (found["told"], found["starts"], found["whole"]) == ("", [0], found["left"])
     return found
@@ -153,7 +158,7 @@ def _holds(found: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 
 # Spread over the run: its beginning, a checkpoint, an evaluation, the export.
 @pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
-def test_one_call_fails(job: Prepared, undisturbed: dict[str, Any], share: float) -> None:
+def test_one_call_fails(job: PreparedJob, undisturbed: dict[str, Any], share: float) -> None:
     number = int(share * undisturbed["calls"]) + 1
     reason = list(_REASONS)[number % len(_REASONS)]
     _holds(run_group(1, _try, _named(job, f"one-{number}"), None, number, _REASONS[reason]), undisturbed)
@@ -161,18 +166,18 @@ def test_one_call_fails(job: Prepared, undisturbed: dict[str, Any], share: float
 
 @pytest.mark.long
 @pytest.mark.parametrize("reason", _REASONS)
-def test_each_call_fails(job: Prepared, undisturbed: dict[str, Any], reason: str) -> None:
+def test_each_call_fails(job: PreparedJob, undisturbed: dict[str, Any], reason: str) -> None:
     for number in range(1, undisturbed["calls"] + 1):
         found = run_group(1, _try, _named(job, f"{reason}-{number}"), None, number, _REASONS[reason])
         _holds(found, undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_five_calls_of_a_hundred_fail(job: Prepared, undisturbed: dict[str, Any], seed: int) -> None:
+def test_five_calls_of_a_hundred_fail(job: PreparedJob, undisturbed: dict[str, Any], seed: int) -> None:
     _holds(run_group(1, _try, _named(job, f"many-{seed}"), seed, 0, errno.EIO), undisturbed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 130))
-def test_many_times_five_calls_of_a_hundred_fail(job: Prepared, undisturbed: dict[str, Any], seed: int) -> None:
+def test_many_times_five_calls_of_a_hundred_fail(job: PreparedJob, undisturbed: dict[str, Any], seed: int) -> None:
     _holds(run_group(1, _try, _named(job, f"many-{seed}"), seed, 0, errno.EIO), undisturbed)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError, RunError
 from launcher.rundir.directory import RunDir
 from launcher.train.checkpoint import catalog
-from launcher.train.checkpoint.trusted import refuse_foreign, trusted_loads
+from launcher.train.checkpoint.trusted import check_file_names, weights_only_loads
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here
 
@@ -51,7 +51,7 @@ def _resume(prepared: Any, weights_only: bool) -> str:
 
 def _poison(run: RunDir, name: str, touched: Path, listed: bool) -> Path:
     """Put a pickle that touches a file into the newest checkpoint, with the sums of its manifest put right."""
-    place = Path(run.uri) / str(catalog.place_of(run, catalog.latest_step(run)))
+    place = Path(run.uri) / str(catalog.newest_files_dir(run, catalog.latest_step(run)))
     manifest = json.loads((place / "manifest.json").read_text())
     (file,) = (place / manifest["folder"]).rglob(f"*{name}")
     states = torch.load(file, weights_only=False)
@@ -64,7 +64,7 @@ def _poison(run: RunDir, name: str, touched: Path, listed: bool) -> Path:
     return file
 
 
-def _begun(model: Path, folder: Path, zero: int) -> Prepared:
+def _begun(model: Path, folder: Path, zero: int) -> PreparedJob:
     """Return a job of which a checkpoint was saved."""
     data = write_splits(folder / "data", train=66)
     job = prepared_job(
@@ -103,13 +103,13 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "a.pt").write_bytes(pickle.dumps(_Evil(tmp_path / "touched")))
     with pytest.raises(RunError, match=r"s3://x/a\.pt: is no file that torch has saved"):
-        refuse_foreign(tmp_path / "a.pt", "s3://x/a.pt")
-    with pytest.raises(RunError, match="s3://x: a file of it holds"), trusted_loads("s3://x"):
+        check_file_names(tmp_path / "a.pt", "s3://x/a.pt")
+    with pytest.raises(RunError, match="s3://x: a file of it holds"), weights_only_loads("s3://x"):
         torch.load(tmp_path / "a.pt", weights_only=False)
     assert not (tmp_path / "touched").exists()
 
 
 def test_what_the_caller_had_set_stands_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    with trusted_loads("s3://x"):
+    with weights_only_loads("s3://x"):
         assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

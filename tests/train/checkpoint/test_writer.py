@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError
-from launcher.rundir.events import events_of
+from launcher.rundir.events import read_events
 from launcher.rundir.lease import Lease
 from launcher.train.checkpoint import catalog, writer
-from launcher.train.checkpoint.staging import Copier
+from launcher.train.checkpoint.staging import StagingBuffers
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here
 
 
-def _job(model: Path, folder: Path, **sections: Any) -> Prepared:
+def _job(model: Path, folder: Path, **sections: Any) -> PreparedJob:
     if not (folder.parent / "data").exists():
         write_splits(folder.parent / "data", train=200, validation=20)
     data = {name: str(folder.parent / f"data/{name}.parquet") for name in ("train", "validation")}
@@ -27,7 +27,7 @@ def _job(model: Path, folder: Path, **sections: Any) -> Prepared:
     return prepared_job(model, data, folder, checkpoint=checkpoint, evaluation={"every_steps": 8}, **sections)
 
 
-def _train(prepared: Prepared, stop_after: int | None = None, fault: str = "") -> Any:
+def _train(prepared: PreparedJob, stop_after: int | None = None, fault: str = "") -> Any:
     """Train in this process, with a fault of the storage; LauncherErrors come back as text."""
     restore = _FAULTS[fault](prepared) if fault else lambda: None
     try:
@@ -42,8 +42,8 @@ def _train(prepared: Prepared, stop_after: int | None = None, fault: str = "") -
 def _fails(when: Any) -> Any:
     """Writing a file of a checkpoint fails where `when(step, count)` says so."""
 
-    def install(_: Prepared) -> Any:
-        real, count = writer.write_states, [0]
+    def install(_: PreparedJob) -> Any:
+        real, count = writer.write_state_files, [0]
 
         def write(run: Any, directory: str, name: str, tree: object) -> Any:
             count[0] += 1
@@ -52,8 +52,8 @@ def _fails(when: Any) -> Any:
                 raise OSError(number, os.strerror(number))
             return real(run, directory, name, tree)
 
-        writer.write_states = write
-        return lambda: setattr(writer, "write_states", real)
+        writer.write_state_files = write
+        return lambda: setattr(writer, "write_state_files", real)
 
     return install
 
@@ -74,10 +74,12 @@ def test_in_the_background_the_same_bits_are_written(tiny_bert: Path, tmp_path: 
             tiny_bert, tmp_path / str(background), parallel={"zero": zero}, checkpoint={"background": background}
         )
         lines = run_group(2, _train, prepared)["lines"]
-        manifests = {step: catalog.manifest_of(prepared.run, step) for step in catalog.complete_steps(prepared.run)}
+        manifests = {step: catalog.read_manifest(prepared.run, step) for step in catalog.complete_steps(prepared.run)}
         assert max(manifests) == 19 and len(manifests) in (2, 3)
         tensors = {
-            (step, entry.path): _tensors(prepared.run.path(f"{catalog.place_of(prepared.run, step)}/{entry.path}"))
+            (step, entry.path): _tensors(
+                prepared.run.path(f"{catalog.newest_files_dir(prepared.run, step)}/{entry.path}")
+            )
             for step, manifest in manifests.items()
             for entry in manifest.files
         }
@@ -121,7 +123,7 @@ def test_a_full_disk_costs_one_checkpoint(tiny_bert: Path, tmp_path: Path) -> No
     found = run_group(2, _train, prepared, None, "full at 6")
     assert found["result"]["steps"] == 19
     assert 6 not in catalog.complete_steps(prepared.run) and {3, 9} <= set(catalog.complete_steps(prepared.run))
-    (event,) = events_of(prepared.run)
+    (event,) = read_events(prepared.run)
     assert event.kind == "checkpoint-failed" and "step 6 was not saved" in event.text
     assert "No space left on device" in event.text and event.text.endswith("training goes on")
     assert not list((tmp_path / "runs/test/checkpoints/step-00000006").glob("*/manifest.json"))
@@ -145,10 +147,10 @@ def test_a_storage_that_fails_now_and_then_is_asked_again(tiny_bert: Path, tmp_p
     prepared = _job(tiny_bert, tmp_path / "runs", checkpoint={"keep_last": 9}, train={"max_steps": 6})
     found = run_group(2, _train, prepared, None, "every third")
     assert found["result"]["steps"] == 6
-    assert catalog.complete_steps(prepared.run) == [3, 6] and not events_of(prepared.run)
+    assert catalog.complete_steps(prepared.run) == [3, 6] and not read_events(prepared.run)
 
 
-def _without_room(prepared: Prepared) -> Any:
+def _without_room(prepared: PreparedJob) -> Any:
     import shutil
 
     real = shutil.disk_usage
@@ -163,15 +165,15 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tiny_bert: Path,
     prepared = _job(tiny_bert, tmp_path / "runs", train={"max_steps": 4})
     assert run_group(2, _without_room, prepared)["result"]["steps"] == 4
     assert not catalog.complete_steps(prepared.run)
-    assert "and 0 MiB are free" in events_of(prepared.run)[0].text
+    assert "and 0 MiB are free" in read_events(prepared.run)[0].text
 
 
 def test_a_stale_attempt_completes_nothing(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs")
     for _ in range(2):
-        Lease.take(prepared.run)  # the workers hold the first
+        Lease.acquire(prepared.run)  # the workers hold the first
     found = run_group(2, _train, prepared)
-    assert found["error"].startswith("StaleAttempt: ") and "has taken over from attempt 1" in found["error"]
+    assert found["error"].startswith("StaleAttemptError: ") and "has taken over from attempt 1" in found["error"]
     assert not catalog.complete_steps(prepared.run)
     assert not (tmp_path / "runs/test/metrics.jsonl").exists() or not list(prepared.run.read_metrics())
 
@@ -184,7 +186,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_bert: Path, tmp_p
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
     said = run_group(2, _train, prepared)["error"]
-    assert said.startswith("DamagedCheckpoint: the checkpoint of step 19 is damaged (") and shard.name in said
+    assert said.startswith("CorruptCheckpointError: the checkpoint of step 19 is damaged (") and shard.name in said
     assert catalog.latest_step(prepared.run) == 18
     assert run_group(2, _train, prepared)["lines"] == whole[18:]
     assert catalog.latest_step(prepared.run) == 19, "made again"
@@ -195,7 +197,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_bert: Path, tmp_p
 def test_what_can_be_seen_without_reading_it_all(tiny_bert: Path, tmp_path: Path, harm: str) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", train={"max_steps": 3})
     run_group(2, _train, prepared)
-    assert catalog.damage_of(prepared.run, 3) is None
+    assert catalog.find_corruption(prepared.run, 3) is None
     folder = tmp_path / "runs/test/checkpoints/step-00000003"
     file = sorted(folder.glob("*/state/*"))[0]
     if harm == "cut":
@@ -204,14 +206,14 @@ def test_what_can_be_seen_without_reading_it_all(tiny_bert: Path, tmp_path: Path
         file.unlink()
     else:
         next(folder.glob(f"*/{harm}.json")).write_text(json.dumps({"step": 3})[:-3])
-    damage = catalog.damage_of(prepared.run, 3)
+    damage = catalog.find_corruption(prepared.run, 3)
     assert damage is not None and (file.name if harm in ("cut", "gone") else harm) in damage
 
 
 def test_a_copy_is_no_view() -> None:
     shared = torch.arange(4.0)
     states = {"a": {"x": shared, "again": shared, "list": [torch.ones(2), 3, ("y", None)], "empty": torch.ones(0)}}
-    copier = Copier()
+    copier = StagingBuffers()
     first = copier.copy(states)
     assert first["a"]["x"] is first["a"]["again"] and first["a"]["list"][1:] == [3, ("y", None)]
     shared += 1

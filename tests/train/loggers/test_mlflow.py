@@ -7,7 +7,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from launcher.driver.prepare import absolute
+from launcher.driver.prepare import with_absolute_paths
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import EvaluationRecord, StepRecord
@@ -45,7 +45,7 @@ def test_a_run_that_goes_on_keeps_its_name_there(tiny_bert: Path, tmp_path: Path
     assert first is not None
     assert mlflow.begin(run, job, {}) == first
     for attempt in range(2):
-        tracker = mlflow.Tracker(store, first)
+        tracker = mlflow.MlflowSink(store, first)
         for step in range(5):
             tracker.write(_step(5 * attempt + step, 1.0 / (1 + step)))
         tracker.close()
@@ -60,7 +60,7 @@ def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pyt
     with pytest.raises(RunError, match=r"logging\.mlflow: http://127\.0\.0\.1:9 cannot be used .*; mend it, or drop"):
         mlflow.begin(run, job, {})
     assert mlflow.find(run, job) is None
-    tracker = mlflow.Tracker("http://127.0.0.1:9", "gone")
+    tracker = mlflow.MlflowSink("http://127.0.0.1:9", "gone")
     tracker.write(_step(1, 1.0))
     tracker.close()
     assert "takes no more numbers" in caplog.text
@@ -68,8 +68,8 @@ def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pyt
 
 def test_a_store_in_a_file_is_the_same_for_all_workers(tiny_bert: Path, tmp_path: Path) -> None:
     job = _job(tiny_bert, tmp_path, "sqlite:///mlflow.db")
-    assert absolute(job).logging.mlflow == f"sqlite:///{Path.cwd()}/mlflow.db"
-    assert absolute(absolute(job)) == absolute(job)
+    assert with_absolute_paths(job).logging.mlflow == f"sqlite:///{Path.cwd()}/mlflow.db"
+    assert with_absolute_paths(with_absolute_paths(job)) == with_absolute_paths(job)
 
 
 @pytest.mark.parametrize("uri", ["nowhere://x", "plain-folder"])

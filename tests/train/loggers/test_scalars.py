@@ -56,7 +56,7 @@ def test_prometheus_is_told_every_number(monkeypatch: pytest.MonkeyPatch) -> Non
     _Metric.told = []
     monkeypatch.setattr(prometheus, "Gauge", _Metric)
     monkeypatch.setattr(prometheus, "Counter", _Metric)
-    exporter = prometheus.Exporter("a-run")
+    exporter = prometheus.PrometheusSink("a-run")
     for line in (_STEP, _TIMES, _EVALUATION, _WRITTEN):
         exporter.write(line)
     told = {name: value for name, value, tags in _Metric.told if tags == {"run": "a-run"}}

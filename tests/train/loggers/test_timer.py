@@ -20,7 +20,7 @@ def test_waiting_for_items_is_counted_and_work_on_them_is_not() -> None:
 
     timer = Timer()
     seen = []
-    for number in timer.waiting(slow()):
+    for number in timer.time_data_wait(slow()):
         seen.append(number)
         time.sleep(0.05)
     with timer.phase("checkpoint"):
@@ -46,7 +46,7 @@ def _one_is_late(ranks: list[int]) -> Any:
     numbers = torch.zeros(4)
     inner = dist.Work.wait
     dist.barrier()
-    with timer.watching():
+    with timer.time_step():
         if rank in ranks:
             time.sleep(0.3)
         dist.all_reduce(numbers)

@@ -67,7 +67,7 @@ def test_a_run_goes_on_under_its_name(job: JobSpec, tmp_path: Path, offline: Non
     run = RunDir(str(tmp_path / "runs" / "test"))
     for first in (1, 4):
         trackers.begin(run, job, {"train.learning_rate": 1e-3})
-        (reporter,) = [s for s in open_sinks(run, job, first - 1) if isinstance(s, weights_biases.Reporter)]
+        (reporter,) = [s for s in open_sinks(run, job, first - 1) if isinstance(s, weights_biases.WandbSink)]
         for step in range(first, first + 3):
             reporter.write(_step(step))
         reporter.close()
@@ -112,7 +112,7 @@ def test_a_dead_server_is_warned_of_once(
     weights_biases.begin(run, job, {})
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        reporter = weights_biases.Reporter(run, weights_biases.find(run, job))
+        reporter = weights_biases.WandbSink(run, weights_biases.find(run, job))
         for step in range(1, 4):
             reporter.write(_step(step))
         assert time.monotonic() - began < 1  # the training went on meanwhile

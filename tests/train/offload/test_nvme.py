@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.driver.prepare import Prepared
+from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.tiny_models import make_tiny_bert
 from tests.support.worker_group import run_group, train_here, weights_at, with_job
@@ -18,7 +18,7 @@ _STEPS, _HALF = 16, 8
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def job(tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
     """Large enough for DeepSpeed to swap, which leaves what is below a MiB in memory; saved at `_HALF`."""
     folder = tmp_path_factory.mktemp("swapped")
     sections: dict[str, Any] = {
@@ -30,7 +30,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared_job(make_tiny_bert(folder / "bert", hidden_size=256), data, folder, **sections)
 
 
-def _run(prepared: Prepared, stop_after: int | None = None) -> Any:
+def _run(prepared: PreparedJob, stop_after: int | None = None) -> Any:
     """The losses of this attempt, and the most files there were."""
     from launcher.train.engine import Engine
 
@@ -44,14 +44,14 @@ def _run(prepared: Prepared, stop_after: int | None = None) -> Any:
     return {"losses": train_here(prepared, stop_after, on_engine=count)["lines"], "files": max(seen)}
 
 
-def _weights(prepared: Prepared, step: int) -> Any:
+def _weights(prepared: PreparedJob, step: int) -> Any:
     """Of a checkpoint, read into an engine that has other ones."""
     state = weights_at(prepared, step)
     return None if state is None else {name: float(tensor.double().square().sum()) for name, tensor in state.items()}
 
 
 @pytest.mark.long
-def test_a_disk_changes_nothing(job: Prepared, tmp_path: Path) -> None:
+def test_a_disk_changes_nothing(job: PreparedJob, tmp_path: Path) -> None:
     """Half by one kind of workers, half by another: with a disk, without one, by two and by three of them."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
@@ -80,10 +80,10 @@ def test_a_node_that_lets_no_memory_be_locked_is_told_of() -> None:
     """As another user than root, whom no limit binds; DeepSpeed would abort."""
     code = (
         "import os, resource\n"
-        "from launcher.train import swapped\n"
+        "from launcher.train.offload import nvme\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20)); os.setuid(65534)\n"
-        "swapped._refuse_without_locks(1 << 20)\n"
-        "swapped._refuse_without_locks(1 << 30)\n"
+        "nvme._refuse_without_locks(1 << 20)\n"
+        "nvme._refuse_without_locks(1 << 30)\n"
     )
     if os.geteuid() != 0:
         code = code.replace("; os.setuid(65534)", "")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from launcher.errors import SpecError
-from launcher.formatting import secret_in
+from launcher.formatting import find_secret
 from launcher.submit.kubernetes.manifest import KINDS, Manifest, name_of
 from launcher.submit.kubernetes.rules import autoscaling, cluster, deletion, names, pods, services, shell, submission
 from launcher.submit.kubernetes.rules.read import RayObject
@@ -66,7 +66,7 @@ def _secrets(value: object, path: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _secrets(inner, (*path, str(index)))
-    elif isinstance(value, str) and (what := secret_in(value)) is not None:
+    elif isinstance(value, str) and (what := find_secret(value)) is not None:
         yield (
             f"{'.'.join(path)} holds {what} in a URI, which everyone may read who may read the manifest; give the pods "
             "a role, or the keys as variables from a Secret"
