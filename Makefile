@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-all gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,10 @@ test: venv moto
 # Everything: what `make test` runs, and what shows the same by slower means (marker `long`); an hour and more.
 test-all: test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m long
+
+# How the code reads, in figures (CONTRIBUTING.md): names, docstrings, comments, lengths.
+style-report: venv
+	$(BIN)/python tests/style_report.py
 
 # Faults on real clusters: all that `make test` has of them, nodes that die, freeze and are cut off, and random kills.
 test-faults: venv
