@@ -20,14 +20,15 @@ VAGUE = {"it", "found", "told", "said", "kept", "given", "one", "here", "mine"}
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # First words of a docstring that no imperative begins with. A positive list of verbs would have to grow with the code.
-_NO_VERB = {
-    *"a an the this that these those it its they whose which what who whom where when why how whether if as at by".split(),
-    *"for from in into of on to with without within until since before after behind beside besides between below".split(),
-    *"above under over per about against all any each every some no none not nothing both either neither one two".split(),
-    *"three first last other another more most less least few many and or but so such only also always never".split(),
-    *"is are was were be been has have had does do did can may must should would will there here his her their".split(),
-    *"how's what's as-is true false".split(),
-}
+_FUNCTION_WORDS = """
+a an the this that these those it its they whose which what who whom where when why how whether if as at by
+for from in into of on to with without within until since before after behind beside besides between below
+above under over per about against all any each every some no none not nothing both either neither one two
+three first last other another more most less least few many and or but so such only also always never
+is are was were be been has have had does do did can may must should would will there here his her their
+how's what's as-is true false
+"""
+_NO_VERB = frozenset(_FUNCTION_WORDS.split())
 _NO_NOUN = _NO_VERB - {"whether", "true", "one", "two", "three", "first", "last", "all", "any", "each", "every", "no"}
 _NOUN_ENDINGS = ("tion", "sion", "ment", "ness", "ity", "ance", "ence", "ship", "ing")
 # Words that are nouns or adjectives, or verbs in the third person, where a docstring has to begin with an imperative.
