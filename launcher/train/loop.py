@@ -99,21 +99,24 @@ def train(
     is_finished, is_leaving = should_stop_early(job, state), False
     saved_at_s = log.elapsed_s
     engine.train_mode()
+    # Waiting for the stream counts as data wait. A run that had stopped early before it was interrupted trains no more.
     for step, epoch, batch in log.timer.time_data_wait(stream.steps()) if not is_finished else ():
         lr = learning_rate(job.train, step, plan.total_steps)
         with log.timer.time_step():
             loss_sum = train_step(ctx, batch, step, lr)
         done = step + 1
-        # Keeps the loss on its device: reading it here would make the host wait for the device in every step.
+        # Loss and norm stay on their device: reading them here would make the host wait for the device in every step.
         log.step(pending_step(done, epoch, batch.global_batch, loss_sum, (lr, engine.grad_norm)))
         ctx.faults.at_step(done)
-        # Collective, as the next three conditions are: all ranks must take the same branches below.
+        # Collective. Everything that decides about the collectives below must be the same on all ranks: the plan, the
+        # step, and what this call or the flush has exchanged; never a local clock or a local error.
         is_leaving = should_stop()
         is_last = done == plan.total_steps
         must_evaluate = plan.evaluates_after(done)
         must_save = is_leaving or _is_due(job.checkpoint.every_steps, done)
+        # Step 1 finds nodes with other versions or other pretrained weights before hours are spent. Collective.
         if done == 1 or done % job.train.sync_check_steps == 0:
-            engine.check_sync(done)  # collective
+            engine.check_sync(done)
         if done % job.train.log_every_steps == 0 or must_evaluate or must_save or is_last:
             # Only rank 0's clock counts, and a full disk is known to one node alone: the flush, which is an
             # all-reduce anyway, tells both to all ranks. It is the one host-device sync of the steps since the last.
@@ -122,28 +125,34 @@ def train(
                 stream.skipped_rows, (is_time, ctx.writer.failed), ctx.non_finite.check_logged
             )
             must_save |= is_time
+            # If one rank could not write its files, the checkpoint is incomplete: all ranks drop it together.
             ctx.writer.join_if_failed(has_failed)
         if must_evaluate:
             ctx.faults.at("evaluation")
-            # Before the checkpoint: its state says which step is best, and this step may be.
+            # Evaluate before saving: the state in the checkpoint says which step is best, and it may be this one.
+            # The evaluation comes from the same stream, which has prepared it behind the training batches.
             with log.timer.phase("evaluation"):
                 state, is_best, evaluation = _evaluate(ctx, stream, log, state, done)
             is_finished = should_stop_early(job, state)
             must_save |= is_best
+        # After the evaluation, so that a run resumed from here counts its seconds too.
         if must_evaluate or must_save or is_last:
             skipped_rows = skipped_rows_before + stream.skipped_rows
             state = state.model_copy(update={"step": done, "skipped_rows": skipped_rows, "elapsed_s": log.elapsed_s})
         if must_save or is_finished or is_last:
             with log.timer.phase("checkpoint"):
-                ctx.writer.save(state)  # returns once the state is copied; a thread writes it (collective)
+                # Returns once weights and states are copied; a thread writes them while training continues. Collective.
+                ctx.writer.save(state)
             saved_at_s = log.elapsed_s
+        # A sweep stops or pauses a trial here, after its checkpoint, by not resuming the generator.
         if must_evaluate:
             yield EvaluationEvent(state, evaluation)
         if is_finished or is_leaving:
             break
     with log.timer.phase("checkpoint"):
         ctx.writer.join()
-    log.flush(stream.skipped_rows, (False, False), ctx.non_finite.check_logged)  # logs the last checkpoint's seconds
+    # Logs the seconds of the last checkpoint. Collective.
+    log.flush(stream.skipped_rows, (False, False), ctx.non_finite.check_logged)
     if is_leaving and not is_finished and state.step < plan.total_steps:
         return None
     return ResultRecord(
@@ -211,13 +220,17 @@ def forward_backward(
         for samples in micro_batches:
             batch = collate(task, samples).to(engine.device)
             losses_B = task.sample_losses(engine.logits(batch), batch.labels)
-            micro_loss = (losses_B * batch.mask).sum()  # the mask is 0 for samples that only fill a rank's last batch
+            # The mask is 0 for filler samples: ranks without rows left in a batch still take part in its collectives.
+            micro_loss = (losses_B * batch.mask).sum()
+            # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream gives
+            # every rank the same number of micro-batches, or the ranks would wait for each other here.
             engine.backward(micro_loss, global_weight)
             loss_sum += micro_loss.detach()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        error.__traceback__ = None  # its frames hold the graph, and with it the memory that a retry needs
+        # The frames of the traceback hold the graph, and with it the memory that a retry needs.
+        error.__traceback__ = None
         return None
     return loss_sum
 
