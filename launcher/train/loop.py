@@ -96,7 +96,8 @@ def train(
     """
     job, plan, engine = ctx.job, ctx.plan, ctx.engine
     skipped_rows_before = state.skipped_rows
-    is_finished, is_leaving = should_stop_early(job, state), False
+    is_finished = should_stop_early(job, state)
+    is_leaving = False
     saved_at_s = log.elapsed_s
     engine.train_mode()
     # Waiting for the stream counts as data wait. A run that had stopped early before it was interrupted trains no more.
@@ -155,13 +156,7 @@ def train(
     log.flush(stream.skipped_rows, (False, False), ctx.non_finite.check_logged)
     if is_leaving and not is_finished and state.step < plan.total_steps:
         return None
-    return ResultRecord(
-        steps=state.step,
-        best_step=state.best_step or state.step,
-        stopped_early=is_finished,
-        skipped_rows=state.skipped_rows,
-        elapsed_s=state.elapsed_s,
-    )
+    return _result(state, is_finished)
 
 
 def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> torch.Tensor | None:
@@ -222,8 +217,8 @@ def forward_backward(
             losses_B = task.sample_losses(engine.logits(batch), batch.labels)
             # The mask is 0 for filler samples: ranks without rows left in a batch still take part in its collectives.
             micro_loss = (losses_B * batch.mask).sum()
-            # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream gives
-            # every rank the same number of micro-batches, or the ranks would wait for each other here.
+            # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream
+            # gives every rank the same number of micro-batches, or the ranks would wait for each other here.
             engine.backward(micro_loss, global_weight)
             loss_sum += micro_loss.detach()
     except (RuntimeError, MemoryError) as error:
@@ -249,6 +244,16 @@ def run_to_completion(training: Generator[EvaluationEvent, None, ResultRecord | 
         except StopIteration as end:
             result: ResultRecord | None = end.value
             return result
+
+
+def _result(state: TrainerState, stopped_early: bool) -> ResultRecord:
+    return ResultRecord(
+        steps=state.step,
+        best_step=state.best_step or state.step,
+        stopped_early=stopped_early,
+        skipped_rows=state.skipped_rows,
+        elapsed_s=state.elapsed_s,
+    )
 
 
 def _evaluate(
