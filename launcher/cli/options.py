@@ -124,8 +124,8 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
     """
     from launcher.errors import SpecError
     from launcher.rundir.directory import beside
-    from launcher.spec.document import one_line
     from launcher.spec.loader import load_job
+    from launcher.spec.messages import one_line
     from launcher.spec.permissions import granted
     from launcher.tasks import params_of
 

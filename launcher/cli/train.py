@@ -195,7 +195,7 @@ def tasks(name: Annotated[str | None, typer.Argument(help="Name or import path; 
 @commands.command()
 def schema() -> None:
     """Print the JSON Schema of the job file, for editors."""
-    from launcher.spec.loader import job_schema
+    from launcher.spec.schema import job_schema
     from launcher.tasks import params_models
 
     typer.echo(json.dumps(job_schema(params_models()), indent=1))

@@ -1,6 +1,6 @@
-"""What may stand where in a job file, in words: looked up in the JSON Schema that pydantic writes.
+"""JSON Schema of the job file: printed for editors, and searched for what an error message says is allowed.
 
-Runs anywhere; read `spec/messages.py` next, which puts these words into messages.
+Runs anywhere. Read `spec/messages.py` next, which builds those messages.
 """
 
 import json
@@ -11,15 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from launcher.spec.base import PATTERN_WORDS
-from launcher.spec.document import KeyPath
+from launcher.spec.base import PATTERN_WORDS, KeyPath
 from launcher.spec.job import JobSpec
 
 # JSON Schema is free-form JSON: what a key holds depends on the key.
 Schema: TypeAlias = Mapping[str, Any]
 
 ANYTHING = "another value"
-"""What is allowed where the schema says nothing."""
+"""Wording for a value that the schema does not restrict."""
 
 _TYPE_NAMES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
 _BOUNDS = {
@@ -28,25 +27,27 @@ _BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
-# Sections nest three deep (train.optimizer.beta1); the limit keeps a task's recursive model finite.
-_DEEPEST = 5
+# Sections nest three deep (train.optimizer.beta1). The limit ends the search in a task's recursive model.
+_MAX_DEPTH = 5
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_IMPORT_PATH = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
 
 
 class SchemaPath(NamedTuple):
-    """What the schema knows about one place that pydantic named."""
+    """Location of a pydantic error, translated to the job file, with its schema."""
 
     path: KeyPath
-    """The place as keys of the job file, without the names pydantic adds for members of a union."""
+    """Keys of the job file, without the names that pydantic adds for members of a union."""
 
     schema: Schema
-    """What is allowed there; empty where the schema knows nothing."""
+    """Schema of the value; empty if there is none."""
 
     in_union: bool = False
-    """The value had a choice of forms and pydantic speaks about one of them."""
+    """Whether the error is about one of several forms that the value may have."""
 
 
 def definitions(models: Sequence[type[BaseModel]]) -> tuple[list[Schema], dict[str, Schema]]:
-    """The schemas of some models over one set of `$defs`, in which no two names clash."""
+    """Return the schemas of some models over one shared set of `$defs`, in which no two names clash."""
     unique = list(dict.fromkeys(models))
     references, schema = models_json_schema([(model, "validation") for model in unique])
     defs: dict[str, Schema] = schema.get("$defs", {})
@@ -57,12 +58,12 @@ def _resolved(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
     reference = schema.get("$ref")
     if reference is None:
         return schema
-    # What stands beside a $ref (description, default) is about this use of the definition and wins.
+    # Keys next to a $ref (description, default) belong to this use of the definition and override it.
     return {**defs[reference.removeprefix("#/$defs/")], **{key: schema[key] for key in schema if key != "$ref"}}
 
 
 class JobKeys:
-    """The keys of a job file and what each may hold, the parameters of its task included where they are known."""
+    """Lookup of the job file's keys and allowed values, including the parameters of its task if they are known."""
 
     def __init__(self, params: type[BaseModel] | None) -> None:
         models: list[type[BaseModel]] = [JobSpec] if params is None else [JobSpec, params]
@@ -74,7 +75,7 @@ class JobKeys:
             self._root = {**job, "properties": {**job["properties"], "task": merged}}
 
     def find(self, loc: KeyPath) -> SchemaPath:
-        """Translate a location of a pydantic error."""
+        """Translate the location of a pydantic error to keys of the job file."""
         schema: Schema = self._root
         path: KeyPath = ()
         for key in loc:
@@ -85,30 +86,29 @@ class JobKeys:
             inner = self._child(schema, key)
             if inner is None and "anyOf" in schema:
                 return SchemaPath(path, schema, in_union=True)
-            if key == "[key]":  # pydantic's mark for the key of a mapping, of which the schema says nothing
+            if key == "[key]":  # pydantic's mark for the key of a mapping, which the schema does not describe
                 return SchemaPath(path, {})
             path = (*path, key)
             schema = inner or {}
         return SchemaPath(path, schema)
 
     def keys_at(self, loc: KeyPath) -> list[str]:
-        """The valid keys of the section at a location of a pydantic error."""
+        """Return the valid keys of the section at the location of a pydantic error."""
         return list(self._unwrapped(self.find(loc).schema).get("properties", {}))
 
     def tags(self, schema: Schema) -> tuple[str, list[str]]:
-        """The key that tells the variants of a section apart, and its values; ("", []) for any other value."""
+        """Return the key that selects the variant of a section, and its values; ("", []) without variants."""
         schema = self._unwrapped(schema)
         return schema.get("discriminator", {}).get("propertyName", ""), list(self._variants(schema))
 
     def choices(self, schema: Schema) -> list[object]:
-        """The values of a choice; [] for anything that is none."""
-        schema = self._unwrapped(schema)
-        return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
+        """Return the values of a choice; [] if the schema is not one."""
+        return _choices(self._unwrapped(schema))
 
     def without_false_numbers(self, values: object) -> object:
-        """The values of a job file with true and false as texts where only a number may stand.
+        """Return the job file's values with true and false as text where only a number is allowed.
 
-        Python takes true for 1, and so does pydantic; a text it refuses in the same words as any other.
+        Python and pydantic accept true as 1. As text it is rejected in the same words as any other wrong value.
         """
         return self._without_false_numbers(values, self._root)
 
@@ -127,16 +127,16 @@ class JobKeys:
         return value
 
     def pattern_words(self, schema: Schema) -> str:
-        """What a text that does not fit its pattern is, in words; "" where nobody wrote them."""
+        """Return the explanation for text that does not match its pattern; "" if the field has none."""
         return str(self._unwrapped(schema).get(PATTERN_WORDS, ""))
 
     def sections_with(self, key: str) -> list[KeyPath]:
-        """All sections that have a key of this name."""
-        found = [path for path, schema in self._sections(self._root, ()) if key in schema["properties"]]
-        return list(dict.fromkeys(found))
+        """Return the paths of all sections that have a key of this name."""
+        paths = (path for path, schema in self._sections(self._root, ()) if key in schema["properties"])
+        return list(dict.fromkeys(paths))
 
     def allowed(self, schema: Schema) -> str:
-        """What may stand somewhere: `a whole number of at least 1, or null`."""
+        """Describe the values that a schema allows: `a whole number of at least 1, or null`."""
         schema = _resolved(schema, self._defs)
         if "anyOf" in schema:
             forms = [self.allowed(form) for form in schema["anyOf"] if form.get("type") != "null"]
@@ -167,18 +167,18 @@ class JobKeys:
         return f"{items}, at least {schema['minItems']} of them" if "minItems" in schema else items
 
     def _unwrapped(self, schema: Schema) -> Schema:
-        """A schema without its `$ref` and without `or null`."""
+        """Resolve a schema's `$ref` and drop `or null`."""
         schema = _resolved(schema, self._defs)
         forms = [form for form in schema.get("anyOf", []) if form.get("type") != "null"]
         return self._unwrapped(forms[0]) if len(forms) == 1 else schema
 
     def described(self, schema: Schema) -> str:
-        """The first clause of the docstring of a field or section; the rest would make a message two sentences."""
+        """Return the first clause of a field's or section's docstring, short enough for a one-sentence message."""
         text = str(_resolved(schema, self._defs).get("description", ""))
-        return re.split(r"[;.](?:\s|$)", re.sub(r"^`\w+:` ", "", text))[0]
+        return re.split(r"[;.](?:\s|$)", re.sub(r"^`[\w.]+:` ", "", text))[0]
 
     def _variants(self, schema: Schema) -> dict[str, Schema]:
-        # The mapping is sorted by name, oneOf has the order in which the variants were written.
+        # pydantic sorts the mapping by name; oneOf keeps the order in which the variants are declared.
         mapping = schema.get("discriminator", {}).get("mapping", {})
         order = [form.get("$ref") for form in schema.get("oneOf", [])]
         tags = sorted(mapping, key=lambda tag: order.index(mapping[tag]))
@@ -201,27 +201,66 @@ class JobKeys:
         schema = self._unwrapped(schema)
         for variant in self._variants(schema).values():
             yield from self._sections(variant, path)
-        if "properties" in schema and len(path) < _DEEPEST:
+        if "properties" in schema and len(path) < _MAX_DEPTH:
             yield path, schema
             for key, inner in schema["properties"].items():
                 yield from self._sections(inner, (*path, key))
 
 
 def _never_bool(schema: Schema) -> bool:
-    """Whether neither true nor false may stand somewhere, and Python's 1 might pass for them."""
-    choices = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    """Return whether a schema takes numbers but neither true nor false."""
+    choices = _choices(schema)
     if any(isinstance(choice, bool) for choice in choices):
         return False
     return schema.get("type") in ("integer", "number") or any(isinstance(choice, int | float) for choice in choices)
 
 
+def _choices(schema: Schema) -> list[object]:
+    return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
+
+
 def listed(values: Sequence[object]) -> str:
-    """`a, b, c`."""
+    """Join values with commas, as a job file writes them."""
     return ", ".join(to_plain_schema(value) for value in values)
 
 
 def to_plain_schema(value: object) -> str:
-    """A choice or a limit as it is written in a job file: null, true, and 1 for 1.0."""
+    """Format a choice or a limit as a job file writes it: null, true, and 1 for 1.0."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object]:
+    """Return the JSON Schema of job files, for editors.
+
+    Args:
+        params_models: Model of each task's parameters, by the task's name.
+
+    Returns:
+        Schema (draft 2020-12) whose `task` is one of these tasks, or a task outside the launcher by import path.
+    """
+    names = list(params_models)
+    (job, *params), defs = definitions([JobSpec, *(params_models[name] for name in names)])
+    known = defs["TaskSpec"]
+    variants = [_task_variant(name, schema, known) for name, schema in zip(names, params, strict=True)]
+    outside = {
+        **known,
+        "title": "package.module:Task",
+        "properties": {"type": {**known["properties"]["type"], "pattern": _IMPORT_PATH}},
+    }
+    task = {"description": known["description"], "oneOf": [*variants, outside]}
+    used = {name: schema for name, schema in defs.items() if name not in ("JobSpec", "TaskSpec")}
+    properties = {**job["properties"], "task": task}
+    return {"$schema": _DIALECT, **job, "title": "Job file", "properties": properties, "$defs": used}
+
+
+def _task_variant(name: str, params: Schema, known: Schema) -> Schema:
+    type_key = {"const": name, "type": "string", "description": known["properties"]["type"]["description"]}
+    return {
+        **params,
+        "title": name,
+        "properties": {"type": type_key, **params.get("properties", {})},
+        "required": ["type", *params.get("required", [])],
+        "additionalProperties": False,
+    }

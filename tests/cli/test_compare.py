@@ -174,7 +174,7 @@ def test_evaluate_says_what_does_not_fit(
     [
         (["--data", "x.csv", "--split", "test"], "--data and --split: give one of them"),
         (["--name", "x"], "--name: names the scores on --data; give --data too, or leave it out"),
-        (["--data", "x.csv", "--name", "test"], "--name: test is a split of the run itself, whose scores stay"),
+        (["--data", "x.csv", "--name", "test"], "--name: test is a split of the run, and its scores are not"),
         (["--data", "x.csv", "train.epochs=3"], "override train.epochs=3: train.epochs belongs to what was trained"),
         (["--split", "train"], "--split is train, which is not one of validation, test"),
     ],

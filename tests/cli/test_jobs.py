@@ -78,7 +78,7 @@ def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
         ("evaluate --data", "--data has no value"),
         ("evaluate --data s3://in --split test", "--data and --split: give one of them"),
         ("evaluate --name new", "--name: names the scores on --data"),
-        ("evaluate --data s3://in --name test", "--name: test is a split of the run itself"),
+        ("evaluate --data s3://in --name test", "--name: test is a split of the run"),
         ("evaluate --data s3://in --data s3://in", "--data is given twice"),
         ("evaluate --data s3://in train.epochs=2", "override train.epochs=2: train.epochs belongs to what was trained"),
         ("evaluate --data 's3://in", "close its quotation marks"),

@@ -93,7 +93,7 @@ FILES = [
     Case(
         "a merge key",
         lambda desk: desk.job("train:\n", "train:\n  <<: {epochs: 3}\n"),
-        "job.yaml:8: train has a merge key <<, which a job file does not know; write its keys out",
+        "job.yaml:8: train has a merge key <<, which job files do not support; write its keys out",
     ),
     Case(
         "a key given twice",
@@ -108,12 +108,12 @@ FILES = [
     Case(
         "a NUL in a path",
         lambda desk: desk.job("data/train.parquet", '"data/\\0.parquet"'),
-        "job.yaml:5: data.train holds a NUL or half a character, which no file can; remove it",
+        "job.yaml:5: data.train holds a NUL or half of a surrogate pair, which no file can store; remove it",
     ),
     Case(
         "more epochs than numbers",
         lambda desk: desk.job("epochs: 2", "epochs: 99999999999999999999999"),
-        "job.yaml:8: train.epochs is 99999999999999999999999, which no 64 bits hold; give a smaller number",
+        "job.yaml:8: train.epochs is 99999999999999999999999, which exceeds 64 bits; give a smaller number",
     ),
     Case(
         "more steps than a run may have",
@@ -129,14 +129,14 @@ FILES = [
     Case(
         "compiled code under ZeRO-3",
         lambda desk: desk.job("  batch_size: 8", "  batch_size: 8\n  compile: true\nparallel: {zero: 3}"),
-        "job.yaml:7: the job file: train.compile is true, and parallel is of ZeRO-3, which fetches weights where "
-        "compiled code would have them; drop train.compile, or take parallel.zero: 2 without offload_parameters "
-        "and offload_path",
+        "job.yaml:7: the job file: train.compile is true and the ZeRO stage is 3, which gathers weights on the "
+        "fly, and compiled code cannot; drop train.compile, or use parallel.zero: 2 without offload_parameters and "
+        "offload_path",
     ),
     Case(
         "encoded rows in a bucket",
         lambda desk: desk.job("  train: data/train.parquet", "  train: data/train.parquet\n  cache: {path: s3://b/c}"),
-        "job.yaml:6: data.cache.path is s3://b/c, but blocks are read in small pieces; give a directory of the nodes",
+        "job.yaml:6: data.cache.path is s3://b/c, but the cache needs many small reads; give a directory on the nodes",
     ),
     Case(
         "a cache of nothing",
@@ -187,7 +187,7 @@ OVERRIDES = [
     Case(
         "a name without end",
         lambda desk: ["name=" + "a" * 300],
-        "override name=aaa...: name is aaa..., which is not made of at most 63 letters, ...; write it so",
+        "override name=aaa...: name is aaa..., which is not made of at most 63 letters, ...; choose another",
     ),
     Case(
         "a task that is nowhere",

@@ -50,9 +50,9 @@ ORDERS = [
         Order(
             f"{command} {_RUN} {rest}",
             _evil("trust_remote_code: false", "trust_remote_code: true"),
-            f"DESK/{_RUN}/job.yaml: asks for model.trust_remote_code: true, which runs Python code that lies beside "
-            f"the model, {_PERMITS} model.trust_remote_code=true to the command to do so, or "
-            "model.trust_remote_code=false to do without",
+            f"DESK/{_RUN}/job.yaml: asks for model.trust_remote_code: true, which runs Python code from the "
+            f"model's directory, {_PERMITS} model.trust_remote_code=true to the command to allow it, or "
+            "model.trust_remote_code=false to run without it",
         )
         for command, rest in (
             ("predict", "in.parquet --output out"),
@@ -64,15 +64,15 @@ ORDERS = [
         f"predict {_RUN} in.parquet --output out",
         _evil("address: null", "address: ray://evil:10001"),
         f"DESK/{_RUN}/job.yaml: asks for cluster.address: ray://evil:10001, which sends data and environment to that "
-        f"cluster, {_PERMITS} cluster.address=ray://evil:10001 to the command to do so, or cluster.address=null to do "
-        "without",
+        f"cluster, {_PERMITS} cluster.address=ray://evil:10001 to the command to allow it, or cluster.address=null to "
+        "run without it",
     ),
     Order(
         f"replay {_RUN}",
         _evil("mlflow: null", "mlflow: http://evil:5000"),
-        f"DESK/{_RUN}/job.yaml: asks for logging.mlflow: http://evil:5000, which sends numbers and the account of "
-        f"MLflow's variables to that server, {_PERMITS} logging.mlflow=http://evil:5000 to the command to do so, or "
-        "logging.mlflow=null to do without",
+        f"DESK/{_RUN}/job.yaml: asks for logging.mlflow: http://evil:5000, which sends metrics and the "
+        f"credentials in MLflow's variables to that server, {_PERMITS} logging.mlflow=http://evil:5000 to the command "
+        "to allow it, or logging.mlflow=null to run without it",
     ),
     *(
         Order(

@@ -66,13 +66,13 @@ SWEEPS = [
     Case(
         "a range from high to low",
         lambda desk: _space("train.learning_rate: {uniform: [1e-3, 1e-4]}"),
-        "override tune=...: tune.space.train.learning_rate.uniform needs the lower end first and the higher behind it, "
+        "override tune=...: tune.space.train.learning_rate.uniform needs the lower bound first, then the upper, "
         "not [0.001, 0.0001]",
     ),
     Case(
         "a logarithm of nothing",
         lambda desk: _space("train.learning_rate: {loguniform: [0, 1e-4]}"),
-        "override tune=...: tune.space.train.learning_rate.loguniform needs ends above 0, not 0",
+        "override tune=...: tune.space.train.learning_rate.loguniform needs bounds above 0, not 0",
     ),
     Case(
         "two forms of one key",
@@ -83,7 +83,7 @@ SWEEPS = [
     Case(
         "a value given twice",
         lambda desk: _space("train.learning_rate: {choice: [1e-3, 1e-3]}"),
-        "override tune=...: tune.space.train.learning_rate.choice needs at least one value, each once",
+        "override tune=...: tune.space.train.learning_rate.choice needs at least one value, and no value twice",
     ),
     Case(
         "nothing to search",

@@ -23,7 +23,7 @@ def test_all_that_can_be_asked_for() -> None:
      "kill=-1@step3", "seed=4", "random=x", "kill=1@step3;kill=2@step4", "freeze=1@save"],
 )  # fmt: skip
 def test_what_is_no_fault(text: str) -> None:
-    with pytest.raises(UserError, match=r"^--chaos: .*; write KIND\[=WHOM\]@WHEN, as kill=1@step37"):
+    with pytest.raises(UserError, match=r"^--chaos: .*; write KIND\[=TARGET\]@WHEN, as kill=1@step37"):
         parse_faults(text)
 
 

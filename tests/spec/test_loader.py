@@ -18,8 +18,9 @@ from ruamel.yaml import YAML
 from launcher.errors import ModelError, SpecError
 from launcher.spec.base import Section
 from launcher.spec.job import JobSpec
-from launcher.spec.loader import dump_job, job_schema, load_job
+from launcher.spec.loader import dump_job, load_job
 from launcher.spec.messages import not_one_of
+from launcher.spec.schema import job_schema
 
 JOB = """\
 name: sst2
@@ -325,7 +326,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ("model.name=[a]", 'model.name is ["a"], which is not text; give text'),
         (
             "model.name=''",
-            "model.name is missing; give a model directory or hub name, or a from_config to start from",
+            "model.name is missing; give a model directory or Hub name, or a from_config",
         ),
         ("train.deterministic=maybe", "train.deterministic is maybe, which is not true or false; choose one of them"),
         ("train.epochs=true", "train.epochs is true, which is not a whole number; give a whole number of at least 1"),
@@ -363,7 +364,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         (
             "name=..",
             "name is .., which is not made of at most 63 letters, digits, dots, dashes and underscores, "
-            "with a letter or digit first; write it so",
+            "with a letter or digit first; choose another",
         ),
         (
             "cluster.pass_env=[A-B]",
@@ -376,7 +377,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ),
         (
             "parallel={offload_path: /mnt/nvme}",
-            "parallel.offload_path says where offloaded optimizer states are kept, and offload_optimizer is false; set "
+            "parallel.offload_path is for offloaded optimizer states, and offload_optimizer is false; set "
             "offload_optimizer: true or drop offload_path",
         ),
         (
@@ -385,10 +386,10 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ),
         (
             "parallel={offload_path: s3://bucket/states, offload_optimizer: true}",
-            "parallel.offload_path is s3://bucket/states, which is no whole path; give a directory that every node has "
-            "on a disk of its own (/mnt/nvme)",
+            "parallel.offload_path is s3://bucket/states, which is not an absolute path; give a directory on a "
+            "local disk of every node (/mnt/nvme)",
         ),
-        ("task.length=abc", "task.length is abc, which fits none of the forms allowed; give a whole number or auto"),
+        ("task.length=abc", "task.length is abc, which matches none of the allowed forms; give a whole number or auto"),
         ("task.betas=[1]", "task.betas has too few items; give a list of 2: a number, a number"),
         ("task.betas=[1, x]", "task.betas[1] is x, which is not a number; give one"),
         ("task.head={}", "task.head.width is missing; add width to task.head"),
@@ -435,9 +436,9 @@ def test_a_missing_key_is_told_at_the_line_of_its_section(load: Load) -> None:
     text = JOB.replace("  labels: [bad, good]\n", "").replace("  name: models/minilm\n", "  trust_remote_code: off\n")
     assert load.problems(text.replace("data:\n  train: data/train.parquet\n", "")) == [
         "job.yaml:1: data is missing; add data to the job file "
-        "(Where the rows come from and how they are put in order)",
+        "(Where the rows come from and in which order they are read)",
         "job.yaml:3: task.labels is missing; add labels to task (Names of the classes)",
-        "job.yaml:5: model.name is missing; give a model directory or hub name, or a from_config to start from",
+        "job.yaml:5: model.name is missing; give a model directory or Hub name, or a from_config",
     ]
 
 
@@ -492,8 +493,8 @@ def test_an_unknown_task_is_told_with_the_other_problems(load: Load) -> None:
     [
         (
             "task={}",
-            "task.type is missing; add type to task (Name of a task of the launcher (text-classification), "
-            "or import path of one outside it (package.module:Task))",
+            "task.type is missing; add type to task (Name of a built-in task (text-classification), "
+            "or import path of your own (package.module:Task))",
         ),
         ("task.type=3", "task.type is 3, which is not text; put it in quotes"),
         ("task=", "task is empty, which is not a section; give it keys of its own (type)"),

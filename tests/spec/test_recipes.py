@@ -70,17 +70,17 @@ def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
     [
         (
             ("train.optimizer={type: adafactor}", "parallel.zero=2"),
-            "parallel.zero is 2, and train.optimizer is adafactor, whose statistics are of whole matrices, which ZeRO "
-            "cuts; set parallel.zero: 0, or take another optimizer",
+            "parallel.zero is 2, and train.optimizer is adafactor, which needs whole matrices, and ZeRO shards "
+            "them; set parallel.zero: 0, or use another optimizer",
         ),
         (
             ("train.optimizer={type: sgd}", "parallel.offload_optimizer=true"),
-            "parallel.offload_optimizer is for adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
-            "offload_optimizer or take adamw",
+            "parallel.offload_optimizer needs adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
+            "offload_optimizer or use adamw",
         ),
         (
             ("model.lora={rank: 4}", "model.freeze={layers: 1}"),
-            "model.freeze adds nothing to lora, which trains its adapters and the head alone; drop freeze",
+            "model.freeze has no effect with lora, which trains only its adapters and the head; drop freeze",
         ),
     ],
 )
