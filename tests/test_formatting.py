@@ -83,7 +83,7 @@ def test_a_job_that_travels_holds_none(key: str, sections: dict[str, Any], tmp_p
 
 
 def test_the_words_of_a_command_hold_none() -> None:
-    with pytest.raises(UserError, match="--command: s3://b/x holds an account, which is shown"):
+    with pytest.raises(UserError, match="--command: s3://b/x holds an account, which is visible"):
         words_of("evaluate --data s3://KEY:S3CR3T@b/x")
 
 

@@ -97,9 +97,9 @@ def test_compare_refuses_what_is_no_run_or_has_no_metrics(
     [
         (
             ["train.learning_rate=1"],
-            "override train.learning_rate=1: train.learning_rate belongs to what was trained, which",
+            "override train.learning_rate=1: train.learning_rate is fixed, as the run was trained with it; only",
         ),
-        (["seed=3"], "override seed=3: seed belongs to what was trained, which stays; only cluster, parallel"),
+        (["seed=3"], "override seed=3: seed is fixed, as the run was trained with it; only cluster, parallel"),
         (["cluster.workers=0"], "cluster.workers is 0, which is below 1"),
         (["--name", "a/b"], "--name: a/b is not made of at most 63 letters"),
         (["--name", "test"], "--name: test is the run itself; give another name"),
@@ -172,10 +172,10 @@ def test_evaluate_says_what_does_not_fit(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data", "x.csv", "--split", "test"], "--data and --split: give one of them"),
-        (["--name", "x"], "--name: names the scores on --data; give --data too, or leave it out"),
+        (["--data", "x.csv", "--split", "test"], "--data and --split: give only one of them"),
+        (["--name", "x"], "--name: names the scores on --data; give --data too, or drop --name"),
         (["--data", "x.csv", "--name", "test"], "--name: test is a split of the run, and its scores are not"),
-        (["--data", "x.csv", "train.epochs=3"], "override train.epochs=3: train.epochs belongs to what was trained"),
+        (["--data", "x.csv", "train.epochs=3"], "override train.epochs=3: train.epochs is fixed, as the run was"),
         (["--split", "train"], "--split is train, which is not one of validation, test"),
     ],
 )

@@ -101,7 +101,7 @@ def test_no_validation_data_is_said(run: Run) -> None:
     assert (
         "note: validation data: none was found; without it the last weights are kept, whatever they are worth; " in out
     )
-    assert "--split 0.1 sets rows aside, --validation names a file" in out
+    assert "--split 0.1 splits rows off, --validation names a file" in out
     assert "# validation: PATH" in Path("job.yaml").read_text() and not Path("job-data").exists()
     pq.write_table(toy_data.TEXTS, "d/dev.parquet")
     assert "none was given (d/dev.parquet may be it); without it" in run("init", "d/train.parquet", "--force")[1]
@@ -155,7 +155,7 @@ def test_data_is_not_cut_into_itself(run: Run) -> None:
         (["d", "--label", "one"], "--label one: holds only the label 'x'; at least two classes are needed"),
         (["d", "--label", "id"], "--label id: has 60 different values in 60 rows, which are no classes; name another"),
         (["d", "--validation", "no.parquet"], "no.parquet does not exist; give a file, a directory or a glob"),
-        (["d", "--validation", "d", "--split", "0.1"], "--split 0.1: there is validation data already (d); leave"),
+        (["d", "--validation", "d", "--split", "0.1"], "--split 0.1: there is validation data already (d); drop"),
         (["d", "--split", "0.1", "-o", "cut.yaml"], "cut-data/train.parquet: is there already; give another --output"),
     ],
 )  # fmt: skip
@@ -210,7 +210,7 @@ def test_files_beside_are_offered(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     Path("d").rename("e")
     monkeypatch.setattr(init, "_is_terminal", lambda: True)
     result = CliRunner().invoke(cli.app, ["init", "e/train.parquet"], input="\n\n\n\ny\nn\n")
-    assert "Take e/validation.parquet for validation? [Y/n]" in result.output
+    assert "Use e/validation.parquet for validation? [Y/n]" in result.output
     job = load_job("job.yaml")
     assert job.data.validation == ("e/validation.parquet",) and job.data.test is None
 

@@ -49,7 +49,7 @@ def test_a_large_package_is_warned_of(job: Path) -> None:
     done = _submit(job.parent, "submit", "job.yaml", "cluster.code=[weights.bin]", "--address", _DEAD)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "warning: 101 MiB would travel with the job, and Ray takes 100 MiB zipped; the largest are weights.bin "
+        "warning: 101 MiB would be sent with the job, and Ray accepts 100 MiB zipped; the largest are weights.bin "
         "(101 MiB): keep data on shared storage\n"
     )
 
@@ -70,18 +70,18 @@ def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
         ("train2", "none of train, tune, evaluate, predict"),
         ("train learning_rate=1", "takes no learning_rate=1; write 'train --fork s3://runs/RUN', with changes as KEY"),
         ("train first", "takes --fork and --chaos, not first"),
-        ("train --fork runs/first", "--fork: runs/first is a relative path, which means nothing there; give the run's"),
+        ("train --fork runs/first", "--fork: runs/first is a relative path, which the cluster cannot find; give a URI"),
         ("train --chaos kil=1@step3", "kil"),
-        ("tune --fork /runs/first", "takes no more words"),
+        ("tune --fork /runs/first", "takes no options"),
         ("evaluate test", "not test; write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'"),
         ("evaluate --split train", "--split is train, which is not one of validation, test"),
         ("evaluate --data", "--data has no value"),
-        ("evaluate --data s3://in --split test", "--data and --split: give one of them"),
+        ("evaluate --data s3://in --split test", "--data and --split: give only one of them"),
         ("evaluate --name new", "--name: names the scores on --data"),
         ("evaluate --data s3://in --name test", "--name: test is a split of the run"),
         ("evaluate --data s3://in --data s3://in", "--data is given twice"),
-        ("evaluate --data s3://in train.epochs=2", "override train.epochs=2: train.epochs belongs to what was trained"),
-        ("evaluate --data 's3://in", "close its quotation marks"),
+        ("evaluate --data s3://in train.epochs=2", "override train.epochs=2: train.epochs is fixed, as the run was"),
+        ("evaluate --data 's3://in", "close its quotes"),
         ("predict s3://in", "write 'predict s3://in --output s3://out'"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_run_begins_from_another_on_the_cluster() -> None:
 def test_other_data_must_be_seen_by_the_cluster(job: Path) -> None:
     done = _submit(job.parent, "submit", "job.yaml", "--command", "evaluate --data new.csv", "--address", _DEAD)
     assert done.returncode == 2
-    assert done.stderr.startswith("--data: new.csv is a relative path that does not travel with the job; give a URI")
+    assert done.stderr.startswith("--data: new.csv is a relative path that is not sent with the job; give a URI")
     (job.parent / "new.csv").write_text("text,label\n")
     sent = ("submit", "job.yaml", "cluster.code=[new.csv]", "--command", "evaluate --data new.csv", "--address", _DEAD)
     assert "no Ray dashboard answers" in _submit(job.parent, *sent).stderr

@@ -237,7 +237,7 @@ ORDERS = [
     Order(
         f"replay {_RUN} train.epochs=5",
         well,
-        "override train.epochs=5: train.epochs belongs to what was trained, which stays; only cluster, parallel, "
+        "override train.epochs=5: train.epochs is fixed, as the run was trained with it; only cluster, parallel, "
         "checkpoint, logging may be changed here",
     ),
     Order(
