@@ -12,7 +12,7 @@ _FILES = sorted((_ROOT / "launcher").rglob("*.py"))
 _JOBS = sorted((_ROOT / "jobs").glob("*.yaml"))
 
 _MAX_FILE_LINES = 500
-_MAX_TASK_LINES = 150
+_MAX_TASK_LINES = 160
 _MAX_FUNCTION_LINES = 60
 
 
@@ -31,15 +31,16 @@ def _limit(path: Path) -> int:
     return _MAX_TASK_LINES if is_task else _MAX_FILE_LINES
 
 
-def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring: a long explanation is no long function."""
+def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef, source: list[str]) -> int:
+    """Return the lines of a function without docstring and comments: an explanation does not make it long."""
     assert function.end_lineno is not None
-    lines = function.end_lineno - function.lineno + 1
+    begin = function.lineno
     if ast.get_docstring(function) is not None:
         docstring = function.body[0]
         assert docstring.end_lineno is not None
-        lines -= docstring.end_lineno - docstring.lineno + 1
-    return lines
+        begin += docstring.end_lineno - docstring.lineno + 1
+    comments = sum(line.lstrip().startswith("#") for line in source[function.lineno - 1 : function.end_lineno])
+    return function.end_lineno - begin + 1 - comments
 
 
 def test_files_are_short() -> None:
@@ -49,9 +50,10 @@ def test_files_are_short() -> None:
 
 def test_functions_are_short() -> None:
     sizes = {
-        f"{_name(path)}:{node.lineno} {node.name}": _body_lines(node)
+        f"{_name(path)}:{node.lineno} {node.name}": _body_lines(node, source.splitlines())
         for path in _FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for source in [path.read_text(encoding="utf-8")]
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: size for name, size in sizes.items() if size > _MAX_FUNCTION_LINES} == {}

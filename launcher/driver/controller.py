@@ -123,7 +123,7 @@ class TrainController:
             self._run, job, plan, splits, post, post, resume_step=start, lease=lease, faults=self.faults
         )
         streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
-        config: dict[str, object] = {"order": order}
+        config: dict[str, object] = {"worker": order}
         if data.names((TRAIN,)):
             config["stream"] = TRAIN
         self.control.begin()

@@ -158,7 +158,7 @@ def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresR
         run_worker_group(
             WorkerGroupConfig(model_job, run, data, (split.name,)),
             train_loop_per_worker,
-            {"order": order},
+            {"worker": order},
             line.request_stop,
         )
     write_report(run)

@@ -113,6 +113,6 @@ def _export(old: RunDir, job: JobSpec, step: int, place: RunDir, console: Consol
         run_worker_group(
             WorkerGroupConfig(job, place, DeterministicDataConfig(job, plan, splits), ()),
             train_loop_per_worker,
-            {"order": order},
+            {"worker": order},
             line.request_stop,
         )

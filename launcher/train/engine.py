@@ -1,6 +1,6 @@
-"""DeepSpeed behind a small face: forward, backward, step, save, load. Runs in train workers.
+"""DeepSpeed wrapped: forward, backward, optimizer step, save and load. Runs in train workers; used by `loop.py`.
 
-`loop.py` is its user, `deepspeed_config.py` its configuration; what is saved is in `train/checkpoint/state_dict.py`,
+Its configuration is `deepspeed_config.py`; what a checkpoint holds is in `train/checkpoint/state_dict.py`,
 `train/offload/nvme.py` and `train/checkpoint/universal.py`.
 """
 
@@ -32,12 +32,12 @@ from launcher.train.op_builders import prepare_op_builds
 from launcher.train.param_groups import bitsandbytes_optimizer, check_shardable, parameter_groups
 
 deepspeed = import_deepspeed()
-_DIGESTED = 1 << 20
-"""Numbers of a weight that `check_sync` looks at together."""
+_DIGEST_ELEMENTS = 1 << 20
+"""Elements of a weight that `check_sync` converts at a time."""
 
 
 def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Return the model as it trains, and the one inside of its adapters; the same where there are none."""
+    """Return the model to train, and the model inside its adapters; the same one without adapters."""
     inner = task.build_model()
     if job.parallel.activation_checkpointing:
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -52,31 +52,32 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 class Engine:
-    """One worker's part of the model, its optimizer and the collectives between workers.
+    """One rank's part of the model and its optimizer, with the collectives between ranks.
 
     Args:
-        job: the resolved job.
-        task: builds the model.
-        micro_batch: largest micro-batch a worker will see.
+        job: Job with absolute paths and inferred labels.
+        task: Task that builds the model.
+        micro_batch: Largest micro-batch of a rank, in samples.
     """
 
     def __init__(self, job: JobSpec, task: Task, micro_batch: int) -> None:
-        self.job, self.rank, self.world_size = job, dist.get_rank(), dist.get_world_size()
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.job = job
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        has_cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda else torch.device("cpu")
         model, inner = _build(job, task)
         self._unwrapped = model
-        self._synchronised = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
-        self._frozen = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
+        self._sync_batch_norms = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
+        self._frozen_batch_norms = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
         self.num_forwards = 0
-        """Forward passes so far, those of generation among them."""
-        for module in {model, inner}:  # peft generates with the model inside
-            module.register_forward_pre_hook(self._count)
+        """Forward passes so far, including those of generation; the heartbeat reports them as progress."""
+        for module in {model, inner}:  # generate() of a peft model calls the inner model alone
+            module.register_forward_pre_hook(self._count_forward)
         self.before_step: Callable[[], object] = bool
-        """Waits for whoever still reads weights and states, which a step changes."""
+        """Called before a step changes the weights: waits until the checkpoint writer has copied them."""
         self.grad_norm: float | torch.Tensor | None = None
-        """L2 norm of the last step's gradient before clipping; a tensor stays on its device until it is logged."""
+        """L2 norm of the last gradient before clipping; a tensor stays on its device until it is logged."""
         groups = parameter_groups(model, job.train)
         self._groups = groups
         self.trained_names = [name for group in groups for name in group.names]
@@ -87,7 +88,7 @@ class Engine:
         disk = None if self._swap is None else self._swap.path
         config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
-        """How the optimizer's states travel to another number of workers; None where they cannot."""
+        """Names of the optimizer states that can be resharded for another number of workers; None if they cannot."""
         with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
@@ -98,7 +99,7 @@ class Engine:
             )
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         self._flat: FlatGradients | None = None
-        """Without ZeRO; else gradients are DeepSpeed's."""
+        """Gradient buffer without ZeRO; with ZeRO, DeepSpeed holds the gradients."""
         half = job.train.precision != "fp32"
         if self.zero == 0 and half:
             undo_initial_step(self._optimizer)
@@ -106,97 +107,105 @@ class Engine:
             self._flat = FlatGradients(weights, [weight for group in groups for weight in group.parameters])
         elif self.zero == 0:
             self._flat = FlatGradients(weights)
-            if not (cuda or job.train.compile):  # which knows no gradients of rows
+            if not (has_cuda or job.train.compile):  # torch.compile cannot trace the custom embedding gradient
                 use_sparse_embedding_update(model)
         self.ema: EMA | None = None
-        """Of the weights, where the job file asks for one: what evaluations and `gathered_state` see."""
+        """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
         if job.train.ema is not None:
             weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
             self.ema = EMA(job.train.ema, weights, sharded=self.zero == 3)
         if self._flat is not None:
-            self._engine.enable_backward_allreduce = False  # it would copy all gradients, at one worker to themselves
+            self._engine.enable_backward_allreduce = False  # FlatGradients reduces them, without a copy
 
     @property
     def model(self) -> torch.nn.Module:
-        """The transformers model; under ZeRO-3 its weights are shards between uses."""
+        """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
         return self._unwrapped
 
     def seed(self, step: int) -> None:
-        """Noise (dropout) is a function of seed, step and rank, so a resumed run draws the same."""
+        """Seed the dropout noise as a function of job seed, step and rank, so that a resumed run draws the same."""
         digest = hashlib.sha256(f"{self.job.seed}/{step}/{self.rank}".encode()).digest()
         number = int.from_bytes(digest[:7], "little")
-        # Not `torch.manual_seed`: it notes this call's stack for each kind of device that is absent, 1 ms a step.
+        # Not `torch.manual_seed`: it records a stack trace for each absent device type, 1 ms a step (torch 2.13).
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
 
     def train_mode(self) -> None:
-        """Dropout on; BatchNorm's statistics stay as they were pretrained, unless they are synchronised."""
+        """Enable dropout. BatchNorm statistics stay as pretrained, unless they are synchronized."""
         self._engine.train()
-        for layer in self._frozen:
+        for layer in self._frozen_batch_norms:
             layer.eval()
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """Dropout off, no gradients, and averaged weights where there are some, inside the block."""
+        """Disable dropout and gradients inside the block, and use the averaged weights if there are any."""
         self._engine.eval()
-        with torch.no_grad(), self._averaged():
+        with torch.no_grad(), self._ema_weights():
             yield
         self.train_mode()
 
-    def _averaged(self) -> AbstractContextManager[None]:
+    def _ema_weights(self) -> AbstractContextManager[None]:
         if self.ema is None:
             return nullcontext()
         return self.ema.swapped_in(self._optimizer.empty_partition_cache if self.zero == 3 else lambda: None)
 
-    def _count(self, *_: object) -> None:
+    def _count_forward(self, *_: object) -> None:
         self.num_forwards += 1
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """The model's logits, (B, ...)."""
-        for layer in self._synchronised:
+        """Return the model's logits, (B, ...). Collective under ZeRO-3, which gathers weights."""
+        for layer in self._sync_batch_norms:
             layer.mask = batch.mask
         return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types
 
     def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
-        """Add the gradient of `loss_sum / global_weight`.
+        """Add the gradient of `loss_sum / global_weight` to that of the step. Collective under ZeRO 2 and 3.
 
-        DeepSpeed averages gradients over workers, hence the world size; nothing is divided by accumulation steps.
+        Args:
+            loss_sum: Sum of the sample losses of a micro-batch, scalar.
+            global_weight: Weight of the whole global batch.
         """
-        times = 1 if self._flat is not None else self.world_size
-        self._engine.backward(loss_sum / global_weight * times, scale_wrt_gas=False)
+        # DeepSpeed averages gradients over ranks, hence the factor; FlatGradients sums them.
+        factor = 1 if self._flat is not None else self.world_size
+        self._engine.backward(loss_sum / global_weight * factor, scale_wrt_gas=False)
 
     @property
     def has_sync_batch_norm(self) -> bool:
-        """Whether a forward pass already changes what is saved: running statistics."""
-        return bool(self._synchronised)
+        """Whether a forward pass in training changes saved state: the running statistics."""
+        return bool(self._sync_batch_norms)
 
     @property
     def saves_from_files(self) -> bool:
-        """Whether `states` are mapped from files on a disk: a copy would bring all of them into memory."""
+        """Whether `local_state` is memory-mapped from files: copying it would load all of it."""
         return self._swap is not None
 
     @property
     def can_retry_step(self) -> bool:
-        """Whether a step can be made again: before `step` nothing was exchanged, and gradients are the parameters'."""
-        alone = self.zero == 1 or self._flat is not None
-        return alone and not (self.job.parallel.offload_optimizer or self._synchronised)
+        """Whether a step can be repeated before `step` is called: no gradient has been exchanged or offloaded yet."""
+        is_local = self.zero == 1 or self._flat is not None
+        return is_local and not (self.job.parallel.offload_optimizer or self._sync_batch_norms)
 
     def reset_gradients(self) -> None:
-        """Forget the gradients of a step that broke off; only where the engine `repeats`."""
+        """Discard the gradients of an aborted step; requires `can_retry_step`."""
         self._engine.zero_grad()
         if self._flat is not None:
             self._flat.clear()
         self._engine._unmanaged_backward_count = 0
         if self.zero == 1:
-            # A backward pass that broke off leaves DeepSpeed (0.19.8, runtime/base_optimizer.py) inside of it.
+            # DeepSpeed 0.19.8 is still "inside backward" after an aborted pass (runtime/base_optimizer.py).
             self._optimizer.zero_grad()
             self._optimizer._backward_active_depth = self._optimizer._remaining_grad_acc_hooks = 0
             self._optimizer._backward_hook_state.reset_for_new_step()
             self._optimizer._release_ipg_buffers()
 
     def step(self, learning_rate: float, step: int) -> None:
-        """Reduce, clip and apply the accumulated gradient; the optimizer step number `step`, counted from 0."""
+        """Reduce, clip and apply the accumulated gradient. Collective.
+
+        Args:
+            learning_rate: Learning rate of this step.
+            step: Number of optimizer steps completed before this one.
+        """
         self.before_step()
         self._apply(learning_rate)
         if self.ema is not None:
@@ -213,18 +222,27 @@ class Engine:
             self._flat.all_reduce()
         self.grad_norm = self._flat.clip(self.job.train.max_grad_norm)
         self._engine.step()
-        self._flat.clear()  # DeepSpeed has put every gradient to None
+        self._flat.clear()  # DeepSpeed has set every `.grad` to None
 
     def local_state(self) -> dict[str, object]:
-        """What this worker has to save, by file: the training's own tensors, not copies (a collective)."""
-        found = collect_state(self._engine)
+        """Return what this rank saves, by file name: the live tensors, not copies. Collective."""
+        state = collect_state(self._engine)
         if self.ema is not None:
-            whole = self.ema.full_weights()
-            found |= {FILE: whole} if whole else {}
-        return found
+            averages = self.ema.full_weights()
+            state |= {FILE: averages} if averages else {}
+        return state
 
     def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:
-        """Read weights, and unless `weights_only` the optimizer's states, back (a collective)."""
+        """Load a checkpoint. Collective.
+
+        Args:
+            directory: Local directory with the files of the checkpoint.
+            weights_only: Whether to leave out the optimizer states.
+            universal: Whether the files are in DeepSpeed's universal format, for another number of workers.
+
+        Raises:
+            TrainingError: DeepSpeed finds no checkpoint there.
+        """
         tag = "universal" if universal else "state"
         if universal:
             load_buffers(directory / tag, self._unwrapped)
@@ -233,11 +251,11 @@ class Engine:
                 return
             if self.zero < 3:
                 check_shardable(self._groups, self.world_size)
-        # DeepSpeed takes the format from its config alone, yet the best checkpoint and the last may differ in it.
+        # DeepSpeed reads the format from its config, but the best checkpoint and the last one may differ in it.
         self._engine._config.load_universal_checkpoint = universal
-        # The job file's numbers, not the checkpoint's: a trial of a sweep may go on from another's with its own.
-        numbers = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
-        # ZeRO-3 keeps its weights among the optimizer's states: the module alone would leave them as they were.
+        # Hyperparameters come from the job, not the checkpoint: a pbt trial resumes from another trial's checkpoint.
+        hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
+        # ZeRO-3 keeps the weights among the optimizer states: loading the module alone would not change them.
         module_only = weights_only and not universal and self.zero < 3
         with reading_back(self._engine, universal):
             path, _ = self._engine.load_checkpoint(
@@ -247,10 +265,10 @@ class Engine:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
         # Loading a universal ZeRO-3 checkpoint (DeepSpeed 0.19.8, load_hp_checkpoint_state_from_checkpoint_dir_stage3)
         # gives every group the first one's weight decay, and one step counter, shared, which AdamW then advances once
-        # per group: both would bend the curve of a run that goes on with another number of workers.
-        for group, own in zip(self._optimizer.param_groups, numbers, strict=True):
+        # per group: both would change the curve of a run that resumes with another number of workers.
+        for group, own in zip(self._optimizer.param_groups, hyperparameters, strict=True):
             group.update(own)
-        # torch's optimizers count in a tensor beside the weights, DeepSpeed's on the CPU in an int.
+        # torch's optimizers count steps in a tensor on the device of the weights, DeepSpeed's CPU Adam in an int.
         for weight, state in getattr(self._optimizer, "optimizer", self._optimizer).state.items():
             if universal and self.moments is not None:
                 rename_moments(state, self.moments)
@@ -259,54 +277,54 @@ class Engine:
                 state["step"] = int(step) if self.job.parallel.offload_optimizer else step.to(weight.device)
 
     def close(self) -> None:
-        """Let go of hooks and buffers that would keep the model in memory: a sweep builds many in one process."""
+        """Remove hooks and buffers that would keep the model in memory: a sweep builds many in one process."""
         self._engine.destroy()
         self.remove_swap_dir()
 
     def remove_swap_dir(self) -> None:
-        """Remove the files of offloaded states, without which there are no steps."""
+        """Remove the files of offloaded states; no step is possible afterwards."""
         if self._swap is not None:
             self._swap.close()
 
     def full_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """All weights, averaged where they are, on the CPU of rank 0, None elsewhere (a collective)."""
-        with self._averaged():
-            return self._gathered()
+        """Return all weights (the averages, if there are any) on the CPU of rank 0, None on other ranks. Collective."""
+        with self._ema_weights():
+            return self._gather_weights()
 
-    def _gathered(self) -> dict[str, torch.Tensor] | None:
+    def _gather_weights(self) -> dict[str, torch.Tensor] | None:
         state: dict[str, torch.Tensor] = {}
-        sharded = self.zero == 3
+        is_sharded = self.zero == 3
         for name, tensor in self._unwrapped.named_parameters():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=sharded):
+            with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
                     state[name] = tensor.detach().cpu().clone()
         if self.rank != 0:
             return None
         parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))
-        kept = self._unwrapped.state_dict().keys() - parameters  # persistent buffers are whole on every rank
-        buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in kept}
+        persistent = self._unwrapped.state_dict().keys() - parameters  # buffers are replicated on every rank
+        buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in persistent}
         return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
 
     def check_sync(self, step: int) -> None:
-        """Compare the weights all workers hold whole; one worker has nobody to compare with.
+        """Check that all ranks hold the same weights. Collective; a host-device sync per weight.
 
-        Under ZeRO-3 most weights exist once, as shards, and cannot differ; the small ones kept whole are compared.
+        Under ZeRO-3 most weights exist once, as shards; only the small ones that are replicated are compared.
 
         Raises:
-            WeightDivergenceError: workers train apart; names the ranks.
+            WeightDivergenceError: They differ; names the ranks.
         """
         if self.world_size == 1:
             return
-        mine = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
-        digests = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(digests, mine)
-        seen = [tuple(digest.tolist()) for digest in digests]
-        common = max(seen, key=seen.count)
-        apart = [str(rank) for rank, digest in enumerate(seen) if digest != common]
-        if apart:
+        local = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
+        gathered = [torch.empty_like(local) for _ in range(self.world_size)]
+        dist.all_gather(gathered, local)
+        digests = [tuple(digest.tolist()) for digest in gathered]
+        most_common = max(digests, key=digests.count)
+        diverged = [str(rank) for rank, digest in enumerate(digests) if digest != most_common]
+        if diverged:
             raise WeightDivergenceError(
-                f"after step {step} rank {', '.join(apart)} of {self.world_size} holds other weights than the rest: "
-                "the workers train apart; check that all nodes run the same versions and healthy hardware"
+                f"after step {step} rank {', '.join(diverged)} of {self.world_size} holds other weights than the rest: "
+                "the workers have diverged; check that all nodes run the same versions and healthy hardware"
             )
 
     def _digest(self) -> bytes:
@@ -315,13 +333,13 @@ class Engine:
             if self.zero == 3 and not getattr(tensor, "ds_persist", False):
                 continue
             digest.update(name.encode())
-            # A sum of the raw bits, weighted by position, sees any flipped bit and moves eight bytes to the CPU. In
-            # pieces: as int64 a large embedding would take four times its own memory.
+            # A sum of the raw bits, weighted by position, detects any flipped bit and moves 8 bytes to the CPU. In
+            # chunks: as int64, a large embedding would take four times its own memory.
             bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
             total = torch.zeros((), dtype=torch.int64, device=bits.device)
-            for number, piece in enumerate(bits.flatten().split(_DIGESTED)):
-                begin = number * _DIGESTED + 1
-                places = torch.arange(begin, begin + len(piece), device=bits.device)
-                total += (piece.to(torch.int64) * places).sum()
+            for number, chunk in enumerate(bits.flatten().split(_DIGEST_ELEMENTS)):
+                begin = number * _DIGEST_ELEMENTS + 1
+                positions = torch.arange(begin, begin + len(chunk), device=bits.device)
+                total += (chunk.to(torch.int64) * positions).sum()
             digest.update(int(total.item()).to_bytes(8, "little", signed=True))
         return digest.digest()

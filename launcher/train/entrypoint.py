@@ -1,21 +1,35 @@
-"""What Ray Train is given to run in its workers. Any process: its controller imports this and need not import torch."""
+"""The function that Ray Train runs in every worker; its controller imports this too, and must not load torch."""
 
 from contextlib import suppress
 from threading import Thread
 
 import ray.train
 
+from launcher.train.worker_config import WorkerConfig
+
 
 def train_loop_per_worker(config: dict[str, object]) -> None:
-    """Run `run_worker`, imported only here; Ray prepares the `stream` of the config meanwhile."""
+    """Train, evaluate or export on this rank.
+
+    Args:
+        config: `worker`, a `WorkerConfig`; `stream`, the name of the Ray Data stream, where there is one.
+    """
     stream = config.get("stream")
     if isinstance(stream, str):
-        Thread(target=_ask_for, args=(stream,), name="stream", daemon=True).start()
-    from launcher.train.worker import run_worker
+        # Ray Data's processes start meanwhile: torch and the model classes take seconds to import.
+        Thread(target=_request_stream, args=(stream,), name="stream", daemon=True).start()
+    from launcher.train import worker
 
-    run_worker(config)
+    worker_config = config["worker"]
+    assert isinstance(worker_config, WorkerConfig)
+    if worker_config.export_to is not None:
+        worker.export_worker(worker_config, worker_config.export_to)
+    elif worker_config.evaluate_only is not None:
+        worker.evaluate_worker(worker_config, worker_config.evaluate_only)
+    else:
+        worker.train_worker(worker_config)
 
 
-def _ask_for(stream: str) -> None:
-    with suppress(Exception):  # it is asked for again where it is read, which tells
-        ray.train.get_dataset_shard(stream)
+def _request_stream(name: str) -> None:
+    with suppress(Exception):  # requested again where it is read, which raises there
+        ray.train.get_dataset_shard(name)

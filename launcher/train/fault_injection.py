@@ -59,8 +59,8 @@ class FaultInjector:
         goes, self._node_goes = self._node_goes, False
         return goes
 
-    def loss(self, step: int, loss: torch.Tensor) -> torch.Tensor:
-        """The loss of the step that follows `step` steps; not a number where that was asked for."""
+    def inject_nan(self, step: int, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss of the step after `step` completed steps; NaN where a fault asks for it."""
         bad = any(fault.kind == "nan" and fault.step == step + 1 for _, fault in self._faults)
         return loss * math.nan if bad else loss
 

@@ -1,14 +1,14 @@
 """THE training loop. Runs in every train worker; start reading here.
 
-A global batch arrives as this worker's share of it, already encoded and cut into micro-batches (`data/stream.py`).
-The loss is a sum over samples divided by the weight of the *global* batch, so neither the number of workers nor the
-micro-batch changes it. `engine.py` is DeepSpeed, `validate.py` the evaluation, `train/checkpoint/writer.py` what
-survives a stop.
+A global batch arrives as this rank's part of it, encoded and cut into micro-batches (`data/stream.py`). The loss is a
+sum over samples, divided by the weight of the *global* batch, so neither the number of workers nor the micro-batch
+changes it. `engine.py` wraps DeepSpeed, `validate.py` evaluates, `train/checkpoint/writer.py` saves.
 """
 
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import torch
@@ -27,7 +27,7 @@ from launcher.train.engine import Engine
 from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import RunLog, pending_step
 from launcher.train.non_finite import NonFinitePolicy
-from launcher.train.oom import OOMRecovery
+from launcher.train.oom import OOMRecovery, is_out_of_memory
 from launcher.train.preemption import never_stop
 from launcher.train.schedule import learning_rate
 from launcher.train.validate import generate_samples, validate
@@ -39,7 +39,7 @@ INITIAL_STATE = TrainerState(
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What the loop works on; nothing in it changes."""
+    """Everything that the loop works with; nothing in it is replaced while it runs."""
 
     run: RunDir
     job: JobSpec
@@ -49,101 +49,195 @@ class TrainContext:
     splits: dict[str, Split]
     writer: CheckpointWriter
     faults: FaultInjector
-    """Faults on purpose; none without `--chaos`."""
+    """Injected faults; none without `--chaos`."""
+
+    @cached_property
+    def oom(self) -> OOMRecovery:
+        """Halves the micro-batch when memory runs out."""
+        return OOMRecovery(self.run, self.engine)
+
+    @cached_property
+    def non_finite(self) -> NonFinitePolicy:
+        """Decides what follows a loss or gradient that is not finite."""
+        return NonFinitePolicy(self)
 
 
 @dataclass(frozen=True)
 class EvaluationEvent:
-    """A place between two steps where a sweep may look, wait or stop."""
+    """An evaluation that has just finished; a sweep may pause or stop the training here."""
 
     state: TrainerState
-    """With which a checkpoint made here would go on."""
+    """State of a checkpoint that is saved at this point."""
     evaluation: EvaluationRecord
 
 
 def train(
-    it: TrainContext, stream: ShardStream, log: RunLog, state: TrainerState, leave: Callable[[], bool] = never_stop
+    ctx: TrainContext,
+    stream: ShardStream,
+    log: RunLog,
+    state: TrainerState,
+    should_stop: Callable[[], bool] = never_stop,
 ) -> Generator[EvaluationEvent, None, ResultRecord | None]:
-    """Train from `state` to the end, or to an early stop; pauses after each evaluation.
+    """Train from `state` to the last step or an early stop; yield after each evaluation.
 
     Args:
-        it: run, job, plan, task, engine and data.
-        stream: this worker's shares, beginning behind `state.step`.
-        log: where losses go.
-        state: of the checkpoint that was loaded, or `INITIAL_STATE`.
-        leave: whether all workers should save and leave after this step (a collective).
+        ctx: Engine, task, data and policies of this run.
+        stream: Batches of this rank, starting after `state.step`.
+        log: Destination of losses and evaluations.
+        state: State of the checkpoint that was loaded, or `INITIAL_STATE`.
+        should_stop: Function that returns True if all ranks must save and exit after this step. Collective.
 
     Returns:
-        What came of it; None when the workers left early, with a checkpoint.
+        Outcome of the training; None if the workers exited before its end, after saving a checkpoint.
 
     Raises:
-        TrainingError: the loss is not finite, or workers train apart.
+        NonFiniteLossError: A loss is not finite, and the job file says to resume from the last checkpoint.
+        TrainingError: A loss is not finite, or the ranks' weights differ.
     """
-    job, plan, engine = it.job, it.plan, it.engine
-    skipped_before, stopped, saved_at = state.skipped_rows, should_stop_early(job, state), log.elapsed_s
-    leaving = False
-    guard = NonFinitePolicy(it, OOMRecovery(it.run, engine))
+    job, plan, engine = ctx.job, ctx.plan, ctx.engine
+    skipped_rows_before = state.skipped_rows
+    is_finished = should_stop_early(job, state)
+    is_leaving = False
+    saved_at_s = log.elapsed_s
     engine.train_mode()
-    for step, epoch, share in log.timer.time_data_wait(stream.steps()) if not stopped else ():
-        rate = learning_rate(job.train, step, plan.total_steps)
+    # Waiting for the stream counts as data wait. A run that had stopped early before it was interrupted trains no more.
+    for step, epoch, batch in log.timer.time_data_wait(stream.steps()) if not is_finished else ():
+        lr = learning_rate(job.train, step, plan.total_steps)
         with log.timer.time_step():
-            loss_sum = train_step(engine, it.task, share, step, rate, guard)
+            loss_sum = train_step(ctx, batch, step, lr)
         done = step + 1
-        log.step(pending_step(done, epoch, share.global_batch, loss_sum, (rate, engine.grad_norm)))
-        it.faults.at_step(done)
-        leaving = leave()
-        evaluate, save = plan.evaluates_after(done), leaving or _divides(job.checkpoint.every_steps, done)
+        # Loss and norm stay on their device: reading them here would make the host wait for the device in every step.
+        log.step(pending_step(done, epoch, batch.global_batch, loss_sum, (lr, engine.grad_norm)))
+        ctx.faults.at_step(done)
+        # Collective. Everything that decides about the collectives below must be the same on all ranks: the plan, the
+        # step, and what this call or the flush has exchanged; never a local clock or a local error.
+        is_leaving = should_stop()
+        is_last = done == plan.total_steps
+        must_evaluate = plan.evaluates_after(done)
+        must_save = is_leaving or _is_due(job.checkpoint.every_steps, done)
+        # Step 1 finds nodes with other versions or other pretrained weights before hours are spent. Collective.
         if done == 1 or done % job.train.sync_check_steps == 0:
             engine.check_sync(done)
-        if done % job.train.log_every_steps == 0 or evaluate or save or done == plan.total_steps:
-            # Minutes are rank 0's, a disk that is full one node's; the flush tells all.
-            due = engine.rank == 0 and _minutes_passed(job, log.elapsed_s - saved_at)
-            due, failed = log.flush(stream.skipped_rows, (due, it.writer.failed), guard.check_logged)
-            save |= due
-            it.writer.join_if_failed(failed)
-        if evaluate:
-            it.faults.at("evaluation")
-            with log.timer.phase("evaluation"):
-                state, improved, line = _evaluate(it, stream, log, state, done)
-            stopped = should_stop_early(job, state)
-            save |= improved
-        if evaluate or save or done == plan.total_steps:
-            state = state.model_copy(
-                update={"step": done, "skipped_rows": skipped_before + stream.skipped_rows, "elapsed_s": log.elapsed_s}
+        if done % job.train.log_every_steps == 0 or must_evaluate or must_save or is_last:
+            # Only rank 0's clock counts, and a full disk is known to one node alone: the flush, which is an
+            # all-reduce anyway, tells both to all ranks. It is the one host-device sync of the steps since the last.
+            is_time = engine.rank == 0 and _minutes_passed(job, log.elapsed_s - saved_at_s)
+            is_time, has_failed = log.flush(
+                stream.skipped_rows, (is_time, ctx.writer.failed), ctx.non_finite.check_logged
             )
-        if save or stopped or done == plan.total_steps:
+            must_save |= is_time
+            # If one rank could not write its files, the checkpoint is incomplete: all ranks drop it together.
+            ctx.writer.join_if_failed(has_failed)
+        if must_evaluate:
+            ctx.faults.at("evaluation")
+            # Evaluate before saving: the state in the checkpoint says which step is best, and it may be this one.
+            # The evaluation comes from the same stream, which has prepared it behind the training batches.
+            with log.timer.phase("evaluation"):
+                state, is_best, evaluation = _evaluate(ctx, stream, log, state, done)
+            is_finished = should_stop_early(job, state)
+            must_save |= is_best
+        # After the evaluation, so that a run resumed from here counts its seconds too.
+        if must_evaluate or must_save or is_last:
+            skipped_rows = skipped_rows_before + stream.skipped_rows
+            state = state.model_copy(update={"step": done, "skipped_rows": skipped_rows, "elapsed_s": log.elapsed_s})
+        if must_save or is_finished or is_last:
             with log.timer.phase("checkpoint"):
-                it.writer.save(state)
-            saved_at = log.elapsed_s
-        if evaluate:
-            yield EvaluationEvent(state, line)
-        if stopped or leaving:
+                # Returns once weights and states are copied; a thread writes them while training continues. Collective.
+                ctx.writer.save(state)
+            saved_at_s = log.elapsed_s
+        # A sweep stops or pauses a trial here, after its checkpoint, by not resuming the generator.
+        if must_evaluate:
+            yield EvaluationEvent(state, evaluation)
+        if is_finished or is_leaving:
             break
     with log.timer.phase("checkpoint"):
-        it.writer.join()
-    log.flush(stream.skipped_rows, (False, False), guard.check_logged)  # the last checkpoint's time
-    left_early = leaving and not stopped and state.step < plan.total_steps
-    return None if left_early else _result(state, stopped)
+        ctx.writer.join()
+    # Logs the seconds of the last checkpoint. Collective.
+    log.flush(stream.skipped_rows, (False, False), ctx.non_finite.check_logged)
+    if is_leaving and not is_finished and state.step < plan.total_steps:
+        return None
+    return _result(state, is_finished)
 
 
-def _result(state: TrainerState, stopped: bool) -> ResultRecord:
-    return ResultRecord(
-        steps=state.step,
-        best_step=state.best_step or state.step,
-        stopped_early=stopped,
-        skipped_rows=state.skipped_rows,
-        elapsed_s=state.elapsed_s,
-    )
+def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> torch.Tensor | None:
+    """Run one optimizer step on this rank's part of a global batch.
+
+    Args:
+        ctx: Engine, task and recovery policies of this run.
+        batch: Micro-batches of this rank, and the weight of the whole global batch.
+        step: Number of optimizer steps completed before this one.
+        lr: Learning rate of this step.
+
+    Returns:
+        Sum of this rank's sample losses (scalar, on the device); None if the batch is skipped. Summed over ranks and
+        divided by the weight of the global batch it is the loss of the step.
+
+    Raises:
+        MicroBatchOOMError: Memory ran out under ZeRO 2 or 3; the workers restart with a smaller micro-batch.
+        NonFiniteLossError: The batch is skipped from now on, but the ranks must resume from the last checkpoint.
+    """
+    if ctx.non_finite.is_skipped(step):
+        return None
+    weight = batch.global_batch.weight
+    loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), weight, step)
+    # Collective under ZeRO 0 and 1: if one rank ran out of memory, all ranks halve the micro-batch and repeat the step.
+    # Raises under ZeRO 2 and 3, where the other ranks already wait inside a reduce.
+    while ctx.oom.must_retry(loss_sum, step):
+        loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), weight, step)
+    assert loss_sum is not None
+    loss_sum = ctx.faults.inject_nan(step, loss_sum)
+    # Collective and a host-device sync, under `train.non_finite: skip` only.
+    if not ctx.non_finite.check_loss(step, loss_sum):
+        return None
+    ctx.engine.step(lr, step)
+    return loss_sum
+
+
+def forward_backward(
+    engine: Engine, task: Task, micro_batches: Sequence[pa.Table], global_weight: float, step: int
+) -> torch.Tensor | None:
+    """Accumulate this rank's gradient of a global batch.
+
+    Args:
+        engine: Model and gradients.
+        task: Defines the loss of a sample.
+        micro_batches: Encoded samples, one table per forward pass.
+        global_weight: Weight of the whole global batch: its samples, or its learned tokens.
+        step: Number of optimizer steps completed before this one; seeds the dropout.
+
+    Returns:
+        Sum of the sample losses (scalar, on the device), or None if memory ran out.
+    """
+    # A function of seed, step and rank: a step that is repeated, or reached again after a resume, draws the same noise.
+    engine.seed(step)
+    loss_sum = torch.zeros((), device=engine.device)
+    try:
+        for samples in micro_batches:
+            batch = collate(task, samples).to(engine.device)
+            losses_B = task.sample_losses(engine.logits(batch), batch.labels)
+            # The mask is 0 for filler samples: ranks without rows left in a batch still take part in its collectives.
+            micro_loss = (losses_B * batch.mask).sum()
+            # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream
+            # gives every rank the same number of micro-batches, or the ranks would wait for each other here.
+            engine.backward(micro_loss, global_weight)
+            loss_sum += micro_loss.detach()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # The frames of the traceback hold the graph, and with it the memory that a retry needs.
+        error.__traceback__ = None
+        return None
+    return loss_sum
 
 
 def should_stop_early(job: JobSpec, state: TrainerState) -> bool:
-    """Whether the metric has not become better for so many evaluations that the job file says to stop."""
+    """Return True if the metric has not improved for `evaluation.patience` evaluations."""
     patience = job.evaluation.patience
     return patience is not None and state.evaluations_without_improvement >= patience
 
 
 def run_to_completion(training: Generator[EvaluationEvent, None, ResultRecord | None]) -> ResultRecord | None:
-    """Train without a pause."""
+    """Run a training without pausing at its evaluations, and return its outcome."""
     while True:
         try:
             next(training)
@@ -152,60 +246,43 @@ def run_to_completion(training: Generator[EvaluationEvent, None, ResultRecord | 
             return result
 
 
-def train_step(
-    engine: Engine, task: Task, share: LocalBatch, step: int, rate: float, guard: NonFinitePolicy | None = None
-) -> torch.Tensor | None:
-    """One optimizer step on one global batch; a `guard` repeats what did not fit and leaves out what is bad.
-
-    Returns:
-        None where the batch was left out; else this worker's sum of losses, a scalar on the device. Summed over workers
-        and divided by the batch's weight it is the loss of the step.
-    """
-
-    def gradients(micro_batches: Sequence[pa.Table]) -> torch.Tensor:
-        engine.seed(step)
-        total = torch.zeros((), device=engine.device)
-        for samples in micro_batches:
-            batch = collate(task, samples).to(engine.device)
-            losses_B = task.sample_losses(engine.logits(batch), batch.labels)
-            loss_sum = (losses_B * batch.mask).sum()
-            engine.backward(loss_sum, share.global_batch.weight)
-            total += loss_sum.detach()
-        return total
-
-    micro_batches = share.micro_batches
-    if guard is None:
-        total = gradients(micro_batches)
-    elif guard.is_skipped(step) or not guard.check_loss(step, total := guard.gradients(step, micro_batches, gradients)):
-        return None
-    engine.step(rate, step)
-    return total
+def _result(state: TrainerState, stopped_early: bool) -> ResultRecord:
+    return ResultRecord(
+        steps=state.step,
+        best_step=state.best_step or state.step,
+        stopped_early=stopped_early,
+        skipped_rows=state.skipped_rows,
+        elapsed_s=state.elapsed_s,
+    )
 
 
 def _evaluate(
-    it: TrainContext, stream: ShardStream, log: RunLog, state: TrainerState, step: int
+    ctx: TrainContext, stream: ShardStream, log: RunLog, state: TrainerState, step: int
 ) -> tuple[TrainerState, bool, EvaluationRecord]:
-    """Score the validation split; the state tells which checkpoint is best, the same on every worker."""
-    shares = stream.evaluation(VALIDATION, step)
-    scores = validate(it.engine, it.task, shares, it.splits[VALIDATION], step)
-    # A metric that the validation data do not have (roc_auc, of one class) is no better than NaN.
-    value = scores.loss if it.plan.metric == "loss" else scores.metrics.get(it.plan.metric, math.nan)
-    sign = 1.0 if it.plan.metric_mode == "max" else -1.0
-    # Nothing is greater than NaN, which a metric may be at first (Pearson's correlation of predictions all alike).
+    """Score the validation split, log it, and update which checkpoint is best. Collective; equal on all ranks.
+
+    Returns:
+        New state, whether this step is the best so far, and the evaluation as it is logged.
+    """
+    scores = validate(ctx.engine, ctx.task, stream.evaluation(VALIDATION, step), ctx.splits[VALIDATION], step)
+    # A metric can be undefined on the validation data (roc_auc of a single class); that is never an improvement.
+    value = scores.loss if ctx.plan.metric == "loss" else scores.metrics.get(ctx.plan.metric, math.nan)
+    sign = 1.0 if ctx.plan.metric_mode == "max" else -1.0
+    # Nothing compares as better than NaN, which a metric may be at first (Pearson's r of constant predictions).
     best = state.best_value if state.best_value is not None and math.isfinite(state.best_value) else -sign * math.inf
-    improved = math.isfinite(value) and sign * value > sign * best
-    line = scores.line(improved)
-    log.evaluation(line, generate_samples(it.engine, it.task, it.splits[VALIDATION], step))
-    if not improved:
-        waited = state.evaluations_without_improvement + 1
-        return state.model_copy(update={"evaluations_without_improvement": waited}), False, line
-    log.record(f"scores-{VALIDATION}.json", scores.record(it.task))
+    is_best = math.isfinite(value) and sign * value > sign * best
+    evaluation = scores.line(is_best)
+    log.evaluation(evaluation, generate_samples(ctx.engine, ctx.task, ctx.splits[VALIDATION], step))
+    if not is_best:
+        count = state.evaluations_without_improvement + 1
+        return state.model_copy(update={"evaluations_without_improvement": count}), False, evaluation
+    log.record(f"scores-{VALIDATION}.json", scores.record(ctx.task))
     update = {"best_step": step, "best_value": value, "evaluations_without_improvement": 0}
-    return state.model_copy(update=update), True, line
+    return state.model_copy(update=update), True, evaluation
 
 
-def _divides(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
+def _is_due(every_steps: int | None, step: int) -> bool:
+    return every_steps is not None and step % every_steps == 0
 
 
 def _minutes_passed(job: JobSpec, seconds: float) -> bool:

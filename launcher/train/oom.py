@@ -1,13 +1,14 @@
-"""Out of memory in a step: the micro-batch is halved on all workers and the step made again. Train workers.
+"""Recovery from running out of memory in a step. Runs in train workers.
 
-Under ZeRO 0 and 1 nothing is exchanged before a step's last gradient is there, so the workers agree at that point and
-repeat the step in place. Under ZeRO 2 and 3 the others wait inside a collective that the failed worker cannot reach any
-more: it writes the smaller micro-batch down, and the workers are started again from the last checkpoint.
+Under ZeRO 0 and 1 the ranks exchange nothing before the last gradient of a step, so they agree at that point, halve
+the micro-batch and repeat the step in place. Under ZeRO 2 and 3 the other ranks already wait inside a collective that
+the failed rank can no longer reach: it records the smaller micro-batch, and the workers restart from the last
+checkpoint.
 """
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import pyarrow as pa
@@ -20,129 +21,124 @@ from launcher.rundir.micro_batch import MicroBatchReduction, record_reduction
 from launcher.train.engine import Engine
 
 _LOG = logging.getLogger(__name__)
-# What torch's CPU allocator and CUDA's libraries say; CUDA's own allocator raises torch.OutOfMemoryError.
-_WORDS = (
+# Messages of torch's CPU allocator and of CUDA's libraries; CUDA's own allocator raises torch.OutOfMemoryError.
+_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUDA out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
-Gradients = Callable[[Sequence[pa.Table]], torch.Tensor]
-"""Forward and backward of some micro-batches; the sum of their losses."""
-
 
 class OOMRecovery:
-    """Repeats steps that did not fit into memory.
+    """Halves the micro-batch of a run when memory runs out.
 
     Args:
-        run: where halvings are written down.
-        engine: this worker's.
+        run: Run directory, where reductions are recorded.
+        engine: Engine of this rank.
     """
 
     def __init__(self, run: RunDir, engine: Engine) -> None:
         self._run, self._engine = run, engine
-        self._size: int | None = None
+        self._max_samples: int | None = None
+        self._largest = 0  # samples of the largest micro-batch of the current attempt
 
-    def gradients(self, step: int, micro_batches: Sequence[pa.Table], compute: Gradients) -> torch.Tensor:
-        """The loss sum of a step, once all workers have its gradients (a collective under ZeRO 0 and 1).
+    def split(self, micro_batches: Sequence[pa.Table]) -> list[pa.Table]:
+        """Return the micro-batches of a step, cut to the size that fits since memory last ran out."""
+        pieces = split_micro_batches(micro_batches, self._max_samples)
+        self._largest = max(len(piece) for piece in pieces)
+        return pieces
+
+    def must_retry(self, loss_sum: torch.Tensor | None, step: int) -> bool:
+        """Return True if the step must be repeated in smaller micro-batches. Collective under ZeRO 0 and 1.
 
         Args:
-            step: steps done before it.
-            micro_batches: as the stream cut them.
-            compute: forward and backward; called again with smaller ones after it failed.
+            loss_sum: Result of the attempt; None if memory ran out on this rank.
+            step: Number of optimizer steps completed before this one.
 
         Raises:
-            MicroBatchOOMError: the workers must start again with the smaller micro-batch that was written down.
-            TrainingError: not even a single sample fits.
+            MicroBatchOOMError: The workers must restart with the smaller micro-batch that was recorded.
+            TrainingError: A single sample does not fit.
         """
-        while True:
-            pieces = list(split_micro_batches(micro_batches, self._size))
-            total = attempt(compute, pieces)
-            largest = max(len(piece) for piece in pieces)
-            if total is None:
-                self._check(step, largest)
-            failed = self._largest_failed(0 if total is not None else largest)
-            if not failed:
-                assert total is not None
-                return total
-            del total
-            self._engine.reset_gradients()
-            release_cached_memory()
-            self._size = -(-failed // 2)
-            if self._engine.rank == 0:
-                halving = MicroBatchReduction(step=step + 1, micro_batch=failed, reduced=self._size, restarted=False)
-                _LOG.warning("%s", record_reduction(self._run, halving).sentence())
+        if loss_sum is None:
+            self._check_can_retry(step)
+        largest_failed = self._largest_failed(self._largest if loss_sum is None else 0)
+        if not largest_failed:
+            return False
+        self._engine.reset_gradients()
+        release_cached_memory()
+        self._max_samples = -(-largest_failed // 2)
+        if self._engine.rank == 0:
+            reduction = MicroBatchReduction(
+                step=step + 1, micro_batch=largest_failed, reduced=self._max_samples, restarted=False
+            )
+            _LOG.warning("%s", record_reduction(self._run, reduction).sentence())
+        return True
 
-    def _check(self, step: int, largest: int) -> None:
-        if largest <= 1:
+    def _check_can_retry(self, step: int) -> None:
+        if self._largest <= 1:
             raise TrainingError(out_of_memory_message(f"step {step + 1} on rank {self._engine.rank}"))
         if self._engine.can_retry_step:
             return
-        half = -(-largest // 2)
-        record_reduction(
-            self._run, MicroBatchReduction(step=step + 1, micro_batch=largest, reduced=half, restarted=True)
-        )
+        half = -(-self._largest // 2)
+        reduction = MicroBatchReduction(step=step + 1, micro_batch=self._largest, reduced=half, restarted=True)
+        record_reduction(self._run, reduction)
         raise MicroBatchOOMError(
-            f"out of memory in step {step + 1}: micro-batches of {largest} do not fit; the next start takes {half}"
+            f"out of memory in step {step + 1}: micro-batches of {self._largest} do not fit; the next "
+            f"start takes {half}"
         )
 
-    def _largest_failed(self, mine: int) -> int:
-        """The largest micro-batch that did not fit on some worker; 0 where all did."""
+    def _largest_failed(self, failed: int) -> int:
+        """Return the size of the largest micro-batch that did not fit on any rank, 0 if all did. Collective."""
         if self._engine.world_size == 1 or not self._engine.can_retry_step:
-            return mine
-        # A host tensor in a host group: the device works on meanwhile, and nobody waits for it.
-        told = torch.tensor([mine])
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=_host_group())
-        return int(told)
+            return failed
+        # A CPU tensor in a gloo group: the device goes on with its queue, and the host does not wait for it.
+        sizes = torch.tensor([failed])
+        dist.all_reduce(sizes, dist.ReduceOp.MAX, group=_cpu_group())
+        return int(sizes)
 
 
-def out_of_memory_message(where: str, samples: int = 1) -> str:
-    """What to do when there is nothing left to halve."""
+def out_of_memory_message(place: str, samples: int = 1) -> str:
+    """Return the error sentence for memory that cannot be saved by a smaller micro-batch.
+
+    Args:
+        place: What ran out of memory, such as "step 3 on rank 1".
+        samples: Size of the micro-batch.
+    """
     if samples > 1:
-        return f"{where}: {samples} samples do not fit into memory; lower evaluation.batch_size"
+        return f"{place}: {samples} samples do not fit into memory; lower evaluation.batch_size"
     return (
-        f"{where}: a single sample does not fit into memory; set parallel.activation_checkpointing: true, "
+        f"{place}: a single sample does not fit into memory; set parallel.activation_checkpointing: true, "
         "parallel.zero: 3, parallel.offload_optimizer: true, or a shorter task.max_length"
     )
 
 
-def attempt(compute: Gradients, pieces: Sequence[pa.Table]) -> torch.Tensor | None:
-    """What `compute` says; None when memory ran out, with all that it had made already let go."""
-    try:
-        return compute(pieces)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # The traceback's frames hold the graph.
-        error.__traceback__ = None
-    return None
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return True if an exception means that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def release_cached_memory() -> None:
-    """Give caches back, so that a smaller attempt finds the room."""
+    """Free unreachable tensors and the allocator's cached blocks, so that a smaller attempt finds room."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def split_micro_batches(micro_batches: Sequence[pa.Table], size: int | None) -> Iterator[pa.Table]:
-    """Micro-batches of at most `size` sequences each; as they are where there is no size."""
-    for table in micro_batches:
-        if size is None or len(table) <= size:
-            yield table
-        else:
-            yield from (table.slice(begin, size) for begin in range(0, len(table), size))
+def split_micro_batches(micro_batches: Sequence[pa.Table], max_samples: int | None) -> list[pa.Table]:
+    """Return micro-batches of at most `max_samples` rows each; unchanged if it is None."""
+    if max_samples is None:
+        return list(micro_batches)
+    return [
+        table.slice(begin, max_samples)
+        for table in micro_batches
+        for begin in range(0, max(1, len(table)), max_samples)
+    ]
 
 
 @lru_cache(maxsize=1)
-def _host_group() -> dist.ProcessGroup | None:
-    """All workers, on the CPU; one for the process, as a sweep trains many times in it."""
+def _cpu_group() -> dist.ProcessGroup | None:
+    """Return a gloo group of all ranks. Collective at its first call; one per process, as a sweep trains many times."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -1,4 +1,7 @@
-"""Evaluation, exact and streaming: metric states are merged, logits never gathered, rows counted. Train workers."""
+"""Exact, streaming evaluation: metric states are merged, logits are never gathered, rows are counted.
+
+Runs in train workers.
+"""
 
 import base64
 import heapq
@@ -19,26 +22,36 @@ from launcher.tasks.base import RowResult, Task, TaskMetrics
 from launcher.train.engine import Engine
 from launcher.train.oom import is_out_of_memory, out_of_memory_message, release_cached_memory, split_micro_batches
 
-# As many as people read.
-_WORST = 20
-_DEMONSTRATED = 4
+_MAX_WORST = 20
+_GENERATED_ROWS = 4
 
 
 @dataclass(frozen=True)
 class _WorstSample:
-    """A row the model was wrong about; ordered by loss, then row, so that ties merge the same everywhere."""
+    """A row with a large loss. Ordered by loss, then row, so that ties are merged alike on every rank."""
 
     loss: float
     row: int
-    verdict: RowResult
+    result: RowResult
 
     def __lt__(self, other: "_WorstSample") -> bool:
         return (self.loss, -self.row) < (other.loss, -other.row)
 
 
 @dataclass(frozen=True)
+class _ScoredBatch:
+    """Model output for the samples of a micro-batch that are rows of the split, B of them."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    losses_B: torch.Tensor
+    num_rows: torch.Tensor
+    """Scalar on the device."""
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What one pass over a split found; the same on every worker."""
+    """Result of one pass over a split; equal on every rank."""
 
     split: Split
     step: int
@@ -48,10 +61,10 @@ class Scores:
     metrics: dict[str, float]
     seconds: float
     states: TaskMetrics
-    mistakes: tuple[_WorstSample, ...]
+    worst: tuple[_WorstSample, ...]
 
     def line(self, best: bool) -> EvaluationRecord:
-        """As one line of metrics.jsonl."""
+        """Return the scores as a line of metrics.jsonl."""
         return EvaluationRecord(
             split=self.split.name,
             step=self.step,
@@ -64,7 +77,7 @@ class Scores:
         )
 
     def record(self, task: Task) -> ScoresRecord:
-        """With tables and the worst rows' own text, read back from the data."""
+        """Return the scores with tables and the worst rows, whose inputs are read from the data again."""
         return ScoresRecord(
             split=self.split.name,
             step=self.step,
@@ -75,25 +88,34 @@ class Scores:
             baseline=self.states.baseline(),
             confusion=self.states.confusion(),
             classes=self.states.classes(),
-            worst=tuple(_worst_row(self.split, task, mistake) for mistake in self.mistakes),
+            worst=tuple(_worst_row(self.split, task, sample) for sample in self.worst),
         )
 
 
-def validate(engine: Engine, task: Task, shares: Evaluation, split: Split, step: int) -> Scores:
-    """Score every row of a split exactly once (a collective).
+def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step: int) -> Scores:
+    """Score every row of a split exactly once. Collective.
+
+    Args:
+        engine: Model to evaluate, with averaged weights if there are any.
+        task: Defines losses and metrics.
+        batches: Batches of this rank.
+        split: Split they come from.
+        step: Number of optimizer steps completed.
 
     Raises:
-        RowCountError: the number of scored rows is not what the file footers say.
+        RowCountError: The number of scored rows is not the one in the file footers.
     """
-    started, task = time.monotonic(), task.for_evaluation()
+    started = time.monotonic()
+    task = task.for_evaluation()
     metrics = task.metrics(engine.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss, rows: this worker's
-    weight, mistakes = 0.0, list[_WorstSample]()
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss and rows of this rank
+    weight = 0.0
+    local_worst: list[_WorstSample] = []
     with engine.evaluation_mode():
-        for share in shares:
-            weight += share.global_batch.weight
-            sums += _score(engine, task, share, metrics, mistakes)
-    skipped = torch.tensor([float(shares.skipped_rows)], dtype=torch.float64, device=engine.device)
+        for batch in batches:
+            weight += batch.global_batch.weight
+            sums += _score(engine, task, batch, metrics, local_worst)
+    skipped = torch.tensor([float(batches.skipped_rows)], dtype=torch.float64, device=engine.device)
     merged = torch.cat([sums, skipped])
     dist.all_reduce(merged)
     loss, rows, skipped_rows = merged.tolist()
@@ -102,106 +124,112 @@ def validate(engine: Engine, task: Task, shares: Evaluation, split: Split, step:
             f"{split.name}: {int(rows)} rows scored and {int(skipped_rows)} skipped, but the files hold {split.rows}; "
             "did the files change while the run was reading them?"
         )
-    values = metrics.compute()
+    values = metrics.compute()  # collective: torchmetrics merges the states of the ranks
     gathered: list[list[_WorstSample]] = [[] for _ in range(engine.world_size)]
-    dist.all_gather_object(gathered, mistakes)
-    worst = heapq.nlargest(_WORST, (m for part in gathered for m in part))
-    seconds = time.monotonic() - started
+    dist.all_gather_object(gathered, local_worst)
+    worst = heapq.nlargest(_MAX_WORST, (sample for samples in gathered for sample in samples))
     return Scores(
-        split, step, loss / max(weight, 1e-12), int(rows), int(skipped_rows), values, seconds, metrics, tuple(worst)
+        split=split,
+        step=step,
+        loss=loss / max(weight, 1e-12),
+        rows=int(rows),
+        skipped_rows=int(skipped_rows),
+        metrics=values,
+        seconds=time.monotonic() - started,
+        states=metrics,
+        worst=tuple(worst),
     )
 
 
 def generate_samples(engine: Engine, task: Task, split: Split, step: int) -> list[GenerationRecord]:
-    """What the model writes for the first rows of a split, if it is a model that writes (a collective).
+    """Generate text for the first rows of a split; return nothing for tasks that do not generate. Collective.
 
-    Every worker generates the same, so that those who hold the model in shards stay in lockstep.
+    Every rank generates the same texts, so that ranks that hold the model in shards stay in lockstep.
     """
     if not task.generates:
         return []
-    ids = np.arange(min(_DEMONSTRATED, split.rows))
+    ids = np.arange(min(_GENERATED_ROWS, split.rows))
     rows = task.generation_prompts(split.read(ids, task.input_columns))
     encoded = task.encode(rows, False)
     with engine.evaluation_mode():
-        written = task.predict(engine.model, encoded.samples).column("prediction").to_pylist()  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
-    shown = [task.display_inputs(row) for row in rows.take(pa.array(encoded.valid_rows)).to_pylist()]
+        texts = task.predict(engine.model, encoded.samples).column("prediction").to_pylist()  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
+    inputs = [task.display_inputs(row) for row in rows.take(pa.array(encoded.valid_rows)).to_pylist()]
     return [
-        GenerationRecord(step=step, row=int(ids[kept]), inputs=row.texts, prediction=text)
-        for kept, row, text in zip(encoded.valid_rows, shown, written, strict=True)
+        GenerationRecord(step=step, row=int(ids[index]), inputs=row.texts, prediction=text)
+        for index, row, text in zip(encoded.valid_rows, inputs, texts, strict=True)
     ]
 
 
 def _score(
-    engine: Engine, task: Task, share: LocalBatch, metrics: TaskMetrics, mistakes: list[_WorstSample]
+    engine: Engine, task: Task, batch: LocalBatch, metrics: TaskMetrics, worst: list[_WorstSample]
 ) -> torch.Tensor:
-    total = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    waiting = list(share.micro_batches)
-    while waiting:
-        samples = waiting.pop(0)
+    """Update metrics and worst samples with a batch; return the sum of its losses and its rows, float64 (2,)."""
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    queue = list(batch.micro_batches)
+    while queue:
+        samples = queue.pop(0)
         scored = _forward(engine, task, samples)
-        if scored is None:  # memory ran out: two halves
+        if scored is None:  # out of memory: try two halves
             release_cached_memory()
-            waiting[:0] = split_micro_batches([samples], -(-len(samples) // 2))
+            queue[:0] = split_micro_batches([samples], -(-len(samples) // 2))
             continue
-        logits, labels, losses, real = scored
-        if not len(labels):
-            continue  # a filler: the forward pass was for the other workers' sake
-        metrics.update(logits, labels)
-        total += torch.stack([losses.double().sum(), real.double().sum()])
-        rows = [row for row in samples.column("__row").to_pylist() if row >= 0]
-        _remember(task, mistakes, rows, (logits, labels, losses, samples))
-    return total
+        if not len(scored.labels):
+            continue  # only filler samples: under ZeRO-3 the other ranks needed this forward pass
+        metrics.update(scored.logits, scored.labels)
+        sums += torch.stack([scored.losses_B.double().sum(), scored.num_rows])
+        _update_worst(task, worst, scored, samples)
+    return sums
 
 
-def _forward(
-    engine: Engine, task: Task, samples: pa.Table
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Logits, labels and losses of the samples that are no fillers, and which these are; None when memory ran out."""
+def _forward(engine: Engine, task: Task, samples: pa.Table) -> _ScoredBatch | None:
+    """Run the model on a micro-batch, without its filler samples in the result; return None if memory ran out."""
     try:
         batch = collate(task, samples).to(engine.device)
         logits = engine.logits(batch)
-        real = batch.mask > 0
-        logits, labels = logits[real], batch.labels[real]
-        return logits, labels, task.sample_losses(logits, labels) if len(labels) else real, real
+        is_row = batch.mask > 0
+        logits, labels = logits[is_row], batch.labels[is_row]
+        losses_B = task.sample_losses(logits, labels) if len(labels) else is_row
+        return _ScoredBatch(logits, labels, losses_B, is_row.double().sum())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(samples) == 1 or engine.zero == 3:  # ZeRO-3 gathers in lockstep: the others could not follow
+        if len(samples) == 1 or engine.zero == 3:  # ZeRO-3 gathers in lockstep: the other ranks could not follow
             raise TrainingError(out_of_memory_message(f"evaluation on rank {engine.rank}", len(samples))) from None
-        error.__traceback__ = None  # its frames hold what was made
+        error.__traceback__ = None  # its frames hold the tensors of the attempt
     return None
 
 
-def _remember(
-    task: Task,
-    mistakes: list[_WorstSample],
-    rows: list[int],
-    scored: tuple[torch.Tensor, torch.Tensor, torch.Tensor, pa.Table],
-) -> None:
-    """Keep the rows with the largest losses; the predictions of all others are never looked at."""
-    logits, labels, losses, samples = scored
-    floor = mistakes[0].loss if len(mistakes) == _WORST else -1.0
-    values = losses.float().cpu()  # a sync point; evaluation only
-    chosen = [i for i in values.argsort(descending=True).tolist()[:_WORST] if float(values[i]) > floor]
+def _update_worst(task: Task, worst: list[_WorstSample], scored: _ScoredBatch, samples: pa.Table) -> None:
+    """Keep the rows with the largest losses in a heap; predictions are decoded for these only."""
+    smallest = worst[0].loss if len(worst) == _MAX_WORST else -1.0
+    losses_B = scored.losses_B.float().cpu()  # host-device sync, in evaluation only
+    chosen = [i for i in losses_B.argsort(descending=True).tolist()[:_MAX_WORST] if float(losses_B[i]) > smallest]
     if not chosen:
         return
-    verdicts = task.row_results(logits[chosen].cpu(), labels[chosen].cpu(), samples.take(pa.array(chosen)))
-    for i, verdict in zip(chosen, verdicts, strict=True):
-        mistake = _WorstSample(float(values[i]), rows[i], verdict)
-        if len(mistakes) < _WORST:
-            heapq.heappush(mistakes, mistake)
+    rows = [row for row in samples.column("__row").to_pylist() if row >= 0]  # -1 marks a filler
+    results = task.row_results(scored.logits[chosen].cpu(), scored.labels[chosen].cpu(), samples.take(pa.array(chosen)))
+    for i, result in zip(chosen, results, strict=True):
+        sample = _WorstSample(float(losses_B[i]), rows[i], result)
+        if len(worst) < _MAX_WORST:
+            heapq.heappush(worst, sample)
         else:
-            heapq.heappushpop(mistakes, mistake)
+            heapq.heappushpop(worst, sample)
 
 
-def _worst_row(split: Split, task: Task, mistake: _WorstSample) -> WorstRow:
-    file, file_row = split.locate(mistake.row)
-    shown = task.display_inputs(split.read(np.array([mistake.row]), task.input_columns).to_pylist()[0])
-    verdict = mistake.verdict
+def _worst_row(split: Split, task: Task, sample: _WorstSample) -> WorstRow:
+    file, file_row = split.locate(sample.row)
+    inputs = task.display_inputs(split.read(np.array([sample.row]), task.input_columns).to_pylist()[0])
     return WorstRow(
-        row=mistake.row, file=file, file_row=file_row, loss=mistake.loss, inputs=shown.texts,
-        target=verdict.target, prediction=verdict.prediction, marks=verdict.marks, image=_data_uri(shown.image),
-    )  # fmt: skip
+        row=sample.row,
+        file=file,
+        file_row=file_row,
+        loss=sample.loss,
+        inputs=inputs.texts,
+        target=sample.result.target,
+        prediction=sample.result.prediction,
+        marks=sample.result.marks,
+        image=_data_uri(inputs.image),
+    )
 
 
 def _data_uri(image: bytes | None) -> str | None:

@@ -1,7 +1,7 @@
-"""What one train worker does from start to end: resume, train, export, score the test set. Train workers.
+"""What a train worker does from start to end: train and export, or only score, or only export. Read `loop.py` next.
 
-Every stage leaves a record in the run directory; a stage whose record is there is skipped, so a run that was stopped
-anywhere goes on where it was. Read `train/loop.py` next.
+Every stage writes a record to the run directory and is skipped if its record exists, so a run that was stopped anywhere
+continues there. Runs in train workers.
 """
 
 import os
@@ -20,7 +20,7 @@ from launcher.data.stream import ShardStream
 from launcher.data.windows import TRAIN
 from launcher.errors import CorruptCheckpointError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import ResultRecord, ScoresRecord, WorkerRecord
+from launcher.rundir.records import ResultRecord, WorkerRecord
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
@@ -38,154 +38,165 @@ from launcher.train.worker_config import WorkerConfig
 from launcher.train.worker_heartbeat import WorkerHeartbeat
 
 
-def run_worker(config: dict[str, object]) -> None:
-    """The function Ray Train runs in every worker; `config["order"]` is a `WorkerConfig`."""
-    order = config["order"]
-    assert isinstance(order, WorkerConfig)
-    prepare_process(order.job)
-    task = build_task(order.job)
-    result = order.run.find_record("result.json", ResultRecord)
-    trained = order.evaluate_only or order.export_to or (result is not None and order.run.exists("model/README.md"))
-    stream = None if trained else ShardStream(_ahead(_cells(order, TRAIN)))
+def train_worker(config: WorkerConfig) -> None:
+    """Train, export the best checkpoint, and score the test split, as far as earlier attempts have not done it.
+
+    Returns early, with a checkpoint saved, if the workers are asked to stop.
+    """
+    prepare_process(config.job)
+    task, run, plan = build_task(config.job), config.run, config.plan
+    result = run.find_record("result.json", ResultRecord)
+    if result is not None and not run.exists("model/README.md"):
+        result = None  # stopped between the end of training and the end of the export
+    # Before the engine is built: the first window is encoded meanwhile.
+    stream = ShardStream(_prefetch_first(_shards(config, TRAIN))) if result is None else None
     memory = PeakMemoryTracker()
-    engine = Engine(order.job, task, order.plan.micro_batch)
+    engine = Engine(config.job, task, plan.micro_batch)
     try:
-        _carry_out(order, task, engine, memory, stream, result)
+        if stream is not None:
+            state = reader.load(run, engine, config.resume_step) if config.resume_step else INITIAL_STATE
+            log = RunLog(run, config.job, config.on_metrics, state, config.lease)
+            faults = FaultInjector(run, config.faults, engine.rank)
+            writer = CheckpointWriter(run, config.job, engine, config.lease, faults)
+            ctx = TrainContext(run, config.job, plan, task, engine, config.splits, writer, faults)
+            signal = StopSignal(config.control, is_node_draining)
+            heartbeat = _start_heartbeat(config, engine, log)
+            result = run_to_completion(
+                train(ctx, stream, log, state, lambda: faults.is_node_draining() or signal.should_stop())
+            )
+            heartbeat.close()
+            memory.write(run, engine.rank, None if plan.memory is None else plan.memory.needed)
+            signal.close()
+            log.close()
+            if result is None:
+                return
+            _export_best(config, ctx, result)
+        else:
+            assert result is not None
+            reader.load(run, engine, result.best_step, weights_only=True)
+        if "test" in config.splits and not run.exists("scores-test.json"):
+            _write_scores(config, task, engine, "test", result.best_step)
+        if engine.rank == 0:
+            write_card(run, config.job, plan, result)
+        _write_worker_record(run, engine)
     finally:
         engine.remove_swap_dir()
 
 
-def _carry_out(
-    order: WorkerConfig,
-    task: Task,
-    engine: Engine,
-    memory: PeakMemoryTracker,
-    stream: ShardStream | None,
-    result: ResultRecord | None,
-) -> None:
-    if order.export_to is not None:
-        reader.load(order.run, engine, order.resume_step, weights_only=True)
-        export(order.export_to, engine, task, order.job, order.plan)
-        return
-    if order.evaluate_only:
-        step = result.best_step if result is not None else order.plan.total_steps
-        scores = _score(order, task, engine, order.evaluate_only, step)
-        if engine.rank == 0:
-            order.run.write_record(f"scores-{order.evaluate_only}.json", scores)
-        return
-    if stream is not None:
-        result = _train_and_export(order, task, engine, memory, stream)
-        if result is None:
-            return  # a checkpoint is all that was asked for
-    else:
-        assert result is not None
-        reader.load(order.run, engine, result.best_step, weights_only=True)
-    if "test" in order.splits and not order.run.exists("scores-test.json"):
-        scores = _score(order, task, engine, "test", result.best_step)
-        if engine.rank == 0:
-            order.run.write_record("scores-test.json", scores)
-    if engine.rank == 0:
-        write_card(order.run, order.job, order.plan, result)
-    _write_worker(order.run, engine)
+def evaluate_worker(config: WorkerConfig, split: str) -> None:
+    """Score a split with the job's model, and write the scores to the run directory."""
+    prepare_process(config.job)
+    task = build_task(config.job)
+    result = config.run.find_record("result.json", ResultRecord)
+    engine = Engine(config.job, task, config.plan.micro_batch)
+    try:
+        _write_scores(config, task, engine, split, result.best_step if result is not None else config.plan.total_steps)
+    finally:
+        engine.remove_swap_dir()
+
+
+def export_worker(config: WorkerConfig, destination: RunDir) -> None:
+    """Export the weights of checkpoint `resume_step` to another run directory."""
+    prepare_process(config.job)
+    task = build_task(config.job)
+    engine = Engine(config.job, task, config.plan.micro_batch)
+    try:
+        reader.load(config.run, engine, config.resume_step, weights_only=True)
+        export(destination, engine, task, config.job, config.plan)
+    finally:
+        engine.remove_swap_dir()
 
 
 def prepare_process(job: JobSpec) -> None:
-    """Threads and determinism of this process."""
+    """Set the threads of this process, and deterministic kernels where the job asks for them."""
     if not torch.cuda.is_available():
-        # Ray sets OMP_NUM_THREADS to 1 for fractional CPUs; share the cores among the workers of this host instead.
+        # Ray sets OMP_NUM_THREADS to 1 for fractional CPUs; the workers of a host share its cores instead.
         workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     if job.parallel.offload_optimizer:
-        # DeepSpeed compiles its CPU optimizer with the ninja that was installed beside this Python.
+        # DeepSpeed compiles its CPU optimizer, with the ninja that is installed beside this Python.
         os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     if job.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
 
-def _cells(order: WorkerConfig, split: str) -> Iterator[pa.Buffer]:
-    return iter_shards(split, order.splits, order.plan, order.job, order.resume_step)
+def _shards(config: WorkerConfig, split: str) -> Iterator[pa.Buffer]:
+    return iter_shards(split, config.splits, config.plan, config.job, config.resume_step)
 
 
-def _ahead(cells: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
-    """The same cells; the first is fetched from now on: the stream's own processes start while the model is built."""
+def _prefetch_first(shards: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
+    """Return the same shards; a thread fetches the first one from now on, which starts the stream's processes."""
     first: Future[pa.Buffer | None] = Future()
 
     def fetch() -> None:
         try:
-            first.set_result(next(cells, None))
-        except BaseException as error:  # noqa: BLE001  # raised where the cell is waited for
+            first.set_result(next(shards, None))
+        except BaseException as error:  # noqa: BLE001  # raised where the shard is used
             first.set_exception(error)
 
     Thread(target=fetch, name="first-window", daemon=True).start()
 
-    def all_of_them() -> Iterator[pa.Buffer]:
-        cell = first.result()
-        if cell is not None:
-            yield cell
-            yield from cells
+    def iterate() -> Iterator[pa.Buffer]:
+        shard = first.result()
+        if shard is not None:
+            yield shard
+            yield from shards
 
-    return all_of_them()
+    return iterate()
 
 
-def _train_and_export(
-    order: WorkerConfig, task: Task, engine: Engine, memory: PeakMemoryTracker, stream: ShardStream
-) -> ResultRecord | None:
-    state = reader.load(order.run, engine, order.resume_step) if order.resume_step else INITIAL_STATE
-    log = RunLog(order.run, order.job, order.on_metrics, state, order.lease)
-    chaos = FaultInjector(order.run, order.faults, engine.rank)
-    saver = CheckpointWriter(order.run, order.job, engine, order.lease, chaos)
-    it = TrainContext(order.run, order.job, order.plan, task, engine, order.splits, saver, chaos)
-    notices = StopSignal(order.control, is_node_draining)
-    tell = None if order.control is None else order.control.send_heartbeat
-    pulse = WorkerHeartbeat(order.run, engine.rank, lambda: (log.last_step, engine.num_forwards, log.timer.stage), tell)
-    result = run_to_completion(train(it, stream, log, state, lambda: chaos.is_node_draining() or notices.should_stop()))
-    pulse.close()
-    predicted = order.plan.memory
-    memory.write(order.run, engine.rank, None if predicted is None else predicted.needed)
-    notices.close()
-    log.close()
-    if result is None:
-        return None
+def _start_heartbeat(config: WorkerConfig, engine: Engine, log: RunLog) -> WorkerHeartbeat:
+    send = None if config.control is None else config.control.send_heartbeat
+    return WorkerHeartbeat(config.run, engine.rank, lambda: (log.last_step, engine.num_forwards, log.timer.stage), send)
+
+
+def _export_best(config: WorkerConfig, ctx: TrainContext, result: ResultRecord) -> None:
+    """Export the weights of the best step, then record that the training is complete. Collective."""
+    engine = ctx.engine
     if result.best_step != result.steps:
-        _load_best(order.run, engine, result.best_step)
-    if engine.rank == 0 and order.lease is not None:
-        order.lease.check()
-    chaos.at("export")
-    export(order.run, engine, task, order.job, order.plan)
+        _load_best(config.run, engine, result.best_step)
+    if engine.rank == 0 and config.lease is not None:
+        config.lease.check()
+    ctx.faults.at("export")
+    export(config.run, engine, ctx.task, config.job, config.plan)
+    # After the export: an attempt that finds this record does not train again.
     if engine.rank == 0:
-        order.run.write_record("result.json", result, durable=True)
+        config.run.write_record("result.json", result, durable=True)
     dist.barrier()
-    return result
 
 
 def _load_best(run: RunDir, engine: Engine, step: int) -> None:
-    """Read the best weights back (a collective).
+    """Load the weights of the best checkpoint. Collective.
 
     Raises:
-        CorruptCheckpointError: they are not there; the training goes back to before they were made, and makes them
-        again.
+        CorruptCheckpointError: It is missing or corrupt; the training resumes from before it and makes it again.
     """
     try:
         if not catalog.is_complete(run, step):
             raise CorruptCheckpointError(f"the best checkpoint, of step {step}, could not be saved and is made again")
         reader.load(run, engine, step, weights_only=True)
     except CorruptCheckpointError:
+        # All ranks have read what they need before rank 0 removes checkpoints.
         dist.barrier()
         if engine.rank == 0:
             catalog.roll_back_to(run, step)
         raise
 
 
-def _score(order: WorkerConfig, task: Task, engine: Engine, split: str, step: int) -> ScoresRecord:
-    stream = ShardStream(_cells(order, split))
-    scores = validate(engine, task, stream.evaluation(split, order.plan.total_steps), order.splits[split], step)
-    if engine.rank == 0 and order.on_metrics is not None:
-        order.on_metrics(scores.line(False))
-    return scores.record(task)
+def _write_scores(config: WorkerConfig, task: Task, engine: Engine, split: str, step: int) -> None:
+    """Score a split and write its record on rank 0. Collective."""
+    stream = ShardStream(_shards(config, split))
+    batches = stream.evaluation(split, config.plan.total_steps)
+    scores = validate(engine, task, batches, config.splits[split], step)
+    if engine.rank == 0 and config.on_metrics is not None:
+        config.on_metrics(scores.line(False))
+    record = scores.record(task)
+    if engine.rank == 0:
+        config.run.write_record(f"scores-{split}.json", record)
 
 
-def _write_worker(run: RunDir, engine: Engine) -> None:
+def _write_worker_record(run: RunDir, engine: Engine) -> None:
     record = WorkerRecord(
         rank=engine.rank,
         host=socket.gethostname(),

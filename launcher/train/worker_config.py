@@ -1,4 +1,4 @@
-"""What a train worker is told. Any process: some only pass it on, so it imports nothing heavy."""
+"""Configuration that the driver sends to its train workers. Any process; imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is told; pickled to it."""
+    """What a worker trains, scores or exports; pickled to every rank."""
 
     run: RunDir
     job: JobSpec
+    """Job with absolute paths and inferred labels."""
     plan: Plan
     splits: dict[str, Split]
     on_metrics: "OnMetrics | None" = None
+    """Receives every line of metrics.jsonl on rank 0."""
     control: "ControlClient | None" = None
-    """Asked whether the training should stop."""
+    """Receives heartbeats, and answers whether the workers should stop."""
     evaluate_only: str | None = None
-    """Score this split with the job's model and do nothing else."""
+    """Split to score with the run's model, instead of training."""
     resume_step: int = 0
-    """Step of the checkpoint to go on from; 0 for none."""
+    """Step of the checkpoint to resume from; 0 starts from the pretrained weights."""
     lease: Lease | None = None
-    """Under which a training writes."""
+    """Right to write to the run directory, while training."""
     export_to: RunDir | None = None
-    """Publish the weights of the checkpoint `start` there and do nothing else."""
+    """Run directory that receives the weights of checkpoint `resume_step`, instead of training."""
     faults: tuple[Fault, ...] = ()
-    """That are to happen."""
+    """Faults to inject."""

@@ -13,7 +13,7 @@ from tests.support.jobs import make_job, write_splits
 
 pytestmark = pytest.mark.ray
 
-_README = Path(__file__).resolve().parents[2] / "README.md"
+_README = Path(__file__).resolve().parents[2] / "launcher" / "README.md"
 
 
 def test_the_task_in_readme_trains(

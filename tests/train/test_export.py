@@ -20,7 +20,7 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     from launcher.tasks import build_task
     from launcher.train.engine import Engine
     from launcher.train.export import export
-    from launcher.train.loop import train_step
+    from launcher.train.loop import forward_backward
 
     task = build_task(prepared.job)
     engine = Engine(prepared.job, task, prepared.plan.micro_batch)
@@ -29,7 +29,8 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     engine.train_mode()
     shares = [share for _, _, share in ShardStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
     for step, share in enumerate(shares[:3]):
-        train_step(engine, task, share, step, 1e-2)
+        forward_backward(engine, task, share.micro_batches, share.global_batch.weight, step)
+        engine.step(1e-2, step)
     export(prepared.run, engine, task, prepared.job, prepared.plan)
     batch = collate(task, shares[0].micro_batches[0])
     Path(prepared.run.uri).mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def test_skipping_and_rolling_back_give_the_same_curve(tiny_bert: Path, tmp_path
     assert batch.rows == read_skipped_batches(back.run)[0].rows and len(batch.rows) == 11 and batch.step == _BAD
     assert batch.rows[0].file.endswith("train.parquet") and 0 <= batch.rows[0].file_row < 150
     (event,) = read_events(skipped.run)
-    assert event.kind == "batch-left-out" and f"at step {_BAD}: its batch is left out, 11 rows" in event.text
+    assert event.kind == "batch-skipped" and f"at step {_BAD}: its batch is skipped, 11 rows" in event.text
 
 
 def test_without_a_word_in_the_job_file_it_stops(tiny_bert: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_without_a_word_in_the_job_file_it_stops(tiny_bert: Path, tmp_path: Path
 def test_not_everything_can_be_left_out(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "skip", "skip", 0)
     found = run_group(2, _train, prepared, tuple(range(2, 14)))
-    assert found["error"].startswith("TrainingError: the loss is not finite at step 12, and 10 batches are left out")
+    assert found["error"].startswith("TrainingError: the loss is not finite at step 12, and 10 batches are skipped")
     assert [batch.step for batch in read_skipped_batches(prepared.run)] == list(range(2, 12))
 
 

@@ -1,6 +1,7 @@
 """Out of memory on one worker alone: smaller micro-batches, the same curve."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from launcher.rundir.micro_batch import read_reductions
-from launcher.train.oom import attempt, is_out_of_memory
+from launcher.train.loop import forward_backward
+from launcher.train.oom import is_out_of_memory
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
@@ -97,8 +99,12 @@ def test_what_counts_as_out_of_memory() -> None:
     )
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
-    def fails(pieces: Any) -> torch.Tensor:
-        raise RuntimeError("shapes do not match")
+    def failing(error: Exception) -> Any:
+        raise error
+        yield  # a generator: it raises where the loop asks for the first micro-batch
 
+    engine: Any = SimpleNamespace(seed=lambda step: None, device="cpu")
+    task: Any = None
     with pytest.raises(RuntimeError, match="shapes"):
-        attempt(fails, [])
+        forward_backward(engine, task, failing(RuntimeError("shapes do not match")), 1.0, 0)
+    assert forward_backward(engine, task, failing(MemoryError()), 1.0, 0) is None

@@ -51,7 +51,7 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
     from launcher.tasks import build_task
     from launcher.train.checkpoint.writer import CheckpointWriter
     from launcher.train.engine import Engine
-    from launcher.train.loop import INITIAL_STATE, train_step
+    from launcher.train.loop import INITIAL_STATE, forward_backward
     from tests.support.jobs import prepared_job
     from tests.support.worker_group import share_cells
 
@@ -78,7 +78,8 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
         for _ in range(STEPS_BETWEEN):
             step, _, share = next(steps)
             start = time.monotonic()
-            train_step(engine, task, share, step, 1e-5)
+            forward_backward(engine, task, share.micro_batches, share.global_batch.weight, step)
+            engine.step(1e-5, step)
             dist.barrier()
             spent.append(time.monotonic() - start)
             count += 1

@@ -52,8 +52,8 @@ def _measure(prepared: Any) -> dict[str, Any]:
     tokens: list[int] = []
     step = loop.train_step
 
-    def timed(engine: Any, task: Any, share: Any, number: int, rate: float, healer: Any) -> Any:
-        result = step(engine, task, share, number, rate, healer)
+    def timed(ctx: Any, share: Any, number: int, lr: float) -> Any:
+        result = step(ctx, share, number, lr)
         marks.append(time.perf_counter())
         tokens.append(sum(len(row) for table in share.micro_batches for row in table.column("input_ids")))
         return result

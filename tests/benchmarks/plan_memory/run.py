@@ -71,7 +71,7 @@ def used(prepared: Any) -> dict[str, int]:
     from launcher.data.stream import ShardStream
     from launcher.tasks import build_task
     from launcher.train.engine import Engine
-    from launcher.train.loop import train_step
+    from launcher.train.loop import forward_backward
     from tests.support.worker_group import share_cells
 
     task = build_task(prepared.job)
@@ -85,7 +85,8 @@ def used(prepared: Any) -> dict[str, int]:
         for step, _, share in stream.steps():
             if step == _STEPS:
                 break
-            train_step(engine, task, share, step, 1e-4)
+            forward_backward(engine, task, share.micro_batches, share.global_batch.weight, step)
+            engine.step(1e-4, step)
     engine.close()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())

@@ -37,7 +37,9 @@ def main() -> None:
     for window in train_windows(plan, job, 0):
         (share,) = source.shares(window, [dist.get_rank()])
         for step in deserialize_shard(pa.py_buffer(share))[1]:
-            steps.append((step.header, [collate(task, samples).to(engine.device) for samples in step.micro_batches]))
+            steps.append(
+                (step.global_batch, [collate(task, samples).to(engine.device) for samples in step.micro_batches])
+            )
     engine.train_mode()
     samples, begun = 0, 0.0
     dist.barrier()

@@ -82,8 +82,8 @@ def _drive(prepared: PreparedJob, said: StringIO) -> list[int]:
     starts: list[int] = []
 
     def fit(_: object, work: object, config: dict[str, Any], ask_stop: object) -> None:
-        starts.append(config["order"].resume_step)
-        worker.run_worker({"order": config["order"]})
+        starts.append(config["worker"].resume_step)
+        worker.train_worker(config["worker"])
 
     def cells(name: str, splits: object, plan: object, job: object, start: int) -> Any:
         assert name == "train"
