@@ -128,7 +128,7 @@ def _has_working_directory() -> bool:
 
 
 def _quiet() -> None:
-    """Silence the libraries, so that only the launcher's own lines are shown. `--debug` skips this."""
+    """Turn off the messages of libraries, so that only the launcher's own lines are shown. `--debug` skips this."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Broken job files, and overrides that break good ones: what `launcher check` and `launcher train` say of each."""
+"""Broken job files, and overrides that break valid ones: `launcher check` and `launcher train` refuse each."""
 
 import gzip
 import os
@@ -12,7 +12,7 @@ _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
-_MINDS = "check colons, indentation, brackets and quotes there"
+_CHECK = "check colons, indentation, brackets and quotes there"
 
 
 def _instead(desk: Desk, content: bytes = b"", link: str = "") -> None:
@@ -78,7 +78,7 @@ FILES = [
     Case(
         "YAML of the future",
         lambda desk: _instead(desk, b"%YAML 9.9\n---\nname: b\n"),
-        f"job.yaml:1:1: not valid YAML: found incompatible YAML document (version 1.* is required); {_MINDS}",
+        f"job.yaml:1:1: not valid YAML: found incompatible YAML document (version 1.* is required); {_CHECK}",
     ),
     Case(
         "aliases that make billions of values",
@@ -252,11 +252,11 @@ OVERRIDES = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", [*FILES, *OVERRIDES], ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_a_broken_job_file_is_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""], ids=["BOM", "none"])
-def test_what_windows_writes_is_read(mark: bytes, desk: Desk) -> None:
+def test_windows_line_ends_and_byte_order_mark_are_read(mark: bytes, desk: Desk) -> None:
     _instead(desk, mark + _windows())
     assert desk.launcher("check", "job.yaml").code == 0

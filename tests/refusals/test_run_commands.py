@@ -1,4 +1,4 @@
-"""What evaluate, predict, report, compare and replay say of runs, data and arguments that they cannot use."""
+"""Unusable runs, data and arguments of evaluate, predict, report, compare and replay: one sentence each."""
 
 import json
 import os
@@ -27,15 +27,15 @@ def _twin() -> None:
 
 
 def _evil(old: str, new: str) -> Callable[[Desk], None]:
-    """Change the job.yaml that lies in the run's directory."""
+    """Return a function that changes the job.yaml in the run directory."""
 
-    def harm(desk: Desk) -> None:
+    def damage(desk: Desk) -> None:
         desk.table("in.parquet", text=["w1"], label=["a"])
         text = Path(f"{_RUN}/job.yaml").read_text()
         assert old in text
         Path(f"{_RUN}/job.yaml").write_text(text.replace(old, new))
 
-    return harm
+    return damage
 
 
 def _gone(desk: Desk) -> None:
@@ -265,15 +265,11 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.words)
-def test_it_is_refused(order: Order, desk: Desk) -> None:
-    desk.finished()
-    order.harm(desk)
-    command, *arguments = order.words.split()
-    desk.refuses(command, order.said, *arguments)
+def test_a_wrong_command_is_one_sentence(order: Order, desk: Desk) -> None:
+    desk.refuses_order(order)
 
 
-def test_reports_are_made_of_runs_that_stopped_in_mid_line(desk: Desk) -> None:
-    """What was cut off with the power is left out, and nothing is refused."""
+def test_a_report_skips_a_metrics_line_that_was_cut_off(desk: Desk) -> None:
     desk.finished()
     with Path(f"{_RUN}/metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"kind": "step", "step": 5})[:12])

@@ -1,4 +1,4 @@
-"""Job files: what is read, what is refused and in which words, and that dumping and loading are inverse."""
+"""Job files: what loads, what is refused in which sentence, and that `dump_job` and `load_job` are inverse."""
 
 import json
 import pickle
@@ -60,7 +60,7 @@ class Head(Section):
 
 
 class ClassifyParams(Section):
-    """A task's parameters with one field for each kind of error."""
+    """Parameters of a task, with one field for each kind of error."""
 
     labels: list[str]
     """Names of the classes; in the order of their numbers."""
@@ -92,7 +92,7 @@ class ClassifyParams(Section):
 
 
 class LooseParams(BaseModel):
-    """Says nothing about unknown keys, which pydantic would ignore."""
+    """Parameters without an `extra` setting, so that pydantic ignores unknown keys."""
 
     labels: int = 1
 
@@ -107,7 +107,7 @@ def params_of(type_name: str, /) -> type[BaseModel]:
 
 
 class Load:
-    """Loads job files from a directory of its own, under the short name job.yaml."""
+    """Loader of job files, each written to job.yaml in the working directory."""
 
     def job(self, text: str, *overrides: str) -> JobSpec:
         Path("job.yaml").write_text(text, encoding="utf-8")
@@ -128,12 +128,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 # Reading
 
 
-def test_a_job_file_becomes_a_job(load: Load) -> None:
+def test_a_job_file_is_loaded(load: Load) -> None:
     job = load.job(JOB)
     assert (job.name, job.seed, job.model.name) == ("sst2", 7, "models/minilm")
     assert job.data.train == ("data/train.parquet",)
     assert job.train.schedule.type == "cosine"
-    assert job.task.parameters() == {"labels": ["bad", "good"]}  # as given: no defaults of the task
+    assert job.task.parameters() == {"labels": ["bad", "good"]}  # as written: without defaults of the task
 
 
 @pytest.mark.parametrize(
@@ -157,31 +157,31 @@ def test_a_job_file_becomes_a_job(load: Load) -> None:
     ],
 )
 @pytest.mark.usefixtures("load")
-def test_yaml_1_2_values(written: str, read: object) -> None:
+def test_values_are_read_as_yaml_1_2(written: str, read: object) -> None:
     Path("job.yaml").write_text(JOB.replace("[bad, good]", written))
     value = load_job("job.yaml").task.parameters()["labels"]
     assert value == read
     assert type(value) is type(read)
 
 
-def test_anchors_are_read_and_may_be_given_twice(load: Load) -> None:
+def test_anchors_are_read_and_may_be_defined_twice(load: Load) -> None:
     job = load.job("x: &a 1\n".replace("x:", "seed:") + JOB.replace("seed: 7\n", "").replace("64", "*a"))
     assert job.train.batch_size == 1
     text = JOB.replace("7", "&a 7").replace("64", "&a 64")
     assert load.job(text).train.batch_size == 64
 
 
-def test_a_byte_order_mark_is_no_part_of_the_file(load: Load) -> None:
+def test_a_byte_order_mark_is_ignored(load: Load) -> None:
     assert load.job("\ufeff" + JOB).name == "sst2"
 
 
-def test_keys_are_text_so_that_a_mapping_by_number_reaches_the_task(load: Load) -> None:
+def test_number_keys_reach_the_task_as_text(load: Load) -> None:
     job = load.job(JOB, "task.by_number={0: zero, 1: one}")
     assert job.task.parameters()["by_number"] == {"0": "zero", "1": "one"}
     assert ClassifyParams.model_validate(job.task.parameters()).by_number == {0: "zero", 1: "one"}
 
 
-# Files that are no job files
+# Files that are not job files
 
 
 @pytest.mark.parametrize(
@@ -222,27 +222,27 @@ def test_keys_are_text_so_that_a_mapping_by_number_reaches_the_task(load: Load) 
         ("!!set {a}\n", "job.yaml:1: the job file has the YAML tag !!set, which is not known; remove the tag"),
     ],
 )
-def test_what_is_no_job_file_is_refused_in_one_sentence(load: Load, text: str, problem: str) -> None:
+def test_a_file_that_is_not_a_job_file_is_one_sentence(load: Load, text: str, problem: str) -> None:
     assert load.problems(text) == [problem]
 
 
 @pytest.mark.usefixtures("load")
-def test_a_file_that_cannot_be_read_is_refused_in_one_sentence() -> None:
+def test_an_unreadable_file_is_one_sentence() -> None:
     Path("jobs").mkdir()
     Path("latin.yaml").write_bytes(b"name: x\nseed: \xff\n")
-    said = {
+    sentences = {
         "none.yaml": "none.yaml: there is no such file; check the path of the job file",
         "jobs": "jobs: this is a directory, not a job file; name a YAML file in it",
         "latin.yaml": "latin.yaml:2: byte 0xff is not UTF-8; save the job file as UTF-8",
         "latin.yaml/x": "latin.yaml/x: the job file cannot be read (Not a directory); check the path",
     }
-    for path, sentence in said.items():
+    for path, sentence in sentences.items():
         with pytest.raises(SpecError) as caught:
             load_job(path)
         assert caught.value.problems == (sentence,)
 
 
-def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> None:
+def test_duplicate_keys_tags_and_loops_are_reported_with_the_other_problems(load: Load) -> None:
     text = JOB.replace("seed: 7", "seed: 7\nname: again").replace("64", "0\n  batch_size: 3")
     text = text.replace("bad, good", "!x bad, good").replace("name: models/minilm", "name: m\n  ? [a]\n  : b")
     assert load.problems(text + "output: &o\n  storage: [*o]\n") == [
@@ -257,7 +257,7 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
     ]
 
 
-# What is wrong with a value
+# Wrong values
 
 
 @pytest.mark.parametrize(
@@ -422,17 +422,17 @@ def test_duplicate_keys_tags_and_loops_join_the_other_problems(load: Load) -> No
         ("task.odd=2", "task.odd is 2, which is even; add 1"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_sentence(load: Load, override: str, problem: str) -> None:
+def test_a_wrong_value_is_one_sentence(load: Load, override: str, problem: str) -> None:
     assert load.problems(JOB, override) == [f"override {override}: {problem}"]
 
 
-def test_what_our_models_do_not_use_is_told_in_the_words_of_pydantic(load: Load) -> None:
+def test_errors_that_only_a_task_can_raise_keep_the_words_of_pydantic(load: Load) -> None:
     (problem,) = load.problems(JOB, "task.since=soon")
     assert problem.startswith("override task.since=soon: task.since is soon, which is refused (")
     assert problem.endswith("); give a date, or null")
 
 
-def test_a_missing_key_is_told_at_the_line_of_its_section(load: Load) -> None:
+def test_a_missing_key_is_reported_at_the_line_of_its_section(load: Load) -> None:
     text = JOB.replace("  labels: [bad, good]\n", "").replace("  name: models/minilm\n", "  trust_remote_code: off\n")
     assert load.problems(text.replace("data:\n  train: data/train.parquet\n", "")) == [
         "job.yaml:1: data is missing; add data to the job file "
@@ -442,7 +442,7 @@ def test_a_missing_key_is_told_at_the_line_of_its_section(load: Load) -> None:
     ]
 
 
-def test_all_problems_come_at_once_in_the_order_of_the_lines(load: Load) -> None:
+def test_all_problems_are_reported_at_once_in_line_order(load: Load) -> None:
     text = JOB.replace("seed: 7", "seed: -7").replace("[bad, good]", "3").replace("batch_size", "bach_size")
     assert load.problems(text + "parallel: {zero: 5}\n", "train.epochs=0", "nothing") == [
         "job.yaml:2: seed is -7, which is below 0; give a whole number of at least 0 and below 2147483648",
@@ -454,21 +454,21 @@ def test_all_problems_come_at_once_in_the_order_of_the_lines(load: Load) -> None
     ]
 
 
-def test_a_key_without_a_near_name_gets_the_list(load: Load) -> None:
+def test_an_unknown_key_without_a_similar_one_lists_the_keys(load: Load) -> None:
     assert load.problems(JOB + "zzz: 1\n") == [
         "job.yaml:14: zzz is not a key of the job file; the keys allowed there: name, seed, task, model, data, train, "
         "evaluation, checkpoint, fault_tolerance, parallel, cluster, output, logging, tune"
     ]
 
 
-def test_a_rule_between_keys_is_told_at_the_override_that_broke_it(load: Load) -> None:
+def test_a_rule_between_keys_is_reported_at_the_override_that_broke_it(load: Load) -> None:
     text = JOB + "parallel:\n  zero: 3\n  offload_parameters: true\n"
     sentence = "parallel.offload_parameters needs zero: 3, not 1; set zero: 3 or drop offload_parameters"
     assert load.problems(text, "parallel.zero=1") == [f"override parallel.zero=1: {sentence}"]
     assert load.problems(text.replace("zero: 3", "zero: 1")) == [f"job.yaml:16: {sentence}"]
 
 
-def test_long_and_multi_line_values_stay_one_short_line(load: Load) -> None:
+def test_long_and_multi_line_values_are_shortened_to_one_line(load: Load) -> None:
     (problem,) = load.problems(JOB.replace("sst2", '"a\\nb' + "x" * 500 + '"'))
     assert "\n" not in problem
     assert 'name is "a\\nbxxx' in problem
@@ -478,7 +478,7 @@ def test_long_and_multi_line_values_stay_one_short_line(load: Load) -> None:
 # The task
 
 
-def test_an_unknown_task_is_told_with_the_other_problems(load: Load) -> None:
+def test_an_unknown_task_is_reported_with_the_other_problems(load: Load) -> None:
     assert load.problems(JOB.replace("64", "0"), "task.type=clasify") == [
         "job.yaml:11: train.batch_size is 0, which is below 1; give a whole number of at least 1",
         "override task.type=clasify: task.type is clasify, which is not one of classify, loose; did you mean classify?",
@@ -500,17 +500,17 @@ def test_an_unknown_task_is_told_with_the_other_problems(load: Load) -> None:
         ("task=", "task is empty, which is not a section; give it keys of its own (type)"),
     ],
 )
-def test_a_task_without_a_type_is_told_once(load: Load, override: str, problem: str) -> None:
+def test_a_task_without_a_type_is_reported_once(load: Load, override: str, problem: str) -> None:
     assert load.problems(JOB, override) == [f"override {override}: {problem}"]
 
 
-def test_a_model_of_parameters_that_ignores_unknown_keys_does_not_hide_them(load: Load) -> None:
+def test_unknown_keys_are_reported_even_if_the_task_model_ignores_them(load: Load) -> None:
     text = JOB.replace("classify", "loose").replace("labels: [bad, good]", "labels: 3\n  speed: 3")
     assert load.problems(text) == ["job.yaml:6: task.speed is not a key of task; the keys allowed there: type, labels"]
 
 
 @pytest.mark.usefixtures("load")
-def test_without_params_of_the_task_is_taken_as_it_is() -> None:
+def test_without_params_of_the_task_is_not_validated() -> None:
     Path("job.yaml").write_text(JOB.replace("classify", "whatever"))
     assert load_job(Path("job.yaml")).task.type == "whatever"
 
@@ -518,7 +518,7 @@ def test_without_params_of_the_task_is_taken_as_it_is() -> None:
 # Overrides
 
 
-def test_overrides_are_yaml_make_sections_and_the_last_one_wins(load: Load) -> None:
+def test_overrides_are_yaml_create_sections_and_the_last_one_wins(load: Load) -> None:
     job = load.job(
         JOB,
         "train.learning_rate=3e-5",
@@ -542,7 +542,7 @@ def test_overrides_are_yaml_make_sections_and_the_last_one_wins(load: Load) -> N
     assert load.job(JOB.replace("train:\n  batch", "evaluation:\ntrain:\n  batch"), "evaluation.patience=1")
 
 
-def test_an_override_mends_the_file(load: Load) -> None:
+def test_an_override_fixes_an_invalid_file(load: Load) -> None:
     text = JOB.replace("type: cosine", "type: cosin").replace("64", "0")
     assert load.job(text, "train.schedule.type=linear", "train.batch_size=8").train.batch_size == 8
 
@@ -567,16 +567,16 @@ def test_an_override_mends_the_file(load: Load) -> None:
         ("train={epochs: 1, epochs: 2}", "train.epochs is given twice, first on line 1; keep one of them"),
     ],
 )
-def test_a_malformed_override_is_told_in_one_sentence(load: Load, override: str, problem: str) -> None:
+def test_a_malformed_override_is_one_sentence(load: Load, override: str, problem: str) -> None:
     assert f"override {override}: {problem}" in load.problems(JOB, override)
 
 
-def test_all_malformed_overrides_are_told(load: Load) -> None:
-    said = load.problems(JOB, "foo", "=3", "name.x=3")
-    assert [problem.split(":")[0] for problem in said] == ["override foo", "override =3", "override name.x=3"]
+def test_all_malformed_overrides_are_reported(load: Load) -> None:
+    problems = load.problems(JOB, "foo", "=3", "name.x=3")
+    assert [problem.split(":")[0] for problem in problems] == ["override foo", "override =3", "override name.x=3"]
 
 
-def test_problems_cross_processes(load: Load) -> None:
+def test_problems_survive_pickling(load: Load) -> None:
     with pytest.raises(SpecError) as caught:
         load.job(JOB, "train.epochs=0")
     assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
@@ -617,7 +617,7 @@ def positive() -> st.SearchStrategy[float]:
 
 
 def jobs() -> st.SearchStrategy[dict[str, Any]]:
-    """Valid job files as values; locations in the long spelling."""
+    """Draw valid job files as values, with locations as lists."""
     locations = st.lists(WORDS | TRICKY, min_size=1, max_size=3)
     decay = st.floats(min_value=0, max_value=1, exclude_max=True)
     warmup = st.floats(min_value=0, max_value=1)
@@ -687,7 +687,7 @@ def problems_in(file: Path, overrides: Sequence[str] = ()) -> tuple[str, ...]:
     return ()
 
 
-def assert_told_in_lines(problems: Sequence[str], file: Path) -> None:
+def assert_problems_have_places(problems: Sequence[str], file: Path) -> None:
     for problem in problems:
         assert problem.isprintable()
         assert problem.startswith((f"{file}:", "override "))
@@ -699,24 +699,24 @@ def test_any_text_loads_or_is_refused_in_sentences(file: Path, text: str) -> Non
     file.write_text(text, encoding="utf-8", newline="")
     problems = problems_in(file)
     assert problems  # no text this short is a whole job file
-    assert_told_in_lines(problems, file)
+    assert_problems_have_places(problems, file)
 
 
 @PROPERTY
 @given(overrides=st.lists(st.text() | st.builds("{}={}".format, st.text(), st.text()), max_size=3))
 def test_any_overrides_load_or_are_refused_in_sentences(file: Path, overrides: Sequence[str]) -> None:
     file.write_text(JOB)
-    assert_told_in_lines(problems_in(file, overrides), file)
+    assert_problems_have_places(problems_in(file, overrides), file)
 
 
 def paths_of(model: type[BaseModel]) -> list[str]:
     def inner(schema: dict[str, Any], prefix: str) -> list[str]:
-        found = []
+        paths = []
         for key, value in schema.get("properties", {}).items():
-            found.append(prefix + key)
+            paths.append(prefix + key)
             reference = value.get("$ref", "#/$defs/")
-            found += inner(root["$defs"].get(reference.removeprefix("#/$defs/"), {}), f"{prefix}{key}.")
-        return found
+            paths += inner(root["$defs"].get(reference.removeprefix("#/$defs/"), {}), f"{prefix}{key}.")
+        return paths
 
     root = model.model_json_schema()
     return inner(root, "")
@@ -731,7 +731,7 @@ def paths_of(model: type[BaseModel]) -> list[str]:
 def test_any_value_anywhere_loads_or_is_refused_by_its_key(file: Path, path: str, value: object) -> None:
     file.write_text(JOB)
     problems = problems_in(file, [f"{path}={json.dumps(value)}"])
-    assert_told_in_lines(problems, file)
+    assert_problems_have_places(problems, file)
     assert all(path in problem for problem in problems)
     assert all(problem.startswith("override ") for problem in problems)
 
@@ -788,7 +788,7 @@ def test_the_schema_accepts_every_valid_job(check: Callable[[object], list[str]]
     assert check(values) == []
 
 
-def test_the_schema_describes_keys_and_keeps_apart_models_of_one_name() -> None:
+def test_the_schema_describes_keys_and_separates_models_of_the_same_name() -> None:
     def params(field: type) -> type[BaseModel]:
         head = type("Head", (BaseModel,), {"__annotations__": {"x": field}, "__module__": f"tasks.{field.__name__}"})
         return type(

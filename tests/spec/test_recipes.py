@@ -1,4 +1,4 @@
-"""Keys of fine-tuning recipes: what they refuse, in which words. How they train: `tests/train/test_recipes.py`."""
+"""Keys of fine-tuning recipes: which values are refused. `tests/train/test_recipes.py` shows how they train."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ data: {train: data/train.parquet}
 
 
 def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
-    """What is wrong with the job once the overrides are in it."""
+    """Return the problems of the job with the overrides."""
     (folder / "job.yaml").write_text(_JOB)
     with pytest.raises(SpecError) as caught:
         load_job(folder / "job.yaml", overrides, params_of)
@@ -46,20 +46,20 @@ def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
         ("model.freeze=backbone", "model.freeze is backbone, which is not a section"),
     ],
 )
-def test_refused(tmp_path: Path, override: str, problem: str) -> None:
-    (found,) = problems(tmp_path, override)
-    assert problem in found
+def test_a_wrong_value_of_a_recipe_is_refused(tmp_path: Path, override: str, problem: str) -> None:
+    (sentence,) = problems(tmp_path, override)
+    assert problem in sentence
 
 
 @pytest.mark.parametrize("key", ["label_smoothing=0.1", "class_weights=balanced"])
-def test_shaped_losses_are_for_one_class_per_row(tmp_path: Path, key: str) -> None:
+def test_loss_options_are_refused_for_regression(tmp_path: Path, key: str) -> None:
     name = key.split("=")[0]
     expected = f"task.{name} is for one class per row, and kind is regression; drop {name}"
-    (found,) = problems(tmp_path, "task.kind=regression", f"task.{key}")
-    assert expected in found
+    (sentence,) = problems(tmp_path, "task.kind=regression", f"task.{key}")
+    assert expected in sentence
 
 
-def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
+def test_class_names_may_be_numbers_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(_JOB)
     job = load_job(tmp_path / "job.yaml", ("task.class_weights={0: 1, 1: 2}",), params_of)
     assert job.task.parameters()["class_weights"] == {"0": 1.0, "1": 2.0}
@@ -84,9 +84,9 @@ def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_keys_that_do_not_go_together(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:
-    (found,) = problems(tmp_path, *overrides)
-    assert problem in found
+def test_contradicting_keys_are_refused(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:
+    (sentence,) = problems(tmp_path, *overrides)
+    assert problem in sentence
 
 
 def test_an_optimizer_without_a_type_is_adamw(tmp_path: Path) -> None:
