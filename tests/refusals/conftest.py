@@ -5,7 +5,6 @@ from typing import NoReturn
 
 import pytest
 
-import launcher.cli.main as cli
 from tests.support.desk import Desk, lay_out
 
 
@@ -18,7 +17,6 @@ def desk(
     def fail(*_: object, **__: object) -> NoReturn:
         raise AssertionError("Ray was started before the job was refused")
 
-    capsys.readouterr()  # output of creating the models
     folder = tmp_path / "desk"
     folder.mkdir()
     lay_out(folder, tiny_models["text-classification"])
@@ -26,6 +24,4 @@ def desk(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # hide the test session's cluster
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return Desk(folder, capsys, monkeypatch, tiny_models)

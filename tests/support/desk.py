@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-import launcher.cli.main as cli
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import ResultRecord, ScoresRecord, StepRecord, TrainerState
+from tests.support.command_line import CommandLine, Ended
 from tests.support.jobs import example_table
 
 JOB = """\
@@ -64,14 +63,6 @@ class Order(NamedTuple):
 
 def well(_: "Desk") -> None:
     """Break nothing: only the command is wrong."""
-
-
-class Ended(NamedTuple):
-    """Exit code and output of a command."""
-
-    code: int
-    out: str
-    err: str
 
 
 @dataclass(frozen=True)
@@ -177,11 +168,8 @@ class Desk:
 
     def launcher(self, *arguments: str) -> Ended:
         """Run a command in this process."""
-        self.monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = self.capsys.readouterr()
-        return Ended(int(ended.value.code or 0), printed.out, printed.err.replace(str(self.folder), "DESK"))
+        ended = CommandLine(self.monkeypatch, self.capsys)(*arguments)
+        return ended._replace(err=ended.err.replace(str(self.folder), "DESK"))
 
     def files(self) -> dict[str, tuple[str, int, int]]:
         """Return kind, size and time of everything in the folder; directories have neither size nor time."""
