@@ -62,6 +62,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     from launcher.init.splits import job_name
     from launcher.init.write import check_target, publish
 
+    # Refuse wrong options before the data is read, which may take minutes.
     folder = output.with_name(f"{output.stem}-data")
     check_target(output, force)
     _check_flags(task, name)

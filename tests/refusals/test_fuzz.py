@@ -188,9 +188,15 @@ def test_a_job_file_with_changed_bytes_loads_or_is_refused(file: Path, data: st.
     _check_loads_or_is_refused(file)
 
 
+_YAML_CHARACTERS = st.sampled_from("ab:-[]{}\n \t#&*!|>'\"?,.%@0\x00é\u2028~")
+
+
 @FUZZ
 @given(
-    content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | _ANY.map(lambda v: json.dumps(v).encode())
+    content=st.binary(max_size=60)
+    | st.text(max_size=60).map(str.encode)
+    | st.text(_YAML_CHARACTERS, max_size=40).map(str.encode)
+    | _ANY.map(lambda value: json.dumps(value).encode())
 )
 def test_any_bytes_load_or_are_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)

@@ -110,6 +110,27 @@ ORDERS = [
         "--split is tset, which is not one of validation, test; did you mean test?",
     ),
     Order(
+        f"evaluate {_RUN} --data in.parquet --split test",
+        well,
+        "--data and --split: give only one of them, since other data is not a split of the run",
+    ),
+    Order(
+        f"evaluate {_RUN} --name new",
+        well,
+        "--name: names the scores on --data; give --data too, or drop --name",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet --name test",
+        well,
+        "--name: test is a split of the run, and its scores are not overwritten; give another name",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet seed=3",
+        well,
+        "override seed=3: seed is fixed, as the run was trained with it; only cluster, parallel, task, data.format, "
+        "data.on_bad_row, evaluation.batch_size may be changed here",
+    ),
+    Order(
         f"evaluate {_RUN} --data in.parquet --name a/b",
         well,
         "--name: a/b is not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit "

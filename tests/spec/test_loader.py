@@ -694,15 +694,6 @@ def assert_problems_have_places(problems: Sequence[str], file: Path) -> None:
 
 
 @PROPERTY
-@given(text=st.text(alphabet=st.sampled_from("ab:-[]{}\n \t#&*!|>'\"?,.%@0\x00é\u2028~"), max_size=40) | st.text())
-def test_any_text_loads_or_is_refused_in_sentences(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="")
-    problems = problems_in(file)
-    assert problems  # no text this short is a whole job file
-    assert_problems_have_places(problems, file)
-
-
-@PROPERTY
 @given(overrides=st.lists(st.text() | st.builds("{}={}".format, st.text(), st.text()), max_size=3))
 def test_any_overrides_load_or_are_refused_in_sentences(file: Path, overrides: Sequence[str]) -> None:
     file.write_text(JOB)
