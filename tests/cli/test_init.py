@@ -39,11 +39,8 @@ _NAMED = toy_data.named_classes(pa.table({"text": words(), "label": cycle(0, 1)}
         (toy_data.SINGLE, "text-classification", {"text": "review", "label": "stars", "kind": "single-label"}),
         (_NAMED, "text-classification", {"text": "text", "label": "label"}),
         (toy_data.PAIR, "text-classification", {"text": "premise", "text_pair": "hypothesis", "label": "label"}),
-        (
-            toy_data.REGRESSION,
-            "text-classification",
-            {"text": "sentence1", "text_pair": "sentence2", "label": "score", "kind": "regression"},
-        ),
+        (toy_data.REGRESSION, "text-classification",
+         {"text": "sentence1", "text_pair": "sentence2", "label": "score", "kind": "regression"}),
         (toy_data.MULTI, "text-classification", {"text": "text", "label": "labels", "kind": "multi-label"}),
         (toy_data.TAGS, "token-classification", {"text": "tokens", "label": "ner_tags"}),
         (toy_data.SPANS, "token-classification", {"text": "text", "label": "entities"}),
@@ -52,7 +49,7 @@ _NAMED = toy_data.named_classes(pa.table({"text": words(), "label": cycle(0, 1)}
         (toy_data.PROMPTS, "causal-lm", {"prompt": "instruction", "response": "output", "input": "input"}),
         (toy_data.IMAGES, "image-classification", {"image": "image", "label": "label"}),
     ],
-)
+)  # fmt: skip
 def test_the_written_job_file_passes_check(
     table: pa.Table, task: str, written: dict[str, str], run: CommandLine, tiny_models: dict[str, Path]
 ) -> None:

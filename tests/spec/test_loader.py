@@ -191,37 +191,25 @@ def test_number_keys_reach_the_task_as_text(load: Load) -> None:
         ("# soon\n", "job.yaml: the job file is empty; it needs at least name, task, model and data"),
         ("- a\n", "job.yaml: the job file is a list, not a mapping; write it as lines of `key: value`"),
         ("sst2\n", "job.yaml: the job file is sst2, not a mapping; write it as lines of `key: value`"),
-        (
-            "name: a: b\n",
-            "job.yaml:1:8: not valid YAML: mapping values are not allowed here; "
-            "check colons, indentation, brackets and quotes there",
-        ),
-        (
-            "name: x\n\tseed: 1\n",
-            "job.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token; indent with spaces",
-        ),
-        (
-            "name: [x\nseed: 1\n",
-            "job.yaml:2:5: not valid YAML: expected ',' or ']', but got ':' "
-            "(while parsing a flow sequence that began on line 1); "
-            "check colons, indentation, brackets and quotes there",
-        ),
-        (
-            "data: *.parquet\n",
-            "job.yaml:1:7: not valid YAML: found undefined alias '.parquet'; put text that starts with * in quotes",
-        ),
-        (
-            "name: x\nseed: \x07\n",
-            "job.yaml:2: not valid YAML: character #x0007 is not allowed; "
-            "check colons, indentation, brackets and quotes there",
-        ),
-        (
-            "a: " + "[" * 1000,
-            "job.yaml:1: not valid YAML: it is nested too deeply; check colons, indentation, brackets and quotes there",
-        ),
+        ("name: a: b\n",
+         "job.yaml:1:8: not valid YAML: mapping values are not allowed here; "
+         "check colons, indentation, brackets and quotes there"),
+        ("name: x\n\tseed: 1\n",
+         "job.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token; indent with spaces"),
+        ("name: [x\nseed: 1\n",
+         "job.yaml:2:5: not valid YAML: expected ',' or ']', but got ':' "
+         "(while parsing a flow sequence that began on line 1); "
+         "check colons, indentation, brackets and quotes there"),
+        ("data: *.parquet\n",
+         "job.yaml:1:7: not valid YAML: found undefined alias '.parquet'; put text that starts with * in quotes"),
+        ("name: x\nseed: \x07\n",
+         "job.yaml:2: not valid YAML: character #x0007 is not allowed; "
+         "check colons, indentation, brackets and quotes there"),
+        ("a: " + "[" * 1000,
+         "job.yaml:1: not valid YAML: it is nested too deeply; check colons, indentation, brackets and quotes there"),
         ("!!set {a}\n", "job.yaml:1: the job file has the YAML tag !!set, which is not known; remove the tag"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_is_not_a_job_file_is_one_sentence(load: Load, text: str, problem: str) -> None:
     assert load.problems(text) == [problem]
 
@@ -271,157 +259,106 @@ def test_duplicate_keys_tags_and_loops_are_reported_with_the_other_problems(load
         ("train.beta1=0.5", "train.beta1 is not a key of train; beta1 belongs to train.optimizer"),
         ("train.labels=0", "train.labels is not a key of train; labels belongs to task"),
         ("data.batch_size=1", "data.batch_size is not a key of data; batch_size belongs to train or evaluation"),
-        (
-            "train.schedule.warmup=0",
-            "train.schedule.warmup is not a key of train.schedule; did you mean warmup_fraction?",
-        ),
+        ("train.schedule.warmup=0",
+         "train.schedule.warmup is not a key of train.schedule; did you mean warmup_fraction?"),
         ("output.xyz=0", "output.xyz is not a key of output; the keys allowed there: storage"),
         ("task.lables=0", "task.lables is not a key of task; did you mean labels?"),
         ("parallel.zero=5", "parallel.zero is 5, which is not one of auto, 0, 1, 2, 3; choose one of them"),
         ("train.precision=FP61", "train.precision is FP61, which is not one of fp32, bf16, fp16; did you mean fp16?"),
-        (
-            "train.optimizer.type=lion",
-            "train.optimizer.type is lion, which is not one of adamw, sgd, adafactor, adamw_8bit; choose one of them",
-        ),
-        (
-            "train.schedule.type=foo",
-            "train.schedule.type is foo, which is not one of constant, linear, cosine; choose one of them",
-        ),
+        ("train.optimizer.type=lion",
+         "train.optimizer.type is lion, which is not one of adamw, sgd, adafactor, adamw_8bit; choose one of them"),
+        ("train.schedule.type=foo",
+         "train.schedule.type is foo, which is not one of constant, linear, cosine; choose one of them"),
         ("train.schedule={}", "train.schedule.type is missing; choose one of constant, linear, cosine"),
         ("train.schedule=linear", "train.schedule is linear, which is not a section; write {type: linear}"),
-        (
-            "train.schedule=3",
-            "train.schedule is 3, which is not a section; give it the key type, one of constant, linear, cosine",
-        ),
-        (
-            "checkpoint=3",
-            "checkpoint is 3, which is not a section; give it keys of its own (every_steps, every_minutes, keep_last, "
-            "background, on_failure)",
-        ),
+        ("train.schedule=3",
+         "train.schedule is 3, which is not a section; give it the key type, one of constant, linear, cosine"),
+        ("checkpoint=3",
+         "checkpoint is 3, which is not a section; give it keys of its own (every_steps, every_minutes, keep_last, "
+         "background, on_failure)"),
         ("output=", "output is empty, which is not a section; give it keys of its own (storage) or remove it"),
         ("task.head=3", "task.head is 3, which is not a section; give it keys of its own (width, inner)"),
         ("train.epochs=0", "train.epochs is 0, which is below 1; give a whole number of at least 1"),
         ("train.epochs=abc", "train.epochs is abc, which is not a whole number; give a whole number of at least 1"),
         ("train.epochs=1.5", "train.epochs is 1.5, which is not a whole number; give a whole number of at least 1"),
         ("train.epochs=", "train.epochs is empty; give a whole number of at least 1"),
-        (
-            "train.epochs=[1, 2]",
-            "train.epochs is [1, 2], which is not a whole number; give a whole number of at least 1",
-        ),
+        ("train.epochs=[1, 2]",
+         "train.epochs is [1, 2], which is not a whole number; give a whole number of at least 1"),
         ("train.learning_rate=0.0", "train.learning_rate is 0.0, which is not above 0; give a number above 0"),
         ("train.learning_rate=fast", "train.learning_rate is fast, which is not a number; give a number above 0"),
-        (
-            "data.window_steps=1_000_000",
-            "data.window_steps is 1_000_000, which is above 4096; give a whole number of at least 1 and at most 4096",
-        ),
-        (
-            "model.dropout=1",
-            "model.dropout is 1, which is not below 1; give a number of at least 0 and below 1, or null",
-        ),
-        (
-            "model.dropout=.nan",
-            "model.dropout is .nan, which is not a finite number; give a number of at least 0 and below 1, or null",
-        ),
+        ("data.window_steps=1_000_000",
+         "data.window_steps is 1_000_000, which is above 4096; give a whole number of at least 1 and at most 4096"),
+        ("model.dropout=1",
+         "model.dropout is 1, which is not below 1; give a number of at least 0 and below 1, or null"),
+        ("model.dropout=.nan",
+         "model.dropout is .nan, which is not a finite number; give a number of at least 0 and below 1, or null"),
         ("model.revision=1234e56", "model.revision is 1234e56, which is not text; put it in quotes"),
         ("model.name=[a]", 'model.name is ["a"], which is not text; give text'),
-        (
-            "model.name=''",
-            "model.name is missing; give a model directory or Hub name, or a from_config",
-        ),
+        ("model.name=''", "model.name is missing; give a model directory or Hub name, or a from_config"),
         ("train.deterministic=maybe", "train.deterministic is maybe, which is not true or false; choose one of them"),
         ("train.epochs=true", "train.epochs is true, which is not a whole number; give a whole number of at least 1"),
-        (
-            "train.max_steps=false",
-            "train.max_steps is false, which is not a whole number; give a whole number of at least 1, or null",
-        ),
+        ("train.max_steps=false",
+         "train.max_steps is false, which is not a whole number; give a whole number of at least 1, or null"),
         ("train.learning_rate=true", "train.learning_rate is true, which is not a number; give a number above 0"),
-        (
-            "train.schedule={type: cosine, warmup_fraction: true}",
-            "train.schedule.warmup_fraction is true, which is not a number; give a number of at least 0 and at most 1",
-        ),
+        ("train.schedule={type: cosine, warmup_fraction: true}",
+         "train.schedule.warmup_fraction is true, which is not a number; give a number of at least 0 and at most 1"),
         ("parallel.zero=true", "parallel.zero is true, which is not one of auto, 0, 1, 2, 3; choose one of them"),
         ("parallel.zero='2'", 'parallel.zero is the text "2"; write 2 without quotes'),
         ("name=true", "name is true, which is not text; put it in quotes"),
         ("task.betas=[0.5, true]", "task.betas[1] is true, which is not a number; give one"),
         ("task.head={width: true}", "task.head.width is true, which is not a whole number; give one"),
-        (
-            "task.rule={type: count, count: true}",
-            "task.rule.count is true, which is not a whole number; give a whole number of at least 1",
-        ),
+        ("task.rule={type: count, count: true}",
+         "task.rule.count is true, which is not a whole number; give a whole number of at least 1"),
         ("task.weights={a: true}", "task.weights.a is true, which is not a number; give one"),
         ("data.train=''", 'data.train[0] is "", which has fewer than 1 character; give text that is not empty'),
-        (
-            "data.train=hub:a/b/c/d#x",
-            "data.train[0]: hub:a/b/c/d#x has 4 parts; "
-            "write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT",
-        ),
+        ("data.train=hub:a/b/c/d#x",
+         "data.train[0]: hub:a/b/c/d#x has 4 parts; "
+         "write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT"),
         ("data.validation=[a, 3]", "data.validation[1] is 3, which is not text; put it in quotes"),
-        (
-            "name=my run",
-            'name is "my run", which is not made of at most 63 letters, digits, dots, dashes and underscores, '
-            "with a letter or digit first; did you mean my-run?",
-        ),
-        (
-            "name=..",
-            "name is .., which is not made of at most 63 letters, digits, dots, dashes and underscores, "
-            "with a letter or digit first; choose another",
-        ),
-        (
-            "cluster.pass_env=[A-B]",
-            "cluster.pass_env[0] is A-B, which is not made of letters, digits and underscores, with no digit first; "
-            "did you mean A_B?",
-        ),
-        (
-            "parallel={zero: 2, offload_parameters: true}",
-            "parallel.offload_parameters needs zero: 3, not 2; set zero: 3 or drop offload_parameters",
-        ),
-        (
-            "parallel={offload_path: /mnt/nvme}",
-            "parallel.offload_path is for offloaded optimizer states, and offload_optimizer is false; set "
-            "offload_optimizer: true or drop offload_path",
-        ),
-        (
-            "parallel={offload_path: /mnt/nvme, offload_optimizer: true, zero: 2}",
-            "parallel.offload_path needs zero: 3, not 2; set zero: 3 or drop offload_path",
-        ),
-        (
-            "parallel={offload_path: s3://bucket/states, offload_optimizer: true}",
-            "parallel.offload_path is s3://bucket/states, which is not an absolute path; give a directory on a "
-            "local disk of every node (/mnt/nvme)",
-        ),
+        ("name=my run",
+         'name is "my run", which is not made of at most 63 letters, digits, dots, dashes and underscores, '
+         "with a letter or digit first; did you mean my-run?"),
+        ("name=..",
+         "name is .., which is not made of at most 63 letters, digits, dots, dashes and underscores, "
+         "with a letter or digit first; choose another"),
+        ("cluster.pass_env=[A-B]",
+         "cluster.pass_env[0] is A-B, which is not made of letters, digits and underscores, with no digit first; "
+         "did you mean A_B?"),
+        ("parallel={zero: 2, offload_parameters: true}",
+         "parallel.offload_parameters needs zero: 3, not 2; set zero: 3 or drop offload_parameters"),
+        ("parallel={offload_path: /mnt/nvme}",
+         "parallel.offload_path is for offloaded optimizer states, and offload_optimizer is false; set "
+         "offload_optimizer: true or drop offload_path"),
+        ("parallel={offload_path: /mnt/nvme, offload_optimizer: true, zero: 2}",
+         "parallel.offload_path needs zero: 3, not 2; set zero: 3 or drop offload_path"),
+        ("parallel={offload_path: s3://bucket/states, offload_optimizer: true}",
+         "parallel.offload_path is s3://bucket/states, which is not an absolute path; give a directory on a "
+         "local disk of every node (/mnt/nvme)"),
         ("task.length=abc", "task.length is abc, which matches none of the allowed forms; give a whole number or auto"),
         ("task.betas=[1]", "task.betas has too few items; give a list of 2: a number, a number"),
         ("task.betas=[1, x]", "task.betas[1] is x, which is not a number; give one"),
         ("task.head={}", "task.head.width is missing; add width to task.head"),
         ("task.head={width: x}", "task.head.width is x, which is not a whole number; give one"),
-        (
-            "task.head={width: 1, inner: {width: x}}",
-            "task.head.inner.width is x, which is not a whole number; give one",
-        ),
+        ("task.head={width: 1, inner: {width: x}}",
+         "task.head.inner.width is x, which is not a whole number; give one"),
         ("task.weights={a: b}", "task.weights.a is b, which is not a number; give one"),
         ("task.weights=3", "task.weights is 3, which is not a mapping; give a section"),
         ("task.by_number={a: b}", "task.by_number.a is a, which is not a whole number; give one"),
         ("task.rule={type: size}", "task.rule.type is size, which is not one of count, name; choose one of them"),
-        (
-            "task.rule={type: count, count: 0}",
-            "task.rule.count is 0, which is below 1; give a whole number of at least 1",
-        ),
-        (
-            "task.pair=[a]",
-            'task.pair is ["a"], which has fewer than 2 items; '
-            "give a list, each item text, at least 2 of them, or null",
-        ),
+        ("task.rule={type: count, count: 0}",
+         "task.rule.count is 0, which is below 1; give a whole number of at least 1"),
+        ("task.pair=[a]",
+         'task.pair is ["a"], which has fewer than 2 items; '
+         "give a list, each item text, at least 2 of them, or null"),
         ("task.pair=[a, 3]", "task.pair[1] is 3, which is not text; put it in quotes"),
         ("task.code=abcd", "task.code is abcd, which has more than 3 characters; give text"),
         ("task.size=tiny", "task.size is tiny, which is not one of small, large; choose one of them"),
-        (
-            "task.step=9",
-            "task.step is 9, which is refused (input should be a multiple of 8); give a whole number of at most 64",
-        ),
+        ("task.step=9",
+         "task.step is 9, which is refused (input should be a multiple of 8); give a whole number of at most 64"),
         ("task.labels=[a, a]", "task.labels holds a name twice; remove one"),
         ("task.odd=2", "task.odd is 2, which is even; add 1"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_value_is_one_sentence(load: Load, override: str, problem: str) -> None:
     assert load.problems(JOB, override) == [f"override {override}: {problem}"]
 
@@ -491,15 +428,13 @@ def test_an_unknown_task_is_reported_with_the_other_problems(load: Load) -> None
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        (
-            "task={}",
-            "task.type is missing; add type to task (Name of a built-in task (text-classification), "
-            "or import path of your own (package.module:Task))",
-        ),
+        ("task={}",
+         "task.type is missing; add type to task (Name of a built-in task (text-classification), "
+         "or import path of your own (package.module:Task))"),
         ("task.type=3", "task.type is 3, which is not text; put it in quotes"),
         ("task=", "task is empty, which is not a section; give it keys of its own (type)"),
     ],
-)
+)  # fmt: skip
 def test_a_task_without_a_type_is_reported_once(load: Load, override: str, problem: str) -> None:
     assert load.problems(JOB, override) == [f"override {override}: {problem}"]
 
@@ -555,18 +490,14 @@ def test_an_override_fixes_an_invalid_file(load: Load) -> None:
         ("=3", "there is an empty key before the =; write it as key.path=value, for example train.epochs=3"),
         ("train..x=3", "there is an empty key before the =; write it as key.path=value, for example train.epochs=3"),
         ("name.x=3", "name is sst2, which has no keys of its own; override name as a whole"),
-        (
-            "task.labels.0=x",
-            'task.labels is ["bad", "good"], which has no keys of its own; override task.labels as a whole',
-        ),
-        (
-            "data.train=*.parquet",
-            "the value is not valid YAML: found undefined alias '.parquet'; put the value in quotes",
-        ),
+        ("task.labels.0=x",
+         'task.labels is ["bad", "good"], which has no keys of its own; override task.labels as a whole'),
+        ("data.train=*.parquet",
+         "the value is not valid YAML: found undefined alias '.parquet'; put the value in quotes"),
         ("train.epochs=!x 3", "train.epochs has the YAML tag !x, which is not known; remove the tag"),
         ("train={epochs: 1, epochs: 2}", "train.epochs is given twice, first on line 1; keep one of them"),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_override_is_one_sentence(load: Load, override: str, problem: str) -> None:
     assert f"override {override}: {problem}" in load.problems(JOB, override)
 

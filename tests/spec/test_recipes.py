@@ -31,21 +31,17 @@ def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
         ("task.class_weights={0: 1, 1: -2}", "task.class_weights is {0: 1, 1: -2}; give balanced or {class: weight"),
         ("task.class_weights={a: yes}", "task.class_weights is {a: yes}; give balanced or {class: weight above 0}"),
         ("task.label_smoothing=1.0", "task.label_smoothing is 1.0, which is not below 1; give a number of at least 0"),
-        (
-            "train.optimizer.type=adam",
-            "train.optimizer.type is adam, which is not one of adamw, sgd, adafactor, adamw_8bit",
-        ),
+        ("train.optimizer.type=adam",
+         "train.optimizer.type is adam, which is not one of adamw, sgd, adafactor, adamw_8bit"),
         ("train.optimizer=sgd", "train.optimizer is sgd, which is not a section; write {type: sgd}"),
         ("train.optimizer={type: sgd, beta1: 0.5}", "train.optimizer.beta1 is not a key of train.optimizer"),
-        (
-            "train.optimizer={type: sgd, momentum: 0, nesterov: true}",
-            "train.optimizer.nesterov needs a momentum above 0; set one or drop nesterov",
-        ),
+        ("train.optimizer={type: sgd, momentum: 0, nesterov: true}",
+         "train.optimizer.nesterov needs a momentum above 0; set one or drop nesterov"),
         ("train.layer_decay=1.5", "train.layer_decay is 1.5, which is above 1; give"),
         ("model.freeze={layer: 3}", "model.freeze.layer is not a key of model.freeze; did you mean layers?"),
         ("model.freeze=backbone", "model.freeze is backbone, which is not a section"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_value_of_a_recipe_is_refused(tmp_path: Path, override: str, problem: str) -> None:
     (sentence,) = problems(tmp_path, override)
     assert problem in sentence
@@ -68,22 +64,16 @@ def test_class_names_may_be_numbers_in_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (
-            ("train.optimizer={type: adafactor}", "parallel.zero=2"),
-            "parallel.zero is 2, and train.optimizer is adafactor, which needs whole matrices, and ZeRO shards "
-            "them; set parallel.zero: 0, or use another optimizer",
-        ),
-        (
-            ("train.optimizer={type: sgd}", "parallel.offload_optimizer=true"),
-            "parallel.offload_optimizer needs adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
-            "offload_optimizer or use adamw",
-        ),
-        (
-            ("model.lora={rank: 4}", "model.freeze={layers: 1}"),
-            "model.freeze has no effect with lora, which trains only its adapters and the head; drop freeze",
-        ),
+        (("train.optimizer={type: adafactor}", "parallel.zero=2"),
+         "parallel.zero is 2, and train.optimizer is adafactor, which needs whole matrices, and ZeRO shards "
+         "them; set parallel.zero: 0, or use another optimizer"),
+        (("train.optimizer={type: sgd}", "parallel.offload_optimizer=true"),
+         "parallel.offload_optimizer needs adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
+         "offload_optimizer or use adamw"),
+        (("model.lora={rank: 4}", "model.freeze={layers: 1}"),
+         "model.freeze has no effect with lora, which trains only its adapters and the head; drop freeze"),
     ],
-)
+)  # fmt: skip
 def test_contradicting_keys_are_refused(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:
     (sentence,) = problems(tmp_path, *overrides)
     assert problem in sentence
