@@ -83,18 +83,18 @@ def replay(
 
 
 def _print_comparison(comparison: "Comparison") -> None:
-    OUT.print(_table("", comparison.names, [*comparison.metrics, *comparison.facts]))
+    OUT.print(_make_table("", comparison.names, [*comparison.metrics, *comparison.facts]))
     for heading, rows in (
         ("job file", comparison.job_differences),
         ("environment", comparison.environment_differences),
     ):
         if rows:
-            OUT.print(_table(heading, comparison.names, rows))
+            OUT.print(_make_table(heading, comparison.names, rows))
     for sentence in comparison.agreement:
         print_line(sentence)
 
 
-def _table(heading: str, names: "Sequence[str]", rows: "Sequence[Row]") -> Table:
+def _make_table(heading: str, names: "Sequence[str]", rows: "Sequence[Row]") -> Table:
     table = Table(escape(heading), *(escape(name) for name in names))
     for row in rows:
         cells = (

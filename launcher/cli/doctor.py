@@ -83,9 +83,9 @@ def _print_record(record: "DoctorRecord") -> None:
         line = Text.assemble((f"{finding.check}: ", _STYLES[finding.level]), finding.remedy)
         OUT.print(line, soft_wrap=True)
     levels = [finding.level for finding in record.findings]
-    counts = ", ".join(_plural(levels.count(level), level) for level in ("problem", "warning"))
-    print_line(f"{counts}; {_plural(len(record.nodes), 'node')} checked in {record.seconds:.0f} s")
+    counts = ", ".join(_pluralize(levels.count(level), level) for level in ("problem", "warning"))
+    print_line(f"{counts}; {_pluralize(len(record.nodes), 'node')} checked in {record.seconds:.0f} s")
 
 
-def _plural(count: int, noun: str) -> str:
+def _pluralize(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"

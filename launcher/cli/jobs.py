@@ -58,7 +58,7 @@ def submit(
     package = make_package(spec, working_dir)
     submission = Submission(package.job, words_of(command, package))
     _warn_about_size(package)
-    cluster = _open(address or _http(spec.cluster.address))
+    cluster = _connect(address or _to_dashboard(spec.cluster.address))
     busy = cluster.at_work_on(package.job)
     if busy is not None:
         raise RunError(
@@ -81,10 +81,10 @@ def list_jobs(address: Address = None) -> None:
     """List the jobs of the cluster, newest first."""
     columns = [Column(name, no_wrap=True) for name in ("job", "state", "started (UTC)", "minutes")]
     table = Table(*columns, Column("command", overflow="fold"))
-    for job in _open(address).jobs():
+    for job in _connect(address).jobs():
         started = job.started.strftime("%Y-%m-%d %H:%M") if job.started else ""
         command = f"{job.command} {job.run}" if job.run else job.entrypoint
-        table.add_row(job.id, str(job.status.value), started, _minutes(job), command)
+        table.add_row(job.id, str(job.status.value), started, _format_minutes(job), command)
     OUT.print(table)
 
 
@@ -94,11 +94,11 @@ def status(name: Name, address: Address = None) -> None:
 
     Exit code: 0 unless the job failed (1, or 2 if you can fix the cause) or was stopped (130).
     """
-    cluster = _open(address)
+    cluster = _connect(address)
     job = cluster.find(name)
     rows = {
         "job": job.id, "run": job.run, "storage": job.storage, "command": job.command or job.entrypoint,
-        "state": str(job.status.value), "minutes": _minutes(job), "message": job.message,
+        "state": str(job.status.value), "minutes": _format_minutes(job), "message": job.message,
     }  # fmt: skip
     table = Table(show_header=False, box=None)
     for key, value in rows.items():
@@ -112,7 +112,7 @@ def status(name: Name, address: Address = None) -> None:
 @jobs.command()
 def logs(name: Name, follow: Follow = False, address: Address = None) -> None:
     """Print the log of a job's driver."""
-    cluster = _open(address)
+    cluster = _connect(address)
     job = cluster.find(name)
     if follow:
         _follow(cluster, job.id)
@@ -126,7 +126,7 @@ def stop(name: Name, address: Address = None) -> None:
 
     It first saves a checkpoint, for which it has cluster.grace_s seconds.
     """
-    cluster = _open(address)
+    cluster = _connect(address)
     job = cluster.find(name)
     if job.over:
         print_line(f"{job.id} has ended already ({job.status.value})")
@@ -139,13 +139,13 @@ def stop(name: Name, address: Address = None) -> None:
     print_line(f"{job.id}: {ended.status.value}")
 
 
-def _open(address: str | None) -> "RayJobs":
+def _connect(address: str | None) -> "RayJobs":
     from launcher.submit.ray_jobs import LOCAL, RayJobs
 
-    return RayJobs(address or _http(os.environ.get("RAY_ADDRESS")) or LOCAL)
+    return RayJobs(address or _to_dashboard(os.environ.get("RAY_ADDRESS")) or LOCAL)
 
 
-def _http(address: str | None) -> str | None:
+def _to_dashboard(address: str | None) -> str | None:
     """Return the address if it is a dashboard's; RAY_ADDRESS and cluster.address may be of another kind."""
     return address if address is not None and address.startswith(("http://", "https://")) else None
 
@@ -176,7 +176,7 @@ def _follow(cluster: "RayJobs", job_id: str) -> None:
             f"{job_id}` stops it"
         ) from error
     _raise_if_failed(job)
-    print_line(f"{job.id}: {job.status.value} after {_minutes(job)} minutes")
+    print_line(f"{job.id}: {job.status.value} after {_format_minutes(job)} minutes")
 
 
 def _raise_if_failed(job: "Job") -> None:
@@ -191,7 +191,7 @@ def _raise_if_failed(job: "Job") -> None:
         raise TrainingError(f"{job.id}: FAILED ({job.message[:300]})")
 
 
-def _minutes(job: "Job") -> str:
+def _format_minutes(job: "Job") -> str:
     from datetime import datetime, timezone
 
     if job.started is None:

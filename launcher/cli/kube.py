@@ -53,7 +53,7 @@ def render(
     from launcher.submit.kubernetes.manifest import dump_manifests
 
     manifests = _render(job, overrides, kind, command)
-    comment = _header(job, overrides, kind, command)
+    comment = _make_header(job, overrides, kind, command)
     if output is None:
         typer.echo(dump_manifests(manifests, comment), nl=False)
         return
@@ -118,7 +118,7 @@ def status(
 
         state = JobState.of(manifest)
         cluster = state.cluster
-        rows = _job_rows(state)
+        rows = _make_job_rows(state)
     else:
         cluster = target.name
         rows = {"state": str((manifest.get("status") or {}).get("state") or "not taken up yet")}
@@ -210,7 +210,7 @@ def _render(path: Path, overrides: list[str] | None, kind: Kind, command: Comman
     return manifests
 
 
-def _header(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> str:
+def _make_header(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> str:
     words = ["launcher", "kube", "render", str(path), *(overrides or ())]
     words += [] if kind == "job" else ["--kind", kind]
     words += [] if command == "train" else ["--command", command]
@@ -244,7 +244,7 @@ def _find(
     return target, api
 
 
-def _job_rows(state: "JobState") -> dict[str, str]:
+def _make_job_rows(state: "JobState") -> dict[str, str]:
     return {
         "deployment": state.deployment or "not taken up by the operator yet",
         "job": state.status or "not started",

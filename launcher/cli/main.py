@@ -105,14 +105,14 @@ def explain_system_error(error: BaseException) -> str | None:
         return f"this machine: {os.strerror(errno.ENOMEM)}; {_FIXES[errno.ENOMEM]}"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"this machine: no more threads can be started; {_FIXES[errno.EAGAIN]}"
-    number = _errno(error)
+    number = _find_errno(error)
     if number in _FIXES:
         place = getattr(error, "filename", None) or "this machine"
         return f"{os.fsdecode(place)}: {os.strerror(number)}; {_FIXES[number]}"
     return None if error.__cause__ is None else explain_system_error(error.__cause__)
 
 
-def _errno(error: BaseException) -> int:
+def _find_errno(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
     match = _ERRNO_IN_TEXT.search(str(error))

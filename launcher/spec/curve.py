@@ -13,7 +13,7 @@ _EXCLUDED = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage
 
 def spec_hash(job: JobSpec) -> str:
     """Return the SHA-256 (hex) of everything the loss curve depends on. Equal hashes mean equal curves."""
-    canonical = json.dumps(_curve_sections(job), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_dump_curve(job), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -28,24 +28,24 @@ def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
 
 def curve_values(job: JobSpec) -> dict[str, str]:
     """Return everything the loss curve depends on, as dotted keys with their values as JSON."""
-    return _leaves(_curve_sections(job))
+    return _flatten(_dump_curve(job))
 
 
 def job_values(job: JobSpec) -> dict[str, str]:
     """Return all keys of a job except `name` and `output`, in the form of `curve_values`."""
-    return _leaves(job.model_dump(mode="json", exclude={"name", "output"}))
+    return _flatten(job.model_dump(mode="json", exclude={"name", "output"}))
 
 
-def _curve_sections(job: JobSpec) -> dict[str, object]:
+def _dump_curve(job: JobSpec) -> dict[str, object]:
     return job.model_dump(mode="json", include=_CURVE_SECTIONS, exclude=_EXCLUDED)
 
 
-def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, str]:
+def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, str]:
     """Flatten nested sections to dotted keys with their values as JSON. A list is one value."""
     leaves: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            leaves |= _flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
     return leaves

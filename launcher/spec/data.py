@@ -25,7 +25,7 @@ COMPRESSED = (".gz", ".bz2", ".zst")
 """Extensions of compressed CSV, TSV, JSON Lines and text files. They are decompressed while reading."""
 
 
-def _as_tuple(value: object) -> object:
+def _to_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
@@ -38,14 +38,14 @@ def _check_hub(location: str) -> str:
 # An empty path would mean the working directory and every data file in it.
 _Location = Annotated[str, Field(min_length=1), AfterValidator(_check_hub)]
 _Several = Annotated[tuple[_Location, ...], Field(min_length=1)]
-Locations = Annotated[_Several, BeforeValidator(_as_tuple, json_schema_input_type=_Location | _Several)]
+Locations = Annotated[_Several, BeforeValidator(_to_tuple, json_schema_input_type=_Location | _Several)]
 """One path or several: files, directories, globs, URIs, or datasets of the Hugging Face Hub (`spec/hub.py`)."""
 
 
 _Directory = Annotated[str, Field(min_length=1)]
 _Directories = Annotated[
     tuple[_Directory, ...],
-    BeforeValidator(_as_tuple, json_schema_input_type=_Directory | tuple[_Directory, ...]),
+    BeforeValidator(_to_tuple, json_schema_input_type=_Directory | tuple[_Directory, ...]),
 ]
 
 

@@ -78,10 +78,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
     document = read_document(Path(path))
     for position, override in enumerate(overrides):
         apply_override(document, override, position)
-    params, problems = _task_params(document, params_of)
+    params, problems = _resolve_params(document, params_of)
     problems += _find_unstorable(document, document.values)
     problems += _find_variables(document)
-    keys = _job_keys(params)
+    keys = _get_keys(params)
     values = keys.without_false_numbers(document.values)
     job = None
     try:
@@ -89,7 +89,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
     except ValidationError as error:
         problems += problems_of(error, document, keys)
     if params is not None:
-        problems += _params_problems(values, document, params, keys)
+        problems += _validate_params(values, document, params, keys)
     problems += document.problems
     if job is None or problems:
         problems.sort(key=lambda problem: problem.place.order)
@@ -98,11 +98,11 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
 
 
 @lru_cache(maxsize=8)  # building the schema takes tens of milliseconds; a sweep needs the same one for each trial
-def _job_keys(params: type[BaseModel] | None) -> JobKeys:
+def _get_keys(params: type[BaseModel] | None) -> JobKeys:
     return JobKeys(params)
 
 
-def _task_params(document: Document, params_of: ParamsOf | None) -> tuple[type[BaseModel] | None, list[Problem]]:
+def _resolve_params(document: Document, params_of: ParamsOf | None) -> tuple[type[BaseModel] | None, list[Problem]]:
     task = document.values.get("task")
     type_name = task.get("type") if isinstance(task, dict) else None
     # JobSpec reports a missing or malformed `task:` or `type`.
@@ -116,10 +116,10 @@ def _task_params(document: Document, params_of: ParamsOf | None) -> tuple[type[B
         return None, [Problem(place, " ".join(sentence.split())) for sentence in sentences]
 
 
-def _params_problems(values: object, document: Document, params: type[BaseModel], keys: JobKeys) -> list[Problem]:
+def _validate_params(values: object, document: Document, params: type[BaseModel], keys: JobKeys) -> list[Problem]:
     assert isinstance(values, dict)
     task = values["task"]
-    assert isinstance(task, dict)  # _task_params read the type from it
+    assert isinstance(task, dict)  # _resolve_params read the type from it
     parameters = {key: value for key, value in task.items() if key != "type"}
     try:
         # A model without an `extra` setting would silently drop unknown keys.
@@ -302,7 +302,7 @@ class _Reader:
             if root is None:
                 self._document.places[path] = self._place_at(1, None)
                 return None
-            return self._value(root, path, root)
+            return self._convert(root, path, root)
         except RecursionError as error:
             raise _NotYamlError("it is nested too deeply", 1) from error
         except ReaderError as error:
@@ -319,7 +319,7 @@ class _Reader:
         except YAMLError as error:
             raise _NotYamlError(one_line(str(error)), 1) from error
 
-    def _value(self, node: Node, path: KeyPath, placed_at: Node) -> object:
+    def _convert(self, node: Node, path: KeyPath, placed_at: Node) -> object:
         """Convert a node. Its place is the line of `placed_at`: the key in a mapping, else the node itself."""
         scalar = node.value if isinstance(node, ScalarNode) else None
         self._document.places[path] = self._place_at(placed_at.start_mark.line + 1, scalar)
@@ -331,19 +331,19 @@ class _Reader:
         if self._num_repeated > _MAX_REPEATED:
             raise _NotYamlError(f"its aliases repeat more than {_MAX_REPEATED} values", node.start_mark.line + 1)
         if isinstance(node, ScalarNode):
-            return self._scalar(node, path)
+            return self._convert_scalar(node, path)
         self._open.add(id(node))
         value: object = None
         if isinstance(node, MappingNode) and node.tag == _TAG + "map":
-            value = self._mapping(node, path)
+            value = self._convert_mapping(node, path)
         elif isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
-            value = [self._value(item, (*path, index), item) for index, item in enumerate(node.value)]
+            value = [self._convert(item, (*path, index), item) for index, item in enumerate(node.value)]
         else:
             self._refuse_tag(node, path)
         self._open.discard(id(node))
         return value
 
-    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, object]:
+    def _convert_mapping(self, node: MappingNode, path: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
         lines: dict[str, int] = {}
         where = dotted(path) or "the job file"
@@ -362,10 +362,10 @@ class _Reader:
                 self._refuse(key_node, f"{dotted(inner)} is given twice, first on line {lines[key]}; keep one of them")
             else:
                 lines[key] = key_node.start_mark.line + 1
-                values[key] = self._value(value_node, inner, key_node)
+                values[key] = self._convert(value_node, inner, key_node)
         return values
 
-    def _scalar(self, node: ScalarNode, path: KeyPath) -> object:
+    def _convert_scalar(self, node: ScalarNode, path: KeyPath) -> object:
         if node.tag in _NUMBER_TAGS:
             try:
                 return self._yaml.constructor.construct_object(node)

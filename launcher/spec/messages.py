@@ -102,7 +102,7 @@ def problems_of(error: ValidationError, document: Document, keys: JobKeys, at: K
             and len(case.value) >= case.context["min_length"]
         ):
             continue  # pydantic counts only the valid items; each invalid one has an error of its own
-        path, sentence = _sentence(case)
+        path, sentence = _make_sentence(case)
         problems.append(Problem(document.place(path), sentence))
     return list(dict.fromkeys(problems))
 
@@ -152,7 +152,7 @@ class _Case:
     def of(cls, details: ErrorDetails, document: Document, keys: JobKeys, at: KeyPath) -> "_Case":
         loc = (*at, *details["loc"])
         target = keys.find(loc)
-        value = _value_at(document.values, target.path) if target.in_union else details["input"]
+        value = _get_value(document.values, target.path) if target.in_union else details["input"]
         context = details.get("ctx", {})
         message = str(context.get("error", details["msg"]))
         return cls(details["type"], loc, *target, value, " ".join(message.split()), context, document, keys)
@@ -173,19 +173,19 @@ class _Case:
 _Sentence = tuple[KeyPath, str]
 
 
-def _sentence(case: _Case) -> _Sentence:
+def _make_sentence(case: _Case) -> _Sentence:
     if case.in_union:
         return case.path, f"{case.key} is {case.shown}, which matches none of the allowed forms; give {case.allowed}"
     if case.kind in _SENTENCES:
         return _SENTENCES[case.kind](case)
     if case.kind in _NOT_A:
-        return _wrong_kind(case)
+        return _describe_kind(case)
     # Kinds of error that only a task's own model can raise keep pydantic's wording.
     reason = case.message[:1].lower() + case.message[1:]
     return case.path, f"{case.key} is {case.shown}, which is refused ({reason}); give {case.allowed}"
 
 
-def _unknown_key(case: _Case) -> _Sentence:
+def _describe_unknown_key(case: _Case) -> _Sentence:
     *section, name = case.path
     where = dotted(tuple(section)) or _TOP
     valid = case.keys.keys_at(case.loc[:-1])
@@ -200,7 +200,7 @@ def _unknown_key(case: _Case) -> _Sentence:
     return case.path, f"{case.key} is not a key of {where}; {remedy}"
 
 
-def _missing(case: _Case) -> _Sentence:
+def _describe_missing(case: _Case) -> _Sentence:
     *section, name = case.path
     where = dotted(tuple(section)) or _TOP
     if isinstance(name, int):
@@ -210,7 +210,7 @@ def _missing(case: _Case) -> _Sentence:
     return case.path, f"{case.key} is missing; add {name} to {where}" + (f" ({meaning})" if meaning else "")
 
 
-def _wrong_choice(case: _Case) -> _Sentence:
+def _describe_choice(case: _Case) -> _Sentence:
     choices = case.keys.choices(case.schema)
     if not choices:
         return case.path, f"{case.key} is {case.shown}, which is not allowed; give {case.context['expected']}"
@@ -219,19 +219,19 @@ def _wrong_choice(case: _Case) -> _Sentence:
     return case.path, not_one_of(case.key, case.shown, choices)
 
 
-def _wrong_tag(case: _Case) -> _Sentence:
+def _describe_tag(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     path = (*case.path, name)
-    tag = _value_at(case.document.values, path)
+    tag = _get_value(case.document.values, path)
     return path, not_one_of(dotted(path), case.document.shown(path, tag), tags)
 
 
-def _missing_tag(case: _Case) -> _Sentence:
+def _describe_missing_tag(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     return case.path, f"{case.key}.{name} is missing; choose one of {listed(tags)}"
 
 
-def _not_a_section(case: _Case) -> _Sentence:
+def _describe_non_section(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     keys = case.keys.keys_at(case.loc)
     if case.value in tags:
@@ -245,7 +245,7 @@ def _not_a_section(case: _Case) -> _Sentence:
     return case.path, f"{case.key} is {case.shown}, which is not a section; {remedy}"
 
 
-def _out_of_bounds(case: _Case) -> _Sentence:
+def _describe_bounds(case: _Case) -> _Sentence:
     bounds = {"ge": "is below", "gt": "is not above", "le": "is above", "lt": "is not below"}
     wrong = next(
         f"{words} {to_plain_schema(case.context[bound])}" for bound, words in bounds.items() if bound in case.context
@@ -253,15 +253,15 @@ def _out_of_bounds(case: _Case) -> _Sentence:
     return case.path, f"{case.key} is {case.shown}, which {wrong}; give {case.allowed}"
 
 
-def _wrong_pattern(case: _Case) -> _Sentence:
+def _describe_pattern(case: _Case) -> _Sentence:
     pattern = str(case.context["pattern"])
-    near = _matching(str(case.value), pattern)
+    near = _find_match(str(case.value), pattern)
     remedy = f"did you mean {near}?" if near else "choose another"
     words = case.keys.pattern_words(case.schema) or f"not of the pattern {pattern}"
     return case.path, f"{case.key} is {case.shown}, which is {words}; {remedy}"
 
 
-def _matching(value: str, pattern: str) -> str | None:
+def _find_match(value: str, pattern: str) -> str | None:
     """Replace everything but letters and digits, if the result matches the pattern: `my run` -> `my-run`."""
     for filler in "-_":
         candidate = re.sub(r"[^A-Za-z0-9]+", filler, value).strip(filler)
@@ -273,14 +273,14 @@ def _matching(value: str, pattern: str) -> str | None:
     return None
 
 
-def _wrong_length(case: _Case) -> _Sentence:
+def _describe_length(case: _Case) -> _Sentence:
     context = case.context
     limit, wrong = (context["min_length"], "fewer") if "min_length" in context else (context["max_length"], "more")
     unit = ("character" if case.kind.startswith("string") else "item") + ("" if limit == 1 else "s")
     return case.path, f"{case.key} is {case.shown}, which has {wrong} than {limit} {unit}; give {case.allowed}"
 
 
-def _wrong_kind(case: _Case) -> _Sentence:
+def _describe_kind(case: _Case) -> _Sentence:
     if case.value is None:
         return case.path, f"{case.key} is empty; give {case.allowed}"
     needed = _NOT_A[case.kind]
@@ -293,10 +293,10 @@ def _wrong_kind(case: _Case) -> _Sentence:
     return case.path, f"{case.key} is {case.shown}, which is not {needed}; {remedy}"
 
 
-def _own_sentence(case: _Case) -> _Sentence:
+def _complete_sentence(case: _Case) -> _Sentence:
     """Complete the sentence of a validator of ours: it starts with a key of the section, or gets the section's name."""
     section = case.path
-    blamed = _blamed_key(case)
+    blamed = _find_blamed_key(case)
     first = case.message.split(maxsplit=1)[0].rstrip(":,") if case.message else ""
     if first in case.keys.keys_at(case.loc):
         return blamed, f"{dotted((*section, '')) if section else ''}{case.message}"
@@ -305,7 +305,7 @@ def _own_sentence(case: _Case) -> _Sentence:
     return blamed, f"{case.key}: {case.message}"
 
 
-def _blamed_key(case: _Case) -> KeyPath:
+def _find_blamed_key(case: _Case) -> KeyPath:
     """Pick one of the keys that a validator's text names: one from an override, else the first that the user wrote."""
     places = case.document.places
     words = re.findall(r"\w+", case.message)
@@ -314,7 +314,7 @@ def _blamed_key(case: _Case) -> KeyPath:
     return next(iter(overridden + named), case.path)
 
 
-def _value_at(value: object, path: KeyPath) -> object:
+def _get_value(value: object, path: KeyPath) -> object:
     for key in path:
         if isinstance(value, dict):
             value = value.get(key)
@@ -326,26 +326,26 @@ def _value_at(value: object, path: KeyPath) -> object:
 
 
 _SENTENCES: dict[str, Callable[[_Case], _Sentence]] = {
-    "extra_forbidden": _unknown_key,
-    "missing": _missing,
-    "literal_error": _wrong_choice,
-    "enum": _wrong_choice,
-    "union_tag_invalid": _wrong_tag,
-    "union_tag_not_found": _missing_tag,
-    "model_type": _not_a_section,
-    "model_attributes_type": _not_a_section,
-    "dataclass_type": _not_a_section,
-    "greater_than": _out_of_bounds,
-    "greater_than_equal": _out_of_bounds,
-    "less_than": _out_of_bounds,
-    "less_than_equal": _out_of_bounds,
-    "string_pattern_mismatch": _wrong_pattern,
-    "too_short": _wrong_length,
-    "too_long": _wrong_length,
-    "string_too_short": _wrong_length,
-    "string_too_long": _wrong_length,
-    "value_error": _own_sentence,
-    "assertion_error": _own_sentence,
+    "extra_forbidden": _describe_unknown_key,
+    "missing": _describe_missing,
+    "literal_error": _describe_choice,
+    "enum": _describe_choice,
+    "union_tag_invalid": _describe_tag,
+    "union_tag_not_found": _describe_missing_tag,
+    "model_type": _describe_non_section,
+    "model_attributes_type": _describe_non_section,
+    "dataclass_type": _describe_non_section,
+    "greater_than": _describe_bounds,
+    "greater_than_equal": _describe_bounds,
+    "less_than": _describe_bounds,
+    "less_than_equal": _describe_bounds,
+    "string_pattern_mismatch": _describe_pattern,
+    "too_short": _describe_length,
+    "too_long": _describe_length,
+    "string_too_short": _describe_length,
+    "string_too_long": _describe_length,
+    "value_error": _complete_sentence,
+    "assertion_error": _complete_sentence,
 }
 
 _NOT_A = {

@@ -33,7 +33,7 @@ class SGD(Section):
     """L2 penalty added to the gradient, on weight matrices only."""
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "SGD":
+    def _check_momentum(self) -> "SGD":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0; set one or drop nesterov")
         return self

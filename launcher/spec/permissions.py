@@ -44,55 +44,57 @@ def granted(job: JobSpec, where: str, overrides: Sequence[str], is_training: boo
     typed = [override.partition("=")[0] for override in overrides]
     problems = []
     for key, allows in PERMISSIONS.items():
-        value = _value(job, key)
-        if value == _default(key) or (key == "cluster.address" and value in _LOCAL_ADDRESSES):
+        value = _get_value(job, key)
+        if value == _get_default(key) or (key == "cluster.address" and value in _LOCAL_ADDRESSES):
             continue
         if any(key == name or key.startswith(f"{name}.") for name in typed):
             continue
         if key == "logging.mlflow" and not is_training:
             continue
+        allow = _format_override(key, value)
+        deny = _format_override(key, _get_default(key))
         problems.append(
-            f"{where}: asks for {key}: {_yaml(value)}, which {allows}, and only you can permit that; add "
-            f"{_override(key, value)} to the command to allow it, or {_override(key, _default(key))} to run without it"
+            f"{where}: asks for {key}: {_to_yaml(value)}, which {allows}, and only you can permit that; add {allow} to "
+            f"the command to allow it, or {deny} to run without it"
         )
     if problems:
         raise SpecError(tuple(problems))
-    return _replaced(job, {key: _default(key) for key in _ONLY_SUBMITTED})
+    return _replace_values(job, {key: _get_default(key) for key in _ONLY_SUBMITTED})
 
 
 def with_permissions_of(job: JobSpec, own: JobSpec) -> JobSpec:
     """Return a run's job with the permissions and the storage of the user's own job."""
-    own_values = {key: _value(own, key) for key in (*PERMISSIONS, *_ONLY_SUBMITTED)}
-    return _replaced(job, {**own_values, "output.storage": own.output.storage})
+    own_values = {key: _get_value(own, key) for key in (*PERMISSIONS, *_ONLY_SUBMITTED)}
+    return _replace_values(job, {**own_values, "output.storage": own.output.storage})
 
 
 def as_overrides(job: JobSpec, words: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the overrides that give a run the permissions of the user's own job, except those that `words` set."""
-    values = {key: _value(job, key) for key in PERMISSIONS if not any(word.startswith(f"{key}=") for word in words)}
-    return tuple(f"{key}={_yaml(value)}" for key, value in values.items() if value != _default(key))
+    values = {key: _get_value(job, key) for key in PERMISSIONS if not any(word.startswith(f"{key}=") for word in words)}
+    return tuple(f"{key}={_to_yaml(value)}" for key, value in values.items() if value != _get_default(key))
 
 
-def _override(key: str, value: object) -> str:
-    return shlex.quote(f"{key}={_yaml(value)}")
+def _format_override(key: str, value: object) -> str:
+    return shlex.quote(f"{key}={_to_yaml(value)}")
 
 
-def _yaml(value: object) -> str:
+def _to_yaml(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _value(job: JobSpec, key: str) -> object:
+def _get_value(job: JobSpec, key: str) -> object:
     section, name = key.split(".")
     return getattr(getattr(job, section), name)
 
 
-def _default(key: str) -> object:
+def _get_default(key: str) -> object:
     section, name = key.split(".")
     kind = JobSpec.model_fields[section].annotation
     assert isinstance(kind, type) and issubclass(kind, Section)
     return kind.model_fields[name].default
 
 
-def _replaced(job: JobSpec, values: Mapping[str, object]) -> JobSpec:
+def _replace_values(job: JobSpec, values: Mapping[str, object]) -> JobSpec:
     for key, value in values.items():
         section, name = key.split(".")
         job = job.model_copy(update={section: getattr(job, section).model_copy(update={name: value})})
@@ -110,16 +112,16 @@ class FoundSecret(NamedTuple):
 
 def secrets_in(job: JobSpec) -> Iterator[FoundSecret]:
     """Yield the values of a job that hold credentials or an access key in a URI."""
-    yield from _secrets(job.model_dump(mode="json"), ())
+    yield from _find_secrets(job.model_dump(mode="json"), ())
 
 
-def _secrets(value: object, path: KeyPath) -> Iterator[FoundSecret]:
+def _find_secrets(value: object, path: KeyPath) -> Iterator[FoundSecret]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _secrets(inner, (*path, key))
+            yield from _find_secrets(inner, (*path, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _secrets(inner, (*path, index))
+            yield from _find_secrets(inner, (*path, index))
     elif isinstance(value, str):
         secret = find_secret(value)
         if secret is not None:

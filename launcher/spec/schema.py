@@ -51,10 +51,10 @@ def definitions(models: Sequence[type[BaseModel]]) -> tuple[list[Schema], dict[s
     unique = list(dict.fromkeys(models))
     references, schema = models_json_schema([(model, "validation") for model in unique])
     defs: dict[str, Schema] = schema.get("$defs", {})
-    return [_resolved(references[(model, "validation")], defs) for model in models], defs
+    return [_resolve(references[(model, "validation")], defs) for model in models], defs
 
 
-def _resolved(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
+def _resolve(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
     reference = schema.get("$ref")
     if reference is None:
         return schema
@@ -70,7 +70,7 @@ class JobKeys:
         (job, *tasks), self._defs = definitions(models)
         self._root = job
         for task in tasks:
-            known = self._unwrapped(job["properties"]["task"])
+            known = self._unwrap(job["properties"]["task"])
             merged = {**task, "properties": {**known["properties"], **task.get("properties", {})}}
             self._root = {**job, "properties": {**job["properties"], "task": merged}}
 
@@ -79,11 +79,11 @@ class JobKeys:
         schema: Schema = self._root
         path: KeyPath = ()
         for key in loc:
-            schema = self._unwrapped(schema)
+            schema = self._unwrap(schema)
             if "discriminator" in schema:  # pydantic names the variant before the key inside it
-                schema = self._variants(schema).get(str(key), {})
+                schema = self._get_variants(schema).get(str(key), {})
                 continue
-            inner = self._child(schema, key)
+            inner = self._get_child(schema, key)
             if inner is None and "anyOf" in schema:
                 return SchemaPath(path, schema, in_union=True)
             if key == "[key]":  # pydantic's mark for the key of a mapping, which the schema does not describe
@@ -94,50 +94,50 @@ class JobKeys:
 
     def keys_at(self, loc: KeyPath) -> list[str]:
         """Return the valid keys of the section at the location of a pydantic error."""
-        return list(self._unwrapped(self.find(loc).schema).get("properties", {}))
+        return list(self._unwrap(self.find(loc).schema).get("properties", {}))
 
     def tags(self, schema: Schema) -> tuple[str, list[str]]:
         """Return the key that selects the variant of a section, and its values; ("", []) without variants."""
-        schema = self._unwrapped(schema)
-        return schema.get("discriminator", {}).get("propertyName", ""), list(self._variants(schema))
+        schema = self._unwrap(schema)
+        return schema.get("discriminator", {}).get("propertyName", ""), list(self._get_variants(schema))
 
     def choices(self, schema: Schema) -> list[object]:
         """Return the values of a choice; [] if the schema is not one."""
-        return _choices(self._unwrapped(schema))
+        return _get_choices(self._unwrap(schema))
 
     def without_false_numbers(self, values: object) -> object:
         """Return the job file's values with true and false as text where only a number is allowed.
 
         Python and pydantic accept true as 1. As text it is rejected in the same words as any other wrong value.
         """
-        return self._without_false_numbers(values, self._root)
+        return self._replace_false_numbers(values, self._root)
 
-    def _without_false_numbers(self, value: object, schema: Schema) -> object:
-        schema = self._unwrapped(schema)
+    def _replace_false_numbers(self, value: object, schema: Schema) -> object:
+        schema = self._unwrap(schema)
         if isinstance(value, bool):
-            return to_plain_schema(value) if _never_bool(schema) else value
+            return to_plain_schema(value) if _excludes_bool(schema) else value
         if isinstance(value, dict):
             name, _ = self.tags(schema)
-            schema = self._variants(schema).get(str(value.get(name)), {}) if name else schema
-            inner = {key: self._child(schema, key) or {} for key in value}
-            return {key: self._without_false_numbers(value[key], inner[key]) for key in value}
+            schema = self._get_variants(schema).get(str(value.get(name)), {}) if name else schema
+            inner = {key: self._get_child(schema, key) or {} for key in value}
+            return {key: self._replace_false_numbers(value[key], inner[key]) for key in value}
         if isinstance(value, list):
-            items = [self._child(schema, index) or {} for index in range(len(value))]
-            return [self._without_false_numbers(item, inner) for item, inner in zip(value, items, strict=True)]
+            items = [self._get_child(schema, index) or {} for index in range(len(value))]
+            return [self._replace_false_numbers(item, inner) for item, inner in zip(value, items, strict=True)]
         return value
 
     def pattern_words(self, schema: Schema) -> str:
         """Return the explanation for text that does not match its pattern; "" if the field has none."""
-        return str(self._unwrapped(schema).get(PATTERN_WORDS, ""))
+        return str(self._unwrap(schema).get(PATTERN_WORDS, ""))
 
     def sections_with(self, key: str) -> list[KeyPath]:
         """Return the paths of all sections that have a key of this name."""
-        paths = (path for path, schema in self._sections(self._root, ()) if key in schema["properties"])
+        paths = (path for path, schema in self._walk_sections(self._root, ()) if key in schema["properties"])
         return list(dict.fromkeys(paths))
 
     def allowed(self, schema: Schema) -> str:
         """Describe the values that a schema allows: `a whole number of at least 1, or null`."""
-        schema = _resolved(schema, self._defs)
+        schema = _resolve(schema, self._defs)
         if "anyOf" in schema:
             forms = [self.allowed(form) for form in schema["anyOf"] if form.get("type") != "null"]
             return " or ".join(forms) + (", or null" if len(forms) < len(schema["anyOf"]) else "")
@@ -146,7 +146,7 @@ class JobKeys:
             return listed(choices) if len(choices) == 1 else f"one of {listed(choices)}"
         kind = schema.get("type", "")
         if kind == "array":
-            return self._allowed_list(schema)
+            return self._describe_list(schema)
         if kind == "object" or "discriminator" in schema:
             keys = list(schema.get("properties", {}))
             return f"a section with the keys {listed(keys)}" if keys else "a section"
@@ -159,34 +159,34 @@ class JobKeys:
         name = f"a {schema['format']}" if "format" in schema else _TYPE_NAMES.get(kind, ANYTHING)
         return f"{name} {limits}".strip()
 
-    def _allowed_list(self, schema: Schema) -> str:
+    def _describe_list(self, schema: Schema) -> str:
         if "prefixItems" in schema:
             fixed = [self.allowed(item) for item in schema["prefixItems"]]
             return f"a list of {len(fixed)}: {', '.join(fixed)}"
         items = f"a list, each item {self.allowed(schema['items'])}" if schema.get("items") else "a list"
         return f"{items}, at least {schema['minItems']} of them" if "minItems" in schema else items
 
-    def _unwrapped(self, schema: Schema) -> Schema:
+    def _unwrap(self, schema: Schema) -> Schema:
         """Resolve a schema's `$ref` and drop `or null`."""
-        schema = _resolved(schema, self._defs)
+        schema = _resolve(schema, self._defs)
         forms = [form for form in schema.get("anyOf", []) if form.get("type") != "null"]
-        return self._unwrapped(forms[0]) if len(forms) == 1 else schema
+        return self._unwrap(forms[0]) if len(forms) == 1 else schema
 
     def described(self, schema: Schema) -> str:
         """Return the first clause of a field's or section's docstring, short enough for a one-sentence message."""
-        text = str(_resolved(schema, self._defs).get("description", ""))
+        text = str(_resolve(schema, self._defs).get("description", ""))
         return re.split(r"[;.](?:\s|$)", re.sub(r"^`[\w.]+:` ", "", text))[0]
 
-    def _variants(self, schema: Schema) -> dict[str, Schema]:
+    def _get_variants(self, schema: Schema) -> dict[str, Schema]:
         # pydantic sorts the mapping by name; oneOf keeps the order in which the variants are declared.
         mapping = schema.get("discriminator", {}).get("mapping", {})
         order = [form.get("$ref") for form in schema.get("oneOf", [])]
         tags = sorted(mapping, key=lambda tag: order.index(mapping[tag]))
-        return {tag: _resolved({"$ref": mapping[tag]}, self._defs) for tag in tags}
+        return {tag: _resolve({"$ref": mapping[tag]}, self._defs) for tag in tags}
 
-    def _child(self, schema: Schema, key: str | int) -> Schema | None:
+    def _get_child(self, schema: Schema, key: str | int) -> Schema | None:
         for form in schema.get("anyOf", []):
-            inner = self._child(self._unwrapped(form), key)
+            inner = self._get_child(self._unwrap(form), key)
             if inner is not None:
                 return inner
         if isinstance(key, int):
@@ -197,25 +197,25 @@ class JobKeys:
         others = schema.get("additionalProperties")
         return others if inner is None and isinstance(others, dict) else inner
 
-    def _sections(self, schema: Schema, path: KeyPath) -> Iterator[tuple[KeyPath, Schema]]:
-        schema = self._unwrapped(schema)
-        for variant in self._variants(schema).values():
-            yield from self._sections(variant, path)
+    def _walk_sections(self, schema: Schema, path: KeyPath) -> Iterator[tuple[KeyPath, Schema]]:
+        schema = self._unwrap(schema)
+        for variant in self._get_variants(schema).values():
+            yield from self._walk_sections(variant, path)
         if "properties" in schema and len(path) < _MAX_DEPTH:
             yield path, schema
             for key, inner in schema["properties"].items():
-                yield from self._sections(inner, (*path, key))
+                yield from self._walk_sections(inner, (*path, key))
 
 
-def _never_bool(schema: Schema) -> bool:
+def _excludes_bool(schema: Schema) -> bool:
     """Return whether a schema takes numbers but neither true nor false."""
-    choices = _choices(schema)
+    choices = _get_choices(schema)
     if any(isinstance(choice, bool) for choice in choices):
         return False
     return schema.get("type") in ("integer", "number") or any(isinstance(choice, int | float) for choice in choices)
 
 
-def _choices(schema: Schema) -> list[object]:
+def _get_choices(schema: Schema) -> list[object]:
     return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
 
@@ -243,7 +243,7 @@ def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object
     names = list(params_models)
     (job, *params), defs = definitions([JobSpec, *(params_models[name] for name in names)])
     known = defs["TaskSpec"]
-    variants = [_task_variant(name, schema, known) for name, schema in zip(names, params, strict=True)]
+    variants = [_make_task_variant(name, schema, known) for name, schema in zip(names, params, strict=True)]
     outside = {
         **known,
         "title": "package.module:Task",
@@ -255,7 +255,7 @@ def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object
     return {"$schema": _DIALECT, **job, "title": "Job file", "properties": properties, "$defs": used}
 
 
-def _task_variant(name: str, params: Schema, known: Schema) -> Schema:
+def _make_task_variant(name: str, params: Schema, known: Schema) -> Schema:
     type_key = {"const": name, "type": "string", "description": known["properties"]["type"]["description"]}
     return {
         **params,
