@@ -55,13 +55,13 @@ class Faults:
     """All faults of one `--chaos` option.
 
     Args:
-        listed: Faults that are written out.
-        drawn: Number of additional kills at random steps and ranks.
+        explicit: Faults that are written out.
+        num_random: Number of additional kills at random steps and ranks.
         seed: Random seed of these kills.
     """
 
-    listed: tuple[Fault, ...] = ()
-    drawn: int = 0
+    explicit: tuple[Fault, ...] = ()
+    num_random: int = 0
     seed: int = 0
 
     def of(self, total_steps: int, workers: int) -> tuple[Fault, ...]:
@@ -74,15 +74,15 @@ class Faults:
         Raises:
             UserError: A fault is for a step or a rank that the run does not have.
         """
-        for fault in self.listed:
+        for fault in self.explicit:
             if fault.step is not None and fault.step > total_steps:
                 raise UserError(f"--chaos: {fault} is beyond the run's {total_steps} steps; name one of them")
             if isinstance(fault.whom, int) and fault.whom >= workers:
                 ranks = f"the ranks are 0 to {workers - 1}"
                 raise UserError(f"--chaos: {fault} is for rank {fault.whom}, and {ranks}; name one of them")
         rng = random.Random(self.seed)
-        drawn = (Fault("kill", rng.randrange(workers), rng.randint(1, total_steps)) for _ in range(self.drawn))
-        return (*self.listed, *sorted(drawn, key=lambda fault: fault.step or 0))
+        drawn = (Fault("kill", rng.randrange(workers), rng.randint(1, total_steps)) for _ in range(self.num_random))
+        return (*self.explicit, *sorted(drawn, key=lambda fault: fault.step or 0))
 
 
 def parse_faults(text: str) -> Faults:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.spec.base import KeyPath
-from launcher.spec.schema import ANYTHING, JobKeys, Schema, listed, to_plain_schema
+from launcher.spec.schema import ANYTHING, JobKeys, Schema, format_value, join_values
 
 _TOP = "the job file"
 _MAX_SHOWN = 80
@@ -116,10 +116,10 @@ def not_one_of(key: str, shown: str, choices: Sequence[object]) -> str:
         choices: Values that are allowed.
     """
     if len(choices) == 1:
-        return f"{key} is {shown}, which is not {listed(choices)}; write {listed(choices)}"
+        return f"{key} is {shown}, which is not {join_values(choices)}; write {join_values(choices)}"
     near = nearest(shown, [str(choice) for choice in choices])
     remedy = f"did you mean {near}?" if near else "choose one of them"
-    return f"{key} is {shown}, which is not one of {listed(choices)}; {remedy}"
+    return f"{key} is {shown}, which is not one of {join_values(choices)}; {remedy}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -196,7 +196,7 @@ def _describe_unknown_key(case: _Case) -> _Sentence:
     elif near:
         remedy = f"did you mean {near}?"
     else:
-        remedy = f"the keys allowed there: {listed(valid)}" if valid else "remove it"
+        remedy = f"the keys allowed there: {join_values(valid)}" if valid else "remove it"
     return case.path, f"{case.key} is not a key of {where}; {remedy}"
 
 
@@ -206,7 +206,7 @@ def _describe_missing(case: _Case) -> _Sentence:
     if isinstance(name, int):
         parent = case.keys.find(case.loc[:-1]).schema
         return case.path, f"{where} has too few items; give {case.keys.allowed(parent)}"
-    meaning = case.keys.described(case.schema)
+    meaning = case.keys.first_clause(case.schema)
     return case.path, f"{case.key} is missing; add {name} to {where}" + (f" ({meaning})" if meaning else "")
 
 
@@ -214,7 +214,7 @@ def _describe_choice(case: _Case) -> _Sentence:
     choices = case.keys.choices(case.schema)
     if not choices:
         return case.path, f"{case.key} is {case.shown}, which is not allowed; give {case.context['expected']}"
-    if isinstance(case.value, str) and case.value in [to_plain_schema(choice) for choice in choices]:
+    if isinstance(case.value, str) and case.value in [format_value(choice) for choice in choices]:
         return case.path, f'{case.key} is the text "{case.value}"; write {case.value} without quotes'
     return case.path, not_one_of(case.key, case.shown, choices)
 
@@ -228,7 +228,7 @@ def _describe_tag(case: _Case) -> _Sentence:
 
 def _describe_missing_tag(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
-    return case.path, f"{case.key}.{name} is missing; choose one of {listed(tags)}"
+    return case.path, f"{case.key}.{name} is missing; choose one of {join_values(tags)}"
 
 
 def _describe_non_section(case: _Case) -> _Sentence:
@@ -237,9 +237,9 @@ def _describe_non_section(case: _Case) -> _Sentence:
     if case.value in tags:
         remedy = f"write {{{name}: {case.value}}}"
     elif tags:
-        remedy = f"give it the key {name}, one of {listed(tags)}"
+        remedy = f"give it the key {name}, one of {join_values(tags)}"
     else:
-        remedy = f"give it keys of its own ({listed(keys)})" if keys else "give it keys of its own"
+        remedy = f"give it keys of its own ({join_values(keys)})" if keys else "give it keys of its own"
     if case.value is None and "default" in case.schema:
         remedy += " or remove it"
     return case.path, f"{case.key} is {case.shown}, which is not a section; {remedy}"
@@ -248,7 +248,7 @@ def _describe_non_section(case: _Case) -> _Sentence:
 def _describe_bounds(case: _Case) -> _Sentence:
     bounds = {"ge": "is below", "gt": "is not above", "le": "is above", "lt": "is not below"}
     wrong = next(
-        f"{words} {to_plain_schema(case.context[bound])}" for bound, words in bounds.items() if bound in case.context
+        f"{words} {format_value(case.context[bound])}" for bound, words in bounds.items() if bound in case.context
     )
     return case.path, f"{case.key} is {case.shown}, which {wrong}; give {case.allowed}"
 

@@ -115,7 +115,7 @@ class JobKeys:
     def _replace_false_numbers(self, value: object, schema: Schema) -> object:
         schema = self._unwrap(schema)
         if isinstance(value, bool):
-            return to_plain_schema(value) if _excludes_bool(schema) else value
+            return format_value(value) if _excludes_bool(schema) else value
         if isinstance(value, dict):
             name, _ = self.tags(schema)
             schema = self._get_variants(schema).get(str(value.get(name)), {}) if name else schema
@@ -143,14 +143,14 @@ class JobKeys:
             return " or ".join(forms) + (", or null" if len(forms) < len(schema["anyOf"]) else "")
         choices = self.choices(schema)
         if choices:
-            return listed(choices) if len(choices) == 1 else f"one of {listed(choices)}"
+            return join_values(choices) if len(choices) == 1 else f"one of {join_values(choices)}"
         kind = schema.get("type", "")
         if kind == "array":
             return self._describe_list(schema)
         if kind == "object" or "discriminator" in schema:
             keys = list(schema.get("properties", {}))
-            return f"a section with the keys {listed(keys)}" if keys else "a section"
-        bounds = [f"{words} {to_plain_schema(schema[bound])}" for bound, words in _BOUNDS.items() if bound in schema]
+            return f"a section with the keys {join_values(keys)}" if keys else "a section"
+        bounds = [f"{words} {format_value(schema[bound])}" for bound, words in _BOUNDS.items() if bound in schema]
         limits = " and ".join(bounds)
         if limits.startswith("at"):
             limits = f"of {limits}"
@@ -172,7 +172,7 @@ class JobKeys:
         forms = [form for form in schema.get("anyOf", []) if form.get("type") != "null"]
         return self._unwrap(forms[0]) if len(forms) == 1 else schema
 
-    def described(self, schema: Schema) -> str:
+    def first_clause(self, schema: Schema) -> str:
         """Return the first clause of a field's or section's docstring, short enough for a one-sentence message."""
         text = str(_resolve(schema, self._defs).get("description", ""))
         return re.split(r"[;.](?:\s|$)", re.sub(r"^`[\w.]+:` ", "", text))[0]
@@ -219,12 +219,12 @@ def _get_choices(schema: Schema) -> list[object]:
     return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
 
-def listed(values: Sequence[object]) -> str:
+def join_values(values: Sequence[object]) -> str:
     """Join values with commas, as a job file writes them."""
-    return ", ".join(to_plain_schema(value) for value in values)
+    return ", ".join(format_value(value) for value in values)
 
 
-def to_plain_schema(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a choice or a limit as a job file writes it: null, true, and 1 for 1.0."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)

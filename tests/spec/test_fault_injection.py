@@ -11,9 +11,9 @@ from launcher.spec.fault_injection import Fault, Faults, parse_faults
 def test_all_kinds_of_faults_are_parsed() -> None:
     text = "kill=1@step37, term=node@step80,disk_full@step90,kill=driver@step5,freeze=0@step2,nan@step3,corrupt@step9"
     faults = parse_faults(f"{text},flaky@step1,kill=0@save,random=2,seed=7")
-    assert faults.listed[0] == Fault("kill", 1, 37) and faults.listed[1] == Fault("term", "node", 80)
-    assert faults.listed[-1] == Fault("kill", 0, None, "save") and (faults.drawn, faults.seed) == (2, 7)
-    assert ",".join(map(str, faults.listed[:3])) == "kill=1@step37,term=node@step80,disk_full@step90"
+    assert faults.explicit[0] == Fault("kill", 1, 37) and faults.explicit[1] == Fault("term", "node", 80)
+    assert faults.explicit[-1] == Fault("kill", 0, None, "save") and (faults.num_random, faults.seed) == (2, 7)
+    assert ",".join(map(str, faults.explicit[:3])) == "kill=1@step37,term=node@step80,disk_full@step90"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_fault_beyond_the_steps_or_ranks_is_refused() -> None:
 
 @given(st.integers(1, 60), st.integers(0, 1000), st.integers(1, 500), st.integers(1, 16))
 def test_random_kills_depend_only_on_the_seed(count: int, seed: int, steps: int, workers: int) -> None:
-    drawn = Faults(drawn=count, seed=seed).of(steps, workers)
-    assert drawn == Faults(drawn=count, seed=seed).of(steps, workers) and len(drawn) == count
+    drawn = Faults(num_random=count, seed=seed).of(steps, workers)
+    assert drawn == Faults(num_random=count, seed=seed).of(steps, workers) and len(drawn) == count
     for fault in drawn:
         assert fault.kind == "kill" and 1 <= (fault.step or 0) <= steps and 0 <= int(fault.whom or 0) < workers
