@@ -23,13 +23,10 @@ commands = typer.Typer()
 @commands.command()
 def doctor(
     job: Annotated[
-        Path | None, typer.Argument(help="Job file that sets address, storage and workers.", metavar="JOB.yaml")
+        Path | None, typer.Argument(help="Job file: sets address, storage, workers.", metavar="JOB.yaml")
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            help="Cluster: auto, HOST:6379 or ray://HOST:10001. The default is RAY_ADDRESS, else a local Ray."
-        ),
+        str | None, typer.Option(help="auto, HOST:6379 or ray://HOST:10001; default: RAY_ADDRESS, else a local Ray.")
     ] = None,
     storage: Annotated[str | None, typer.Option(help="Directory or URI that all nodes should share.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,

@@ -27,14 +27,12 @@ commands = typer.Typer()
 def evaluate(
     run: Run,
     overrides: Overrides = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of the run's own data: validation or test (default).")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the run's data: validation or test (default).")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Other data instead: a file, directory, glob, URI or Hugging Face dataset.")
+        str | None, typer.Option(help="Other data: a file, directory, glob, URI or Hugging Face dataset.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="NAME of scores-NAME.json with --data; the default is made from the location.")
+        str | None, typer.Option(help="NAME of scores-NAME.json; default: from the location of --data.")
     ] = None,
 ) -> None:
     """Evaluate a run's model on a split of its data or on other data.

@@ -24,6 +24,8 @@ commands = typer.Typer()
 
 _DATA_HELP = "Parquet, Arrow, CSV, JSON or text data: a file, directory, glob, URI or hub:ORG/NAME#SPLIT."
 _TEXT_HELP = "Input column (text, words, image, conversation or prompt); two with a comma for a pair of texts."
+_LABEL_HELP = "Target column: labels, tags, or answers to prompts."
+_MODEL_HELP = "Model: a directory, or a name on the Hugging Face Hub."
 _SPLIT_HELP = "Fraction of the training rows to split off for validation, into files next to the job file."
 _DEFAULT_SPLIT = 0.1
 _MAX_VALUE_WIDTH = 40
@@ -33,16 +35,10 @@ _MAX_VALUE_WIDTH = 40
 def init(  # noqa: PLR0913 -- the options of a command
     data: Annotated[str, typer.Argument(help=_DATA_HELP, metavar="DATA")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Job file to write.")] = Path("job.yaml"),
-    task: Annotated[
-        str | None, typer.Option(help="Task to train; 'launcher tasks' lists them.", metavar="TASK")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task; 'launcher tasks' lists all.", metavar="TASK")] = None,
     text: Annotated[str | None, typer.Option(help=_TEXT_HELP, metavar="COLUMN")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Target column: labels, tags, or answers to prompts.", metavar="COLUMN")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model: a directory, or a name on the Hugging Face Hub.", metavar="MODEL")
-    ] = None,
+    label: Annotated[str | None, typer.Option(help=_LABEL_HELP, metavar="COLUMN")] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP, metavar="MODEL")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation data, if it is not in DATA.")] = None,
     test: Annotated[str | None, typer.Option(help="Test data, if it is not in DATA.")] = None,

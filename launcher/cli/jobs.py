@@ -21,13 +21,9 @@ commands.add_typer(jobs, name="jobs")
 
 Address = Annotated[
     str | None,
-    typer.Option(
-        help="Ray dashboard of the cluster, http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS", metavar="URL"
-    ),
+    typer.Option(help="Ray dashboard, http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS", metavar="URL"),
 ]
-Follow = Annotated[
-    bool, typer.Option("--follow", "-f", help="Show the log until the job ends, and exit with its exit code.")
-]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job ends; use its exit code.")]
 Name = Annotated[str, typer.Argument(help="Submission id, or name of a run for its newest job.", metavar="JOB")]
 
 
@@ -45,7 +41,7 @@ def submit(
     address: Address = None,
     follow: Follow = False,
     working_dir: Annotated[
-        Path | None, typer.Option(help="Send this whole directory, except what git ignores.", metavar="DIR")
+        Path | None, typer.Option(help="Send this directory, without files git ignores.", metavar="DIR")
     ] = None,
 ) -> None:
     """Submit a job to a Ray cluster: train, tune, evaluate or predict."""

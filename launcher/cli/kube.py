@@ -27,7 +27,7 @@ commands.add_typer(kube, name="kube")
 _SOURCE_HELP = "Job file, or manifests: a file or a directory."
 Source = Annotated[str, typer.Argument(help=_SOURCE_HELP, metavar="JOB.yaml|DIR|FILE")]
 Named = Annotated[
-    str, typer.Argument(help="Job file, manifests, or the name of the RayJob.", metavar="JOB.yaml|DIR|FILE|NAME")
+    str, typer.Argument(help="Job file, manifests, or name of the RayJob.", metavar="JOB.yaml|DIR|FILE|NAME")
 ]
 Kind = Literal["job", "cluster"]
 Command = Literal["train", "tune"]
@@ -35,7 +35,7 @@ KindOption = Annotated[Kind, typer.Option(help="RayJob that runs the job, or Ray
 CommandOption = Annotated[Command, typer.Option(help="Command that the RayJob runs.")]
 Context = Annotated[str | None, typer.Option(help="Context in the kubeconfig; the default is the current one.")]
 Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Namespace; the default is that of the job file or context.")
+    str | None, typer.Option("--namespace", "-n", help="Namespace; default: of the job file or context.")
 ]
 
 
@@ -43,9 +43,7 @@ Namespace = Annotated[
 def render(
     job: JobFile,
     overrides: Overrides = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory to write one file per object to.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for one file per object.")] = None,
     kind: KindOption = "job",
     command: CommandOption = "train",
 ) -> None:
@@ -78,7 +76,7 @@ def apply(  # noqa: PLR0913 -- the options of a command
     replace: Annotated[bool, typer.Option("--replace", help="First stop and delete the RayJob of that name.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only let the server validate; change nothing.")] = False,
     force_conflicts: Annotated[
-        bool, typer.Option("--force-conflicts", help="Overwrite fields that somebody else has changed.")
+        bool, typer.Option("--force-conflicts", help="Overwrite fields changed by others.")
     ] = False,
 ) -> None:
     """Create or update a job, or manifests, on the cluster."""

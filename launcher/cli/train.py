@@ -51,15 +51,11 @@ def train(
     job: JobFile,
     overrides: Overrides = None,
     chaos: Annotated[
-        str | None,
-        typer.Option(help="Inject faults, to test recovery: kill=1@step37,disk_full@step90,random=2."),
+        str | None, typer.Option(help="Inject faults, to test recovery: kill=1@step37,disk_full@step90,random=2.")
     ] = None,
     fork: Annotated[
         str | None,
-        typer.Option(
-            help="Start from the weights of another run: its exported model, or else its newest checkpoint.",
-            metavar="RUN",
-        ),
+        typer.Option(help="Start from another run's weights: exported model or newest checkpoint.", metavar="RUN"),
     ] = None,
 ) -> None:
     """Train a job, export and test the best model, write a report.

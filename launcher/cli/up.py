@@ -14,9 +14,7 @@ commands = typer.Typer()
 
 @commands.command()
 def up(
-    idle_minutes: Annotated[
-        float, typer.Option(min=0.0, help="Minutes without a command after which it stops.")
-    ] = 30.0,
+    idle_minutes: Annotated[float, typer.Option(min=0.0, help="Stop after this many idle minutes.")] = 30.0,
 ) -> None:
     """Start a local Ray that stays up, so that commands start faster.
 
@@ -36,9 +34,7 @@ def up(
 
 @commands.command()
 def down(
-    force: Annotated[
-        bool, typer.Option("--force", help="Stop it even while a command uses it; kills the command.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Stop even if a command uses it, which is lost.")] = False,
 ) -> None:
     """Stop the Ray that 'launcher up' started."""
     warm = warm_ray.find()
