@@ -44,7 +44,7 @@ def evaluate(
     check_evaluate_options(split, data, name)
     run_dir = find_run(run)
     job = load_run(run_dir, overrides, EVALUATE_KEYS)
-    begin_ray(job)
+    begin_ray(job)  # before the imports below load ray and torch
     from launcher.driver.evaluate import differences, evaluate_data, evaluate_run
 
     if data is None:

@@ -167,6 +167,7 @@ def _follow(cluster: "RayJobs", job_id: str) -> None:
             cluster, job_id, lambda text: typer.echo(text, nl=False), lambda text: print_line(text, ERR)
         ).follow()
     except KeyboardInterrupt as error:
+        # Ctrl-C ends only the display of the log, not the job.
         raise RunInterrupted(
             f"{job_id} keeps running; `launcher jobs logs {job_id} --follow` shows its log, `launcher jobs stop "
             f"{job_id}` stops it"

@@ -86,7 +86,7 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
     check_overrides(overrides or (), allowed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yaml"
-        path.write_bytes(run.read_bytes("job.yaml"))
+        path.write_bytes(run.read_bytes("job.yaml"))  # the run may be on remote storage
         try:
             job = load_job(path, overrides or (), params_of)
         except SpecError as error:
@@ -116,6 +116,8 @@ def begin_ray(job: "JobSpec", at_once: int = 1) -> None:
     if job.cluster.address or os.environ.get("RAY_ADDRESS"):
         check_address(job.cluster.address)
         return
+    # A process that has imported ray cannot be forked for workers any more, unless it was itself forked from the Ray of
+    # `launcher up`.
     if job.cluster.kubernetes or ("ray" in sys.modules and not os.environ.get(ADDRESS)):
         return
     ray = local_ray.start_for_command(local_ray.local_cpus(job.cluster.logical_cpus(at_once)), fork_here=True)

@@ -27,10 +27,11 @@ def predict(
 
     run_dir = find_run(run)
     job = load_run(run_dir, overrides, _PREDICT_KEYS)
-    begin_ray(job)
+    begin_ray(job)  # before the imports below load ray and torch
     from launcher.predict.run import predict_run
 
     result = predict_run(run_dir, input, output, OUT, job)
     skipped = f", {result.skipped_rows} of them without a prediction" if result.skipped_rows else ""
+    # All rows were predicted by earlier commands.
     is_unchanged = result.found_rows == result.rows
     print_line(f"{'complete: ' if is_unchanged else ''}{result.rows} rows{skipped} in {output}")

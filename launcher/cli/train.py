@@ -66,7 +66,7 @@ def train(
 
     faults = parse_faults(chaos) if chaos is not None else None
     spec = load(job, overrides)
-    # Ray starts in the background; the imports below take seconds and would otherwise delay it.
+    # Ray starts in the background, while the imports below take seconds.
     begin_ray(spec)
     if fork is not None:
         from launcher.driver.fork import fork_job

@@ -19,6 +19,7 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
     Also writes reports of the sweep and of the best trial. Run the same command again to resume an interrupted sweep.
     """
     spec = load(job, overrides)
+    # Before the import below loads ray and torch.
     begin_ray(spec, (spec.tune and spec.tune.max_concurrent) or 1)
     from launcher.tune.run import run_sweep
 

@@ -78,6 +78,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
     document = read_document(Path(path))
     for position, override in enumerate(overrides):
         apply_override(document, override, position)
+    # Nothing is raised before all checks have run, so that the user sees every problem at once.
     params, problems = _resolve_params(document, params_of)
     problems += _find_unstorable(document, document.values)
     problems += _find_variables(document)
@@ -236,6 +237,7 @@ def apply_override(document: Document, override: str, position: int) -> None:
             inner = section[key] = {}
             document.places[keys[:depth]] = place
         section = inner
+    # The places of the replaced value must not be blamed for problems of the new one.
     for path in [path for path in document.places if path[: len(keys)] == keys]:
         del document.places[path]
     try:
@@ -288,6 +290,7 @@ class _Reader:
         self._text = text
         self._document = document
         self._place_at = place_at
+        # `pure`: the C parser of ruamel.yaml knows only YAML 1.1, in which `off` is false and 1:30 is 90.
         self._yaml = YAML(typ="safe", pure=True)
         # YAML allows an anchor to be defined twice; ruamel warns about it on stderr.
         self._yaml.composer.warn_double_anchors = False
@@ -332,6 +335,7 @@ class _Reader:
             raise _NotYamlError(f"its aliases repeat more than {_MAX_REPEATED} values", node.start_mark.line + 1)
         if isinstance(node, ScalarNode):
             return self._convert_scalar(node, path)
+        # ruamel returns one node object for an anchor and all its aliases, so `id` finds loops and repetitions.
         self._open.add(id(node))
         value: object = None
         if isinstance(node, MappingNode) and node.tag == _TAG + "map":

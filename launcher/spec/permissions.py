@@ -59,6 +59,7 @@ def granted(job: JobSpec, where: str, overrides: Sequence[str], is_training: boo
         )
     if problems:
         raise SpecError(tuple(problems))
+    # These two run only in a submitted job, which has the user's own job file; a run's copy of them is never used.
     return _replace_values(job, {key: _get_default(key) for key in _ONLY_SUBMITTED})
 
 
