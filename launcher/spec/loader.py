@@ -290,7 +290,7 @@ class _Reader:
         self._text = text
         self._document = document
         self._place_at = place_at
-        # `pure`: the C parser of ruamel.yaml knows only YAML 1.1, in which `off` is false and 1:30 is 90.
+        # `pure`: the Python parser, so that error texts do not depend on whether ruamel.yaml.clib is installed.
         self._yaml = YAML(typ="safe", pure=True)
         # YAML allows an anchor to be defined twice; ruamel warns about it on stderr.
         self._yaml.composer.warn_double_anchors = False
