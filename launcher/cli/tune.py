@@ -14,9 +14,9 @@ commands.add_typer(sweeps, name="sweeps")
 
 @commands.command()
 def tune(job: JobFile, overrides: Overrides = None) -> None:
-    """Run a sweep over the job file's 'tune' section; export and test the best model.
+    """Run the sweep of a job's 'tune' section; export the best model.
 
-    Also writes reports of the sweep and of the best trial. Run the same command again to resume an interrupted sweep.
+    Also evaluates that model on the test data and writes reports. Run the same command again to resume an interrupted sweep.
     """
     spec = load(job, overrides)
     # Before the import below loads ray and torch.
