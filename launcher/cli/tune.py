@@ -16,7 +16,8 @@ commands.add_typer(sweeps, name="sweeps")
 def tune(job: JobFile, overrides: Overrides = None) -> None:
     """Run the sweep of a job's 'tune' section; export the best model.
 
-    Also evaluates that model on the test data and writes reports. Run the same command again to resume an interrupted sweep.
+    Also evaluates that model on the test data and writes reports. Run the same command again to resume an
+    interrupted sweep.
     """
     spec = load(job, overrides)
     # Before the import below loads ray and torch.
