@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run a command: in a fork of the Ray that `launcher up` has left, where there is one, or in this process."""
+    """Run a command in a fork of the Ray that `launcher up` started, if there is one, else in this process."""
     if sys.platform == "linux":
         from launcher.processes import warm_ray
 

@@ -1,14 +1,14 @@
-"""The error tree. Every error pickles, so it crosses Ray processes whole. Runs anywhere.
+"""All errors of the launcher. Each can be pickled, so it passes between Ray processes. Runs anywhere.
 
-What a user can mend is a `UserError`: its text is one clear sentence (what, where, value, remedy) and the
-command ends with exit code 2. `TrainingError` is a run that stopped for a reason of its own: exit code 1.
+A `UserError` is something the user can fix: its text is one sentence (what, where, value, what is allowed, how to fix
+it), and the command exits with code 2. A `TrainingError` stops a run: exit code 1.
 """
 
 from launcher.formatting import mask_secrets
 
 
 class LauncherError(Exception):
-    """Base of all errors the launcher raises on purpose; keys in the URIs of its text are masked."""
+    """Base of all errors that the launcher raises deliberately. Secrets in URIs are masked."""
 
     def __init__(self, message: str) -> None:
         self.message = mask_secrets(message)
@@ -19,11 +19,11 @@ class LauncherError(Exception):
 
 
 class UserError(LauncherError, ValueError):
-    """Something the user can mend: bad input, told in one sentence."""
+    """Invalid input that the user can fix, described in one sentence."""
 
 
 class SpecError(UserError):
-    """The job file is wrong; carries one sentence per problem, all found at once."""
+    """Invalid job file, with one sentence for each problem."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
@@ -34,60 +34,60 @@ class SpecError(UserError):
 
 
 class DataError(UserError):
-    """A file or a row cannot be used; names the file, the row and the remedy."""
+    """Unusable data file or row. The text names the file, the row and the fix."""
 
 
 class ModelError(UserError):
-    """The pretrained model cannot be loaded as asked."""
+    """Model that cannot be loaded as the job file asks."""
 
 
 class ClusterError(UserError):
-    """The cluster cannot give what the job asks for."""
+    """Cluster that cannot provide what the job needs."""
 
 
 class RunError(UserError):
-    """The run directory does not allow what was asked (nothing there, made by another job file)."""
+    """Run directory that does not fit the command (no run there, or the run of another job file)."""
 
 
 class StorageUnavailableError(RunError):
-    """A storage did not answer, or refused for now: a later try may succeed, so a running job bears it."""
+    """Storage that did not answer or failed temporarily. Running jobs tolerate it, since a retry may succeed."""
 
 
 class CorruptRecordError(RunError):
-    """A record is there and is none: cut short, or not what its name says."""
+    """Record file that exists but is truncated or not of its type."""
 
 
 class TrainingError(LauncherError, RuntimeError):
-    """The run stopped: a loss that is not finite, a lost worker, a broken invariant."""
+    """Failure that stops a run: a non-finite loss, a lost worker, a broken invariant."""
 
 
 class MicroBatchOOMError(TrainingError):
-    """A micro-batch did not fit into memory; a smaller one is written down, with which the workers may start again."""
+    """Micro-batch that did not fit into memory. A smaller size is recorded, with which the workers can restart."""
 
 
 class WorkerLostError(TrainingError):
-    """A worker, its node or the cluster under it broke down; the run can go on from its last checkpoint."""
+    """Loss of a worker, its node or the cluster. The run can resume from its last checkpoint."""
 
 
 class NonFiniteLossError(TrainingError):
-    """A loss was no number; its batch is left out from now on, and the run goes on from its last checkpoint."""
+    """Non-finite loss whose batch is skipped from now on. The run resumes from its last checkpoint."""
 
 
 class CorruptCheckpointError(TrainingError):
-    """A checkpoint cannot be read and was put aside; the run goes on from the one before it."""
+    """Unreadable checkpoint, now quarantined. The run resumes from the previous one."""
 
 
 class StaleAttemptError(TrainingError):
-    """Another attempt of the same run has begun since, so this one may not write any more."""
+    """Attempt that must stop writing, because a newer attempt of the same run has started."""
 
 
-class RunInterrupted(LauncherError):  # a wish of the user, not an error
-    """The user stopped the run (Ctrl-C); what is saved is kept."""
+class RunInterrupted(LauncherError):  # not named ...Error: the user asked for it
+    """Run stopped by the user (Ctrl-C). Saved checkpoints stay valid."""
 
 
 class WeightDivergenceError(TrainingError):
-    """Workers hold different weights: they train apart. Names the ranks."""
+    """Different weights on different workers. The text names the ranks."""
 
 
 class RowCountError(TrainingError):
-    """Rows were lost or repeated: the promise is broken, so the run stops instead of reporting wrong numbers."""
+    """Lost or repeated rows. The run stops instead of reporting wrong metrics."""

@@ -1,4 +1,4 @@
-"""Keys in URIs are neither shown nor sent (`launcher/formatting.py`)."""
+"""Secrets in URIs are neither shown nor sent with a job (`launcher/formatting.py`)."""
 
 import io
 import pickle
@@ -40,12 +40,12 @@ def test_a_secret_is_found_and_masked(uri: str, shown: str, what: str) -> None:
     ["s3://bucket/x?endpoint_override=http://h:9000&region=x", "abfs://container@account/x", "hdfs://user@host:8020/x",
      "a@b.c", "ray://h:1", "http://h:5000", "file:///a:b@c", "s3://bucket/a@b/c:d@e", "hub:org/name"],
 )  # fmt: skip
-def test_what_is_none_stays(text: str) -> None:
+def test_other_uris_are_not_masked(text: str) -> None:
     assert mask_secrets(text) == text and find_secret(text) is None
 
 
 @pytest.mark.parametrize("uri, shown, _", _S3CR3TS)
-def test_no_error_and_no_line_tells_it(uri: str, shown: str, _: str) -> None:
+def test_errors_and_printed_lines_are_masked(uri: str, shown: str, _: str) -> None:
     error = RunError(f"{uri}: not there")
     assert str(error) == error.message == str(pickle.loads(pickle.dumps(error))) == f"{shown}: not there"
     assert SpecError((f"{uri}: no",)).problems == (f"{shown}: no",)
@@ -65,29 +65,29 @@ _PLACES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("key, sections", _PLACES)
-def test_a_job_that_travels_holds_none(key: str, sections: dict[str, Any], tmp_path: Path) -> None:
+def test_a_job_with_a_secret_is_not_sent(key: str, sections: dict[str, Any], tmp_path: Path) -> None:
     kubernetes = {"image": "x", "volumes": {}}
     job = make_job(Path("m"), {"train": ["s3://b/t"], **sections.pop("data", {})}, Path("s3://b/runs"),
                    **{"output": {"storage": "s3://b/runs"}, "model": {"name": "bert"}, **sections})  # fmt: skip
     with pytest.raises(SpecError) as refused:
         make_package(job, None)
-    (said,) = [problem for problem in refused.value.problems if problem.startswith(key)]
-    assert "S3CR3T" not in said and "for all who can see the cluster" in said and "a role" in said
+    (sentence,) = [problem for problem in refused.value.problems if problem.startswith(key)]
+    assert "S3CR3T" not in sentence and "for all who can see the cluster" in sentence and "a role" in sentence
     cluster = {**job.cluster.model_dump(), "kubernetes": kubernetes}
     pods = make_job(Path("m"), {"train": []} | job.data.model_dump(), Path("x"),
                     **{**job.model_dump(exclude={"data", "cluster"}), "cluster": cluster})  # fmt: skip
     assert pods.cluster.kubernetes is not None
-    found = [place.sentence for place in misplaced(pods, pods.cluster.kubernetes) if "an account" in place.sentence
+    sentences = [place.sentence for place in misplaced(pods, pods.cluster.kubernetes) if "an account" in place.sentence
              or "a key" in place.sentence]  # fmt: skip
-    assert len(found) == 1 and "env_from_secret" in found[0] and "S3CR3T" not in found[0]
+    assert len(sentences) == 1 and "env_from_secret" in sentences[0] and "S3CR3T" not in sentences[0]
 
 
-def test_the_words_of_a_command_hold_none() -> None:
-    with pytest.raises(UserError, match="--command: s3://b/x holds an account, which is shown"):
+def test_a_remote_command_with_a_secret_is_refused() -> None:
+    with pytest.raises(UserError, match="--command: s3://b/x holds an account, which is visible"):
         words_of("evaluate --data s3://KEY:S3CR3T@b/x")
 
 
-def test_a_manifest_that_was_edited_holds_none() -> None:
+def test_an_edited_manifest_with_a_secret_is_refused() -> None:
     from launcher.submit.kubernetes.rules.check import check
 
     text = yaml.safe_dump({"output": {"storage": "s3://KEY:S3CR3T@b/runs"}})

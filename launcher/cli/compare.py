@@ -1,4 +1,4 @@
-"""The commands that lay runs side by side: compare, replay. Runs on the client; replay trains, on the head."""
+"""The commands on finished runs: `report`, `compare`, `replay`. Runs on the client; `replay` trains, on the head."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.options import OUT, Overrides, Run, load_run
+from launcher.cli.options import OUT, Overrides, Run, load_run, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,63 +20,86 @@ commands = typer.Typer()
 _REPLAY_KEYS = ("cluster", "parallel", "checkpoint", "logging")
 
 
+@commands.command()
+def report(run: Run) -> None:
+    """Write the HTML report of a run or sweep again.
+
+    The files are self-contained and work offline.
+    """
+    from launcher.report.render import write_report
+    from launcher.report.sweep import find_sweep, write_sweep_report
+    from launcher.rundir.directory import find_run
+
+    sweep = find_sweep(run)
+    if sweep is not None:
+        print_line(write_sweep_report(sweep))
+    if sweep is None or sweep.exists("job.yaml"):
+        print_line(write_report(find_run(run)))
+
+
 @commands.command("compare")
 def compare_runs(
-    runs: Annotated[list[str], typer.Argument(help="Directories or URIs of runs.", metavar="RUN...")],
-    output: Annotated[Path, typer.Option(help="The page, one HTML file that works offline.")] = Path("compare.html"),
+    runs: Annotated[list[str], typer.Argument(help="Directories or URIs of runs.", metavar="RUN")],
+    output: Annotated[Path, typer.Option(help="HTML file to write; it works offline.")] = Path("compare.html"),
 ) -> None:
-    """Curves, final metrics and differences of several runs on one page, and the metrics here."""
+    """Compare runs in a table and on a page with their curves.
+
+    Shows metrics, differences of the job files and environments, and whether the loss curves match.
+    """
     from launcher.report.compare import check_page, compare, write_comparison
     from launcher.rundir.directory import find_run
 
     check_page(output)
     comparison = compare([find_run(run) for run in runs])
     for warning in comparison.warnings:
-        OUT.print(f"note: {warning}", highlight=False, soft_wrap=True, markup=False)
-    _print(comparison)
-    OUT.print(str(write_comparison(comparison, output)), highlight=False, soft_wrap=True, markup=False)
+        print_line(f"note: {warning}")
+    _print_comparison(comparison)
+    print_line(str(write_comparison(comparison, output)))
 
 
 @commands.command()
 def replay(
     run: Run,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Of the new run; NAME-replay, -2 ... without it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run; the default is NAME-replay, -2, ...")] = None,
 ) -> None:
-    """Train a finished run again under a new name and tell whether the curves agree; goes on where it stopped.
+    """Train a finished run again and check that the curves match.
 
-    Changes may be made to cluster, parallel, checkpoint and logging. Exit code: 0 they agree, 1 they do not.
+    The new run has a name of its own. KEY=VALUE may change cluster, parallel, checkpoint and logging. Run the same
+    command again to resume. Exit code: 0 if the curves match, 1 if they do not.
     """
     from launcher.rundir.directory import find_run
 
-    found = find_run(run)
-    job = load_run(found, overrides, _REPLAY_KEYS)
+    run_dir = find_run(run)
+    job = load_run(run_dir, overrides, _REPLAY_KEYS)
     from launcher.driver.replay import outcome, replay_run
 
-    replayed = replay_run(found, job, name, OUT)
+    replayed = replay_run(run_dir, job, name, OUT)
     for sentence in outcome(replayed):
-        OUT.print(sentence, highlight=False, soft_wrap=True, markup=False)
-    OUT.print(f"comparison: {replayed.page}", highlight=False, soft_wrap=True, markup=False)
+        print_line(sentence)
+    print_line(f"comparison: {replayed.page}")
     if not replayed.agreement.agrees:
         raise typer.Exit(1)
 
 
-def _print(comparison: "Comparison") -> None:
-    OUT.print(_table("", comparison.names, [*comparison.metrics, *comparison.facts]))
+def _print_comparison(comparison: "Comparison") -> None:
+    OUT.print(_make_table("", comparison.names, [*comparison.metrics, *comparison.facts]))
     for heading, rows in (
         ("job file", comparison.job_differences),
         ("environment", comparison.environment_differences),
     ):
         if rows:
-            OUT.print(_table(heading, comparison.names, rows))
+            OUT.print(_make_table(heading, comparison.names, rows))
     for sentence in comparison.agreement:
-        OUT.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        print_line(sentence)
 
 
-def _table(heading: str, names: "Sequence[str]", rows: "Sequence[Row]") -> Table:
+def _make_table(heading: str, names: "Sequence[str]", rows: "Sequence[Row]") -> Table:
     table = Table(escape(heading), *(escape(name) for name in names))
     for row in rows:
-        cells = (Text(value, "bold" if i in row.best else "") for i, value in enumerate(row.values))
-        starred = (Text.assemble(cell, " *") if i in row.best else cell for i, cell in enumerate(cells))
-        table.add_row(Text(row.name), *starred)
+        cells = (
+            Text.assemble(Text(value, "bold"), " *") if i in row.best else Text(value)
+            for i, value in enumerate(row.values)
+        )
+        table.add_row(Text(row.name), *cells)
     return table

@@ -1,4 +1,4 @@
-"""The command `launcher init`: a commented job file made from data. Runs on the client."""
+"""The command `init`: writes a commented job file for given data. Runs on the client; read `init/guess.py` next."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.options import OUT
+from launcher.cli.options import OUT, print_line
 from launcher.errors import DataError, SpecError, UserError
 
 if TYPE_CHECKING:
@@ -22,37 +22,34 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-_DATA_HELP = "Parquet, Arrow, CSV, JSON or text: a file, a directory or a glob; local, a URI, or hub:ORG/NAME#SPLIT."
-_TEXT_HELP = "Column the model reads (texts, words, pictures, conversations or prompts); two with a comma for a pair."
-_SPLIT_HELP = "Set this share of the training rows aside for validation, in files beside the job file."
-_OFFERED = 0.1
-_WIDE = 40
+_DATA_HELP = "Parquet, Arrow, CSV, JSON or text data: a file, directory, glob, URI or hub:ORG/NAME#SPLIT."
+_TEXT_HELP = "Input column (text, words, image, conversation or prompt); two with a comma for a pair of texts."
+_LABEL_HELP = "Target column: labels, tags, or answers to prompts."
+_MODEL_HELP = "Model: a directory, or a name on the Hugging Face Hub."
+_SPLIT_HELP = "Fraction of the training rows to split off for validation, into files next to the job file."
+_DEFAULT_SPLIT = 0.1
+_MAX_VALUE_WIDTH = 40
 
 
 @commands.command()
 def init(  # noqa: PLR0913 -- the options of a command
     data: Annotated[str, typer.Argument(help=_DATA_HELP, metavar="DATA")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The job file to write.")] = Path("job.yaml"),
-    task: Annotated[
-        str | None, typer.Option(help="What to learn; `launcher tasks` lists them.", metavar="TASK")
-    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Job file to write.")] = Path("job.yaml"),
+    task: Annotated[str | None, typer.Option(help="Task; 'launcher tasks' lists all.", metavar="TASK")] = None,
     text: Annotated[str | None, typer.Option(help=_TEXT_HELP, metavar="COLUMN")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Column to learn: labels, tags, or answers to prompts.", metavar="COLUMN")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Directory, or name on the Hugging Face hub.", metavar="MODEL")
-    ] = None,
+    label: Annotated[str | None, typer.Option(help=_LABEL_HELP, metavar="COLUMN")] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP, metavar="MODEL")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Validation data, if not in DATA.")] = None,
-    test: Annotated[str | None, typer.Option(help="Test data, if not in DATA.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation data, if it is not in DATA.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test data, if it is not in DATA.")] = None,
     split: Annotated[float | None, typer.Option(help=_SPLIT_HELP, min=0.001, max=0.5)] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the guesses; ask nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept all guesses without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Look at data, guess task, columns and labels, and write a commented job file.
+    """Inspect data and write a commented job file for it.
 
-    On a terminal it shows what it found and asks; flags answer in advance. What it guesses it says, with the reason.
+    It guesses the task, the columns and the model, and prints every guess with its reason. On a terminal it asks you to
+    confirm; options answer in advance.
     """
     from launcher.init.cut import check_room
     from launcher.init.guess import UserChoices
@@ -61,26 +58,27 @@ def init(  # noqa: PLR0913 -- the options of a command
     from launcher.init.splits import job_name
     from launcher.init.write import check_target, publish
 
+    # Refuse wrong options before the data is read, which may take minutes.
     folder = output.with_name(f"{output.stem}-data")
     check_target(output, force)
     _check_flags(task, name)
     if split is not None:
         check_room(folder, force)
-    asked = find_model(model) if model else None
-    given = {kind: place for kind, place in (("validation", validation), ("test", test)) if place}
+    chosen_model = find_model(model) if model else None
+    splits = {kind: place for kind, place in (("validation", validation), ("test", test)) if place}
     ask = not yes and _is_terminal()
-    found = open_training(data, given)
-    wishes = UserChoices(task, found.profile.named(text) if text else (), label)
-    guess = _asked_guess(found, wishes) if ask else _guess(found, wishes)
-    chosen = asked or _model(guess, ask)
-    found = as_read(_with_beside(found) if ask else found, guess)
-    fitted = fit_splits(found, guess, given)
-    share = _share(fitted, split, folder, ask)
-    if share is not None:
-        fitted = set_aside(found, fitted, share, folder, force)
-    made = draft(name or job_name(data, output.stem), found, guess, fitted, chosen)
-    publish(made, output, force)
-    _tell(made, output, (*guess.notes, *fitted.notes), fitted)
+    opened = open_training(data, splits)
+    choices = UserChoices(task, opened.profile.named(text) if text else (), label)
+    guess = _ask_guess(opened, choices) if ask else _guess(opened, choices)
+    chosen_model = chosen_model or _choose_model(guess, ask)
+    opened = as_read(_offer_other_splits(opened) if ask else opened, guess)
+    fitted = fit_splits(opened, guess, splits)
+    fraction = _validation_fraction(fitted, split, folder, ask)
+    if fraction is not None:
+        fitted = set_aside(opened, fitted, fraction, folder, force)
+    job_draft = draft(name or job_name(data, output.stem), opened, guess, fitted, chosen_model)
+    publish(job_draft, output, force)
+    _print_result(job_draft, output, (*guess.notes, *fitted.notes), fitted)
 
 
 def _is_terminal() -> bool:
@@ -88,7 +86,7 @@ def _is_terminal() -> bool:
 
 
 def _check_flags(task: str | None, name: str | None) -> None:
-    """Refuse flags that no data would make right."""
+    """Refuse options that are wrong for any data."""
     from launcher.init.guess import TASKS
     from launcher.spec.job import NO_NAME, is_name
     from launcher.spec.messages import not_one_of
@@ -99,124 +97,121 @@ def _check_flags(task: str | None, name: str | None) -> None:
         raise SpecError((f"--name {name}: is {NO_NAME}; give another",))
 
 
-def _guess(data: "Data", wishes: "UserChoices") -> "Guess":
+def _guess(data: "Data", choices: "UserChoices") -> "Guess":
     from launcher.init.guess import guess
 
-    return guess(data.profile, wishes)
+    return guess(data.profile, choices)
 
 
-def _asked_guess(data: "Data", wishes: "UserChoices") -> "Guess":
-    """Show the data and what is guessed, and ask until the answers fit."""
+def _ask_guess(data: "Data", choices: "UserChoices") -> "Guess":
+    """Show the data and the guess, and ask until the answers fit the data."""
     from launcher.init.guess import TASKS
 
-    found = _try(data, wishes)
-    _show(data.profile, found)
-    if wishes.task is None:
-        task = _asked_task(found, TASKS)
-        wishes = replace(wishes, task=task)
-        found = found if found is not None and found.task == task else _try(data, wishes)
-    while wishes.task is not None:
-        inputs = ",".join(column.name for column in found.inputs) if found else ""
-        text = typer.prompt("column the model reads (two with a comma for a pair)", default=inputs or None)
-        wanted = found.label.name if found and found.label else ""
-        optional = wishes.task == "causal-lm"
+    guess = _try_guess(data, choices)
+    _print_profile(data.profile, guess)
+    if choices.task is None:
+        task = _ask_task(guess, TASKS)
+        choices = replace(choices, task=task)
+        guess = guess if guess is not None and guess.task == task else _try_guess(data, choices)
+    while choices.task is not None:
+        inputs = ",".join(column.name for column in guess.inputs) if guess else ""
+        text = typer.prompt("input column (two with a comma for a pair)", default=inputs or None)
+        label = guess.label.name if guess and guess.label else ""
+        is_optional = choices.task == "causal-lm"
         answer = typer.prompt(
-            "column with answers, empty for none" if optional else "column to learn",
-            default=wanted if wanted or optional else None,
-            show_default=bool(wanted),
+            "column with answers, empty for none" if is_optional else "target column",
+            default=label if label or is_optional else None,
+            show_default=bool(label),
         )
-        answered = _try(data, replace(wishes, inputs=data.profile.named(text), label=answer.strip()))
+        answered = _try_guess(data, replace(choices, inputs=data.profile.named(text), label=answer.strip()))
         if answered is not None:
             return answered
     raise AssertionError("a task was asked for")
 
 
-def _asked_task(found: "Guess | None", tasks: tuple[str, ...]) -> str:
-    if found is not None:
-        _say(f"It looks like {found.task}: {found.why}.")
+def _ask_task(guess: "Guess | None", tasks: tuple[str, ...]) -> str:
+    if guess is not None:
+        print_line(f"It looks like {guess.task}: {guess.why}.")
     while True:
-        task: str = typer.prompt(f"task ({', '.join(tasks)})", default=found.task if found else None)
+        task: str = typer.prompt(f"task ({', '.join(tasks)})", default=guess.task if guess else None)
         if task in tasks:
             return task
-        _say(f"{task} is none of them")
+        print_line(f"{task} is none of them")
 
 
-def _try(data: "Data", wishes: "UserChoices") -> "Guess | None":
-    """A guess, or a sentence for the user to answer to."""
+def _try_guess(data: "Data", choices: "UserChoices") -> "Guess | None":
+    """Return a guess; None after printing why there is none."""
     try:
-        return _guess(data, wishes)
+        return _guess(data, choices)
     except DataError as problem:
-        _say(problem.message)
+        print_line(problem.message)
         return None
 
 
-def _model(guess: "Guess", ask: bool) -> "Model":
+def _choose_model(guess: "Guess", ask: bool) -> "Model":
     from launcher.init.pretrained import default_model, find_model
 
-    usual = default_model(guess)
+    default = default_model(guess)
     while ask:
-        name = typer.prompt("model (directory, or name on the hub)", default=usual.name)
+        name = typer.prompt("model (directory, or name on the Hub)", default=default.name)
         try:
-            return usual if name == usual.name else find_model(name)
+            return default if name == default.name else find_model(name)
         except UserError as problem:
-            _say(problem.message)
-    return usual
+            print_line(problem.message)
+    return default
 
 
-def _with_beside(data: "Data") -> "Data":
-    """Offer the files beside a single training file whose names tell another split."""
+def _offer_other_splits(data: "Data") -> "Data":
+    """Offer the files next to a single training file whose names suggest another split."""
     from launcher.init.order import with_splits
 
-    beside = {name: place for name, place in data.found.beside.items() if name not in data.found.locations}
-    taken = {name: place for name, place in beside.items() if typer.confirm(f"Take {place} for {name}?", default=True)}
-    return with_splits(data, taken)
+    others = {name: place for name, place in data.found.beside.items() if name not in data.found.locations}
+    accepted = {
+        name: place for name, place in others.items() if typer.confirm(f"Use {place} for {name}?", default=True)
+    }
+    return with_splits(data, accepted)
 
 
-def _share(fitted: "Fitted", split: float | None, folder: Path, ask: bool) -> float | None:
-    """How much of the training data to set aside, where there is no validation data."""
+def _validation_fraction(fitted: "Fitted", split: float | None, folder: Path, ask: bool) -> float | None:
+    """Return the fraction of the training rows to split off, if there is no validation data."""
     if not fitted.sources.missing:
         if split is not None:
             where = fitted.sources.locations["validation"][0]
-            raise DataError(f"--split {split:g}: there is validation data already ({where}); leave --split out")
+            raise DataError(f"--split {split:g}: there is validation data already ({where}); drop --split")
         return None
     if split is None and ask:
-        _say(f"Validation data: {fitted.sources.missing['validation']}.")
-        if typer.confirm(f"Set aside {_OFFERED:.0%} of the rows, in {folder}/?", default=True):
-            return _OFFERED
+        print_line(f"Validation data: {fitted.sources.missing['validation']}.")
+        if typer.confirm(f"Split off {_DEFAULT_SPLIT:.0%} of the rows, into {folder}/?", default=True):
+            return _DEFAULT_SPLIT
     return split
 
 
-def _show(look: "DataProfile", found: "Guess | None") -> None:
-    table = Table(
-        "column", "type", "example", "taken for", title=f"{look.where}: {look.rows:,} rows", title_justify="left"
-    )
-    for column in look.columns:
+def _print_profile(profile: "DataProfile", guess: "Guess | None") -> None:
+    title = f"{profile.where}: {profile.rows:,} rows"
+    table = Table("column", "type", "example", "guessed role", title=title, title_justify="left")
+    for column in profile.columns:
         role = ""
-        if found is not None and column in found.inputs:
+        if guess is not None and column in guess.inputs:
             role = "input"
-        elif found is not None and column == found.label:
-            role = "answer" if found.form == "prompt" else "label"
-        why = found.reasons.get(column.name, "") if found is not None and role else ""
+        elif guess is not None and column == guess.label:
+            role = "answer" if guess.form == "prompt" else "label"
+        why = guess.reasons.get(column.name, "") if guess is not None and role else ""
         table.add_row(*map(Text, (column.name, column.type, column.example, f"{role}: {why}" if why else role)))
     OUT.print(table)
 
 
-def _tell(made: "Draft", output: Path, notes: tuple[str, ...], fitted: "Fitted") -> None:
-    """What was guessed, what is missing, and what to do next."""
+def _print_result(job_draft: "Draft", output: Path, notes: tuple[str, ...], fitted: "Fitted") -> None:
+    """Print what was guessed, what is missing, and what to do next."""
     from launcher.init.settle import summary
     from launcher.init.write import scalar
 
-    rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in summary(made)]
-    width = max(len(value) for _, value, _ in rows if len(value) <= _WIDE)
+    rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in summary(job_draft)]
+    width = max(len(value) for _, value, _ in rows if len(value) <= _MAX_VALUE_WIDTH)
     for key, value, why in rows:
-        _say(f"{key:20} {value:{width}}  {why}")
+        print_line(f"{key:20} {value:{width}}  {why}")
     for note in notes:
-        _say(f"note: {note}")
+        print_line(f"note: {note}")
     for name, why in fitted.sources.missing.items():
-        _say(f"note: {name} data: {why}; --split {_OFFERED:g} sets rows aside, --{name} names a file")
+        print_line(f"note: {name} data: {why}; --split {_DEFAULT_SPLIT:g} splits rows off, --{name} names a file")
     path = shlex.quote(str(output))
-    _say(f"{output} is written. Next:\n  launcher check {path}\n  launcher train {path}")
-
-
-def _say(text: str) -> None:
-    OUT.print(text, markup=False, highlight=False, soft_wrap=True)
+    print_line(f"{output} is written. Next:\n  launcher check {path}\n  launcher train {path}")

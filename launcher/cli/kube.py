@@ -1,4 +1,4 @@
-"""The commands of Kubernetes: render, apply, status, logs, wait, delete. Runs on the client."""
+"""The commands of `launcher kube`: render, apply, status, logs, wait, delete. Runs on the client."""
 
 import shlex
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from launcher.cli.options import ERR, OUT, JobFile, Overrides
+from launcher.cli.options import ERR, OUT, JobFile, Overrides, print_line
 from launcher.errors import ClusterError, RunInterrupted, TrainingError
 
 if TYPE_CHECKING:
@@ -20,34 +20,38 @@ if TYPE_CHECKING:
     from launcher.submit.kubernetes.state import JobState
     from launcher.submit.kubernetes.target import Target
 
-commands = typer.Typer(help="Run a job on Kubernetes with KubeRay.", no_args_is_help=True)
+commands = typer.Typer()
+kube = typer.Typer(help="Run a job on Kubernetes with KubeRay.", no_args_is_help=True)
+commands.add_typer(kube, name="kube")
 
-_SOURCE_HELP = "Job file; or manifests: a file, or a directory of them."
+_SOURCE_HELP = "Job file, or manifests: a file or a directory."
 Source = Annotated[str, typer.Argument(help=_SOURCE_HELP, metavar="JOB.yaml|DIR|FILE")]
 Named = Annotated[
-    str, typer.Argument(help="Job file, manifests, or the name of the RayJob.", metavar="JOB.yaml|DIR|FILE|NAME")
+    str, typer.Argument(help="Job file, manifests, or name of the RayJob.", metavar="JOB.yaml|DIR|FILE|NAME")
 ]
 Kind = Literal["job", "cluster"]
 Command = Literal["train", "tune"]
-KindOption = Annotated[Kind, typer.Option(help="A RayJob that runs the job, or a RayCluster to work on by hand.")]
-CommandOption = Annotated[Command, typer.Option(help="What the RayJob runs.")]
-Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace, if not the context's.")]
+KindOption = Annotated[Kind, typer.Option(help="RayJob that runs the job, or RayCluster for interactive work.")]
+CommandOption = Annotated[Command, typer.Option(help="Command that the RayJob runs.")]
+Context = Annotated[str | None, typer.Option(help="Context in the kubeconfig; the default is the current one.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Namespace; default: of the job file or context.")
+]
 
 
-@commands.command()
+@kube.command()
 def render(
     job: JobFile,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for a file per object.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for one file per object.")] = None,
     kind: KindOption = "job",
     command: CommandOption = "train",
 ) -> None:
-    """Print the manifests of a job, checked against KubeRay's own rules."""
+    """Print the Kubernetes manifests of a job, validated with KubeRay's rules."""
     from launcher.submit.kubernetes.manifest import dump_manifests
 
-    manifests = _rendered(job, overrides, kind, command)
-    comment = _origin(job, overrides, kind, command)
+    manifests = _render(job, overrides, kind, command)
+    comment = _make_header(job, overrides, kind, command)
     if output is None:
         typer.echo(dump_manifests(manifests, comment), nl=False)
         return
@@ -56,12 +60,12 @@ def render(
         for manifest in manifests:
             path = output / f"{manifest['kind'].lower()}.yaml"
             path.write_text(dump_manifests([manifest], comment), encoding="utf-8")
-            _say(str(path))
+            print_line(str(path))
     except OSError as error:
         raise ClusterError(f"--output {output}: cannot be written ({error.strerror}); name a directory") from error
 
 
-@commands.command()
+@kube.command()
 def apply(  # noqa: PLR0913 -- the options of a command
     source: Source,
     overrides: Overrides = None,
@@ -69,13 +73,13 @@ def apply(  # noqa: PLR0913 -- the options of a command
     command: CommandOption = "train",
     context: Context = None,
     namespace: Namespace = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Stop and delete a RayJob of that name first.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Let the server check; change nothing.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="First stop and delete the RayJob of that name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only let the server validate; change nothing.")] = False,
     force_conflicts: Annotated[
-        bool, typer.Option("--force-conflicts", help="Take over fields that somebody else has changed.")
+        bool, typer.Option("--force-conflicts", help="Overwrite fields changed by others.")
     ] = False,
 ) -> None:
-    """Send a job, or manifests, to the cluster."""
+    """Create or update a job, or manifests, on the cluster."""
     from launcher.submit.kubernetes.manifest import is_manifest, read_manifests
 
     path = Path(source)
@@ -84,18 +88,18 @@ def apply(  # noqa: PLR0913 -- the options of a command
             raise ClusterError(f"{source}: manifests take no overrides ({overrides[0]}); edit them, or name a job file")
         manifests = read_manifests(path)
     else:
-        manifests = _rendered(path, overrides, kind, command)
+        manifests = _render(path, overrides, kind, command)
     from launcher.submit.kubernetes.rules.check import check
 
-    check(manifests)  # before a cluster is asked for
+    check(manifests)  # refuse wrong manifests without a cluster
     api = _connect(context, namespace)
     from launcher.submit.kubernetes.apply import How
     from launcher.submit.kubernetes.apply import apply as send
 
-    send(api, manifests, How(force_conflicts, dry_run, replace), _say)
+    send(api, manifests, How(force_conflicts, dry_run, replace), print_line)
 
 
-@commands.command()
+@kube.command()
 def status(
     source: Named,
     overrides: Overrides = None,
@@ -103,18 +107,19 @@ def status(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Show what a RayJob or RayCluster and its pods do."""
+    """Show the state of a RayJob or RayCluster and its pods."""
     target, api = _find(source, overrides, kind, context, namespace)
-    found = api.get(target.kind, target.name)
+    manifest = api.get(target.kind, target.name)
     table = Table(show_header=False, box=None)
-    from launcher.submit.kubernetes.state import JobState
-
-    state = JobState.of(found)
-    cluster = state.cluster
     if target.kind == "RayJob":
-        rows = _job_rows(state)
+        from launcher.submit.kubernetes.state import JobState
+
+        state = JobState.of(manifest)
+        cluster = state.cluster
+        rows = _make_job_rows(state)
     else:
-        cluster, rows = target.name, {"state": str((found.get("status") or {}).get("state") or "not taken up yet")}
+        cluster = target.name
+        rows = {"state": str((manifest.get("status") or {}).get("state") or "not taken up yet")}
     for name, value in {target.kind: f"{target.name} in namespace {api.namespace}", **rows}.items():
         if value:
             table.add_row(name, value)
@@ -122,41 +127,47 @@ def status(
     _print_pods(api, cluster, target.name)
 
 
-@commands.command()
+@kube.command()
 def wait(
     source: Named,
     overrides: Overrides = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Wait until a RayJob is over; exit code 0 when it succeeded, 1 when not."""
+    """Wait until a RayJob has ended.
+
+    Exit code: 0 if it succeeded, 1 if not.
+    """
     target, api = _find(source, overrides, "job", context, namespace)
-    from launcher.submit.kubernetes.follow import wait as until_over
+    from launcher.submit.kubernetes.follow import wait as wait_until_over
 
-    with _leaving(target):
-        _conclude(until_over(api, target.name, timeout, _note))
+    with _explain_interrupt(target):
+        _raise_if_failed(wait_until_over(api, target.name, timeout, _print_note))
 
 
-@commands.command()
+@kube.command()
 def logs(
     source: Named,
     overrides: Overrides = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the RayJob is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the RayJob has ended.")] = False,
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Print the driver's log; with --follow the exit code is that of `wait`."""
+    """Print the log of the driver.
+
+    With --follow the exit code is that of 'launcher kube wait'.
+    """
     target, api = _find(source, overrides, "job", context, namespace)
     from launcher.submit.kubernetes import follow as following
     from launcher.submit.kubernetes.state import JobState
 
-    with _leaving(target):
+    with _explain_interrupt(target):
         if follow:
-            _conclude(following.follow(api, target.name, _note, typer.echo))
+            _raise_if_failed(following.follow(api, target.name, _print_note, typer.echo))
             return
         state = JobState.of(api.get("RayJob", target.name))
-        log = following.Log(api, _note, typer.echo, follow=False)
+        log = following.Log(api, _print_note, typer.echo, follow=False)
         log.catch_up(state)
     if not log.found:
         raise ClusterError(
@@ -165,7 +176,7 @@ def logs(
         )
 
 
-@commands.command()
+@kube.command()
 def delete(
     source: Named,
     overrides: Overrides = None,
@@ -173,17 +184,20 @@ def delete(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Stop and delete a RayJob or RayCluster and its job file; what the run saved stays."""
+    """Stop and delete a RayJob or RayCluster and its ConfigMap.
+
+    The run directory is kept.
+    """
     target, api = _find(source, overrides, kind, context, namespace)
     from launcher.submit.kubernetes.apply import delete as remove
 
-    there = remove(api, target.kind, target.name, _say)
-    there = remove(api, "ConfigMap", target.config_map, _say) or there
-    if not there:
+    has_deleted = remove(api, target.kind, target.name, print_line)
+    has_deleted = remove(api, "ConfigMap", target.config_map, print_line) or has_deleted
+    if not has_deleted:
         raise ClusterError(f"there is no {target.kind} {target.name} in namespace {api.namespace}; nothing was deleted")
 
 
-def _rendered(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> "list[Manifest]":
+def _render(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> "list[Manifest]":
     from launcher.submit.kubernetes.job_file import load_for_pods
     from launcher.submit.kubernetes.objects import objects
     from launcher.submit.kubernetes.rules.check import check
@@ -194,7 +208,7 @@ def _rendered(path: Path, overrides: list[str] | None, kind: Kind, command: Comm
     return manifests
 
 
-def _origin(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> str:
+def _make_header(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> str:
     words = ["launcher", "kube", "render", str(path), *(overrides or ())]
     words += [] if kind == "job" else ["--kind", kind]
     words += [] if command == "train" else ["--command", command]
@@ -228,7 +242,7 @@ def _find(
     return target, api
 
 
-def _job_rows(state: "JobState") -> dict[str, str]:
+def _make_job_rows(state: "JobState") -> dict[str, str]:
     return {
         "deployment": state.deployment or "not taken up by the operator yet",
         "job": state.status or "not started",
@@ -256,26 +270,22 @@ def _print_pods(api: "Api", cluster: str, name: str) -> None:
     OUT.print(table)
 
 
-def _conclude(state: "JobState") -> None:
-    """Exit code 1 by an error that says why."""
+def _raise_if_failed(state: "JobState") -> None:
+    """Raise an error with the reason if the RayJob failed; the exit code is then 1."""
     if not state.succeeded:
         raise TrainingError(state.failure)
 
 
 @contextmanager
-def _leaving(target: "Target") -> "Iterator[None]":
+def _explain_interrupt(target: "Target") -> "Iterator[None]":
     try:
         yield
     except KeyboardInterrupt as error:
         raise RunInterrupted(
-            f"no longer watching; RayJob {target.name} runs on (`launcher kube delete {target.name}` stops it)"
+            f"no longer watching; RayJob {target.name} keeps running (`launcher kube delete {target.name}` stops it)"
         ) from error
 
 
-def _say(line: str) -> None:
-    OUT.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _note(line: str) -> None:
-    """Beside the log, not in it."""
-    ERR.print(line, markup=False, highlight=False, soft_wrap=True)
+def _print_note(line: str) -> None:
+    """Print to stderr, so that stdout holds only the log."""
+    print_line(line, ERR)

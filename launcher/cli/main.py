@@ -1,11 +1,13 @@
-"""The command line: parse, call one function, print. Runs on the client.
+"""The command line: registers the commands and turns errors into sentences and exit codes. Runs on the client.
 
-Importing it loads neither torch nor ray; a command does when it needs them. `train.py` has the commands of a run.
-Exit codes: 0 done, 1 the run stopped, 2 something the user can mend, 130 interrupted.
+Importing this module loads neither torch nor ray; a command imports them when it needs them. Read `train.py` next.
+Exit codes: 0 success, 1 the run failed, 2 the user can fix something, 130 interrupted.
 """
 
+import errno
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -13,47 +15,63 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import compare, doctor, init, jobs, kube, runs, train, tune, up
-from launcher.cli.environment import refused_by_machine
-from launcher.cli.options import ERR
+from launcher.cli import compare, doctor, evaluate, init, jobs, kube, predict, runs, tasks, train, tune, up
+from launcher.cli.options import ERR, print_line
 from launcher.errors import LauncherError, RunInterrupted, SpecError, UserError
 from launcher.processes import local_ray
 from launcher.processes.warm_ray import QUIET
 
 app = typer.Typer(
-    help="Fine-tune pretrained models on Ray: the loss curve is a function of the job file, not of the cluster.",
+    help="Distributed fine-tuning on Ray and DeepSpeed. The loss curve depends on the job file, not on the cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # in typer's default mode, help keeps the line breaks of a docstring
 )
-app.add_typer(train.commands)
-app.add_typer(up.commands)
-app.add_typer(init.commands)
-app.add_typer(runs.commands)
-app.add_typer(compare.commands)
-app.add_typer(jobs.commands)
-app.add_typer(doctor.commands)
-app.add_typer(tune.commands, name="sweeps")
-app.add_typer(kube.commands, name="kube")
+# `--help` lists the commands in this order.
+for _module in (init, train, tune, evaluate, predict, compare, runs, tasks, jobs, kube, doctor, up):
+    app.add_typer(_module.commands)
+
+_DIRECTORIES = "output.storage, TMPDIR, RAY_TMPDIR, HF_HOME"
+_FREE_SPACE = f"free space there, or choose another directory ({_DIRECTORIES})"
+_GET_PERMISSION = f"get permission to write there, or choose another directory ({_DIRECTORIES})"
+_CHECK_DISK = "check the disk or the mount, then run the command again"
+_FIXES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: _FREE_SPACE,
+    errno.EROFS: f"choose a writable directory ({_DIRECTORIES})",
+    errno.EACCES: _GET_PERMISSION,
+    errno.EPERM: _GET_PERMISSION,
+    errno.EMFILE: "raise the limit of open files of this shell (ulimit -n)",
+    errno.ENFILE: "close other programs, or ask the administrator to raise fs.file-max",
+    errno.EAGAIN: "raise the limit of processes of this user (ulimit -u), or close other programs",
+    errno.ENOMEM: "close other programs, or use a machine with more memory",
+    errno.EIO: _CHECK_DISK,
+    errno.ESTALE: _CHECK_DISK,
+    errno.ENOTCONN: _CHECK_DISK,
+}
+# pyarrow, and libraries written in Rust, report the system's error number only in the text of their own errors.
+_ERRNO_IN_TEXT = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Ray's own messages.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not use the Ray that `launcher up` has started.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the messages of Ray.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not use the Ray that 'launcher up' started.")] = False,
 ) -> None:
-    """Options of every command."""
+    """Handle the options of all commands. `launcher/__main__.py` has handled `--fresh` already."""
     if debug:
         os.environ["LAUNCHER_DEBUG"] = "1"
 
 
 def main() -> None:
-    """Entry point of the `launcher` command and of `python -m launcher`."""
+    """Run the `launcher` command, print errors as sentences and exit."""
     debug = "--debug" in sys.argv
-    has_ray = local_ray.current() is not None  # a caller's, which goes on with it
+    has_ray = local_ray.current() is not None  # started by a caller in this process, which keeps it
     if not debug:
         _quiet()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C, not in mid-air
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops a run like Ctrl-C: it saves first
     try:
         app()
     except LauncherError as error:
@@ -61,26 +79,56 @@ def main() -> None:
             raise
         problems = error.problems if isinstance(error, SpecError) else (error.message,)
         for problem in problems:
-            ERR.print(problem, markup=False, highlight=False, soft_wrap=True)
+            print_line(problem, ERR)
         sys.exit(130 if isinstance(error, RunInterrupted) else 2 if isinstance(error, UserError) else 1)
-    except Exception as error:  # process border: what nobody foresaw is a defect, told in one line
+    except Exception as error:  # process boundary: anything else is a system error or a bug, reported in one line
         if debug:
             raise
-        refused = refused_by_machine(error)
-        if refused is not None:
-            ERR.print(refused, markup=False, highlight=False, soft_wrap=True)
+        sentence = explain_system_error(error)
+        if sentence is not None:
+            print_line(sentence, ERR)
             sys.exit(2)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        remedy = "the same command with --debug after `launcher` shows where; please report it"
-        ERR.print(f"the launcher failed ({what}); {remedy}", markup=False, highlight=False, soft_wrap=True)
+        advice = "run the same command with --debug after `launcher` to see where, and please report it"
+        print_line(f"the launcher failed ({what}); {advice}", ERR)
         sys.exit(1)
     finally:
         if not has_ray:
             local_ray.stop_current()
 
 
+def explain_system_error(error: BaseException) -> str | None:
+    """Return a sentence for an error that the machine caused (full disk, open files, ...); None for any other."""
+    if isinstance(error, FileNotFoundError) and not _has_working_directory():
+        return "the working directory does not exist any more; change to one that does (cd), and try again"
+    if isinstance(error, MemoryError):
+        return f"this machine: {os.strerror(errno.ENOMEM)}; {_FIXES[errno.ENOMEM]}"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return f"this machine: no more threads can be started; {_FIXES[errno.EAGAIN]}"
+    number = _find_errno(error)
+    if number in _FIXES:
+        place = getattr(error, "filename", None) or "this machine"
+        return f"{os.fsdecode(place)}: {os.strerror(number)}; {_FIXES[number]}"
+    return None if error.__cause__ is None else explain_system_error(error.__cause__)
+
+
+def _find_errno(error: BaseException) -> int:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    match = _ERRNO_IN_TEXT.search(str(error))
+    return int(match.group(1) or match.group(2)) if match else 0
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 def _quiet() -> None:
-    """Libraries say less: a person sees the launcher's own lines. `--debug` leaves them as they are."""
+    """Turn off the messages of libraries, so that only the launcher's own lines are shown. `--debug` skips this."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")

@@ -10,8 +10,8 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.init.settle import Draft, Line
 from launcher.rundir.uri import describe_os_error
-from launcher.spec.document import one_line
 from launcher.spec.loader import load_job
+from launcher.spec.messages import one_line
 from launcher.tasks import params_of
 
 _WIDTH = 120

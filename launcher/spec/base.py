@@ -1,13 +1,16 @@
-"""The base of every section of the job file. Runs anywhere; read `spec/job.py` next."""
+"""Base class of every section of the job file. Runs anywhere; read `spec/job.py` next."""
 
 from pydantic import BaseModel, ConfigDict
 
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices that lead from the top of the job file to one value."""
+
 PATTERN_WORDS = "patternErrorMessage"
-"""Key of a field's JSON Schema that says a pattern in words; editors show it, and so do our messages."""
+"""JSON Schema key that explains a pattern in words. Editors show it, and so do our error messages."""
 
 
 class Section(BaseModel):
-    """One frozen section of a job file: unknown keys are refused, docstrings are descriptions."""
+    """One frozen section of a job file. Unknown keys are errors, and field docstrings become schema descriptions."""
 
     model_config = ConfigDict(
         frozen=True,

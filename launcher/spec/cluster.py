@@ -1,4 +1,7 @@
-"""`cluster:` in the job file: machines, and how a job gets to them; nothing here changes the curve. Runs anywhere."""
+"""`cluster:` in the job file: resources of a run, and how its job reaches them. Runs anywhere.
+
+Nothing here changes the loss curve.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -18,70 +21,72 @@ EnvName = Annotated[
 ]
 
 
-_AUTO_DATA_WORKERS = 2
+_MAX_AUTO_DATA_WORKERS = 2
 
 
 class ClusterSpec(Section):
-    """What the run asks of a Ray cluster."""
+    """`cluster:` Resources that a run requests from a Ray cluster."""
 
     address: str | None = None
-    """Ray cluster to join (`auto`, `ray://host:10001`); null joins RAY_ADDRESS if set, else starts a local Ray."""
+    """Ray cluster to connect to (`auto`, `ray://host:10001`); null uses RAY_ADDRESS if set, else starts a local Ray."""
 
     workers: int = Field(default=1, ge=1)
-    """Train workers, one process each; `{min: 2, max: 8}` goes on with fewer of them after a loss, and with more as
-    soon as there is room (`min_workers` and `workers`)."""
+    """Train workers, one process each. `{min: 2, max: 8}` sets `min_workers` and `workers`: the run shrinks after a
+    node is lost and grows again when resources are free."""
 
     min_workers: int | None = Field(default=None, ge=1)
-    """Fewest workers to go on with when nodes are lost; null always takes `workers`. The curve does not change."""
+    """Smallest number of workers to continue with after nodes are lost; null always uses `workers`. The loss curve does
+    not change."""
 
     cpus_per_worker: float = Field(default=1.0, gt=0.0)
-    """Logical CPUs a train worker reserves."""
+    """Logical CPUs reserved for each train worker."""
 
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
-    """GPUs a train worker reserves; 0 trains on the CPU."""
+    """GPUs reserved for each train worker; 0 trains on the CPU."""
 
     data_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that read and encode windows for the train workers; 0 has each train worker do it for itself, which
-    starts sooner; `auto` takes 0 for small data (32 MiB, at most 4 workers, no GPUs, no augmentation), else 2."""
+    """Processes that read and encode data for the train workers. With 0 each train worker does so itself, which starts
+    faster. `auto` is 0 for small data (up to 32 MiB, at most 4 workers, no GPUs, no augmentation), else 2."""
 
     pass_env: tuple[EnvName, ...] = ()
-    """Environment variables that travel to the workers beside the launcher's own short list (HF_HOME, NCCL_*, ...)."""
+    """Environment variables passed to the workers, in addition to the launcher's own list (HF_HOME, NCCL_*, ...)."""
 
     driver: Literal["head", "worker"] = "head"
-    """Node that runs the driver of a submitted job; `worker` lets the run outlive a head that comes back (GCS fault
-    tolerance), and keeps its memory off the head."""
+    """Node that runs the driver of a submitted job. With `worker` the run survives a restart of the head (GCS fault
+    tolerance), and its memory is not taken from the head."""
 
     grace_s: int = Field(default=60, ge=5, le=3600)
-    """Seconds between a stop or a preemption and the kill, in which the run saves a checkpoint."""
+    """Seconds between a stop or preemption signal and the kill. The run saves a checkpoint in this time."""
 
     code: tuple[str, ...] = ()
-    """Local files and directories that travel with a submitted job (modules of tasks, data preparation), under the
-    same relative paths; they are on PYTHONPATH there."""
+    """Local files and directories sent with a submitted job, such as task modules or data preparation. They keep their
+    relative paths and are on PYTHONPATH."""
 
     prepare: str | None = Field(default=None, min_length=1)
-    """Shell command that the driver of a submitted job runs first, `python prepare.py` with a script of `code`."""
+    """Shell command that a submitted job runs before the driver, such as `python prepare.py` with a script from
+    `code`."""
 
     kubernetes: KubernetesSpec | None = None
-    """Pods for `launcher kube`; null where the job does not run on Kubernetes."""
+    """Pods for `launcher kube`; null if the job does not run on Kubernetes."""
 
     def logical_cpus(self, at_once: int = 1) -> float:
-        """Return the logical CPUs that `at_once` such jobs reserve at the same time."""
+        """Return the logical CPUs that `at_once` of these jobs reserve when they run at the same time."""
         return at_once * self.workers * self.cpus_per_worker + self.most_data_workers
 
     @property
     def most_data_workers(self) -> int:
-        """Return the number of data workers there may be."""
-        return _AUTO_DATA_WORKERS if self.data_workers == "auto" else self.data_workers
+        """Return the largest number of data workers."""
+        return _MAX_AUTO_DATA_WORKERS if self.data_workers == "auto" else self.data_workers
 
     @property
     def demand(self) -> Demand:
-        """What the job reserves, for the sizes of pods."""
+        """Resources that the job reserves, for the sizes of pods."""
         return Demand(self.workers, self.cpus_per_worker, self.gpus_per_worker, self.driver == "worker")
 
     @model_validator(mode="before")
     @classmethod
-    def _bounds(cls, values: object) -> object:
-        """`workers: {min: 2, max: 8}` as the two keys that it stands for."""
+    def _expand_bounds(cls, values: object) -> object:
+        """Expand `workers: {min: 2, max: 8}` to `min_workers` and `workers`."""
         if not isinstance(values, Mapping) or not isinstance(values.get("workers"), Mapping):
             return values
         bounds = values["workers"]
@@ -91,16 +96,16 @@ class ClusterSpec(Section):
         return {**values, "workers": bounds["max"], "min_workers": bounds["min"]}
 
     @model_validator(mode="after")
-    def _fewest_first(self) -> "ClusterSpec":
+    def _check_min_workers(self) -> "ClusterSpec":
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(
-                f"min_workers is {self.min_workers}, and there are at most {self.workers} workers; lower it, or raise "
+                f"min_workers is {self.min_workers}, which is more than workers ({self.workers}); lower it, or raise "
                 "workers"
             )
         return self
 
     @model_validator(mode="after")
-    def _pods_hold_the_job(self) -> "ClusterSpec":
+    def _check_pods(self) -> "ClusterSpec":
         if self.kubernetes is None:
             return self
         problem = room_problem(self.kubernetes, self.demand)
@@ -108,6 +113,6 @@ class ClusterSpec(Section):
             raise ValueError(problem)
         if self.kubernetes.fault_tolerance is not None and self.driver == "head":
             raise ValueError(
-                "driver is head, which dies with the head kubernetes.fault_tolerance restores; write driver: worker"
+                "driver is head, so a head restart (kubernetes.fault_tolerance) ends it; write driver: worker"
             )
         return self

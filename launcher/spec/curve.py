@@ -1,4 +1,4 @@
-"""Values that the loss curve depends on: their hash, and their differences. Runs anywhere."""
+"""Values of a job that the loss curve depends on: their hash, and their differences. Runs anywhere."""
 
 import hashlib
 import json
@@ -6,44 +6,46 @@ import json
 from launcher.spec.job import JobSpec
 
 _CURVE_SECTIONS = {"seed", "task", "model", "data", "train"}
-# These look at the run without changing it.
-_ONLY_WATCH = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage", "cache", "files_below"}}
+# Keys of these sections that do not change the curve. The hash is in every checkpoint: a change here makes old
+# checkpoints unusable.
+_EXCLUDED = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage", "cache", "files_below"}}
 
 
 def spec_hash(job: JobSpec) -> str:
-    """Sha256 (hex) over what the loss curve depends on: equal hashes mean the same curve on any cluster."""
-    canonical = json.dumps(_curve_sections(job), sort_keys=True, separators=(",", ":"))
+    """Return the SHA-256 (hex) of everything the loss curve depends on. Equal hashes mean equal curves."""
+    canonical = json.dumps(_dump_curve(job), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def spec_difference(old: JobSpec, new: JobSpec) -> list[str]:
-    """The keys that make two jobs' loss curves differ, as `train.batch_size: 32 -> 64`; [] when none does."""
-    before, after = curve_values(old), curve_values(new)
+    """Return the keys in which two jobs' loss curves differ, as `train.batch_size: 32 -> 64`; [] if there are none."""
+    before = curve_values(old)
+    after = curve_values(new)
     keys = [*before, *(key for key in after if key not in before)]
     changed = [key for key in keys if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
 
 
 def curve_values(job: JobSpec) -> dict[str, str]:
-    """All that the loss curve depends on, as dotted keys with their values as JSON."""
-    return _leaves(_curve_sections(job))
+    """Return everything the loss curve depends on, as dotted keys with their values as JSON."""
+    return _flatten(_dump_curve(job))
 
 
 def job_values(job: JobSpec) -> dict[str, str]:
-    """All keys of a job but its name and place, as `curve_values` has them: what two runs may differ in."""
-    return _leaves(job.model_dump(mode="json", exclude={"name", "output"}))
+    """Return all keys of a job except `name` and `output`, in the form of `curve_values`."""
+    return _flatten(job.model_dump(mode="json", exclude={"name", "output"}))
 
 
-def _curve_sections(job: JobSpec) -> dict[str, object]:
-    return job.model_dump(mode="json", include=_CURVE_SECTIONS, exclude=_ONLY_WATCH)
+def _dump_curve(job: JobSpec) -> dict[str, object]:
+    return job.model_dump(mode="json", include=_CURVE_SECTIONS, exclude=_EXCLUDED)
 
 
-def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, str]:
-    """Dotted keys with their values as JSON; a list is one value."""
+def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, str]:
+    """Flatten nested sections to dotted keys with their values as JSON. A list is one value."""
     leaves: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            leaves |= _flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
     return leaves

@@ -1,6 +1,6 @@
-"""Faults on purpose: what `--chaos` says, parsed. Runs anywhere; `train/fault_injection.py` makes them happen.
+"""Parses the faults that `--chaos` injects: `kill=1@step37,term=node@step80,disk_full@step90`. Runs anywhere.
 
-`kill=1@step37,term=node@step80,disk_full@step90`: what, whom, and when. A word that is wrong is refused by name.
+Each fault is a kind, a target and a time. Read `train/fault_injection.py` next, which injects them.
 """
 
 import random
@@ -12,13 +12,13 @@ from launcher.errors import UserError
 
 Kind = Literal["kill", "freeze", "term", "disk_full", "flaky", "corrupt", "nan", "random"]
 PLACES = ("save", "upload", "evaluation", "export")
-"""Where else than at a step: while a checkpoint is written, before it is completed, in an evaluation, in the export."""
+"""Times other than a step: while a checkpoint is written, before it is complete, in an evaluation, in the export."""
 _HELP = (
-    "write KIND[=WHOM]@WHEN, as kill=1@step37 (rank 1), kill=driver@step50, kill=0@save, freeze=1@step20, "
+    "write KIND[=TARGET]@WHEN, as kill=1@step37 (rank 1), kill=driver@step50, kill=0@save, freeze=1@step20, "
     "term=node@step80, term=driver@step80, disk_full@step90, flaky@step1, corrupt@step60, nan@step12, "
     f"random=3 or seed=7; WHEN is stepN or one of {', '.join(PLACES)}"
 )
-_WHOM: dict[str, tuple[str, ...]] = {
+_TARGETS: dict[str, tuple[str, ...]] = {
     "kill": ("rank", "driver"),
     "freeze": ("rank",),
     "term": ("node", "driver"),
@@ -31,13 +31,13 @@ _WHOM: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, which happens once in the life of a run; `nan` happens whenever its step is made.
+    """One fault. It happens once in a run; `nan` happens each time its step is run.
 
     Args:
-        kind: what happens.
-        whom: to whom: a rank, "node", "driver", or nobody.
-        step: once so many steps are done; None at a place instead.
-        place: one of `PLACES`.
+        kind: Kind of fault.
+        whom: Target: a rank, "node", "driver", or None if the kind has no target.
+        step: Number of completed steps at which it happens; None if it happens at a place.
+        place: Place where it happens, one of `PLACES`; None if it happens at a step.
     """
 
     kind: str
@@ -52,58 +52,64 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults:
-    """All that was asked for.
+    """All faults of one `--chaos` option.
 
     Args:
-        listed: by name.
-        drawn: how many kills at random.
-        seed: of these.
+        explicit: Faults that are written out.
+        num_random: Number of additional kills at random steps and ranks.
+        seed: Random seed of these kills.
     """
 
-    listed: tuple[Fault, ...] = ()
-    drawn: int = 0
+    explicit: tuple[Fault, ...] = ()
+    num_random: int = 0
     seed: int = 0
 
     def of(self, total_steps: int, workers: int) -> tuple[Fault, ...]:
-        """All faults of a run, the drawn ones among them.
+        """Return all faults of a run, including the random kills.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+            workers: Train workers of the run.
 
         Raises:
-            UserError: one is meant for a step or a rank that the run does not have.
+            UserError: A fault is for a step or a rank that the run does not have.
         """
-        for fault in self.listed:
+        for fault in self.explicit:
             if fault.step is not None and fault.step > total_steps:
                 raise UserError(f"--chaos: {fault} is beyond the run's {total_steps} steps; name one of them")
             if isinstance(fault.whom, int) and fault.whom >= workers:
-                raise UserError(f"--chaos: {fault} is for rank {fault.whom}, and the ranks are 0 to {workers - 1}")
-        dice = random.Random(self.seed)
-        drawn = (Fault("kill", dice.randrange(workers), dice.randint(1, total_steps)) for _ in range(self.drawn))
-        return (*self.listed, *sorted(drawn, key=lambda fault: fault.step or 0))
+                ranks = f"the ranks are 0 to {workers - 1}"
+                raise UserError(f"--chaos: {fault} is for rank {fault.whom}, and {ranks}; name one of them")
+        rng = random.Random(self.seed)
+        drawn = (Fault("kill", rng.randrange(workers), rng.randint(1, total_steps)) for _ in range(self.num_random))
+        return (*self.explicit, *sorted(drawn, key=lambda fault: fault.step or 0))
 
 
 def parse_faults(text: str) -> Faults:
-    """What `--chaos` asks for.
+    """Parse the value of `--chaos`.
 
     Raises:
-        UserError: a part of it is no fault.
+        UserError: A part of it is not a fault.
     """
-    listed, numbers = [], {"random": 0, "seed": 0}
+    listed = []
+    numbers = {"random": 0, "seed": 0}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        counted = re.fullmatch(r"(random|seed)=(\d{1,9})", part)
-        if counted is not None:
-            numbers[counted.group(1)] = int(counted.group(2))
+        number = re.fullmatch(r"(random|seed)=(\d{1,9})", part)
+        if number is not None:
+            numbers[number.group(1)] = int(number.group(2))
             continue
-        found = re.fullmatch(r"(\w+?)(?:=(\w+))?@(?:step(\d{1,9})|(\w+))", part)
-        fault = None if found is None else _fault(*found.groups())
+        match = re.fullmatch(r"(\w+?)(?:=(\w+))?@(?:step(\d{1,9})|(\w+))", part)
+        fault = None if match is None else _make_fault(*match.groups())
         if fault is None:
-            raise UserError(f"--chaos: {part} is no fault; {_HELP}")
+            raise UserError(f"--chaos: {part} is not a fault; {_HELP}")
         listed.append(fault)
     if not listed and not numbers["random"]:
-        raise UserError(f"--chaos: names no fault; {_HELP}")
+        raise UserError(f"--chaos: contains no fault; {_HELP}")
     return Faults(tuple(listed), numbers["random"], numbers["seed"])
 
 
-def _fault(kind: str, whom: str | None, step: str | None, place: str | None) -> Fault | None:
-    allowed = _WHOM.get(kind)
+def _make_fault(kind: str, whom: str | None, step: str | None, place: str | None) -> Fault | None:
+    allowed = _TARGETS.get(kind)
     if allowed is None or (whom is not None) != bool(allowed):
         return None
     is_rank = whom is not None and whom.isdigit()

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub as they are written in a job file. Pure; runs anywhere."""
+"""Datasets of the Hugging Face Hub as a job file writes them (`hub:ORG/NAME#SPLIT`). Pure; runs anywhere."""
 
 from typing import NamedTuple
 
@@ -7,30 +7,30 @@ _FORMS = "write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT"
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can be none on the hub, which is NAME or ORG/NAME, so that it must be a local directory."""
+    """Return whether a name must be a local directory, because Hub names are NAME or ORG/NAME."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 class HubData(NamedTuple):
-    """What `datasets.load_dataset` is asked for."""
+    """Arguments of `datasets.load_dataset`."""
 
     source: str
-    """NAME or ORG/NAME on the hub, or the path of a local directory."""
+    """NAME or ORG/NAME on the Hub, or the path of a local directory."""
 
     config: str | None
-    """One of the data set's configurations; None takes its default."""
+    """Configuration of the dataset; None uses its default."""
 
     split: str | None
-    """None takes the split that the job file asks for: train, validation or test."""
+    """Split of the dataset; None uses the split that the job file key names: train, validation or test."""
 
 
 def parse_hub(location: str) -> HubData:
-    """The parts of `hub:...`; slashes alone tell them, so that the same text always means the same data.
+    """Split `hub:...` into its parts. Only slashes separate them, so the same text always means the same data.
 
-    What starts with `/`, `.` or `~` is a local directory and has no config.
+    A location that starts with `/`, `.` or `~` is a local directory and has no config.
 
     Raises:
-        ValueError: the text has too many parts or an empty one.
+        ValueError: The location has too many parts or an empty one.
     """
     source, mark, split = location.removeprefix(PREFIX).partition("#")
     if mark and not split:

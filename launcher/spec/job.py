@@ -16,43 +16,43 @@ from launcher.spec.tune import TuneSpec
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 NO_NAME = "not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit first"
-"""What is wrong with a name that a run cannot have."""
+"""Explanation of an invalid name, for `NAME is ...` in an error message."""
 
 
 def is_name(text: str) -> bool:
-    """Whether a run can be called so."""
+    """Return whether a text is a valid name of a run."""
     return _NAME.fullmatch(text) is not None
 
 
 class TaskSpec(Section):
-    """`task:` what is learned. `type` names the task; the other keys are the task's own parameters."""
+    """`task:` What the model learns. `type` names the task; the other keys are the task's own parameters."""
 
-    # The parameters are validated by the task's own model (launcher/tasks), which this layer does not know.
+    # The task's own model validates the parameters (launcher/tasks); this layer does not know it.
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(min_length=1)
-    """Name of a task of the launcher (text-classification), or import path of one outside it (package.module:Task)."""
+    """Name of a built-in task (text-classification), or import path of your own (package.module:Task)."""
 
     def parameters(self) -> dict[str, object]:
-        """The task's own keys as given, without `type`."""
+        """Return the task's own keys as the user wrote them, without `type`."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class OutputSpec(Section):
-    """`output:` where runs go."""
+    """`output:` Where runs are stored."""
 
     storage: str = Field(default="runs", min_length=1)
-    """Directory or URI that holds the run directories; on several nodes it must be shared."""
+    """Directory or URI of the run directories. All nodes must share it."""
 
 
 class JobSpec(Section):
-    """A whole job file: what to train, on what, and where it goes."""
+    """A whole job file: task, model, data, and how and where to train."""
 
     name: str = Field(pattern=_NAME.pattern, json_schema_extra={PATTERN_WORDS: NO_NAME})
-    """Name of the run and of its directory; running the same job again goes on with the same run."""
+    """Name of the run and of its directory. Running the same job again resumes that run."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seeds the order of the rows, the new layers and dropout."""
+    """Random seed for the row order, new layers and dropout."""
 
     task: TaskSpec
     model: ModelSpec
@@ -68,25 +68,26 @@ class JobSpec(Section):
     tune: TuneSpec | None = None
 
     @model_validator(mode="after")
-    def _optimizer_fits(self) -> "JobSpec":
-        kind, parallel = self.train.optimizer.type, self.parallel
+    def _check_optimizer(self) -> "JobSpec":
+        kind = self.train.optimizer.type
+        parallel = self.parallel
         if kind != "adamw" and (parallel.offload_optimizer or parallel.offload_parameters):
             key = "offload_optimizer" if parallel.offload_optimizer else "offload_parameters"
             raise ValueError(
-                f"parallel.{key} is for adamw, which has a CPU kernel, and train.optimizer is {kind}; drop {key} or "
-                "take adamw"
+                f"parallel.{key} needs adamw, which has a CPU kernel, and train.optimizer is {kind}; drop {key} or use "
+                "adamw"
             )
         if self.train.compile and self.zero_stage == 3:
             raise ValueError(
-                "train.compile is true, and parallel is of ZeRO-3, which fetches weights where compiled code would "
-                "have them; drop train.compile, or take parallel.zero: 2 without offload_parameters and offload_path"
+                "train.compile is true and the ZeRO stage is 3, which gathers weights on the fly, and compiled code "
+                "cannot; drop train.compile, or use parallel.zero: 2 without offload_parameters and offload_path"
             )
         if self.train.precision == "fp16" and self.zero_stage == 0:
-            # DeepSpeed 0.19.8 begins there with another loss scale, 2**32, and skips the first twenty steps or so.
+            # At stage 0, DeepSpeed 0.19.8 starts with a loss scale of 2**32 and skips about the first twenty steps.
             raise ValueError(
                 "train.precision is fp16, whose loss scaling needs ZeRO, and "
                 + (
-                    "train.optimizer is adafactor, which cannot have it"
+                    "train.optimizer is adafactor, which does not support it"
                     if kind == "adafactor"
                     else "parallel.zero is 0"
                 )
@@ -95,14 +96,14 @@ class JobSpec(Section):
             )
         if kind == "adafactor" and parallel.zero not in ("auto", 0):
             raise ValueError(
-                f"parallel.zero is {parallel.zero}, and train.optimizer is adafactor, whose statistics are of whole "
-                "matrices, which ZeRO cuts; set parallel.zero: 0, or take another optimizer"
+                f"parallel.zero is {parallel.zero}, and train.optimizer is adafactor, which needs whole matrices, and "
+                "ZeRO shards them; set parallel.zero: 0, or use another optimizer"
             )
         return self
 
     @property
     def zero_stage(self) -> int:
-        """The ZeRO stage that `parallel.zero` stands for."""
+        """ZeRO stage of the job; `auto` without a memory estimate."""
         parallel = self.parallel
         if parallel.zero != "auto":
             return parallel.zero
@@ -110,7 +111,7 @@ class JobSpec(Section):
             return 3
         if self.train.optimizer.type == "adafactor":
             return 0
-        # A single worker has nobody to shard with, and ZeRO's flat copies of weights and gradients take a quarter of a
-        # step on a CPU; half precision keeps ZeRO for its fp32 master weights.
-        alone = self.cluster.workers == 1 and self.train.precision == "fp32" and not parallel.offload_optimizer
-        return 0 if alone else 2
+        # A single worker has nothing to shard, and ZeRO's flat copies of weights and gradients take a quarter of a step
+        # on a CPU. Half precision still needs ZeRO for its fp32 master weights.
+        needs_no_zero = self.cluster.workers == 1 and self.train.precision == "fp32" and not parallel.offload_optimizer
+        return 0 if needs_no_zero else 2

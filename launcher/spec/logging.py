@@ -1,4 +1,7 @@
-"""`logging:` where a run's numbers go beside metrics.jsonl and TensorBoard; nothing here changes the curve."""
+"""`logging:` in the job file: destinations of metrics besides metrics.jsonl and TensorBoard. Runs anywhere.
+
+Nothing here changes the loss curve.
+"""
 
 from pydantic import Field
 
@@ -6,10 +9,11 @@ from launcher.spec.base import PATTERN_WORDS, Section
 
 
 class LoggingSpec(Section):
-    """`logging:` trackers; each is one line."""
+    """`logging:` Experiment trackers and live metrics."""
 
     mlflow: str | None = Field(default=None, min_length=1)
-    """MLflow tracking server or store (`http://mlflow:5000`, `sqlite:////shared/mlflow.db`); null logs to none."""
+    """MLflow tracking server or store (`http://mlflow:5000`, `sqlite:////shared/mlflow.db`); null does not log to
+    MLflow."""
 
     wandb: str | None = Field(
         default=None,
@@ -18,12 +22,12 @@ class LoggingSpec(Section):
             PATTERN_WORDS: "not PROJECT or ENTITY/PROJECT, of letters, digits, dots, dashes and underscores"
         },
     )
-    """Weights & Biases: PROJECT or ENTITY/PROJECT that the run belongs to, the trials of a sweep as one group; account
-    and server are wandb's own variables (WANDB_API_KEY, WANDB_BASE_URL, WANDB_MODE); null logs to none."""
+    """Weights & Biases project, as PROJECT or ENTITY/PROJECT; null does not log to it. The trials of a sweep form one
+    group. Account and server come from wandb's own variables (WANDB_API_KEY, WANDB_BASE_URL, WANDB_MODE)."""
 
     experiment: str = Field(default="launcher", min_length=1)
-    """Experiment of MLflow that the runs belong to; the trials of a sweep are children of one run."""
+    """MLflow experiment of the run. The trials of a sweep become child runs of one run."""
 
     prometheus: bool = True
-    """Whether Ray's metrics ports tell step, loss, samples/s, data wait and checkpoint time of the run
-    (`cluster/monitoring/` has a dashboard); costs microseconds a step."""
+    """Publish step, loss, samples/s, data wait and checkpoint time through Ray's metrics ports, for Prometheus
+    (`cluster/monitoring/` has a Grafana dashboard). Costs microseconds per step."""

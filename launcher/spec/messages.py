@@ -1,34 +1,97 @@
-"""Problems of a job file as sentences: what, where, given value, what is allowed, remedy.
+"""Problems of a job file as sentences: what, where, value, what is allowed, how to fix it.
 
-Runs anywhere; translates pydantic's errors, whose own texts name neither file nor remedy. Read `spec/loader.py` next.
+Runs anywhere. Translates pydantic's errors, whose own texts name neither the file nor the fix. Read `spec/loader.py`
+next, which reads the file and collects the problems.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from launcher.spec.document import Document, KeyPath, Problem, dotted, one_line
-from launcher.spec.schema import ANYTHING, JobKeys, Schema, listed, to_plain_schema
+from launcher.spec.base import KeyPath
+from launcher.spec.schema import ANYTHING, JobKeys, Schema, format_value, join_values
 
 _TOP = "the job file"
+_MAX_SHOWN = 80
+
+
+class Place(NamedTuple):
+    """Source of a value: a line of the file, or an override."""
+
+    order: tuple[int, int]
+    """Sort key of problems: lines of the file first, then the overrides in their order."""
+
+    where: str
+    """`jobs/sst2.yaml:14` or `override train.epochs=3`."""
+
+    text: str | None = None
+    """Scalar as the user wrote it, so that 1_000 is shown as 1_000."""
+
+
+class Problem(NamedTuple):
+    """One sentence about one place."""
+
+    place: Place
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.place.where}: {self.sentence}"
+
+
+@dataclass
+class Document:
+    """Values of a job file with its overrides applied, and the place of each value."""
+
+    values: dict[str, object] = field(default_factory=dict)
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: KeyPath) -> Place:
+        """Return the place of a value, or of the innermost section around it that the user wrote."""
+        return next(self.places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.places)
+
+    def shown(self, path: KeyPath, value: object) -> str:
+        """Format a value for a message: as the user wrote it if that is known, shortened to one line."""
+        if value is None:
+            return "empty"
+        place = self.places.get(path)
+        if isinstance(value, str):
+            needs_quotes = not value or any(char.isspace() or char in ",;:" for char in value)
+            return f'"{one_line(value)}"' if needs_quotes else one_line(value)
+        if isinstance(value, dict | list | tuple):
+            return one_line(json.dumps(value, ensure_ascii=False, default=str))
+        return one_line(place.text if place and place.text else str(value))
+
+
+def dotted(path: KeyPath) -> str:
+    """Join a path of keys and indices to `train.optimizer.eps` or `data.train[0]`."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{one_line(key)}" for key in path)
+    return text.removeprefix(".")
+
+
+def one_line(text: str) -> str:
+    """Escape line breaks and control characters, and shorten the text to fit into a message."""
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def problems_of(error: ValidationError, document: Document, keys: JobKeys, at: KeyPath = ()) -> list[Problem]:
-    """Say in sentences what pydantic found.
+    """Translate pydantic's errors to problems with a place and a sentence.
 
     Args:
-        error: From validating the document's values, or one section of them.
-        document: Knows the place of each value.
-        keys: Knows what may stand where.
-        at: The section that was validated; () for the whole file.
+        error: Error from validating the document's values, or one section of them.
+        document: Job file that was validated, with the place of each value.
+        keys: Keys of the job file and what each may hold.
+        at: Path of the validated section; () for the whole file.
 
     Returns:
-        One problem per thing to mend; a value that fits no member of a union is one problem.
+        One problem per value to fix. A value that matches no member of a union is one problem.
     """
     problems = []
     for details in error.errors(include_url=False):
@@ -38,41 +101,41 @@ def problems_of(error: ValidationError, document: Document, keys: JobKeys, at: K
             and isinstance(case.value, list | tuple)
             and len(case.value) >= case.context["min_length"]
         ):
-            continue  # pydantic did not count the wrong items, each of which has its own error
-        path, sentence = _sentence(case)
+            continue  # pydantic counts only the valid items; each invalid one has an error of its own
+        path, sentence = _make_sentence(case)
         problems.append(Problem(document.place(path), sentence))
     return list(dict.fromkeys(problems))
 
 
 def not_one_of(key: str, shown: str, choices: Sequence[object]) -> str:
-    """The sentence for a value that is none of the choices, with the nearest of them if one is near.
+    """Return the sentence for a value that is none of the choices, with a suggestion if one is similar.
 
     Args:
         key: Dotted key, `parallel.zero`.
-        shown: The value as the user wrote it.
-        choices: Everything that is allowed.
+        shown: Value as the user wrote it.
+        choices: Values that are allowed.
     """
     if len(choices) == 1:
-        return f"{key} is {shown}, which is not {listed(choices)}; write {listed(choices)}"
+        return f"{key} is {shown}, which is not {join_values(choices)}; write {join_values(choices)}"
     near = nearest(shown, [str(choice) for choice in choices])
     remedy = f"did you mean {near}?" if near else "choose one of them"
-    return f"{key} is {shown}, which is not one of {listed(choices)}; {remedy}"
+    return f"{key} is {shown}, which is not one of {join_values(choices)}; {remedy}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name somebody most likely meant, if one is near; `lr` and `learning` are near to learning_rate."""
+    """Return the most similar name, if any; `lr` and `learning` are similar to learning_rate."""
     name = name.lower().replace("-", "_")
     originals = {candidate.lower().replace("-", "_"): candidate for candidate in names}
     compound = [candidate for candidate in originals if "_" in candidate]
     initials = {"".join(word[:1] for word in candidate.split("_")): candidate for candidate in compound}
-    found = [initials[name]] if name in initials else difflib.get_close_matches(name, originals, n=1)
-    found = found or [candidate for candidate in compound if candidate.startswith(f"{name}_")]
-    return originals[found[0]] if found else None
+    matches = [initials[name]] if name in initials else difflib.get_close_matches(name, originals, n=1)
+    matches = matches or [candidate for candidate in compound if candidate.startswith(f"{name}_")]
+    return originals[matches[0]] if matches else None
 
 
 @dataclass(frozen=True)
 class _Case:
-    """One error of pydantic, with all a sentence may need."""
+    """One error of pydantic, with everything a sentence may need."""
 
     kind: str
     loc: KeyPath
@@ -81,18 +144,18 @@ class _Case:
     in_union: bool
     value: object
     message: str
-    context: Mapping[str, Any]  # pydantic's numbers and texts; what a key holds depends on the kind
+    context: Mapping[str, Any]  # pydantic's numbers and texts; the keys depend on the kind of error
     document: Document
     keys: JobKeys
 
     @classmethod
     def of(cls, details: ErrorDetails, document: Document, keys: JobKeys, at: KeyPath) -> "_Case":
         loc = (*at, *details["loc"])
-        spot = keys.find(loc)
-        value = _value_at(document.values, spot.path) if spot.in_union else details["input"]
+        target = keys.find(loc)
+        value = _get_value(document.values, target.path) if target.in_union else details["input"]
         context = details.get("ctx", {})
         message = str(context.get("error", details["msg"]))
-        return cls(details["type"], loc, *spot, value, " ".join(message.split()), context, document, keys)
+        return cls(details["type"], loc, *target, value, " ".join(message.split()), context, document, keys)
 
     @property
     def key(self) -> str:
@@ -110,114 +173,114 @@ class _Case:
 _Sentence = tuple[KeyPath, str]
 
 
-def _sentence(case: _Case) -> _Sentence:
+def _make_sentence(case: _Case) -> _Sentence:
     if case.in_union:
-        return case.path, f"{case.key} is {case.shown}, which fits none of the forms allowed; give {case.allowed}"
+        return case.path, f"{case.key} is {case.shown}, which matches none of the allowed forms; give {case.allowed}"
     if case.kind in _SENTENCES:
         return _SENTENCES[case.kind](case)
     if case.kind in _NOT_A:
-        return _wrong_kind(case)
-    # Anything our own models do not use: pydantic's words, in our frame.
+        return _describe_kind(case)
+    # Kinds of error that only a task's own model can raise keep pydantic's wording.
     reason = case.message[:1].lower() + case.message[1:]
     return case.path, f"{case.key} is {case.shown}, which is refused ({reason}); give {case.allowed}"
 
 
-def _unknown_key(case: _Case) -> _Sentence:
+def _describe_unknown_key(case: _Case) -> _Sentence:
     *section, name = case.path
     where = dotted(tuple(section)) or _TOP
     valid = case.keys.keys_at(case.loc[:-1])
-    homes = [dotted(home) or "the top of the job file" for home in case.keys.sections_with(str(name))]
+    sections = [dotted(path) or "the top of the job file" for path in case.keys.sections_with(str(name))]
     near = nearest(str(name), valid)
-    if homes:
-        remedy = f"{one_line(str(name))} belongs to {' or '.join(homes)}"
+    if sections:
+        remedy = f"{one_line(str(name))} belongs to {' or '.join(sections)}"
     elif near:
         remedy = f"did you mean {near}?"
     else:
-        remedy = f"the keys allowed there: {listed(valid)}" if valid else "remove it"
+        remedy = f"the keys allowed there: {join_values(valid)}" if valid else "remove it"
     return case.path, f"{case.key} is not a key of {where}; {remedy}"
 
 
-def _missing(case: _Case) -> _Sentence:
+def _describe_missing(case: _Case) -> _Sentence:
     *section, name = case.path
     where = dotted(tuple(section)) or _TOP
     if isinstance(name, int):
         parent = case.keys.find(case.loc[:-1]).schema
         return case.path, f"{where} has too few items; give {case.keys.allowed(parent)}"
-    meaning = case.keys.described(case.schema)
+    meaning = case.keys.first_clause(case.schema)
     return case.path, f"{case.key} is missing; add {name} to {where}" + (f" ({meaning})" if meaning else "")
 
 
-def _wrong_choice(case: _Case) -> _Sentence:
+def _describe_choice(case: _Case) -> _Sentence:
     choices = case.keys.choices(case.schema)
     if not choices:
         return case.path, f"{case.key} is {case.shown}, which is not allowed; give {case.context['expected']}"
-    if isinstance(case.value, str) and case.value in [to_plain_schema(choice) for choice in choices]:
+    if isinstance(case.value, str) and case.value in [format_value(choice) for choice in choices]:
         return case.path, f'{case.key} is the text "{case.value}"; write {case.value} without quotes'
     return case.path, not_one_of(case.key, case.shown, choices)
 
 
-def _wrong_tag(case: _Case) -> _Sentence:
+def _describe_tag(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     path = (*case.path, name)
-    tag = _value_at(case.document.values, path)
+    tag = _get_value(case.document.values, path)
     return path, not_one_of(dotted(path), case.document.shown(path, tag), tags)
 
 
-def _missing_tag(case: _Case) -> _Sentence:
+def _describe_missing_tag(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
-    return case.path, f"{case.key}.{name} is missing; choose one of {listed(tags)}"
+    return case.path, f"{case.key}.{name} is missing; choose one of {join_values(tags)}"
 
 
-def _not_a_section(case: _Case) -> _Sentence:
+def _describe_non_section(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     keys = case.keys.keys_at(case.loc)
     if case.value in tags:
         remedy = f"write {{{name}: {case.value}}}"
     elif tags:
-        remedy = f"give it the key {name}, one of {listed(tags)}"
+        remedy = f"give it the key {name}, one of {join_values(tags)}"
     else:
-        remedy = f"give it keys of its own ({listed(keys)})" if keys else "give it keys of its own"
+        remedy = f"give it keys of its own ({join_values(keys)})" if keys else "give it keys of its own"
     if case.value is None and "default" in case.schema:
         remedy += " or remove it"
     return case.path, f"{case.key} is {case.shown}, which is not a section; {remedy}"
 
 
-def _out_of_bounds(case: _Case) -> _Sentence:
+def _describe_bounds(case: _Case) -> _Sentence:
     bounds = {"ge": "is below", "gt": "is not above", "le": "is above", "lt": "is not below"}
     wrong = next(
-        f"{words} {to_plain_schema(case.context[bound])}" for bound, words in bounds.items() if bound in case.context
+        f"{words} {format_value(case.context[bound])}" for bound, words in bounds.items() if bound in case.context
     )
     return case.path, f"{case.key} is {case.shown}, which {wrong}; give {case.allowed}"
 
 
-def _wrong_pattern(case: _Case) -> _Sentence:
+def _describe_pattern(case: _Case) -> _Sentence:
     pattern = str(case.context["pattern"])
-    near = _fitting(str(case.value), pattern)
-    remedy = f"did you mean {near}?" if near else "write it so"
+    near = _find_match(str(case.value), pattern)
+    remedy = f"did you mean {near}?" if near else "choose another"
     words = case.keys.pattern_words(case.schema) or f"not of the pattern {pattern}"
     return case.path, f"{case.key} is {case.shown}, which is {words}; {remedy}"
 
 
-def _fitting(value: str, pattern: str) -> str | None:
-    """The value with what is no letter or digit replaced, if that fits the pattern: `my run` -> `my-run`."""
+def _find_match(value: str, pattern: str) -> str | None:
+    """Replace everything but letters and digits, if the result matches the pattern: `my run` -> `my-run`."""
     for filler in "-_":
         candidate = re.sub(r"[^A-Za-z0-9]+", filler, value).strip(filler)
         try:
             if candidate and re.search(pattern, candidate):
                 return candidate
-        except re.error:  # pydantic's patterns are Rust's, which Python may not know
+        except re.error:  # pydantic matches with Rust's regex syntax, which Python may not parse
             return None
     return None
 
 
-def _wrong_length(case: _Case) -> _Sentence:
+def _describe_length(case: _Case) -> _Sentence:
     context = case.context
     limit, wrong = (context["min_length"], "fewer") if "min_length" in context else (context["max_length"], "more")
     unit = ("character" if case.kind.startswith("string") else "item") + ("" if limit == 1 else "s")
     return case.path, f"{case.key} is {case.shown}, which has {wrong} than {limit} {unit}; give {case.allowed}"
 
 
-def _wrong_kind(case: _Case) -> _Sentence:
+def _describe_kind(case: _Case) -> _Sentence:
     if case.value is None:
         return case.path, f"{case.key} is empty; give {case.allowed}"
     needed = _NOT_A[case.kind]
@@ -230,19 +293,20 @@ def _wrong_kind(case: _Case) -> _Sentence:
     return case.path, f"{case.key} is {case.shown}, which is not {needed}; {remedy}"
 
 
-def _own_words(case: _Case) -> _Sentence:
-    """A validator's text is a sentence already; it starts with the name of a key, or gets the section's."""
-    place, culprit = case.path, _culprit(case)
+def _complete_sentence(case: _Case) -> _Sentence:
+    """Complete the sentence of a validator of ours: it starts with a key of the section, or gets the section's name."""
+    section = case.path
+    blamed = _find_blamed_key(case)
     first = case.message.split(maxsplit=1)[0].rstrip(":,") if case.message else ""
     if first in case.keys.keys_at(case.loc):
-        return culprit, f"{dotted((*place, '')) if place else ''}{case.message}"
-    if place and first == place[-1]:
-        return culprit, dotted((*place[:-1], case.message))
-    return culprit, f"{case.key}: {case.message}"
+        return blamed, f"{dotted((*section, '')) if section else ''}{case.message}"
+    if section and first == section[-1]:
+        return blamed, dotted((*section[:-1], case.message))
+    return blamed, f"{case.key}: {case.message}"
 
 
-def _culprit(case: _Case) -> KeyPath:
-    """Of the keys a validator's text names, one that an override gave, else the first that was given at all."""
+def _find_blamed_key(case: _Case) -> KeyPath:
+    """Pick one of the keys that a validator's text names: one from an override, else the first that the user wrote."""
     places = case.document.places
     words = re.findall(r"\w+", case.message)
     named = [path for path in ((*case.path, word) for word in words) if path in places]
@@ -250,7 +314,7 @@ def _culprit(case: _Case) -> KeyPath:
     return next(iter(overridden + named), case.path)
 
 
-def _value_at(value: object, path: KeyPath) -> object:
+def _get_value(value: object, path: KeyPath) -> object:
     for key in path:
         if isinstance(value, dict):
             value = value.get(key)
@@ -262,26 +326,26 @@ def _value_at(value: object, path: KeyPath) -> object:
 
 
 _SENTENCES: dict[str, Callable[[_Case], _Sentence]] = {
-    "extra_forbidden": _unknown_key,
-    "missing": _missing,
-    "literal_error": _wrong_choice,
-    "enum": _wrong_choice,
-    "union_tag_invalid": _wrong_tag,
-    "union_tag_not_found": _missing_tag,
-    "model_type": _not_a_section,
-    "model_attributes_type": _not_a_section,
-    "dataclass_type": _not_a_section,
-    "greater_than": _out_of_bounds,
-    "greater_than_equal": _out_of_bounds,
-    "less_than": _out_of_bounds,
-    "less_than_equal": _out_of_bounds,
-    "string_pattern_mismatch": _wrong_pattern,
-    "too_short": _wrong_length,
-    "too_long": _wrong_length,
-    "string_too_short": _wrong_length,
-    "string_too_long": _wrong_length,
-    "value_error": _own_words,
-    "assertion_error": _own_words,
+    "extra_forbidden": _describe_unknown_key,
+    "missing": _describe_missing,
+    "literal_error": _describe_choice,
+    "enum": _describe_choice,
+    "union_tag_invalid": _describe_tag,
+    "union_tag_not_found": _describe_missing_tag,
+    "model_type": _describe_non_section,
+    "model_attributes_type": _describe_non_section,
+    "dataclass_type": _describe_non_section,
+    "greater_than": _describe_bounds,
+    "greater_than_equal": _describe_bounds,
+    "less_than": _describe_bounds,
+    "less_than_equal": _describe_bounds,
+    "string_pattern_mismatch": _describe_pattern,
+    "too_short": _describe_length,
+    "too_long": _describe_length,
+    "string_too_short": _describe_length,
+    "string_too_long": _describe_length,
+    "value_error": _complete_sentence,
+    "assertion_error": _complete_sentence,
 }
 
 _NOT_A = {

@@ -1,4 +1,7 @@
-"""`parallel:` in the job file: how a batch is spread over memory; nothing here changes the curve. Runs anywhere."""
+"""`parallel:` in the job file: how a global batch is spread over workers and memory. Runs anywhere.
+
+Nothing here changes the loss curve.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,32 +11,33 @@ from launcher.spec.base import Section
 
 
 class ParallelSpec(Section):
-    """How one global batch is spread over workers and memory."""
+    """`parallel:` How a global batch is spread over workers and memory."""
 
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
-    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054); `auto`
-    takes the lowest that fits into a worker's memory where that is known; else 0 where one worker would shard with
-    nobody and for adafactor, 3 to offload weights, else 2."""
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054). `auto`
+    chooses the lowest stage that fits into a worker's memory. If the memory is not known, it chooses 0 for a single
+    worker and for adafactor, 3 to offload weights, else 2."""
 
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Samples one worker puts through the model at once; null takes its whole share of the global batch, `auto` the
-    largest of share, share / 2, share / 4 ... that fits into its memory."""
+    """Samples per worker in one forward pass. Null uses the whole local batch (the worker's part of the global batch);
+    `auto` chooses the largest of local batch, half of it, a quarter ... that fits into memory."""
 
     offload_optimizer: bool = False
-    """Keep optimizer states in CPU memory and update there (ZeRO 1 and up); compiles a CPU kernel at first use."""
+    """Keep optimizer states in CPU memory and update the weights there (ZeRO 1 to 3). Compiles a CPU kernel at first
+    use."""
 
     offload_path: str | None = None
-    """Directory on a disk of each node, an NVMe one: offloaded optimizer states are kept in files there, not in CPU
-    memory (ZeRO 3; needs libaio, and compiles a kernel at first use)."""
+    """Directory on an NVMe disk of each node for offloaded optimizer states, instead of CPU memory (ZeRO 3). Needs
+    libaio and compiles a kernel at first use."""
 
     offload_parameters: bool = False
     """Keep weights in CPU memory between uses (ZeRO 3)."""
 
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more compute."""
+    """Recompute activations in the backward pass instead of storing them: less memory, about a third more compute."""
 
     @model_validator(mode="after")
-    def _offload_needs_zero(self) -> "ParallelSpec":
+    def _check_offload(self) -> "ParallelSpec":
         if self.offload_parameters and self.zero not in ("auto", 3):
             raise ValueError(
                 f"offload_parameters needs zero: 3, not {self.zero}; set zero: 3 or drop offload_parameters"
@@ -43,19 +47,19 @@ class ParallelSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _offload_path_is_of_use(self) -> "ParallelSpec":
+    def _check_offload_path(self) -> "ParallelSpec":
         if self.offload_path is None:
             return self
         if not self.offload_optimizer:
             raise ValueError(
-                "offload_path says where offloaded optimizer states are kept, and offload_optimizer is false; set "
+                "offload_path is for offloaded optimizer states, and offload_optimizer is false; set "
                 "offload_optimizer: true or drop offload_path"
             )
         if self.zero not in ("auto", 3):
             raise ValueError(f"offload_path needs zero: 3, not {self.zero}; set zero: 3 or drop offload_path")
         if not self.offload_path.startswith("/"):
             raise ValueError(
-                f"offload_path is {self.offload_path}, which is no whole path; give a directory that every node has on "
-                "a disk of its own (/mnt/nvme)"
+                f"offload_path is {self.offload_path}, which is not an absolute path; give a directory on a local disk "
+                "of every node (/mnt/nvme)"
             )
         return self

@@ -1,4 +1,4 @@
-"""What scores may be of, and what they are called: a run's own splits, or other data. Runs anywhere."""
+"""Names of evaluation results (`scores-NAME.json`), of a run's own splits or of other data. Runs anywhere."""
 
 import re
 
@@ -6,24 +6,24 @@ from launcher.errors import RunError
 from launcher.spec.job import NO_NAME, is_name
 
 SPLITS = ("validation", "test")
-"""What may be scored of a run's own data: the training stream is no evaluation."""
+"""Splits of a run's own data that can be evaluated; the training split cannot."""
 
 
 def check_scores_name(name: str) -> str:
-    """A name for `scores-<name>.json`.
+    """Validate a name for `scores-<name>.json` and return it.
 
     Raises:
-        RunError: it is one of the run's own splits, or no file name.
+        RunError: The name is one of the run's own splits, or not a valid file name.
     """
     if name in (*SPLITS, "train"):
-        raise RunError(f"--name: {name} is a split of the run itself, whose scores stay; give another name")
+        raise RunError(f"--name: {name} is a split of the run, and its scores are not overwritten; give another name")
     if not is_name(name):
         raise RunError(f"--name: {name} is {NO_NAME}; give one that is")
     return name
 
 
 def scores_name(location: str) -> str:
-    """A name for the scores on some data: the file's or directory's, with its parent's where that says nothing."""
+    """Name the scores after the file or directory of the data, with its parent if that is just the name of a split."""
     bare = location.split("://", 1)[-1].split("?", 1)[0] if "://" in location else location.removeprefix("hub:")
     parts = [part for part in re.split(r"[/#]", bare) if part and part not in (".", "..")]
     named = [part for part in parts if not set(part) & set("*[]?")] or ["data"]

@@ -1,4 +1,7 @@
-"""`train:` in the job file: everything the loss curve is a function of, beside data and model. Runs anywhere."""
+"""`train:`, `evaluation:` and `checkpoint:` in the job file. Runs anywhere.
+
+The loss curve depends on `train:`, but not on the other two.
+"""
 
 from typing import Annotated, Literal
 
@@ -10,23 +13,23 @@ from launcher.spec.optimizer import AdamW, Optimizer
 
 class _Warmup(Section):
     warmup_fraction: float = Field(default=0.1, ge=0.0, le=1.0)  # the BERT recipe's 10 %
-    """Share of all steps over which the learning rate rises linearly from 0."""
+    """Fraction of all steps in which the learning rate rises linearly from 0."""
 
 
 class ConstantSchedule(_Warmup):
-    """Warm-up, then the learning rate stays."""
+    """Warm-up, then a constant learning rate."""
 
     type: Literal["constant"] = "constant"
 
 
 class LinearSchedule(_Warmup):
-    """Warm-up, then a straight line to 0 at the last step."""
+    """Warm-up, then linear decay to 0 at the last step."""
 
     type: Literal["linear"] = "linear"
 
 
 class CosineSchedule(_Warmup):
-    """Warm-up, then half a cosine to 0 at the last step (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    """Warm-up, then cosine decay to 0 at the last step (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
     type: Literal["cosine"] = "cosine"
 
@@ -35,96 +38,97 @@ Schedule = Annotated[ConstantSchedule | LinearSchedule | CosineSchedule, Field(d
 
 
 class TrainSpec(Section):
-    """How long, how fast and with which numbers."""
+    """`train:` Length of training, optimizer, learning rate and numerics."""
 
     epochs: int = Field(default=3, ge=1)
-    """Passes over the training data; every row counts exactly once in each."""
+    """Passes over the training data. Each epoch uses every row exactly once."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimizer steps even if the epochs are not over; schedules end there too."""
+    """Maximum number of optimizer steps, even if epochs remain. The learning-rate schedule ends there too."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Global batch: samples per optimizer step over all workers. Cut into micro-batches as memory needs."""
+    """Global batch: samples per optimizer step over all workers. It is split into micro-batches to fit into memory."""
 
     learning_rate: float = Field(default=2e-5, gt=0.0)
     """Peak learning rate, reached at the end of the warm-up."""
 
     optimizer: Optimizer = AdamW()
-    """The optimizer and its own parameters; AdamW where no `type` is given."""
+    """Optimizer and its parameters; AdamW if `type` is missing."""
 
     layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
     """Layer-wise learning-rate decay (ELECTRA, Clark et al. 2020, arXiv:2003.10555; BEiT, arXiv:2106.08254): layer i of
-    n learns at learning_rate * layer_decay ** (n + 1 - i), the head at the full rate, the embeddings (i = 0) slowest;
-    null trains all alike."""
+    n uses learning_rate * layer_decay ** (n + 1 - i), the head the full rate, the embeddings (i = 0) the lowest. Null
+    uses one rate for all layers."""
 
     schedule: Schedule = LinearSchedule()
-    """How the learning rate changes over the steps."""
+    """Learning-rate schedule over the steps."""
 
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Exponential moving average of the weights: how much of it stays at each step (0.999, say; less in the first
-    steps). Evaluations see the average, the best one is exported; the training goes on as without it."""
+    """Decay of an exponential moving average (EMA) of the weights, such as 0.999; it starts lower in the first steps.
+    Evaluations and the exported model use the average; training itself does not change."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0.0)
-    """Clip the gradient of the global batch to this L2 norm; null does not clip."""
+    """L2 norm to which the gradient of the global batch is clipped; null does not clip."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Numbers of the forward and backward pass. Gradients are summed and weights stepped in fp32; fp16 scales the loss
-    dynamically, for which it needs ZeRO."""
+    """Precision of the forward and backward pass. Gradients are accumulated and weights updated in fp32. fp16 uses
+    dynamic loss scaling, which needs ZeRO."""
 
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """What to do at a loss that is not a number: stop; skip the batch, at the price of a look at each step's loss
-    (under ZeRO 2 and 3 the workers start again from the last checkpoint for it); or roll back to the last checkpoint
-    and leave the batch out then, which costs nothing before. Its rows are written to left-out.json."""
+    """What to do at a non-finite loss. `stop` ends the run. `skip` skips the batch, and costs one device sync per step
+    (under ZeRO 2 and 3 the workers restart from the last checkpoint). `rollback` restarts from the last checkpoint and
+    skips the batch then, at no cost before. The rows of skipped batches are written to left-out.json."""
 
     compile: bool = False
-    """Compile the model (`torch.compile`) in the first steps, a minute or more, for faster ones; not under ZeRO-3. On a
-    CPU it needs a C++ compiler. Fused kernels round otherwise and draw other noise, so the curve is another one."""
+    """Compile the model with `torch.compile`. The first steps take a minute or more, later ones are faster. Not
+    available under ZeRO-3; needs a C++ compiler on CPUs. Fused kernels round differently, so the loss curve changes."""
 
     deterministic: bool = False
-    """Refuse kernels whose result differs from call to call (torch.use_deterministic_algorithms)."""
+    """Allow only deterministic kernels (torch.use_deterministic_algorithms)."""
 
     log_every_steps: int = Field(default=10, ge=1)
-    """Reduce, write and show the losses of the last steps this often; every step's loss is recorded."""
+    """Steps between log lines. Each one reduces and writes the losses of all steps since the last, so none is lost."""
 
     sync_check_steps: int = Field(default=200, ge=1)
-    """Compare a hash of the weights across workers after the first step and then every so many steps."""
+    """Steps between comparisons of a weight hash across workers; the first one is after step 1."""
 
 
 class EvaluationSpec(Section):
-    """`evaluation:` when to look at the validation data and what to keep."""
+    """`evaluation:` When to evaluate the validation data, and which checkpoint is best."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Evaluate every so many steps (and after the last); null evaluates at the end of each epoch."""
+    """Steps between evaluations; there is also one after the last step. Null evaluates at the end of each epoch."""
 
     metric: str | None = None
-    """Validation metric that decides which checkpoint is best; null takes the task's own main metric."""
+    """Validation metric that selects the best checkpoint; null uses the task's main metric."""
 
     mode: Literal["auto", "max", "min"] = "auto"
-    """Whether more of the metric is better; `auto` knows the task's own metrics."""
+    """Whether to maximise or minimise the metric; `auto` knows the task's own metrics."""
 
     patience: int | None = Field(default=None, ge=1)
-    """Stop early after this many evaluations in a row without a better metric; null never does."""
+    """Stop early after this many evaluations in a row without improvement; null never stops early."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Samples per evaluation batch over all workers; a memory knob."""
+    """Samples per evaluation batch over all workers. Affects memory and speed, not the metrics."""
 
 
 class CheckpointSpec(Section):
-    """`checkpoint:` when to save the state from which a run goes on."""
+    """`checkpoint:` When to save the states that a run resumes from."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Save every so many steps; null saves by minutes and at evaluations only."""
+    """Steps between checkpoints; null saves only by `every_minutes` and at evaluations."""
 
     every_minutes: float | None = Field(default=10.0, gt=0.0)
-    """Save when this many minutes have passed since the last checkpoint; null does not."""
+    """Minutes between checkpoints; null does not save by time."""
 
     keep_last: int = Field(default=2, ge=1)
-    """Checkpoints kept beside the best one; two, so that there is one to go back to when the last is damaged."""
+    """Number of recent checkpoints to keep, in addition to the best one. With two, the run can fall back to the older
+    one if the newest is corrupt."""
 
     background: bool = True
-    """Write while training goes on: it stands still only as long as the states are copied. Every worker then holds a
-    copy of its share of the states in the CPU's memory."""
+    """Write checkpoints while training continues; it pauses only to copy the states. Each worker then keeps a copy of
+    its shard of the states in CPU memory."""
 
     on_failure: Literal["continue", "stop"] = "continue"
-    """What to do when a checkpoint cannot be written (a full disk, a storage that fails): train on, with the last good
-    one kept, and say so; or stop."""
+    """What to do if a checkpoint cannot be written (full disk, failing storage): `continue` warns, keeps the last valid
+    checkpoint and trains on; `stop` ends the run."""

@@ -13,10 +13,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from launcher.errors import RunError, SpecError
-from launcher.spec.document import dotted
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
-from launcher.spec.secrets import secrets_in
+from launcher.spec.messages import dotted
+from launcher.spec.permissions import secrets_in
 
 JOB_FILE = "launcher-job.yaml"
 """Name of the resolved job file in the package."""

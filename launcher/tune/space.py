@@ -11,9 +11,8 @@ from typing import Any  # a job as JSON
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from launcher.errors import SpecError, UserError
-from launcher.spec.document import Document, Place
 from launcher.spec.job import JobSpec
-from launcher.spec.messages import not_one_of, problems_of
+from launcher.spec.messages import Document, Place, not_one_of, problems_of
 from launcher.spec.schema import JobKeys
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tasks.base import MetricMode

@@ -1,7 +1,5 @@
-"""`launcher init` as a user runs it: what it writes passes `launcher check`; what is wrong is one sentence."""
+"""`launcher init`: the files that it writes pass `launcher check`; wrong input is one sentence."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,25 +13,14 @@ from launcher.cli import init
 from launcher.spec.loader import load_job
 from launcher.tasks import params_of
 from tests.support import toy_data
+from tests.support.command_line import CommandLine
 from tests.support.toy_data import ROWS, chats, cycle, words
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command line in this process and in an empty directory: exit code, output, errors."""
+def run(launcher: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """Run commands in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-
-    def launcher(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
     return launcher
 
 
@@ -52,11 +39,8 @@ _NAMED = toy_data.named_classes(pa.table({"text": words(), "label": cycle(0, 1)}
         (toy_data.SINGLE, "text-classification", {"text": "review", "label": "stars", "kind": "single-label"}),
         (_NAMED, "text-classification", {"text": "text", "label": "label"}),
         (toy_data.PAIR, "text-classification", {"text": "premise", "text_pair": "hypothesis", "label": "label"}),
-        (
-            toy_data.REGRESSION,
-            "text-classification",
-            {"text": "sentence1", "text_pair": "sentence2", "label": "score", "kind": "regression"},
-        ),
+        (toy_data.REGRESSION, "text-classification",
+         {"text": "sentence1", "text_pair": "sentence2", "label": "score", "kind": "regression"}),
         (toy_data.MULTI, "text-classification", {"text": "text", "label": "labels", "kind": "multi-label"}),
         (toy_data.TAGS, "token-classification", {"text": "tokens", "label": "ner_tags"}),
         (toy_data.SPANS, "token-classification", {"text": "text", "label": "entities"}),
@@ -65,16 +49,16 @@ _NAMED = toy_data.named_classes(pa.table({"text": words(), "label": cycle(0, 1)}
         (toy_data.PROMPTS, "causal-lm", {"prompt": "instruction", "response": "output", "input": "input"}),
         (toy_data.IMAGES, "image-classification", {"image": "image", "label": "label"}),
     ],
-)
-def test_what_is_written_passes_check(
-    table: pa.Table, task: str, written: dict[str, str], run: Run, tiny_models: dict[str, Path]
+)  # fmt: skip
+def test_the_written_job_file_passes_check(
+    table: pa.Table, task: str, written: dict[str, str], run: CommandLine, tiny_models: dict[str, Path]
 ) -> None:
     _write(table, validation=table.slice(0, 20), test=table.slice(20, 10))
     code, out, err = run("init", "d", "--model", str(tiny_models[task]))
     assert (code, err) == (0, "") and out.endswith("Next:\n  launcher check job.yaml\n  launcher train job.yaml\n")
     job = load_job("job.yaml", (), params_of)
-    given = {key: value for key, value in job.task.parameters().items() if key != "max_length"}
-    assert (job.name, job.task.type, given) == ("d", task, written)
+    task_keys = {key: value for key, value in job.task.parameters().items() if key != "max_length"}
+    assert (job.name, job.task.type, task_keys) == ("d", task, written)
     assert (job.data.train, job.data.validation) == (("d/train.parquet",), ("d/validation.parquet",))
     lines = Path("job.yaml").read_text().splitlines()
     keys = [(above, line) for above, line in zip(lines, lines[1:], strict=False) if line.startswith("  ")]
@@ -84,7 +68,7 @@ def test_what_is_written_passes_check(
     assert "60 train, 20 validation, 10 test" in out and not Path("runs").exists()
 
 
-def test_other_formats_are_converted_once(run: Run, tiny_bert: Path) -> None:
+def test_other_formats_are_converted_once(run: CommandLine, tiny_bert: Path) -> None:
     pa.csv.write_csv(toy_data.SINGLE, "reviews.csv")
     code, _, err = run("init", "reviews.csv", "--model", str(tiny_bert), "-o", "mine.yaml", "--split", "0.2")
     assert code == 0, err
@@ -95,19 +79,19 @@ def test_other_formats_are_converted_once(run: Run, tiny_bert: Path) -> None:
     assert run("check", "mine.yaml")[0] == 0
 
 
-def test_no_validation_data_is_said(run: Run) -> None:
+def test_missing_validation_data_is_noted(run: CommandLine) -> None:
     _write(toy_data.TEXTS)
     _, out, _ = run("init", "d", "--yes")
     assert (
         "note: validation data: none was found; without it the last weights are kept, whatever they are worth; " in out
     )
-    assert "--split 0.1 sets rows aside, --validation names a file" in out
+    assert "--split 0.1 splits rows off, --validation names a file" in out
     assert "# validation: PATH" in Path("job.yaml").read_text() and not Path("job-data").exists()
     pq.write_table(toy_data.TEXTS, "d/dev.parquet")
     assert "none was given (d/dev.parquet may be it); without it" in run("init", "d/train.parquet", "--force")[1]
 
 
-def test_splits_that_do_not_fit_are_left_out(run: Run) -> None:
+def test_splits_that_do_not_fit_are_left_out(run: CommandLine) -> None:
     _write(
         toy_data.PAIR,
         validation=toy_data.PAIR.drop_columns("label"),
@@ -119,11 +103,11 @@ def test_splits_that_do_not_fit_are_left_out(run: Run) -> None:
     assert "note: d/test.parquet is left out: none of its labels is one of the training data (label)" in out
     job = load_job("job.yaml")
     assert job.data.validation is None and job.data.test is None
-    said = run("init", "d/train.parquet", "--test", "d/test.parquet", "--force")[2]
-    assert said.startswith("--test d/test.parquet: none of its labels is one of the training data (label); give one")
+    error = run("init", "d/train.parquet", "--test", "d/test.parquet", "--force").err
+    assert error.startswith("--test d/test.parquet: none of its labels is one of the training data (label); give one")
 
 
-def test_rows_without_a_label_are_skipped(run: Run, tiny_bert: Path) -> None:
+def test_rows_without_a_label_are_skipped(run: CommandLine, tiny_bert: Path) -> None:
     table = toy_data.named_classes(pa.table({"text": words(), "label": cycle(0, 1, -1)}), "label", ["no", "yes"])
     _write(table)
     assert run("init", "d", "--model", str(tiny_bert))[0] == 0
@@ -131,7 +115,7 @@ def test_rows_without_a_label_are_skipped(run: Run, tiny_bert: Path) -> None:
     assert run("check", "job.yaml")[0] == 0
 
 
-def test_data_is_not_cut_into_itself(run: Run) -> None:
+def test_data_is_not_overwritten_by_its_own_split(run: CommandLine) -> None:
     Path("job-data").mkdir()
     pq.write_table(toy_data.SINGLE, "job-data/train.parquet")
     before = Path("job-data/train.parquet").read_bytes()
@@ -141,7 +125,7 @@ def test_data_is_not_cut_into_itself(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["nowhere"], "nowhere does not exist; give a file, a directory or a glob that does"),
         (["empty.parquet"], "empty.parquet has no rows; give a file that has"),
@@ -155,11 +139,11 @@ def test_data_is_not_cut_into_itself(run: Run) -> None:
         (["d", "--label", "one"], "--label one: holds only the label 'x'; at least two classes are needed"),
         (["d", "--label", "id"], "--label id: has 60 different values in 60 rows, which are no classes; name another"),
         (["d", "--validation", "no.parquet"], "no.parquet does not exist; give a file, a directory or a glob"),
-        (["d", "--validation", "d", "--split", "0.1"], "--split 0.1: there is validation data already (d); leave"),
+        (["d", "--validation", "d", "--split", "0.1"], "--split 0.1: there is validation data already (d); drop"),
         (["d", "--split", "0.1", "-o", "cut.yaml"], "cut-data/train.parquet: is there already; give another --output"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_sentence(arguments: list[str], said: str, run: Run) -> None:
+def test_wrong_input_is_one_sentence(arguments: list[str], sentence: str, run: CommandLine) -> None:
     _write(toy_data.SINGLE.append_column("one", pa.array(["x"] * ROWS)))
     pq.write_table(toy_data.SINGLE.slice(0, 0), "empty.parquet")
     Path("broken.parquet").write_text("no")
@@ -167,19 +151,19 @@ def test_what_is_wrong_is_one_sentence(arguments: list[str], said: str, run: Run
     Path("cut-data").mkdir()
     Path("cut-data/train.parquet").write_text("mine")
     code, out, err = run("init", *arguments)
-    assert (code, out) == (2, "") and said in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1
     assert not Path("job.yaml").exists() and Path("taken.yaml").read_text() == "mine"
 
 
 def _answer(monkeypatch: pytest.MonkeyPatch, *answers: str, flags: tuple[str, ...] = ()) -> str:
-    """What a person at a terminal sees."""
+    """Answer the questions on a terminal and return everything shown."""
     monkeypatch.setattr(init, "_is_terminal", lambda: True)
     result = CliRunner().invoke(cli.app, ["init", "d", *flags], input="".join(f"{answer}\n" for answer in answers))
     assert result.exception is None, result.exception
     return result.output
 
 
-def test_a_person_is_asked(run: Run, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
+def test_questions_on_a_terminal(run: CommandLine, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
     _write(toy_data.SINGLE)
     seen = _answer(monkeypatch, "", "", "", "./nowhere", str(tiny_bert), "y")
     assert "d: 60 rows" in seen and "label: 3 different" in seen  # the table
@@ -189,7 +173,7 @@ def test_a_person_is_asked(run: Run, monkeypatch: pytest.MonkeyPatch, tiny_bert:
     assert job.model.name == str(tiny_bert) and job.data.validation == ("job-data/validation.parquet",)
 
 
-def test_answers_change_the_guess(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_change_the_guess(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(pa.table({"a": words(), "b": words(seed=1), "c": cycle("x", "y")}))
     seen = _answer(monkeypatch, "translation", "causal-lm", "a", "bb", "a", "b", "gpt2", "n")
     assert "translation is none of them" in seen and "--label bb: d has no such column" in seen
@@ -198,24 +182,24 @@ def test_answers_change_the_guess(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert job.data.validation is None and job.task.parameters()["chat_template"] == "chatml"
 
 
-def test_data_of_no_task_can_be_made_one_by_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_can_choose_a_task_for_unsupported_data(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(pa.table({"en": words(), "de": words(seed=1)}))
     seen = _answer(monkeypatch, "causal-lm", "en", "", "", "n", flags=("--force",))
     assert "columns en and de are translations" in seen
     assert load_job("job.yaml").task.parameters()["text"] == "en"
 
 
-def test_files_beside_are_offered(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_other_splits_are_offered(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(toy_data.TEXTS, validation=toy_data.TEXTS, test=toy_data.TEXTS)
     Path("d").rename("e")
     monkeypatch.setattr(init, "_is_terminal", lambda: True)
     result = CliRunner().invoke(cli.app, ["init", "e/train.parquet"], input="\n\n\n\ny\nn\n")
-    assert "Take e/validation.parquet for validation? [Y/n]" in result.output
+    assert "Use e/validation.parquet for validation? [Y/n]" in result.output
     job = load_job("job.yaml")
     assert job.data.validation == ("e/validation.parquet",) and job.data.test is None
 
 
-def test_flags_answer_in_advance(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_answer_in_advance(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(pa.table({"prompt": words(), "messages": chats()}))
     assert "model (" in _answer(monkeypatch, "messages", "", "", "n", flags=("--task", "causal-lm"))
     assert load_job("job.yaml").task.parameters()["messages"] == "messages"

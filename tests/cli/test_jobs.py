@@ -1,4 +1,4 @@
-"""`launcher submit` and `launcher jobs` before they reach a cluster: one sentence and exit code 2, within seconds."""
+"""`launcher submit` and `launcher jobs` before they reach a cluster: errors are one sentence, within seconds."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def job(tmp_path: Path) -> Path:
     return tmp_path / "job.yaml"
 
 
-def test_a_dead_address_is_told_within_seconds(job: Path) -> None:
+def test_a_dead_address_is_reported_within_seconds(job: Path) -> None:
     began = time.monotonic()
     done = _submit(job.parent, "submit", "job.yaml", "--address", _DEAD)
     assert done.returncode == 2
@@ -43,18 +43,18 @@ def test_a_dead_address_is_told_within_seconds(job: Path) -> None:
     assert _submit(job.parent, "jobs", "list", "--address", _DEAD).returncode == 2
 
 
-def test_a_large_package_is_warned_of(job: Path) -> None:
+def test_a_large_package_prints_a_warning(job: Path) -> None:
     with open(job.parent / "weights.bin", "wb") as stream:
         stream.truncate(101 * 2**20)
     done = _submit(job.parent, "submit", "job.yaml", "cluster.code=[weights.bin]", "--address", _DEAD)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "warning: 101 MiB would travel with the job, and Ray takes 100 MiB zipped; the largest are weights.bin "
+        "warning: 101 MiB would be sent with the job, and Ray accepts 100 MiB zipped; the largest are weights.bin "
         "(101 MiB): keep data on shared storage\n"
     )
 
 
-def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
+def test_all_paths_that_the_cluster_cannot_find_are_reported(job: Path) -> None:
     done = _submit(job.parent, "submit", "job.yaml", "output.storage=runs", "data.train=[a.parquet]")
     assert done.returncode == 2
     assert [line.split(" is a ")[0] for line in done.stderr.splitlines()] == [
@@ -64,34 +64,34 @@ def test_paths_that_mean_nothing_there_are_all_told(job: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command, said",
+    ("command", "sentence"),
     [
         ("", "none of train, tune, evaluate, predict"),
         ("train2", "none of train, tune, evaluate, predict"),
         ("train learning_rate=1", "takes no learning_rate=1; write 'train --fork s3://runs/RUN', with changes as KEY"),
         ("train first", "takes --fork and --chaos, not first"),
-        ("train --fork runs/first", "--fork: runs/first is a relative path, which means nothing there; give the run's"),
+        ("train --fork runs/first", "--fork: runs/first is a relative path, which the cluster cannot find; give a URI"),
         ("train --chaos kil=1@step3", "kil"),
-        ("tune --fork /runs/first", "takes no more words"),
+        ("tune --fork /runs/first", "takes no options"),
         ("evaluate test", "not test; write 'evaluate --split test', or 'evaluate --data s3://in --name NAME'"),
         ("evaluate --split train", "--split is train, which is not one of validation, test"),
         ("evaluate --data", "--data has no value"),
-        ("evaluate --data s3://in --split test", "--data and --split: give one of them"),
+        ("evaluate --data s3://in --split test", "--data and --split: give only one of them"),
         ("evaluate --name new", "--name: names the scores on --data"),
-        ("evaluate --data s3://in --name test", "--name: test is a split of the run itself"),
+        ("evaluate --data s3://in --name test", "--name: test is a split of the run"),
         ("evaluate --data s3://in --data s3://in", "--data is given twice"),
-        ("evaluate --data s3://in train.epochs=2", "override train.epochs=2: train.epochs belongs to what was trained"),
-        ("evaluate --data 's3://in", "close its quotation marks"),
+        ("evaluate --data s3://in train.epochs=2", "override train.epochs=2: train.epochs is fixed, as the run was"),
+        ("evaluate --data 's3://in", "close its quotes"),
         ("predict s3://in", "write 'predict s3://in --output s3://out'"),
     ],
 )
-def test_a_wrong_command_is_refused(command: str, said: str) -> None:
+def test_a_wrong_remote_command_is_refused(command: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         words_of(command)
-    assert said in refused.value.message
+    assert sentence in refused.value.message
 
 
-def test_other_data_is_scored_on_the_cluster() -> None:
+def test_other_data_is_evaluated_on_the_cluster() -> None:
     words = words_of("evaluate --data 's3://in/new data.csv' --name=new data.format=csv")
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
     assert Submission(job, words).entrypoint == (
@@ -99,7 +99,7 @@ def test_other_data_is_scored_on_the_cluster() -> None:
     )
 
 
-def test_the_submitted_job_permits_what_its_run_may_not() -> None:
+def test_permissions_of_the_submitted_job_become_overrides() -> None:
     job = make_job(
         Path("m"), {"train": ["s3://t"]}, Path("/r"), model={"trust_remote_code": True}, cluster={"address": "auto"}
     )
@@ -109,23 +109,23 @@ def test_the_submitted_job_permits_what_its_run_may_not() -> None:
     )
 
 
-def test_a_run_begins_from_another_on_the_cluster() -> None:
+def test_a_submitted_run_may_fork_another() -> None:
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
     assert Submission(job, words_of("train --fork /mnt/runs/first")).entrypoint == (
         "exec python -m launcher train launcher-job.yaml --fork /mnt/runs/first"
     )
 
 
-def test_other_data_must_be_seen_by_the_cluster(job: Path) -> None:
+def test_other_data_must_be_visible_to_the_cluster(job: Path) -> None:
     done = _submit(job.parent, "submit", "job.yaml", "--command", "evaluate --data new.csv", "--address", _DEAD)
     assert done.returncode == 2
-    assert done.stderr.startswith("--data: new.csv is a relative path that does not travel with the job; give a URI")
+    assert done.stderr.startswith("--data: new.csv is a relative path that is not sent with the job; give a URI")
     (job.parent / "new.csv").write_text("text,label\n")
     sent = ("submit", "job.yaml", "cluster.code=[new.csv]", "--command", "evaluate --data new.csv", "--address", _DEAD)
     assert "no Ray dashboard answers" in _submit(job.parent, *sent).stderr
 
 
-def test_the_entrypoint_quotes_and_execs() -> None:
+def test_the_entrypoint_quotes_paths_and_replaces_the_shell() -> None:
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/my runs"), cluster={"prepare": "python prepare.py"})
     assert Submission(job, ("train",)).entrypoint == (
         "python prepare.py && exec python -m launcher train launcher-job.yaml"

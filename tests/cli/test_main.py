@@ -1,6 +1,8 @@
-"""The command line: one clear sentence and exit code 2 for what a user can mend, no traceback."""
+"""The command line: what the user can fix is one sentence with exit code 2, a bug is one line with exit code 1."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import launcher.cli.main as cli
-from launcher.cli import train as runs
+from launcher.cli import train
+from launcher.cli.main import explain_system_error
 from tests.support.jobs import example_table, write_splits
 
 _JOB = """\
@@ -32,92 +35,136 @@ def _job(folder: Path, model: Path | str, train: Path | str) -> Path:
 
 def test_check_prints_the_plan(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", 100)
-    done = launcher(
-        "check",
-        str(_job(tmp_path, tiny_bert, data["train"])),
-        "train.batch_size=10",
-        "task.max_length=32",
-        cwd=tmp_path,
-    )
+    job = _job(tmp_path, tiny_bert, data["train"])
+    done = launcher("check", str(job), "train.batch_size=10", "task.max_length=32", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "30 (10 per epoch, 3 epochs) of 10" in done.stdout and "no validation data" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
-def test_all_problems_of_a_job_file_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "job.yaml"
-    path.write_text(
+def test_all_problems_of_a_job_file_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
         "name: x\ntask:\n  type: text-clasification\nmodel: {name: m}\ndata: {train: t}\ntrain:\n  bach_size: 3\n"
     )
     done = launcher("check", "job.yaml", "parallel.zero=7", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert lines[0].startswith("job.yaml:3: task.type is text-clasification")
-    assert lines[0].endswith("did you mean text-classification?")
-    assert lines[1] == "job.yaml:7: train.bach_size is not a key of train; did you mean batch_size?"
-    assert lines[2].startswith("override parallel.zero=7: parallel.zero is 7, which is not one of auto, 0, 1, 2, 3")
-    assert len(lines) == 3
+    task, key, override = done.stderr.strip().splitlines()
+    assert task.startswith("job.yaml:3: task.type is text-clasification")
+    assert task.endswith("did you mean text-classification?")
+    assert key == "job.yaml:7: train.bach_size is not a key of train; did you mean batch_size?"
+    assert override.startswith("override parallel.zero=7: parallel.zero is 7, which is not one of auto, 0, 1, 2, 3")
 
 
 @pytest.mark.parametrize(
-    ("column", "model", "said"),
+    ("column", "model", "sentence"),
     [
         ("text", "/nowhere/model", "model.name: there is no directory /nowhere/model; give one that exists"),
-        ("txt", None, "has no column 'text', which the task reads; did you mean 'txt'?".replace("'txt'?", "txt?")),
+        ("txt", None, "has no column 'text', which the task reads; did you mean txt?"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(
-    tiny_bert: Path, tmp_path: Path, column: str, model: str | None, said: str
+def test_an_unusable_model_or_column_is_one_sentence(
+    tiny_bert: Path, tmp_path: Path, column: str, model: str | None, sentence: str
 ) -> None:
-    table = example_table(20)
-    pq.write_table(table.rename_columns([column, "label"]), tmp_path / "train.parquet")
+    pq.write_table(example_table(20).rename_columns([column, "label"]), tmp_path / "train.parquet")
     done = launcher("check", str(_job(tmp_path, model or tiny_bert, tmp_path / "train.parquet")), cwd=tmp_path)
-    assert done.returncode == 2 and said in done.stderr
+    assert done.returncode == 2 and sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_place_without_a_run(tmp_path: Path) -> None:
-    for command in (["report"], ["evaluate"]):
-        done = launcher(*command, str(tmp_path), cwd=tmp_path)
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    for command in ("report", "evaluate"):
+        done = launcher(command, str(tmp_path), cwd=tmp_path)
         assert done.returncode == 2 and "no run there (it has no job.yaml)" in done.stderr
 
 
-def test_a_storage_that_is_a_file(tiny_bert: Path, tmp_path: Path) -> None:
-    data = write_splits(tmp_path / "data", 20)
+def test_a_storage_that_is_a_file_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    job = _job(tmp_path, tiny_bert, write_splits(tmp_path / "data", 20)["train"])
     for command in ("check", "train"):
-        job = _job(tmp_path, tiny_bert, data["train"])
         done = launcher(command, str(job), "output.storage=job.yaml", cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr == f"output.storage: {job} is a file; give a directory that can be written\n"
 
 
-def test_what_nobody_foresaw_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object) -> None:
-        raise KeyError("a\nb")
-
-    monkeypatch.setattr(runs, "load", fail)
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["launcher", "check", "job.yaml"])
-    with pytest.raises(SystemExit, match="1"):
-        cli.main()
-    said = capsys.readouterr().err
-    assert said.startswith("the launcher failed (KeyError: 'a\\nb'); the same command with --debug after `launcher`")
-    assert said.count("\n") == 1
-    monkeypatch.setenv("LAUNCHER_DEBUG", "")  # which --debug sets
-    monkeypatch.setattr(sys, "argv", ["launcher", "--debug", "check", "job.yaml"])
-    with pytest.raises(KeyError):
-        cli.main()
-
-
 def test_schema_is_json_schema(tmp_path: Path) -> None:
     from jsonschema import Draft202012Validator
 
-    done = launcher("schema", cwd=tmp_path)
-    schema = json.loads(done.stdout)
+    schema = json.loads(launcher("schema", cwd=tmp_path).stdout)
     Draft202012Validator.check_schema(schema)
     job = {"name": "a", "task": {"type": "text-classification"}, "model": {"name": "m"}, "data": {"train": ["t"]}}
     validator = Draft202012Validator(schema)
     assert validator.is_valid({**job, "data": {"train": "t.parquet"}})
     assert validator.is_valid(job) and not validator.is_valid({**job, "tran": {}})
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(errno.ENOSPC, "full", "/x"), 2, "/x: No space left on device; free space there, or choose another"),
+        (KeyError("a\nb"), 1, "the launcher failed (KeyError: 'a\\nb'); run the same command with --debug after"),
+    ],
+)
+def test_system_errors_and_bugs_have_different_exit_codes(
+    error: Exception, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "load", fail)
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["launcher", "check", "job.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr().err
+    assert ended.value.code == code and shown.startswith(line) and shown.count("\n") == 1
+    assert ("report it" in shown) == (code == 1)
+    monkeypatch.setenv("LAUNCHER_DEBUG", "")  # --debug sets it
+    monkeypatch.setattr(sys, "argv", ["launcher", "--debug", "check", "job.yaml"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EDQUOT, "free space there"),
+        (errno.EROFS, "choose a writable directory"),
+        (errno.EACCES, "get permission to write there"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.ESTALE, "check the disk or the mount"),
+    ],
+)
+def test_a_system_error_names_the_place_and_the_fix(number: int, fix: str) -> None:
+    sentence = explain_system_error(OSError(number, os.strerror(number), "/scratch/x"))
+    assert sentence is not None and sentence.startswith(f"/scratch/x: {os.strerror(number)}; ") and fix in sentence
+    wrapped = RuntimeError("odd")
+    wrapped.__cause__ = OSError(number, os.strerror(number), "/scratch/x")
+    assert explain_system_error(wrapped) == sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError("Error writing bytes. Detail: [errno 28] No space left on device"), "this machine: No space left on"),
+        (Exception("Error while serializing: No space left on device (os error 28)"), "this machine: No space left on"),
+        (MemoryError(), "this machine: Cannot allocate memory; close other programs"),
+        (RuntimeError("can't start new thread"), "this machine: no more threads can be started; raise the limit"),
+    ],
+)
+def test_system_errors_are_recognised_in_the_errors_of_libraries(error: Exception, sentence: str) -> None:
+    assert str(explain_system_error(error)).startswith(sentence)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), RuntimeError("odd")])
+def test_a_bug_is_not_a_system_error(error: Exception) -> None:
+    assert explain_system_error(error) is None
+
+
+def test_a_deleted_working_directory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the working directory does not exist any more" in str(explain_system_error(FileNotFoundError()))
+    monkeypatch.chdir(tmp_path)

@@ -52,9 +52,9 @@ def test_a_sweep_over_models_expands_them_too(home: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("validation: ~/v", "validation: $DATA/v", "first.yaml:4: data.validation has $DATA in it, and a job file"),
-        ("storage: ~/runs", "storage: '${OUT}/runs'", "first.yaml:5: output.storage has ${OUT} in it, and a job file"),
-        ("validation: ~/v", "validation: ${DATA}/v", "first.yaml:4: a job file replaces no environment variables"),
+        ("validation: ~/v", "validation: $DATA/v", "first.yaml:4: data.validation contains $DATA, and job files do"),
+        ("storage: ~/runs", "storage: '${OUT}/runs'", "first.yaml:5: output.storage contains ${OUT}, and job files do"),
+        ("validation: ~/v", "validation: ${DATA}/v", "first.yaml:4: job files do not expand environment variables"),
     ],
 )
 def test_an_environment_variable_is_named(
@@ -72,5 +72,5 @@ def test_an_environment_variable_is_named(
 def test_a_merge_key_is_named(home: Path) -> None:
     """YAML: `<<`."""
     text = _JOB.replace("model: {name: ~/mm}", "model: &m {name: ~/mm}\ntrain:\n  <<: *m")
-    with pytest.raises(SpecError, match="train has a merge key <<, which a job file does not know; write its keys out"):
+    with pytest.raises(SpecError, match="train has a merge key <<, which job files do not support; write its keys out"):
         load_job(_job(home, text))

@@ -1,4 +1,4 @@
-"""What init, submit, kube and tasks say of data and arguments that they cannot use."""
+"""Unusable data and arguments of init, submit, kube and tasks: each is refused in one sentence."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def _rows(**columns: object) -> Callable[[Desk], None]:
 
 
 def _elsewhere(_: Desk) -> None:
-    """A job whose paths mean the same on every node."""
+    """Write a job whose paths are valid on every node."""
     text = Path("job.yaml").read_text().replace("data/", "/shared/").replace("./model", "/shared/model")
     Path("job.yaml").write_text(text + "output: {storage: /shared/runs}\n")
 
@@ -98,8 +98,5 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.words)
-def test_it_is_refused(order: Order, desk: Desk) -> None:
-    desk.finished()
-    order.harm(desk)
-    command, *arguments = order.words.split()
-    desk.refuses(command, order.said, *arguments)
+def test_a_wrong_command_is_one_sentence(order: Order, desk: Desk) -> None:
+    desk.refuses_order(order)

@@ -1,4 +1,4 @@
-"""Whole files whose columns are not what the task reads: what `launcher check` and `launcher train` say of each."""
+"""Data files whose columns are not what the task reads: `launcher check` and `launcher train` refuse each."""
 
 from typing import Any
 
@@ -150,5 +150,5 @@ COLUMNS = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", COLUMNS, ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_unusable_columns_are_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)

@@ -1,4 +1,4 @@
-"""Broken files of data: what `launcher check` and `launcher train` say of each."""
+"""Broken data files: `launcher check` and `launcher train` refuse each in one sentence."""
 
 import gzip
 import os
@@ -37,7 +37,7 @@ def _pipe(desk: Desk) -> None:
 
 
 def _damaged(desk: Desk) -> None:
-    """Footer and magic are whole, the pages are not."""
+    """Overwrite the pages of a Parquet file, but not its footer and magic bytes."""
     content = Path(_TRAIN).read_bytes()
     desk.file(_TRAIN, content[:4] + b"\xff" * 600 + content[604:])
 
@@ -219,7 +219,7 @@ FILES = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", FILES, ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_a_broken_data_file_is_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 
@@ -227,7 +227,7 @@ def _csv(desk: Desk, content: str) -> Sequence[str]:
     return _file(desk, "data/train2.csv", content)
 
 
-# A file that is well in itself is converted, and stays so, whatever its columns are.
+# A readable file is converted before its columns are checked, and the converted file is kept.
 CONVERTED = [
     Case(
         "a CSV without names of columns",
@@ -244,16 +244,16 @@ CONVERTED = [
 
 
 @pytest.mark.parametrize("case", CONVERTED, ids=lambda case: case.name)
-def test_it_is_refused_once_it_is_converted(case: Case, desk: Desk) -> None:
+def test_a_converted_file_with_wrong_columns_is_refused(case: Case, desk: Desk) -> None:
     desk.refuses_case("check", case, may_leave="runs/.cache")
     assert [path.suffix for path in Path("runs").rglob("*") if path.is_file()] == [".parquet"]
 
 
 @pytest.mark.slow
 def test_a_bucket_without_a_network_is_refused_in_seconds(desk: Desk) -> None:
-    said = (
+    sentence = (
         "data.train: s3://bucket/train.parquet?endpoint_override=127.0.0.1:1 cannot be listed (no "
         "answer: ...); check the address, the network and your rights"
     )
     desk.monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    desk.refuses("check", said, "job.yaml", "data.train=s3://bucket/train.parquet?endpoint_override=127.0.0.1:1")
+    desk.refuses("check", sentence, "job.yaml", "data.train=s3://bucket/train.parquet?endpoint_override=127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""Job files broken at random: each loads, and then comes back from `dump_job` as it was, or is refused in sentences."""
+"""Randomly broken job files: each either loads and survives `dump_job`, or is refused in sentences."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job, load_job
 from launcher.tasks import params_of
 
-# The same examples in every run; FUZZ_EXAMPLES=5000 looks for new ones.
+# The examples are the same in every run; FUZZ_EXAMPLES=5000 tries new ones.
 _EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 FUZZ = settings(
     max_examples=int(_EXAMPLES or 120),
@@ -38,28 +38,9 @@ Value = Any  # what YAML may hold
 Path_ = tuple[Any, ...]
 
 _TEXTS = st.text(max_size=12) | st.sampled_from(
-    [
-        "",
-        " ",
-        "null",
-        "~",
-        "yes",
-        "1e3",
-        "0x1F",
-        "hub:",
-        "hub:a/b/c/d",
-        "s3://",
-        "a: b",
-        "*a",
-        "&a",
-        "!x",
-        "%",
-        "é\u2028",
-        "\x00",
-        "\x85",
-        "<<",
-    ]
-)
+    ["", " ", "null", "~", "yes", "1e3", "0x1F", "hub:", "hub:a/b/c/d", "s3://", "a: b", "*a", "&a", "!x", "%",
+     "é\u2028", "\x00", "\x85", "<<"]
+)  # fmt: skip
 _NUMBERS = (
     st.integers()
     | st.sampled_from([-1, 0, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400])
@@ -86,7 +67,7 @@ _ANY = _VALUES | st.integers(1, 60).map(_deep)
 
 def _places(value: Value, path: Path_ = ()) -> list[Path_]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, one in inner for place in _places(one, (*path, key)))]
+    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))]
 
 
 def _at(value: Value, path: Path_) -> Value:
@@ -97,7 +78,7 @@ def _at(value: Value, path: Path_) -> Value:
 
 @st.composite
 def _broken_jobs(draw: Callable[..., Any]) -> Value:
-    """A job of jobs/, changed in up to four places."""
+    """Draw a job of jobs/ and change it in up to four places."""
     job = copy.deepcopy(draw(st.sampled_from(_JOBS)))
     for _ in range(draw(st.integers(1, 4))):
         places = _places(job)[1:]
@@ -139,11 +120,11 @@ def _contains_itself(value: Value, above: tuple[int, ...] = ()) -> bool:
     if id(value) in above:
         return True
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(_contains_itself(one, (*above, id(value))) for one in inner)
+    return any(_contains_itself(item, (*above, id(value))) for item in inner)
 
 
-def _written(job: Value, flow: bool) -> str:
-    """As YAML; what stands in two places is an anchor and aliases."""
+def _dump_yaml(job: Value, flow: bool) -> str:
+    """Dump as YAML; a value that occurs twice becomes an anchor and an alias."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.allow_unicode, yaml.width = flow, True, 200
     text = io.StringIO()
@@ -156,13 +137,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "job.yaml"
 
 
-def _loads_or_says_why(file: Path) -> None:
+def _check_loads_or_is_refused(file: Path) -> None:
     try:
         job = load_job(file, (), params_of)
     except SpecError as error:
         assert error.problems
         for problem in error.problems:
-            _is_a_sentence(problem, file)
+            _check_sentence(problem, file)
         return
     text = dump_job(job)
     file.write_text(text, encoding="utf-8", newline="")
@@ -174,67 +155,56 @@ def _loads_or_says_why(file: Path) -> None:
 _UNREADABLE = ("not valid YAML: ", "the job file is ", "the job file has ", "a key of ", "byte 0x")
 
 
-def _is_a_sentence(problem: str, file: Path) -> None:
-    """File and line, then the key, or why there are none; a remedy behind the semicolon."""
+def _check_sentence(problem: str, file: Path) -> None:
+    """Check that a problem names file, line and key (or why there is none), and a fix after the semicolon."""
     assert problem.isprintable(), repr(problem)
-    found = re.fullmatch(re.escape(str(file)) + r"(:\d+)?(:\d+)?: (.+)", problem)
-    assert found is not None, problem
-    said = found[3]
-    named = said.startswith(_UNREADABLE) or re.match(r"\S+?[ :]", said) or " is " in said
-    assert named, problem
-    assert "; " in said or " needs " in said, problem
+    match = re.fullmatch(re.escape(str(file)) + r"(:\d+)?(:\d+)?: (.+)", problem)
+    assert match is not None, problem
+    sentence = match[3]
+    assert sentence.startswith(_UNREADABLE) or re.match(r"\S+?[ :]", sentence) or " is " in sentence, problem
+    assert "; " in sentence or " needs " in sentence, problem
 
 
 @FUZZ
 @given(job=_broken_jobs(), flow=st.booleans())
-def test_a_job_file_with_changed_values(file: Path, job: Value, flow: bool) -> None:
-    file.write_text(_written(job, flow), encoding="utf-8", newline="")
-    _loads_or_says_why(file)
+def test_a_job_file_with_changed_values_loads_or_is_refused(file: Path, job: Value, flow: bool) -> None:
+    file.write_text(_dump_yaml(job, flow), encoding="utf-8", newline="")
+    _check_loads_or_is_refused(file)
 
 
 @FUZZ
 @given(data=st.data(), name=st.sampled_from(sorted(path.name for path in _FOLDER.glob("*.yaml"))))
-def test_a_job_file_with_changed_bytes(file: Path, data: st.DataObject, name: str) -> None:
+def test_a_job_file_with_changed_bytes_loads_or_is_refused(file: Path, data: st.DataObject, name: str) -> None:
     content = bytearray((_FOLDER / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         begin = data.draw(st.integers(0, len(content)))
         end = min(len(content), begin + data.draw(st.sampled_from([0, 0, 1, 5, 40])))
         more = st.sampled_from(
-            [
-                b"",
-                b"\t",
-                b"\n",
-                b"\r\n",
-                b" ",
-                b":",
-                b"- ",
-                b"&a ",
-                b"*a",
-                b"!!",
-                b"{",
-                b"]",
-                b"'",
-                b"#",
-                b"|\n",
-                b"\xff",
-            ]
-        )
+            [b"", b"\t", b"\n", b"\r\n", b" ", b":", b"- ", b"&a ", b"*a", b"!!", b"{", b"]", b"'", b"#", b"|\n",
+             b"\xff"]
+        )  # fmt: skip
         content[begin:end] = data.draw(more | st.binary(max_size=4))
     file.write_bytes(content)
-    _loads_or_says_why(file)
+    _check_loads_or_is_refused(file)
+
+
+_YAML_CHARACTERS = st.sampled_from("ab:-[]{}\n \t#&*!|>'\"?,.%@0\x00é\u2028~")
 
 
 @FUZZ
 @given(
-    content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | _ANY.map(lambda v: json.dumps(v).encode())
+    content=st.binary(max_size=60)
+    | st.text(max_size=60).map(str.encode)
+    | st.text(_YAML_CHARACTERS, max_size=40).map(str.encode)
+    | _ANY.map(lambda value: json.dumps(value).encode())
 )
-def test_any_bytes_for_a_job_file(file: Path, content: bytes) -> None:
+def test_any_bytes_load_or_are_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    _loads_or_says_why(file)
+    _check_loads_or_is_refused(file)
 
 
-def test_every_valid_job_file_comes_back(file: Path) -> None:
+def test_every_job_file_survives_a_round_trip(file: Path) -> None:
     for job in _JOBS:
-        file.write_text(_written(job, False), encoding="utf-8")
+        file.write_text(_dump_yaml(job, False), encoding="utf-8")
         assert isinstance(load_job(file, (), params_of), JobSpec)
-        _loads_or_says_why(file)
+        _check_loads_or_is_refused(file)

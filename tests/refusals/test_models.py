@@ -1,4 +1,4 @@
-"""Broken models, and models that are none for the task: what `launcher check` and `launcher train` say of each."""
+"""Broken models, and models that do not fit the task: `launcher check` and `launcher train` refuse each."""
 
 from pathlib import Path
 
@@ -190,5 +190,5 @@ CHANGED = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", [*MODELS, *CHANGED], ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_a_broken_model_is_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)

@@ -1,4 +1,4 @@
-"""What evaluate, predict, report, compare and replay say of runs, data and arguments that they cannot use."""
+"""Unusable runs, data and arguments of evaluate, predict, report, compare and replay: one sentence each."""
 
 import json
 import os
@@ -27,15 +27,15 @@ def _twin() -> None:
 
 
 def _evil(old: str, new: str) -> Callable[[Desk], None]:
-    """Change the job.yaml that lies in the run's directory."""
+    """Return a function that changes the job.yaml in the run directory."""
 
-    def harm(desk: Desk) -> None:
+    def damage(desk: Desk) -> None:
         desk.table("in.parquet", text=["w1"], label=["a"])
         text = Path(f"{_RUN}/job.yaml").read_text()
         assert old in text
         Path(f"{_RUN}/job.yaml").write_text(text.replace(old, new))
 
-    return harm
+    return damage
 
 
 def _gone(desk: Desk) -> None:
@@ -50,9 +50,9 @@ ORDERS = [
         Order(
             f"{command} {_RUN} {rest}",
             _evil("trust_remote_code: false", "trust_remote_code: true"),
-            f"DESK/{_RUN}/job.yaml: asks for model.trust_remote_code: true, which runs Python code that lies beside "
-            f"the model, {_PERMITS} model.trust_remote_code=true to the command to do so, or "
-            "model.trust_remote_code=false to do without",
+            f"DESK/{_RUN}/job.yaml: asks for model.trust_remote_code: true, which runs Python code from the "
+            f"model's directory, {_PERMITS} model.trust_remote_code=true to the command to allow it, or "
+            "model.trust_remote_code=false to run without it",
         )
         for command, rest in (
             ("predict", "in.parquet --output out"),
@@ -64,15 +64,15 @@ ORDERS = [
         f"predict {_RUN} in.parquet --output out",
         _evil("address: null", "address: ray://evil:10001"),
         f"DESK/{_RUN}/job.yaml: asks for cluster.address: ray://evil:10001, which sends data and environment to that "
-        f"cluster, {_PERMITS} cluster.address=ray://evil:10001 to the command to do so, or cluster.address=null to do "
-        "without",
+        f"cluster, {_PERMITS} cluster.address=ray://evil:10001 to the command to allow it, or cluster.address=null to "
+        "run without it",
     ),
     Order(
         f"replay {_RUN}",
         _evil("mlflow: null", "mlflow: http://evil:5000"),
-        f"DESK/{_RUN}/job.yaml: asks for logging.mlflow: http://evil:5000, which sends numbers and the account of "
-        f"MLflow's variables to that server, {_PERMITS} logging.mlflow=http://evil:5000 to the command to do so, or "
-        "logging.mlflow=null to do without",
+        f"DESK/{_RUN}/job.yaml: asks for logging.mlflow: http://evil:5000, which sends metrics and the "
+        f"credentials in MLflow's variables to that server, {_PERMITS} logging.mlflow=http://evil:5000 to the command "
+        "to allow it, or logging.mlflow=null to run without it",
     ),
     *(
         Order(
@@ -108,6 +108,27 @@ ORDERS = [
         f"evaluate {_RUN} --split tset",
         well,
         "--split is tset, which is not one of validation, test; did you mean test?",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet --split test",
+        well,
+        "--data and --split: give only one of them, since other data is not a split of the run",
+    ),
+    Order(
+        f"evaluate {_RUN} --name new",
+        well,
+        "--name: names the scores on --data; give --data too, or drop --name",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet --name test",
+        well,
+        "--name: test is a split of the run, and its scores are not overwritten; give another name",
+    ),
+    Order(
+        f"evaluate {_RUN} --data in.parquet seed=3",
+        well,
+        "override seed=3: seed is fixed, as the run was trained with it; only cluster, parallel, task, data.format, "
+        "data.on_bad_row, evaluation.batch_size may be changed here",
     ),
     Order(
         f"evaluate {_RUN} --data in.parquet --name a/b",
@@ -237,7 +258,7 @@ ORDERS = [
     Order(
         f"replay {_RUN} train.epochs=5",
         well,
-        "override train.epochs=5: train.epochs belongs to what was trained, which stays; only cluster, parallel, "
+        "override train.epochs=5: train.epochs is fixed, as the run was trained with it; only cluster, parallel, "
         "checkpoint, logging may be changed here",
     ),
     Order(
@@ -265,15 +286,11 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.words)
-def test_it_is_refused(order: Order, desk: Desk) -> None:
-    desk.finished()
-    order.harm(desk)
-    command, *arguments = order.words.split()
-    desk.refuses(command, order.said, *arguments)
+def test_a_wrong_command_is_one_sentence(order: Order, desk: Desk) -> None:
+    desk.refuses_order(order)
 
 
-def test_reports_are_made_of_runs_that_stopped_in_mid_line(desk: Desk) -> None:
-    """What was cut off with the power is left out, and nothing is refused."""
+def test_a_report_skips_a_metrics_line_that_was_cut_off(desk: Desk) -> None:
     desk.finished()
     with Path(f"{_RUN}/metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"kind": "step", "step": 5})[:12])

@@ -1,4 +1,4 @@
-"""Storages where no run can be, and runs that cannot be gone on with: what `check` and `train` say of each."""
+"""Unusable storages, and runs that cannot be resumed: `check` and `train` refuse each in one sentence."""
 
 import os
 import subprocess
@@ -162,13 +162,13 @@ RUNS = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", [*STORAGES, *RUNS], ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_an_unusable_storage_or_run_is_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 
 @pytest.fixture
-def small(desk: Desk) -> Iterator[Path]:
-    """A file system of a few pages, where this user may mount one."""
+def tiny_storage(desk: Desk) -> Iterator[Path]:
+    """Mount a file system of 16 KiB; skip if this user may not mount."""
     folder = Path("small")
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", "small"], capture_output=True, text=True)
@@ -179,20 +179,20 @@ def small(desk: Desk) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("command", ["check", "train"])
-def test_a_full_storage(command: str, small: Path, desk: Desk) -> None:
-    said = f"output.storage: DESK/small cannot be written (No space left on device); {_REMEDY}"
-    desk.refuses(command, said, "job.yaml", "output.storage=small/runs")
+def test_a_full_storage_is_refused(command: str, tiny_storage: Path, desk: Desk) -> None:
+    sentence = f"output.storage: DESK/small cannot be written (No space left on device); {_REMEDY}"
+    desk.refuses(command, sentence, "job.yaml", "output.storage=small/runs")
 
 
 @pytest.mark.parametrize("command", ["check", "train"])
-def test_a_read_only_storage(command: str, small: Path, desk: Desk) -> None:
+def test_a_read_only_storage_is_refused(command: str, tiny_storage: Path, desk: Desk) -> None:
     subprocess.run(["mount", "-o", "remount,ro", "small"], check=True)
-    said = f"output.storage: DESK/small cannot be written (no permission); {_REMEDY}"
-    desk.refuses(command, said, "job.yaml", "output.storage=small/runs")
+    sentence = f"output.storage: DESK/small cannot be written (no permission); {_REMEDY}"
+    desk.refuses(command, sentence, "job.yaml", "output.storage=small/runs")
 
 
-def test_a_storage_that_fills_up(small: Path, desk: Desk) -> None:
-    """The converted data do not fit: of what was begun nothing stays."""
+def test_a_storage_that_fills_up_keeps_no_partial_files(tiny_storage: Path, desk: Desk) -> None:
+    # The storage passes the check at the start, and fills up while data are converted.
     desk.monkeypatch.setattr("launcher.rundir.writable._probe", lambda folder: None)
     desk.file(
         "data/train.csv", "text,label\n" + "".join(f"w{i} w{i * 7919 % 9973},{'ab'[i % 2]}\n" for i in range(9000))
@@ -201,6 +201,6 @@ def test_a_storage_that_fills_up(small: Path, desk: Desk) -> None:
     ended = desk.launcher("check", "job.yaml", "output.storage=small/runs", "data.train=data/train.csv")
     assert ended.code == 2
     reason = "cannot be written (No space left on device); give a directory that can be"
-    said = f"output.storage: DESK/small/runs/.cache/... {reason}"
-    assert fits(said, ended.err.strip()), ended.err
+    sentence = f"output.storage: DESK/small/runs/.cache/... {reason}"
+    assert fits(sentence, ended.err.strip()), ended.err
     assert {name for name in desk.files() if name not in before} <= {"small/runs", "small/runs/.cache"}

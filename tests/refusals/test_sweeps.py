@@ -1,4 +1,4 @@
-"""Clusters and sweeps that cannot be: what `check`, `train` and `tune` say of each."""
+"""Impossible clusters and sweeps: `check`, `train` and `tune` refuse each in one sentence."""
 
 import socket
 from pathlib import Path
@@ -66,13 +66,13 @@ SWEEPS = [
     Case(
         "a range from high to low",
         lambda desk: _space("train.learning_rate: {uniform: [1e-3, 1e-4]}"),
-        "override tune=...: tune.space.train.learning_rate.uniform needs the lower end first and the higher behind it, "
+        "override tune=...: tune.space.train.learning_rate.uniform needs the lower bound first, then the upper, "
         "not [0.001, 0.0001]",
     ),
     Case(
         "a logarithm of nothing",
         lambda desk: _space("train.learning_rate: {loguniform: [0, 1e-4]}"),
-        "override tune=...: tune.space.train.learning_rate.loguniform needs ends above 0, not 0",
+        "override tune=...: tune.space.train.learning_rate.loguniform needs bounds above 0, not 0",
     ),
     Case(
         "two forms of one key",
@@ -83,7 +83,7 @@ SWEEPS = [
     Case(
         "a value given twice",
         lambda desk: _space("train.learning_rate: {choice: [1e-3, 1e-3]}"),
-        "override tune=...: tune.space.train.learning_rate.choice needs at least one value, each once",
+        "override tune=...: tune.space.train.learning_rate.choice needs at least one value, and no value twice",
     ),
     Case(
         "nothing to search",
@@ -137,19 +137,19 @@ SWEEPS = [
 
 @pytest.mark.parametrize("command", ["check", "tune"])
 @pytest.mark.parametrize("case", SWEEPS, ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_an_impossible_sweep_is_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 
-def test_a_job_without_a_sweep(desk: Desk) -> None:
-    said = "tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`"
-    desk.refuses("tune", said, "job.yaml")
+def test_tune_without_a_search_space_is_refused(desk: Desk) -> None:
+    sentence = "tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`"
+    desk.refuses("tune", sentence, "job.yaml")
 
 
-def test_a_directory_of_a_run_for_a_sweep(desk: Desk) -> None:
+def test_tune_in_the_directory_of_a_run_is_refused(desk: Desk) -> None:
     desk.begun()
-    said = "DESK/runs/first: holds a run that is no sweep; change `name` to start a sweep"
-    desk.refuses("tune", said, "job.yaml", *_space(_RATE))
+    sentence = "DESK/runs/first: holds a run that is no sweep; change `name` to start a sweep"
+    desk.refuses("tune", sentence, "job.yaml", *_space(_RATE))
 
 
 _GPUS = (
@@ -159,7 +159,7 @@ _GPUS = (
 
 
 @pytest.mark.parametrize("command", ["train", "tune"])
-def test_gpus_where_there_are_none(command: str, desk: Desk) -> None:
+def test_missing_gpus_are_refused(command: str, desk: Desk) -> None:
     desk.monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     desk.refuses(command, _GPUS, "job.yaml", "cluster.gpus_per_worker=1", *_space(_RATE))
 
@@ -168,28 +168,26 @@ _DISK = ["parallel.offload_optimizer=true", "parallel.offload_path=/nowhere"]
 
 
 @pytest.mark.parametrize("command", ["train", "tune"])
-def test_a_disk_that_is_not_there(command: str, desk: Desk) -> None:
-    said = "parallel.offload_path: /nowhere is no directory on HOST; make it on every node, on a disk of the node's own"
-    said = said.replace("HOST", socket.gethostname())
-    desk.refuses(command, said, "job.yaml", *_DISK, *_space(_RATE))
-    assert f"note: {said}\n" in desk.launcher("check", "job.yaml", *_DISK).out
+def test_a_missing_offload_directory_is_refused(command: str, desk: Desk) -> None:
+    sentence = f"parallel.offload_path: /nowhere is no directory on {socket.gethostname()}; make it on every node, "
+    sentence += "on a disk of the node's own"
+    desk.refuses(command, sentence, "job.yaml", *_DISK, *_space(_RATE))
+    assert f"note: {sentence}\n" in desk.launcher("check", "job.yaml", *_DISK).out
 
 
-def test_check_notes_what_only_a_cluster_has(desk: Desk) -> None:
-    """The job may be sent to one from here."""
+def test_check_only_notes_missing_gpus_as_the_job_may_run_on_a_cluster(desk: Desk) -> None:
     desk.monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     ended = desk.launcher("check", "job.yaml", "cluster.gpus_per_worker=1")
     assert ended.code == 0 and f"note: {_GPUS}\n" in ended.out
     assert "note: cluster.gpus_per_worker" not in desk.launcher("check", "job.yaml").out
 
 
-def test_check_notes_workers_that_get_nothing(desk: Desk) -> None:
-    said = "note: cluster.workers: of 20 workers only 8 ever get a sample, as train.batch_size has no more\n"
-    assert said in desk.launcher("check", "job.yaml", "cluster.workers=20").out
+def test_check_notes_workers_without_samples(desk: Desk) -> None:
+    sentence = "note: cluster.workers: of 20 workers only 8 ever get a sample, as train.batch_size has no more\n"
+    assert sentence in desk.launcher("check", "job.yaml", "cluster.workers=20").out
 
 
-def test_a_cluster_that_is_not_there(desk: Desk) -> None:
-    """It shows only when Ray looks for it; of the new run nothing stays."""
+def test_a_missing_cluster_is_refused_and_no_new_run_is_kept(desk: Desk) -> None:
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise ConnectionError("no route\nto the host")
@@ -199,8 +197,8 @@ def test_a_cluster_that_is_not_there(desk: Desk) -> None:
     before = desk.files()
     ended = desk.launcher("train", "job.yaml", "cluster.address=10.0.0.1:6379")
     remedy = "start one, or leave the address out for a local one"
-    said = f"cluster.address: no Ray cluster at 10.0.0.1:6379 (no route); {remedy}"
-    assert (ended.code, ended.err.strip()) == (2, said)
+    sentence = f"cluster.address: no Ray cluster at 10.0.0.1:6379 (no route); {remedy}"
+    assert (ended.code, ended.err.strip()) == (2, sentence)
     assert {name for name in desk.files() if name not in before} <= {"runs"}
     desk.begun()
     assert desk.launcher("train", "job.yaml", "cluster.address=10.0.0.1:6379").code == 2

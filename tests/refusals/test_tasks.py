@@ -1,4 +1,4 @@
-"""Rows that are not what their task reads, for tasks beside text classification."""
+"""Rows that are not what their task reads, for tasks other than text classification."""
 
 import json
 from pathlib import Path
@@ -34,14 +34,14 @@ def _chat(desk: Desk, messages: Any, more: str = "") -> list[str]:
 
 
 def _without_template(desk: Desk) -> list[str]:
-    given = _chat(desk, _TURNS)
+    overrides = _chat(desk, _TURNS)
     Path("gpt").mkdir()
     for file in desk.models["causal-lm"].iterdir():
         if file.name != "chat_template.jinja":
             desk.file(f"gpt/{file.name}", file.read_bytes())
     path = Path("gpt/tokenizer_config.json")
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}))
-    return [given[0], "model.name=gpt"]
+    return [overrides[0], "model.name=gpt"]
 
 
 def _pictures(desk: Desk, cells: Any) -> list[str]:
@@ -50,12 +50,12 @@ def _pictures(desk: Desk, cells: Any) -> list[str]:
 
 
 def _without_processor(desk: Desk) -> list[str]:
-    given = _pictures(desk, [b"x"] * 4)
+    overrides = _pictures(desk, [b"x"] * 4)
     Path("vit").mkdir()
     for file in desk.models["image-classification"].iterdir():
         if file.name != "preprocessor_config.json":
             desk.file(f"vit/{file.name}", file.read_bytes())
-    return [given[0], "model.name=vit"]
+    return [overrides[0], "model.name=vit"]
 
 
 WORDS = [["w1", "w2"]] * 10
@@ -215,5 +215,5 @@ CASES = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_rows_of_the_wrong_kind_are_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)

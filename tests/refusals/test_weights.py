@@ -1,4 +1,4 @@
-"""Weights and tokenizers that are broken or another model's: what `launcher check` and `launcher train` say of each."""
+"""Weights and tokenizers that are broken or of another model: `launcher check` and `launcher train` refuse each."""
 
 import json
 from collections.abc import Callable
@@ -154,5 +154,5 @@ WEIGHTS = [
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", WEIGHTS, ids=lambda case: case.name)
-def test_it_is_refused(case: Case, command: str, desk: Desk) -> None:
+def test_broken_weights_are_refused(case: Case, command: str, desk: Desk) -> None:
     desk.refuses_case(command, case)

@@ -1,4 +1,4 @@
-"""What the identity of a job holds and what it leaves out."""
+"""Spec hash: which keys of a job the loss curve depends on."""
 
 import re
 
@@ -15,7 +15,7 @@ JOB: dict[str, dict[str, object]] = {
 
 
 def job(**changes: object) -> JobSpec:
-    """The job with some sections or values changed: `job(train={"epochs": 1})`."""
+    """Return the job with some sections or values changed: `job(train={"epochs": 1})`."""
     merged: dict[str, object] = {"name": "sst2", **JOB}
     for key, value in changes.items():
         merged[key] = {**JOB.get(key, {}), **value} if isinstance(value, dict) else value
@@ -27,10 +27,10 @@ def test_the_hash_is_sha256_and_the_same_for_equal_jobs() -> None:
     assert spec_hash(job()) == spec_hash(job(data={"train": ["train.parquet"]}, train={"epochs": 3}))
 
 
-def test_the_order_of_keys_and_keys_that_are_numbers_do_not_matter() -> None:
-    one = job(task={"type": "classify", "map": {"a": 1, "b": 2}})
-    other = job(task={"map": {"b": 2, "a": 1}, "type": "classify"})
-    assert spec_hash(one) == spec_hash(other)
+def test_key_order_and_number_keys_do_not_change_the_hash() -> None:
+    first = job(task={"type": "classify", "map": {"a": 1, "b": 2}})
+    second = job(task={"map": {"b": 2, "a": 1}, "type": "classify"})
+    assert spec_hash(first) == spec_hash(second)
     assert spec_hash(job(task={"map": {1: "a", 2: "b"}})) == spec_hash(job(task={"map": {"1": "a", "2": "b"}}))
 
 
@@ -47,7 +47,7 @@ def test_the_order_of_keys_and_keys_that_are_numbers_do_not_matter() -> None:
         {"data": {"leakage": "off"}},
     ],
 )
-def test_what_the_curve_does_not_depend_on_is_left_out(changes: dict[str, object]) -> None:
+def test_keys_that_do_not_change_the_curve_do_not_change_the_hash(changes: dict[str, object]) -> None:
     assert spec_hash(job(**changes)) == spec_hash(job())
     assert spec_difference(job(), job(**changes)) == []
 
@@ -66,14 +66,14 @@ def test_what_the_curve_does_not_depend_on_is_left_out(changes: dict[str, object
         ({"task": {"length": 5}}, ["task.length: absent -> 5"]),
     ],
 )
-def test_what_the_curve_depends_on_changes_the_hash_and_is_named(
+def test_keys_that_change_the_curve_change_the_hash_and_are_named(
     changes: dict[str, object], difference: list[str]
 ) -> None:
     assert spec_hash(job(**changes)) != spec_hash(job())
     assert spec_difference(job(), job(**changes)) == difference
 
 
-def test_all_but_name_and_place_can_be_told_apart() -> None:
+def test_job_values_are_all_keys_except_name_and_output() -> None:
     values = job_values(job(parallel={"zero": 3}, output={"storage": "elsewhere"}))
     assert values["parallel.zero"] == "3" and values["cluster.workers"] == "1" and values["train.batch_size"] == "32"
     assert not [key for key in values if key.startswith(("name", "output"))]

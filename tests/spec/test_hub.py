@@ -1,4 +1,4 @@
-"""Names of hub data sets: every text means one thing."""
+"""Hugging Face dataset locations: every text has exactly one meaning."""
 
 import pytest
 
@@ -20,12 +20,12 @@ from launcher.spec.hub import parse_hub
         ("hub:~/corpus#test", "~/corpus", None, "test"),
     ],
 )
-def test_parts(location: str, source: str, config: str | None, split: str | None) -> None:
+def test_a_location_is_split_into_its_parts(location: str, source: str, config: str | None, split: str | None) -> None:
     assert parse_hub(location) == (source, config, split)
 
 
 @pytest.mark.parametrize(
-    ("location", "said"),
+    ("location", "reason"),
     [
         ("hub:", "has an empty part"),
         ("hub:#train", "has an empty part"),
@@ -35,8 +35,8 @@ def test_parts(location: str, source: str, config: str | None, split: str | None
         ("hub:imdb#", "names no split after the #"),
     ],
 )
-def test_what_could_mean_anything_is_refused(location: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as caught:
+def test_an_ambiguous_location_is_refused(location: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
         parse_hub(location)
     assert str(caught.value).startswith(location)
     assert str(caught.value).endswith("; write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT")

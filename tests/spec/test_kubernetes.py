@@ -118,7 +118,7 @@ REFUSED = [
     ),
     (
         "namespace: My.Team",
-        "namespace is My.Team, which is no namespace: at most 63 lower-case letters, digits and dashes; write it so",
+        "namespace is My.Team, which is no namespace: at most 63 lower-case letters, digits and dashes; choose another",
     ),
     (
         "pod_labels: {team: a b}",
@@ -360,7 +360,7 @@ REFUSED_TOGETHER = [
     ),
     (
         "  kubernetes: {image: i, fault_tolerance: {type: redis, address: 'r:1'}}",
-        "6: cluster.driver is head, which dies with the head kubernetes.fault_tolerance restores; write driver: worker",
+        "6: cluster.driver is head, so a head restart (kubernetes.fault_tolerance) ends it; write driver: worker",
     ),
 ]
 

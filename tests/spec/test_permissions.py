@@ -1,4 +1,4 @@
-"""What a run's own job.yaml may not permit."""
+"""Permissions: a run's own job.yaml grants none, the command line does."""
 
 from pathlib import Path
 from typing import Any
@@ -23,51 +23,51 @@ def _job(**sections: Any) -> JobSpec:
 
 
 @pytest.mark.parametrize("key", _EVIL)
-def test_a_run_cannot_permit_what_only_the_user_may(key: str) -> None:
+def test_a_run_cannot_grant_permissions(key: str) -> None:
     sections, typed = _EVIL[key]
     with pytest.raises(SpecError) as refused:
         granted(_job(**sections), "there/job.yaml", ())
-    (said,) = refused.value.problems
-    assert said.startswith(f"there/job.yaml: asks for {key}: ") and f"{typed}" in said and "to the command" in said
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"there/job.yaml: asks for {key}: ") and f"add {typed}" in problem.replace("'", "")
 
 
 @pytest.mark.parametrize("typed", ["{key}=x", "{section}={{}}"])
 @pytest.mark.parametrize("key", _EVIL)
-def test_the_command_line_permits_it(key: str, typed: str) -> None:
+def test_the_command_line_grants_permissions(key: str, typed: str) -> None:
     job = _job(**_EVIL[key][0])
     assert granted(job, "there", [typed.format(key=key, section=key.split(".")[0])]) == job
 
 
-def test_all_are_told_at_once() -> None:
+def test_all_missing_permissions_are_reported_at_once() -> None:
     sections: dict[str, Any] = {"model": {"trust_remote_code": True, "allow_pickle": True}}
     with pytest.raises(SpecError) as refused:
         granted(_job(**sections), "there", ["model.name=x"])
     assert len(refused.value.problems) == 2
 
 
-def test_a_tracker_is_a_permission_where_the_run_is_trained_again() -> None:
+def test_a_tracker_needs_permission_only_in_training() -> None:
     job = _job(logging={"mlflow": "http://evil:5000"})
     assert granted(job, "there", ()) == job
     with pytest.raises(SpecError, match=r"asks for logging\.mlflow: http://evil:5000"):
         granted(job, "there", (), is_training=True)
 
 
-def test_an_address_of_this_machine_and_what_is_for_submitted_jobs_are_no_reason_to_refuse() -> None:
+def test_local_addresses_are_allowed_and_keys_of_submitted_jobs_are_dropped() -> None:
     job = _job(cluster={"address": "auto", "prepare": "rm -rf ~", "code": ["x.py"]})
     cluster = granted(job, "there", ()).cluster
     assert (cluster.address, cluster.prepare, cluster.code) == ("auto", None, ())
 
 
-def test_a_fork_has_the_permissions_and_the_storage_of_its_own_job() -> None:
+def test_a_fork_uses_permissions_and_storage_of_its_own_job() -> None:
     evil = _job(model={"trust_remote_code": True}, cluster={"address": "ray://evil:1", "pass_env": ["A"], "workers": 5})
     own = _job(model={"allow_pickle": True}, cluster={"address": "ray://mine:1"}, output={"storage": "/mine"})
-    found = with_permissions_of(evil, own)
-    assert (found.model.trust_remote_code, found.model.allow_pickle) == (False, True)
-    assert (found.cluster.address, found.cluster.pass_env, found.cluster.workers) == ("ray://mine:1", (), 5)
-    assert found.output.storage == "/mine"
+    job = with_permissions_of(evil, own)
+    assert (job.model.trust_remote_code, job.model.allow_pickle) == (False, True)
+    assert (job.cluster.address, job.cluster.pass_env, job.cluster.workers) == ("ray://mine:1", (), 5)
+    assert job.output.storage == "/mine"
 
 
-def test_the_permissions_of_an_own_job_are_overrides_for_its_run() -> None:
+def test_permissions_of_the_users_job_become_overrides() -> None:
     job = _job(model={"trust_remote_code": True}, cluster={"pass_env": ["A", "B"]})
     typed = as_overrides(job)
     assert typed == ("model.trust_remote_code=true", 'cluster.pass_env=["A","B"]')

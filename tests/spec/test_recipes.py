@@ -1,4 +1,4 @@
-"""Keys of fine-tuning recipes: what they refuse, in which words. How they train: `tests/train/test_recipes.py`."""
+"""Keys of fine-tuning recipes: which values are refused. `tests/train/test_recipes.py` shows how they train."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ data: {train: data/train.parquet}
 
 
 def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
-    """What is wrong with the job once the overrides are in it."""
+    """Return the problems of the job with the overrides."""
     (folder / "job.yaml").write_text(_JOB)
     with pytest.raises(SpecError) as caught:
         load_job(folder / "job.yaml", overrides, params_of)
@@ -31,35 +31,31 @@ def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
         ("task.class_weights={0: 1, 1: -2}", "task.class_weights is {0: 1, 1: -2}; give balanced or {class: weight"),
         ("task.class_weights={a: yes}", "task.class_weights is {a: yes}; give balanced or {class: weight above 0}"),
         ("task.label_smoothing=1.0", "task.label_smoothing is 1.0, which is not below 1; give a number of at least 0"),
-        (
-            "train.optimizer.type=adam",
-            "train.optimizer.type is adam, which is not one of adamw, sgd, adafactor, adamw_8bit",
-        ),
+        ("train.optimizer.type=adam",
+         "train.optimizer.type is adam, which is not one of adamw, sgd, adafactor, adamw_8bit"),
         ("train.optimizer=sgd", "train.optimizer is sgd, which is not a section; write {type: sgd}"),
         ("train.optimizer={type: sgd, beta1: 0.5}", "train.optimizer.beta1 is not a key of train.optimizer"),
-        (
-            "train.optimizer={type: sgd, momentum: 0, nesterov: true}",
-            "train.optimizer.nesterov needs a momentum above 0; set one or drop nesterov",
-        ),
+        ("train.optimizer={type: sgd, momentum: 0, nesterov: true}",
+         "train.optimizer.nesterov needs a momentum above 0; set one or drop nesterov"),
         ("train.layer_decay=1.5", "train.layer_decay is 1.5, which is above 1; give"),
         ("model.freeze={layer: 3}", "model.freeze.layer is not a key of model.freeze; did you mean layers?"),
         ("model.freeze=backbone", "model.freeze is backbone, which is not a section"),
     ],
-)
-def test_refused(tmp_path: Path, override: str, problem: str) -> None:
-    (found,) = problems(tmp_path, override)
-    assert problem in found
+)  # fmt: skip
+def test_a_wrong_value_of_a_recipe_is_refused(tmp_path: Path, override: str, problem: str) -> None:
+    (sentence,) = problems(tmp_path, override)
+    assert problem in sentence
 
 
 @pytest.mark.parametrize("key", ["label_smoothing=0.1", "class_weights=balanced"])
-def test_shaped_losses_are_for_one_class_per_row(tmp_path: Path, key: str) -> None:
+def test_loss_options_are_refused_for_regression(tmp_path: Path, key: str) -> None:
     name = key.split("=")[0]
     expected = f"task.{name} is for one class per row, and kind is regression; drop {name}"
-    (found,) = problems(tmp_path, "task.kind=regression", f"task.{key}")
-    assert expected in found
+    (sentence,) = problems(tmp_path, "task.kind=regression", f"task.{key}")
+    assert expected in sentence
 
 
-def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
+def test_class_names_may_be_numbers_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(_JOB)
     job = load_job(tmp_path / "job.yaml", ("task.class_weights={0: 1, 1: 2}",), params_of)
     assert job.task.parameters()["class_weights"] == {"0": 1.0, "1": 2.0}
@@ -68,25 +64,19 @@ def test_class_names_that_yaml_reads_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (
-            ("train.optimizer={type: adafactor}", "parallel.zero=2"),
-            "parallel.zero is 2, and train.optimizer is adafactor, whose statistics are of whole matrices, which ZeRO "
-            "cuts; set parallel.zero: 0, or take another optimizer",
-        ),
-        (
-            ("train.optimizer={type: sgd}", "parallel.offload_optimizer=true"),
-            "parallel.offload_optimizer is for adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
-            "offload_optimizer or take adamw",
-        ),
-        (
-            ("model.lora={rank: 4}", "model.freeze={layers: 1}"),
-            "model.freeze adds nothing to lora, which trains its adapters and the head alone; drop freeze",
-        ),
+        (("train.optimizer={type: adafactor}", "parallel.zero=2"),
+         "parallel.zero is 2, and train.optimizer is adafactor, which needs whole matrices, and ZeRO shards "
+         "them; set parallel.zero: 0, or use another optimizer"),
+        (("train.optimizer={type: sgd}", "parallel.offload_optimizer=true"),
+         "parallel.offload_optimizer needs adamw, which has a CPU kernel, and train.optimizer is sgd; drop "
+         "offload_optimizer or use adamw"),
+        (("model.lora={rank: 4}", "model.freeze={layers: 1}"),
+         "model.freeze has no effect with lora, which trains only its adapters and the head; drop freeze"),
     ],
-)
-def test_keys_that_do_not_go_together(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:
-    (found,) = problems(tmp_path, *overrides)
-    assert problem in found
+)  # fmt: skip
+def test_contradicting_keys_are_refused(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:
+    (sentence,) = problems(tmp_path, *overrides)
+    assert problem in sentence
 
 
 def test_an_optimizer_without_a_type_is_adamw(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""A user's desk: a folder with a job that is well, a way to break it, and the command line in this process."""
+"""Working directory with a valid job, methods that break it, and the command line in this process."""
 
 import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-import launcher.cli.main as cli
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import ResultRecord, ScoresRecord, StepRecord, TrainerState
+from tests.support.command_line import CommandLine, Ended
 from tests.support.jobs import example_table
 
 JOB = """\
@@ -35,82 +34,74 @@ cluster: {workers: 2}
 
 
 class Case(NamedTuple):
-    """One thing that is wrong.
+    """One broken job that `launcher check job.yaml` refuses.
 
     Args:
-        name: of the case.
-        harm: breaks what lies on the desk; what it returns stands behind `launcher check job.yaml`.
-        said: the whole sentence; `...` stands for what a library or the system says, DESK for the folder.
+        name: Name of the test case.
+        damage: Function that breaks the desk. It may return overrides for the command.
+        sentence: Whole error sentence. `...` matches text of a library or the system; DESK is the folder.
     """
 
     name: str
-    harm: "Callable[[Desk], object]"
-    said: str
+    damage: "Callable[[Desk], object]"
+    sentence: str
 
 
 class Order(NamedTuple):
-    """A command that is refused.
+    """One command that is refused on a desk with a finished run.
 
     Args:
-        words: of the command line.
-        harm: breaks what lies on the desk, where a finished run does.
-        said: as of a `Case`.
+        words: Words of the command line.
+        damage: Function that breaks the desk.
+        sentence: Whole error sentence, as in a `Case`.
     """
 
     words: str
-    harm: "Callable[[Desk], object]"
-    said: str
+    damage: "Callable[[Desk], object]"
+    sentence: str
 
 
 def well(_: "Desk") -> None:
-    """Nothing is broken but the command itself."""
-
-
-class Said(NamedTuple):
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
+    """Break nothing: only the command is wrong."""
 
 
 @dataclass(frozen=True)
 class Desk:
-    """The folder, which is the working directory too."""
+    """A folder that is the working directory, and the fixtures its methods need."""
 
     folder: Path
     capsys: pytest.CaptureFixture[str]
     monkeypatch: pytest.MonkeyPatch
     models: dict[str, Path]
-    """A model for each task, by the task's name."""
+    """Tiny model of each task, by the task's name."""
 
     @property
     def bert(self) -> Path:
         return self.models["text-classification"]
 
     def job(self, old: str = "", new: str = "") -> None:
-        """The job file with one part of it replaced."""
+        """Write the job file with one part replaced."""
         assert old in JOB
         Path("job.yaml").write_text(JOB.replace(old, new, 1))
 
     def file(self, name: str, content: str | bytes = "") -> None:
-        """A file of this content, instead of what was there."""
+        """Write a file, replacing whatever is there."""
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def table(self, name: str = "data/train.parquet", **columns: Any) -> None:
-        """A Parquet file of these columns."""
+        """Write a Parquet file with these columns."""
         pq.write_table(pa.table(columns), name)
 
     def texts(self, labels: Any, name: str = "data/train.parquet") -> None:
-        """A Parquet file with a text for each label."""
+        """Write a Parquet file with one text per label."""
         labels = labels if isinstance(labels, pa.Array) else pa.array(labels)
         self.table(name, text=[f"w{i}" for i in range(len(labels))], label=labels)
 
     def model(self, *without: str) -> Path:
-        """A model of the desk's own, without some of its files."""
+        """Replace the link to the model by a copy without some of its files."""
         Path("model").unlink()
         Path("model").mkdir()
         for file in self.bert.iterdir():
@@ -119,12 +110,12 @@ class Desk:
         return Path("model")
 
     def config(self, **changes: object) -> None:
-        """The model's configuration with other entries."""
+        """Change entries of the model's configuration."""
         path = self.model() / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
     def weights(self, change: "Callable[[dict[str, Any]], object]") -> None:
-        """The model's weights, changed in place."""
+        """Change the model's weights in place."""
         path = Path("model") if Path("model/config.json").is_file() and not Path("model").is_symlink() else self.model()
         path = path / "model.safetensors"
         tensors = load_file(path)
@@ -132,7 +123,7 @@ class Desk:
         save_file(tensors, path, metadata={"format": "pt"})
 
     def begun(self) -> None:
-        """A run of the job that has begun, as `launcher train` leaves it when it is interrupted at once."""
+        """Create the run as `launcher train` leaves it when it is interrupted at once."""
         from launcher.driver.prepare import prepare
         from launcher.spec.loader import dump_job, load_job
         from launcher.tasks import params_of
@@ -142,7 +133,7 @@ class Desk:
         prepared.run.write_record("plan.json", prepared.plan)
 
     def finished(self) -> None:
-        """A run of the job that looks finished: all but its checkpoints and weights."""
+        """Create a run that looks finished, but without checkpoints."""
         self.begun()
         run = RunDir("runs/first")
         run.append_metrics(_step(step) for step in range(1, 5))
@@ -156,13 +147,13 @@ class Desk:
         shutil.copytree(self.bert, "runs/first/model")
 
     def edit(self, name: str, change: "Callable[[dict[str, Any]], object]") -> None:
-        """A JSON file, changed in place."""
+        """Change a JSON file in place."""
         content = json.loads(Path(name).read_text())
         change(content)
         Path(name).write_text(json.dumps(content))
 
     def checkpoint(self, **changes: object) -> None:
-        """A checkpoint of the run that has begun; `sha` is what its manifest says of its one shard."""
+        """Write a checkpoint of the run; `sha` is the hash of its only shard in the manifest."""
         folder = Path("runs/first/checkpoints/step-00000005")
         (folder / "state").mkdir(parents=True)
         (folder / "state/a.pt").write_bytes(b"shard")
@@ -175,39 +166,41 @@ class Desk:
         (folder / "state.json").write_text(state.model_dump_json())
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
-    def launcher(self, *arguments: str) -> Said:
-        """A command, in this process."""
-        self.monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = self.capsys.readouterr()
-        return Said(int(ended.value.code or 0), said.out, said.err.replace(str(self.folder), "DESK"))
+    def launcher(self, *arguments: str) -> Ended:
+        """Run a command in this process."""
+        ended = CommandLine(self.monkeypatch, self.capsys)(*arguments)
+        return ended._replace(err=ended.err.replace(str(self.folder), "DESK"))
 
     def files(self) -> dict[str, tuple[str, int, int]]:
-        """All that lies here: kind, size and time; but for data that was converted whole."""
-        found = {}
+        """Return kind, size and time of everything in the folder; directories have neither size nor time."""
+        entries = {}
         for path in sorted(self.folder.rglob("*")):
             stat = path.lstat()
             kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
-            found[str(path.relative_to(self.folder))] = (
-                kind,
-                *((0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)),
-            )
-        return found
+            size_and_time = (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
+            entries[str(path.relative_to(self.folder))] = (kind, *size_and_time)
+        return entries
 
     def refuses_case(self, command: str, case: Case, may_leave: str = "") -> None:
-        """`refuses` for a case, once the desk is broken as it says."""
-        given = case.harm(self)
-        overrides = given if isinstance(given, list) else []
-        self.refuses(command, case.said, "job.yaml", *overrides, may_leave=may_leave)
+        """Break the desk as the case says, and check that the command refuses the job."""
+        damage = case.damage(self)
+        overrides = damage if isinstance(damage, list) else []
+        self.refuses(command, case.sentence, "job.yaml", *overrides, may_leave=may_leave)
 
-    def refuses(self, command: str, said: str, *arguments: str, may_leave: str = "") -> None:
-        """The command says this one sentence, ends with 2, and leaves everything as it was."""
+    def refuses_order(self, order: Order) -> None:
+        """Create a finished run, break the desk as the order says, and check that the command is refused."""
+        self.finished()
+        order.damage(self)
+        command, *arguments = order.words.split()
+        self.refuses(command, order.sentence, *arguments)
+
+    def refuses(self, command: str, sentence: str, *arguments: str, may_leave: str = "") -> None:
+        """Check that a command prints only this sentence, exits with code 2 and changes no file."""
         before = self.files()
         ended = self.launcher(command, *arguments)
         assert (ended.code, ended.out) == (2, ""), ended
         assert ended.err.count("\n") == 1, ended.err
-        assert fits(said, ended.err.strip()), f"\nsaid   {ended.err}wanted {said}"
+        assert fits(sentence, ended.err.strip()), f"\nprinted  {ended.err}expected {sentence}"
         after = {name: facts for name, facts in self.files().items() if not (may_leave and name.startswith("runs"))}
         assert after == before
 
@@ -219,13 +212,13 @@ def _step(step: int) -> StepRecord:
     )  # fmt: skip
 
 
-def fits(wanted: str, said: str) -> bool:
-    """Whether a sentence is the one that is wanted, in which `...` stands for anything."""
-    return re.fullmatch(".+?".join(map(re.escape, wanted.split("..."))), said) is not None
+def fits(expected: str, sentence: str) -> bool:
+    """Return whether a sentence is the expected one, in which `...` matches anything."""
+    return re.fullmatch(".+?".join(map(re.escape, expected.split("..."))), sentence) is not None
 
 
 def lay_out(folder: Path, bert: Path) -> None:
-    """A job that is well, its data and its model."""
+    """Write a valid job, its data and a link to its model."""
     (folder / "data").mkdir()
     for seed, (name, rows) in enumerate({"train": 40, "validation": 12}.items()):
         pq.write_table(example_table(rows, seed), folder / f"data/{name}.parquet", row_group_size=16)

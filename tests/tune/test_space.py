@@ -43,11 +43,11 @@ def _job(tmp_path: Path) -> JobSpec:
     [
         ({}, "exactly one of"),
         ({"uniform": [0, 1], "choice": [1]}, "exactly one of"),
-        ({"uniform": [1, 0]}, "lower end first"),
-        ({"loguniform": [0, 1]}, "ends above 0"),
-        ({"logint": [0, 4]}, "ends above 0"),
+        ({"uniform": [1, 0]}, "lower bound first"),
+        ({"loguniform": [0, 1]}, "bounds above 0"),
+        ({"logint": [0, 4]}, "bounds above 0"),
         ({"choice": []}, "at least one value"),
-        ({"choice": [1, 1]}, "each once"),
+        ({"choice": [1, 1]}, "no value twice"),
     ],
 )
 def test_a_dimension_that_cannot_be(dimension: dict[str, Any], complaint: str) -> None:

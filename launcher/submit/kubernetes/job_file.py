@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.errors import SpecError
-from launcher.spec.document import KeyPath, Problem, apply_override, read_document
+from launcher.spec.base import KeyPath
 from launcher.spec.job import JobSpec
-from launcher.spec.loader import ParamsOf, load_job
+from launcher.spec.loader import ParamsOf, apply_override, load_job, read_document
+from launcher.spec.messages import Problem
 from launcher.submit.kubernetes.places import misplaced
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from launcher.spec.document import KeyPath, dotted
+from launcher.spec.base import KeyPath
 from launcher.spec.hub import PREFIX, is_path, parse_hub
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes import HOME, KubernetesSpec
-from launcher.spec.secrets import secrets_in
+from launcher.spec.messages import dotted
+from launcher.spec.permissions import secrets_in
 
 _KEYS = (
     "which everyone may read who may read the manifest; take it out, and give the pods a role (service_account), or "

@@ -147,7 +147,7 @@ def test_an_interrupted_visit_leaves_nothing(cluster: Cluster) -> None:
     visit = [sys.executable, "-m", "launcher", "doctor", "--address", "auto", "--storage", "/mnt/runs"]
     stop = ["timeout", "--preserve-status", "-s", "INT", "5"]
     done = cluster.net.run(cluster.net.inside(0, *stop, *visit), timeout=60)
-    assert done.returncode == 130 and "probes and files are taken away" in done.stderr
+    assert done.returncode == 130 and "processes and files are removed" in done.stderr
     assert list(cluster.net.shared.iterdir()) == []
     code = (
         "import ray; ray.init('auto', log_to_driver=False); from ray._private.state import actors; "

@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_the_job_alone(kube: Command, server: Running, manifests: 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "no longer watching; RayJob sst2 runs on (`launcher kube delete sst2` stops it)" in err
+    assert "no longer watching; RayJob sst2 keeps running (`launcher kube delete sst2` stops it)" in err
 
 
 def test_nobody_there(kube: Command, server: Running, tmp_path: Path) -> None:

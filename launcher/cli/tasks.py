@@ -1,0 +1,40 @@
+"""The commands `tasks` and `schema`: what a job file may contain. Runs on the client."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from launcher.cli.options import OUT
+
+commands = typer.Typer()
+
+
+@commands.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Name or import path of one task; the default is all.")] = None,
+) -> None:
+    """List the tasks with their columns, parameters and metrics."""
+    from launcher.tasks import describe, task_names
+
+    for task in [name] if name else task_names():
+        description = describe(task)
+        OUT.print(f"[bold]{task}[/bold]  {description.summary}", highlight=False, soft_wrap=True)
+        targets = ", ".join(description.targets) or "from the same"
+        OUT.print(f"  reads    {', '.join(description.inputs)}; learns {targets}")
+        OUT.print(f"  metrics  {', '.join(description.metrics)}", highlight=False, soft_wrap=True)
+        table = Table("task: key", "default", "meaning", box=None, padding=(0, 2))
+        for key, default, meaning in description.parameters:
+            table.add_row(key, default, meaning)
+        OUT.print(table)
+        OUT.print()
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of the job file, for editors."""
+    from launcher.spec.schema import job_schema
+    from launcher.tasks import params_models
+
+    typer.echo(json.dumps(job_schema(params_models()), indent=1))
