@@ -16,7 +16,8 @@ def compare_sweeps(
 ) -> None:
     """What each of several sweeps found, side by side."""
     from launcher.errors import RunError
-    from launcher.report.sweep import collect_sweep, find_sweep, value_text
+    from launcher.formatting import format_param
+    from launcher.report.sweep import collect_sweep, find_sweep
 
     table = Table("", *runs)
     columns = []
@@ -26,5 +27,5 @@ def compare_sweeps(
             raise RunError(f"{run}: no sweep there (it has no sweep/sweep.json); give what `launcher tune` printed")
         columns.append(collect_sweep(found).facts())
     for name in dict.fromkeys(name for facts in columns for name in facts):
-        table.add_row(name, *(value_text(facts[name]) if name in facts else "" for facts in columns))
+        table.add_row(name, *(format_param(facts[name]) if name in facts else "" for facts in columns))
     OUT.print(table)

@@ -75,11 +75,11 @@ def test_compare_prints_and_writes(
     assert _launcher("compare", finished.uri, twin.uri, monkeypatch=monkeypatch) == 0
     said = capsys.readouterr().out
     assert "test accuracy" in said and "0.8000" in said
-    assert "the losses of all 4 steps have the same bits" in said
+    assert "the losses of all 4 steps are bit-identical" in said
     assert (tmp_path / "compare.html").read_text().startswith("<!doctype html>")
     (tmp_path / "mine.html").write_text("mine")
     assert _launcher("compare", finished.uri, "--output", "mine.html", monkeypatch=monkeypatch) == 2
-    assert "is no comparison page and would be lost; give another file" in capsys.readouterr().err
+    assert "is not a comparison page and would be overwritten; give another file" in capsys.readouterr().err
 
 
 def test_compare_refuses_what_is_no_run_or_has_no_metrics(
