@@ -18,7 +18,7 @@ class Divergence:
 
     Args:
         step: Step of the loss or the evaluation.
-        name: `loss`, or a metric of the validation data.
+        name: Name of the value: `loss`, or a metric of the validation data.
         first: Value of the first run.
         second: Value of the second run.
     """

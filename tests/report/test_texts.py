@@ -29,9 +29,8 @@ def test_generations_are_grouped_by_row() -> None:
     def generate(step: int, row: int) -> GenerationRecord:
         return GenerationRecord(step=step, row=row, inputs={"text": f"row {row}"}, prediction=f"{row} at {step}")
 
-    histories = group_by_row(
-        (generation(10, 0), generation(10, 3), generation(20, 0), generation(20, 3), generation(30, 0))
-    )
+    keys = ((10, 0), (10, 3), (20, 0), (20, 3), (30, 0))
+    histories = group_by_row(tuple(generate(step, row) for step, row in keys))
     assert [(h.row, h.inputs["text"], h.last.prediction) for h in histories] == [
         (0, "row 0", "0 at 30"), (3, "row 3", "3 at 20"),
     ]  # fmt: skip
