@@ -156,7 +156,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
 
 
 def prepare_sweep(job: JobSpec) -> PreparedSweep:
-    """Do everything that a sweep needs before training. Does not read the test data.
+    """Prepare a sweep up to the start of its first trial. Does not read the test data.
 
     Raises:
         UserError: The job file or the data must be fixed first.

@@ -171,13 +171,13 @@ class _Suggestions(Searcher):
         return _start_trial(self._phase, self._recorder, self._waiting.pop(0))
 
     def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
-        """Do nothing: `_Recorder` reports results to the search, with the trial's values."""
+        """Ignore the result: `_Recorder` reports it to the search, with the trial's values."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: a resumed sweep replays its trials."""
+        """Save nothing: a resumed sweep replays its trials."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: Tune never restores this searcher."""
+        """Restore nothing: Tune never restores this searcher."""
 
 
 class _Stopper(Stopper):
