@@ -139,12 +139,16 @@ class TrialActor(tune.Trainable):
             evaluation = _to_evaluation(event.evaluation, self._context.metric, total_steps)
             is_last = event.state.step >= total_steps or should_stop_early(self._prepared.job, event.state)
             if is_last:
-                self._group.advance()  # collective: lets the loop end, which saves the last checkpoint
+                # Collective: the loop ends, waits for its checkpoint writer and flushes the log. Tune may end the
+                # process after the last result, so this cannot wait for the next call.
+                self._group.advance()
         except BaseException as error:
             if isinstance(error, TrainingError) and not isinstance(error, MicroBatchOOMError):
                 # Raised on all ranks at the same step (a non-finite loss), so the group stays usable and warm.
                 return self._make_last_result(failed=error.message)
+            # Before the cleanup: `_Recorder.on_trial_error` reads the reason once Tune sees this error.
             self._run.write_bytes("error.txt", unwrap_ray_error(error).message.encode())
+            # Other ranks may wait inside a collective, so no process of this group can be reused.
             self.cleanup()
             raise
         finally:
@@ -200,7 +204,7 @@ class TrialActor(tune.Trainable):
             _log.warning("%s", error.message)
         if self._group is None:
             self._group = TrialWorkerGroup(job.cluster.workers, self._context.threads)
-        self._group.begin(prepared, self._start)
+        self._group.begin(prepared, self._start)  # collective: the ranks build the engine together
         self._prepared = prepared
         self._total_steps = prepared.plan.total_steps
 
