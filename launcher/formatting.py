@@ -1,6 +1,8 @@
 """Formats values for messages (cells, names, fractions, bytes) and masks secrets in URIs. Runs anywhere."""
 
+import math
 import re
+import time
 from collections.abc import Sequence
 
 _MAX_CHARACTERS = 60
@@ -67,3 +69,64 @@ def list_names(names: Sequence[str]) -> str:
 def format_bytes(count: int) -> str:
     """Format a number of bytes in GiB, or in MiB below 0.01 GiB."""
     return f"{count / 2**30:.2f} GiB" if not 0 < count < 2**30 / 100 else f"{count / 2**20:.2f} MiB"
+
+
+def format_number(value: float) -> str:
+    """Return a metric or a loss: four decimals near one, fewer for large values, scientific far from one."""
+    if not math.isfinite(value):
+        return "not finite"
+    size = abs(value)
+    if value == int(value) and size < 1e15:
+        return f"{int(value):,}" if size >= 2 else f"{value:.4f}"
+    if size < 1e-3 or size >= 1e9:
+        return f"{value:.3e}"
+    return f"{value:.4f}" if size < 10 else f"{value:,.2f}"
+
+
+def format_rounded(value: float) -> str:
+    """Return a number with three significant digits, for headlines."""
+    if not math.isfinite(value):
+        return "not finite"
+    if 0.01 <= abs(value) < 1:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def format_size(num_bytes: int) -> str:
+    """Return bytes in the largest binary unit that fits."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit in ("B", "KiB") or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def format_time(seconds: float) -> str:
+    """Return a moment, given in seconds since the epoch, as date and time in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+
+
+def format_param(value: object, max_chars: int | None = 40) -> str:
+    """Return the value of a searched key: floats with three digits, long texts (paths) shortened to their end."""
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if max_chars is None or len(text) <= max_chars else f"…{text[1 - max_chars :]}"
+
+
+def clip(text: str, max_chars: int) -> str:
+    """Return at most `max_chars` characters of a text, with an ellipsis in place of the rest."""
+    return text if len(text) <= max_chars else text[: max_chars - 1].rstrip() + "…"

@@ -1,7 +1,9 @@
 """Secrets in URIs are neither shown nor sent with a job (`launcher/formatting.py`)."""
 
 import io
+import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,16 @@ import yaml
 from launcher.cli.options import MaskedConsole
 from launcher.cli.remote_command import words_of
 from launcher.errors import RunError, SpecError, UserError
-from launcher.formatting import find_secret, mask_secrets
+from launcher.formatting import (
+    clip,
+    find_secret,
+    format_duration,
+    format_number,
+    format_param,
+    format_rounded,
+    format_size,
+    mask_secrets,
+)
 from launcher.rundir.directory import RunDir
 from launcher.submit.kubernetes.places import misplaced
 from launcher.submit.package import make_package
@@ -96,3 +107,27 @@ def test_an_edited_manifest_with_a_secret_is_refused() -> None:
     }  # fmt: skip
     with pytest.raises(SpecError, match=r"ConfigMap x: data\.job\.yaml holds an account"):
         check([manifest])
+
+
+_FORMATTED: list[tuple[Callable[[Any], str], list[tuple[float, str]]]] = [
+    (format_number, [(0.78, "0.7800"), (1.0, "1.0000"), (0.0, "0.0000"), (-0.25, "-0.2500"), (2e-5, "2.000e-05"),
+                     (12.3456, "12.35"), (12345.0, "12,345"), (math.nan, "not finite"), (math.inf, "not finite")]),
+    (format_rounded, [(0.78351, "0.784"), (0.5, "0.500"), (0, "0"), (149.7, "150"), (12345.6, "12,346"),
+                      (math.nan, "not finite")]),
+    (format_duration, [(0.84, "0.8 s"), (59.6, "1 min 00 s"), (190, "3 min 10 s"), (3600 * 2 + 301, "2 h 05 min"),
+                       (3600 * 75, "3 d 3 h")]),
+    (format_size, [(0, "0 B"), (2048, "2 KiB"), (1_400_000_000, "1.3 GiB"), (80 * 2**30, "80.0 GiB")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("format_value", "value", "text"),
+    [(function, value, text) for function, cases in _FORMATTED for value, text in cases],
+)
+def test_a_number_is_formatted_for_a_reader(format_value: Callable[[Any], str], value: float, text: str) -> None:
+    assert format_value(value) == text
+
+
+def test_a_long_text_is_shortened() -> None:
+    assert (clip("abcdef", 6), clip("abcdefg", 6)) == ("abcdef", "abcde…")
+    assert [format_param(value, 8) for value in ("/a/b/model", 1.23456e-5, 7)] == ["…b/model", "1.23e-05", "7"]

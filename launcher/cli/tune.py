@@ -33,7 +33,8 @@ def compare_sweeps(
 ) -> None:
     """Print the results of several sweeps side by side."""
     from launcher.errors import RunError
-    from launcher.report.sweep import collect_sweep, find_sweep, value_text
+    from launcher.formatting import format_param
+    from launcher.report.sweep import collect_sweep, find_sweep
 
     table = Table("", *runs)
     columns = []
@@ -43,5 +44,5 @@ def compare_sweeps(
             raise RunError(f"{run}: no sweep there (it has no sweep/sweep.json); give what `launcher tune` printed")
         columns.append(collect_sweep(sweep).facts())
     for name in dict.fromkeys(name for facts in columns for name in facts):
-        table.add_row(name, *(value_text(facts[name]) if name in facts else "" for facts in columns))
+        table.add_row(name, *(format_param(facts[name]) if name in facts else "" for facts in columns))
     OUT.print(table)

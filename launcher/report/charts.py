@@ -1,6 +1,7 @@
-"""The report's charts as plotly figures. Pure; runs on the client or the head.
+"""The charts of a run's report as plotly figures. Pure; runs on the client or the head.
 
-Colours of axes and backgrounds are left to `templates/report.js`, which knows whether the reader likes it dark.
+`templates/report.js` sets the colours of axes and backgrounds, because it knows whether the reader prefers a dark page.
+Read `render.py` next, which puts the charts on the page.
 """
 
 import html
@@ -11,16 +12,16 @@ from dataclasses import dataclass
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 import plotly.io as pio  # type: ignore[import-untyped]
 
+from launcher.formatting import clip, format_number
 from launcher.report.collect import ReportData
-from launcher.report.numbers import clip, number
-from launcher.rundir.records import ConfusionMatrix
+from launcher.rundir.records import ConfusionMatrix, TimesRecord
 
 MAX_POINTS = 2000
-"""Points kept per curve."""
+"""Maximum points of a curve. More make the page large and cannot be seen."""
 MAX_CLASSES = 100
-"""Beyond this many classes a confusion matrix cannot be read on a screen."""
+"""Largest confusion matrix that can be read on a screen."""
 
-# Okabe & Ito 2008: told apart by colour-blind readers, and legible on white and on dark alike.
+# Okabe & Ito 2008: colour-blind readers can tell them apart, and they are legible on white and on black.
 BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY = (
     "#2f80c2",
     "#d55e00",
@@ -30,61 +31,68 @@ BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY = (
     "#e69f00",
     "#8a8f98",
 )
+LEGEND_ON_TOP = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x")
 _FAINT = "60"  # alpha of an #rrggbbaa colour
 _MARKED_POINTS = 60
-"""A curve of at most so many points shows them."""
+"""Curves of at most this many points show markers."""
+_MAX_EPOCH_LINES = 12
+"""With more epochs than this, the lines at their ends hide the curve."""
 _LABEL_CHARS = 28
 _CELL_TEXT_CLASSES = 30
 _CELL_PERCENT_CLASSES = 12
 _ROW_PX = ((4, 90), (_CELL_PERCENT_CLASSES, 46), (40, 21), (MAX_CLASSES, 12))
-"""Height of a matrix row, by number of classes."""
-
-Points = tuple[list[int], list[float]]
+"""Height of a matrix row in pixels, for up to so many classes."""
+_MAX_RANKS = 40
+"""With more workers than this, only the fastest and the slowest get a bar."""
+_UNEVEN_FRACTION = 0.1
+"""The slowest worker is named if it computes longer than the fastest by more than this fraction."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure, ready for plotly.js."""
+    """One figure for plotly.js, with what the page needs to show it."""
 
     title: str
     json: str
     height_px: int
     note: str = ""
-    wide: bool = False
-    """Whether it wants the whole width of the page."""
+    is_wide: bool = False
+    """True if the chart takes the whole width of the page."""
 
 
-def curves(data: ReportData) -> tuple[Chart, ...]:
-    """What happened over the steps; only the charts there is data for."""
+def make_curve_charts(data: ReportData) -> tuple[Chart, ...]:
+    """Return the charts over the optimizer steps, without those that have no data yet."""
     steps = [line.step for line in data.steps]
-    found = [_loss_chart(data)] if steps or data.evaluations else []
-    found += _metric_charts(data)
+    charts = [_make_loss_chart(data)] if steps or data.evaluations else []
+    charts += _make_metric_charts(data)
     if steps:
         rates = [line.learning_rate for line in data.steps]
-        found.append(_step_chart("Learning rate", go.Figure(step_line("learning rate", steps, rates, BLUE)), ""))
+        figure = go.Figure(make_step_line("learning rate", steps, rates, BLUE))
+        charts.append(_make_step_chart("Learning rate", figure, ""))
         speeds = [line.samples_per_s for line in data.steps]
-        figure = go.Figure(_noisy("rows per second", steps, speeds, GREEN))
+        figure = go.Figure(_make_noisy_lines("rows per second", steps, speeds, GREEN))
         figure.update_yaxes(rangemode="tozero")
-        found.append(_step_chart("Throughput", figure, "Rows per second, all workers together."))
+        charts.append(_make_step_chart("Throughput", figure, "Rows per second, all workers together."))
     norms = [(line.step, line.grad_norm) for line in data.steps if line.grad_norm is not None]
     if norms:
-        found.append(_norm_chart(data, [step for step, _ in norms], [norm for _, norm in norms]))
-    return tuple(found)
+        charts.append(_make_norm_chart(data, [step for step, _ in norms], [norm for _, norm in norms]))
+    return tuple(charts)
 
 
-def confusion(matrix: ConfusionMatrix) -> Chart | None:
-    """The confusion matrix as a heat map coloured by row percentage; None when it has too many classes to read."""
+def make_confusion_chart(matrix: ConfusionMatrix) -> Chart | None:
+    """Return the confusion matrix as a heat map of row percentages, or None if it has more than `MAX_CLASSES`."""
     count = len(matrix.labels)
     if count > MAX_CLASSES:
         return None
-    percents = [_percent(row) for row in matrix.counts]
-    ticks = {"tickmode": "array", "tickvals": list(range(count)), "ticktext": [_label(name) for name in matrix.labels]}
+    percents = [_row_percents(row) for row in matrix.counts]
+    labels = [escape_label(name, _LABEL_CHARS) for name in matrix.labels]
+    ticks = {"tickmode": "array", "tickvals": list(range(count)), "ticktext": labels}
     heat = go.Heatmap(
         z=percents,
         customdata=[list(row) for row in matrix.counts],
-        text=_cell_texts(matrix, percents),
+        text=_format_cells(matrix, percents),
         texttemplate="%{text}" if count <= _CELL_TEXT_CLASSES else None,
         hovertemplate="true %{y}<br>predicted %{x}<br>%{customdata:,} rows, %{z:.1f} % of its class<extra></extra>",
         zmin=0,
@@ -96,66 +104,137 @@ def confusion(matrix: ConfusionMatrix) -> Chart | None:
     )
     font = {"size": 12 if count <= _CELL_PERCENT_CLASSES else 9}
     figure = go.Figure(heat)
-    # Upright where the names would run into each other: a compact matrix has room for some 60 characters.
+    # Labels stand upright where they would overlap: a small matrix is about 60 characters wide.
     angle = 0 if sum(len(clip(name, _LABEL_CHARS)) + 2 for name in matrix.labels) <= 60 else -90
     figure.update_xaxes(title_text="predicted", tickangle=angle, tickfont=font, automargin=True, **ticks)
     figure.update_yaxes(title_text="true", autorange="reversed", tickfont=font, automargin=True, **ticks)
     figure.update_layout(font=font)
-    height_px = 200 + count * (
-        90 if count <= 4 else 46 if count <= _CELL_PERCENT_CLASSES else 21 if count <= 40 else 12
+    row_px = next(px for max_classes, px in _ROW_PX if count <= max_classes)
+    return make_chart("Confusion matrix", figure, 200 + count * row_px, "Coloured by the percentage of the true class.")
+
+
+def make_time_chart(times: Sequence[TimesRecord]) -> Chart | None:
+    """Return a bar per worker that shows how its time was spent, or None if nothing was timed."""
+    if not times:
+        return None
+    # A run that resumed with another number of workers has records of both sizes: only the latest size is shown.
+    times = [line for line in times if len(line.data_s) == len(times[-1].data_s)]
+    seconds = sum(line.seconds for line in times)
+    world_size = len(times[0].data_s)
+    data, communication, evaluation, checkpoint = (
+        [sum(values) for values in zip(*(getattr(line, name) or (0.0,) * world_size for line in times), strict=True)]
+        for name in ("data_s", "communication_s", "evaluation_s", "checkpoint_s")
     )
-    return chart("Confusion matrix", figure, height_px, "Coloured by the share of the true class (line).")
+    waits = zip(data, communication, evaluation, checkpoint, strict=True)
+    computing = [max(0.0, seconds - sum(waits_of_rank)) for waits_of_rank in waits]
+    ranks = _choose_ranks(computing)
+    parts = {
+        "computing": (computing, BLUE),
+        "waiting for other workers": (communication, GREEN),
+        "waiting for data": (data, ORANGE),
+        "evaluations": (evaluation, GREY),
+        "checkpoints": (checkpoint, AMBER),
+    }
+    figure = go.Figure()
+    for name, (values, colour) in parts.items():
+        percents = [100 * values[rank] / seconds if seconds else 0.0 for rank in ranks]
+        figure.add_bar(
+            name=name, y=[f"rank {rank}" for rank in ranks], x=[values[rank] for rank in ranks], orientation="h",
+            marker_color=colour, customdata=percents,
+            hovertemplate="%{y}: %{x:.1f} s, %{customdata:.1f} %<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_layout(barmode="stack", legend={**LEGEND_ON_TOP, "traceorder": "normal"})
+    figure.update_xaxes(title_text="seconds")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    note = _describe_times(data, computing, seconds)
+    return make_chart("Where the time goes", figure, 150 + 26 * len(ranks), note)
 
 
-def thin(xs: Sequence[int], ys: Sequence[float], limit: int = MAX_POINTS) -> Points:
-    """At most `limit` points of a curve that keep its shape.
+def thin(xs: Sequence[int], ys: Sequence[float], max_points: int = MAX_POINTS) -> tuple[list[int], list[float]]:
+    """Return at most `max_points` points of a curve that keep its shape.
 
-    The first and the last point stay; the rest is cut into buckets of which the lowest and the highest stay, so no
-    spike is lost. A value that is not finite stands for its bucket only when the bucket holds nothing else.
+    The first and the last point stay. The others are split into buckets, and the lowest and highest point of each
+    bucket stay, so that no spike is lost. A non-finite value stays only if its bucket has no finite one.
     """
-    if len(xs) <= limit:
+    if len(xs) <= max_points:
         return list(xs), list(ys)
-    buckets = (limit - 2) // 2
+    buckets = (max_points - 2) // 2
     inner = len(xs) - 2
-    kept = [0]
+    chosen = [0]
     for bucket in range(buckets):
         indices = range(1 + inner * bucket // buckets, 1 + inner * (bucket + 1) // buckets)
         finite = [i for i in indices if math.isfinite(ys[i])] or [indices[0]]
-        kept += sorted({min(finite, key=ys.__getitem__), max(finite, key=ys.__getitem__)})
-    kept.append(len(xs) - 1)
-    return [xs[i] for i in kept], [ys[i] for i in kept]
+        chosen += sorted({min(finite, key=ys.__getitem__), max(finite, key=ys.__getitem__)})
+    chosen.append(len(xs) - 1)
+    return [xs[i] for i in chosen], [ys[i] for i in chosen]
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average over about `span` values, without the start's pull to zero."""
-    keep = 1 - 2 / (span + 1)
-    total = weight = 0.0
+    """Return the exponential moving average over about `span` values, corrected for its start at zero."""
+    decay = 1 - 2 / (span + 1)
+    total = 0.0
+    weight = 0.0
     smoothed = []
     for value in values:
         if math.isfinite(value):
-            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+            total = decay * total + (1 - decay) * value
+            weight = decay * weight + (1 - decay)
         smoothed.append(total / weight if weight and math.isfinite(value) else math.nan)
     return smoothed
 
 
-def _loss_chart(data: ReportData) -> Chart:
+def make_step_line(
+    name: str, steps: Sequence[int], values: Sequence[float], colour: str, symbol: str = "circle", width: float = 2
+) -> go.Scatter:
+    """Return a line over the steps, thinned to `MAX_POINTS`. Short lines show markers."""
+    xs, ys = thin(steps, values)
+    return go.Scatter(
+        x=xs,
+        # Six digits are more than a screen can show and keep the page small.
+        y=[float(f"{y:.6g}") for y in ys],
+        name=html.escape(name, quote=False),
+        mode="lines+markers" if len(xs) <= _MARKED_POINTS else "lines",
+        line={"color": colour, "width": width},
+        marker={"symbol": symbol, "size": 6},
+    )
+
+
+def format_step_axes(figure: go.Figure) -> go.Figure:
+    """Give a figure over the steps its axes, legend and hover text, and return the same figure."""
+    figure.update_xaxes(title_text="step", rangemode="tozero")
+    figure.update_yaxes(automargin=True, exponentformat="e")
+    return figure.update_layout(hovermode="x unified", legend=LEGEND_ON_TOP)
+
+
+def make_chart(title: str, figure: go.Figure, height_px: int, note: str, is_wide: bool = False) -> Chart:
+    """Return a figure as JSON in the frame that all charts share."""
+    figure.update_layout(template="none", margin={"l": 56, "r": 14, "t": 30, "b": 44}, height=height_px)
+    return Chart(title=title, json=pio.to_json(figure, engine="json"), height_px=height_px, note=note, is_wide=is_wide)
+
+
+def escape_label(name: str, max_chars: int) -> str:
+    """Return a name as plotly text: plotly reads a subset of HTML in labels, and class names come from users."""
+    return html.escape(clip(name, max_chars), quote=False)
+
+
+def _make_loss_chart(data: ReportData) -> Chart:
     figure = go.Figure()
-    steps, losses = [line.step for line in data.steps], [line.loss for line in data.steps]
+    steps = [line.step for line in data.steps]
     if steps:
-        figure.add_traces(_noisy("training", steps, losses, BLUE))
+        figure.add_traces(_make_noisy_lines("training", steps, [line.loss for line in data.steps], BLUE))
     if data.evaluations:
-        at, values = [line.step for line in data.evaluations], [line.loss for line in data.evaluations]
-        figure.add_trace(step_line("validation", at, values, ORANGE, width=2.5))
+        evaluated = [line.step for line in data.evaluations]
+        losses = [line.loss for line in data.evaluations]
+        figure.add_trace(make_step_line("validation", evaluated, losses, ORANGE, width=2.5))
     for before, after in zip(data.steps, data.steps[1:], strict=False):
-        # More lines than this say nothing and hide the curve.
-        if before.epoch != after.epoch and data.steps[-1].epoch <= 12:
+        if before.epoch != after.epoch and data.steps[-1].epoch <= _MAX_EPOCH_LINES:
             figure.add_vline(x=before.step, line={"color": GREY, "width": 1, "dash": "dot"}, opacity=0.6)
     note = "Dotted lines: ends of epochs." if figure.layout.shapes else ""
-    return _step_chart("Loss", figure, note, height_px=380)
+    return _make_step_chart("Loss", figure, note, height_px=380)
 
 
-def _metric_charts(data: ReportData) -> list[Chart]:
-    """Metrics within [-1, 1] share one chart; each other has its own axis and so its own chart."""
+def _make_metric_charts(data: ReportData) -> list[Chart]:
+    """Return one chart of all metrics within [-1, 1], and one of each other metric, which needs its own axis."""
     names = list(dict.fromkeys(name for line in data.evaluations for name in line.metrics))
     groups: list[list[str]] = [[]]
     for name in names:
@@ -164,94 +243,58 @@ def _metric_charts(data: ReportData) -> list[Chart]:
             groups[0].append(name)
         else:
             groups.append([name])
-    return [_metric_chart(data, group) for group in groups if group]
+    return [_make_metric_chart(data, group) for group in groups if group]
 
 
-def _metric_chart(data: ReportData, names: Sequence[str]) -> Chart:
+def _make_metric_chart(data: ReportData, names: Sequence[str]) -> Chart:
     figure = go.Figure()
     for index, name in enumerate(names):
         points = [(line.step, line.metrics[name]) for line in data.evaluations if name in line.metrics]
-        colour, symbol = _PALETTE[index % len(_PALETTE)], _SYMBOLS[index % len(_SYMBOLS)]
-        figure.add_trace(step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol))
-    best, main = data.best, data.main_metric
+        colour = _PALETTE[index % len(_PALETTE)]
+        symbol = _SYMBOLS[index % len(_SYMBOLS)]
+        figure.add_trace(make_step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol))
+    best, main = data.best_evaluation, data.main_metric
     note = ""
     if best is not None and main in names and main in best.metrics:
         star = {"symbol": "star", "size": 17, "color": AMBER, "line": {"color": "#5c3d00", "width": 1}}
         value = best.metrics[main]
         figure.add_trace(go.Scatter(x=[best.step], y=[value], mode="markers", marker=star, name="best"))
-        note = f"Best {main}: {number(value)} at step {best.step:,}."
+        note = f"Best {main}: {format_number(value)} at step {best.step:,}."
     title = "Validation metrics" if len(names) > 1 else f"Validation {names[0]}"
-    return _step_chart(title, figure, note)
+    return _make_step_chart(title, figure, note)
 
 
-def _norm_chart(data: ReportData, steps: Sequence[int], norms: Sequence[float]) -> Chart:
-    limit = data.job.train.max_grad_norm
-    figure = go.Figure(_noisy("norm", steps, norms, PINK))
+def _make_norm_chart(data: ReportData, steps: Sequence[int], norms: Sequence[float]) -> Chart:
+    max_norm = data.job.train.max_grad_norm
+    figure = go.Figure(_make_noisy_lines("norm", steps, norms, PINK))
     note = "L2 norm of the global batch's gradient, before clipping."
-    if limit is not None:
-        figure.add_hline(y=limit, line={"color": GREY, "width": 1.5, "dash": "dash"})
-        note += f" Dashed: clipped at {limit:g}."
-    return _step_chart("Gradient norm", figure, note)
+    if max_norm is not None:
+        figure.add_hline(y=max_norm, line={"color": GREY, "width": 1.5, "dash": "dash"})
+        note += f" Dashed: clipped at {max_norm:g}."
+    return _make_step_chart("Gradient norm", figure, note)
 
 
-def _noisy(name: str, steps: Sequence[int], values: Sequence[float], colour: str) -> list[go.Scatter]:
-    """The values as they are, faint, and their moving average, strong."""
+def _make_noisy_lines(name: str, steps: Sequence[int], values: Sequence[float], colour: str) -> list[go.Scatter]:
+    """Return a faint line of the values and a strong one of their moving average."""
     span = min(200, max(5, len(steps) // 30))
     return [
-        step_line(f"{name}, each step", steps, values, colour + _FAINT, width=1),
-        step_line(f"{name}, mean of ~{span} steps", steps, smooth(values, span), colour, width=2.5),
+        make_step_line(f"{name}, each step", steps, values, colour + _FAINT, width=1),
+        make_step_line(f"{name}, mean of ~{span} steps", steps, smooth(values, span), colour, width=2.5),
     ]
 
 
-def step_line(
-    name: str,
-    steps: Sequence[int],
-    values: Sequence[float],
-    colour: str,
-    symbol: str = "circle",
-    width: float = 2,
-) -> go.Scatter:
-    """A line over the steps, thinned to what a screen can show; short ones show their points."""
-    xs, ys = thin(steps, values)
-    marked = len(xs) <= _MARKED_POINTS
-    return go.Scatter(
-        x=xs,
-        # Six digits are more than a screen can show and keep the page small.
-        y=[float(f"{y:.6g}") for y in ys],
-        name=html.escape(name, quote=False),
-        mode="lines+markers" if marked else "lines",
-        line={"color": colour, "width": width},
-        marker={"symbol": symbol, "size": 6},
-    )
-
-
-def _step_chart(title: str, figure: go.Figure, note: str, height_px: int = 300) -> Chart:
+def _make_step_chart(title: str, figure: go.Figure, note: str, height_px: int = 300) -> Chart:
     figure.update_layout(showlegend=len(figure.data) > 1)
-    return chart(title, over_steps(figure), height_px, note)
+    return make_chart(title, format_step_axes(figure), height_px, note)
 
 
-def over_steps(figure: go.Figure) -> go.Figure:
-    """The axes, legend and hover text of all curves over the steps; the same figure."""
-    figure.update_xaxes(title_text="step", rangemode="tozero")
-    figure.update_yaxes(automargin=True, exponentformat="e")
-    return figure.update_layout(
-        hovermode="x unified", legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    )
-
-
-def chart(title: str, figure: go.Figure, height_px: int, note: str, wide: bool = False) -> Chart:
-    """A figure in the report's frame."""
-    figure.update_layout(template="none", margin={"l": 56, "r": 14, "t": 30, "b": 44}, height=height_px)
-    return Chart(title=title, json=pio.to_json(figure, engine="json"), height_px=height_px, note=note, wide=wide)
-
-
-def _percent(row: Sequence[int]) -> list[float | None]:
+def _row_percents(row: Sequence[int]) -> list[float | None]:
     total = sum(row)
     return [round(100 * count / total, 2) if total else None for count in row]
 
 
-def _cell_texts(matrix: ConfusionMatrix, percents: Sequence[Sequence[float | None]]) -> list[list[str]] | None:
-    """Count and row percentage where there is room, the count alone on a finer grid, nothing on the finest."""
+def _format_cells(matrix: ConfusionMatrix, percents: Sequence[Sequence[float | None]]) -> list[list[str]] | None:
+    """Return count and percentage for large cells, the count for smaller ones, None for the smallest."""
     size = len(matrix.labels)
     if size > _CELL_TEXT_CLASSES:
         return None
@@ -263,6 +306,25 @@ def _cell_texts(matrix: ConfusionMatrix, percents: Sequence[Sequence[float | Non
     ]
 
 
-def _label(name: str) -> str:
-    """A class name as plotly text: plotly reads a subset of HTML in labels."""
-    return html.escape(clip(name, _LABEL_CHARS), quote=False)
+def _choose_ranks(computing_s: Sequence[float]) -> list[int]:
+    """Return the ranks that get a bar, in order: all, or the fastest and the slowest of many."""
+    if len(computing_s) <= _MAX_RANKS:
+        return list(range(len(computing_s)))
+    by_time = sorted(range(len(computing_s)), key=lambda rank: computing_s[rank])
+    return sorted([*by_time[: _MAX_RANKS // 2], *by_time[-_MAX_RANKS // 2 :]])
+
+
+def _describe_times(data_s: Sequence[float], computing_s: Sequence[float], seconds: float) -> str:
+    """Name the worker that waited longest for data and, if the work is uneven, the slowest worker."""
+    ranks = range(len(data_s))
+    waited = max(ranks, key=lambda rank: data_s[rank])
+    percent = 100 * data_s[waited] / seconds if seconds else 0.0
+    note = f"Rank {waited} waited longest for data: {data_s[waited]:.1f} s, {percent:.1f} % of the time."
+    slowest = max(ranks, key=lambda rank: computing_s[rank])
+    fastest = min(ranks, key=lambda rank: computing_s[rank])
+    extra_s = computing_s[slowest] - computing_s[fastest]
+    if computing_s[fastest] and extra_s > _UNEVEN_FRACTION * computing_s[fastest]:
+        note += f" Rank {slowest} is the slowest: all wait for it, {extra_s:.1f} s longer than for rank {fastest}."
+    if len(ranks) > _MAX_RANKS:
+        note += f" {_MAX_RANKS} of {len(ranks)} workers: the fastest and the slowest."
+    return note

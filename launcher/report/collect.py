@@ -1,13 +1,12 @@
-"""What a run directory tells, gathered into one frozen value. Runs on the client or the head.
+"""The content of a run directory as one frozen value. Runs on the client or the head.
 
-Everything but job.yaml may be missing: a report is made of runs that have begun, stopped or finished.
-Read `report/summary.py` for the numbers on top, `report/charts.py` for the curves, `report/render.py` for the page.
+Only job.yaml must exist: a report can be written of a run that has begun, stopped or finished.
+Read `summary.py` next for the numbers on top, `charts.py` for the curves, `render.py` for the page.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from launcher.errors import RunError
 from launcher.rundir.directory import RESTORE, RunDir, read_job
@@ -24,62 +23,71 @@ from launcher.rundir.records import (
     StepRecord,
     TimesRecord,
 )
+from launcher.rundir.uri import redact_uri
 from launcher.spec.job import JobSpec
 
-# Test first: it is the number a reader came for.
+# The test score is what most readers look for.
 _SPLIT_ORDER = {"test": 0, "validation": 1}
 _LINKED = ("model/README.md", "job.yaml", "plan.json", "environment.json", "metrics.jsonl", "result.json")
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the report shows, as found in the run directory; `None` or empty is what is not there."""
+    """Everything that a report shows. A part that the run directory does not have is `None` or empty."""
 
     name: str
     location: str
+    """Path or URI of the run directory, without credentials: reports are passed on."""
     job: JobSpec
     job_text: str
     plan: tuple[tuple[str, str], ...]
-    """The plan's values by dotted key."""
+    """Values of plan.json by dotted key."""
     environment: EnvironmentRecord | None
     memory: tuple[MemoryUsage, ...]
-    """Of each worker that told, by rank."""
+    """Memory of each worker that reported it, by rank."""
     memory_reductions: tuple[MicroBatchReduction, ...]
-    """Of the micro-batch, where memory ran out."""
+    """Reductions of the micro-batch after an OOM."""
     events: tuple[Event, ...]
-    """What happened beside the curve: lost workers, damaged checkpoints, batches left out."""
+    """Incidents of the run: lost workers, corrupt checkpoints, skipped batches."""
     steps: tuple[StepRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     """Evaluations of the validation split, in order."""
     generations: tuple[GenerationRecord, ...]
-    """What the model wrote at each of them."""
+    """Texts that the model generated at each evaluation."""
     times: tuple[TimesRecord, ...]
-    """Where the time went, in order."""
+    """Time spent by each worker, in order."""
     scores: tuple[ScoresRecord, ...]
-    """One per scored split: test, validation, then any other by name."""
+    """Final scores of each split: test, validation, then the others by name."""
     leakage: LeakageRecord | None
-    """Rows that the splits have in common."""
+    """Duplicate rows across splits."""
     result: ResultRecord | None
     files: tuple[str, ...]
-    """Files worth a link, relative to the run directory."""
+    """Files that the report links to, relative to the run directory."""
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps done so far."""
+        """Optimizer steps completed so far."""
         if self.result is not None:
             return self.result.steps
         return self.steps[-1].step if self.steps else 0
 
     @property
-    def best(self) -> EvaluationRecord | None:
-        """The evaluation whose weights are kept, so far."""
+    def elapsed_s(self) -> float:
+        """Training time over all attempts, in seconds."""
+        if self.result is not None:
+            return self.result.elapsed_s
+        return self.steps[-1].elapsed_s if self.steps else 0.0
+
+    @property
+    def best_evaluation(self) -> EvaluationRecord | None:
+        """Best evaluation so far: the one whose weights are kept."""
         if self.result is not None:
             return next((line for line in self.evaluations if line.step == self.result.best_step), None)
         return next((line for line in reversed(self.evaluations) if line.best), None)
 
     @property
     def main_metric(self) -> str | None:
-        """The metric that decides: the job's own, else the first one of the records (tasks put theirs first)."""
+        """Metric that the job file names, else the first one of the records (a task lists its main metric first)."""
         tables = [scores.metrics for scores in self.scores] + [line.metrics for line in self.evaluations]
         tables = [table for table in tables if table]
         if not tables:
@@ -92,7 +100,7 @@ def collect(run: RunDir) -> ReportData:
     """Read a run directory.
 
     Raises:
-        RunError: there is no job.yaml, or a file that is there cannot be read.
+        RunError: The directory has no job.yaml, or one of its files is invalid.
     """
     job_text = run.read_bytes("job.yaml").decode()
     steps: list[StepRecord] = []
@@ -110,7 +118,7 @@ def collect(run: RunDir) -> ReportData:
             evaluations.append(line)
     return ReportData(
         name=run.name,
-        location=without_credentials(run.uri),
+        location=redact_uri(run.uri),
         job=read_job(run),
         job_text=job_text,
         plan=_read_plan(run),
@@ -129,32 +137,24 @@ def collect(run: RunDir) -> ReportData:
     )
 
 
-def missing(data: ReportData) -> tuple[str, ...]:
-    """One sentence per part of the run that is not there yet."""
-    found = []
+def list_missing_parts(data: ReportData) -> tuple[str, ...]:
+    """Return one sentence for each part of the run that does not exist yet."""
+    sentences = []
     if not data.steps:
-        found.append("No training step is logged yet (metrics.jsonl).")
+        sentences.append("No training step is logged yet (metrics.jsonl).")
     elif data.result is None:
-        found.append(f"Training is not over: step {data.steps_done:,} is the last one logged (result.json).")
+        sentences.append(f"Training has not finished: the last logged step is {data.steps_done:,} (result.json).")
     if data.job.data.validation and not data.evaluations:
-        found.append("The validation data has not been evaluated yet (metrics.jsonl).")
+        sentences.append("The validation data has not been evaluated yet (metrics.jsonl).")
     scored = {record.split for record in data.scores}
     for split, rows in (("test", data.job.data.test), ("validation", data.job.data.validation)):
         if rows and split not in scored:
-            found.append(f"The {split} data has not been scored yet (scores-{split}.json).")
+            sentences.append(f"The {split} data has not been scored yet (scores-{split}.json).")
     if data.environment is None:
-        found.append("The environment is not recorded yet (environment.json).")
+        sentences.append("The environment is not recorded yet (environment.json).")
     if not data.plan:
-        found.append("There is no plan yet (plan.json).")
-    return tuple(found)
-
-
-def without_credentials(uri: str) -> str:
-    """The URI less user, password and query: storage URIs may carry keys there, and reports are passed around."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        sentences.append("There is no plan yet (plan.json).")
+    return tuple(sentences)
 
 
 def _read_scores(run: RunDir) -> tuple[ScoresRecord, ...]:
@@ -165,7 +165,7 @@ def _read_scores(run: RunDir) -> tuple[ScoresRecord, ...]:
 
 def _read_memory(run: RunDir) -> tuple[MemoryUsage, ...]:
     names = [name for name in run.list("workers") if name.startswith("memory-")]
-    return tuple(sorted((run.read_record(f"workers/{n}", MemoryUsage) for n in names), key=lambda used: used.rank))
+    return tuple(sorted((run.read_record(f"workers/{n}", MemoryUsage) for n in names), key=lambda usage: usage.rank))
 
 
 def _read_plan(run: RunDir) -> tuple[tuple[str, str], ...]:
@@ -179,7 +179,7 @@ def _read_plan(run: RunDir) -> tuple[tuple[str, str], ...]:
 
 
 def _flatten(prefix: str, value: object) -> list[tuple[str, str]]:
-    """Nested JSON as dotted keys; a list of plain values stays on one line."""
+    """Return nested JSON as (dotted key, text). A list of plain values stays on one line."""
     if isinstance(value, Mapping) and value:
         parts = [(str(key), child) for key, child in value.items()]
     elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):

@@ -1,6 +1,6 @@
-"""Several runs on one page: curves on each other, final metrics, what differs. Runs on the client or the head.
+"""The comparison of several runs on one page: curves, final metrics and differences. Runs on the client or the head.
 
-Charts: `compare_charts.py`; whether two curves are the same: `curves_match.py`.
+Read `compare_charts.py` next for the charts, and `curves_match.py` for the step-by-step comparison of two curves.
 """
 
 import os
@@ -12,32 +12,31 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.errors import RunError
-from launcher.report import compare_charts
+from launcher.formatting import format_duration, format_number, format_rounded, format_size
 from launcher.report.collect import ReportData, collect
-from launcher.report.compare_charts import colour
+from launcher.report.compare_charts import colour_of_run, make_comparison_charts
 from launcher.report.curves_match import agreement
-from launcher.report.numbers import duration, number, short, size
-from launcher.report.render import page
+from launcher.report.render import render_page
 from launcher.rundir.directory import RunDir
 from launcher.rundir.uri import describe_os_error
 from launcher.spec.curve import curve_values, job_values
 
 MARK = b'<meta name="generator" content="launcher compare">'
-"""By this a file is known as a comparison page, which may be overwritten."""
+"""Mark of a comparison page. Only a file that has it is overwritten."""
 _HEAD_BYTES = 4096
-# Of these less is better; of the metric that a plan names, the plan says.
-_LESS = ("loss", "perplexity", "mse", "rmse", "mae")
+# Lower is better for these. For the metric that a plan names, the plan says so.
+_LOWER_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table with a column per run.
+    """One line of a table that has a column per run.
 
     Args:
-        name: of the line.
-        values: as text, one per run; "" where a run has none.
-        best: indices of the runs with the best value, where that can be said.
-        note: what is worth knowing of the line.
+        name: Name of the line.
+        values: Texts, one per run; "" for a run without a value.
+        best: Indices of the runs with the best value. Empty if there is no best.
+        note: Remark on the line.
     """
 
     name: str
@@ -48,136 +47,134 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a page of several runs shows."""
+    """The content of a comparison page.
+
+    Args:
+        runs: Data of each run.
+        names: Name of each run, all different.
+    """
 
     runs: tuple[ReportData, ...]
     names: tuple[str, ...]
-    """One per run, each different."""
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """Why the runs' numbers may not measure the same."""
-        said = []
-        if len(tasks := dict.fromkeys(data.job.task.type for data in self.runs)) > 1:
-            said.append(f"The runs learn different tasks ({', '.join(tasks)}): their losses and metrics are not alike.")
-        for what, values in (("trained", self._plans("fingerprint")), ("validated", self._locations("validation"))):
-            if len(dict.fromkeys(values)) > 1:
-                said.append(f"The runs were {what} on different data.")
+        """Reasons why the numbers of the runs may not be comparable."""
+        sentences = []
+        tasks = dict.fromkeys(data.job.task.type for data in self.runs)
+        if len(tasks) > 1:
+            sentences.append(
+                f"The runs have different tasks ({', '.join(tasks)}): their losses and metrics cannot be compared."
+            )
+        fingerprints = {_plan_value(data, "fingerprint") for data in self.runs}
+        if len(fingerprints) > 1:
+            sentences.append("The runs were trained on different data.")
+        if len({data.job.data.validation for data in self.runs}) > 1:
+            sentences.append("The runs were validated on different data.")
         unfinished = [name for name, data in zip(self.names, self.runs, strict=True) if data.result is None]
         if unfinished:
-            said.append(f"Not finished: {', '.join(unfinished)}.")
-        return tuple(said)
+            sentences.append(f"Not finished: {', '.join(unfinished)}.")
+        return tuple(sentences)
 
     @cached_property
     def metrics(self) -> tuple[Row, ...]:
-        """Final scores, the test data first, then the last evaluation of runs that have no scores yet."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        """Final scores, the test data first. A run without scores shows its best evaluation."""
+        values: dict[str, dict[int, float]] = {}
         for index, data in enumerate(self.runs):
-            for scores in data.scores:
-                for name, value in {**scores.metrics, "loss": scores.loss}.items():
-                    found.setdefault(f"{scores.split} {name}", []).append((index, value))
-            if data.best is not None and not data.scores:
-                for name, value in {**data.best.metrics, "loss": data.best.loss}.items():
-                    found.setdefault(f"validation {name}", []).append((index, value))
-        names = sorted(found, key=lambda name: (not name.startswith("test "), not name.startswith("validation ")))
-        return tuple(self._metric_row(name, dict(found[name])) for name in names)
+            best = data.best_evaluation
+            fallback = (best,) if best is not None else ()
+            for record in data.scores or fallback:
+                for name, value in {**record.metrics, "loss": record.loss}.items():
+                    values.setdefault(f"{record.split} {name}", {})[index] = value
+        names = sorted(values, key=lambda name: (not name.startswith("test "), not name.startswith("validation ")))
+        return tuple(self._make_metric_row(name, values[name]) for name in names)
 
     @cached_property
     def facts(self) -> tuple[Row, ...]:
-        """What each run is and what it took."""
-        ways: dict[str, Callable[[ReportData], str]] = {
+        """Settings and costs of each run."""
+        facts: dict[str, Callable[[ReportData], str]] = {
             "task": lambda data: data.job.task.type,
-            "model": lambda data: _model(data),
+            "model": _model_name,
             "steps": lambda data: f"{data.steps_done:,}" + ("" if data.result else " so far"),
-            "best step": lambda data: f"{data.best.step:,}" if data.best else "",
-            "rows per second": lambda data: short(statistics.median(line.samples_per_s for line in data.steps)),
-            "training time": lambda data: duration(_elapsed_s(data)),
+            "best step": lambda data: f"{data.best_evaluation.step:,}" if data.best_evaluation else "",
+            "rows per second": lambda d: format_rounded(statistics.median(line.samples_per_s for line in d.steps)),
+            "training time": lambda data: format_duration(data.elapsed_s),
             "workers": lambda data: f"{data.job.cluster.workers}, ZeRO-{data.job.zero_stage}",
-            "memory per worker": lambda data: _memory(data),
+            "memory per worker": _peak_memory,
             "skipped rows": lambda data: f"{data.steps[-1].skipped_rows:,}",
         }
-        rows = (Row(name, tuple(way(data) for data in self.runs)) for name, way in ways.items())
+        rows = (Row(name, tuple(describe(data) for data in self.runs)) for name, describe in facts.items())
         return tuple(row for row in rows if any(row.values))
 
     @cached_property
     def job_differences(self) -> tuple[Row, ...]:
-        """Keys of the job files whose values differ; the note says whether they change the curve."""
-        values = [job_values(data.job) for data in self.runs]
+        """Job file keys whose values differ. The note is "yes" if the key changes the curve, else "no"."""
         curve = [curve_values(data.job) for data in self.runs]
-        rows = _differing(values)
         return tuple(
-            Row(row.name, row.values, note="yes" if any(row.name in known for known in curve) else "no") for row in rows
+            Row(row.name, row.values, note="yes" if any(row.name in values for values in curve) else "no")
+            for row in _differing_rows([job_values(data.job) for data in self.runs])
         )
 
     @cached_property
     def environment_differences(self) -> tuple[Row, ...]:
         """Versions and machines that differ."""
-        return _differing([_environment(data) for data in self.runs])
+        return _differing_rows([_environment_values(data) for data in self.runs])
 
     @cached_property
     def agreement(self) -> tuple[str, ...]:
-        """Whether the curves of two runs are the same; empty for more, or where their curves are not meant to be."""
+        """Sentences on whether two runs have the same curve. Empty if there are more runs, or the jobs differ in it."""
         if len(self.runs) != 2 or any(row.note == "yes" for row in self.job_differences):
             return ()
         return agreement(*self.runs).sentences
 
-    def _metric_row(self, name: str, values: dict[int, float]) -> Row:
+    def _make_metric_row(self, name: str, values: dict[int, float]) -> Row:
         metric = name.split(" ", 1)[1]
-        less = metric in _LESS or any(
-            self._plan(data, "metric") == metric and self._plan(data, "metric_mode") == "min" for data in self.runs
+        lower_is_better = metric in _LOWER_IS_BETTER or any(
+            _plan_value(data, "metric") == metric and _plan_value(data, "metric_mode") == "min" for data in self.runs
         )
-        best = (min if less else max)(values.values())
-        # A single run has no best, and neither have runs that are all the same.
-        first = tuple(i for i, value in values.items() if value == best) if len(set(values.values())) > 1 else ()
-        texts = tuple(number(values[i]) if i in values else "" for i in range(len(self.runs)))
-        return Row(name, texts, first, "less is better" if less else "")
-
-    def _plans(self, key: str) -> list[str]:
-        return [self._plan(data, key) for data in self.runs]
-
-    def _locations(self, split: str) -> list[object]:
-        return [getattr(data.job.data, split) for data in self.runs]
-
-    @staticmethod
-    def _plan(data: ReportData, key: str) -> str:
-        return dict(data.plan).get(key, "")
+        best_value = (min if lower_is_better else max)(values.values())
+        # Neither a single run nor runs with equal values have a best one.
+        has_best = len(set(values.values())) > 1
+        best = tuple(i for i, value in values.items() if value == best_value) if has_best else ()
+        texts = tuple(format_number(values[i]) if i in values else "" for i in range(len(self.runs)))
+        return Row(name, texts, best, "lower is better" if lower_is_better else "")
 
 
 def compare(runs: Sequence[RunDir]) -> Comparison:
     """Read several runs.
 
     Raises:
-        RunError: one of them has no metrics yet, is given twice, or cannot be read.
+        RunError: A run is listed twice, has no metrics yet, or cannot be read.
     """
-    places = [run.uri.rstrip("/") for run in runs]
-    twice = next((place for place in places if places.count(place) > 1), None)
+    uris = [run.uri.rstrip("/") for run in runs]
+    twice = next((uri for uri in uris if uris.count(uri) > 1), None)
     if twice is not None:
-        raise RunError(f"{twice}: is given twice; give different runs")
-    found = tuple(collect(run) for run in runs)
-    for run, data in zip(runs, found, strict=True):
+        raise RunError(f"{twice}: is listed twice; give different runs")
+    collected = tuple(collect(run) for run in runs)
+    for run, data in zip(runs, collected, strict=True):
         if not data.steps:
-            raise RunError(f"{run.uri}: has no metrics yet (metrics.jsonl); let it train for some steps first")
-    return Comparison(found, _names(places))
+            raise RunError(f"{run.uri}: has no metrics yet (metrics.jsonl); train it for some steps first")
+    return Comparison(collected, _shorten_names(uris))
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The whole page."""
-    charts = compare_charts.charts(comparison.names, comparison.runs)
-    return page(
+    """Return the page as HTML."""
+    charts = make_comparison_charts(comparison.names, comparison.runs)
+    return render_page(
         "compare.html.j2",
         {f"compare-{i}": chart for i, chart in enumerate(charts)},
         mark=MARK.decode(),
         comparison=comparison,
-        colours=[colour(index) for index in range(len(comparison.runs))],
+        colours=[colour_of_run(index) for index in range(len(comparison.runs))],
         charts=charts,
     )
 
 
 def write_comparison(comparison: Comparison, output: Path) -> Path:
-    """Write the page at once: readers see an old page or the new one.
+    """Write the page atomically: readers see the old page or the new one.
 
     Raises:
-        RunError: another kind of file is there, or the place cannot be written.
+        RunError: The path holds another kind of file, or cannot be written.
     """
     output = check_page(output)
     staged = output.with_name(f"{output.name}.{os.getpid()}.tmp")
@@ -187,24 +184,24 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
         os.replace(staged, output)
     except OSError as error:
         raise RunError(
-            f"--output: {output} cannot be written ({describe_os_error(error)}); give a file that can be"
+            f"--output: {output} cannot be written ({describe_os_error(error)}); give a path that can be"
         ) from error
     finally:
-        with suppress(OSError):  # it was moved, or never came to be
+        with suppress(OSError):  # after the rename, or a failure before the file existed
             staged.unlink()
     return output
 
 
 def check_page(output: Path) -> Path:
-    """Where a page is to be written, made absolute.
+    """Return the absolute path of a page after checking that it may be written.
 
     Raises:
-        RunError: another kind of file is there, or the place cannot be read.
+        RunError: The path holds another kind of file, or cannot be read.
     """
     output = Path(os.path.abspath(output.expanduser()))
     try:
         if output.exists() and not _is_comparison(output):
-            raise RunError(f"--output: {output} is no comparison page and would be lost; give another file")
+            raise RunError(f"--output: {output} is not a comparison page and would be overwritten; give another file")
     except OSError as error:
         raise RunError(f"--output: {output} cannot be read ({describe_os_error(error)}); give another file") from error
     return output
@@ -217,42 +214,46 @@ def _is_comparison(path: Path) -> bool:
         return MARK in stream.read(_HEAD_BYTES)
 
 
-def _names(places: Sequence[str]) -> tuple[str, ...]:
-    """The last parts of the paths, as many as tell them apart."""
-    parts = [place.split("/") for place in places]
+def _shorten_names(uris: Sequence[str]) -> tuple[str, ...]:
+    """Return as many of the last parts of each path as are needed to tell the runs apart."""
+    parts = [uri.split("/") for uri in uris]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
             return tuple(names)
-    return tuple(places)
+    return tuple(uris)
 
 
-def _differing(values: Sequence[dict[str, str]]) -> tuple[Row, ...]:
-    """The keys whose values are not the same in all runs."""
-    keys = dict.fromkeys(key for known in values for key in known)
-    rows = (Row(key, tuple(known.get(key, "") for known in values)) for key in keys)
+def _differing_rows(values: Sequence[dict[str, str]]) -> tuple[Row, ...]:
+    """Return a row for each key whose value is not the same in all runs."""
+    keys = dict.fromkeys(key for of_run in values for key in of_run)
+    rows = (Row(key, tuple(of_run.get(key, "") for of_run in values)) for key in keys)
     return tuple(row for row in rows if len(set(row.values)) > 1)
 
 
-def _environment(data: ReportData) -> dict[str, str]:
-    found = data.environment
-    if found is None:
+def _environment_values(data: ReportData) -> dict[str, str]:
+    environment = data.environment
+    if environment is None:
         return {}
-    commit = {"git commit": found.git_commit or "none"}
-    devices = {"devices": ", ".join(dict.fromkeys(worker.device for worker in found.workers))}
-    hosts = {"hosts": ", ".join(dict.fromkeys(worker.host for worker in found.workers))}
-    return {**found.packages, "Python": found.python, "platform": found.platform, **commit, **hosts, **devices}
+    return {
+        **environment.packages,
+        "Python": environment.python,
+        "platform": environment.platform,
+        "git commit": environment.git_commit or "none",
+        "hosts": ", ".join(dict.fromkeys(worker.host for worker in environment.workers)),
+        "devices": ", ".join(dict.fromkeys(worker.device for worker in environment.workers)),
+    }
 
 
-def _model(data: ReportData) -> str:
+def _plan_value(data: ReportData, key: str) -> str:
+    return dict(data.plan).get(key, "")
+
+
+def _model_name(data: ReportData) -> str:
     name = data.job.model.name
     return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith("/") else name
 
 
-def _memory(data: ReportData) -> str:
+def _peak_memory(data: ReportData) -> str:
     workers = data.environment.workers if data.environment is not None else ()
-    return size(max(worker.peak_memory_bytes for worker in workers)) if workers else ""
-
-
-def _elapsed_s(data: ReportData) -> float:
-    return data.result.elapsed_s if data.result is not None else data.steps[-1].elapsed_s
+    return format_size(max(worker.peak_memory_bytes for worker in workers)) if workers else ""

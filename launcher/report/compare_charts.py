@@ -1,10 +1,11 @@
-"""The curves of several runs laid on each other, as plotly figures. Pure; runs on the client or the head."""
+"""The curves of several runs in common charts, as plotly figures. Pure; runs on the client or the head."""
 
 import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 
+from launcher.formatting import clip
 from launcher.report.charts import (
     AMBER,
     BLUE,
@@ -14,101 +15,93 @@ from launcher.report.charts import (
     PINK,
     SKY,
     Chart,
-    chart,
-    over_steps,
+    format_step_axes,
+    make_chart,
+    make_step_line,
     smooth,
-    step_line,
 )
 from launcher.report.collect import ReportData
-from launcher.report.numbers import clip
 
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
 _DASHES = ("solid", "dash", "dot", "dashdot")
+"""Dash patterns that tell runs with the same colour apart."""
 _FAINT = "48"  # alpha of an #rrggbbaa colour
 _NAME_CHARS = 48
 
+Points = list[tuple[int, float]]
 
-def charts(names: Sequence[str], runs: Sequence[ReportData]) -> tuple[Chart, ...]:
-    """Training loss, validation loss, every metric of the validation data, learning rate and throughput."""
-    found = [_loss(names, runs)]
+
+def make_comparison_charts(names: Sequence[str], runs: Sequence[ReportData]) -> tuple[Chart, ...]:
+    """Return charts of losses, validation metrics, learning rate and throughput, with a curve per run."""
+    note = "Faint: each step. Strong: moving average. Click a name to hide the run, double-click to show it alone."
+    losses = [[(line.step, line.loss) for line in data.steps] for data in runs]
+    charts = [_make_chart_of_runs("Training loss", names, losses, is_smoothed=True, note=note, height_px=440)]
     if len(runs) == 2:
-        found += _difference(names, runs)
+        charts += _make_difference_charts(names, runs)
     metrics = dict.fromkeys(name for data in runs for line in data.evaluations for name in line.metrics)
-    for metric in ("loss", *_main_first(list(metrics), runs)):
+    main_metrics = {data.main_metric for data in runs}
+    # The sort is stable: all but the main metrics keep their order.
+    for metric in ("loss", *sorted(metrics, key=lambda name: name not in main_metrics)):
         points = [
             [(line.step, {"loss": line.loss, **line.metrics}.get(metric, math.nan)) for line in data.evaluations]
             for data in runs
         ]
         if any(points):
-            found.append(_lines(f"Validation {metric}", names, points))
-    found.append(_lines("Learning rate", names, [[(s.step, s.learning_rate) for s in data.steps] for data in runs]))
-    speeds = [[(s.step, s.samples_per_s) for s in data.steps] for data in runs]
-    found.append(_lines("Rows per second", names, speeds, smoothed=True))
-    return tuple(found)
+            charts.append(_make_chart_of_runs(f"Validation {metric}", names, points))
+    rates = [[(line.step, line.learning_rate) for line in data.steps] for data in runs]
+    charts.append(_make_chart_of_runs("Learning rate", names, rates))
+    speeds = [[(line.step, line.samples_per_s) for line in data.steps] for data in runs]
+    charts.append(_make_chart_of_runs("Rows per second", names, speeds, is_smoothed=True))
+    return tuple(charts)
 
 
-def colour(index: int) -> str:
-    """The colour of a run, in charts and tables."""
+def colour_of_run(index: int) -> str:
+    """Return the colour of a run in charts and tables."""
     return _PALETTE[index % len(_PALETTE)]
 
 
-def _main_first(metrics: list[str], runs: Sequence[ReportData]) -> list[str]:
-    main = {data.main_metric for data in runs}
-    return sorted(metrics, key=lambda name: name not in main)  # stable: the others keep their order
-
-
-def _loss(names: Sequence[str], runs: Sequence[ReportData]) -> Chart:
-    points = [[(line.step, line.loss) for line in data.steps] for data in runs]
-    note = "Faint: each step. Strong: moving average. A click on a name hides the run, two clicks show it alone."
-    return _lines("Training loss", names, points, smoothed=True, note=note, height_px=440)
-
-
-def _difference(names: Sequence[str], runs: Sequence[ReportData]) -> list[Chart]:
-    """The second run's loss less the first one's, at the steps that both have."""
-    one, other = ({line.step: line.loss for line in data.steps} for data in runs)
-    both = sorted(one.keys() & other.keys())
-    if not both:
+def _make_difference_charts(names: Sequence[str], runs: Sequence[ReportData]) -> list[Chart]:
+    """Return a chart of the second run's loss minus the first one's, or [] if no step is in both."""
+    first, second = ({line.step: line.loss for line in data.steps} for data in runs)
+    steps = sorted(first.keys() & second.keys())
+    if not steps:
         return []
-    figure = go.Figure(_trace("difference", [(s, other[s] - one[s]) for s in both], GREY, width=1.5))
-    figure.update_layout(showlegend=False)
-    same = sum(one[step] == other[step] for step in both)
-    first, second = (clip(name, _NAME_CHARS) for name in names)
-    note = f"{second} less {first}: the same bits at {same:,} of {len(both):,} steps."
-    return [_framed("Difference of the losses", figure, note, 260, wide=True)]
+    line = _make_run_line("difference", [(step, second[step] - first[step]) for step in steps], GREY, width=1.5)
+    figure = go.Figure(line).update_layout(showlegend=False)
+    identical = sum(first[step] == second[step] for step in steps)
+    first_name, second_name = (clip(name, _NAME_CHARS) for name in names)
+    note = f"{second_name} minus {first_name}: bit-identical at {identical:,} of {len(steps):,} steps."
+    return [make_chart("Difference of the losses", format_step_axes(figure), 260, note, is_wide=True)]
 
 
-def _lines(
+def _make_chart_of_runs(
     title: str,
     names: Sequence[str],
-    points: Sequence[Sequence[tuple[int, float]]],
-    smoothed: bool = False,
+    curves: Sequence[Points],
+    is_smoothed: bool = False,
     note: str = "",
     height_px: int = 320,
 ) -> Chart:
-    """A curve per run; smoothed ones show the values themselves as well, faint."""
+    """Return a chart with a curve per run. A smoothed curve has a faint line of its values behind it."""
     figure = go.Figure()
-    for index, (name, curve) in enumerate(zip(names, points, strict=True)):
+    for index, (name, curve) in enumerate(zip(names, curves, strict=True)):
         if not curve:
             continue
-        tint, dash = colour(index), _DASHES[index // len(_PALETTE) % len(_DASHES)]
-        group = f"run-{index}"  # a click on the name hides both
-        if smoothed:
-            raw = _trace(name, curve, tint + _FAINT, width=1)
-            raw.update(legendgroup=group, showlegend=False, hoverinfo="skip")
-            figure.add_trace(raw)
+        colour = colour_of_run(index)
+        dash = _DASHES[index // len(_PALETTE) % len(_DASHES)]
+        group = f"run-{index}"  # a click on the name hides both lines of the run
+        if is_smoothed:
+            raw = _make_run_line(name, curve, colour + _FAINT, width=1)
+            figure.add_trace(raw.update(legendgroup=group, showlegend=False, hoverinfo="skip"))
             means = smooth([value for _, value in curve], min(200, max(5, len(curve) // 30)))
             curve = [(step, mean) for (step, _), mean in zip(curve, means, strict=True)]
-        strong = _trace(name, curve, tint, width=2.5, dash=dash)
-        strong.update(legendgroup=group, showlegend=True)
-        figure.add_trace(strong)
-    return _framed(title, figure, note, height_px)
+        strong = _make_run_line(name, curve, colour, width=2.5, dash=dash)
+        figure.add_trace(strong.update(legendgroup=group, showlegend=True))
+    return make_chart(title, format_step_axes(figure), height_px, note)
 
 
-def _trace(name: str, points: Sequence[tuple[int, float]], tint: str, width: float, dash: str = "solid") -> go.Scatter:
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    trace = step_line(clip(name, _NAME_CHARS), steps, values, tint, width=width)
-    return trace.update(line_dash=dash, marker_size=5)
-
-
-def _framed(title: str, figure: go.Figure, note: str, height_px: int, wide: bool = False) -> Chart:
-    return chart(title, over_steps(figure), height_px, note, wide)
+def _make_run_line(name: str, points: Points, colour: str, width: float, dash: str = "solid") -> go.Scatter:
+    steps = [step for step, _ in points]
+    values = [value for _, value in points]
+    line = make_step_line(clip(name, _NAME_CHARS), steps, values, colour, width=width)
+    return line.update(line_dash=dash, marker_size=5)

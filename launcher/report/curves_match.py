@@ -1,130 +1,133 @@
-"""Whether two runs have the same curves, step by step. Pure; runs on the client or the head."""
+"""Step-by-step comparison of two runs' curves. Pure; runs on the client or the head."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.report.collect import ReportData
 from launcher.rundir.records import EvaluationRecord
 
 TOLERANCE = 1e-5
-"""Losses of one job under any cut of its batches differ by less (`tests/train/test_promise.py`: 1.3e-7 measured)."""
+"""Largest accepted difference of a loss: however a global batch is split over workers and micro-batches, the losses of
+one job differ by less (`tests/train/test_promise.py` measures 1.3e-7)."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two runs differ.
+    """A value that differs between two runs.
 
     Args:
-        step: of the loss or the evaluation.
-        name: `loss`, or a metric of the validation data.
-        one: value of the first run.
-        other: value of the second run.
+        step: Step of the loss or the evaluation.
+        name: Name of the value: `loss`, or a metric of the validation data.
+        first: Value of the first run.
+        second: Value of the second run.
     """
 
     step: int
     name: str
-    one: float
-    other: float
+    first: float
+    second: float
 
     def __str__(self) -> str:
-        return f"{self.name} at step {self.step}: {self.one!r} and {self.other!r}"
+        return f"{self.name} at step {self.step}: {self.first!r} and {self.second!r}"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two curves, laid on each other.
+    """The result of comparing two runs.
 
     Args:
-        steps: compared: those that both have.
-        missing: steps that only one of them has.
-        equal: of the compared, those with the same bits.
-        largest: difference of the losses at any step.
-        first: the first step whose losses differ by more than the tolerance.
-        evaluations: compared.
-        metric: the first value of an evaluation that differs by more than the tolerance.
+        steps: Number of steps that both runs have.
+        unmatched_steps: Number of steps that only one of them has.
+        identical_steps: Number of common steps whose losses are bit-identical.
+        largest_difference: Largest difference of the losses at any common step.
+        loss_divergence: First loss that differs by more than the tolerance.
+        evaluations: Number of evaluations that both runs have.
+        metric_divergence: First value of an evaluation that differs by more than the tolerance.
     """
 
     steps: int
-    missing: int
-    equal: int
-    largest: float
-    first: Divergence | None
+    unmatched_steps: int
+    identical_steps: int
+    largest_difference: float
+    loss_divergence: Divergence | None
     evaluations: int
-    metric: Divergence | None
+    metric_divergence: Divergence | None
 
     @property
     def agrees(self) -> bool:
-        """Whether they are the same curve."""
-        return bool(self.steps) and not self.missing and self.first is None and self.metric is None
+        """True if both runs have the same curve."""
+        divergences = (self.loss_divergence, self.metric_divergence)
+        return bool(self.steps) and not self.unmatched_steps and divergences == (None, None)
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The outcome, the losses first."""
+        """Result in words, the losses first."""
         if not self.steps:
             return ("the runs have no step in common",)
-        if self.first is not None:
-            loss = f"the loss curves differ: {self.first}; {self.equal} of {self.steps} steps have the same bits"
-        elif self.equal == self.steps:
-            loss = f"the losses of all {self.steps} steps have the same bits"
+        same = f"{self.identical_steps} of {self.steps} steps are bit-identical"
+        if self.loss_divergence is not None:
+            loss = f"the loss curves differ: {self.loss_divergence}; {same}"
+        elif self.identical_steps == self.steps:
+            loss = f"the losses of all {self.steps} steps are bit-identical"
         else:
             loss = (
                 f"the losses of all {self.steps} steps agree within {TOLERANCE:g} (largest difference "
-                f"{self.largest:.2g}; {self.equal} have the same bits)"
+                f"{self.largest_difference:.2g}; {same})"
             )
-        said = [loss]
-        if self.missing:
-            said.append(f"{self.missing} steps are in one of the runs only")
-        if self.metric is not None:
-            said.append(f"the evaluations differ: {self.metric}")
+        sentences = [loss]
+        if self.unmatched_steps:
+            sentences.append(f"{self.unmatched_steps} steps are in only one of the runs")
+        if self.metric_divergence is not None:
+            sentences.append(f"the evaluations differ: {self.metric_divergence}")
         elif self.evaluations:
-            said.append(f"the metrics of all {self.evaluations} evaluations agree within {TOLERANCE:g}")
-        return tuple(said)
+            sentences.append(f"the metrics of all {self.evaluations} evaluations agree within {TOLERANCE:g}")
+        return tuple(sentences)
 
 
-def agreement(one: ReportData, other: ReportData) -> Agreement:
-    """Compare losses and evaluations; numbers beyond 1 by their relative difference, as perplexities are."""
-    mine, its = ({line.step: line.loss for line in data.steps} for data in (one, other))
-    both = sorted(mine.keys() & its.keys())
-    gaps = [_gap(mine[step], its[step]) for step in both]
-    at = next((i for i, gap in enumerate(gaps) if gap > TOLERANCE), None)
-    evaluations = _paired(one.evaluations, other.evaluations)
+def agreement(first: ReportData, second: ReportData) -> Agreement:
+    """Compare the losses and evaluations of two runs at the steps that both have."""
+    first_losses = {line.step: line.loss for line in first.steps}
+    second_losses = {line.step: line.loss for line in second.steps}
+    steps = sorted(first_losses.keys() & second_losses.keys())
+    pairs = [(first_losses[step], second_losses[step]) for step in steps]
+    differences = [_difference(*pair) for pair in pairs]
+    diverged = (i for i, difference in enumerate(differences) if difference > TOLERANCE)
+    index = next(diverged, None)
+    evaluated = {line.step for line in first.evaluations} & {line.step for line in second.evaluations}
     return Agreement(
-        steps=len(both),
-        missing=len(mine.keys() ^ its.keys()),
-        equal=sum(_same(mine[step], its[step]) for step in both),
-        largest=max(gaps, default=0.0),
-        first=None if at is None else Divergence(both[at], "loss", mine[both[at]], its[both[at]]),
-        evaluations=len(evaluations),
-        metric=next((place for step, a, b in evaluations for place in _apart(step, a, b)), None),
+        steps=len(steps),
+        unmatched_steps=len(first_losses.keys() ^ second_losses.keys()),
+        identical_steps=sum(_is_identical(*pair) for pair in pairs),
+        largest_difference=max(differences, default=0.0),
+        loss_divergence=None if index is None else Divergence(steps[index], "loss", *pairs[index]),
+        evaluations=len(evaluated),
+        metric_divergence=next(_find_metric_divergences(first.evaluations, second.evaluations), None),
     )
 
 
-def _paired(
-    one: Sequence[EvaluationRecord], other: Sequence[EvaluationRecord]
-) -> list[tuple[int, Mapping[str, float], Mapping[str, float]]]:
-    its = {line.step: line for line in other}
-    return [
-        (line.step, {"loss": line.loss, **line.metrics}, {"loss": its[line.step].loss, **its[line.step].metrics})
-        for line in one
-        if line.step in its
-    ]
+def _find_metric_divergences(
+    first: Sequence[EvaluationRecord], second: Sequence[EvaluationRecord]
+) -> Iterator[Divergence]:
+    by_step = {line.step: line for line in second}
+    for line in first:
+        other = by_step.get(line.step)
+        if other is None:
+            continue
+        first_values = {"loss": line.loss, **line.metrics}
+        second_values = {"loss": other.loss, **other.metrics}
+        for name in first_values:
+            if name in second_values and _difference(first_values[name], second_values[name]) > TOLERANCE:
+                yield Divergence(line.step, f"validation {name}", first_values[name], second_values[name])
 
 
-def _apart(step: int, one: Mapping[str, float], other: Mapping[str, float]) -> list[Divergence]:
-    shared = [name for name in one if name in other]
-    found = [
-        Divergence(step, name, one[name], other[name]) for name in shared if _gap(one[name], other[name]) > TOLERANCE
-    ]
-    return [Divergence(place.step, f"validation {place.name}", place.one, place.other) for place in found]
+def _is_identical(first: float, second: float) -> bool:
+    return first == second or (math.isnan(first) and math.isnan(second))
 
 
-def _same(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
-
-
-def _gap(one: float, other: float) -> float:
-    if _same(one, other):
+def _difference(first: float, second: float) -> float:
+    """Return the absolute difference, relative beyond 1 (perplexities are large); inf if only one value is finite."""
+    if _is_identical(first, second):
         return 0.0
-    gap = abs(one - other) / max(1.0, abs(one), abs(other))
-    return gap if math.isfinite(gap) else math.inf
+    difference = abs(first - second) / max(1.0, abs(first), abs(second))
+    return difference if math.isfinite(difference) else math.inf

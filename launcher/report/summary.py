@@ -1,12 +1,12 @@
-"""The top of the report: a verdict in one line and the tiles under it. Pure; runs on the client or the head."""
+"""The top of a report: the run in one line, and the tiles below it. Pure; runs on the client or the head."""
 
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.formatting import format_duration, format_number, format_rounded
 from launcher.report.collect import ReportData
-from launcher.report.numbers import duration, number, short
 from launcher.rundir.records import ScoresRecord
 
 
@@ -17,15 +17,14 @@ class Tile:
     label: str
     value: str
     note: str = ""
-    warns: bool = False
+    is_warning: bool = False
 
 
-def verdict(data: ReportData) -> str:
-    """The run in one line."""
-    parts = [_headline_score(data)]
+def summarize(data: ReportData) -> str:
+    """Return the run in one line: its best known score, steps and time."""
+    parts = [_describe_score(data)]
     if data.steps_done:
-        parts.append(f"{data.steps_done:,} steps")
-        parts.append(duration(_elapsed_s(data)))
+        parts += [f"{data.steps_done:,} steps", format_duration(data.elapsed_s)]
     if data.result is not None and data.result.stopped_early:
         parts.append("stopped early")
     if data.result is None and data.steps_done:
@@ -33,82 +32,74 @@ def verdict(data: ReportData) -> str:
     return f"{data.job.task.type}: " + ", ".join(part for part in parts if part)
 
 
-def tiles(data: ReportData) -> tuple[Tile, ...]:
-    """The headline numbers, the most important first."""
-    found = [*_score_tiles(data)]
+def make_tiles(data: ReportData) -> tuple[Tile, ...]:
+    """Return the headline numbers, the most important first."""
+    tiles = _make_score_tiles(data)
     if data.steps_done:
-        note = "" if data.result is None else ("stopped early" if data.result.stopped_early else "finished")
-        found.append(Tile("Steps", f"{data.steps_done:,}", note or "so far"))
-    if data.best is not None:
-        found.append(Tile("Best step", f"{data.best.step:,}", _best_note(data)))
+        note = "so far" if data.result is None else ("stopped early" if data.result.stopped_early else "finished")
+        tiles.append(Tile("Steps", f"{data.steps_done:,}", note))
+    best = data.best_evaluation
+    if best is not None:
+        value = best.metrics.get(data.main_metric or "")
+        note = "its weights are kept" if value is None else f"validation {data.main_metric} {format_number(value)}"
+        tiles.append(Tile("Best step", f"{best.step:,}", note))
     if data.steps:
         rate = statistics.median(step.samples_per_s for step in data.steps)
-        found.append(Tile("Rows per second", short(rate), "training, median over the steps"))
-        found.append(Tile("Training time", duration(_elapsed_s(data)), "over all attempts"))
+        tiles.append(Tile("Rows per second", format_rounded(rate), "training, median over the steps"))
+        tiles.append(Tile("Training time", format_duration(data.elapsed_s), "over all attempts"))
     broken = [step.step for step in data.steps if not math.isfinite(step.loss)]
     if broken:
-        found.append(Tile("Loss not finite", f"{len(broken):,} steps", f"the first is step {broken[0]:,}", warns=True))
+        tiles.append(Tile("Non-finite loss", f"{len(broken):,} steps", f"first at step {broken[0]:,}", is_warning=True))
     for pair in data.leakage.leaks if data.leakage is not None else ():
         label = f"{pair.split.capitalize()} rows in {pair.other}"
-        found.append(Tile(label, f"{pair.duplicates:,}", f"of {pair.rows:,}, the same inputs", warns=True))
-    skipped = skipped_rows(data)
+        tiles.append(Tile(label, f"{pair.duplicates:,}", f"of {pair.rows:,}, the same inputs", is_warning=True))
+    skipped = count_skipped_rows(data)
     if skipped:
-        note = ", ".join(f"{where} {count:,}" for where, count in skipped.items())
-        found.append(Tile("Skipped rows", f"{sum(skipped.values()):,}", note, warns=True))
-    return tuple(found)
+        note = ", ".join(f"{split} {count:,}" for split, count in skipped.items())
+        tiles.append(Tile("Skipped rows", f"{sum(skipped.values()):,}", note, is_warning=True))
+    return tuple(tiles)
 
 
-def skipped_rows(data: ReportData) -> Mapping[str, int]:
-    """Rows that could not be used, by where they were left out; only where there were any."""
+def count_skipped_rows(data: ReportData) -> Mapping[str, int]:
+    """Return the number of invalid rows that were skipped, by split, without splits that have none."""
     counts = {"training": data.steps[-1].skipped_rows if data.steps else 0}
     if data.result is not None:
         counts["training"] = data.result.skipped_rows
     if data.evaluations:
         counts["validation"] = data.evaluations[-1].skipped_rows
     counts |= {record.split: record.skipped_rows for record in data.scores}
-    return {where: count for where, count in counts.items() if count}
+    return {split: count for split, count in counts.items() if count}
 
 
-def baseline_word(record: ScoresRecord) -> str:
-    """What to call the baseline: classes are guessed by chance, numbers are not."""
+def baseline_name(record: ScoresRecord) -> str:
+    """Return the word for the baseline: "chance" for classes, "baseline" for numbers."""
     return "chance" if record.classes or record.confusion is not None else "baseline"
 
 
-def _headline_score(data: ReportData) -> str:
+def _describe_score(data: ReportData) -> str:
     metric = data.main_metric
     for record in data.scores:
         if metric in record.metrics:
-            known = metric in record.baseline
-            beside = f" ({baseline_word(record)} {short(record.baseline[metric])})" if known else ""
-            return f"{metric} {short(record.metrics[metric])} on {record.split}{beside}"
-    if data.best is not None and metric in data.best.metrics:
-        return f"{metric} {short(data.best.metrics[metric])} on validation"
-    return f"training loss {short(data.steps[-1].loss)}" if data.steps else "nothing is logged yet"
+            baseline = record.baseline.get(metric)
+            note = f" ({baseline_name(record)} {format_rounded(baseline)})" if baseline is not None else ""
+            return f"{metric} {format_rounded(record.metrics[metric])} on {record.split}{note}"
+    best = data.best_evaluation
+    if best is not None and metric in best.metrics:
+        return f"{metric} {format_rounded(best.metrics[metric])} on validation"
+    return f"training loss {format_rounded(data.steps[-1].loss)}" if data.steps else "nothing is logged yet"
 
 
-def _score_tiles(data: ReportData) -> list[Tile]:
+def _make_score_tiles(data: ReportData) -> list[Tile]:
     metric = data.main_metric
-    found = []
+    tiles = []
     for record in data.scores:
         if metric in record.metrics:
-            known = metric in record.baseline
-            note = f"{baseline_word(record)} {number(record.baseline[metric])}" if known else "no baseline"
-            found.append(Tile(f"{metric} on {record.split}", number(record.metrics[metric]), note))
-    if not found and data.best is not None and metric in data.best.metrics:
-        found.append(Tile(f"{metric} on validation", number(data.best.metrics[metric]), "best so far"))
-    if not found and data.steps:
-        found.append(Tile("Training loss", number(data.steps[-1].loss), f"step {data.steps[-1].step:,}"))
-    return found
-
-
-def _best_note(data: ReportData) -> str:
-    metric = data.main_metric
-    if data.best is None or metric not in data.best.metrics:
-        return "its weights are kept"
-    return f"validation {metric} {number(data.best.metrics[metric])}"
-
-
-def _elapsed_s(data: ReportData) -> float:
-    if data.result is not None:
-        return data.result.elapsed_s
-    return data.steps[-1].elapsed_s if data.steps else 0.0
+            baseline = record.baseline.get(metric)
+            note = f"{baseline_name(record)} {format_number(baseline)}" if baseline is not None else "no baseline"
+            tiles.append(Tile(f"{metric} on {record.split}", format_number(record.metrics[metric]), note))
+    best = data.best_evaluation
+    if not tiles and best is not None and metric in best.metrics:
+        tiles.append(Tile(f"{metric} on validation", format_number(best.metrics[metric]), "best so far"))
+    if not tiles and data.steps:
+        tiles.append(Tile("Training loss", format_number(data.steps[-1].loss), f"step {data.steps[-1].step:,}"))
+    return tiles

@@ -1,6 +1,6 @@
-"""The report of a sweep: which values won, how sure that is, where the compute went. Runs on the client or the head.
+"""The report of a sweep: the best values, their noise, and the compute spent. Runs on the client or the head.
 
-Charts: `sweep_charts.py`.
+Read `sweep_charts.py` next for the charts.
 """
 
 import statistics
@@ -8,175 +8,173 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from launcher.report import sweep_charts
-from launcher.report.collect import without_credentials
-from launcher.report.numbers import duration, number
-from launcher.report.render import page
+from launcher.formatting import format_duration, format_number
+from launcher.report.render import render_page
 from launcher.report.summary import Tile
-from launcher.report.sweep_axes import text_of
+from launcher.report.sweep_charts import make_sweep_charts
 from launcher.rundir.directory import RunDir, run_at
 from launcher.rundir.records import ScoresRecord
-from launcher.rundir.trials import SweepRecord, TrialRecord, read_trials
+from launcher.rundir.trials import SweepRecord, TrialEvaluation, TrialRecord, read_trials
+from launcher.rundir.uri import redact_uri
 
-# More trials than this nobody reads on a page, and the page stays small.
-_SHOWN = 100
+_MAX_ROWS = 100
+"""Maximum trials in the table: more make the page large, and trials.csv has all of them."""
 _STATUSES = ("finished", "pruned", "failed", "running")
 
 
 @dataclass(frozen=True)
 class SweepData:
-    """All that the report shows."""
+    """Everything that the report shows."""
 
     name: str
     location: str
+    """Path or URI of the run directory, without credentials."""
     record: SweepRecord
     trials: tuple[TrialRecord, ...]
-    """The searched ones, best first."""
+    """Searched trials, the best first."""
     repeats: tuple[TrialRecord, ...]
-    """The best one again, with other seeds."""
+    """Repetitions of the best trial with other seeds."""
     best_job: str
-    """As YAML; empty while the sweep goes on."""
+    """Job file of the best trial as YAML. Empty until the sweep is complete."""
     test: ScoresRecord | None
 
     @property
-    def best(self) -> TrialRecord | None:
-        """The trial that was exported, or that leads so far."""
-        chosen = [t for t in self.trials if t.number == self.record.best]
-        return next(iter(chosen or [t for t in self.trials if t.best(self.record.mode)]), None)
+    def best(self) -> tuple[TrialRecord, TrialEvaluation] | None:
+        """Exported trial, or the best one so far, with its best evaluation."""
+        chosen = [trial for trial in self.trials if trial.number == self.record.best]
+        for trial in chosen or self.trials:
+            evaluation = trial.best(self.record.mode)
+            if evaluation is not None:
+                return trial, evaluation
+        return None
 
     @property
-    def noise(self) -> float | None:
-        """Standard deviation of the metric over seeds; None with fewer than two."""
-        values = [look.value for t in self._same_values if (look := t.best(self.record.mode)) is not None]
+    def seed_std(self) -> float | None:
+        """Standard deviation of the metric over seeds, or None with fewer than two."""
+        repeated = {trial.repeat_of for trial in self.repeats}
+        same_params = (*(trial for trial in self.trials if trial.number in repeated), *self.repeats)
+        evaluations = [trial.best(self.record.mode) for trial in same_params]
+        values = [evaluation.value for evaluation in evaluations if evaluation is not None]
         return statistics.stdev(values) if len(values) > 1 else None
 
     @property
-    def _same_values(self) -> tuple[TrialRecord, ...]:
-        repeated = {t.repeat_of for t in self.repeats}
-        return (*(t for t in self.trials if t.number in repeated), *self.repeats)
-
-    @property
     def counts(self) -> dict[str, int]:
-        """How many trials became what; only what some became."""
-        found = {name: sum(t.status == name for t in self.trials) for name in _STATUSES}
-        return {name: count for name, count in found.items() if count}
+        """Number of trials by status, without statuses that no trial has."""
+        counts = {name: sum(trial.status == name for trial in self.trials) for name in _STATUSES}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def worker_seconds(self) -> float:
         """Worker time of all trials: seconds times workers."""
-        return sum(t.seconds * t.workers for t in (*self.trials, *self.repeats))
+        return sum(trial.seconds * trial.workers for trial in (*self.trials, *self.repeats))
 
     @property
     def saved_seconds(self) -> float:
-        """Worker time that pruned trials would have gone on to spend at their own pace."""
+        """Worker time that the pruned trials would have needed to finish at their own speed."""
         saved = 0.0
         for trial in self.trials:
-            done = trial.evaluations[-1].progress if trial.evaluations else 0.0
-            if trial.status == "pruned" and done:
-                saved += trial.seconds * trial.workers * (100 - done) / done
+            percent = trial.evaluations[-1].progress if trial.evaluations else 0.0
+            if trial.status == "pruned" and percent:
+                saved += trial.seconds * trial.workers * (100 - percent) / percent
         return saved
 
     def facts(self) -> dict[str, JsonValue]:
-        """The sweep in a few named values, to be laid beside those of others."""
-        best, record = self.best, self.record
-        look = best.best(record.mode) if best else None
-        found: dict[str, JsonValue] = {"search": record.search, "scheduler": record.scheduler}
-        found |= {f"best {record.metric}": look.value if look else None}
+        """Return the sweep as named values, for a table of several sweeps."""
+        record = self.record
+        facts: dict[str, JsonValue] = {"search": record.search, "scheduler": record.scheduler}
+        facts[f"best {record.metric}"] = self.best[1].value if self.best else None
         if self.test is not None:
-            found |= {f"test {record.metric}": self.test.metrics.get(record.metric)}
-        found |= {"noise over seeds": self.noise} if self.noise is not None else {}
-        found |= {f"best {key}": value for key, value in best.params.items()} if best else {}
-        found |= {f"trials {name}": count for name, count in self.counts.items()}
-        found |= {"took": duration(record.seconds), "worker time": duration(self.worker_seconds)}
-        return found | {"saved by pruning": duration(self.saved_seconds)}
+            facts[f"test {record.metric}"] = self.test.metrics.get(record.metric)
+        if self.seed_std is not None:
+            facts["standard deviation over seeds"] = self.seed_std
+        if self.best:
+            facts |= {f"best {key}": value for key, value in self.best[0].params.items()}
+        facts |= {f"trials {name}": count for name, count in self.counts.items()}
+        facts |= {"duration": format_duration(record.seconds), "worker time": format_duration(self.worker_seconds)}
+        return facts | {"saved by pruning": format_duration(self.saved_seconds)}
 
 
 def collect_sweep(run: RunDir) -> SweepData:
     """Read the sweep of a run directory.
 
     Raises:
-        RunError: there is none, or a file of it cannot be read.
+        RunError: The directory has no sweep, or one of its files is invalid.
     """
     record = run.read_record("sweep/sweep.json", SweepRecord)
-    found = read_trials(run)
-    job = run.read_bytes("sweep/best.yaml").decode() if run.exists("sweep/best.yaml") else ""
+    trials = read_trials(run)
     return SweepData(
         name=run.name,
-        location=without_credentials(run.uri),
+        location=redact_uri(run.uri),
         record=record,
-        trials=tuple(record.ranked(found)),
-        repeats=tuple(t for t in found if t.repeat_of is not None),
-        best_job=job,
+        trials=tuple(record.ranked(trials)),
+        repeats=tuple(trial for trial in trials if trial.repeat_of is not None),
+        best_job=run.read_bytes("sweep/best.yaml").decode() if run.exists("sweep/best.yaml") else "",
         test=run.find_record("scores-test.json", ScoresRecord),
     )
 
 
 def find_sweep(location: str) -> RunDir | None:
-    """The run at a path or URI if it has a sweep, whether its best model is exported yet or not."""
+    """Return the run at a path or URI if it has a sweep, finished or not, else None."""
     run = run_at(location)
     return run if run.exists("sweep/sweep.json") else None
 
 
 def write_sweep_report(run: RunDir) -> str:
-    """Collect, render and publish `sweep/report.html`; returns its path or URI.
+    """Collect, render and publish `sweep/report.html`, and return its path or URI.
 
     Raises:
-        RunError: there is no sweep, or a file of it cannot be read.
+        RunError: The directory has no sweep, or one of its files is invalid.
     """
     run.write_bytes("sweep/report.html", render_sweep(collect_sweep(run)).encode())
     return run.path("sweep/report.html")
 
 
 def render_sweep(data: SweepData) -> str:
-    """The whole page."""
-    charts = sweep_charts.charts(data.record, data.trials)
-    return page(
+    """Return the page as HTML."""
+    charts = make_sweep_charts(data.record, data.trials)
+    return render_page(
         "sweep.html.j2",
         {f"sweep-{i}": chart for i, chart in enumerate(charts)},
         data=data,
-        verdict=verdict(data),
-        tiles=tiles(data),
+        summary=summarize_sweep(data),
+        tiles=make_sweep_tiles(data),
         charts=charts,
-        shown=(*data.trials[:_SHOWN], *data.repeats),
-        value_text=value_text,
+        shown=(*data.trials[:_MAX_ROWS], *data.repeats),
     )
 
 
-def verdict(data: SweepData) -> str:
-    """The sweep in one line."""
-    over = sum(t.status != "running" for t in data.trials)
-    best = data.best
-    look = best.best(data.record.mode) if best else None
-    found = f"best {data.record.metric} {number(look.value)} (trial {best.number})" if best and look else "nothing yet"
+def summarize_sweep(data: SweepData) -> str:
+    """Return the sweep in one line."""
+    completed = sum(trial.status != "running" for trial in data.trials)
+    best = "no evaluation yet"
+    if data.best:
+        trial, evaluation = data.best
+        best = f"best {data.record.metric} {format_number(evaluation.value)} (trial {trial.number})"
     stopped = f", stopped: {data.record.stopped}" if data.record.stopped else ""
-    return f"{over} of {data.record.trials} trials over, {found}, {duration(data.record.seconds)}{stopped}"
+    time = format_duration(data.record.seconds)
+    return f"{completed} of {data.record.trials} trials completed, {best}, {time}{stopped}"
 
 
-def tiles(data: SweepData) -> tuple[Tile, ...]:
-    """The headline numbers, the most important first."""
-    record, best = data.record, data.best
-    found = []
-    look = best.best(record.mode) if best else None
-    if best is not None and look is not None:
-        found.append(Tile(f"Best {record.metric}", number(look.value), f"validation, trial {best.number}"))
-    if data.test is not None and record.metric in data.test.metrics:
-        found.append(Tile(f"Test {record.metric}", number(data.test.metrics[record.metric]), "scored once, at the end"))
-    if data.noise is not None:
+def make_sweep_tiles(data: SweepData) -> tuple[Tile, ...]:
+    """Return the headline numbers, the most important first."""
+    metric = data.record.metric
+    tiles = []
+    if data.best:
+        trial, evaluation = data.best
+        tiles.append(Tile(f"Best {metric}", format_number(evaluation.value), f"validation, trial {trial.number}"))
+    if data.test is not None and metric in data.test.metrics:
+        tiles.append(Tile(f"Test {metric}", format_number(data.test.metrics[metric]), "scored once, at the end"))
+    if data.seed_std is not None:
         note = f"standard deviation over {len(data.repeats) + 1} seeds"
-        found.append(Tile("Noise", number(data.noise), note))
-    found.append(Tile("Trials", f"{len(data.trials):,}", ", ".join(f"{n} {s}" for s, n in data.counts.items())))
-    found.append(Tile("Worker time", duration(data.worker_seconds), "all trials together"))
+        tiles.append(Tile("Noise", format_number(data.seed_std), note))
+    note = ", ".join(f"{count} {status}" for status, count in data.counts.items())
+    tiles.append(Tile("Trials", f"{len(data.trials):,}", note))
+    tiles.append(Tile("Worker time", format_duration(data.worker_seconds), "all trials together"))
     if data.saved_seconds:
-        found.append(Tile("Saved by pruning", duration(data.saved_seconds), "had they all run to their end"))
-    gpu_hours = sum(t.seconds * t.gpus for t in (*data.trials, *data.repeats)) / 3600
+        tiles.append(Tile("Saved by pruning", format_duration(data.saved_seconds), "compared with running all trials"))
+    gpu_hours = sum(trial.seconds * trial.gpus for trial in (*data.trials, *data.repeats)) / 3600
     if gpu_hours:
-        found.append(Tile("GPU hours", f"{gpu_hours:,.2f}"))
+        tiles.append(Tile("GPU hours", f"{gpu_hours:,.2f}"))
     if "failed" in data.counts:
-        found.append(Tile("Failed", f"{data.counts['failed']}", "reasons in the table", warns=True))
-    return tuple(found)
-
-
-def value_text(value: JsonValue) -> str:
-    """A searched value in a few characters."""
-    text = text_of(value)
-    return text if len(text) <= 40 else f"…{text[-39:]}"
+        tiles.append(Tile("Failed", f"{data.counts['failed']}", "see the table for reasons", is_warning=True))
+    return tuple(tiles)

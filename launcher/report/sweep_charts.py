@@ -1,103 +1,210 @@
-"""The charts of a sweep's report as plotly figures. Pure; runs on the client or the head."""
+"""The charts of a sweep's report as plotly figures. Pure; runs on the client or the head.
 
-import html
-from collections.abc import Sequence
+`optuna.visualization` draws similar figures but cannot replace these: its parallel coordinates are a `parcoords` trace,
+whose WebGL library (regl) compiles code with `Function`, which the page's content security policy forbids; and its
+figures know neither pruned trials' statuses, nor a colour by a second key, nor a limit on the number of points.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly ships no types
 from pydantic import JsonValue
 
-from launcher.report.charts import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, SKY, Chart, chart
-from launcher.report.numbers import clip, number
-from launcher.report.sweep_axes import axis, bin_of, is_log, is_range, place_of, text_of, ticks
+from launcher.formatting import format_number, format_param
+from launcher.report.charts import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    LEGEND_ON_TOP,
+    ORANGE,
+    PINK,
+    SKY,
+    Chart,
+    escape_label,
+    make_chart,
+)
 from launcher.rundir.trials import SweepRecord, TrialEvaluation, TrialRecord
 
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER)
-_STATUS = {"finished": BLUE, "running": GREEN, "pruned": GREY, "failed": ORANGE}
-# Five colours from bad to good (a cut of viridis): groups of trials that are told apart on white and on black.
-_GOOD = ("#5b4a8a", "#3b7c8f", "#2ba17c", "#86c043", "#f2b01e")
+_STATUS_COLOURS = {"finished": BLUE, "running": GREEN, "pruned": GREY, "failed": ORANGE}
+# Five colours from bad to good (from viridis), which can be told apart on white and on black.
+_RANK_COLOURS = ("#5b4a8a", "#3b7c8f", "#2ba17c", "#86c043", "#f2b01e")
 _MAX_POINTS = 2000
-"""Points of all curves together: the page stays small at any number of trials."""
-_NAMED = 120
-"""Beyond so many trials a chart does not tell them apart by name."""
+"""Maximum points of all curves together: the page stays small at any number of trials."""
+_MAX_NAMED = 120
+"""With more trials than this, charts do not show the names of trials."""
+_MAX_BINS = 8
+"""Number of bins of a range in heat maps and legends."""
+_LABEL_CHARS = 40
 
 
-def charts(record: SweepRecord, trials: Sequence[TrialRecord]) -> tuple[Chart, ...]:
-    """Every chart there is data for."""
-    seen = [t for t in trials if t.best(record.mode) is not None]
-    if not seen:
+@dataclass(frozen=True)
+class _Axis:
+    """A searched key as the axis of a chart.
+
+    Args:
+        form: Form of the dimension: choice, uniform, loguniform, int or logint.
+        values: Values of a choice, or the lower and upper end of a range.
+    """
+
+    form: str
+    values: tuple[JsonValue, ...]
+
+    @property
+    def is_range(self) -> bool:
+        return self.form != "choice"
+
+    @property
+    def is_log(self) -> bool:
+        return self.form in ("loguniform", "logint")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        low, high = (float(str(end)) for end in self.values)
+        return low, high
+
+    @property
+    def bins(self) -> list[str]:
+        """Names of the values or, for a range, of its bins, in order."""
+        if not self.is_range:
+            return [format_param(value, None) for value in self.values]
+        return list(dict.fromkeys(self._bin_name(i) for i in range(self._num_bins)))
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Position from 0 to 1, and text, of each mark."""
+        if self.is_range:
+            low, high = self.ends
+            return [(0.0, f"{low:g}"), (1.0, f"{high:g}")]
+        return [(self.position_of(value), format_param(value, None)) for value in self.values]
+
+    def bin_of(self, value: JsonValue) -> str:
+        """Return the name of the bin that a value falls into."""
+        if not self.is_range:
+            return format_param(value, None)
+        index = int(self.position_of(value) * self._num_bins)
+        return self._bin_name(min(self._num_bins - 1, max(0, index)))
+
+    def position_of(self, value: JsonValue) -> float:
+        """Return the position of a value on the axis, from 0 to 1."""
+        if not self.is_range:
+            return self.values.index(value) / max(1, len(self.values) - 1)
+        low, high = self.ends
+        at, first, last = (math.log(v) if self.is_log else v for v in (float(str(value)), low, high))
+        return (at - first) / (last - first)
+
+    @property
+    def _num_bins(self) -> int:
+        low, high = self.ends
+        return int(min(_MAX_BINS, high - low + 1)) if self.form in ("int", "logint") else _MAX_BINS
+
+    def _bin_name(self, index: int) -> str:
+        low, high = self.ends
+        bins = self._num_bins
+        if self.form in ("int", "logint") and bins == high - low + 1:
+            return str(int(low) + index)
+        fractions = (index / bins, (index + 1) / bins)
+        start, end = (low * (high / low) ** f if self.is_log else low + (high - low) * f for f in fractions)
+        return f"{start:.2g} to {end:.2g}"
+
+
+def make_sweep_charts(record: SweepRecord, trials: Sequence[TrialRecord]) -> tuple[Chart, ...]:
+    """Return the charts that the trials have data for."""
+    evaluated = [trial for trial in trials if trial.best(record.mode) is not None]
+    if not evaluated:
         return ()
-    found = [_curves(record, seen)]
-    keys = list(record.importances) or list(record.space)
-    numeric = [key for key in record.space if is_range(record, key)]
-    other = next((key for key in record.space if not is_range(record, key)), None)
-    for key in numeric:
-        colour = other or next((k for k in keys if k != key), None)
-        found.append(_scatter(record, seen, key, colour))
-    if len(record.space) > 1:
-        first = numeric[0] if numeric else keys[0]
-        second = other if other not in (None, first) else next(k for k in [*keys, *record.space] if k != first)
-        found += [_heat(record, seen, first, str(second)), _parallel(record, seen)]
+    axes = {key: _make_axis(dimension) for key, dimension in record.space.items()}
+    charts = [_make_curves(record, evaluated)]
+    by_importance = list(record.importances) or list(axes)
+    ranges = [key for key, axis in axes.items() if axis.is_range]
+    choice = next((key for key, axis in axes.items() if not axis.is_range), None)
+    for key in ranges:
+        colour_key = choice or next((other for other in by_importance if other != key), None)
+        charts.append(_make_scatter(record, axes, evaluated, key, colour_key))
+    if len(axes) > 1:
+        x = ranges[0] if ranges else by_importance[0]
+        others = [key for key in (*by_importance, *axes) if key != x]
+        y = choice if choice is not None and choice != x else others[0]
+        charts += [_make_heat_map(record, axes, evaluated, x, y), _make_parallel_coordinates(record, axes, evaluated)]
     if record.importances:
-        found.append(_importance(record))
-    found.append(_compute(trials))
-    return tuple(found)
+        charts.append(_make_importance_chart(record))
+    charts.append(_make_compute_chart(trials))
+    return tuple(charts)
 
 
-def _value(record: SweepRecord, trial: TrialRecord) -> float:
+def _make_axis(dimension: Mapping[str, JsonValue]) -> _Axis:
+    form, values = next(iter(dimension.items()))
+    assert isinstance(values, list)
+    return _Axis(form, tuple(values))
+
+
+def _best_value(record: SweepRecord, trial: TrialRecord) -> float:
     best = trial.best(record.mode)
     assert best is not None
     return best.value
 
 
-def _curves(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
-    """Every trial's metric over its progress; the best strong, pruned ones faded."""
+def _make_curves(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
+    """Return a chart of every trial's metric over its progress. The best trial is strong, pruned ones are faint."""
     figure = go.Figure()
-    each = max(2, _MAX_POINTS // len(trials))
+    max_points = max(2, _MAX_POINTS // len(trials))
     best, others = trials[0], trials[1:]
-    groups = [[t] for t in others] if len(trials) <= _NAMED else [
-        [t for t in others if t.status == status] for status in _STATUS
-    ]  # fmt: skip
+    if len(trials) <= _MAX_NAMED:
+        groups = [[trial] for trial in others]
+    else:  # one trace per status: thousands of traces would make the page slow
+        groups = [[trial for trial in others if trial.status == status] for status in _STATUS_COLOURS]
     for members in [*(group for group in groups if group), [best]]:
-        first, strong = members[0], members == [best]
+        first, is_best = members[0], members == [best]
         xs: list[float | None] = []
         ys: list[float | None] = []
         for trial in members:
-            looks = _thinned(trial.evaluations, each)
-            xs += [*(round(look.progress, 1) for look in looks), None]
-            ys += [*(_short(look.value) for look in looks), None]
+            evaluations = _thin(trial.evaluations, max_points)
+            xs += [*(round(evaluation.progress, 1) for evaluation in evaluations), None]  # None ends the line
+            ys += [*(_round(evaluation.value) for evaluation in evaluations), None]
         name = f"trial {first.number} ({first.status})" if len(members) == 1 else first.status
         figure.add_trace(
             go.Scatter(
                 x=xs[:-1],
                 y=ys[:-1],
                 mode="lines+markers" if len(trials) <= 60 else "lines",
-                line={"color": AMBER if strong else _STATUS[first.status], "width": 3 if strong else 1.5},
+                line={"color": AMBER if is_best else _STATUS_COLOURS[first.status], "width": 3 if is_best else 1.5},
                 marker={"size": 5},
-                opacity=1.0 if strong else 0.3 if first.status in ("pruned", "failed") else 0.75,
+                opacity=1.0 if is_best else 0.3 if first.status in ("pruned", "failed") else 0.75,
                 hovertemplate=f"{name}<br>%{{x:.0f}} %: %{{y}}<extra></extra>",
             )
         )
     figure.update_layout(showlegend=False, hovermode="closest")
     figure.update_xaxes(title_text="progress of the trial, %", range=[0, 102])
     figure.update_yaxes(automargin=True)
-    note = f"Strong: the best, trial {trials[0].number}. Blue finished, green at work, grey stopped early."
-    return chart(f"Validation {record.metric}, all trials", figure, 380, note)
+    note = f"Strong: the best trial ({best.number}). Blue: finished. Green: running. Grey: pruned. Orange: failed."
+    return make_chart(f"Validation {record.metric}, all trials", figure, 380, note)
 
 
-def _thinned(looks: Sequence[TrialEvaluation], limit: int) -> Sequence[TrialEvaluation]:
-    kept = looks[:: max(1, -(-len(looks) // limit))]
-    return kept if kept[-1] == looks[-1] else (*kept, looks[-1])
+def _thin(evaluations: Sequence[TrialEvaluation], max_points: int) -> Sequence[TrialEvaluation]:
+    chosen = evaluations[:: max(1, -(-len(evaluations) // max_points))]
+    return chosen if chosen[-1] == evaluations[-1] else (*chosen, evaluations[-1])
 
 
-def _scatter(record: SweepRecord, trials: Sequence[TrialRecord], key: str, colour: str | None) -> Chart:
-    """One key against the metric, coloured by another."""
+def _make_scatter(
+    record: SweepRecord, axes: Mapping[str, _Axis], trials: Sequence[TrialRecord], key: str, colour_key: str | None
+) -> Chart:
+    """Return a chart of one key against the metric, coloured by another key."""
     figure = go.Figure()
-    groups = _groups(record, trials, colour)
-    for index, (name, members) in enumerate(groups.items()):
+    groups = {"all": list(trials)}
+    if colour_key is not None:
+        axis = axes[colour_key]
+        groups = {
+            name: [trial for trial in trials if axis.bin_of(trial.params[colour_key]) == name] for name in axis.bins
+        }
+    for index, (name, members) in enumerate((name, members) for name, members in groups.items() if members):
+        values = [trial.params[key] for trial in members]
         figure.add_trace(
             go.Scatter(
-                x=[_rounded(trial.params[key]) for trial in members],
-                y=[_short(_value(record, trial)) for trial in members],
+                x=[float(f"{value:.4g}") if isinstance(value, float) else value for value in values],
+                y=[_round(_best_value(record, trial)) for trial in members],
                 mode="markers",
                 name=_label(name),
                 marker={
@@ -110,29 +217,27 @@ def _scatter(record: SweepRecord, trials: Sequence[TrialRecord], key: str, colou
             )
         )
     figure.update_layout(
-        showlegend=colour is not None, hovermode="closest",
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": {"text": _label(colour or "")}},
-    )  # fmt: skip
-    figure.update_xaxes(title_text=_label(key), type="log" if is_log(record, key) else "linear", exponentformat="power")
+        showlegend=colour_key is not None,
+        hovermode="closest",
+        legend={**LEGEND_ON_TOP, "title": {"text": _label(colour_key or "")}},
+    )
+    figure.update_xaxes(title_text=_label(key), type="log" if axes[key].is_log else "linear", exponentformat="power")
     figure.update_yaxes(title_text=_label(record.metric), automargin=True)
-    return chart(f"{_label(key)} against {record.metric}", figure, 360, "Filled: finished. Open: stopped early.")
+    title = f"{_label(key)} against {record.metric}"
+    return make_chart(title, figure, 360, "Filled: finished. Open: pruned, failed or running.")
 
 
-def _groups(record: SweepRecord, trials: Sequence[TrialRecord], key: str | None) -> dict[str, list[TrialRecord]]:
-    if key is None:
-        return {"all": list(trials)}
-    names = [name for name in axis(record, trials, key) if any(bin_of(record, key, t) == name for t in trials)]
-    return {name: [t for t in trials if bin_of(record, key, t) == name] for name in names}
-
-
-def _heat(record: SweepRecord, trials: Sequence[TrialRecord], x: str, y: str) -> Chart:
-    """The best metric in each cell of two keys."""
-    xs, ys = axis(record, trials, x), axis(record, trials, y)
-    pick = max if record.mode == "max" else min
+def _make_heat_map(
+    record: SweepRecord, axes: Mapping[str, _Axis], trials: Sequence[TrialRecord], x: str, y: str
+) -> Chart:
+    """Return a heat map of the best metric for each combination of two keys."""
+    xs, ys = axes[x].bins, axes[y].bins
+    choose = max if record.mode == "max" else min
     cells: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
-        cells.setdefault((bin_of(record, x, trial), bin_of(record, y, trial)), []).append(_value(record, trial))
-    best = [[_short(pick(cells[a, b])) if (a, b) in cells else None for a in xs] for b in ys]
+        cell = (axes[x].bin_of(trial.params[x]), axes[y].bin_of(trial.params[y]))
+        cells.setdefault(cell, []).append(_best_value(record, trial))
+    best = [[_round(choose(cells[a, b])) if (a, b) in cells else None for a in xs] for b in ys]
     counts = [[len(cells.get((a, b), ())) for a in xs] for b in ys]
     figure = go.Figure(
         go.Heatmap(
@@ -140,7 +245,7 @@ def _heat(record: SweepRecord, trials: Sequence[TrialRecord], x: str, y: str) ->
             y=[_label(name) for name in ys],
             z=best,
             customdata=counts,
-            text=[["" if v is None else number(v) for v in row] for row in best],
+            text=[["" if value is None else format_number(value) for value in row] for row in best],
             texttemplate="%{text}",
             xgap=2,
             ygap=2,
@@ -151,18 +256,16 @@ def _heat(record: SweepRecord, trials: Sequence[TrialRecord], x: str, y: str) ->
     )
     figure.update_xaxes(title_text=_label(x), type="category", automargin=True)
     figure.update_yaxes(title_text=_label(y), type="category", automargin=True)
-    return chart(
-        f"{_label(x)} and {_label(y)}", figure, 170 + 56 * len(ys), f"The best {record.metric} of the trials in a cell."
-    )
+    note = f"Best {record.metric} of the trials in each cell."
+    return make_chart(f"{_label(x)} and {_label(y)}", figure, 170 + 56 * len(ys), note)
 
 
-def _parallel(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
-    """A line per trial across all keys, coloured from bad to good in five groups."""
-    keys = list(record.space)
-    ranked = list(reversed(trials))  # the best are drawn last, on top
+def _make_parallel_coordinates(record: SweepRecord, axes: Mapping[str, _Axis], trials: Sequence[TrialRecord]) -> Chart:
+    """Return a chart with a line per trial across all keys, coloured from worst to best in five groups."""
     figure = go.Figure()
-    groups = min(len(_GOOD), len(ranked))
-    values = [_value(record, trial) for trial in trials]
+    ranked = list(reversed(trials))  # worst first: the best lines are drawn last, on top
+    groups = min(len(_RANK_COLOURS), len(ranked))
+    values = [_best_value(record, trial) for trial in trials]
     low, high = min(values), max(values)
     for group in range(groups):
         members = ranked[len(ranked) * group // groups : len(ranked) * (group + 1) // groups]
@@ -170,54 +273,53 @@ def _parallel(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
         ys: list[float | None] = []
         texts: list[str | None] = []
         for trial in members:
-            value = _value(record, trial)
-            share = 0.5 if high == low else (value - low) / (high - low)
-            places = [*(place_of(record, key, trial.params[key]) for key in keys), share]
-            xs += [*range(len(places)), None]
-            ys += [*(round(place, 3) for place in places), None]
-            said = [f"trial {trial.number}<br>{_label(key)} {_label(text_of(trial.params[key]))}" for key in keys]
-            texts += [*said, f"trial {trial.number}<br>{_label(record.metric)} {number(value)}", None]
-        hover = {"text": texts, "hovertemplate": "%{text}<extra></extra>"}
-        if len(trials) > _NAMED:
-            hover = {"hoverinfo": "skip"}
-        name = "best" if group == groups - 1 else "worst" if group == 0 else f"fifth {group + 1}"
+            value = _best_value(record, trial)
+            metric_position = 0.5 if high == low else (value - low) / (high - low)
+            positions = [*(axis.position_of(trial.params[key]) for key, axis in axes.items()), metric_position]
+            shown = {key: _label(format_param(trial.params[key], None)) for key in axes}
+            shown[record.metric] = format_number(value)
+            xs += [*range(len(positions)), None]  # None ends the line
+            ys += [*(round(position, 3) for position in positions), None]
+            texts += [*(f"trial {trial.number}<br>{_label(key)} {text}" for key, text in shown.items()), None]
+        has_names = len(trials) <= _MAX_NAMED
+        hover = {"text": texts, "hovertemplate": "%{text}<extra></extra>"} if has_names else {"hoverinfo": "skip"}
+        is_best = group == groups - 1
         figure.add_trace(
             go.Scatter(
-                x=xs, y=ys, mode="lines+markers" if len(trials) <= _NAMED else "lines", name=name,
-                line={"color": _GOOD[len(_GOOD) - groups + group], "width": 2}, marker={"size": 5},
-                opacity=0.9 if group == groups - 1 else 0.45,
+                x=xs, y=ys, mode="lines+markers" if has_names else "lines",
+                name="best" if is_best else "worst" if group == 0 else f"fifth {group + 1}",
+                line={"color": _RANK_COLOURS[len(_RANK_COLOURS) - groups + group], "width": 2}, marker={"size": 5},
+                opacity=0.9 if is_best else 0.45,
                 **hover,
             )
         )  # fmt: skip
-    for index, key in enumerate(keys):
-        figure.add_vline(x=index, line={"color": GREY, "width": 1})
-        for place, name in ticks(record, key):
+    metric_axis = [(0.0, format_number(low)), (1.0, format_number(high))]
+    _draw_vertical_axes(figure, [*((key, axis.ticks) for key, axis in axes.items()), (record.metric, metric_axis)])
+    figure.update_layout(hovermode="closest", legend=LEGEND_ON_TOP, showlegend=groups > 1)
+    note = "One line per trial, coloured from the worst fifth to the best."
+    return make_chart("Parallel coordinates", figure, 400, note, is_wide=True)
+
+
+def _draw_vertical_axes(figure: go.Figure, axes: Sequence[tuple[str, Sequence[tuple[float, str]]]]) -> None:
+    """Draw an axis for each (name, ticks) at x = 0, 1, 2, ..."""
+    for x, (_, ticks) in enumerate(axes):
+        figure.add_vline(x=x, line={"color": GREY, "width": 1})
+        for position, text in ticks:
             figure.add_annotation(
-                x=index, y=place, text=_label(name), showarrow=False, xanchor="left", xshift=5, font={"size": 11}
+                x=x, y=position, text=_label(text), showarrow=False, xanchor="left", xshift=5, font={"size": 11}
             )
-    for place, end in ((0.0, low), (1.0, high)):
-        figure.add_annotation(
-            x=len(keys), y=place, text=number(end), showarrow=False, xanchor="left", xshift=5, font={"size": 11}
-        )
-    figure.add_vline(x=len(keys), line={"color": GREY, "width": 1})
-    names = [_label(name) for name in (*keys, record.metric)]
+    names = [_label(name) for name, _ in axes]
     figure.update_xaxes(
         tickmode="array",
-        tickvals=list(range(len(names))),
+        tickvals=list(range(len(axes))),
         ticktext=names,
         showgrid=False,
-        range=[-0.1, len(keys) + 0.35],
+        range=[-0.1, len(axes) - 1 + 0.35],
     )
     figure.update_yaxes(visible=False, range=[-0.08, 1.08])
-    figure.update_layout(
-        hovermode="closest", legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, showlegend=groups > 1
-    )
-    return chart(
-        "Parallel coordinates", figure, 400, "A line per trial; colours from the worst fifth to the best.", wide=True
-    )
 
 
-def _importance(record: SweepRecord) -> Chart:
+def _make_importance_chart(record: SweepRecord) -> Chart:
     names = list(reversed(record.importances))
     figure = go.Figure(
         go.Bar(
@@ -228,14 +330,14 @@ def _importance(record: SweepRecord) -> Chart:
     )  # fmt: skip
     figure.update_xaxes(tickformat=".0%", range=[0, 1.05])
     figure.update_yaxes(automargin=True)
-    note = "Share of the metric's variation that each key explains (PED-ANOVA, arXiv:2304.10255)."
-    return chart("What matters", figure, 110 + 44 * len(names), note)
+    note = "Fraction of the metric's variance that each key explains (PED-ANOVA, arXiv:2304.10255)."
+    return make_chart("Hyperparameter importance", figure, 110 + 44 * len(names), note)
 
 
-def _compute(trials: Sequence[TrialRecord]) -> Chart:
-    """Worker time by what became of the trials."""
+def _make_compute_chart(trials: Sequence[TrialRecord]) -> Chart:
+    """Return a bar of the worker time by status of the trials."""
     figure = go.Figure()
-    for status, colour in _STATUS.items():
+    for status, colour in _STATUS_COLOURS.items():
         members = [trial for trial in trials if trial.status == status]
         if members:
             minutes = sum(trial.seconds * trial.workers for trial in members) / 60
@@ -246,21 +348,14 @@ def _compute(trials: Sequence[TrialRecord]) -> Chart:
                     hovertemplate=f"{status}: {len(members)} trials, {minutes:,.1f} min<extra></extra>",
                 )
             )  # fmt: skip
-    figure.update_layout(
-        barmode="stack", showlegend=True, legend={"orientation": "h", "x": 0, "y": 1.05, "yanchor": "bottom"}
-    )
+    figure.update_layout(barmode="stack", showlegend=True, legend={**LEGEND_ON_TOP, "y": 1.05})
     figure.update_xaxes(title_text="worker minutes")
-    return chart("Where the compute went", figure, 190, "Time of all workers, by what became of the trial.")
+    return make_chart("Compute by status", figure, 190, "Time of all workers, by status of the trial.")
 
 
-def _short(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _rounded(value: JsonValue) -> JsonValue:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def _label(name: str) -> str:
-    """As plotly text, which reads a subset of HTML."""
-    return html.escape(clip(name, 40), quote=False)
+    return escape_label(name, _LABEL_CHARS)

@@ -1,7 +1,4 @@
-"""Marked texts and growing texts, as the page shows them. Runs on the client or the head.
-
-A worst row's marks become pieces of its text; a model's writings are put together by the row they answer.
-"""
+"""Marked texts and generated texts as the report shows them. Pure; runs on the client or the head."""
 
 from dataclasses import dataclass
 
@@ -14,44 +11,43 @@ class Piece:
 
     text: str
     kinds: tuple[str, ...]
-    """found, missed, wrong: what covers it; empty is plain text."""
+    """Kinds of the marks that cover it: found, missed, wrong. Empty for plain text."""
     ends: tuple[Mark, ...]
-    """Marks whose last character this piece holds; their labels stand behind it."""
-
-
-def pieces(text: str, marks: tuple[Mark, ...]) -> tuple[Piece, ...]:
-    """A text cut wherever a mark begins or ends."""
-    inside = [mark for mark in marks if 0 <= mark.start < mark.end <= len(text)]
-    cuts = sorted({0, len(text), *(mark.start for mark in inside), *(mark.end for mark in inside)})
-    found = []
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-        covering = [mark for mark in inside if mark.start <= begin and mark.end >= end]
-        kinds = tuple(dict.fromkeys(mark.kind for mark in covering))
-        found.append(Piece(text[begin:end], kinds, tuple(mark for mark in covering if mark.end == end)))
-    return tuple(found)
-
-
-def marked(line: WorstRow) -> tuple[Piece, ...]:
-    """The first of a worst row's inputs in pieces; () where nothing is marked."""
-    return pieces(next(iter(line.inputs.values()), ""), line.marks) if line.marks else ()
+    """Marks that end with this piece. The page shows their labels after it."""
 
 
 @dataclass(frozen=True)
-class Writing:
-    """What the model wrote for one row, over the steps."""
+class GenerationHistory:
+    """Texts that the model generated for one row, over the steps."""
 
     row: int
     inputs: dict[str, str]
     last: GenerationRecord
     earlier: tuple[GenerationRecord, ...]
-    """The newest first."""
+    """Earlier generations, the newest first."""
 
 
-def writings(generations: tuple[GenerationRecord, ...]) -> tuple[Writing, ...]:
-    """Generations by row, in the rows' order."""
-    rows = dict.fromkeys(record.row for record in generations)
-    found = []
-    for row in rows:
+def split_at_marks(text: str, marks: tuple[Mark, ...]) -> tuple[Piece, ...]:
+    """Split a text wherever a mark begins or ends. Marks outside of the text are ignored."""
+    inside = [mark for mark in marks if 0 <= mark.start < mark.end <= len(text)]
+    cuts = sorted({0, len(text), *(mark.start for mark in inside), *(mark.end for mark in inside)})
+    pieces = []
+    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        covering = [mark for mark in inside if mark.start <= begin and mark.end >= end]
+        kinds = tuple(dict.fromkeys(mark.kind for mark in covering))
+        pieces.append(Piece(text[begin:end], kinds, tuple(mark for mark in covering if mark.end == end)))
+    return tuple(pieces)
+
+
+def split_row(line: WorstRow) -> tuple[Piece, ...]:
+    """Return the first input of a worst row in pieces, or () if nothing is marked."""
+    return split_at_marks(next(iter(line.inputs.values()), ""), line.marks) if line.marks else ()
+
+
+def group_by_row(generations: tuple[GenerationRecord, ...]) -> tuple[GenerationHistory, ...]:
+    """Group generated texts by the row that they answer, in the order of the rows."""
+    histories = []
+    for row in dict.fromkeys(record.row for record in generations):
         newest, *earlier = sorted((g for g in generations if g.row == row), key=lambda g: -g.step)
-        found.append(Writing(row, newest.inputs, newest, tuple(earlier)))
-    return tuple(found)
+        histories.append(GenerationHistory(row, newest.inputs, newest, tuple(earlier)))
+    return tuple(histories)

@@ -1,6 +1,7 @@
-"""Checkpoints that trials hand to each other (pbt), below the sweep's own directory. Train workers.
+"""Checkpoints that trials copy from each other under population based training (PBT). Train workers (rank 0).
 
-A trial removes its own checkpoints as it goes on; a snapshot stays for those that may copy it, for a while.
+A trial prunes its own checkpoints while it trains. Other trials may still need them, so copies stay in
+`sweep/snapshots` for a while. A copy is one directory per checkpoint: hard links locally, objects on an object store.
 """
 
 from launcher.errors import RunError
@@ -8,39 +9,39 @@ from launcher.rundir.directory import RunDir
 from launcher.train.checkpoint import catalog
 from launcher.tune.trial_worker import CheckpointRef
 
-# A trial is copied within moments of its snapshot; a few more wait for trials that find no room at once.
-_KEPT = 4
-_TRIES = 3
+# Trials copy a snapshot within moments of its creation; a few more are for trials that wait for free resources.
+_MAX_SNAPSHOTS = 4
+_ATTEMPTS = 3
 
 
-def keep_checkpoint(kept: RunDir, run: RunDir, step: int) -> None:
-    """Keep a trial's checkpoint for others; of its older ones only a few stay."""
-    if step not in catalog.complete_steps(kept):
-        kept.copy_from(run, catalog.checkpoint_dir(step), immutable=True)
-        catalog.prune(kept, _KEPT, None)
+def store_snapshot(snapshots: RunDir, run: RunDir, step: int) -> None:
+    """Copy a trial's checkpoint to its snapshots and prune the oldest of them."""
+    if step not in catalog.complete_steps(snapshots):
+        snapshots.copy_from(run, catalog.checkpoint_dir(step), immutable=True)
+        catalog.prune(snapshots, _MAX_SNAPSHOTS, None)
 
 
-def take_checkpoint(other: RunDir, kept: RunDir, step: int) -> CheckpointRef:
-    """Take a snapshot for oneself until it is loaded: its owner goes on, makes newer ones and drops this one.
+def fetch_snapshot(snapshots: RunDir, target: RunDir, step: int) -> CheckpointRef:
+    """Copy a snapshot of another trial, whose owner may prune it at any time.
 
     Args:
-        other: where the owner keeps its snapshots.
-        kept: where the taker does; holds nothing else.
-        step: of the snapshot; when it has given way already, the newest one is taken.
+        snapshots: Snapshots of the other trial.
+        target: Directory for the copy, used for nothing else. Earlier copies in it are deleted.
+        step: Step of the snapshot. If it is pruned already, the newest one is copied.
     """
-    for tries_left in reversed(range(_TRIES)):
-        kept.delete("checkpoints")
-        chosen = nearest_step(other, step)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        target.delete("checkpoints")
+        available = nearest_step(snapshots, step)
         try:
-            kept.copy_from(other, catalog.checkpoint_dir(chosen), immutable=True)
+            target.copy_from(snapshots, catalog.checkpoint_dir(available), immutable=True)
             break
-        except (OSError, RunError):  # it has given way while it was copied; there is a newer one then
-            if not tries_left:
+        except (OSError, RunError):  # pruned during the copy, so there is a newer one
+            if not attempts_left:
                 raise
-    return CheckpointRef(kept.uri, chosen)
+    return CheckpointRef(target.uri, available)
 
 
 def nearest_step(run: RunDir, step: int) -> int:
-    """The step itself where there is such a checkpoint, else that of the newest one."""
+    """Return the step if it has a complete checkpoint, else the newest step that has one."""
     steps = catalog.complete_steps(run)
     return step if step in steps else max(steps)

@@ -1,26 +1,26 @@
-"""What a person sees while a sweep goes on: a table that stays readable at any number of trials. Runs on the head."""
+"""The terminal view of a running sweep: a table that stays readable at any number of trials. Runs on the head."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pydantic import JsonValue
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher.formatting import format_param
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import TuneSpec
 
-_BEST_SHOWN, _RUNNING_SHOWN = 8, 8
-_SHORT = {"train.": "", "task.": "", "optimizer.": ""}
+_MAX_BEST, _MAX_RUNNING = 8, 8
+_MAX_VALUE_CHARS = 24
 
 
 @contextmanager
-def watch_sweep(spec: TuneSpec, metric: str, mode: str, console: Console) -> Iterator["_View"]:
-    """Show trials until the block ends; yields the listener to tell of each change."""
-    view = _View(spec, metric, mode, console)
+def watch_sweep(spec: TuneSpec, metric: str, mode: str, console: Console) -> Iterator["_SweepView"]:
+    """Show the trials until the block ends; yields the listener that takes each changed trial."""
+    view = _SweepView(spec, metric, mode, console)
     if not console.is_terminal:
         yield view
         return
@@ -28,11 +28,14 @@ def watch_sweep(spec: TuneSpec, metric: str, mode: str, console: Console) -> Ite
         yield view
 
 
-class _View:
-    """The best trials so far, those at work, and the counts; a line per trial where there is no terminal."""
+class _SweepView:
+    """The best trials, the running ones and counts on a terminal; elsewhere a line per completed trial."""
 
     def __init__(self, spec: TuneSpec, metric: str, mode: str, console: Console) -> None:
-        self._spec, self._metric, self._mode, self._console = spec, metric, mode, console
+        self._spec = spec
+        self._metric = metric
+        self._mode = mode
+        self._console = console
         self._trials: dict[int, TrialRecord] = {}
         self._started = time.monotonic()
 
@@ -41,49 +44,46 @@ class _View:
         self._trials[trial.number] = trial
         if self._console.is_terminal or trial.status == "running" or (before and before.status == trial.status):
             return
-        self._console.print(self._line(trial), highlight=False, soft_wrap=True)
+        self._console.print(self._format_line(trial), highlight=False, soft_wrap=True)
 
-    def _line(self, trial: TrialRecord) -> str:
+    def _format_line(self, trial: TrialRecord) -> str:
         best = trial.best(self._mode)
-        value = f"{self._metric} {best.value:.4f}" if best else "nothing measured"
-        values = "  ".join(f"{_short(key)} {value_text(v)}" for key, v in trial.params.items())
+        value = f"{self._metric} {best.value:.4f}" if best else "no evaluation"
+        params = "  ".join(f"{_shorten_key(key)} {_format_value(v)}" for key, v in trial.params.items())
         reason = f" ({trial.reason})" if trial.status == "failed" else ""
-        over = sum(t.status != "running" for t in self._trials.values())
+        completed = sum(t.status != "running" for t in self._trials.values())
         return (
-            f"[{over}/{self._spec.trials + self._spec.repeats}] trial {trial.number} {trial.status}{reason}: {value}  "
-            f"{values}  {trial.seconds:.0f} s"
+            f"[{completed}/{self._spec.trials + self._spec.repeats}] trial {trial.number} {trial.status}{reason}: "
+            f"{value}  {params}  {trial.seconds:.0f} s"
         )
 
     def __rich__(self) -> Group:
         trials = list(self._trials.values())
         ordered = sorted(trials, key=lambda t: -t.score(self._mode))
-        seen = [(t, best) for t in ordered if (best := t.best(self._mode)) is not None]
-        table = Table("trial", *(_short(key) for key in self._spec.space), self._metric, "progress", "", box=None)
-        for trial, best in seen[:_BEST_SHOWN]:
-            done = trial.evaluations[-1].progress
-            values = (value_text(trial.params.get(key)) for key in self._spec.space)
-            table.add_row(str(trial.number), *values, f"{best.value:.4f}", f"{done:.0f} %", trial.status)
-        working = [t for t in trials if t.status == "running"][:_RUNNING_SHOWN]
-        at_work = "  ".join(f"{t.number} ({t.evaluations[-1].progress if t.evaluations else 0:.0f} %)" for t in working)
+        evaluated = [(t, best) for t in ordered if (best := t.best(self._mode)) is not None]
+        table = Table("trial", *(_shorten_key(key) for key in self._spec.space), self._metric, "progress", "", box=None)
+        for trial, best in evaluated[:_MAX_BEST]:
+            percent = trial.evaluations[-1].progress
+            values = (_format_value(trial.params.get(key)) for key in self._spec.space)
+            table.add_row(str(trial.number), *values, f"{best.value:.4f}", f"{percent:.0f} %", trial.status)
+        running = "  ".join(
+            f"{t.number} ({t.evaluations[-1].progress if t.evaluations else 0:.0f} %)"
+            for t in [t for t in trials if t.status == "running"][:_MAX_RUNNING]
+        )
         counts = {name: sum(t.status == name for t in trials) for name in ("finished", "pruned", "failed")}
+        by_status = ", ".join(f"{count} {name}" for name, count in counts.items())
         seconds = int(time.monotonic() - self._started)
-        head = f"{sum(counts.values())} of {self._spec.trials} trials over: " + ", ".join(
-            f"{count} {name}" for name, count in counts.items()
-        )
+        head = f"{sum(counts.values())} of {self._spec.trials} trials completed: {by_status}"
         return Group(
-            Text(f"{head}  {seconds // 60}:{seconds % 60:02d}"), table, Text(f"at work: {at_work or 'starting'}")
+            Text(f"{head}  {seconds // 60}:{seconds % 60:02d}"), table, Text(f"running: {running or 'starting'}")
         )
 
 
-def _short(key: str) -> str:
-    for prefix, instead in _SHORT.items():
-        key = key.replace(prefix, instead, 1)
+def _shorten_key(key: str) -> str:
+    for section in ("train.", "task.", "optimizer."):
+        key = key.replace(section, "", 1)
     return key
 
 
-def value_text(value: JsonValue) -> str:
-    """A searched value in a few characters."""
-    if isinstance(value, float):
-        return f"{value:.2e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e4) else f"{value:.4g}"
-    text = str(value)
-    return text if len(text) <= 24 else f"...{text[-21:]}"
+def _format_value(value: object) -> str:
+    return format_param(value, _MAX_VALUE_CHARS)

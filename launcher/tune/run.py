@@ -1,12 +1,13 @@
-"""The order of a sweep: trials, repeats, what is kept of the best. Runs on the head (the driver).
+"""The order of a sweep: search, repeats, export of the best trial. Runs on the head (the driver).
 
-What exists on disk is not done again, so the same command goes on with a sweep that was interrupted anywhere.
-`tune_driver.py` is Ray Tune at work; `launcher/driver/run.py` then trains, exports and scores the best job as any
-other.
+Every stage skips what is complete on disk, so the same command resumes a sweep that was interrupted anywhere. At the
+end `launcher/driver/run.py` trains, exports and scores the best job like any other.
+Read `tune_driver.py` next, which runs the trials with Ray Tune.
 """
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import ray
@@ -31,43 +32,56 @@ from launcher.tasks import build_task, params_of
 from launcher.tasks.base import MetricMode
 from launcher.train.loggers import mlflow, trackers
 from launcher.tune.progress import watch_sweep
-from launcher.tune.search import Search, importances
+from launcher.tune.search import Search, compute_importances
 from launcher.tune.space import Params, check_space, metric_of, trial_job
 from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.tables import write_tables
 from launcher.tune.trial import SweepContext
-from launcher.tune.tune_driver import Listener, Phase, max_concurrent_trials, run_phase
+from launcher.tune.tune_driver import TIME_LIMIT_REACHED, Listener, Phase, max_concurrent_trials, run_phase
 
 _WORST = 1e30
-_TRIED_ROWS = 64
+"""Magnitude of a failed trial's value: Tune needs a finite number."""
+_CHECKED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """A sweep that is ready to start or resume."""
+
+    prepared: PreparedJob
+    """Resolved job without test data."""
+    test: tuple[str, ...] | None
+    """Location of the test data, which is not read before the best trial is known."""
+    sweep: SweepDir
+    search: Search
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep that is over."""
+    """A completed sweep."""
 
     sweep: SweepDir
     best: TrialRecord
     job: JobSpec
-    """The best trial's job with test data: what is exported."""
+    """Job of the best trial, with test data. This job is exported."""
 
 
 def run_sweep(job: JobSpec, console: Console) -> RunDir:
     """Search the job's `tune.space`, then export the best trial's model and score it on the test data, once.
 
     Raises:
-        UserError: something in the job file, data or model must be mended first.
-        TrainingError: no trial got anywhere; what is saved is kept.
+        UserError: The job file, the data or the model must be fixed first.
+        TrainingError: No trial reached an evaluation. The records are kept.
     """
-    opened = open_sweep(job)
-    sweep, prepared, plan = opened.sweep, opened.prepared, opened.prepared.plan
-    # Once per sweep, and the test data stays shut: it is compared when the best job runs.
-    compared = prepared.splits if sweep.record.best is None else {}
-    leaks = require_no_leakage(prepared.job, sweep.run, compared)
+    prepared_sweep = prepare_sweep(job)
+    sweep, prepared = prepared_sweep.sweep, prepared_sweep.prepared
     spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
+    # Splits are compared once per sweep. The test data is not read yet: it is compared when the best job runs.
+    splits = prepared.splits if sweep.record.best is None else {}
+    leaks = require_no_leakage(prepared.job, run, splits)
     console.print(
-        f"{plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
-        f"({mode}) on {plan.validation_rows} validation rows",
+        f"{prepared.plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
+        f"({mode}) on {prepared.plan.validation_rows} validation rows",
         highlight=False,
         soft_wrap=True,
     )
@@ -75,32 +89,37 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     try:
         with (
             watch_sweep(spec, metric, mode, console) as listener,
-            check_leakage_in_background(prepared.job, run, compared, leaks, console),
+            check_leakage_in_background(prepared.job, run, splits, leaks, console),
         ):
-            tuned = run_trials(opened, listener)
+            result = run_trials(prepared_sweep, listener)
     finally:
         write_sweep_report(run)
-    best = tuned.best.best(mode)
+    best = result.best.best(mode)
     assert best is not None
-    values = "  ".join(f"{key} {value}" for key, value in tuned.best.params.items())
+    values = "  ".join(f"{key} {value}" for key, value in result.best.params.items())
     console.print(
-        f"best: trial {tuned.best.number}, {metric} {best.value:.4f}  {values}", highlight=False, soft_wrap=True
+        f"best: trial {result.best.number}, {metric} {best.value:.4f}  {values}", highlight=False, soft_wrap=True
     )
-    promote_best(tuned)
-    run_job(tuned.job, console)
+    promote_best(result)
+    run_job(result.job, console)
     report = write_sweep_report(run)
     console.print(f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}", highlight=False, soft_wrap=True)
     return run
 
 
+def tune_job(job: JobSpec, listener: Listener) -> SweepResult:
+    """Run `prepare_sweep` and `run_trials`, without the export. Raises the same errors."""
+    return run_trials(prepare_sweep(job), listener)
+
+
 def check_sweep(job: JobSpec) -> JobSpec:
-    """Check what makes a job a sweep; the job with the model directories of its space made absolute.
+    """Check that a job is a sweep, and return it with absolute model directories in its space.
 
     Raises:
-        UserError: something in the job file must be mended first.
+        UserError: The job file must be fixed first.
     """
     if job.tune is None:
-        raise UserError("tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`")
+        raise UserError("tune: missing; set what to search, as in `tune: {space: {train.learning_rate: ...}}`")
     if job.data.validation is None:
         raise DataError("data.validation: missing; a sweep ranks its trials by the validation data")
     job = job.model_copy(update={"tune": _with_absolute_models(job.tune)})
@@ -108,28 +127,18 @@ def check_sweep(job: JobSpec) -> JobSpec:
     check_space(job, job.tune, params_of)
     for location in job.data.test or ():
         if not location.startswith("hub:"):
-            list_files("test", location, job.data.format)  # that it is there; what is in it is nobody's business yet
+            list_files("test", location, job.data.format)  # checks that the files exist; their content stays unread
     return job
 
 
-def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
-    """Model directories of the space made absolute: trials run in other processes."""
-    found = spec.space.get("model.name")
-    if found is None or found.choice is None:
-        return spec
-    names = [absolute_model_name(name) if isinstance(name, str) else name for name in found.choice]
-    dimension = found.model_copy(update={"choice": tuple(names)})
-    return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
-
-
 def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
-    """Refuse a sweep in which a model or a column of some trial is not there, or no such metric is measured.
+    """Check that the models and columns of all trials exist, and that the task measures the metric.
 
     Returns:
-        The metric that ranks the trials, and whether more of it is better.
+        Metric that ranks the trials, and its direction.
 
     Raises:
-        UserError: names the key and the value.
+        UserError: A searched value cannot be used, or there is no such metric.
     """
     job, spec = prepared.job, prepared.job.tune
     assert spec is not None
@@ -140,29 +149,17 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
                 for split in prepared.splits.values():
                     check_columns(split, task)
                 if task.check_model().get("packs") is False:
-                    raise ModelError("packed samples would see each other in this model; set task.packing: false")
+                    raise ModelError("this model attends across packed samples; set task.packing: false")
             except UserError as error:
                 raise RunError(f"tune.space: {key} {value}: {error.message}") from error
     return metric_of(spec, job, build_task(job).metric_modes)
 
 
-@dataclass(frozen=True)
-class PreparedSweep:
-    """A sweep that can begin, or go on."""
-
-    prepared: PreparedJob
-    """The job, resolved; its test data shut."""
-    test: tuple[str, ...] | None
-    """Where the test data is."""
-    sweep: SweepDir
-    search: Search
-
-
-def open_sweep(job: JobSpec) -> PreparedSweep:
-    """Do all of a sweep that can be done without training. Test data stays shut.
+def prepare_sweep(job: JobSpec) -> PreparedSweep:
+    """Prepare a sweep up to the start of its first trial. Does not read the test data.
 
     Raises:
-        UserError: something in the job file or the data must be mended first.
+        UserError: The job file or the data must be fixed first.
     """
     job = check_sweep(job)
     prepared = prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
@@ -170,8 +167,8 @@ def open_sweep(job: JobSpec) -> PreparedSweep:
     assert spec is not None
     check_machine(base)
     metric, mode = check_trials(prepared)
-    check_first_rows(base, prepared.splits, _TRIED_ROWS)
-    # What ranks the trials also chooses the checkpoint that each keeps as its best.
+    check_first_rows(base, prepared.splits, _CHECKED_ROWS)
+    # The metric that ranks the trials also chooses the best checkpoint of each trial.
     evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
     base = base.model_copy(update={"evaluation": evaluation})
     plan = prepared.plan.model_copy(update={"metric": metric, "metric_mode": mode})
@@ -182,49 +179,58 @@ def open_sweep(job: JobSpec) -> PreparedSweep:
         scheduler=spec.scheduler, cpus_per_worker=base.cluster.cpus_per_worker,
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
     )  # fmt: skip
-    return PreparedSweep(prepared, with_absolute_paths(job).data.test, _open(prepared, spec, record), search)
+    sweep = _open_sweep_dir(prepared, spec, record)
+    return PreparedSweep(prepared, with_absolute_paths(job).data.test, sweep, search)
 
 
-def tune_job(job: JobSpec, listener: Listener) -> SweepResult:
-    """`open_sweep` and `run_trials` in one; raises as they do."""
-    return run_trials(open_sweep(job), listener)
-
-
-def run_trials(opened: PreparedSweep, listener: Listener) -> SweepResult:
-    """Run all trials of a sweep, or go on with it.
+def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult:
+    """Run all trials of a sweep that are not complete yet.
 
     Raises:
-        TrainingError: no trial reached an evaluation.
-        RunInterrupted: by Ctrl-C.
+        TrainingError: No trial reached an evaluation.
+        RunInterrupted: The user pressed Ctrl-C.
     """
-    base, sweep = opened.prepared.job, opened.sweep
-    spec = sweep.spec
+    base, sweep = prepared_sweep.prepared.job, prepared_sweep.sweep
     for trial in sweep.trials.values():
         if trial.status != "running":
             listener(trial)
     started = time.monotonic()
-    earlier = sweep.record.seconds
+    earlier_s = sweep.record.seconds
     if sweep.record.best is None:
         try:
-            _drive(base.model_copy(update={"tune": None}), sweep, opened.search, listener)
+            _run_phases(base.model_copy(update={"tune": None}), sweep, prepared_sweep.search, listener)
         finally:
-            shares = importances(spec.space, sweep.trials.values(), sweep.record.mode)
-            sweep.save(seconds=earlier + time.monotonic() - started, importances=shares)
+            shares = compute_importances(sweep.spec.space, sweep.trials.values(), sweep.record.mode)
+            sweep.save(seconds=earlier_s + time.monotonic() - started, importances=shares)
             write_tables(sweep)
     best = sweep.ranked()[0] if sweep.trials else None
     if best is None or best.best(sweep.record.mode) is None:
-        reasons = next((t.reason for t in sweep.trials.values() if t.reason), "there was none")
-        raise TrainingError(f"no trial reached an evaluation ({reasons}); see {sweep.folder}")
+        reason = next((t.reason for t in sweep.trials.values() if t.reason), "no reason is recorded")
+        raise TrainingError(f"no trial reached an evaluation ({reason}); see {sweep.folder}")
     sweep.save(best=best.number)
-    tested = base.model_copy(update={"data": base.data.model_copy(update={"test": opened.test})})
-    found = best_job(tested, best, spec)
-    named = found.model_copy(update={"name": f"{base.name}-best"})
+    with_test = base.model_copy(update={"data": base.data.model_copy(update={"test": prepared_sweep.test})})
+    job = _make_best_job(with_test, best, sweep.spec)
+    named = job.model_copy(update={"name": f"{base.name}-best"})
     sweep.run.write_bytes("sweep/best.yaml", dump_job(named).encode())
-    return SweepResult(sweep, best, found)
+    return SweepResult(sweep, best, job)
 
 
-def best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
-    """The job with the best trial's values; with `refit`, on training and validation data together."""
+def promote_best(result: SweepResult) -> None:
+    """Copy the best trial's checkpoints and logs into the run, to be exported and scored. A refit trains from scratch.
+
+    Does nothing if the export has begun.
+    """
+    run, spec = result.sweep.run, result.sweep.spec
+    if run.exists("job.yaml") or spec.refit != "none":
+        return
+    trial = result.sweep.trial_run(result.best.number)
+    for name in ("checkpoints", "tensorboard", *trial.metrics_parts(), "scores-validation.json"):
+        if trial.exists(name):
+            run.copy_from(trial, name, immutable=name == "checkpoints")
+
+
+def _make_best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
+    """Return the job with the best trial's values. A refit trains on training and validation data together."""
     job = trial_job(base, best.params, params_of).model_copy(update={"tune": None})
     if spec.refit == "none":
         return job
@@ -233,32 +239,22 @@ def best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
     return job.model_copy(update={"data": job.data.model_copy(update=both)})
 
 
-def promote_best(tuned: SweepResult) -> None:
-    """Give the run what the best trial left, to be exported and scored; a refit starts anew."""
-    run, spec = tuned.sweep.run, tuned.sweep.spec
-    if run.exists("job.yaml") or spec.refit != "none":
-        return
-    trial = tuned.sweep.trial_run(tuned.best.number)
-    for name in ("checkpoints", "tensorboard", *trial.metrics_parts(), "scores-validation.json"):
-        if trial.exists(name):
-            run.copy_from(trial, name, immutable=name == "checkpoints")
-
-
-def _drive(base: JobSpec, sweep: SweepDir, search: Search, listener: Listener) -> None:
-    spec, total = sweep.spec, search.trials
+def _run_phases(base: JobSpec, sweep: SweepDir, search: Search, listener: Listener) -> None:
+    """Run the searched trials, then the repetitions of the best one, on one Ray session."""
+    spec = sweep.spec
     with ray_session(base, spec.max_concurrent or 1):
         concurrent = max_concurrent_trials(base, spec.max_concurrent)
-        threads = _threads(base, concurrent)
-        worst = -_WORST if sweep.record.mode == "max" else _WORST
-        snapshots = sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None
-        found = mlflow.find(sweep.run, base)
-        parent = found.run_id if found is not None else None
-        order = SweepContext(base, sweep.folder, sweep.record.metric, worst, threads, spec.grace, parent, snapshots)
-        started = time.monotonic()
-
-        def left() -> float | None:
-            spent = sweep.record.seconds + time.monotonic() - started
-            return None if spec.minutes is None else 60 * spec.minutes - spent
+        tracker = mlflow.find(sweep.run, base)
+        context = SweepContext(
+            base=base,
+            trials=sweep.folder,
+            metric=sweep.record.metric,
+            worst=-_WORST if sweep.record.mode == "max" else _WORST,
+            threads=_threads_per_worker(base, concurrent),
+            grace=spec.grace,
+            mlflow_parent=tracker.run_id if tracker is not None else None,
+            snapshots=sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None,
+        )
 
         def suggest(number: int) -> tuple[Params, int]:
             known = sweep.trials.get(number)
@@ -267,53 +263,73 @@ def _drive(base: JobSpec, sweep: SweepDir, search: Search, listener: Listener) -
             search.replay(number, known.params)
             return known.params, known.seed
 
-        seconds = left()
-        why = "the time was over" if seconds is not None and seconds <= 0 else ""
-        if not why and not _all_over(sweep, range(total)):
-            phase = Phase(spec, order, tuple(range(total)), suggest, concurrent, seconds)
-            why = run_phase(phase, sweep, search, listener)
-        sweep.save(stopped=why)
-        _repeat(Phase(spec, order, (), suggest, concurrent, left()), sweep, total, listener)
+        numbers = tuple(range(search.trials))
+        seconds = None if spec.minutes is None else 60 * spec.minutes - sweep.record.seconds
+        reason = TIME_LIMIT_REACHED if seconds is not None and seconds <= 0 else ""
+        if not reason and not _are_completed(sweep, numbers):
+            reason = run_phase(Phase(spec, context, numbers, suggest, concurrent, seconds), sweep, search, listener)
+        sweep.save(stopped=reason)
+        _repeat_best(sweep, context, search.trials, concurrent, listener)
 
 
-def _repeat(phase: Phase, sweep: SweepDir, total: int, listener: Listener) -> None:
-    """The best trial again with other seeds."""
-    spec, ranked = phase.spec, sweep.ranked()
+def _repeat_best(
+    sweep: SweepDir, context: SweepContext, first_number: int, concurrent: int, listener: Listener
+) -> None:
+    """Run the best trial again with other seeds, to measure the noise of the metric. Ignores the time limit."""
+    spec, ranked = sweep.spec, sweep.ranked()
     if not spec.repeats or not ranked or ranked[0].best(sweep.record.mode) is None:
         return
     best = ranked[0]
-    numbers = tuple(range(total, total + spec.repeats))
+    numbers = tuple(range(first_number, first_number + spec.repeats))
 
-    def again(number: int) -> tuple[Params, int]:
-        return best.params, best.seed + 1 + number - total
+    def suggest(number: int) -> tuple[Params, int]:
+        return best.params, best.seed + 1 + number - first_number
 
-    calm = spec.model_copy(update={"scheduler": "none", "search": "random", "target": None})
-    if not _all_over(sweep, numbers):
-        run_phase(Phase(calm, phase.order, numbers, again, phase.concurrent, None, best.number), sweep, None, listener)
-
-
-def _all_over(sweep: SweepDir, numbers: "range | tuple[int, ...]") -> bool:
-    return all(n in sweep.trials and sweep.trials[n].status != "running" for n in numbers)
+    if not _are_completed(sweep, numbers):
+        without_pruning = spec.model_copy(update={"scheduler": "none", "search": "random", "target": None})
+        phase = Phase(without_pruning, context, numbers, suggest, concurrent, repeat_of=best.number)
+        run_phase(phase, sweep, None, listener)
 
 
-def _open(prepared: PreparedJob, spec: TuneSpec, new: SweepRecord) -> SweepDir:
-    """Begin a sweep, or go on with the one that is there.
+def _are_completed(sweep: SweepDir, numbers: Iterable[int]) -> bool:
+    return all(number in sweep.trials and sweep.trials[number].status != "running" for number in numbers)
+
+
+def _threads_per_worker(base: JobSpec, concurrent: int) -> int:
+    """Return the CPU threads of each worker: all cores of the cluster, divided among the concurrent workers."""
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    cores = (os.cpu_count() or 1) * nodes
+    return max(1, cores // (concurrent * base.cluster.workers))
+
+
+def _with_absolute_models(spec: TuneSpec) -> TuneSpec:
+    """Return the sweep with absolute model directories: trials run in other processes."""
+    models = spec.space.get("model.name")
+    if models is None or models.choice is None:
+        return spec
+    names = [absolute_model_name(name) if isinstance(name, str) else name for name in models.choice]
+    dimension = models.model_copy(update={"choice": tuple(names)})
+    return spec.model_copy(update={"space": {**spec.space, "model.name": dimension}})
+
+
+def _open_sweep_dir(prepared: PreparedJob, spec: TuneSpec, new: SweepRecord) -> SweepDir:
+    """Create the directory of a sweep, or open the existing one to resume it.
 
     Raises:
-        RunError: the directory belongs to another job or sweep.
+        RunError: The directory belongs to another job or sweep.
     """
     run, job = prepared.run, prepared.job
     record = run.find_record("sweep/sweep.json", SweepRecord)
     if record is None:
         if run.exists("job.yaml"):
-            raise RunError(f"{run.uri}: holds a run that is no sweep; change `name` to start a sweep")
+            raise RunError(f"{run.uri}: contains a run that is not a sweep; change `name` to start a sweep")
         record = new
     else:
-        _same_sweep(run, job, spec)
+        _check_same_sweep(run, job, spec)
         if new.trials != record.trials:
             if run.exists("job.yaml"):
                 raise RunError(
-                    f"{run.uri}: the sweep is over and its best model exported; change `name` for more trials"
+                    f"{run.uri}: the sweep is complete and its best model exported; change `name` to run more trials"
                 )
             record = record.model_copy(update={"trials": new.trials, "best": None})
     run.write_bytes("sweep/job.yaml", dump_job(job).encode())
@@ -323,7 +339,7 @@ def _open(prepared: PreparedJob, spec: TuneSpec, new: SweepRecord) -> SweepDir:
     return sweep
 
 
-def _same_sweep(run: RunDir, job: JobSpec, spec: TuneSpec) -> None:
+def _check_same_sweep(run: RunDir, job: JobSpec, spec: TuneSpec) -> None:
     old = read_job(run, "sweep/job.yaml")
     assert old.tune is not None
     different = spec_difference(old, job)
@@ -335,12 +351,5 @@ def _same_sweep(run: RunDir, job: JobSpec, spec: TuneSpec) -> None:
     if different:
         raise RunError(
             f"{run.uri}: belongs to another sweep ({'; '.join(different[:5])}); change `name` to start a new one, or "
-            "take the change back to go on with this one"
+            "undo the change to resume this one"
         )
-
-
-def _threads(base: JobSpec, concurrent: int) -> int:
-    """CPU threads of each worker: the cores of the cluster, shared among all workers at work."""
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    cores = (os.cpu_count() or 1) * nodes
-    return max(1, cores // (concurrent * base.cluster.workers))

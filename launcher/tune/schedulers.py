@@ -1,4 +1,7 @@
-"""Which trials stop early: Ray Tune's schedulers as the job file asks for them. Runs on the head."""
+"""Ray Tune's trial schedulers, built from the job file. Runs on the head.
+
+All count progress in percent of a trial's steps, because trials with other batch sizes have other numbers of steps.
+"""
 
 from collections.abc import Mapping
 
@@ -18,12 +21,12 @@ from launcher.tune.trial import BUDGET, PROGRESS
 
 
 def scheduler_name(spec: TuneSpec) -> str:
-    """The scheduler, whether it is named itself or by the search it belongs to."""
+    """Return the name of the scheduler: bohb is a search that implies hyperband."""
     return "hyperband" if spec.search == "bohb" else spec.scheduler
 
 
 def make_scheduler(spec: TuneSpec) -> TrialScheduler:
-    """Progress is counted in percent of a trial's steps: trials with other batch sizes have other numbers of steps."""
+    """Build the scheduler of a sweep."""
     grace = max(1, round(100 * spec.grace))
     name = scheduler_name(spec)
     if name == "asha":
@@ -31,7 +34,7 @@ def make_scheduler(spec: TuneSpec) -> TrialScheduler:
             time_attr=PROGRESS, max_t=100, grace_period=grace, reduction_factor=spec.reduction_factor
         )
     if name == "hyperband":
-        # Its brackets begin at one unit of time: counted in percent, the largest would want 81 trials.
+        # Its brackets start at one unit of time. With percent as the unit, the largest bracket would need 81 trials.
         rounds = max(1, round(1 / spec.grace))
         return HyperBandScheduler(time_attr=BUDGET, max_t=rounds, reduction_factor=spec.reduction_factor)
     if name == "median":
@@ -40,13 +43,13 @@ def make_scheduler(spec: TuneSpec) -> TrialScheduler:
         return PopulationBasedTraining(
             time_attr=PROGRESS,
             perturbation_interval=grace,
-            hyperparam_mutations={"params": {key: _domain(d) for key, d in spec.space.items()}},
-            custom_explore_fn=lambda config: _inside(config, spec.space),
+            hyperparam_mutations={"params": {key: _make_domain(d) for key, d in spec.space.items()}},
+            custom_explore_fn=lambda config: _clamp_params(config, spec.space),
         )
     return FIFOScheduler()
 
 
-def _domain(d: Dimension) -> object:
+def _make_domain(d: Dimension) -> object:
     if d.ends is None:
         return list(d.choice or ())
     low, high = d.ends
@@ -55,8 +58,8 @@ def _domain(d: Dimension) -> object:
     return tune.loguniform(low, high) if d.is_log else tune.uniform(low, high)
 
 
-def _inside(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[str, Params]:
-    """Values that pbt multiplied, back inside their ranges."""
+def _clamp_params(config: dict[str, Params], space: Mapping[str, Dimension]) -> dict[str, Params]:
+    """Move values back into their ranges: PBT multiplies them by 0.8 or 1.2 without a limit."""
     for key, d in space.items():
         if d.ends is not None:
             value = min(max(float(str(config["params"][key])), d.ends[0]), d.ends[1])

@@ -1,7 +1,9 @@
-"""A sweep on disk: `sweep/` of a run directory. Written by the driver alone; runs on the head.
+"""The directory of a sweep, `sweep/` of a run directory. Runs on the head; only the driver writes it.
 
-`sweep/job.yaml` (resolved, with `tune:`), `sweep/sweep.json`, `sweep/trials/trial-0007/` (a run directory each, with
-`trial.json`), and at the end `best.yaml`, `trials.parquet`, `trials.csv`, `report.html`.
+sweep/job.yaml                 the resolved job with `tune:`
+sweep/sweep.json               `SweepRecord`
+sweep/trials/trial-0007/       a run directory per trial, with trial.json
+sweep/best.yaml, trials.parquet, trials.csv, report.html
 """
 
 from dataclasses import dataclass, field
@@ -17,19 +19,19 @@ from launcher.train.loggers import trackers
 from launcher.tune.trial import trial_name
 
 _GIB = 1 << 30
-_ENDS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+_TRACKER_STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 @dataclass
 class SweepDir:
-    """All trials, in memory and on disk alike.
+    """All trials of a sweep, in memory and on disk.
 
     Args:
-        run: the run that the sweep belongs to.
-        record: what the trials have in common.
-        spec: `tune:` of the job file.
-        job: the job that the trials vary.
-        trials: by number.
+        run: Run that the sweep belongs to.
+        record: Facts that all trials share.
+        spec: Section `tune:` of the job file.
+        job: Job that the trials vary.
+        trials: Trials by number.
     """
 
     run: RunDir
@@ -41,56 +43,57 @@ class SweepDir:
 
     @property
     def folder(self) -> str:
-        """Directory of the trials, a path or URI."""
+        """Directory of the trials, as path or URI."""
         return self.run.path("sweep/trials")
 
     def trial_run(self, number: int) -> RunDir:
-        """A trial's own run directory."""
+        """Return the run directory of a trial."""
         return RunDir(join(self.folder, trial_name(number)))
 
     def load(self) -> None:
         """Load the trials of earlier attempts.
 
         Raises:
-            RunError: One sets a key that is not searched, which might permit what the job file does not.
+            RunError: A trial sets a key that is not searched. Such a file could switch on what the job file forbids.
         """
-        for trial in read_trials(self.run):
+        trials = read_trials(self.run)
+        for trial in trials:
             for key in trial.params.keys() - self.spec.space.keys():
-                where = self.trial_run(trial.number).path("trial.json")
-                raise RunError(f"{where}: sets {key}, which is not in tune.space; remove the directory of this trial")
-        self.trials = {trial.number: trial for trial in read_trials(self.run)}
+                path = self.trial_run(trial.number).path("trial.json")
+                raise RunError(f"{path}: sets {key}, which is not in tune.space; remove the directory of this trial")
+        self.trials = {trial.number: trial for trial in trials}
 
     def put(self, trial: TrialRecord) -> None:
-        """Publish what is known of a trial now."""
+        """Publish a trial if it changed, and end its tracker run if it is complete."""
         if self.trials.get(trial.number) != trial:
             self.trials[trial.number] = trial
             run = self.trial_run(trial.number)
             run.write_record("trial.json", trial)
             if trial.status != "running":
-                trackers.end(run, self.job, _ENDS[trial.status])
+                trackers.end(run, self.job, _TRACKER_STATUS[trial.status])
 
     def save(self, **changes: object) -> None:
-        """Publish what the trials have in common."""
+        """Publish sweep.json with the changed fields."""
         self.record = self.record.model_copy(update=changes)
         self.run.write_record("sweep/sweep.json", self.record)
 
     def ranked(self) -> list[TrialRecord]:
-        """The trials that were searched, best first; those that failed or saw nothing last."""
+        """Return the searched trials, the best first, those without an evaluation or failed last."""
         return self.record.ranked(self.trials.values())
 
     def free_space(self, budget_gib: float) -> None:
-        """Remove the checkpoints of pruned and failed trials, and of the worst finished ones beyond the budget.
+        """Remove checkpoints of pruned and failed trials, and of the worst finished ones beyond the budget.
 
-        The best trial so far keeps its own whatever became of it: it may be trained to its end.
+        The best trial so far keeps its checkpoints even if it is pruned, because it may be trained to its end.
         """
         used = 0
         best_first = sorted(self.trials.values(), key=lambda t: (-t.score(self.record.mode), t.number))
-        for place, trial in enumerate(best_first):
+        for rank, trial in enumerate(best_first):
             if trial.status == "running" or self._sizes.get(trial.number) == 0:
                 continue
             size = self._sizes.setdefault(trial.number, _checkpoint_bytes(self.trial_run(trial.number)))
-            given_up = trial.status != "finished" or used + size > budget_gib * _GIB
-            if place and given_up:
+            is_expendable = trial.status != "finished" or used + size > budget_gib * _GIB
+            if rank and is_expendable:
                 run = self.trial_run(trial.number)
                 for step in catalog.complete_steps(run):
                     catalog.remove(run, step)

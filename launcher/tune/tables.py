@@ -1,4 +1,8 @@
-"""The trials as tables: `sweep/trials.parquet` and `sweep/trials.csv`, a row per trial. Runs on the head."""
+"""The trials of a sweep as tables, and as hyperparameters for TensorBoard. Runs on the head.
+
+`sweep/trials.parquet` and `sweep/trials.csv` have a row per trial; `tensorboard --logdir RUN/sweep/trials` shows the
+HParams tab.
+"""
 
 import io
 import json
@@ -6,37 +10,52 @@ import json
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from launcher.rundir.directory import RunDir
+from launcher.rundir.trials import TrialRecord
 from launcher.tune.sweep_dir import SweepDir
 
 
 def write_tables(sweep: SweepDir) -> None:
-    """Publish both."""
-    table = trials_table(sweep)
+    """Publish all trials as Parquet and CSV: status, values, best evaluation and cost, the best trial first."""
+    record = sweep.record
+    rows = []
+    repeats = [trial for trial in sweep.trials.values() if trial.repeat_of is not None]
+    for rank, trial in enumerate([*sweep.ranked(), *repeats], 1):
+        best = trial.best(record.mode)
+        hours = trial.seconds / 3600
+        row: dict[str, object] = {"rank": rank if trial.repeat_of is None else None, "number": trial.number}
+        row |= {"status": trial.status, "reason": trial.reason, "seed": trial.seed, "repeat_of": trial.repeat_of}
+        for key in record.space:
+            value = trial.params.get(key)
+            row[key] = json.dumps(value) if isinstance(value, list | dict) else value
+        row |= {record.metric: best.value if best else None, "best_step": best.step if best else None}
+        row |= {"steps": trial.evaluations[-1].step if trial.evaluations else 0, "total_steps": trial.total_steps}
+        row |= {"seconds": trial.seconds, "cpu_hours": hours * trial.workers * record.cpus_per_worker}
+        row["gpu_hours"] = hours * trial.gpus
+        rows.append(row)
+    table = pa.Table.from_pylist(rows)
     for name, write in (("trials.parquet", pq.write_table), ("trials.csv", pacsv.write_csv)):
         content = io.BytesIO()
         write(table, content)
         sweep.run.write_bytes(f"sweep/{name}", content.getvalue())
 
 
-def trials_table(sweep: SweepDir) -> pa.Table:
-    """Trials by rank: number, status, values of the searched keys, best value, steps, hours."""
-    record = sweep.record
-    rows = []
-    repeats = [t for t in sweep.trials.values() if t.repeat_of is not None]
-    for rank, trial in enumerate([*sweep.ranked(), *repeats], 1):
-        best = trial.best(record.mode)
-        last = trial.evaluations[-1] if trial.evaluations else None
-        hours = trial.seconds / 3600
-        row: dict[str, object] = {"rank": rank if trial.repeat_of is None else None, "number": trial.number}
-        row |= {"status": trial.status, "reason": trial.reason, "seed": trial.seed, "repeat_of": trial.repeat_of}
-        row |= {key: _plain(trial.params.get(key)) for key in record.space}
-        row |= {record.metric: best.value if best else None, "best_step": best.step if best else None}
-        row |= {"steps": last.step if last else 0, "total_steps": trial.total_steps, "seconds": trial.seconds}
-        row |= {"cpu_hours": hours * trial.workers * record.cpus_per_worker, "gpu_hours": hours * trial.gpus}
-        rows.append(row)
-    return pa.Table.from_pylist(rows)
+def write_hparams(run: RunDir, trial: TrialRecord, metric: str, mode: str) -> None:
+    """Add a trial's values and best metric to its TensorBoard curves, if the run directory is local.
 
-
-def _plain(value: object) -> object:
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    TensorBoard appends to event files, which an object store cannot do.
+    """
+    best = trial.best(mode)
+    local = run.local
+    if best is None or local is None:
+        return
+    values = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in trial.params.items()}
+    name = f"best/{metric}"
+    # SummaryWriter.add_hparams would open a second directory per trial, so its three summaries are written here.
+    with SummaryWriter(str(local / "tensorboard")) as writer:
+        for summary in hparams(values, {name: best.value}):
+            writer.file_writer.add_summary(summary)
+        writer.add_scalar(name, best.value, best.step)

@@ -1,8 +1,8 @@
-"""A trial as Ray Tune sees it: a warm worker that takes one trial after another. Train workers (rank 0 of each trial).
+"""A trial as Ray Tune sees it: an actor that trains one trial after another. Train workers (rank 0 of each trial).
 
-Tune decides when a trial starts, pauses, copies another and stops; the loop, the checkpoints and the records are those
-of `launcher train`. A trial that was finished before the sweep was interrupted shows what it measured again, so that
-search and scheduler know what they knew.
+Tune decides when a trial starts, pauses, stops and copies another trial. Loop, checkpoints and records are those of
+`launcher train`. When a sweep is resumed, a completed trial replays its recorded evaluations instead of training, so
+that search and scheduler reach the same state again. Read `trial_worker.py` next for what is warm between trials.
 """
 
 import logging
@@ -28,47 +28,47 @@ from launcher.tasks import params_of
 from launcher.train.checkpoint import catalog
 from launcher.train.loggers import trackers
 from launcher.train.loop import EvaluationEvent, should_stop_early
-from launcher.tune.pbt_checkpoints import keep_checkpoint, nearest_step, take_checkpoint
+from launcher.tune.pbt_checkpoints import fetch_snapshot, nearest_step, store_snapshot
 from launcher.tune.space import trial_job
-from launcher.tune.trial_worker import CheckpointRef
-from launcher.tune.worker_group import TrialWorkerGroup
+from launcher.tune.trial_worker import CheckpointRef, TrialWorkerGroup
 
 VALUE, PROGRESS, BUDGET = "value", "progress", "budget"
-"""Keys of a trial's results: the sweep's metric, the percent of its steps done, and the same in units of the grace."""
+"""Keys of a trial's results: the sweep's metric, the percentage of its steps done, and the same in units of `grace`."""
 
 _log = logging.getLogger("launcher")
 
 
 @dataclass(frozen=True)
 class SweepContext:
-    """What all trials of a sweep share; pickled to each worker once."""
+    """Settings that all trials of a sweep share. Pickled once per actor."""
 
     base: JobSpec
-    """Resolved, without test data and without `tune:`."""
+    """Resolved job without test data and without `tune:`."""
     trials: str
-    """Directory that holds the trials."""
+    """Directory of the trials."""
     metric: str
     worst: float
-    """Value of a trial that failed."""
+    """Value that Tune gets for a failed trial."""
     threads: int
+    """CPU threads of each worker."""
     grace: float
-    """Share of its steps that a trial may do before it can be stopped."""
-    parent: str | None = None
+    """Fraction of its steps that a trial runs before it can be stopped."""
+    mlflow_parent: str | None = None
     """MLflow run of the sweep."""
     snapshots: str | None = None
-    """Where checkpoints that other trials may go on from are kept: their owner soon removes its own (pbt)."""
+    """Directory of checkpoints that other trials may copy (PBT), because their owners prune their own."""
 
 
 def trial_name(number: int) -> str:
-    """Name of a trial's directory."""
+    """Return the name of a trial's directory."""
     return f"trial-{number:04d}"
 
 
 def trial_number(config: Mapping[str, object], trial_id: str) -> int:
-    """Which trial it is.
+    """Return the number of a Tune trial.
 
-    Under pbt a trial takes over the whole config of the one it copies, so its number cannot stand there: Tune counts
-    its trials in their ids, and `numbers` is the same for all.
+    Under PBT a trial takes over the whole config of the trial that it copies, so the config cannot hold its number.
+    Tune numbers its trials in their ids, and `numbers` is the same in all configs.
     """
     numbers = config.get("numbers")
     if isinstance(numbers, list):
@@ -76,115 +76,116 @@ def trial_number(config: Mapping[str, object], trial_id: str) -> int:
     return int(str(config["number"]))
 
 
-def make_trial_job(order: SweepContext, number: int, params: dict[str, JsonValue], seed: int) -> JobSpec:
-    """The job that a trial is: what `launcher train` would run with the same values."""
-    job = trial_job(order.base, params, params_of)
-    output = job.output.model_copy(update={"storage": order.trials})
-    return job.model_copy(update={"name": trial_name(number), "seed": seed, "output": output})
-
-
 class TrialActor(tune.Trainable):
-    """Ray Tune's class trainable; `config` has number, `params` and `seed` of a trial."""
+    """Ray Tune's class trainable. `config` holds number, `params` and `seed` of a trial."""
 
-    def setup(self, config: dict[str, object], order: SweepContext | None = None) -> None:
-        assert order is not None
-        self._order = order
+    def setup(self, config: dict[str, object], context: SweepContext | None = None) -> None:
+        """Start with the first trial of this actor."""
+        assert context is not None
+        self._context = context
         self._group: TrialWorkerGroup | None = None
-        self._take(config)
+        self._load_trial(config)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
-        """Another trial, or the same with other values; warm."""
-        self._take(new_config)
+        """Switch to another trial, or to other values of the same one, and keep the workers warm."""
+        self._load_trial(new_config)
         return True
 
-    def _take(self, config: dict[str, object]) -> None:
-        self._number, self._seed = trial_number(config, str(self.trial_id)), int(str(config["seed"]))
+    def _load_trial(self, config: dict[str, object]) -> None:
+        # Every field but the group belongs to one trial and is reset here.
+        self._number = trial_number(config, str(self.trial_id))
+        self._seed = int(str(config["seed"]))
         params = config["params"]
         assert isinstance(params, dict)
         self._params: dict[str, JsonValue] = params
         self._prepared: PreparedJob | None = None
         self._start: CheckpointRef | None = None
-        self._run = RunDir(join(self._order.trials, trial_name(self._number)))
+        self._run = RunDir(join(self._context.trials, trial_name(self._number)))
         record = self._run.find_record("trial.json", TrialRecord)
         self._status = record.status if record is not None else "running"
-        self._over = self._status != "running"
+        self._is_completed = self._status != "running"
         self._seconds = record.seconds if record is not None else 0.0
         self._total_steps = record.total_steps if record is not None else 0
-        seen = record.evaluations if record is not None else ()
-        if not self._over:
+        evaluations = record.evaluations if record is not None else ()
+        if not self._is_completed:
             latest = catalog.latest_step(self._run)
             self._start = CheckpointRef(self._run.uri, latest) if latest else None
-            seen = self._measured(latest)
-        self._replayed = list(seen)
-        self._seen = max((look.step for look in seen), default=0)
+            evaluations = self._read_evaluations(latest)
+        self._to_replay = list(evaluations)
+        self._last_reported = max((evaluation.step for evaluation in evaluations), default=0)
 
-    def _measured(self, step: int) -> tuple[TrialEvaluation, ...]:
-        """What was measured up to a step, by the trial's own log: trial.json may be behind it."""
+    def _read_evaluations(self, step: int) -> tuple[TrialEvaluation, ...]:
+        """Return the evaluations up to a step from the trial's own log: trial.json may be older than the checkpoint."""
         if not step or not self._run.exists("plan.json"):
             return ()
         total = self._run.read_record("plan.json", Plan).total_steps
         lines = [line for line in self._run.read_metrics() if isinstance(line, EvaluationRecord)]
-        return tuple(_look(line, self._order.metric, total) for line in lines if line.step <= step)
+        return tuple(_to_evaluation(line, self._context.metric, total) for line in lines if line.step <= step)
 
     def step(self) -> dict[str, object]:
-        """To the next evaluation."""
-        if self._replayed:
-            look = self._replayed.pop(0)
-            return self._result(look, self._over and not self._replayed)
-        if self._over:  # it failed before its first evaluation
-            return self._end(failed="failed before the sweep was interrupted")
+        """Train to the next evaluation, or replay a recorded one, and return Tune's result."""
+        if self._to_replay:
+            evaluation = self._to_replay.pop(0)
+            return self._make_result(evaluation, self._is_completed and not self._to_replay)
+        if self._is_completed:  # it failed before its first evaluation
+            return self._make_last_result(failed="failed before the sweep was interrupted")
         started = time.monotonic()
         try:
-            pause = self._advance()
-            if pause is None:  # a checkpoint of the last step was found
-                return self._end(finished=True)
+            event = self._advance()
+            if event is None:  # resumed from a checkpoint of the last step
+                return self._make_last_result(finished=True)
             assert self._group is not None and self._prepared is not None
-            look = _look(pause.evaluation, self._order.metric, self._prepared.plan.total_steps)
-            stopped = pause.state.step >= self._prepared.plan.total_steps or should_stop_early(
-                self._prepared.job, pause.state
-            )
-            if stopped:
+            total_steps = self._prepared.plan.total_steps
+            evaluation = _to_evaluation(event.evaluation, self._context.metric, total_steps)
+            is_last = event.state.step >= total_steps or should_stop_early(self._prepared.job, event.state)
+            if is_last:
+                # Collective: the loop ends, waits for its checkpoint writer and flushes the log. Tune may end the
+                # process after the last result, so this cannot wait for the next call.
                 self._group.advance()
         except BaseException as error:
             if isinstance(error, TrainingError) and not isinstance(error, MicroBatchOOMError):
-                return self._end(failed=error.message)  # the same on all workers: they stay warm
+                # Raised on all ranks at the same step (a non-finite loss), so the group stays usable and warm.
+                return self._make_last_result(failed=error.message)
+            # Before the cleanup: `_Recorder.on_trial_error` reads the reason once Tune sees this error.
             self._run.write_bytes("error.txt", unwrap_ray_error(error).message.encode())
+            # Other ranks may wait inside a collective, so no process of this group can be reused.
             self.cleanup()
             raise
         finally:
             self._seconds += time.monotonic() - started
-        return self._result(look, stopped)
+        return self._make_result(evaluation, is_last)
 
     def _advance(self) -> EvaluationEvent | None:
-        """To the next evaluation that Tune has not seen; a worker that is alone begins anew where memory ran out.
+        """Train to the next evaluation that Tune has not seen; after an OOM a single worker retries from a checkpoint.
 
         Raises:
-            MicroBatchOOMError: it ran out on one of several, whose group is of no use then; Tune starts the trial again
-                in other processes, with the smaller micro-batch that was written down.
+            MicroBatchOOMError: One of several workers ran out of memory, and the group is unusable. Tune restarts the
+                trial in other processes, with the smaller micro-batch that was recorded.
         """
         while True:
             self._begin()
             assert self._group is not None
             try:
-                pause = self._group.advance()
+                event = self._group.advance()
             except MicroBatchOOMError as error:
                 if self._group.size > 1:
                     raise
                 _log.warning("%s: %s", self._run.name, error.message)
-                self._begin_again()
+                self._restart_from_latest()
                 continue
-            if pause is None or pause.evaluation.step > self._seen:
-                self._seen = pause.evaluation.step if pause is not None else self._seen
-                return pause
+            if event is None:
+                return None
+            if event.evaluation.step > self._last_reported:
+                self._last_reported = event.evaluation.step
+                return event
 
     @property
     def _first_step(self) -> int:
-        """Of the checkpoint that the trial goes on from; 0 for none."""
+        """Step of the checkpoint that the trial resumes from; 0 without one."""
         return self._start.step if self._start is not None else 0
 
-    def _begin_again(self) -> None:
-        """From the last checkpoint, planned anew."""
-        self._prepared = None
+    def _restart_from_latest(self) -> None:
+        self._prepared = None  # plans again, with the smaller micro-batch
         latest = catalog.latest_step(self._run)
         if latest > self._first_step:
             self._start = CheckpointRef(self._run.uri, latest)
@@ -192,81 +193,87 @@ class TrialActor(tune.Trainable):
     def _begin(self) -> None:
         if self._prepared is not None:
             return
-        job = make_trial_job(self._order, self._number, self._params, self._seed)
-        prepared = prepare(job, cache=join(self._order.base.output.storage, ".cache"))
-        self._run.delete("error.txt")  # of an attempt before this one
+        job = self._make_job()
+        prepared = prepare(job, cache=join(self._context.base.output.storage, ".cache"))
+        self._run.delete("error.txt")  # of an earlier attempt
         self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
         self._run.write_record("plan.json", prepared.plan)
         try:
-            trackers.begin(self._run, prepared.job, self._params, self._order.parent)
-        except RunError as error:  # the sweep's own run could be made; a server that has gone since ends no trial
+            trackers.begin(self._run, prepared.job, self._params, self._context.mlflow_parent)
+        except RunError as error:  # the server worked when the sweep began: losing it later does not fail a trial
             _log.warning("%s", error.message)
         if self._group is None:
-            self._group = TrialWorkerGroup(job.cluster.workers, self._order.threads)
-        self._group.begin(prepared, self._start)
-        self._prepared, self._total_steps = prepared, prepared.plan.total_steps
+            self._group = TrialWorkerGroup(job.cluster.workers, self._context.threads)
+        self._group.begin(prepared, self._start)  # collective: the ranks build the engine together
+        self._prepared = prepared
+        self._total_steps = prepared.plan.total_steps
 
-    def _result(self, look: TrialEvaluation, over: bool) -> dict[str, object]:
+    def _make_job(self) -> JobSpec:
+        """Return the job that `launcher train` would run with the same values."""
+        job = trial_job(self._context.base, self._params, params_of)
+        output = job.output.model_copy(update={"storage": self._context.trials})
+        return job.model_copy(update={"name": trial_name(self._number), "seed": self._seed, "output": output})
+
+    def _make_result(self, evaluation: TrialEvaluation, is_last: bool) -> dict[str, object]:
         return {
-            VALUE: look.value,
-            PROGRESS: look.progress,
-            BUDGET: look.progress / (100 * self._order.grace),
-            "look": look.model_dump(),
+            VALUE: evaluation.value,
+            PROGRESS: evaluation.progress,
+            BUDGET: evaluation.progress / (100 * self._context.grace),
+            "evaluation": evaluation.model_dump(),
             "seconds": self._seconds,
             "total_steps": self._total_steps,
-            "finished": over and self._status != "pruned",
-            "done": over,
+            "finished": is_last and self._status != "pruned",
+            "done": is_last,
         }
 
-    def _end(self, **facts: object) -> dict[str, object]:
-        """There is nothing more to look at."""
-        whole = {PROGRESS: 100.0, BUDGET: 1 / self._order.grace}
-        return {VALUE: self._order.worst, **whole, "seconds": self._seconds, "done": True, **facts}
+    def _make_last_result(self, **facts: object) -> dict[str, object]:
+        """Return the result of a trial that ends without another evaluation."""
+        complete = {PROGRESS: 100.0, BUDGET: 1 / self._context.grace}
+        return {VALUE: self._context.worst, **complete, "seconds": self._seconds, "done": True, **facts}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
-        """The checkpoint lies in the trial's own directory; Tune carries where."""
+        """Save a checkpoint in the trial's own directory, and return its location for Tune to keep."""
         if self._group is None or self._prepared is None:
-            seen = [look.model_dump() for look in self._replayed]
-            return {"uri": self._run.uri, "step": self._first_step, "seen": seen}
-        step = self._group.save()
-        if self._order.snapshots is None:
-            return {"uri": self._run.uri, "step": step, "seen": []}
-        kept = RunDir(join(self._order.snapshots, trial_name(self._number)))
-        keep_checkpoint(kept, self._run, step)
-        return {"uri": kept.uri, "step": step, "seen": []}
+            evaluations = [evaluation.model_dump() for evaluation in self._to_replay]
+            return {"uri": self._run.uri, "step": self._first_step, "evaluations": evaluations}
+        step = self._group.save()  # collective
+        if self._context.snapshots is None:
+            return {"uri": self._run.uri, "step": step, "evaluations": []}
+        snapshots = RunDir(join(self._context.snapshots, trial_name(self._number)))
+        store_snapshot(snapshots, self._run, step)
+        return {"uri": snapshots.uri, "step": step, "evaluations": []}
 
     def load_checkpoint(self, saved: dict[str, object] | None) -> None:
-        """Go on from a checkpoint: the trial's own after a pause, or that of a better one (pbt)."""
+        """Resume from a checkpoint: the trial's own after a pause, or that of a better trial (PBT)."""
         assert saved is not None
-        uri, step = str(saved["uri"]), int(str(saved["step"]))
+        uri = str(saved["uri"])
+        step = int(str(saved["step"]))
         self._prepared = None
-        seen = saved["seen"]
-        assert isinstance(seen, list)
-        self._replayed = [TrialEvaluation.model_validate(look) for look in seen]
+        evaluations = saved["evaluations"]
+        assert isinstance(evaluations, list)
+        self._to_replay = [TrialEvaluation.model_validate(evaluation) for evaluation in evaluations]
         if uri == self._run.uri:
             self._start = CheckpointRef(uri, nearest_step(self._run, step)) if step else None
-            self._seen = self._first_step
+            self._last_reported = self._first_step
             return
-        self._over, self._replayed = False, []
-        mine = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
-        self._start = take_checkpoint(RunDir(uri), mine, step) if step else None
-        self._seen = self._first_step
-        _forget_after(self._run, self._first_step)
+        self._is_completed = False
+        self._to_replay = []
+        copy = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
+        self._start = fetch_snapshot(RunDir(uri), copy, step) if step else None
+        self._last_reported = self._first_step
+        # Else a restart would resume from the trial's own later checkpoint instead of the copied one.
+        for own_step in catalog.complete_steps(self._run):
+            if own_step > self._first_step:
+                catalog.remove(self._run, own_step)
 
     def cleanup(self) -> None:
-        """The last trial is over."""
-        group, self._group = self._group, None
+        """Stop the workers, after the last trial of this actor or after a failure."""
+        group = self._group
+        self._group = None
         if group is not None:
             group.close()
 
 
-def _look(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluation:
+def _to_evaluation(line: EvaluationRecord, metric: str, total_steps: int) -> TrialEvaluation:
     value = line.loss if metric == "loss" else line.metrics.get(metric, math.nan)
     return TrialEvaluation(step=line.step, progress=100 * line.step / total_steps, value=value, loss=line.loss)
-
-
-def _forget_after(run: RunDir, step: int) -> None:
-    """A trial that takes another's state must not go on from its own later one."""
-    for other in catalog.complete_steps(run):
-        if other > step:
-            catalog.remove(run, other)

@@ -68,7 +68,7 @@ def test_compare_prints_metrics_and_writes_a_page(
     monkeypatch.chdir(tmp_path)
     ended = launcher("compare", finished.uri, copy.uri)
     assert ended.code == 0 and "test accuracy" in ended.out and "0.8000" in ended.out
-    assert "the losses of all 4 steps have the same bits" in ended.out
+    assert "the losses of all 4 steps are bit-identical" in ended.out
     assert (tmp_path / "compare.html").read_text().startswith("<!doctype html>")
 
 

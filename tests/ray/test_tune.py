@@ -1,4 +1,7 @@
-"""Sweeps on a real Ray: schedulers that pause, workers in gangs, kills; and that a trial is a `train` like another."""
+"""Sweeps on a real Ray cluster: schedulers, trials of several workers, failures, and resume after a kill.
+
+Each trial must have the curve that `launcher train` has with the same values.
+"""
 
 import os
 import shutil
@@ -25,6 +28,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.train.checkpoint import catalog
 from launcher.tune.run import SweepResult, run_sweep, tune_job
+from launcher.tune.search import Search
 from tests.support.jobs import make_job, write_splits
 
 pytestmark = pytest.mark.ray
@@ -42,8 +46,8 @@ def _job(tiny_bert: Path, folder: Path, tune: dict[str, Any], **sections: Any) -
     )  # fmt: skip
 
 
-def _quiet(trial: TrialRecord) -> None:
-    """Nobody looks."""
+def _ignore(trial: TrialRecord) -> None:
+    """Take a changed trial and do nothing."""
 
 
 def _trials(tuned: SweepResult) -> list[TrialRecord]:
@@ -58,23 +62,23 @@ def _curve(run: RunDir) -> list[tuple[int, float]]:
     return [(line.step, line.loss) for line in run.read_metrics() if isinstance(line, StepRecord)]
 
 
-def test_a_sweep_from_start_to_end(tiny_bert: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """Random search: the test data is opened once all trials are over, and each trial is what `train` would do."""
+def test_each_trial_of_a_sweep_matches_a_run_of_train(tiny_bert: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Show with random search that the test data is read only after all trials, and that nothing is trained twice."""
     job = _job(tiny_bert, tmp_path, {"trials": 5, "repeats": 2}, model={"name": str(tiny_bert), "dropout": 0.1})
     test = Path(job.data.test[0] if job.data.test else "")
-    kept = test.with_suffix(".kept")
-    test.rename(kept)
-    test.write_bytes(b"no Parquet file: whoever opens it stops")
-    tuned = tune_job(job, _quiet)
+    hidden = test.with_suffix(".hidden")
+    test.rename(hidden)
+    test.write_bytes(b"not a Parquet file: reading it fails")
+    tuned = tune_job(job, _ignore)
     trials = _trials(tuned)
     assert [trial.status for trial in trials] == ["finished"] * 7
     assert len({repr(trial.params) for trial in trials[:5]}) == 5
     assert [(t.repeat_of, t.seed) for t in trials[5:]] == [(tuned.best.number, 1), (tuned.best.number, 2)]
-    assert all([look.step for look in trial.evaluations] == [6, 12, 18, 24] for trial in trials)
-    shutil.move(kept, test)
+    assert all([evaluation.step for evaluation in trial.evaluations] == [6, 12, 18, 24] for trial in trials)
+    shutil.move(hidden, test)
     console = Console(file=StringIO(), width=200)
-    run = run_sweep(job, console)  # the same again: nothing is trained twice
-    assert [trial.evaluations for trial in trials] == [t.evaluations for t in _trials(tune_job(job, _quiet))]
+    run = run_sweep(job, console)  # resumes the complete sweep
+    assert [trial.evaluations for trial in trials] == [t.evaluations for t in _trials(tune_job(job, _ignore))]
     scores = run.read_record("scores-test.json", ScoresRecord)
     assert (scores.rows, run.exists("model/config.json")) == (41, True)
     best = tuned.best.best("max")
@@ -85,98 +89,89 @@ def test_a_sweep_from_start_to_end(tiny_bert: Path, tmp_path: Path, ray_cluster:
     assert text.count("test at step") == 1
     for name in ("sweep/report.html", "sweep/best.yaml", "sweep/trials.parquet", "sweep/trials.csv", "report.html"):
         assert run.exists(name)
-    # A trial under another roof: the steps of a worker that had trained others before are those of a fresh `train`.
+    # The fourth trial ran in a warm worker that had trained others before: its losses are those of a fresh `train`.
     number = trials[3].number
     alone = job.model_copy(update={"tune": None, "name": "alone", "data": job.data.model_copy(update={"test": None})})
     alone = alone.model_copy(
         update={"train": alone.train.model_copy(update={"learning_rate": trials[3].params["train.learning_rate"]})}
     )
-    ours = dict(_curve(tuned.sweep.trial_run(number)))
+    trial_losses = dict(_curve(tuned.sweep.trial_run(number)))
     for step, loss in _curve(run_job(alone, Console(file=StringIO()))):
-        assert abs(ours[step] - loss) < 1e-6, f"step {step}"
+        assert abs(trial_losses[step] - loss) < 1e-6, f"step {step}"
     with pytest.raises(RunError, match="belongs to another sweep"):
         run_sweep(job.model_copy(update={"seed": 5}), console)
 
 
-def _stopped_early(trials: list[TrialRecord]) -> None:
+def _check_asha(trials: list[TrialRecord]) -> None:
     assert {trial.status for trial in trials} == {"finished", "pruned"}
     assert all(trial.evaluations[-1].progress < 100 for trial in trials if trial.status == "pruned")
     assert all(trial.evaluations[-1].step == 24 for trial in trials if trial.status == "finished")
 
 
-def _over(trials: list[TrialRecord]) -> None:
-    """Which ones a bracket stops depends on who came first."""
+def _check_hyperband(trials: list[TrialRecord]) -> None:
+    # Which trials a bracket prunes depends on the order of their results.
     assert {trial.status for trial in trials} <= {"finished", "pruned"}
     assert all(trial.evaluations[-1].step == 24 for trial in trials if trial.status == "finished")
 
 
-def _changed(trials: list[TrialRecord]) -> None:
+def _check_pbt(trials: list[TrialRecord]) -> None:
     ends = [(trial.status, trial.reason, trial.evaluations[-1].step if trial.evaluations else 0) for trial in trials]
     assert ends == [("finished", "", 48)] * len(trials)
 
 
+_RUNGS = {"grace": 0.25, "reduction_factor": 2.0}
+
+
 @pytest.mark.parametrize(
-    ("tune", "expected"),
+    ("tune", "check"),
     [
-        ({"scheduler": "asha", "grace": 0.25, "reduction_factor": 2.0, "trials": 6, "metric": "loss"}, _stopped_early),
+        pytest.param({"scheduler": "asha", "trials": 6, "metric": "loss", **_RUNGS}, _check_asha, id="asha"),
         pytest.param(
-            {"scheduler": "hyperband", "grace": 0.25, "reduction_factor": 2.0, "trials": 7},
-            _over,
-            marks=pytest.mark.long,
+            {"scheduler": "hyperband", "trials": 7, **_RUNGS}, _check_hyperband, marks=pytest.mark.long, id="hyperband"
         ),
-        ({"scheduler": "pbt", "grace": 0.15, "metric": "loss", "max_concurrent": 4}, _changed),
-        pytest.param(
-            {"search": "bohb", "grace": 0.25, "reduction_factor": 2.0, "trials": 7}, _over, marks=pytest.mark.long
-        ),
+        pytest.param({"scheduler": "pbt", "grace": 0.15, "metric": "loss", "max_concurrent": 4}, _check_pbt, id="pbt"),
+        pytest.param({"search": "bohb", "trials": 7, **_RUNGS}, _check_hyperband, marks=pytest.mark.long, id="bohb"),
     ],
-    ids=["asha", "hyperband", "pbt", "bohb"],
 )
-def test_schedulers(
+def test_every_scheduler_records_each_step_once(
     tune: dict[str, Any],
-    expected: Callable[[list[TrialRecord]], None],
+    check: Callable[[list[TrialRecord]], None],
     tiny_bert: Path,
     tmp_path: Path,
     ray_cluster: None,
 ) -> None:
-    """Trials are stopped, paused and copied; whatever happens, each step of each trial is counted once."""
+    """Stop, pause and copy trials."""
     wide = {"train.learning_rate": {"loguniform": [1e-7, 3e-2]}}
     job = _job(tiny_bert, tmp_path, {"space": wide, **tune})
-    if tune.get("scheduler") == "pbt":  # trials so long that they meet, and many chances to go on from another
+    if tune.get("scheduler") == "pbt":  # long trials with many evaluations, so that some copy others
         evaluation = job.evaluation.model_copy(update={"every_steps": 2})
         job = job.model_copy(update={"evaluation": evaluation, "train": job.train.model_copy(update={"epochs": 6})})
-    tuned = tune_job(job, _quiet)
+    tuned = tune_job(job, _ignore)
     trials = _trials(tuned)
-    expected(trials)
+    check(trials)
     for trial in trials:
         run = tuned.sweep.trial_run(trial.number)
         steps = [step for step, _ in _curve(run)]
-        if tune.get("scheduler") == "pbt":  # a trial that goes on from one ahead of it leaves steps out
+        if tune.get("scheduler") == "pbt":  # a trial that copies one ahead of it skips steps
             assert steps == sorted(set(steps)) and steps[-1] == 48
         else:
             assert steps == list(range(1, trial.evaluations[-1].step + 1))
-        looks = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
-        assert looks == [look.step for look in trial.evaluations]
+        evaluated = [line.step for line in run.read_metrics() if isinstance(line, EvaluationRecord)]
+        assert evaluated == [evaluation.step for evaluation in trial.evaluations]
         if trial.status == "pruned" and trial.number != tuned.best.number:
             assert catalog.complete_steps(run) == []
     if tune.get("scheduler") == "pbt":
-        began = [job_of_number(tuned, number) for number in range(len(trials))]
-        assert [t.params for t in trials] != began  # somebody went on from somebody else with other values
+        search = Search(tuned.sweep.spec, 0, "max")
+        first_params = [search.suggest(number) for number in range(len(trials))]
+        assert [trial.params for trial in trials] != first_params, "no trial copied another"
 
 
-def job_of_number(tuned: SweepResult, number: int) -> dict[str, Any]:
-    """What a trial began with."""
-    from launcher.tune.search import Search
-
-    search = Search(tuned.sweep.spec, 0, "max")
-    return dict(search.suggest(number))
-
-
-def test_trials_of_several_workers(tiny_bert: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """Gangs of two and of one, searched in one sweep on a cluster that has no room for all: the same curves."""
+def test_trials_of_one_to_three_workers_have_the_same_curve(tiny_bert: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Search the number of workers on a cluster that cannot run all trials at once."""
     space = {"cluster.workers": {"choice": [1, 2, 3]}, "parallel.zero": {"choice": [1, 3]}}
     job = _job(tiny_bert, tmp_path, {"space": space, "search": "grid", "trials": 9, "max_concurrent": 4})
     job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"cpus_per_worker": 1.5})})
-    tuned = tune_job(job, _quiet)
+    tuned = tune_job(job, _ignore)
     trials = _trials(tuned)
     assert [(t.status, t.workers) for t in trials] == [("finished", w) for w in (1, 1, 2, 2, 3, 3)]
     curves = [np.array([loss for _, loss in _curve(tuned.sweep.trial_run(t.number))]) for t in trials]
@@ -189,7 +184,7 @@ from launcher.tasks.text_classification import TextClassification
 
 
 class Fragile(TextClassification):
-    """Breaks on its own account where the learning rate says so."""
+    """Fails in a way that depends on max_length."""
 
     def sample_losses(self, logits, labels):
         losses = super().sample_losses(logits, labels)
@@ -199,7 +194,7 @@ class Fragile(TextClassification):
 '''
 
 
-def test_a_failed_trial_does_not_end_the_sweep(
+def test_a_sweep_continues_after_a_failed_trial_and_an_oom(
     tiny_bert: Path, tmp_path: Path, user_modules: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
     (user_modules / "fragile.py").write_text(_FAILING)
@@ -209,18 +204,18 @@ def test_a_failed_trial_does_not_end_the_sweep(
         tiny_bert, tmp_path, {"space": space, "search": "grid", "retries": 1},
         task={"type": "fragile:Fragile", "max_length": 32},
     )  # fmt: skip
-    tuned = tune_job(job, _quiet)
+    tuned = tune_job(job, _ignore)
     trials = _trials(tuned)
     assert [trial.status for trial in trials] == ["failed", "finished", "finished", "finished"]
     assert "the loss is nan at step" in trials[0].reason
-    halvings = [(told.micro_batch, told.reduced, told.restarted) for told in read_reductions(_run(tuned, 1))]
-    assert halvings == [(16, 8, True), (8, 4, True)]
+    reductions = [(r.micro_batch, r.reduced, r.restarted) for r in read_reductions(_run(tuned, 1))]
+    assert reductions == [(16, 8, True), (8, 4, True)]
     assert [step for step, _ in _curve(_run(tuned, 1))] == list(range(1, trials[1].total_steps + 1))
     assert tuned.best.number in (1, 2, 3)
 
 
-def test_a_killed_sweep_goes_on(tiny_bert: Path, tmp_path: Path) -> None:
-    """kill -9 of the driver with trials at work: what is finished stays, what was at work goes on."""
+def test_a_killed_sweep_resumes(tiny_bert: Path, tmp_path: Path) -> None:
+    """Kill the driver during trials: finished trials stay unchanged, running ones resume."""
     job = _job(tiny_bert, tmp_path, {"trials": 6})
     file = tmp_path / "job.yaml"
     file.write_text(dump_job(job))
@@ -241,7 +236,7 @@ def test_a_killed_sweep_goes_on(tiny_bert: Path, tmp_path: Path) -> None:
     assert all(path.read_bytes() == text for path, text in finished.items())
     trials = [TrialRecord.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*/trial.json"))]
     assert [(trial.number, trial.status) for trial in trials] == [(number, "finished") for number in range(6)]
-    assert all([look.step for look in trial.evaluations] == [6, 12, 18, 24] for trial in trials)
+    assert all([evaluation.step for evaluation in trial.evaluations] == [6, 12, 18, 24] for trial in trials)
     for trial in trials:
         run = RunDir(str(folder / f"trial-{trial.number:04d}"))
         assert [step for step, _ in _curve(run)] == list(range(1, 25))

@@ -233,17 +233,17 @@ ORDERS = [
     Order(
         f"compare {_RUN} runs/second --output data",
         lambda desk: _twin(),
-        "--output: DESK/data is no comparison page and would be lost; give another file",
+        "--output: DESK/data is not a comparison page and would be overwritten; give another file",
     ),
     Order(
         f"compare {_RUN} runs/second --output job.yaml",
         lambda desk: _twin(),
-        "--output: DESK/job.yaml is no comparison page and would be lost; give another file",
+        "--output: DESK/job.yaml is not a comparison page and would be overwritten; give another file",
     ),
     Order(
         f"compare {_RUN} {_RUN}",
         well,
-        f"DESK/{_RUN}: is given twice; give different runs",
+        f"DESK/{_RUN}: is listed twice; give different runs",
     ),
     Order(
         f"compare {_RUN} runs/second",

@@ -17,7 +17,7 @@ _RATE = "train.learning_rate: {choice: [1e-3, 2e-3]}"
 
 SWEEPS = [
     Case(
-        "a key that is none",
+        "an unknown key",
         lambda desk: _space("train.learning_rat: {uniform: [1e-5, 1e-4]}"),
         "tune.space: train.learning_rat is not a key of train; did you mean learning_rate?",
     ),
@@ -29,7 +29,7 @@ SWEEPS = [
     Case(
         "a key below a number",
         lambda desk: _space("train.epochs.first: {choice: [1, 2]}"),
-        "tune.space: train.epochs.first: epochs holds no keys of its own; name a key of the job file",
+        "tune.space: train.epochs.first: epochs has no keys; name a key of the job file",
     ),
     Case(
         "a value that the key refuses",
@@ -59,9 +59,9 @@ SWEEPS = [
         "has text, label (see task:)",
     ),
     Case(
-        "what all trials share",
+        "a key that all trials share",
         lambda desk: _space("output.storage: {choice: [a, b]}"),
-        "tune.space: output.storage cannot be searched: all trials share it; take it out of the space",
+        "tune.space: output.storage cannot be searched, because all trials share it; remove it from the space",
     ),
     Case(
         "a range from high to low",
@@ -91,23 +91,23 @@ SWEEPS = [
         "override tune={space: {}}: tune.space is {}, which has fewer than 1 item; give ...",
     ),
     Case(
-        "a grid without end",
+        "a grid over a continuous range",
         lambda desk: _space("train.learning_rate: {uniform: [1e-4, 1e-3]}", ", search: grid"),
-        "tune.space: train.learning_rate has no end of values, which a grid cannot try; use choice",
+        "tune.space: train.learning_rate is a continuous range, which a grid cannot list; use choice",
     ),
     Case(
         "a grid that fills the memory",
         lambda desk: _space("seed: {int: [1, 2000000]}, train.batch_size: {int: [1, 2000000]}", ", search: grid"),
-        "tune.space: the grid has 4000000000000 cells, more than 100000; use choice, or search: random",
+        "tune.space: the grid has 4000000000000 combinations, more than 100000; use choice, or search: random",
     ),
     Case(
-        "a key that cannot change in mid-air",
+        "a key that cannot change during a trial",
         lambda desk: _space("train.batch_size: {choice: [4, 8]}", ", scheduler: pbt"),
-        "tune.space: train.batch_size cannot change while a trial goes on, as scheduler: pbt wants; search it with "
-        "another scheduler (...)",
+        "tune.space: train.batch_size cannot change during a trial, which scheduler: pbt requires (only ... can); use "
+        "another scheduler",
     ),
     Case(
-        "a metric that the task has not",
+        "a metric that the task does not have",
         lambda desk: _space(_RATE, ", metric: acc"),
         "tune.metric is acc, which is not one of accuracy, ...; ...",
     ),
@@ -142,13 +142,13 @@ def test_an_impossible_sweep_is_refused(case: Case, command: str, desk: Desk) ->
 
 
 def test_tune_without_a_search_space_is_refused(desk: Desk) -> None:
-    sentence = "tune: missing; say what to search, as `tune: {space: {train.learning_rate: ...}}`"
+    sentence = "tune: missing; set what to search, as in `tune: {space: {train.learning_rate: ...}}`"
     desk.refuses("tune", sentence, "job.yaml")
 
 
 def test_tune_in_the_directory_of_a_run_is_refused(desk: Desk) -> None:
     desk.begun()
-    sentence = "DESK/runs/first: holds a run that is no sweep; change `name` to start a sweep"
+    sentence = "DESK/runs/first: contains a run that is not a sweep; change `name` to start a sweep"
     desk.refuses("tune", sentence, "job.yaml", *_space(_RATE))
 
 

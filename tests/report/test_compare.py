@@ -1,4 +1,4 @@
-"""Runs side by side: what is told of them, that the page is whole and offline, and when two curves are one."""
+"""Runs are compared, their page is complete and works offline, and equal curves are recognised."""
 
 import json
 import math
@@ -18,6 +18,13 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
 
 MakeRun = Callable[..., RunDir]
+Pair = tuple[RunDir, RunDir]
+
+
+@pytest.fixture
+def pair(make_run: MakeRun) -> Pair:
+    """Return two runs of one job that differ in nothing but their names."""
+    return make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
 
 
 def _edit_job(run: RunDir, old: str, new: str) -> None:
@@ -32,7 +39,7 @@ def _change(run: RunDir, change: Callable[[MetricsLine], MetricsLine | None]) ->
     run.append_metrics(lines)
 
 
-def _louder(step: int, by: float) -> Callable[[MetricsLine], MetricsLine]:
+def _raise_loss(step: int, by: float) -> Callable[[MetricsLine], MetricsLine]:
     def change(line: MetricsLine) -> MetricsLine:
         hit = isinstance(line, StepRecord) and line.step == step
         return line.model_copy(update={"loss": line.loss + by}) if hit else line
@@ -43,20 +50,20 @@ def _louder(step: int, by: float) -> Callable[[MetricsLine], MetricsLine]:
 # ---- the comparison ----
 
 
-def test_metrics_stand_beside_each_other_with_the_best_marked(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
-    scores = other.read_record("scores-test.json", ScoresRecord)
-    better = {**scores.metrics, "accuracy": 0.9, "only_here": 0.5}
-    other.write_record("scores-test.json", scores.model_copy(update={"metrics": better, "loss": 0.3}))
-    rows = {row.name: row for row in compare((one, other)).metrics}
+def test_the_best_value_of_each_metric_is_marked(pair: Pair) -> None:
+    first, second = pair
+    scores = second.read_record("scores-test.json", ScoresRecord)
+    better = {**scores.metrics, "accuracy": 0.9, "extra": 0.5}
+    second.write_record("scores-test.json", scores.model_copy(update={"metrics": better, "loss": 0.3}))
+    rows = {row.name: row for row in compare((first, second)).metrics}
     assert list(rows)[:3] == ["test accuracy", "test f1_macro", "test mcc"]
     assert rows["test accuracy"].values == ("0.7710", "0.9000") and rows["test accuracy"].best == (1,)
-    assert rows["test loss"].values == ("0.4711", "0.3000") and rows["test loss"].best == (1,), "less loss is better"
-    assert rows["validation accuracy"].best == (), "the same"
-    assert rows["test only_here"].values == ("", "0.5000") and rows["test only_here"].best == ()
+    assert rows["test loss"].values == ("0.4711", "0.3000") and rows["test loss"].best == (1,), "a lower loss is better"
+    assert rows["validation accuracy"].best == (), "equal values"
+    assert rows["test extra"].values == ("", "0.5000") and rows["test extra"].best == ()
 
 
-def test_less_is_better_where_the_plan_says_so(make_run: MakeRun) -> None:
+def test_lower_is_better_if_the_plan_says_so(make_run: MakeRun) -> None:
     runs = [make_run(name, ("a", "b"), steps=30) for name in ("one", "other")]
     for run, value in zip(runs, (3.0, 2.0), strict=True):
         scores = run.read_record("scores-test.json", ScoresRecord)
@@ -66,19 +73,19 @@ def test_less_is_better_where_the_plan_says_so(make_run: MakeRun) -> None:
     for run in runs:
         run.write_bytes("plan.json", json.dumps({"metric": "error_rate", "metric_mode": "min"}).encode())
     rows = {row.name: row for row in compare(runs).metrics}
-    assert rows["test error_rate"].best == (1,) and rows["test error_rate"].note == "less is better"
+    assert rows["test error_rate"].best == (1,) and rows["test error_rate"].note == "lower is better"
 
 
-def test_only_differences_of_the_job_files_are_told_and_which_change_the_curve(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
-    comparison = compare((one, other))
+def test_only_differing_job_keys_are_listed_with_their_effect_on_the_curve(pair: Pair) -> None:
+    first, second = pair
+    comparison = compare((first, second))
     assert comparison.job_differences == () and comparison.environment_differences == ()
-    assert comparison.agreement[0] == "the losses of all 30 steps have the same bits"
-    _edit_job(other, "batch_size: 32}", "batch_size: 64}\ncluster: {workers: 4}\nparallel: {zero: 3}")
-    environment = other.read_record("environment.json", EnvironmentRecord)
+    assert comparison.agreement[0] == "the losses of all 30 steps are bit-identical"
+    _edit_job(second, "batch_size: 32}", "batch_size: 64}\ncluster: {workers: 4}\nparallel: {zero: 3}")
+    environment = second.read_record("environment.json", EnvironmentRecord)
     packages = {**environment.packages, "torch": "2.12.0"}
-    other.write_record("environment.json", environment.model_copy(update={"packages": packages, "workers": ()}))
-    comparison = compare((one, other))
+    second.write_record("environment.json", environment.model_copy(update={"packages": packages, "workers": ()}))
+    comparison = compare((first, second))
     assert [(row.name, *row.values, row.note) for row in comparison.job_differences] == [
         ("train.batch_size", "32", "64", "yes"),
         ("parallel.zero", '"auto"', "3", "no"),
@@ -86,20 +93,20 @@ def test_only_differences_of_the_job_files_are_told_and_which_change_the_curve(m
     ]
     changed = {row.name: row.values for row in comparison.environment_differences}
     assert changed == {"torch": ("2.13.0", "2.12.0"), "hosts": ("node-1", ""), "devices": ("cpu", "")}
-    assert comparison.agreement == (), "another curve is not meant to be the same"
+    assert comparison.agreement == (), "the job files describe different curves"
     facts = {row.name: row.values for row in comparison.facts}
     assert facts["workers"] == ("1, ZeRO-0", "4, ZeRO-3") and facts["memory per worker"] == ("1.3 GiB", "")
     assert facts["model"] == ("models/minilm",) * 2 and facts["steps"] == ("30", "30")
 
 
 def test_runs_of_different_tasks_are_compared_with_a_warning(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", steps=30)
-    other.delete("result.json")
-    _edit_job(other, "data/dev.parquet", "data/other.parquet")
-    comparison = compare((one, other))
+    first, second = make_run("one", ("a", "b"), steps=30), make_run("other", steps=30)
+    second.delete("result.json")
+    _edit_job(second, "data/dev.parquet", "data/other.parquet")
+    comparison = compare((first, second))
     assert comparison.warnings == (
-        "The runs learn different tasks (text-classification, text-regression): their losses and metrics are not "
-        "alike.",
+        "The runs have different tasks (text-classification, text-regression): their losses and metrics cannot be "
+        "compared.",
         "The runs were validated on different data.",
         "Not finished: other.",
     )
@@ -107,36 +114,34 @@ def test_runs_of_different_tasks_are_compared_with_a_warning(make_run: MakeRun) 
     assert "Validation accuracy" in page and "Validation pearson" in page
 
 
-def test_a_run_without_scores_shows_its_best_evaluation(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)
+def test_a_run_without_scores_shows_its_best_evaluation(pair: Pair) -> None:
+    first, second = pair
     for name in ("scores-test.json", "scores-validation.json", "environment.json", "plan.json", "result.json"):
-        other.delete(name)
-    rows = {row.name: row for row in compare((one, other)).metrics}
+        second.delete(name)
+    rows = {row.name: row for row in compare((first, second)).metrics}
     assert rows["test accuracy"].values[1] == "" and rows["validation accuracy"].values[1] != ""
 
 
-def test_names_are_as_long_as_they_must_be(make_run: MakeRun, tmp_path: Path) -> None:
+def test_names_are_as_long_as_needed(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("same", ("a", "b"), steps=30)
     (tmp_path / "elsewhere").mkdir()
     os.rename(tmp_path / "same", tmp_path / "elsewhere" / "same")
     again = make_run("same", ("a", "b"), steps=30)
     moved = RunDir(str(tmp_path / "elsewhere" / "same"))
     assert compare((moved, again)).names == ("elsewhere/same", f"{tmp_path.name}/same")
-    with pytest.raises(RunError, match=r"same: is given twice; give different runs"):
+    with pytest.raises(RunError, match=r"same: is listed twice; give different runs"):
         compare((run, RunDir(run.uri + "/")))
 
 
 def test_a_run_without_metrics_is_refused(make_run: MakeRun, begun: RunDir) -> None:
-    with pytest.raises(
-        RunError, match=r"begun: has no metrics yet \(metrics\.jsonl\); let it train for some steps first"
-    ):
+    with pytest.raises(RunError, match=r"begun: has no metrics yet \(metrics\.jsonl\); train it for some steps first"):
         compare((make_run("one", ("a", "b"), steps=30), begun))
 
 
 # ---- the page ----
 
 
-def test_the_page_is_whole_and_offline(make_run: MakeRun, hostile: str) -> None:
+def test_the_page_is_complete_and_works_offline(make_run: MakeRun, hostile: str) -> None:
     runs = [make_run(f"run-{i}", (hostile, hostile + "2"), steps=30, comment=hostile) for i in range(9)]
     for run in runs:
         scores = run.read_record("scores-test.json", ScoresRecord)
@@ -156,91 +161,92 @@ def test_the_page_is_whole_and_offline(make_run: MakeRun, hostile: str) -> None:
     loss = figures["compare-0"]["data"]
     assert len(loss) == 18 and [trace["legendgroup"] for trace in loss[:2]] == ["run-0", "run-0"]
     assert [trace["showlegend"] for trace in loss[:2]] == [False, True], "a click on the name hides both"
-    assert loss[1]["line"]["dash"] == "solid" and loss[17]["line"]["dash"] == "dash", "the eighth looks like no other"
-    assert "★" not in text, "all are the same"
+    assert loss[1]["line"]["dash"] == "solid" and loss[17]["line"]["dash"] == "dash", "an eighth run is dashed"
+    assert "★" not in text, "all values are equal"
 
 
-def test_the_page_is_written_at_once_and_never_over_something_else(make_run: MakeRun, tmp_path: Path) -> None:
-    comparison = compare((make_run("one", ("a", "b"), steps=30), make_run("other", ("a", "b"), steps=30)))
+def test_the_page_is_written_atomically_and_never_over_another_file(pair: Pair, tmp_path: Path) -> None:
+    comparison = compare(pair)
     target = tmp_path / "pages" / "compare.html"
     assert write_comparison(comparison, target) == target
     assert MARK in target.read_bytes()[:2048]
     write_comparison(comparison, target)
     assert os.listdir(target.parent) == ["compare.html"]
-    for name, content in (("notes.html", b"<html>mine</html>"), ("empty.html", b"")):
+    for name, content in (("notes.html", b"<html>notes</html>"), ("empty.html", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(RunError, match=rf"--output: .*{name} is no comparison page and would be lost"):
+        with pytest.raises(RunError, match=rf"--output: .*{name} is not a comparison page and would be overwritten"):
             write_comparison(comparison, tmp_path / name)
         assert (tmp_path / name).read_bytes() == content
-    with pytest.raises(RunError, match="is no comparison page"):
+    with pytest.raises(RunError, match="is not a comparison page"):
         write_comparison(comparison, tmp_path)
     with pytest.raises(RunError, match=r"--output: .*notes\.html/compare\.html cannot be written"):
         write_comparison(comparison, tmp_path / "notes.html" / "compare.html")
     assert stat.S_ISREG(target.stat().st_mode)
 
 
-# ---- whether two curves are one ----
+# ---- two curves ----
 
 
-def test_the_same_bits(make_run: MakeRun) -> None:
-    found = agreement(collect(make_run("one", ("a", "b"), 30)), collect(make_run("other", ("a", "b"), 30)))
-    assert found.agrees and found.equal == 30 and found.evaluations == 10
-    assert found.sentences == (
-        "the losses of all 30 steps have the same bits",
+def test_bit_identical_curves(pair: Pair) -> None:
+    result = agreement(*map(collect, pair))
+    assert result.agrees and result.identical_steps == 30 and result.evaluations == 10
+    assert result.sentences == (
+        "the losses of all 30 steps are bit-identical",
         "the metrics of all 10 evaluations agree within 1e-05",
     )
 
 
-def test_within_the_tolerance(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
-    _change(other, _louder(7, 3e-6))
-    found = agreement(collect(one), collect(other))
-    assert found.agrees and found.equal == 29 and found.largest == pytest.approx(3e-6, rel=1e-3)
-    assert found.sentences[0] == (
-        "the losses of all 30 steps agree within 1e-05 (largest difference 3e-06; 29 have the same bits)"
+def test_curves_within_the_tolerance(pair: Pair) -> None:
+    first, second = pair
+    _change(second, _raise_loss(7, 3e-6))
+    result = agreement(collect(first), collect(second))
+    assert result.agrees and result.identical_steps == 29 and result.largest_difference == pytest.approx(3e-6, rel=1e-3)
+    assert result.sentences[0] == (
+        "the losses of all 30 steps agree within 1e-05 (largest difference 3e-06; 29 of 30 steps are bit-identical)"
     )
 
 
-def test_the_first_step_that_differs_is_named_with_both_values(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
-    _change(other, _louder(20, 0.5))
-    _change(other, _louder(11, 2e-5))
-    found = agreement(collect(one), collect(other))
-    mine, its = (next(s.loss for s in collect(run).steps if s.step == 11) for run in (one, other))
-    assert not found.agrees and found.first is not None and found.first.step == 11
+def test_the_first_step_that_differs_is_named_with_both_values(pair: Pair) -> None:
+    first, second = pair
+    _change(second, _raise_loss(20, 0.5))
+    _change(second, _raise_loss(11, 2e-5))
+    result = agreement(collect(first), collect(second))
+    first, second = (next(s.loss for s in collect(run).steps if s.step == 11) for run in (first, second))
+    assert not result.agrees and result.loss_divergence is not None and result.loss_divergence.step == 11
     assert (
-        found.sentences[0]
-        == f"the loss curves differ: loss at step 11: {mine!r} and {its!r}; 28 of 30 steps have the same bits"
+        result.sentences[0]
+        == f"the loss curves differ: loss at step 11: {first!r} and {second!r}; 28 of 30 steps are bit-identical"
     )
 
 
 @pytest.mark.parametrize(("value", "agrees"), [(math.nan, False), (math.inf, False)])
-def test_a_loss_that_is_not_finite_agrees_with_its_like_alone(make_run: MakeRun, value: float, agrees: bool) -> None:
+def test_a_non_finite_loss_agrees_only_with_the_same_value(pair: Pair, value: float, agrees: bool) -> None:
     def broken(line: MetricsLine) -> MetricsLine:
         hit = isinstance(line, StepRecord) and line.step == 5
         return line.model_copy(update={"loss": value}) if hit else line
 
-    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
-    _change(other, broken)
-    assert agreement(collect(one), collect(other)).agrees is agrees
-    _change(one, broken)
-    assert agreement(collect(one), collect(other)).agrees
+    first, second = pair
+    _change(second, broken)
+    assert agreement(collect(first), collect(second)).agrees is agrees
+    _change(first, broken)
+    assert agreement(collect(first), collect(second)).agrees
 
 
-def test_evaluations_and_missing_steps_count_too(make_run: MakeRun) -> None:
-    one, other = make_run("one", ("a", "b"), 30), make_run("other", ("a", "b"), 30)
+def test_differing_evaluations_and_missing_steps_are_found(pair: Pair) -> None:
+    first, second = pair
 
     def worse(line: MetricsLine) -> MetricsLine:
         hit = isinstance(line, EvaluationRecord) and line.step == 9
         return line.model_copy(update={"metrics": {**line.metrics, "accuracy": 0.25}}) if hit else line
 
-    _change(other, worse)
-    found = agreement(collect(one), collect(other))
-    assert not found.agrees and found.first is None
-    assert found.sentences[1].startswith("the evaluations differ: validation accuracy at step 9: 0.7")
-    _change(other, lambda line: None if line.step > 20 else line)
-    found = agreement(collect(one), collect(other))
-    assert not found.agrees and found.missing == 10 and "10 steps are in one of the runs only" in found.sentences
-    _change(other, lambda line: None)
-    other.append_metrics([])
-    assert agreement(collect(one), collect(other)).sentences == ("the runs have no step in common",)
+    _change(second, worse)
+    result = agreement(collect(first), collect(second))
+    assert not result.agrees and result.loss_divergence is None
+    assert result.sentences[1].startswith("the evaluations differ: validation accuracy at step 9: 0.7")
+    _change(second, lambda line: None if line.step > 20 else line)
+    result = agreement(collect(first), collect(second))
+    assert not result.agrees and result.unmatched_steps == 10
+    assert "10 steps are in only one of the runs" in result.sentences
+    _change(second, lambda line: None)
+    second.append_metrics([])
+    assert agreement(collect(first), collect(second)).sentences == ("the runs have no step in common",)

@@ -1,4 +1,4 @@
-"""The page: whole, offline, and deaf to what users put into it."""
+"""The report page is complete, works offline and escapes what users put into it (`launcher/report/render.py`)."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from launcher.rundir.records import ConfusionMatrix, ScoresRecord
 
 
 class Page(HTMLParser):
-    """Elements, attributes and texts of a page as a browser would see them."""
+    """The elements, attributes and texts of a page as a browser sees them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
     def count(self, tag: str) -> int:
-        return sum(found == tag for found, _ in self.tags)
+        return sum(name == tag for name, _ in self.tags)
 
 
 def test_write_report_publishes_and_returns_the_path(make_run: Callable[..., RunDir]) -> None:
@@ -63,29 +63,23 @@ def test_the_page_of_a_finished_run(make_run: Callable[..., RunDir]) -> None:
     assert "sst2 text-classification: accuracy 0.771 on test (chance 0.584), 400 steps, 1 min 24 s" in page.text
     order = ["Curves", "Scores on test", "Scores on validation", "Memory per worker", "Environment", "Job"]
     assert re.findall(r"<h2>(.*?)</h2>", text) == order
-    for part in (
-        "Confusion matrix",
-        "Classes",
-        "Worst errors",
-        "data/test.parquet:17",
-        "1.3 GiB",
-        "transformers 5.23.0",
-    ):
+    parts = ("Confusion matrix", "Classes", "Worst errors", "data/test.parquet:17", "1.3 GiB", "transformers 5.23.0")
+    for part in parts:
         assert part in page.text
     assert "seed: 7" in page.text and "zero.stage 2" in page.text
     assert ("a", {"href": "model/README.md"}) in page.tags
-    assert "Not there yet" not in page.text
+    assert "Not available yet" not in page.text
     assert "Skipped rows 5 training 3, test 2" in page.text
 
 
-def test_every_figure_has_its_place_and_every_place_its_figure(make_run: Callable[..., RunDir]) -> None:
+def test_every_figure_has_one_place_on_the_page(make_run: Callable[..., RunDir]) -> None:
     page = Page(render(collect(make_run("done", ("a", "b", "c"), steps=30))))
     places = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
     assert places == list(json.loads(page.scripts[0]))
-    assert len(places) == 8, "five curves, where the time goes, two confusion matrices"
+    assert len(places) == 8, "five curves, the times, two confusion matrices"
 
 
-def test_nothing_is_loaded_from_anywhere(make_run: Callable[..., RunDir]) -> None:
+def test_the_page_loads_nothing(make_run: Callable[..., RunDir]) -> None:
     text = render(collect(make_run("done", ("a", "b"), steps=30)))
     page = Page(text)
     assert not [attrs for _, attrs in page.tags if "src" in attrs or "srcset" in attrs]
@@ -107,7 +101,7 @@ def test_the_policy_allows_exactly_the_two_scripts(make_run: Callable[..., RunDi
     json.loads(data)
 
 
-def test_hostile_text_stays_text(make_run: Callable[..., RunDir], hostile: str) -> None:
+def test_hostile_text_is_escaped(make_run: Callable[..., RunDir], hostile: str) -> None:
     run = make_run("hostile", (hostile, hostile + "2", hostile + "3"), steps=30, comment=hostile)
     scores = run.read_record("scores-test.json", ScoresRecord)
     run.write_record(
@@ -118,13 +112,13 @@ def test_hostile_text_stays_text(make_run: Callable[..., RunDir], hostile: str) 
     page = Page(text)
     assert page.count("script") == 3 and page.count("img") == 0
     assert "<script>alert" not in text and "<img" not in text.split("<script>")[0]
-    assert page.texts.count(hostile) >= 10, "shown as it is"
+    assert page.texts.count(hostile) >= 10, "shown unchanged"
     figures = json.loads(page.scripts[0])
     assert not set("<>&") & set(page.scripts[0])
     assert all("<" not in name for name in figures["confusion-0"]["layout"]["xaxis"]["ticktext"])
 
 
-def test_hostile_metric_names_stay_text(make_run: Callable[..., RunDir], hostile: str) -> None:
+def test_hostile_metric_names_are_escaped(make_run: Callable[..., RunDir], hostile: str) -> None:
     run = make_run("hostile", ("a", "b"), steps=30)
     lines = [
         line.model_copy(update={"metrics": {hostile: 0.5, "b": 0.1}}) if line.kind == "evaluation" else line
@@ -145,12 +139,12 @@ def test_a_regression_has_no_classes(make_run: Callable[..., RunDir]) -> None:
     assert "pearson 0.7870 0.0000" in page.text and "baseline" in page.text
 
 
-def test_a_run_that_has_only_begun(begun: RunDir) -> None:
+def test_a_run_with_only_a_job_file(begun: RunDir) -> None:
     text = render(collect(begun))
     page = Page(text)
     assert "No training step is logged yet (metrics.jsonl)." in page.text
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Job"]
-    assert len(page.scripts) == 1 and len(text) < 20_000, "no plotly.js where there is nothing to draw"
+    assert len(page.scripts) == 1 and len(text) < 20_000, "no plotly.js without charts"
 
 
 @pytest.mark.parametrize(
@@ -165,15 +159,15 @@ def test_any_part_may_be_missing(make_run: Callable[..., RunDir], name: str) -> 
 def test_long_texts_are_folded(make_run: Callable[..., RunDir], long_text: str) -> None:
     page = Page(render(collect(make_run("done", ("a", "b"), steps=30))))
     assert sum(attrs.get("class") == "clipped" for _, attrs in page.tags) == 2, "one long row in each split"
-    assert long_text.strip() in page.text, "and still there to be opened"
+    assert long_text.strip() in page.text, "the whole text is in the fold"
     assert "Show 4 more" in page.text
 
 
-def test_a_book_is_cut_and_says_so(make_run: Callable[..., RunDir]) -> None:
+def test_a_very_long_text_is_cut_with_a_note(make_run: Callable[..., RunDir]) -> None:
     run = make_run("done", ("a", "b"), steps=30)
     scores = run.read_record("scores-test.json", ScoresRecord)
-    book = scores.worst[0].model_copy(update={"inputs": {"text": "x" * 50_000}})
-    run.write_record("scores-test.json", scores.model_copy(update={"worst": (book,)}))
+    long_row = scores.worst[0].model_copy(update={"inputs": {"text": "x" * 50_000}})
+    run.write_record("scores-test.json", scores.model_copy(update={"worst": (long_row,)}))
     text = render(collect(run))
     assert "30,000 more characters are not shown" in text and "x" * 20_001 not in text
 
@@ -186,12 +180,12 @@ def test_too_many_classes_for_a_matrix(make_run: Callable[..., RunDir]) -> None:
     matrix = ConfusionMatrix(labels=labels, counts=counts)
     run.write_record("scores-test.json", scores.model_copy(update={"confusion": matrix}))
     page = Page(render(collect(run)))
-    assert "The confusion matrix of 150 classes is too large to show; scores-test.json holds it." in page.text
-    assert "c0 c1 5 83.3 %" in page.text, "the largest confusions are listed all the same"
+    assert "The confusion matrix of 150 classes is too large to show; see scores-test.json." in page.text
+    assert "c0 c1 5 83.3 %" in page.text, "the largest confusions are still listed"
 
 
-def test_what_happened_is_told(begun: RunDir, hostile: str) -> None:
+def test_events_are_listed(begun: RunDir, hostile: str) -> None:
     assert 'id="events"' not in render(collect(begun))
     record_event(begun, "worker-lost", 37, f"the worker of rank 1 was lost {hostile}")
     page = render(collect(begun))
-    assert "What happened on the way" in page and "worker-lost" in page and hostile not in page
+    assert "<h2>Events</h2>" in page and "worker-lost" in page and hostile not in page

@@ -1,5 +1,6 @@
-"""The search space: what is refused, what is suggested, and that it is the same every time."""
+"""The search space is checked, and the suggested values are reproducible (`launcher/tune/space.py`, `search.py`)."""
 
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from launcher.rundir.trials import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tasks import params_of
-from launcher.tune.search import Search, importances
+from launcher.tune.search import Search, compute_importances
 from launcher.tune.space import check_space, grid, metric_of, trial_job
 
 _SPACE: dict[str, Any] = {
@@ -39,7 +40,7 @@ def _job(tmp_path: Path) -> JobSpec:
 
 
 @pytest.mark.parametrize(
-    ("dimension", "complaint"),
+    ("dimension", "message"),
     [
         ({}, "exactly one of"),
         ({"uniform": [0, 1], "choice": [1]}, "exactly one of"),
@@ -50,28 +51,28 @@ def _job(tmp_path: Path) -> JobSpec:
         ({"choice": [1, 1]}, "no value twice"),
     ],
 )
-def test_a_dimension_that_cannot_be(dimension: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_an_invalid_dimension_is_refused(dimension: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Dimension.model_validate(dimension)
 
 
 @pytest.mark.parametrize(
-    ("space", "more", "complaint"),
+    ("space", "more", "message"),
     [
         ({"train.learning_rat": {"uniform": [0.1, 0.2]}}, {}, "tune.space: train.learning_rat"),
         ({"train.batch_size": {"choice": [8, 0]}}, {}, "tune.space: train.batch_size"),
         ({"task.max_length": {"choice": [32, 2]}}, {}, "tune.space: task.max_length is 2, which is below 4"),
         ({"name": {"choice": ["a", "b"]}}, {}, "name cannot be searched"),
         ({"data.train": {"choice": ["a", "b"]}}, {}, "data.train cannot be searched"),
-        ({"seed.low": {"choice": [1, 2]}}, {}, "seed holds no keys of its own"),
-        ({"train.batch_size": {"choice": [8, 16]}}, {"scheduler": "pbt"}, "cannot change while a trial goes on"),
-        (_SPACE, {"search": "grid"}, "train.learning_rate has no end of values"),
+        ({"seed.low": {"choice": [1, 2]}}, {}, "seed has no keys"),
+        ({"train.batch_size": {"choice": [8, 16]}}, {"scheduler": "pbt"}, "cannot change during a trial"),
+        (_SPACE, {"search": "grid"}, "train.learning_rate is a continuous range"),
     ],
 )
-def test_a_space_in_which_a_trial_could_not_start(
-    space: dict[str, Any], more: dict[str, Any], complaint: str, tmp_path: Path
+def test_a_space_with_an_impossible_trial_is_refused(
+    space: dict[str, Any], more: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpecError, match=complaint):
+    with pytest.raises(SpecError, match=message):
         check_space(_job(tmp_path), _spec(space, **more), params_of)
 
 
@@ -87,20 +88,20 @@ def test_a_trial_is_the_job_with_its_values(tmp_path: Path) -> None:
 
 def test_a_grid_has_every_combination_once() -> None:
     space = _spec({"a.x": {"choice": ["p", "q"]}, "a.y": {"int": [1, 3]}}).space
-    found = grid(space)
-    assert len(found) == 6 and len({tuple(row.items()) for row in found}) == 6
-    assert found[0] == {"a.x": "p", "a.y": 1} and found[1] == {"a.x": "p", "a.y": 2}
+    rows = grid(space)
+    assert len(rows) == 6 and len({tuple(row.items()) for row in rows}) == 6
+    assert rows[0] == {"a.x": "p", "a.y": 1} and rows[1] == {"a.x": "p", "a.y": 2}
     assert Search(_spec({"a.y": {"int": [1, 3]}}, search="grid", trials=50), 0, "max").trials == 3
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31 - 1), order=st.permutations(range(6)))
 def test_a_random_trial_is_a_function_of_its_number(seed: int, order: list[int]) -> None:
-    """In whatever order trials are suggested, and however many were suggested before in the process."""
-    whole = Search(_spec(), seed, "max")
-    expected = [whole.suggest(number) for number in range(6)]
-    other = Search(_spec(), seed, "max")
-    assert {number: other.suggest(number) for number in order} == dict(enumerate(expected))
+    """Show that neither the order of suggestions nor earlier ones in the process change a trial."""
+    ordered = Search(_spec(), seed, "max")
+    expected = [ordered.suggest(number) for number in range(6)]
+    shuffled = Search(_spec(), seed, "max")
+    assert {number: shuffled.suggest(number) for number in order} == dict(enumerate(expected))
     for trial in expected:
         assert 1e-6 <= float(str(trial["train.learning_rate"])) <= 1e-3
         assert trial["train.batch_size"] in (16, 32, 64) and trial["train.epochs"] in (1, 2, 3)
@@ -108,43 +109,42 @@ def test_a_random_trial_is_a_function_of_its_number(seed: int, order: list[int])
 
 
 @pytest.mark.parametrize("search", ["optuna", "bohb"])
-def test_tpe_goes_where_the_metric_is_good_and_knows_it_again_after_a_restart(search: str) -> None:
-    """The metric is best at a learning rate of 1e-4."""
-    from math import log10
-
+def test_tpe_finds_good_values_and_repeats_its_suggestions_after_a_replay(search: str) -> None:
+    """Use a metric that is best at a learning rate of 1e-4."""
     spec = _spec(search=search)
 
     def score(params: dict[str, Any]) -> float:
         return -abs(log10(params["train.learning_rate"]) + 4)
 
-    whole = Search(spec, 3, "max")
+    search_all = Search(spec, 3, "max")
     trials = []
     for number in range(30):
-        params = whole.suggest(number)
+        params = search_all.suggest(number)
         trials.append(params)
-        whole.report(number, score(params))
+        search_all.report(number, score(params))
     late = [score(params) for params in trials[20:]]
     early = [score(params) for params in trials[:8]]  # before TPE begins
     assert sum(late) / 10 > sum(early) / 8 + 0.3
-    again = Search(spec, 3, "max")
+    resumed = Search(spec, 3, "max")
     for number in range(20):
-        again.replay(number, trials[number])
-        again.report(number, score(trials[number]))
-    assert again.suggest(20) == trials[20]
+        resumed.replay(number, trials[number])
+        resumed.report(number, score(trials[number]))
+    assert resumed.suggest(20) == trials[20]
 
 
-def test_importance_is_where_the_metric_varies() -> None:
+def test_the_most_important_key_is_the_one_that_changes_the_metric() -> None:
     spec = _spec()
     search = Search(spec, 0, "max")
     trials = []
     for number in range(40):
         params = search.suggest(number)
-        look = TrialEvaluation(step=1, progress=100, value=1000 * float(str(params["train.learning_rate"])), loss=0)
-        trials.append(TrialRecord(number=number, params=params, seed=0, status="finished", evaluations=(look,)))
-    found = importances(spec.space, trials, "max")
-    assert next(iter(found)) == "train.learning_rate" and found["train.learning_rate"] > 0.7
-    assert sum(found.values()) == pytest.approx(1)
-    assert importances(spec.space, trials[:2], "max") == {}
+        value = 1000 * float(str(params["train.learning_rate"]))
+        evaluation = TrialEvaluation(step=1, progress=100, value=value, loss=0)
+        trials.append(TrialRecord(number=number, params=params, seed=0, status="finished", evaluations=(evaluation,)))
+    shares = compute_importances(spec.space, trials, "max")
+    assert next(iter(shares)) == "train.learning_rate" and shares["train.learning_rate"] > 0.7
+    assert sum(shares.values()) == pytest.approx(1)
+    assert compute_importances(spec.space, trials[:2], "max") == {}
 
 
 def test_the_metric_is_one_of_the_tasks_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sweep on disk: ranks, tables, room for checkpoints; and its report."""
+"""A sweep directory: ranks, tables, checkpoint budget, and the report (`launcher/tune/sweep_dir.py`)."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from launcher.driver.prepare import prepare
 from launcher.errors import RunError
-from launcher.report.sweep import collect_sweep, render_sweep, verdict
+from launcher.report.sweep import collect_sweep, render_sweep, summarize_sweep
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import FileEntry, ManifestRecord
 from launcher.rundir.trials import SweepRecord, TrialEvaluation, TrialRecord
@@ -15,7 +15,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import params_of
 from launcher.train.checkpoint import catalog
-from launcher.tune.run import open_sweep
+from launcher.tune.run import prepare_sweep
 from launcher.tune.search import Search
 from launcher.tune.space import trial_job
 from launcher.tune.sweep_dir import SweepDir
@@ -39,13 +39,13 @@ def _sweep(folder: Path, mode: str = "max", trials: int = 4) -> SweepDir:
 
 
 def _trial(number: int, *values: float, status: str = "finished", repeat_of: int | None = None) -> TrialRecord:
-    looks = tuple(
+    evaluations = tuple(
         TrialEvaluation(step=10 * i, progress=100 * i / max(1, len(values)), value=value, loss=1.0)
         for i, value in enumerate(values, 1)
     )
     params = Search(_SPEC, 0, "max").suggest(number)
     return TrialRecord(
-        number=number, params=params, seed=0, status=status, evaluations=looks, repeat_of=repeat_of, seconds=3.0
+        number=number, params=params, seed=0, status=status, evaluations=evaluations, repeat_of=repeat_of, seconds=3.0
     )  # type: ignore[arg-type]
 
 
@@ -60,7 +60,7 @@ def _give_checkpoint(sweep: SweepDir, number: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(("mode", "order"), [("max", [2, 0, 1, 3]), ("min", [1, 0, 2, 3])])
-def test_trials_are_ranked_by_their_best_look(tmp_path: Path, mode: str, order: list[int]) -> None:
+def test_trials_are_ranked_by_their_best_evaluation(tmp_path: Path, mode: str, order: list[int]) -> None:
     sweep = _sweep(tmp_path, mode)
     for trial in (_trial(0, 0.3, 0.5), _trial(1, 0.2), _trial(2, 0.9, 0.6), _trial(3, 0.95, status="failed")):
         sweep.put(trial)
@@ -70,19 +70,19 @@ def test_trials_are_ranked_by_their_best_look(tmp_path: Path, mode: str, order: 
     assert other.trials == sweep.trials
 
 
-def test_checkpoints_give_way_to_the_budget(tmp_path: Path) -> None:
-    """Pruned and failed trials first, then the worst finished; the best and those at work keep theirs."""
+def test_checkpoints_beyond_the_budget_are_removed(tmp_path: Path) -> None:
+    """Show that the best and running trials keep their checkpoints, and pruned, failed and bad ones lose theirs."""
     sweep = _sweep(tmp_path)
     statuses = ["finished", "finished", "pruned", "failed", "running", "finished"]
     for number, (value, status) in enumerate(zip([0.7, 0.9, 0.8, 0.1, 0.2, 0.3], statuses, strict=True)):
         sweep.put(_trial(number, value, status=status))
         _give_checkpoint(sweep, number, 1 << 29)
     sweep.free_space(budget_gib=1.0)
-    kept = [number for number in range(6) if catalog.latest_step(sweep.trial_run(number))]
-    assert kept == [0, 1, 4]
+    with_checkpoint = [number for number in range(6) if catalog.latest_step(sweep.trial_run(number))]
+    assert with_checkpoint == [0, 1, 4]
 
 
-def test_tables_hold_every_trial(tmp_path: Path) -> None:
+def test_tables_have_every_trial(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     for trial in (_trial(0, 0.3), _trial(1), _trial(2, 0.5, status="pruned"), _trial(4, 0.51, repeat_of=2)):
         sweep.put(trial)
@@ -103,48 +103,48 @@ def test_the_report_of_500_trials_stays_small(tmp_path: Path) -> None:
     sweep.save(seconds=100.0, importances={"train.learning_rate": 0.8, "train.batch_size": 0.2})
     page = render_sweep(collect_sweep(sweep.run))
     assert len(page.encode()) < 5_000_000
-    for title in ("all trials", "train.learning_rate against accuracy", "Parallel coordinates", "What matters",
-                  "train.learning_rate and train.batch_size", "Where the compute went"):  # fmt: skip
-        assert title in page
+    titles = ("all trials", "train.learning_rate against accuracy", "train.learning_rate and train.batch_size",
+              "Parallel coordinates", "Hyperparameter importance", "Compute by status")  # fmt: skip
+    assert [title for title in titles if title not in page] == []
 
 
-def test_the_report_of_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
+def test_the_report_of_a_sweep_without_evaluations(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     sweep.save()
     sweep.put(_trial(0, status="running"))
     data = collect_sweep(sweep.run)
-    assert "0 of 4 trials over, nothing yet" in verdict(data)
+    assert "0 of 4 trials completed, no evaluation yet" in summarize_sweep(data)
     assert "trials.csv" in render_sweep(data)
 
 
-def test_noise_is_told_from_repeats(tmp_path: Path) -> None:
+def test_noise_is_computed_from_repeats(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     for trial in (_trial(0, 0.9), _trial(1, 0.5), _trial(4, 0.8, repeat_of=0), _trial(5, 1.0, repeat_of=0)):
         sweep.put(trial)
     sweep.save(best=0)
-    assert collect_sweep(sweep.run).noise == pytest.approx(0.1)
+    assert collect_sweep(sweep.run).seed_std == pytest.approx(0.1)
     assert "standard deviation over 3 seeds" in render_sweep(collect_sweep(sweep.run))
 
 
-def test_what_ranks_the_trials_chooses_their_best_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
+def test_the_metric_of_the_sweep_chooses_each_trials_best_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=64, validation=20)
     space = {"train.learning_rate": {"choice": [1e-3]}}
     job = make_job(tiny_bert, data, tmp_path, tune={"space": space, "trials": 1, "metric": "loss"})
-    opened = open_sweep(job)
-    assert (opened.prepared.job.evaluation.metric, opened.prepared.job.evaluation.mode) == ("loss", "min")
-    assert (opened.prepared.plan.metric, opened.prepared.plan.metric_mode) == ("loss", "min")
+    sweep = prepare_sweep(job)
+    assert (sweep.prepared.job.evaluation.metric, sweep.prepared.job.evaluation.mode) == ("loss", "min")
+    assert (sweep.prepared.plan.metric, sweep.prepared.plan.metric_mode) == ("loss", "min")
     trial = prepare(
-        trial_job(opened.prepared.job, {"train.learning_rate": 1e-3}, params_of).model_copy(update={"tune": None})
+        trial_job(sweep.prepared.job, {"train.learning_rate": 1e-3}, params_of).model_copy(update={"tune": None})
     )
     assert (trial.plan.metric, trial.plan.metric_mode) == ("loss", "min")
 
 
-def test_a_trial_on_disk_sets_no_key_that_is_not_searched(tmp_path: Path) -> None:
-    """Who can write to the sweep's directory could permit what the user's job file does not."""
+def test_a_trial_on_disk_that_sets_another_key_is_refused(tmp_path: Path) -> None:
+    """Refuse a record by which someone with access to the directory could permit what the job file forbids."""
     sweep = _sweep(tmp_path)
     sweep.put(_trial(0, 0.5))
-    evil = _trial(1, 0.9)
-    sweep.put(evil.model_copy(update={"params": {**evil.params, "model.trust_remote_code": True}}))
+    tampered = _trial(1, 0.9)
+    sweep.put(tampered.model_copy(update={"params": {**tampered.params, "model.trust_remote_code": True}}))
     with pytest.raises(
         RunError, match=r"trial-0001/trial\.json: sets model\.trust_remote_code, which is not in tune\.sp"
     ):
