@@ -168,3 +168,11 @@ def test_a_deleted_working_directory_is_explained(tmp_path: Path, monkeypatch: p
     (tmp_path / "gone").rmdir()
     assert "the working directory does not exist any more" in str(explain_system_error(FileNotFoundError()))
     monkeypatch.chdir(tmp_path)
+
+
+def test_ctrl_c_while_the_command_imports_exits_with_130(tmp_path: Path) -> None:
+    slow = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "typer.py").write_text(slow)  # found before the library: the signal arrives in the middle of an import
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}"}
+    ended = subprocess.run([sys.executable, "-m", "launcher", "tasks"], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
