@@ -443,13 +443,13 @@ def test_q52_and_r19_what_is_not_learned_is_counted(tmp_path: Path) -> None:
     task = _task(tmp_path, PLAIN, messages="messages")
     assert task.remarks(_lines(*rows)) == (
         "messages: 50 % of the answers are empty (1 of the 2 looked at), so only their end is learned; fill them, or "
-        "leave such rows out",
+        "remove such rows",
     )
     row = _chat(("user", "0?"), ("assistant", "Yes."), ("user", "Sure?"), ("assistant", "Quite."))
     task = _task(tmp_path, THINKING, messages="messages")
     assert task.remarks(_lines(row, row)) == (
-        "messages: 50 % of the answers are not learned (2 of the 4 looked at), as the chat template writes them in "
-        "another way once others follow; split conversations behind each answer, or set task.chat_template",
+        "messages: 50 % of the answers are not learned (2 of the 4 looked at), as the chat template writes them "
+        "differently once other messages follow; split conversations after each answer, or set task.chat_template",
     )
 
 

@@ -159,8 +159,8 @@ def test_tags_that_are_numbers_need_names(tiny_bert: Path, tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         _prepared(tiny_bert, tmp_path, _TAGS, train=table)
     assert str(caught.value) == (
-        "task: column tags of the training data holds numbers as tags, and nothing tells what they mean; give their "
-        "names in order in task.labels, such as [O, B-PER, I-PER]"
+        "task: column tags of the training data holds numbers as tags, without their names; give the names in "
+        "order in task.labels, such as [O, B-PER, I-PER]"
     )
     named = _prepared(tiny_bert, tmp_path, {**_TAGS, "labels": ["O", "B-x", "I-x"]}, train=table)
     (row, *_) = build_task(named.job).encode(table, True).samples.column("labels").to_pylist()

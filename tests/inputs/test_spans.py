@@ -117,7 +117,7 @@ def _at(text: str, part: str) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("start", "end", "why"),
     [
-        (3, 4, "the entity ' ' (3 to 4) is no word"),
+        (3, 4, "the entity ' ' (3 to 4) is not a word"),
         (5, 10, "the entity 'nna n' (5 to 10) is read as 'Anna now'"),
         (4, 7, "the entity 'Ann' (4 to 7) is read as 'Anna'"),
     ],
@@ -155,7 +155,7 @@ def test_of_entities_that_lie_across_each_other_the_longest_is_learned(bytes_mod
     for entities in ([inner, outer], [outer, inner]):
         assert _back(task, [(text, entities)]) == [[(4, 17, "ORG", "Bank of China")]]
         lost = task.lost_labels(_table([(text, entities)]))
-        assert lost.lost == ((0, "entities: the entity 'China' (12 to 17) lies across another"),)
+        assert lost.lost == ((0, "entities: the entity 'China' (12 to 17) overlaps another"),)
         assert lost.labels == 2
     assert not task.lost_labels(_table([(text, [outer, outer])])).lost, "the same twice is no loss"
 

@@ -106,17 +106,17 @@ CASES = [
     Case(
         "an entity that ends before it begins",
         lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 5, "end": 2, "label": "x"}]] * 10),
-        f"{_TRAIN}: row 0: tags has an entity from 5 to 2, which is no part of its 5 characters; {_MEND}",
+        f"{_TRAIN}: row 0: tags has an entity from 5 to 2, which is not within its 5 characters; {_MEND}",
     ),
     Case(
         "an entity behind the text",
         lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 3, "end": 9, "label": "x"}]] * 10),
-        f"{_TRAIN}: row 0: tags has an entity from 3 to 9, which is no part of its 5 characters; {_MEND}",
+        f"{_TRAIN}: row 0: tags has an entity from 3 to 9, which is not within its 5 characters; {_MEND}",
     ),
     Case(
         "an entity that begins nowhere",
         lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": None, "end": 2, "label": "x"}]] * 10),
-        f"{_TRAIN}: row 0: tags has an entity from None to 2, which is no part of its 5 characters; {_MEND}",
+        f"{_TRAIN}: row 0: tags has an entity from None to 2, which is not within its 5 characters; {_MEND}",
     ),
     Case(
         "texts that are structs",

@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from launcher.errors import DataError
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM, CausalParams
-from launcher.tasks.metrics.class_weights import balanced, completed
+from launcher.tasks.metrics.class_weights import balanced_weights, complete_weights
 from launcher.tasks.metrics.labels import Labels
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.text_classification import TextClassification, TextParams
@@ -86,13 +86,13 @@ def test_balanced_is_scikit_learns() -> None:
     tags = pa.chunked_array([[["O", "O", "B-x"]], [["O"]]])
     learned = token.infer_params(Columns(pa.table({"tokens": [["w"] * 3, ["w"]], "tags": tags})))
     assert learned.model_dump()["class_weights"] == {"B-x": 2.0, "O": pytest.approx(2 / 3)}
-    assert balanced([3, 0, 1], _NAMES)["b"] == 1.0
+    assert balanced_weights([3, 0, 1], _NAMES)["b"] == 1.0
 
 
 def test_weights_that_fit_no_class_are_refused() -> None:
-    assert completed({"b": 2.0}, _NAMES) == {"a": 1.0, "b": 2.0, "c": 1.0}
+    assert complete_weights({"b": 2.0}, _NAMES) == {"a": 1.0, "b": 2.0, "c": 1.0}
     with pytest.raises(DataError, match=r"^task\.class_weights: 'positve' is not a class; did you mean positive\?$"):
-        completed({"positve": 2.0}, ("negative", "positive"))
+        complete_weights({"positve": 2.0}, ("negative", "positive"))
     spans = pa.table({"tokens": ["w1"], "tags": [[{"start": 0, "end": 2, "label": "x"}]]})
     token = TokenClassification(TokenParams(class_weights="balanced"), ModelSpec(name="none"), 0)
     with pytest.raises(DataError, match="give a weight for each tag"):

@@ -75,10 +75,10 @@ def test_baseline_says_nothing() -> None:
 def test_tags_are_learned_from_tags_and_from_spans() -> None:
     tags = Tags("tags", ())
     words, ids = pa.array([["O", "B-x"], ["I-x"]]), pa.array([[0, 1], [2]])
-    assert tags.infer_params([words], words.type, None) == ("B-x", "I-x", "O")
-    assert tags.infer_params([ids], ids.type, ("O", "B-x", "I-x")) == ("O", "B-x", "I-x")
+    assert tags.infer_names([words], words.type, None) == ("B-x", "I-x", "O")
+    assert tags.infer_names([ids], ids.type, ("O", "B-x", "I-x")) == ("O", "B-x", "I-x")
     entities = pa.array([[{"start": 0, "end": 3, "label": "y"}], [], [{"start": 1, "end": 2, "label": "x"}]])
-    assert tags.infer_params([entities[:1], entities[1:]], entities.type, None) == ("O", "B-x", "I-x", "B-y", "I-y")
+    assert tags.infer_names([entities[:1], entities[1:]], entities.type, None) == ("O", "B-x", "I-x", "B-y", "I-y")
 
 
 def test_what_cannot_be_a_label() -> None:
@@ -122,7 +122,7 @@ def test_a_tag_of_minus_100_is_neither_learned_nor_scored(tiny_bert: Path) -> No
     rows = pa.table({"words": [["w1", "w2", "w3"], ["w4"]], "tags": pa.array([[0, -100, 2], [1]])})
     tags = Tags("tags", ())
     column = rows.column("tags").chunk(0)
-    assert tags.infer_params([column], column.type, ("0", "1", "2")) == ("0", "1", "2")
+    assert tags.infer_names([column], column.type, ("0", "1", "2")) == ("0", "1", "2")
     assert Tags("tags", ("0", "1", "2")).counts([column], ("0", "1", "2")) == [1, 1, 1]
     params = TokenParams(text="words", label="tags", labels=("0", "1", "2"), max_length=16)
     encoded = TokenClassification(params, ModelSpec(name=str(tiny_bert)), 0).encode(rows, True)

@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import log_loss
 
 from launcher.errors import DataError
+from launcher.tasks.base import RowResult
 from launcher.tasks.metrics.classification import MulticlassMetrics, MultilabelMetrics
 from launcher.tasks.metrics.labels import Kind, Labels, distinct, infer_names
 from launcher.tasks.metrics.regression import RegressionMetrics
@@ -128,13 +129,13 @@ def test_predictions() -> None:
 def test_a_label_in_words(labels: Labels, label: object, expected: str) -> None:
     truth = torch.tensor([label])
     logits = torch.zeros(1, max(len(labels.names), 1))
-    assert labels.answers(logits, truth, _NO_SAMPLES)[0][0] == expected
+    assert labels.row_results(logits, truth, _NO_SAMPLES)[0].target == expected
 
 
 def test_targets_come_back_in_words() -> None:
     for value, text in (("no", "no"), (1, "yes")):
         column = pa.chunked_array([pa.array([_SINGLE.target(value)])])
-        assert _SINGLE.answers(torch.eye(3)[:1], _SINGLE.tensor(column), _NO_SAMPLES) == [(text, "no", ())]
+        assert _SINGLE.row_results(torch.eye(3)[:1], _SINGLE.tensor(column), _NO_SAMPLES) == [RowResult(text, "no")]
 
 
 @pytest.mark.parametrize(
