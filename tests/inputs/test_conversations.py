@@ -283,8 +283,8 @@ def test_r04_content_that_a_template_escapes_is_written(learned: Callable[..., l
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("{town", "messages: message 1 calls weather with '{town', which is no JSON object"),
-        ('"{}"', "messages: message 1 calls weather with '\"{}\"', which is no JSON object"),
+        ("{town", "messages: message 1 calls weather with '{town', not a JSON object"),
+        ('"{}"', "messages: message 1 calls weather with '\"{}\"', not a JSON object"),
     ],
 )
 def test_r04_arguments_that_are_no_object_are_a_bad_row(
@@ -309,7 +309,7 @@ def test_r04_legacy_function_calls_are_tool_calls(learned: Callable[..., list[st
 def test_r04_tools_that_are_none_are_a_bad_row_with_the_way_out(learned: Callable[..., list[str]]) -> None:
     row = {**_chat(("user", "Hi."), ("assistant", "Yes.")), "tools": ["search"]}
     assert learned(CHATML, row, messages="messages") == [
-        "tools is ['search'], which is no list of tools (task.tools: \"\" reads none)"
+        "tools is ['search'], which is not a list of tools (task.tools: \"\" reads none)"
     ]
     assert learned(CHATML, row, messages="messages", tools="") == ["Yes.<|im_end|>\n"]
 
@@ -434,7 +434,7 @@ def test_q50_sharegpt_calls_functions(learned: Callable[..., list[str]], prompts
 def test_q50_a_function_call_that_is_no_json_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "Weather?"), ("function_call", "weather(T)"))
     assert learned(LLAMA, row, messages="messages") == [
-        "messages: message 1 has a tool call 'weather(T)', which is no {name, arguments}"
+        "messages: message 1 has a tool call 'weather(T)', which is not a {name, arguments}"
     ]
 
 
@@ -473,7 +473,7 @@ def test_q54_conversations_as_json_text_are_read(learned: Callable[..., list[str
     expected = '{"name": "weather", "parameters": {"town": "T0"}}<eot>It is sunny.<eot>'
     other = {"messages": "hello", "tools": ""}
     assert learned(LLAMA, row, other, messages="messages") == [
-        expected, "messages is 'hello', which is no list of messages",
+        expected, "messages is 'hello', which is not a list of messages",
     ]  # fmt: skip
 
 

@@ -92,8 +92,8 @@ def test_names_of_a_wrapper_are_refused(tiny_bert: Path, tmp_path: Path, write: 
         _check(spec)
     found = str(caught.value)
     assert found.startswith(f"model.name: {prefix}") and found.endswith(
-        f" in the weights of {spec.name} has the name of a wrapped model; take '{prefix.split('.')[0]}.' out of the "
-        "names, or save the model inside the wrapper"
+        f" in the weights of {spec.name} has the name of a wrapped model; remove '{prefix.split('.')[0]}.' from "
+        "the names, or save the model inside the wrapper"
     )
     with pytest.raises(ModelError, match=r"have nothing for bert.embeddings.word_embeddings.weight and .* more, which"):
         _load(spec)
@@ -107,7 +107,7 @@ def test_wrapped_layers_within_the_model_are_refused(tiny_bert: Path, tmp_path: 
         return {name.replace("layer.1.", "layer.1._orig_mod."): tensor for name, tensor in whole.items()}
 
     spec = _model(tiny_bert, tmp_path / "model", write, wrapped)
-    with pytest.raises(ModelError, match=r"encoder.layer.1._orig_mod.*take '_orig_mod\.' out of the names"):
+    with pytest.raises(ModelError, match=r"encoder.layer.1._orig_mod.*remove '_orig_mod\.' from the names"):
         _check(spec)
     with pytest.raises(ModelError, match=r"have nothing for bert.encoder.layer.1.*, which would stay random"):
         _load(spec)
@@ -175,5 +175,5 @@ def test_adapters_beside_a_model_are_refused(tiny_bert: Path, tmp_path: Path) ->
     """r11's kind: transformers would load the model that the adapters name, and wrap its layers."""
     spec = _model(tiny_bert, tmp_path / "model", _as_safetensors)
     (tmp_path / "model/adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
-    with pytest.raises(ModelError, match=r"holds adapters .adapter_config.json. beside a model; merge them into its"):
+    with pytest.raises(ModelError, match=r"holds adapters .adapter_config.json. next to a model; merge them into its"):
         _check(spec)

@@ -13,7 +13,7 @@ from launcher.tasks import build_task
 from tests.support import jobs
 
 _OUTSIDE = (
-    "which lies outside of the directories of the data; if you trust whoever wrote them, add its directory to data"
+    "which is outside of the directories of the data; if you trust the authors of the data, add its directory to data"
 )
 
 

@@ -77,7 +77,7 @@ def test_chatml_for_a_tokenizer_without_a_template(tokenizer: PreTrainedTokenize
 def test_a_template_that_rewrites_what_was_said(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     writer = Writer(tokenizer, "chat", "messages", "response", ("assistant",))
-    with pytest.raises(ValueError, match="the chat template writes message 1 anew when others follow"):
+    with pytest.raises(ValueError, match="the chat template renders message 1 differently when others follow"):
         writer.tokens({"messages": _CHAT}, True)
 
 

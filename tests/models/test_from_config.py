@@ -55,4 +55,4 @@ def test_an_encoder_reads_with_its_own_marks(tmp_path: Path) -> None:
 def test_a_configuration_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         _prepared(tmp_path, "causal-lm", {**_GPT, "model_type": "gpt-17"})
-    assert caught.value.message.startswith("model.from_config: gpt-17 is not to be made so (")
+    assert caught.value.message.startswith("model.from_config: gpt-17 refuses its settings (")

@@ -42,7 +42,7 @@ def test_what_is_no_picture_is_a_bad_row(picture: bytes, tiny_models: dict[str, 
     assert encoded.valid_rows.tolist() == [0]
     reasons = [reason for _, reason in encoded.problems]
     assert reasons[0] == "image is null"
-    assert all(reason.startswith(("image is no picture (", "image cannot be decoded (")) for reason in reasons[1:])
+    assert all(reason.startswith(("image is not a picture (", "image cannot be decoded (")) for reason in reasons[1:])
 
 
 def _file(image: Image.Image, kind: str = "PNG") -> bytes:
