@@ -52,7 +52,7 @@ class Written:
 
     Args:
         text: Text that the model reads.
-        learned: (first, one past the last) character of each part that has a loss.
+        learned: Pairs (first, one past the last) of characters of the parts that have a loss.
         answers: Number of answers in the row.
         empty_answers: Number of answers without content, of which only the end token is learned.
         unlearned_answers: Number of answers that the chat template renders differently when other messages follow.

@@ -20,7 +20,7 @@ def generate(
             all ranks must call with the same prompts.
         tokenizer: Tokenizer of the model.
         prompts: Token ids of each prompt, at least one.
-        max_new_tokens: Most tokens to generate for each prompt.
+        max_new_tokens: Limit of generated tokens for each prompt.
     """
     import torch
     import torch.distributed as dist
@@ -42,7 +42,7 @@ def generate(
         num_beams=1,
         pad_token_id=pad,
         eos_token_id=_end_tokens(model, tokenizer),
-        # A rank that is done goes on with dummy forward passes until the last one is, or ZeRO-3 would deadlock.
+        # A rank that is done continues with dummy forward passes until the last one is, or ZeRO-3 would deadlock.
         synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
     )
     texts: list[str] = tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)

@@ -27,7 +27,7 @@ def local_copy(name: str, weights: bool = False) -> str:
     """Return a model's local directory, copying a remote model first. A hub name is returned unchanged.
 
     Args:
-        name: `model.name` of the job.
+        name: Model name of the job: a directory, URI or hub name.
         weights: True to copy the weights too.
 
     Raises:

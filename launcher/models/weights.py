@@ -260,7 +260,7 @@ def check_layers(targets: tuple[str, ...], model: "PreTrainedModel") -> None:
     """Refuse names of layers that cannot get adapters.
 
     Args:
-        targets: `model.lora.target_modules` of the job; a layer matches by the end of its name.
+        targets: Names in `model.lora.target_modules`; a layer matches by the end of its name.
         model: Model without storage (`pretrained.without_weights`).
 
     Raises:

@@ -107,7 +107,7 @@ class Encoded:
         lengths: Cost of each sample, int64 (n,), for length grouping and packing; tokens for text, 1 for pictures.
         weights: Weight of each sample in its global batch, float64 (n,); the loss of a global batch is the sum of its
             sample losses divided by the sum of these. 1 for a class per row, the number of labelled tokens for tags.
-        problems: (position, reason) of each row that cannot be used; `data.on_bad_row` decides what follows.
+        problems: Pairs (position, reason) of the rows that cannot be used; `data.on_bad_row` decides what follows.
     """
 
     samples: pa.Table
@@ -123,7 +123,7 @@ class LostLabels:
 
     Args:
         labels: Number of labels of this kind in the rows that were checked.
-        lost: (position, reason) of each lost label.
+        lost: Pairs (position, reason) of the lost labels.
         kind: Plural noun for these labels, for messages.
         remedy: Advice to the user.
     """
@@ -301,7 +301,7 @@ class Task(Protocol):
 
         Args:
             rows: Table with `input_columns`, and `target_columns` if `with_targets`.
-            with_targets: False to encode for `predict`; `target_columns` are then not read.
+            with_targets: Whether labels are encoded; False for `predict`, which does not read `target_columns`.
             noise: Augmentation seed of each row, int64 (n,), a function of the job's seed, epoch and row; None to not
                 augment.
         """

@@ -241,7 +241,7 @@ class Tags:
         Args:
             tokens: Tokens of the text.
             text: Text of the row.
-            label: {start, end, label} of each entity.
+            label: Entities, each {start, end, label}.
         """
         _, word_spans = _find_words(tokens, text)
         # Entities after max_length are truncated, not lost; `truncation_note` reports them.
