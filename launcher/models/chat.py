@@ -189,7 +189,7 @@ class Writer:
             if not text.startswith(with_answer):
                 problems.append(f"renders message {i} differently when others follow; split the conversation after it")
             elif not text.startswith(prompt):
-                problems.append(f"begins an answer otherwise than message {i}, of {turns[i].speaker}; write it alike")
+                problems.append(f"begins an answer differently from message {i}, of {turns[i].speaker}; write it alike")
             else:
                 learned.append((min(len(prompt), len(with_answer)), len(with_answer)))
         if problems and not learned:

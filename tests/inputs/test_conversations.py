@@ -387,7 +387,7 @@ def test_a_template_that_opens_answers_otherwise_is_refused(learned: Callable[..
     template = PLAIN.replace("[assistant]{%", "[assistant]<think>{%")
     row = _chat(("user", "0?"), ("assistant", "Yes."))
     assert learned(template, row, messages="messages") == [
-        "messages: the chat template begins an answer otherwise than message 1, of assistant; write it alike, or set "
+        "messages: the chat template begins an answer differently from message 1, of assistant; write it alike, or set "
         "task.chat_template"
     ]
 
