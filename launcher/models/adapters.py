@@ -1,4 +1,7 @@
-"""LoRA adapters, by peft: put around a model, and taken off or merged for export. Runs in train workers."""
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) by peft: added to a model, and saved or merged for the export.
+
+Runs in train workers, and on the head where memory is measured on a meta model.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,28 +14,28 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-# The kinds of head that peft knows, and trains whole beside the adapters.
+# Task types whose head peft trains in full, next to the adapters.
 _HEADS = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForCausalLM": "CAUSAL_LM",
 }
 
-# Their names in transformers; peft trains them whole.
+# Names of heads in transformers: they are trained in full, so they get no adapters.
 _HEAD_LAYERS = ["classifier", "score"]
 
 
 def add_adapters(model: "PreTrainedModel", auto_model: str, spec: ModelSpec, seed: int) -> "PeftModel":
-    """The model with adapters; all its own weights but the head's are frozen.
+    """Return the model with trainable adapters; all of its own weights except the head's are frozen.
 
     Args:
-        model: as the task built it.
-        auto_model: its Auto class, which tells where the head is.
-        spec: with a `lora`.
-        seed: of the adapters' first values.
+        model: Model with the task's head.
+        auto_model: Name of its Auto class, which says what the head is.
+        spec: Model section with a `lora`.
+        seed: Seed of the initial values; the global random state is left as it was.
 
     Raises:
-        ModelError: no layer has one of `target_modules`' names.
+        ModelError: No layer has one of the names of `target_modules`.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -42,7 +45,7 @@ def add_adapters(model: "PreTrainedModel", auto_model: str, spec: ModelSpec, see
     config = LoraConfig(
         task_type=_HEADS.get(auto_model),
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it, so a float does
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # declared as int; peft only divides it
         lora_dropout=lora.dropout,
         target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
         exclude_modules=None if auto_model == "AutoModelForCausalLM" else _HEAD_LAYERS,
@@ -52,28 +55,35 @@ def add_adapters(model: "PreTrainedModel", auto_model: str, spec: ModelSpec, see
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapted = get_peft_model(model, config)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
             f"model.lora.target_modules: {' '.join(str(error).split())[:200]}; name other layers"
         ) from error
-    return adapted
 
 
 def save_adapters(model: "PeftModel", state: "dict[str, torch.Tensor]", folder: Path) -> None:
-    """The adapters and the head alone, as `PeftModel.from_pretrained` loads them upon the base model."""
+    """Save the adapters and the head without the base model, for `PeftModel.from_pretrained`.
+
+    Args:
+        model: Model with adapters; its own weights may be shards.
+        state: All weights by name, gathered.
+        folder: Directory to write to.
+    """
     model.save_pretrained(str(folder), state_dict=state)
 
 
 def merged(model: "PeftModel", state: "dict[str, torch.Tensor]") -> "tuple[torch.nn.Module, dict[str, torch.Tensor]]":
-    """A plain model with the adapters added into its weights, in fp32.
+    """Merge the adapters into the weights of the base model, in fp32: W + scaling * B A.
+
+    peft's own `merge_and_unload` works on the parameters of the model, which are shards under ZeRO-3.
 
     Args:
-        model: of which the configuration and the adapters' scales are taken; it is not changed.
-        state: all weights, whole.
+        model: Model with adapters, which has their scales; it is not changed.
+        state: All weights by name, gathered.
 
     Returns:
-        The plain model (whose own tensors may be shards) and its merged weights, by their plain names.
+        Base model (its own parameters may be shards) and its merged weights by their plain names.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -82,13 +92,14 @@ def merged(model: "PeftModel", state: "dict[str, torch.Tensor]") -> "tuple[torch
     for name, tensor in state.items():
         if ".lora_" in name or ".original_module." in name:
             continue
+        # Names of peft 0.21: `base_layer` is a layer with adapters, `modules_to_save` the trained copy of the head.
         inner = name.removeprefix("base_model.model.")
         plain[inner.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and "default" in layer.scaling:
             up, down = state[f"{name}.lora_B.default.weight"], state[f"{name}.lora_A.default.weight"]
             delta = (up.float() @ down.float()) * layer.scaling["default"]
-            delta = delta.T if getattr(layer, "fan_in_fan_out", False) else delta
+            delta = delta.T if getattr(layer, "fan_in_fan_out", False) else delta  # GPT-2's Conv1D is (in, out)
             target = f"{name.removeprefix('base_model.model.')}.weight"
             plain[target] = plain[target] + delta.to(plain[target].dtype)
     return base, plain

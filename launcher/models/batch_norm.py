@@ -1,7 +1,7 @@
-"""BatchNorm under the promise: frozen statistics, or statistics over all workers. Runs in train workers.
+"""BatchNorm with statistics over the micro-batches of all ranks, or frozen ones. Runs in train workers.
 
-Ordinary BatchNorm sees one worker's micro-batch, so its result would depend on how a global batch is cut.
-`torch.nn.SyncBatchNorm` runs on GPUs only and cannot leave fillers out; this one does both.
+Ordinary BatchNorm sees the micro-batch of one rank, so its result would depend on which rank has which samples.
+`torch.nn.SyncBatchNorm` runs on GPUs only and cannot mask fillers; this one runs anywhere and masks them.
 """
 
 import torch
@@ -11,45 +11,46 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm (Ioffe & Szegedy 2015, arXiv:1502.03167) with statistics over the micro-batches of all workers."""
+    """BatchNorm (Ioffe & Szegedy 2015, arXiv:1502.03167) with statistics over the micro-batches of all ranks."""
 
     mask: torch.Tensor | None = None
-    """(B,) 1.0 for each sample that counts; set before a forward pass in training."""
+    """1.0 for a real sample and 0.0 for a filler, (B,). The engine sets it before each forward pass in training."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected (B, C, ...), got {input.dim()} dimensions")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, ...) to the same shape, normalised per channel."""
+        """Normalize an input (B, C, ...) per channel. Two collectives in training, and as many in the backward pass."""
         if not self.training:
             return super().forward(input)
         mask = input.new_ones(len(input)) if self.mask is None else self.mask.to(input.dtype)
         weight = mask.view(-1, *[1] * (input.dim() - 1))
         axes = [0, *range(2, input.dim())]
-        total, count = _over_workers((input * weight).sum(axes), mask.sum() * input[0, 0].numel())
+        total, count = _sum_over_ranks((input * weight).sum(axes), mask.sum() * input[0, 0].numel())
         mean = total / count.clamp(min=1)
         shape = (1, -1, *[1] * (input.dim() - 2))
+        # Two passes: the mean of squares minus the squared mean, in one, would cancel catastrophically.
         centred = input - mean.view(shape)
-        squares, _ = _over_workers((centred * centred * weight).sum(axes), count)  # the count is summed already
+        squares, _ = _sum_over_ranks((centred * centred * weight).sum(axes), count)  # `count` is merged already
         variance = squares / count.clamp(min=1)
-        self._remember(mean.detach(), variance.detach(), count)
+        self._update_running_stats(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return centred * scale.view(shape) + self.bias.view(shape)
 
-    def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
+    def _update_running_stats(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
         rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, rate)
-        count = count.double()  # a tensor still: a number would make the host wait
+        count = count.double()  # stays a tensor: `.item()` would sync with the device
         unbiased = (count / (count - 1).clamp(min=1)).to(variance.dtype)
         self.running_var.lerp_(variance * unbiased, rate)
 
 
-def _over_workers(total: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over all workers, with gradients through them."""
+def _sum_over_ranks(total: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both sums over all ranks. Collective; its backward is one too, on the gradients of `total`."""
     if not (dist.is_available() and dist.is_initialized()):
         return total, count
     both = all_reduce(torch.cat([total, count.detach().view(1)]))
@@ -57,16 +58,16 @@ def _over_workers(total: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tenso
 
 
 def batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
-    """All the BatchNorm layers of a model."""
+    """Return all BatchNorm layers of a model."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def synchronize(model: torch.nn.Module) -> None:
-    """Put `SyncBatchNorm` in the place of every BatchNorm that is trained; weights and statistics stay."""
+    """Replace every BatchNorm that is trained by `SyncBatchNorm`, in place; weights and statistics stay."""
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
             if not all(p.requires_grad for p in child.parameters()):
-                continue  # `model.freeze`: pretrained statistics as well as weights
+                continue  # frozen (`model.freeze`): statistics stay pretrained too
             layer = SyncBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )

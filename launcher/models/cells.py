@@ -1,7 +1,8 @@
-"""Files that the cells of a table name (pictures): read only where the data lie. Runs in data workers and the client.
+"""Files that the cells of a table name (pictures), read from the directories of the data only.
 
-Data are not trusted: a cell might name a file of the machine, a server of the network, or a protocol that runs what it
-finds. So a cell may name what lies below the directories of the job's data, and of `data.files_below`, alone.
+Runs in data workers, in train workers (pictures for the report) and on the client. Data sets are not trusted: a cell
+might name a private file of the machine, a server of the network, or a protocol that runs code. So a cell may only name
+files below the directories of the job's data and of `data.files_below`.
 """
 
 import os
@@ -22,18 +23,18 @@ from launcher.rundir.uri import (
 from launcher.spec.data import COMPRESSED, SUFFIXES, DataSpec
 from launcher.spec.hub import PREFIX
 
-# Other protocols fetch from anywhere, or run what they find there.
+# Others are refused: http fetches from anywhere, fsspec's `reference::` and `zip::` chain to any of them.
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs", "file")
 _SAME = {"gcs": "gs"}
 
 
 @dataclass(frozen=True)
 class CellSource:
-    """Where the files that cells name may lie.
+    """Directories from which file names in cells may be read.
 
     Args:
-        local: Directories of this machine, without links in their paths.
-        remote: URIs without options, and the options that a cell below each may have.
+        local: Local directories, with symbolic links resolved.
+        remote: (URI, options) of each remote directory; a cell below it may have these options or none.
     """
 
     local: tuple[str, ...] = ()
@@ -41,38 +42,39 @@ class CellSource:
 
     @classmethod
     def of(cls, data: DataSpec) -> "CellSource":
-        """Return the directories in which the data of a job lie, and those that the job adds."""
+        """Return the directories of a job's data and its `data.files_below`."""
         locations = (*data.train, *(data.validation or ()), *(data.test or ()))
         roots = [_directory(location) for location in locations if not location.startswith(PREFIX)]
         roots += data.files_below
         local = (os.path.realpath(open_uri(root)[1]) for root in roots if _is_path(root))
-        remote = (split_options(root) for root in roots if not _is_path(root))
-        return cls(tuple(dict.fromkeys(local)), tuple(dict.fromkeys((_plain(uri), options) for uri, options in remote)))
+        split = (split_options(root) for root in roots if not _is_path(root))
+        remote = ((_normalized(uri), options) for uri, options in split)
+        return cls(tuple(dict.fromkeys(local)), tuple(dict.fromkeys(remote)))
 
     def holds_path(self, path: str) -> bool:
-        """Return whether a local path lies below one of the directories, when its links are followed."""
+        """Return whether a local path is below one of the directories after resolving symbolic links."""
         real = os.path.realpath(path)
         return any(real.startswith(f"{root.rstrip('/')}/") for root in self.local)
 
     def holds_uri(self, uri: str) -> bool:
-        """Return whether a URI lies below one of the URIs, on the same server and for the same account."""
+        """Return whether a URI is below one of the remote directories, on the same server and account."""
         bare, options = split_options(uri)
-        if ".." in unquote(bare).split("/"):
+        if ".." in unquote(bare).split("/"):  # stores may resolve it, encoded or not
             return False
-        plain = _plain(bare)
-        return any(plain.startswith(f"{root}/") and options in ("", known) for root, known in self.remote)
+        uri = _normalized(bare)
+        return any(uri.startswith(f"{root}/") and options in ("", known) for root, known in self.remote)
 
 
-def cell_bytes(cell: object, places: CellSource) -> bytes:
-    """Return the file in a cell, or the one that the cell names.
+def cell_bytes(cell: object, source: CellSource) -> bytes:
+    """Return the content of the file in a cell, or of the file that the cell names.
 
     Args:
         cell: Content; a path or URI; or {bytes, path} as `datasets` stores files.
-        places: Where the file may lie.
+        source: Directories from which files may be read.
 
     Raises:
-        ValueError: There is none, it lies elsewhere, or it cannot be read.
-        StorageUnavailableError: Its storage does not answer, for now, which says nothing of the file.
+        ValueError: There is no file, it is outside of the directories, or it cannot be read; the row is bad.
+        StorageUnavailableError: The storage does not answer for now; the row may be good.
     """
     if isinstance(cell, dict):
         if not {"bytes", "path"} & set(cell):
@@ -81,7 +83,7 @@ def cell_bytes(cell: object, places: CellSource) -> bytes:
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str):
-        raise ValueError("is null" if cell is None else f"is {type(cell).__name__}, which is no file")
+        raise ValueError("is null" if cell is None else f"is {type(cell).__name__}, which is not a file")
     scheme, mark, _ = cell.partition("://")
     if (mark and scheme not in _SCHEMES) or "::" in cell:
         kinds = ", ".join(f"{name}://" for name in _SCHEMES)
@@ -89,7 +91,7 @@ def cell_bytes(cell: object, places: CellSource) -> bytes:
             f"is {show_value(cell)}, and files are read from paths and {kinds} alone; copy it to one of them"
         )
     try:
-        return _read(cell, places)
+        return _read(cell, source)
     except StorageUnavailableError:
         raise
     except (OSError, RunError) as error:
@@ -99,29 +101,29 @@ def cell_bytes(cell: object, places: CellSource) -> bytes:
         raise ValueError(f"is {show_value(cell)}, which cannot be read ({reason})") from error
 
 
-def _read(cell: str, places: CellSource) -> bytes:
-    if not (places.holds_path(open_uri(cell)[1]) if _is_path(cell) else places.holds_uri(cell)):
+def _read(cell: str, source: CellSource) -> bytes:
+    if not (source.holds_path(open_uri(cell)[1]) if _is_path(cell) else source.holds_uri(cell)):
         raise ValueError(
-            f"is {show_value(cell)}, which lies outside of the directories of the data; if you trust whoever wrote "
-            "them, add its directory to data.files_below"
+            f"is {show_value(cell)}, which is outside of the directories of the data; if you trust the authors of the "
+            "data, add its directory to data.files_below"
         )
     fs, path = open_uri(cell)
-    if is_local(fs) and not os.path.isfile(path):  # a device or a pipe might never end
-        raise ValueError(f"is {show_value(cell)}, which is no file here")
+    if is_local(fs) and not os.path.isfile(path):  # reading a device or a pipe might never end
+        raise ValueError(f"is {show_value(cell)}, which is not a file of this machine")
     with fs.open_input_file(path) as file:
         return bytes(file.read())
 
 
 def _directory(location: str) -> str:
-    """Return the directory of a file or glob; a directory itself."""
+    """Return the directory of a file or glob, or the directory itself."""
     if _is_path(location):
         path = open_uri(location)[1]
         if os.path.exists(path):
             return location if os.path.isdir(path) else os.path.dirname(path)
     bare, options = split_options(location) if not _is_path(location) else (location, "")
-    begin = min((place for place in map(bare.find, "*?[") if place >= 0), default=None)
-    if begin is not None:
-        return (bare[:begin].rpartition("/")[0] or ("/" if bare.startswith("/") else ".")) + options
+    glob_start = min((index for index in map(bare.find, "*?[") if index >= 0), default=None)
+    if glob_start is not None:
+        return (bare[:glob_start].rpartition("/")[0] or ("/" if bare.startswith("/") else ".")) + options
     return parent(location) if os.path.splitext(bare)[1].lower() in {*SUFFIXES, *COMPRESSED} else location
 
 
@@ -129,6 +131,6 @@ def _is_path(location: str) -> bool:
     return "://" not in location or location.startswith("file://")
 
 
-def _plain(uri: str) -> str:
+def _normalized(uri: str) -> str:
     scheme, mark, rest = uri.rstrip("/").partition("://")
     return f"{_SAME.get(scheme, scheme)}{mark}{rest}"

@@ -1,6 +1,8 @@
-"""Conversations as text, with the places of the answers. Runs in data workers.
+"""Texts, prompts and conversations as tokens, with the answers that are learned. Runs in data workers.
 
-Read `conversation.py` first for what the data may hold.
+A conversation is rendered by the tokenizer's chat template. Templates do not say where an answer begins and ends, so
+the conversation is rendered again up to the beginning and the end of each answer: where both texts are prefixes of the
+whole text, what is between them is learned. Read `conversation.py` first for what the data may hold.
 """
 
 import json
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-"""Label of a token that has no loss, as in torch and transformers."""
+"""Label of a token without a loss, as in torch and transformers (`ignore_index`)."""
 
-# For a tokenizer that brings no template of its own: ChatML, as OpenAI published it in 2023; tools and their calls as
-# Hermes and Qwen2.5 write them. transformers drops a line break that stands behind a block, hence those in {{ }}.
+# ChatML as OpenAI published it in 2023, with tools and their calls as Hermes and Qwen2.5 write them, for a tokenizer
+# without a template. transformers renders with `trim_blocks`, which drops a line break after a block: hence {{ '\n' }}.
 CHATML = (
     "{% set first = messages and messages[0]['role'] == 'system' %}"
     "{% if tools %}<|im_start|>system\n{% if first %}{{ messages[0]['content'] }}\n\n{% endif %}"
@@ -38,22 +40,22 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# A template is a program: what goes wrong in it may be a row's doing.
-_ROWS_TELL = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+# A template is a program that indexes and concatenates: what it raises may depend on the row.
+_ROW_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 _Tools = list[dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text, and which of its characters are to be learned.
+    """Row as text, with the characters that are learned.
 
     Args:
-        text: What the model reads.
-        learned: (first, one past the last) of each part the loss counts.
-        answers: Answers of the row that are in the data.
-        empty_answers: Those of them without content, of which only the end is learned.
-        unlearned_answers: Those of them that the chat template writes otherwise than when they are the last message.
+        text: Text that the model reads.
+        learned: Pairs (first, one past the last) of characters of the parts that have a loss.
+        answers: Number of answers in the row.
+        empty_answers: Number of answers without content, of which only the end token is learned.
+        unlearned_answers: Number of answers that the chat template renders differently when other messages follow.
     """
 
     text: str
@@ -65,15 +67,15 @@ class Written:
 
 @dataclass(frozen=True)
 class Writer:
-    """Rows as what a language model reads.
+    """Conversion of rows to tokens and labels.
 
     Args:
-        tokenizer: A fast one.
-        form: `text` is learned whole; of a `chat` the messages of `roles`; of an `answer` to a prompt the answer.
+        tokenizer: Fast tokenizer, as character offsets are needed.
+        form: Part that is learned: a `text` whole, of a `chat` the messages of `roles`, of an `answer` the response.
         column: Column with texts, conversations or prompts.
         response: Column with answers.
         roles: Roles whose messages are learned.
-        input: Column with what a prompt is about; "" for none.
+        input: Column with the input of each prompt; "" for none.
         system: Column with system messages; "" for none.
         tools: Column with tools that may be called; "" for none.
     """
@@ -88,37 +90,37 @@ class Writer:
     tools: str = ""
 
     def tokens(self, row: Mapping[str, object], with_targets: bool) -> tuple[list[int], list[int]]:
-        """Return token ids, and at each the token that follows it if that one is learned, else -100.
+        """Return the token ids of a row and their labels, both (T).
+
+        Labels are shifted: the label at t is the token at t + 1 if that one is learned, else -100.
 
         Args:
             row: Cell of each column.
-            with_targets: Whether to write what the model is to learn.
+            with_targets: True for training; False for a prompt, which ends where the model answers.
 
         Raises:
-            ValueError: The row cannot be written; the text says why.
+            ValueError: The row cannot be rendered; the text says why.
         """
         return self.tokenized(self.write(row, with_targets))
 
     def tokenized(self, written: Written) -> tuple[list[int], list[int]]:
-        """Return what `tokens` does, of a row that is written."""
-        # A chat template writes the special tokens itself.
-        plain = self.form == "text"
-        found = self.tokenizer(written.text, add_special_tokens=plain, return_offsets_mapping=True, truncation=False)
-        ids = found["input_ids"]
-        # The first token of an answer may hold the space before it; special tokens have no width.
-        learned = [
+        """Return the token ids and labels of a rendered row, as `tokens` does."""
+        has_special_tokens = self.form == "text"  # a chat template writes them itself
+        encoding = self.tokenizer(
+            written.text, add_special_tokens=has_special_tokens, return_offsets_mapping=True, truncation=False
+        )
+        ids = encoding["input_ids"]
+        # A token is learned if it overlaps a learned part: byte-level BPE merges the space before an answer into its
+        # first token. Special tokens that the tokenizer adds have no width, hence `start + 1`.
+        is_learned = [
             any(begin < max(stop, start + 1) and start < end for begin, end in written.learned)
-            for start, stop in found["offset_mapping"]
+            for start, stop in encoding["offset_mapping"]
         ]
-        targets = [token if on else IGNORED for token, on in zip(ids[1:], learned[1:], strict=True)]
-        return ids, [*targets, IGNORED][: len(ids)]
+        labels = [token if learned else IGNORED for token, learned in zip(ids[1:], is_learned[1:], strict=True)]
+        return ids, [*labels, IGNORED][: len(ids)]
 
     def write(self, row: Mapping[str, object], with_targets: bool) -> Written:
-        """Return a row as text.
-
-        Raises:
-            ValueError: The row cannot be written; the text says why.
-        """
+        """Render a row as text. Arguments and errors are those of `tokens`."""
         for name in (self.column, self.response) if self.form == "answer" and with_targets else (self.column,):
             if not row[name]:
                 raise ValueError(f"{name} is {'null' if row[name] is None else 'empty'}")
@@ -138,24 +140,24 @@ class Writer:
 
     @cached_property
     def _end(self) -> str:
-        """What ends a text, unless the tokenizer puts it there itself."""
+        """End token of a text; "" for a tokenizer that appends it itself (T5's does, GPT-2's and Llama's do not)."""
         end = self.tokenizer.eos_token_id
         return "" if end is None or self.tokenizer("a")["input_ids"][-1] == end else str(self.tokenizer.eos_token)
 
     def _turns(self, row: Mapping[str, object]) -> list[Turn]:
         content = row[self.column]
-        more = row[self.input] if self.input else None
+        prompt_input = row[self.input] if self.input else None
         if self.form == "chat" or isinstance(content, list):
             turns = read_turns(content, self.column, self.roles)
-            if more:
-                raise ValueError(f"{self.input} cannot stand behind {self.column}, which is a conversation")
+            if prompt_input:
+                raise ValueError(f"{self.input} cannot be added to {self.column}, which is a conversation")
         else:
-            texts = [as_text(content, self.column), *([as_text(more, self.input)] if more else [])]
+            texts = [as_text(content, self.column), *([as_text(prompt_input, self.input)] if prompt_input else [])]
             turns = [Turn({"role": "user", "content": "\n".join(texts)}, "user")]
         system = row[self.system] if self.system else None
         if system and turns and turns[0].role == "system":
-            what = f"{self.column} begins with a system message, and {self.system} is another"
-            raise ValueError(f'{what}; keep one, or set task.system: ""')
+            problem = f"{self.column} begins with a system message, and {self.system} is another"
+            raise ValueError(f'{problem}; keep one, or set task.system: ""')
         if system:
             turns.insert(0, Turn({"role": "system", "content": as_text(system, self.system)}, "system"))
         return turns
@@ -164,10 +166,10 @@ class Writer:
         return turn.role in self.roles or turn.speaker in self.roles
 
     def _chat(self, turns: Sequence[Turn], tools: _Tools) -> Written:
-        """Return a conversation as the template writes it, and the places of the messages that are learned.
+        """Render a conversation and find the messages that are learned.
 
-        Templates of models that think write an answer in another way once a user's message follows. Such an answer is
-        not learned, as the model would learn to write what the template does not ask it for.
+        Templates of reasoning models (Qwen3) render an answer differently once a user's message follows: they drop its
+        thoughts. Such an answer is not learned: the prompt that precedes it in inference is not a prefix of this text.
         """
         answers = [i for i, turn in enumerate(turns) if self._is_answer(turn)]
         if not answers:
@@ -182,14 +184,14 @@ class Writer:
         for i in answers:
             if not turns[i].is_weighted:
                 continue
-            before = self._render(messages[:i], tools, True) if i else ""
-            until = self._render(messages[: i + 1], tools, False)
-            if not text.startswith(until):
-                problems.append(f"writes message {i} anew when others follow; split the conversation behind it")
-            elif not text.startswith(before):
-                problems.append(f"begins an answer otherwise than message {i}, of {turns[i].speaker}; write it alike")
+            prompt = self._render(messages[:i], tools, True) if i else ""
+            with_answer = self._render(messages[: i + 1], tools, False)
+            if not text.startswith(with_answer):
+                problems.append(f"renders message {i} differently when others follow; split the conversation after it")
+            elif not text.startswith(prompt):
+                problems.append(f"begins an answer differently from message {i}, of {turns[i].speaker}; write it alike")
             else:
-                learned.append((min(len(before), len(until)), len(until)))
+                learned.append((min(len(prompt), len(with_answer)), len(with_answer)))
         if problems and not learned:
             raise ValueError(f"{self.column}: the chat template {problems[0]}, or set task.chat_template")
         if not learned:
@@ -198,7 +200,7 @@ class Writer:
         return Written(text, tuple(learned), len(answers), empty, len(problems))
 
     def _prompt(self, turns: Sequence[Turn], tools: _Tools) -> str:
-        """Return a conversation up to where the model is to answer: its last messages of `roles` are left out."""
+        """Render a conversation up to where the model answers, without its last messages of `roles`."""
         end = len(turns)
         while end and self._is_answer(turns[end - 1]):
             end -= 1
@@ -209,34 +211,36 @@ class Writer:
 
     def _messages(self, turns: Sequence[Turn]) -> list[Message]:
         messages = [turn.message for turn in turns]
-        called = any("tool_calls" in message for message in messages)
-        return [_with_text_arguments(m) for m in messages] if called and self._wants_text_arguments else messages
+        has_calls = any("tool_calls" in message for message in messages)
+        return [_with_text_arguments(m) for m in messages] if has_calls and self._wants_text_arguments else messages
 
     @cached_property
     def _wants_text_arguments(self) -> bool:
-        """Whether the template fails on arguments that are objects, and takes them as JSON text."""
+        """Whether the template takes arguments of tool calls as JSON text only (DeepSeek's concatenates them)."""
         call = {"type": "function", "id": "abcdefghi", "function": {"name": "a", "arguments": {"b": "c"}}}
         probe: list[Message] = [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        if self._rendered_otherwise(probe, None, False) is not None:
+        if self._try_render(probe, None, False) is not None:
             return False
-        return self._rendered_otherwise([*map(_with_text_arguments, probe)], None, False) is not None
+        return self._try_render([*map(_with_text_arguments, probe)], None, False) is not None
 
     def _check_written(self, messages: Sequence[Message], tools: _Tools, text: str, prompt: bool = False) -> None:
-        """Refuse a conversation of which the template leaves something out without a word.
+        """Refuse a conversation of which the template silently drops something.
+
+        Something is dropped if the text is the same without it.
 
         Args:
-            messages: Conversation.
-            tools: Tools beside it.
-            text: What the template made of them.
-            prompt: Whether it ends where the model is to answer.
+            messages: Messages of the conversation.
+            tools: Tools that it may call.
+            text: Rendered conversation.
+            prompt: True if the text ends where the model answers.
 
         Raises:
-            ValueError: It does, which shows where the text is the same without.
+            ValueError: Tools, tool calls or content are dropped.
         """
-        if tools and self._rendered_otherwise(messages, None, prompt) == text:
+        if tools and self._try_render(messages, None, prompt) == text:
             raise ValueError(
                 f"{self.tools}: the chat template writes no tools; set task.chat_template to one that does, or "
                 'task.tools: "" to leave them out'
@@ -245,17 +249,17 @@ class Writer:
             without: dict[str, Message] = {}
             if "tool_calls" in message:
                 without["tool calls"] = {key: value for key, value in message.items() if key != "tool_calls"}
-            if message["content"].strip() and message["content"].strip() not in text:  # escaped, or left out
+            if message["content"].strip() and message["content"].strip() not in text:  # escaped, or dropped
                 without["content"] = {**message, "content": ""}
-            for what, other in without.items():
-                if self._rendered_otherwise([*messages[:i], other, *messages[i + 1 :]], tools, prompt) == text:
+            for part, reduced in without.items():
+                if self._try_render([*messages[:i], reduced, *messages[i + 1 :]], tools, prompt) == text:
                     raise ValueError(
-                        f"{self.column}: the chat template does not write the {what} of message {i}, of "
+                        f"{self.column}: the chat template does not write the {part} of message {i}, of "
                         f"{message['role']}; set task.chat_template to one that does"
                     )
 
-    def _rendered_otherwise(self, messages: Sequence[Message], tools: _Tools, prompt: bool) -> str | None:
-        """Return what the template makes of other messages than the row's; None where it refuses them."""
+    def _try_render(self, messages: Sequence[Message], tools: _Tools, prompt: bool) -> str | None:
+        """Return the rendered messages, or None if the template refuses them."""
         try:
             return self._render(messages, tools, prompt)
         except ValueError:
@@ -268,67 +272,50 @@ class Writer:
             text = self.tokenizer.apply_chat_template(
                 list(messages), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
             )
-        except (TemplateError, *_ROWS_TELL) as error:
+        except (TemplateError, *_ROW_ERRORS) as error:
             raise ValueError(f"{self.column}: the chat template refuses it ({error})") from error
         assert isinstance(text, str)
         return text
 
 
 def _with_text_arguments(message: Message) -> Message:
-    """Return a message whose tool calls have their arguments as JSON text."""
+    """Return a message with the arguments of its tool calls as JSON text."""
     if "tool_calls" not in message:
         return message
-    calls = [
-        {
-            **call,
-            "function": {
-                **call["function"],
-                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-            },
-        }
-        for call in message["tool_calls"]
-    ]
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
     return {**message, "tool_calls": calls}
 
 
 def load_chat_tokenizer(model: ModelSpec, template: str | None, required: bool) -> "PreTrainedTokenizerBase":
-    """A tokenizer with the job's chat template, or its own.
+    """Load a tokenizer with the job's chat template, or its own.
 
     Args:
-        model: whose.
-        template: of the job file; `chatml` for that one.
-        required: whether rows are conversations, which cannot be written without one.
+        model: Model section of the job.
+        template: Jinja template of the job file; `chatml` is `CHATML`; None keeps the tokenizer's own.
+        required: True if rows are conversations or prompts, which need a template.
 
     Raises:
-        ModelError: there is no tokenizer, or no template where one is required.
-    """
-    tokenizer = load_tokenizer(model)
-    tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
-    return _with_template(tokenizer, model.name) if required else tokenizer
-
-
-def _with_template(tokenizer: "PreTrainedTokenizerBase", model: str) -> "PreTrainedTokenizerBase":
-    """The same tokenizer, if it can write conversations.
-
-    Args:
-        tokenizer: with the job's template, or its own.
-        model: whose it is, for the message.
-
-    Raises:
-        ModelError: it has no template, or one that is not Jinja.
+        ModelError: There is no tokenizer; or a template is required, and it is missing or not Jinja.
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
+    if not required:
+        return tokenizer
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"task.chat_template: missing, and the tokenizer of {model} has none; set chatml, or one of your own"
+            f"task.chat_template: missing, and the tokenizer of {model.name} has none; set chatml, or one of your own"
         )
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
     except TemplateSyntaxError as error:
         raise ModelError(
-            f"task.chat_template: line {error.lineno} is not Jinja ({error.message}); mend the template"
+            f"task.chat_template: line {error.lineno} is not Jinja ({error.message}); fix the template"
         ) from error
-    except (TemplateError, *_ROWS_TELL):
-        return tokenizer  # it may want other messages than this one: rows will tell
+    except (TemplateError, *_ROW_ERRORS):
+        pass  # the template may require other messages than this one; rows that it refuses are reported one by one
     return tokenizer

@@ -1,20 +1,20 @@
-"""Conversations as data sets hold them, made into what chat templates read. Pure; runs wherever rows are read.
+"""Conversations in the formats of public data sets, converted to the messages of chat templates. Pure; runs anywhere.
 
-OpenAI's messages ({role, content}, parts, tool calls) and ShareGPT's turns ({from, value}), as Arrow structs or as JSON
-text. Read `chat.py` next for how they are written.
+Reads OpenAI's messages ({role, content}, content parts, tool calls) and ShareGPT's turns ({from, value}), as Arrow
+structs or as JSON text. Read `chat.py` next for how they become text.
 """
 
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any  # JSON of others
+from typing import Any  # JSON of any shape
 
 from launcher.formatting import as_text, show_value
 
 Message = dict[str, Any]
 
-# Names that data sets give to the roles of chat templates.
-_SPEAKERS = {
+# Role of a chat template by the name that data sets give it.
+_ROLES = {
     "human": "user",
     "function": "tool",
     "observation": "tool",
@@ -26,7 +26,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "tools": ("tools", "functions"),
 }
-"""Usual names of the columns beside prompts and conversations, by the task's parameter that names them."""
+"""Usual names of the columns that are read with prompts and conversations, by the task parameter that names them."""
 UNREAD = ("history", "image", "images", "videos", "audios")
 """Usual names of columns that belong to conversations and that no task reads."""
 
@@ -35,12 +35,12 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation.
+    """Message of a conversation.
 
     Args:
-        message: Keys that a chat template reads: role, content, and tool_calls where there are any.
+        message: Keys that a chat template reads: `role`, `content` ("" for none), and `tool_calls` if there are any.
         speaker: Role as the data names it.
-        is_weighted: Whether it may be learned; OpenAI's files say `weight: 0` of what is not.
+        is_weighted: Whether the message may be learned; OpenAI's files mark others with `weight: 0`.
     """
 
     message: Message
@@ -49,12 +49,12 @@ class Turn:
 
     @property
     def role(self) -> str:
-        """Return the role as chat templates name it."""
+        """Role as chat templates name it."""
         return str(self.message["role"])
 
     @property
     def is_empty(self) -> bool:
-        """Return whether it neither says nor calls anything."""
+        """Whether the message has neither content nor tool calls."""
         return not self.message["content"].strip() and "tool_calls" not in self.message
 
 
@@ -63,63 +63,60 @@ def read_turns(cell: object, column: str, own_roles: Collection[str] = ()) -> li
 
     Args:
         cell: List of messages, or JSON text of one.
-        column: Column it is from, for messages.
-        own_roles: Roles that the chat template knows by the names that {role, content} give them.
+        column: Column of the cell, for messages.
+        own_roles: Role names of {role, content} that are passed to the chat template as they are.
 
     Raises:
-        ValueError: It is none; the text says why.
+        ValueError: The cell is not a conversation; the text says why.
     """
-    found = _parsed(cell) if isinstance(cell, str) else _without_nulls(cell)
-    if not isinstance(found, list):
-        raise ValueError(f"{column} is {show_value(cell)}, which is no list of messages")
-    return [_turn(message, f"{column}: message {i}", own_roles) for i, message in enumerate(found)]
+    messages = _parse_json(cell) if isinstance(cell, str) else _without_nulls(cell)
+    if not isinstance(messages, list):
+        raise ValueError(f"{column} is {show_value(cell)}, which is not a list of messages")
+    return [_turn(message, f"{column}: message {i}", own_roles) for i, message in enumerate(messages)]
 
 
 def read_tools(cell: object, column: str) -> list[dict[str, Any]] | None:
-    """Return the tools that a conversation may call, as chat templates read them; None where there are none.
+    """Return the tools that a conversation may call, in OpenAI's form; None if there are none.
 
     Args:
-        cell: List of {name, parameters}, alone or as OpenAI wraps them; each of them, or all, may be JSON text.
-        column: Column it is from, for messages.
+        cell: List of {name, parameters}, or of {type, function} as OpenAI wraps them; each, or all, may be JSON text.
+        column: Column of the cell, for messages.
 
     Raises:
-        ValueError: It is neither; the text says why.
+        ValueError: The cell does not hold tools.
     """
-    found = _parsed(cell) if isinstance(cell, str) and cell.strip() else _without_nulls(cell)
-    if not found:
+    value = _parse_json(cell) if isinstance(cell, str) and cell.strip() else _without_nulls(cell)
+    if not value:
         return None
-    listed = found if isinstance(found, list) else [found]
-    tools = [_parsed(tool) if isinstance(tool, str) else tool for tool in listed]
     wrapped = []
-    for tool in tools:
+    for entry in value if isinstance(value, list) else [value]:
+        tool = _parse_json(entry) if isinstance(entry, str) else entry
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ValueError(f'{column} is {show_value(cell)}, which is no list of tools (task.tools: "" reads none)')
+            remedy = 'task.tools: "" reads none'
+            raise ValueError(f"{column} is {show_value(cell)}, which is not a list of tools ({remedy})")
         wrapped.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
     return wrapped
 
 
 def readable(cell: object) -> str:
-    """Return a text as it is, and a conversation turn by turn."""
+    """Return a text as it is, and a conversation as a line for each message, for the report."""
     try:
         turns = read_turns(cell, "")
     except ValueError:
-        return json.dumps(_without_nulls(cell), ensure_ascii=False, default=str) if _is_nested(cell) else str(cell)
-    return "\n".join(f"{turn.role}: {_said(turn.message)}" for turn in turns) or str(cell)
+        is_nested = isinstance(cell, list | dict)
+        return json.dumps(_without_nulls(cell), ensure_ascii=False, default=str) if is_nested else str(cell)
+    return "\n".join(f"{turn.role}: {_message_text(turn.message)}" for turn in turns) or str(cell)
 
 
-def _said(message: Message) -> str:
+def _message_text(message: Message) -> str:
     functions = [call["function"] for call in message.get("tool_calls", ())]
     calls = [f"{f['name']}({json.dumps(f['arguments'], ensure_ascii=False, default=str)})" for f in functions]
     return " ".join(part for part in (message["content"], *calls) if part)
 
 
-def _is_nested(cell: object) -> bool:
-    return isinstance(cell, list | dict)
-
-
-def _parsed(text: str) -> object:
-    """Return what JSON text means; the text itself where it is none."""
+def _parse_json(text: str) -> object:
+    """Return the value of JSON text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -127,43 +124,44 @@ def _parsed(text: str) -> object:
 
 
 def _without_nulls(value: object) -> object:
-    """Return a value without the nulls that Arrow fills in wherever another row's struct has a key more."""
+    """Return a value without null entries: Arrow gives all structs of a column the keys of all rows, as nulls."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
-    known = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
-    is_turn = "role" not in known and "from" in known
-    speaker = known.get("from" if is_turn else "role")
+    entries = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+    is_sharegpt = "role" not in entries and "from" in entries
+    speaker = entries.get("from" if is_sharegpt else "role")
     if speaker is None:
-        raise ValueError(f"{where} is {show_value(message)}, which is no {{role, content}}")
+        raise ValueError(f"{where} is {show_value(message)}, which is not a {{role, content}}")
     speaker = str(speaker)
-    if is_turn:
-        role = _SPEAKERS.get(speaker.lower(), speaker.lower())
+    if is_sharegpt:
+        role = _ROLES.get(speaker.lower(), speaker.lower())
         rest: Message = {}
-        content = _content(known.get("value"), where)
+        content = _content(entries.get("value"), where)
     else:
-        role = speaker if speaker in own_roles else _SPEAKERS.get(speaker, speaker)
-        rest = {key: value for key, value in known.items() if key not in _REPLACED}
-        content = _content(known.get("content"), where)
-    given = known.get("tool_calls") or known.get("function_call")
-    if speaker == "function_call":  # its content is the call
-        given, content = content or "null", None
-    found = _parsed(given) if isinstance(given, str) else given or []
-    calls = [_call(call, where) for call in (found if isinstance(found, list) else [found])]
+        role = speaker if speaker in own_roles else _ROLES.get(speaker, speaker)
+        rest = {key: value for key, value in entries.items() if key not in _REPLACED}
+        content = _content(entries.get("content"), where)
+    raw_calls = entries.get("tool_calls") or entries.get("function_call")
+    if speaker == "function_call":  # ShareGPT: the content is the call
+        raw_calls = content or "null"
+        content = None
+    parsed = _parse_json(raw_calls) if isinstance(raw_calls, str) else raw_calls or []
+    calls = [_call(call, where) for call in (parsed if isinstance(parsed, list) else [parsed])]
     if content is None and not calls:
         raise ValueError(f"{where}, of {speaker}, has no content")
     turn: Message = {"role": role, "content": content or "", **rest, **({"tool_calls": calls} if calls else {})}
-    return Turn(turn, speaker, known.get("weight") != 0)
+    return Turn(turn, speaker, entries.get("weight") != 0)
 
 
 _REPLACED = frozenset(("role", "content", "tool_calls", "function_call", "weight"))
 
 
 def _content(value: object, where: str) -> str | None:
-    """Return the text of a message; its parts, as OpenAI's files have them, on a line each."""
+    """Return the text of a message, with content parts (OpenAI's lists of {type, text}) on a line each."""
     if isinstance(value, list):
         return "\n".join(_part(part, where) for part in value)
     return None if value is None else as_text(value, f"{where}: its content")
@@ -175,20 +173,21 @@ def _part(part: object, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else None
     if kind not in _TEXT_PARTS or not isinstance(text, str):
-        what = f"of type {kind!r}" if kind not in _TEXT_PARTS else show_value(part)
-        raise ValueError(f"{where} has a part {what}, and only parts of type 'text' are read")
+        shown = f"of type {kind!r}" if kind not in _TEXT_PARTS else show_value(part)
+        raise ValueError(f"{where} has a part {shown}, and only parts of type 'text' are read")
     return text
 
 
 def _call(call: object, where: str) -> Message:
-    """Return a tool call as chat templates read it: with its arguments as an object, whatever the data has."""
+    """Return a tool call in OpenAI's form, with its arguments as an object even if the data has JSON text."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(f"{where} has a tool call {show_value(call)}, which is no {{name, arguments}}")
-    given = function.get("arguments", function.get("parameters"))
-    arguments = _parsed(given) if isinstance(given, str) and given.strip() else given or {}
+        raise ValueError(f"{where} has a tool call {show_value(call)}, which is not a {{name, arguments}}")
+    raw_arguments = function.get("arguments", function.get("parameters"))
+    is_text = isinstance(raw_arguments, str) and raw_arguments.strip()
+    arguments = _parse_json(raw_arguments) if is_text else raw_arguments or {}
     if not isinstance(arguments, dict):
-        raise ValueError(f"{where} calls {function['name']} with {show_value(given)}, which is no JSON object")
+        raise ValueError(f"{where} calls {function['name']} with {show_value(raw_arguments)}, not a JSON object")
     assert isinstance(call, Mapping)
     named = {"id": call["id"]} if call.get("id") is not None else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -1,6 +1,6 @@
-"""What tells a model from a later one of the same name. Client and head.
+"""Fingerprint of a model's files, so that a run is not resumed with another model of the same name. Client and head.
 
-A run that goes on with another tokenizer would read other tokens out of the same rows, and nobody would notice.
+A changed tokenizer would encode the same rows to other tokens without any error.
 """
 
 import hashlib
@@ -11,24 +11,27 @@ from launcher.models.remote import local_copy
 from launcher.spec.hub import is_path
 from launcher.spec.model import ModelSpec
 
-_READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
-_WEIGHED = (".safetensors", ".bin")
-"""Weights: gigabytes, and a run that goes on has those of its checkpoint."""
+_HASHED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
+# Only their size is recorded: hashing gigabytes takes minutes, and a resumed run has the weights of its checkpoint.
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def model_files(model: ModelSpec) -> dict[str, str]:
-    """The commit of a model on the hub; of a directory, sha256 of what a model is described by, and sizes of weights.
+    """Return the fingerprint of a model.
+
+    Returns:
+        The commit of a hub model; of a directory, sha256 of its small files and sizes of its weights, by file name.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: There is no such model.
     """
     if not is_path(model.name) and "://" not in model.name:
         commit = getattr(load_config(model), "_commit_hash", None)
         return {} if commit is None else {"commit": str(commit)}
-    found = {}
+    fingerprint = {}
     for path in sorted(Path(local_copy(model.name)).iterdir()):
-        if path.suffix in _READ:
-            found[path.name] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        elif path.suffix in _WEIGHED:
-            found[path.name] = f"{path.stat().st_size} bytes"
-    return found
+        if path.suffix in _HASHED:
+            fingerprint[path.name] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        elif path.suffix in _WEIGHTS:
+            fingerprint[path.name] = f"{path.stat().st_size} bytes"
+    return fingerprint

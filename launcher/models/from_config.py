@@ -1,7 +1,7 @@
-"""Models from a configuration alone: the directory that `from_pretrained` would find on a hub, less the weights. Head.
+"""Models to train from scratch (`model.from_config`): a directory like a hub's, without the weights. Runs on the head.
 
-The weights are drawn from the job's seed in each train worker (`pretrained.py`); what is made here is the
-configuration, and a tokenizer trained on the training data or an image processor.
+Creates the configuration, and a tokenizer trained on the training data or an image processor. The weights are drawn
+from the job's seed in each train worker (`pretrained.load_model`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,26 +17,25 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 VERSION = 1
-"""Raise it when the same configuration would be made otherwise: bases in caches are then made anew."""
+"""Version of what this module writes, part of the cache key. Increase it when the same settings give other files."""
 
-# Room for the frequent words of one language; small enough to be trained in seconds.
-_VOCABULARY = 8192
+_VOCABULARY_SIZE = 8192  # covers the frequent words of one language, and is trained in seconds
 _IMAGE_SIDE = 224
 
 
 def create_base_model(
     spec: ModelSpec, kind: Literal["encoder", "decoder", "image"], values: Iterable[object], folder: Path
 ) -> None:
-    """Write configuration and tokenizer, or image processor, into a folder.
+    """Write the configuration and the tokenizer or image processor of a new model.
 
     Args:
-        spec: with a `from_config`; its `name` is where to take the tokenizer or image processor from, if any.
-        kind: what the task needs.
-        values: cells of the input columns; their strings train the tokenizer.
-        folder: new.
+        spec: Model section with a `from_config`. Its `name`, if any, is the model to copy the processor from.
+        kind: Processor that the task needs: tokenizer of an encoder or decoder, or image processor.
+        values: Cells of the input columns; their strings train the tokenizer.
+        folder: Directory to write to; must not exist.
 
     Raises:
-        ModelError: transformers knows no such configuration.
+        ModelError: transformers has no such model type, or refuses its settings.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -44,11 +43,12 @@ def create_base_model(
     settings: dict[str, object] = dict(spec.from_config or {})
     model_type = str(settings.pop("model_type"))
     if kind == "image":
-        side, channels = _count(settings, "image_size", _IMAGE_SIDE), _count(settings, "num_channels", 3)
+        side = _positive_int(settings, "image_size", _IMAGE_SIDE)
+        channels = _positive_int(settings, "num_channels", 3)
         processor = load_image_processor(spec) if spec.name else _image_processor(side, channels)
         processor.save_pretrained(folder)
     else:
-        size = _count(settings, "vocab_size", _VOCABULARY)
+        size = _positive_int(settings, "vocab_size", _VOCABULARY_SIZE)
         tokenizer = load_tokenizer(spec) if spec.name else _train_tokenizer(kind, size, _strings(values))
         tokenizer.save_pretrained(folder)
         settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -56,21 +56,19 @@ def create_base_model(
     try:
         AutoConfig.for_model(model_type, **settings).save_pretrained(folder)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        text = " ".join(str(error).split())
-        raise ModelError(
-            f"model.from_config: {model_type} is not to be made so ({text[:200]}); mend its keys"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"model.from_config: {model_type} refuses its settings ({reason}); fix its keys") from error
 
 
-def _count(settings: dict[str, object], key: str, default: int) -> int:
+def _positive_int(settings: dict[str, object], key: str, default: int) -> int:
     value = settings.get(key, default)
     if not isinstance(value, int) or value < 1:
-        raise ModelError(f"model.from_config: {key} is {value}, which is not a whole number of at least 1; mend it")
+        raise ModelError(f"model.from_config: {key} is {value}, which is not a whole number of at least 1; fix it")
     return value
 
 
 def _strings(value: object) -> Iterator[str]:
-    """All strings in cells, lists and structs."""
+    """Yield all strings in cells, lists and structs."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -82,7 +80,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedTokenizerBase":
-    """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019): no text is unknown to it."""
+    """Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019), which knows any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -95,13 +93,13 @@ def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedT
     }
     if kind == "decoder":
         names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
-    more = ["<|im_start|>", "<|im_end|>"] if kind == "decoder" else []
+    chatml_tokens = ["<|im_start|>", "<|im_end|>"] if kind == "decoder" else []
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "encoder")
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[*names.values(), *more], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=size, special_tokens=[*names.values(), *chatml_tokens], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # `alphabet` has a random order
     )  # fmt: skip
     core.train_from_iterator(texts, trainer)
     if kind == "encoder":
@@ -109,7 +107,7 @@ def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedT
         core.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
         )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names, additional_special_tokens=more)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names, additional_special_tokens=chatml_tokens)
     if kind == "decoder":
         tokenizer.chat_template = CHATML
     return tokenizer

@@ -1,4 +1,4 @@
-"""Text from a causal language model. Runs in train workers (samples for the report) and data workers (predict)."""
+"""Greedy generation of text. Runs in train workers (samples for the report) and predict workers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,42 +13,44 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[str]:
-    """What the model writes behind each prompt, always taking the most likely token.
+    """Return the text that the model generates after each prompt, always taking the most likely token.
 
     Args:
-        model: on any device; under ZeRO-3 all workers must call with the same prompts.
-        tokenizer: its own.
-        prompts: token ids, at least one each.
-        max_new_tokens: tokens written at most.
+        model: Model in eval mode, on any device. Under ZeRO-3 each forward pass gathers parameters (a collective), so
+            all ranks must call with the same prompts.
+        tokenizer: Tokenizer of the model.
+        prompts: Token ids of each prompt, at least one.
+        max_new_tokens: Limit of generated tokens for each prompt.
     """
     import torch
     import torch.distributed as dist
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int):  # what is to be written needs room: of a long prompt the end is kept
+    if isinstance(positions, int):  # prompt and answer share the positions; a long prompt loses its beginning
         max_new_tokens = min(max_new_tokens, positions - 1)
         prompts = [p[-(positions - max_new_tokens) :] for p in prompts]
     width = max(map(len, prompts))
-    # Padding stands in front, so that what is written begins at the same place in every row.
+    # Left padding: the generated tokens of all rows begin at the same position.
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    written = model.generate(  # type: ignore[operator]  # a method torch.nn.Module's __getattr__ hides
+    sequences = model.generate(  # type: ignore[operator]  # hidden by torch.nn.Module.__getattr__
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         pad_token_id=pad,
-        eos_token_id=_stops(model, tokenizer),
+        eos_token_id=_end_tokens(model, tokenizer),
+        # A rank that is done continues with dummy forward passes until the last one is, or ZeRO-3 would deadlock.
         synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
     )
-    texts: list[str] = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
     return texts
 
 
-def _stops(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
-    own = getattr(model.generation_config, "eos_token_id", None)
-    stops = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
-    stops |= {tokenizer.get_vocab().get("<|im_end|>")}  # ends an answer, though few configurations say so
-    return sorted(stop for stop in stops if isinstance(stop, int)) or None
+def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    ends |= {tokenizer.get_vocab().get("<|im_end|>")}  # ends an answer in ChatML; most generation configs lack it
+    return sorted(end for end in ends if isinstance(end, int)) or None

@@ -1,4 +1,4 @@
-"""Pictures from table cells, augmented and made ready for a model. Runs in data workers, and train workers (floats)."""
+"""Images from table cells: decoded, augmented and resized in data workers, scaled to floats in train workers."""
 
 import io
 from dataclasses import dataclass
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 
-# Formats of photographs and scans. Others start programs (EPS: Ghostscript) or have decoders that few have looked at.
+# Formats of photographs and scans. Pillow's others start programs (EPS: Ghostscript) or have rarely audited decoders.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
-# Where Pillow begins to warn of decompression bombs.
-_MOST_PIXELS = 89_478_485
+_MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above it (`Image.MAX_IMAGE_PIXELS`)
 
 
-class _Unusable(ValueError):
-    """A picture that can be decoded, and is of no use."""
+class _UnusableImageError(ValueError):
+    """Image that can be decoded but not used."""
 
 
 def open_image(content: bytes, channels: int) -> "Image":
-    """Decode a picture, upright, in grey (1 channel) or colour (3), 8 bits each, on white where it is transparent.
+    """Decode an image to 8 bits per channel, rotated as its EXIF data says, transparent parts on white.
+
+    Args:
+        content: Image file.
+        channels: Number of channels: 1 for grey, 3 for colour.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: The image cannot be decoded or used.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -39,48 +42,50 @@ def open_image(content: bytes, channels: int) -> "Image":
     known = [name for name in _FORMATS if name in Image.OPEN]
     try:
         with Image.open(io.BytesIO(content), formats=known) as file:
-            if file.width * file.height > _MOST_PIXELS:
-                raise _Unusable(f"has {file.width} x {file.height} pixels, more than {_MOST_PIXELS:,}; make it smaller")
-            upright = _on_white(_in_8_bits(ImageOps.exif_transpose(file)))
-            return upright.convert("L" if channels == 1 else "RGB")
-    except (_Unusable, MemoryError):
+            if file.width * file.height > _MAX_PIXELS:
+                raise _UnusableImageError(
+                    f"has {file.width} x {file.height} pixels, more than {_MAX_PIXELS:,}; make it smaller"
+                )
+            image = _on_white(_to_8_bits(ImageOps.exif_transpose(file)))
+            return image.convert("L" if channels == 1 else "RGB")
+    except (_UnusableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"is no picture ({len(content)} bytes of no known format)") from error
-    except Exception as error:  # decoders of bytes that nobody vouches for raise whatever they like
+        raise ValueError(f"is not a picture ({len(content)} bytes of no known format)") from error
+    except Exception as error:  # on corrupt bytes decoders raise anything (struct.error, SyntaxError)
         raise ValueError(f"cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})") from error
 
 
-def _in_8_bits(image: "Image") -> "Image":
-    """Scale the grey of 16 bits, which Pillow's `convert` would cut off at 255.
+def _to_8_bits(image: "Image") -> "Image":
+    """Scale a grey image of 16 bits to 8; Pillow's `convert` would clip its values at 255.
 
     Raises:
-        ValueError: Its values have no known scale.
+        ValueError: The values have no known scale.
     """
     from PIL import Image
 
     if image.mode == "F":
-        raise _Unusable("holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
+        raise _UnusableImageError("holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise _Unusable("holds 32-bit pixels, whose scale is not known; save it with 8 or 16 bits")
+        raise _UnusableImageError("holds 32-bit pixels, whose scale is not known; save it with 8 or 16 bits")
     return Image.fromarray((values // 257).astype(np.uint8))
 
 
 def _on_white(image: "Image") -> "Image":
-    """Lay a picture with transparent parts on white: what lies under them is no part of it."""
+    """Put an image with transparent parts on white; `convert` would reveal the arbitrary colours under them."""
     from PIL import Image
 
     if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
         return image
-    drawn = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+    transparent = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", transparent.size, "white"), transparent)
 
 
 class Augment(BaseModel):
-    """How training pictures are changed at random; the defaults change nothing."""
+    """Random augmentation of training images; the defaults change nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -95,13 +100,19 @@ class Augment(BaseModel):
 
 
 def augmented(image: "Image", change: Augment, seed: int) -> "Image":
-    """A changed picture: a function of its arguments alone.
+    """Return an augmented image, a function of the arguments only.
 
     The crop is Inception's (Szegedy et al. 2015, arXiv:1409.4842): a random share of the area, sides 3:4 to 4:3.
+
+    Args:
+        image: Decoded image.
+        change: Ranges of the augmentation.
+        seed: Seed of this image in this epoch.
     """
     from PIL import Image, ImageEnhance
 
     rng = np.random.Generator(np.random.PCG64(seed))
+    # All eight numbers are drawn whatever is switched on, so that switching one on leaves the others as they were.
     share, ratio, x, y, flip, turn, light, contrast = rng.random(8)
     if change.rotate_degrees:
         image = image.rotate((2 * turn - 1) * change.rotate_degrees, Image.Resampling.BILINEAR)
@@ -122,53 +133,62 @@ def augmented(image: "Image", change: Augment, seed: int) -> "Image":
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pictures as one model takes them.
+    """Conversion of image cells to the pixels of one model.
 
     Args:
-        processor: the model's, on Pillow.
-        channels: 1 for grey, 3 for colour.
-        column: where the pictures come from, for messages.
-        places: Where the files may lie that cells name.
+        processor: Image processor of the model, with the Pillow backend.
+        channels: Number of channels: 1 for grey, 3 for colour.
+        column: Image column, for messages.
+        source: Directories from which files may be read.
     """
 
     processor: "BaseImageProcessor"
     channels: int
     column: str
-    places: CellSource
+    source: CellSource
 
     def encode(self, cell: object, change: Augment, seed: int | None) -> npt.NDArray[np.uint8]:
-        """uint8 (C, H, W), augmented if there is a seed.
+        """Return the pixels of a cell, uint8 (C, H, W), resized but not scaled.
+
+        Args:
+            cell: Content, path or {bytes, path} (`cell_bytes`).
+            change: Ranges of the augmentation.
+            seed: Seed of the augmentation; None does not augment.
 
         Raises:
-            ValueError: the cell holds no picture.
+            ValueError: The cell does not hold an image that can be used.
         """
         try:
-            image = open_image(cell_bytes(cell, self.places), self.channels)
+            image = open_image(cell_bytes(cell, self.source), self.channels)
         except ValueError as problem:
             raise ValueError(f"{self.column} {problem}") from problem
         image = image if seed is None else augmented(image, change, seed)
-        array = np.asarray(image).reshape(image.height, image.width, -1)  # a grey picture gets its channel axis
-        # Bytes travel; they become floats behind the wire, at a quarter of the size.
-        ready = self.processor(array, input_data_format="channels_last", do_rescale=False, do_normalize=False)
-        return np.asarray(ready["pixel_values"][0]).astype(np.uint8)
+        array = np.asarray(image).reshape(image.height, image.width, -1)  # adds the channel axis of a grey image
+        # Samples are stored and sent as bytes, a quarter of the size of floats; `floats` does the scaling.
+        features = self.processor(array, input_data_format="channels_last", do_rescale=False, do_normalize=False)
+        return np.asarray(features["pixel_values"][0]).astype(np.uint8)
 
     def floats(self, samples: pa.Table) -> "torch.Tensor":
-        """float32 (B, C, H, W) of B rows with `pixels` and `shape`, scaled as the processor says."""
+        """Return pixels scaled and normalized as the processor says, float32 (B, C, H, W).
+
+        Args:
+            samples: B rows with `pixels` (bytes) and `shape` (the same in all rows).
+        """
         import torch
 
         content, shape = b"".join(samples.column("pixels").to_pylist()), samples.column("shape")[0].as_py()
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(samples), *shape).float()
-        how = self.processor.to_dict()
-        if how.get("do_rescale"):
-            pixels *= how["rescale_factor"]
-        if how.get("do_normalize"):
-            mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+        settings = self.processor.to_dict()
+        if settings.get("do_rescale"):
+            pixels *= settings["rescale_factor"]
+        if settings.get("do_normalize"):
+            mean, std = (torch.tensor(settings[name]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
             pixels = (pixels - mean) / std
         return pixels
 
 
 def example_picture(rng: np.random.Generator, low: int) -> bytes:
-    """A noisy PNG of 16 x 16 pixels, brighter in its upper half (`low` 0) or in its lower half (1)."""
+    """Return a noisy PNG of 16 x 16 pixels, brighter in its upper half (`low` 0) or in its lower half (1)."""
     from PIL import Image
 
     pixels = rng.integers(0, 120, (16, 16, 3))
@@ -178,7 +198,7 @@ def example_picture(rng: np.random.Generator, low: int) -> bytes:
 
 
 def thumbnail(content: bytes, side: int = 160) -> bytes:
-    """A picture as a small PNG or JPEG for the report; small ones are kept as they are."""
+    """Return an image as a small PNG or JPEG for the report; a small image is returned as it is."""
     image = open_image(content, 3)
     if max(image.size) <= side and len(content) < 20_000 and content[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0"):
         return content

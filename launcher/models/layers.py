@@ -1,7 +1,7 @@
-"""The layers of a model, told apart by where they stand: which to freeze, how deep each parameter is.
+"""Layers of a model by their order: which to freeze, and how deep each parameter is.
 
-Runs in train workers, and on the meta device where `check` counts parameters. Nothing here knows a model by name: the
-layers are the largest list of modules, what stands before it are embeddings, what stands behind it is the head.
+Runs in train workers, and on the meta device where `check` counts parameters. Works for any architecture: the layers
+are the largest list of modules, parameters before it are embeddings, and parameters after it are the head.
 """
 
 import difflib
@@ -20,47 +20,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stack:
-    """The list of a model's layers (blocks of a transformer, stages of a ResNet)."""
+    """List of a model's layers: blocks of a transformer, stages of a ResNet.
+
+    Args:
+        name: Name of the module list.
+        layers: Number of layers in it.
+    """
 
     name: str
     layers: int
 
 
 def find_stack(model: torch.nn.Module, key: str) -> Stack:
-    """The largest list of modules that stands in no other list.
+    """Return the list of modules with the most parameters that is not inside another list.
 
     Args:
-        model: whose layers.
-        key: of the job file, that needs them.
+        model: Model on any device, meta too.
+        key: Key of the job file that needs the layers, for the message.
 
     Raises:
-        ModelError: there is none.
+        ModelError: The model has no list of layers.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    # A list inside another, such as the experts of each layer, is not the list of layers.
     outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
     if not any(sizes.values()):
-        raise ModelError(f"{key}: {type(model).__name__} has no list of layers, so they cannot be told; drop {key}")
+        raise ModelError(f"{key}: {type(model).__name__} has no list of layers to count; drop {key}")
     name = max(sizes, key=lambda n: sizes[n])
     return Stack(name, len(outer[name]))
 
 
 def depths(model: torch.nn.Module, stack: Stack) -> dict[str, int]:
-    """Each parameter's depth by name: 0 before the layers, 1 to n in them, n + 1 behind them (pooler, norm, head)."""
-    found, behind = {}, 0
-    for name, _ in model.named_parameters():
-        inside = name.startswith(f"{stack.name}.")
-        if inside:
-            behind = stack.layers + 1
-        found[name] = int(name[len(stack.name) + 1 :].split(".")[0]) + 1 if inside else behind
-    return found
+    """Return the depth of each parameter by name: 0 before the n layers, 1 to n in them, n + 1 after them."""
+    depth_of: dict[str, int] = {}
+    outside = 0
+    for name, _ in model.named_parameters():  # in the order of registration, which is that of the forward pass
+        if name.startswith(f"{stack.name}."):
+            outside = stack.layers + 1
+            depth_of[name] = int(name[len(stack.name) + 1 :].split(".")[0]) + 1
+        else:
+            depth_of[name] = outside
+    return depth_of
 
 
 def freeze(model: "PreTrainedModel", spec: FreezeSpec) -> None:
-    """Take the gradients from what the job file says is frozen.
+    """Set `requires_grad` of all parameters to what the job file says.
 
     Raises:
-        ModelError: it names what the model has not, or leaves nothing to train.
+        ModelError: The job file names layers or parameters that the model lacks, or leaves nothing to train.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen = {name for pattern in spec.names for name in _matching(pattern, names, model)}
@@ -86,27 +94,27 @@ def freeze(model: "PreTrainedModel", spec: FreezeSpec) -> None:
 
 
 def _matching(pattern: str, names: list[str], model: torch.nn.Module) -> list[str]:
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
-    if found:
-        return found
-    places = [*names, *(name for name, _ in model.named_modules() if name)]
-    near = difflib.get_close_matches(pattern.rstrip("*."), places, 3)
+    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+    if matches:
+        return matches
+    choices = [*names, *(name for name, _ in model.named_modules() if name)]
+    near = difflib.get_close_matches(pattern.rstrip("*."), choices, 3)
     remedy = f"did you mean {', '.join(near)}?" if near else f"its parameters are called {names[0]}, {names[-1]} ..."
     raise ModelError(f"model.freeze.names: no parameter of {type(model).__name__} matches {pattern}; {remedy}")
 
 
 def frozen_modules(model: torch.nn.Module) -> list[str]:
-    """Names of the modules (or lone parameters) that are frozen as a whole, as few as say it."""
-    found: list[str] = []
+    """Return the names of the largest modules that are frozen as a whole, and of other frozen parameters, in order."""
+    frozen: list[str] = []
     waiting: list[tuple[str, torch.nn.Module]] = [("", model)]
     while waiting:
         name, module = waiting.pop()
         parameters = list(module.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
-            found.append(name)
+            frozen.append(name)
             continue
         prefix = f"{name}." if name else ""
-        found += [prefix + n for n, p in module.named_parameters(recurse=False) if not p.requires_grad]
+        frozen += [prefix + n for n, p in module.named_parameters(recurse=False) if not p.requires_grad]
         waiting += [(prefix + child, inner) for child, inner in module.named_children()]
     order = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
-    return sorted(found, key=order.index)
+    return sorted(frozen, key=order.index)

@@ -1,7 +1,8 @@
-"""Pretrained models, loaded safely and the same on every worker. Runs in train workers and, for configs, anywhere.
+"""Loading of pretrained models, tokenizers and image processors by transformers.
 
-No remote code, no pickles unless the job file says so. Layers the checkpoint lacks (a new head) draw their values
-from the job's seed and their own name, so they do not depend on how the model was loaded or sharded.
+Models are loaded in train and predict workers, configs and processors anywhere. No remote code and no pickles are
+loaded unless the job file allows it. New layers (a head) are initialised from the job's seed and the parameter's name,
+so their values do not depend on how the model is loaded or sharded. Read `weights.py` next for the checks of the files.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
+# Names of dropout probabilities in the configurations of transformers.
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout", "dropout",
     "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "seq_classif_dropout",
@@ -28,10 +30,14 @@ _DROPOUTS = (
 
 
 def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
-    """The model's configuration with dropout and `overrides` (num_labels, id2label, ...) applied.
+    """Load the configuration of a model, with the job's dropout.
+
+    Args:
+        spec: Model section of the job.
+        overrides: Entries to replace (`num_labels`, `id2label`, ...).
 
     Raises:
-        ModelError: there is no such model, or it needs remote code that is not allowed.
+        ModelError: There is no such model, or it needs remote code that is not allowed.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -51,47 +57,50 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
 
 
 def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer.
+    """Load the tokenizer of a model. It always has a padding token, if it has any special token.
 
     Args:
-        spec: which model's.
-        words: whether it will be given lists of words, each of which stands behind a space.
+        spec: Model section of the job.
+        words: True to tokenize lists of words: byte-level tokenizers (GPT-2, RoBERTa) then add the space before each.
 
     Raises:
-        ModelError: the model has none that loads.
+        ModelError: The model has no tokenizer that can be loaded.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     check_place(spec)
     try:
-        more = {"add_prefix_space": True} if words else {}
+        options = {"add_prefix_space": True} if words else {}
         tokenizer = AutoTokenizer.from_pretrained(
-            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **more
+            local_copy(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
         )
     except StrictDataclassError as error:
         raise _model_error(spec, error) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if Path(spec.name).is_dir() and "trust_remote_code" not in str(error):
             raise ModelError(
-                f"model.name: the tokenizer of {spec.name} cannot be loaded ({_named(error)}); copy its files again"
+                f"model.name: the tokenizer of {spec.name} cannot be loaded ({_reason(error)}); copy its files again"
             ) from error
         raise _model_error(spec, error) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of a model type's name
-        raise ModelError(f"model.name: {spec.name} has no tokenizer; put its files (tokenizer.json) beside the weights")
+    # Without tokenizer files transformers 5 makes an empty tokenizer of the model type's class.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"model.name: {spec.name} has no tokenizer; put its files (tokenizer.json) next to the weights"
+        )
     if tokenizer.pad_token_id is None:
-        # Token 0, which transformers would pad with, is a word of many vocabularies ("!" of GPT-2's): models that pool
-        # the last token before the padding would look past it.
+        # Padding with token 0 would be padding with a word ("!" in GPT-2's vocabulary): models that classify from the
+        # last token before the padding would skip it at the end of a text.
         ends = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, tokenizer.bos_token)
         tokenizer.pad_token = next((token for token in ends if token is not None), None)
     return tokenizer
 
 
 def load_image_processor(spec: ModelSpec) -> "BaseImageProcessor":
-    """The model's image processor, on Pillow: the one backend that gives the same pixels everywhere.
+    """Load the image processor of a model with the Pillow backend, the only one with the same pixels on any machine.
 
     Raises:
-        ModelError: the model has none that loads.
+        ModelError: The model has no image processor that can be loaded.
     """
     from transformers import AutoImageProcessor
 
@@ -103,22 +112,22 @@ def load_image_processor(spec: ModelSpec) -> "BaseImageProcessor":
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         if Path(spec.name).is_dir():
             raise ModelError(
-                f"model.name: {spec.name} has no image processor; put its preprocessor_config.json beside the weights"
+                f"model.name: {spec.name} has no image processor; put its preprocessor_config.json next to the weights"
             ) from error
         raise _model_error(spec, error) from error
 
 
 def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
-    """The pretrained weights under a task's head, in fp32 as the optimizer's master weights want them.
+    """Load the pretrained weights with a task's head in fp32, which the optimizer's master weights are made from.
 
     Args:
-        auto_model: name of the Auto class, AutoModelForSequenceClassification for example.
-        spec: which model, and what it may do.
-        config: from `load_config`.
-        seed: of the new layers.
+        auto_model: Name of the Auto class, such as `AutoModelForSequenceClassification`.
+        spec: Model section of the job; with `from_config` all weights are new.
+        config: Result of `load_config`.
+        seed: Seed of the new layers; the global random state is left as it was.
 
     Raises:
-        ModelError: the weights cannot be loaded as the job file allows.
+        ModelError: The weights cannot be loaded as the job file allows, or do not fit the configuration.
     """
     import torch
     from safetensors import SafetensorError
@@ -135,7 +144,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             use_safetensors=None if spec.allow_pickle else True,
-            dtype=torch.float32,
+            dtype=torch.float32,  # transformers 5 would take the dtype of the checkpoint
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -146,10 +155,10 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
 
 
 def without_weights(auto_model: str, spec: ModelSpec, config: "PretrainedConfig") -> "PreTrainedModel":
-    """A model of this config without storage: its layers and the shapes of its parameters.
+    """Return a model of a configuration on the meta device: layers and shapes without storage.
 
     Raises:
-        ModelError: the configuration describes no such model.
+        ModelError: The configuration is invalid, or transformers has no such model for the task.
     """
     import torch
 
@@ -157,40 +166,40 @@ def without_weights(auto_model: str, spec: ModelSpec, config: "PretrainedConfig"
         with torch.device("meta"):
             return empty_model(auto_model, config)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
-        scratch = spec.from_config is not None
-        at, whose = ("model.from_config", "it") if scratch else ("model.name", f"the configuration of {spec.name}")
-        kind = config.model_type
+        is_new, kind = spec.from_config is not None, config.model_type
+        key = "model.from_config" if is_new else "model.name"
         if "Unrecognized configuration class" in str(error):
-            what = f"{'it' if scratch else spec.name} is a {kind} model, of which transformers has no {auto_model}"
-            raise ModelError(f"{at}: {what}; give a model that can do the task") from error
-        raise ModelError(f"{at}: {whose} makes no {kind} model ({_named(error)}); mend its keys") from error
+            problem = f"{'it' if is_new else spec.name} is a {kind} model, of which transformers has no {auto_model}"
+            raise ModelError(f"{key}: {problem}; give a model that can do the task") from error
+        subject = "it" if is_new else f"the configuration of {spec.name}"
+        raise ModelError(f"{key}: {subject} makes no valid {kind} model ({_reason(error)}); fix its keys") from error
 
 
 def usable_positions(model: "PreTrainedModel") -> int | None:
-    """Longest input that the model's position embeddings reach; None where it has no such limit."""
+    """Return the longest input in tokens that the model has positions for; None if there is no limit."""
     import torch
 
     for name, module in model.named_modules():
-        # RoBERTa's kind counts positions from behind the padding's.
+        # RoBERTa and its relatives number positions from padding_idx + 1, so that many embeddings cannot be used.
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    has = getattr(model.config, "max_position_embeddings", None)
-    return has if isinstance(has, int) else None
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 def empty_model(auto_model: str, config: "PretrainedConfig") -> "PreTrainedModel":
-    """A model of this config with whatever values its layers begin with, on torch's default device."""
+    """Return a model of a configuration with untrained weights, on torch's default device."""
     return _auto_class(auto_model).from_config(config)  # type: ignore[no-any-return]  # untyped
 
 
 def _auto_class(name: str) -> "type[_BaseAutoModelClass]":
     import transformers
 
-    return getattr(transformers, name)  # type: ignore[no-any-return]  # by name
+    return getattr(transformers, name)  # type: ignore[no-any-return]  # looked up by name
 
 
 def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:
-    """Give new parameters their values by seed and name: matrices N(0, initializer_range), vectors 0, norms 1."""
+    """Initialise new parameters from seed and name: matrices N(0, initializer_range), biases 0, norm weights 1."""
     import torch
 
     std = float(getattr(model.config, "initializer_range", 0.02))
@@ -220,19 +229,19 @@ def _model_error(spec: ModelSpec, error: Exception) -> ModelError:
             "or set model.allow_pickle: true if you trust it"
         )
     if (
-        any(said in text for said in ("couldn't connect", "offline mode", "Can't load"))
+        any(part in text for part in ("couldn't connect", "offline mode", "Can't load"))
         and not Path(spec.name).is_dir()
     ):
         return ModelError(
-            f"model.name: {spec.name} is no directory here, and neither the hub nor its cache has it now; give a "
-            "directory, mend the name, or look at the network"
+            f"model.name: {spec.name} is not a directory of this machine, and neither the hub nor its cache has it; "
+            "give a directory, fix the name, or check the network"
         )
     return ModelError(
-        f"model.name: {spec.name} cannot be loaded ({_named(error)}); give a model directory or a hub name"
+        f"model.name: {spec.name} cannot be loaded ({_reason(error)}); give a model directory or a hub name"
     )
 
 
-def _named(error: Exception) -> str:
-    """What a library said, with the kind of error where that alone tells what it is about."""
+def _reason(error: Exception) -> str:
+    """Return the first sentence of a library's error; of a KeyError, whose text is a bare key, with the type."""
     text = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text

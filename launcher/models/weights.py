@@ -1,6 +1,8 @@
-"""Whether a local model directory has weights that fit its configuration, by the headers of its files. Client, head.
+"""Checks that a model's weights are complete and fit its configuration, before any of them is loaded.
 
-Nothing is loaded: a header names tensors and their shapes. What is wrong would else show in the train workers.
+Runs on the client and the head, on the headers of the files, which have the names and shapes of the tensors; only
+`check_loaded` runs in train workers. transformers loads what fits by name and leaves the rest random with a warning:
+training would then start from noise.
 """
 
 import difflib
@@ -25,24 +27,22 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _AGAIN = "copy or download it again"
 _TOGETHER = "put the files of one model together"
-# What wrappers put into names: DistributedDataParallel, torch.compile, FSDP, activation checkpointing, Lightning.
+# Parts of names added by DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-# Of a body, and yet of no use to most heads; checkpoints of pretraining heads lack the pooler, others the masks.
-_DISPENSABLE = frozenset(("pooler", "mask_token", "mask_emb", "masked_spec_embed"))
-_LFS = b"version https://git-lfs"
-# How torch.save's files begin: a zip archive, or a pickle as it was before torch 1.6.
-_PICKLES = (b"PK", b"\x80")
-# Conv1D is GPT-2's linear layer.
+# Parameters of a body that may be missing: checkpoints of pretraining heads lack the pooler or the mask embedding.
+_OPTIONAL = frozenset(("pooler", "mask_token", "mask_emb", "masked_spec_embed"))
+_LFS_MAGIC = b"version https://git-lfs"
+_TORCH_MAGIC = (b"PK", b"\x80")  # a zip archive, or a bare pickle as torch.save wrote before 1.6
 _LAYER = re.compile(r"(.+?\.)\d+\.")
-_LINEAR = ("Linear", "Conv1D")
+_LINEAR = ("Linear", "Conv1D")  # Conv1D is GPT-2's linear layer
 _ADAPTABLE = (*_LINEAR, "Embedding", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
 
 
 def check_place(spec: ModelSpec) -> None:
-    """Refuse a local path at which no model can be.
+    """Refuse a local path that cannot be a model directory.
 
     Raises:
-        ModelError: it is a file, or a directory without a configuration; or a hub's revision of a directory.
+        ModelError: The path is a file, or a directory without a valid config.json; or a directory has a revision.
     """
     place = Path(spec.name)
     if place.is_file():
@@ -51,16 +51,16 @@ def check_place(spec: ModelSpec) -> None:
     if not place.is_dir():
         return
     if not (place / "config.json").is_file():
-        held = sorted(path.name for path in place.iterdir())
-        found = f"it holds {', '.join(held[:5])}{' ...' * (len(held) > 5)}" if held else "it is empty"
+        names = sorted(path.name for path in place.iterdir())
+        content = f"it holds {', '.join(names[:5])}{' ...' * (len(names) > 5)}" if names else "it is empty"
         raise ModelError(
-            f"model.name: {spec.name} has no config.json ({found}); give the directory that `save_pretrained` wrote"
+            f"model.name: {spec.name} has no config.json ({content}); give the directory that `save_pretrained` wrote"
         )
     try:
         is_object = isinstance(json.loads((place / "config.json").read_bytes()), dict)
     except (OSError, ValueError) as error:
-        what = f"not JSON ({' '.join(str(error).split())})"
-        raise ModelError(f"model.name: {place / 'config.json'} is {what}; {_AGAIN}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"model.name: {place / 'config.json'} is not JSON ({reason}); {_AGAIN}") from error
     if not is_object:
         raise ModelError(f"model.name: {place / 'config.json'} is not a JSON object; {_AGAIN}")
     if spec.revision is not None and spec.from_config is None:
@@ -70,18 +70,18 @@ def check_place(spec: ModelSpec) -> None:
 
 
 def check_weights(spec: ModelSpec, model: "PreTrainedModel") -> None:
-    """Look whether a local model directory has weights that may be loaded, and that they are this model's.
+    """Refuse a model directory without weights that may be loaded and fit the configuration.
 
     Args:
-        spec: which model.
-        model: of its configuration, without storage (`pretrained.blank`).
+        spec: Model section of the job.
+        model: Model of its configuration without storage (`pretrained.without_weights`).
 
     Raises:
-        ModelError: they are missing, damaged, or another model's; names the file.
+        ModelError: The weights are missing, damaged, or another model's; names the file.
     """
     if spec.from_config is not None:
         return
-    if "://" in spec.name:  # whole files would have to come here first
+    if "://" in spec.name:  # reading headers would copy whole files first
         _check_names(spec, [info.base_name for info in remote_files(spec.name)])
         return
     folder = Path(spec.name)
@@ -89,27 +89,27 @@ def check_weights(spec: ModelSpec, model: "PreTrainedModel") -> None:
         return
     _check_names(spec, [file.name for file in folder.iterdir()])
     is_pickle = not any(folder.glob("*.safetensors"))
-    read = _pickled if is_pickle else _header
+    read = _pickle_shapes if is_pickle else _safetensors_shapes
     files = _files(folder, "pytorch_model.bin" if is_pickle else "model.safetensors")
     _check_shapes(spec, model, {name: shape for file in files for name, shape in read(file).items()})
 
 
 def check_loaded(spec: ModelSpec, model: "PreTrainedModel", missing: Collection[str], is_whole: bool) -> None:
-    """Refuse a model of which parameters beside a new head kept random values: it would train from these, and badly.
+    """Refuse a loaded model with random values in parameters other than a new head's.
 
     Args:
-        spec: Which model.
-        model: Model as it was loaded.
-        missing: Parameters that its weights do not have.
-        is_whole: Whether the head, too, is a pretrained one.
+        spec: Model section of the job.
+        model: Loaded model.
+        missing: Names of the parameters that the weights lack.
+        is_whole: True if the head must be pretrained too.
 
     Raises:
-        ModelError: It has such; names the first.
+        ModelError: There are such parameters; names the first.
     """
     names = [name for name, _ in model.named_parameters()]
     body = [name for name in names if name.startswith(f"{model.base_model_prefix}.")]
     needed = names if is_whole or set(names) <= set(missing) else body
-    gaps = [name for name in needed if name in missing and _DISPENSABLE.isdisjoint(name.split("."))]
+    gaps = [name for name in needed if name in missing and _OPTIONAL.isdisjoint(name.split("."))]
     if gaps:
         more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
         raise ModelError(
@@ -121,8 +121,8 @@ def check_loaded(spec: ModelSpec, model: "PreTrainedModel", missing: Collection[
 def _check_names(spec: ModelSpec, names: list[str]) -> None:
     if "adapter_config.json" in names:
         raise ModelError(
-            f"model.name: {spec.name} holds adapters (adapter_config.json) beside a model; merge them into its weights "
-            "(`merge_and_unload` of peft), or take that file out to train without them"
+            f"model.name: {spec.name} holds adapters (adapter_config.json) next to a model; merge them into its "
+            "weights (`merge_and_unload` of peft), or remove that file to train without them"
         )
     loadable = (".safetensors", ".bin") if spec.allow_pickle else (".safetensors",)
     if not any(name.endswith(loadable) for name in names):
@@ -133,7 +133,7 @@ def _check_names(spec: ModelSpec, names: list[str]) -> None:
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """Return the files that transformers would load: the one of this name, or those of its index."""
+    """Return the files that transformers would load: the one of this name, or the shards in its index."""
     whole, index = folder / name, folder / f"{name}.index.json"
     if whole.exists() or whole.is_symlink():
         return [whole]
@@ -145,102 +145,103 @@ def _files(folder: Path, name: str) -> list[Path]:
         raise ModelError(f"model.name: {index} names no weights ({' '.join(str(error).split())}); {_AGAIN}") from error
     for name in names:
         if not (folder / name).exists():
-            raise ModelError(f"model.name: {folder / name} is not there, which {index.name} names; {_AGAIN}")
+            raise ModelError(f"model.name: {folder / name} is missing, but {index.name} names it; {_AGAIN}")
     return [folder / name for name in names]
 
 
-def _start(file: Path) -> bytes:
+def _read_magic(file: Path) -> bytes:
+    """Return the first bytes of a file, unless it is a pointer of Git LFS."""
     try:
         with file.open("rb") as stream:
-            return stream.read(len(_LFS))
+            magic = stream.read(len(_LFS_MAGIC))
     except OSError as error:
         raise ModelError(f"model.name: {file} cannot be read ({describe_os_error(error)}); {_AGAIN}") from error
+    if magic == _LFS_MAGIC:
+        raise ModelError(f"model.name: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+    return magic
 
 
-def _header(file: Path) -> Shapes:
+def _safetensors_shapes(file: Path) -> Shapes:
+    """Return the shapes in the header of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
-    if _start(file) == _LFS:
-        raise ModelError(f"model.name: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
+    _read_magic(file)
     try:
         with safe_open(file, "np") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        what = " ".join(str(error).split())
-        raise ModelError(f"model.name: {file} is not a whole safetensors file ({what}); {_AGAIN}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"model.name: {file} is not a whole safetensors file ({reason}); {_AGAIN}") from error
 
 
-def _pickled(file: Path) -> Shapes:
-    """Return the tensors of a file of torch.save; neither code of it is run nor are values read."""
+def _pickle_shapes(file: Path) -> Shapes:
+    """Return the shapes in a file of torch.save. `weights_only` runs no code, `meta` and `mmap` read no values."""
     import torch
 
-    start = _start(file)
-    if start == _LFS:
-        raise ModelError(f"model.name: {file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`")
-    if not start.startswith(_PICKLES):
+    if not _read_magic(file).startswith(_TORCH_MAGIC):
         raise ModelError(f"model.name: {file} is not a file of torch.save; {_AGAIN}")
     try:
         state = torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ModelError(f"model.name: {file} is not a whole file of weights ({what}); {_AGAIN}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"model.name: {file} is not a whole file of weights ({reason}); {_AGAIN}") from error
     entries = state if isinstance(state, dict) else {}
-    found = {str(name): tuple(tensor.shape) for name, tensor in entries.items() if isinstance(tensor, torch.Tensor)}
-    if not found:
-        holds = f"{list_names([*map(str, entries)])}" if entries else f"a {type(state).__name__}"
+    shapes = {str(name): tuple(tensor.shape) for name, tensor in entries.items() if isinstance(tensor, torch.Tensor)}
+    if not shapes:
+        holds = list_names([*map(str, entries)]) if entries else f"a {type(state).__name__}"
         raise ModelError(
             f"model.name: {file} holds {holds} instead of tensors by name; save the model's state_dict() alone, as "
             "`save_pretrained` does"
         )
-    return found
+    return shapes
 
 
-def _check_wrapper(spec: ModelSpec, wanted: Collection[str], found: Shapes, prefix: str) -> None:
-    """Refuse weights with the names that DistributedDataParallel, torch.compile or FSDP make of a model's."""
-    for name in found:
+def _check_wrapper(spec: ModelSpec, wanted: Collection[str], shapes: Shapes, prefix: str) -> None:
+    """Refuse weights with the names of a wrapped model: torch.compile's, for one, begin with `_orig_mod.`."""
+    for name in shapes:
         wrapper = next((part for part in name.split(".") if part in _WRAPPERS), None)
         if wrapper is not None and not {name, name.removeprefix(prefix), f"{prefix}{name}"} & set(wanted):
             raise ModelError(
-                f"model.name: {name} in the weights of {spec.name} has the name of a wrapped model; take '{wrapper}.' "
-                "out of the names, or save the model inside the wrapper"
+                f"model.name: {name} in the weights of {spec.name} has the name of a wrapped model; remove "
+                f"'{wrapper}.' from the names, or save the model inside the wrapper"
             )
 
 
-def _check_shapes(spec: ModelSpec, model: "PreTrainedModel", found: Shapes) -> None:
-    """Names may lack or bear the prefix of the model without its head."""
+def _check_shapes(spec: ModelSpec, model: "PreTrainedModel", shapes: Shapes) -> None:
+    """Refuse weights with other names or shapes than the model's; the prefix of the body (`bert.`) may be missing."""
     prefix = f"{model.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _check_wrapper(spec, wanted, found, prefix)
+    _check_wrapper(spec, wanted, shapes, prefix)
     body = [name for name in wanted if name.startswith(prefix)] or list(wanted)
-    known = 0
+    matches = 0
     for name in wanted:
-        shape = next((found[n] for n in (name, name.removeprefix(prefix), f"{prefix}{name}") if n in found), None)
-        known += shape is not None and name in body
+        shape = next((shapes[n] for n in (name, name.removeprefix(prefix), f"{prefix}{name}") if n in shapes), None)
+        matches += shape is not None and name in body
         if shape is not None and shape != wanted[name]:
             raise ModelError(
                 f"model.name: {name} is {_size(shape)} in the weights of {spec.name}, but {_size(wanted[name])} by its "
                 f"config.json{_about_head(name, prefix)}"
             )
-    gap = _first_gap(body, found, prefix)
+    gap = _find_missing_layer(body, shapes, prefix)
     if gap is not None:
         raise ModelError(
             f"model.name: the weights of {spec.name} have nothing for {gap}, which its config.json asks for; "
             f"{_TOGETHER}"
         )
-    if not known:
-        ours, theirs = next(iter(body), "nothing"), next(iter(found), "nothing")
+    if not matches:
+        expected, actual = next(iter(body), "nothing"), next(iter(shapes), "nothing")
         raise ModelError(
-            f"model.name: the weights of {spec.name} are not those of the {_kind(model)} that its config.json tells of "
-            f"(they hold {theirs}, not {ours}); {_TOGETHER}"
+            f"model.name: the weights of {spec.name} are not those of the {_kind(model)} that its config.json "
+            f"describes (they hold {actual}, not {expected}); {_TOGETHER}"
         )
 
 
-def _first_gap(wanted: list[str], found: Shapes, prefix: str) -> str | None:
-    """A parameter of the first layer of a stack of which the weights hold others, but nothing of this one."""
-    there = {match[0] for name in found if (match := _LAYER.match(name.removeprefix(prefix)))}
+def _find_missing_layer(wanted: list[str], shapes: Shapes, prefix: str) -> str | None:
+    """Return a parameter of the first layer that the weights lack, although they have layer 0 of its stack."""
+    layers = {match[0] for name in shapes if (match := _LAYER.match(name.removeprefix(prefix)))}
     for name in wanted:
         match = _LAYER.match(name.removeprefix(prefix))
-        if match is not None and match[0] not in there and f"{match[1]}0." in there:
+        if match is not None and match[0] not in layers and f"{match[1]}0." in layers:
             return name
     return None
 
@@ -256,14 +257,14 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def check_layers(targets: tuple[str, ...], model: "PreTrainedModel") -> None:
-    """Look whether the layers that should get adapters are there.
+    """Refuse names of layers that cannot get adapters.
 
     Args:
-        targets: of the job file; a layer is meant by the end of its name.
-        model: without storage (`pretrained.blank`).
+        targets: Names in `model.lora.target_modules`; a layer matches by the end of its name.
+        model: Model without storage (`pretrained.without_weights`).
 
     Raises:
-        ModelError: one of them is the name of no layer, or of none that can have an adapter.
+        ModelError: A name matches no layer, or none that can have an adapter.
     """
     named = [(name, type(module).__name__) for name, module in model.named_modules()]
     linear = sorted({name.rpartition(".")[2] for name, kind in named if kind in _LINEAR})
@@ -271,12 +272,10 @@ def check_layers(targets: tuple[str, ...], model: "PreTrainedModel") -> None:
         kinds = [kind for name, kind in named if name == target or name.endswith(f".{target}")]
         if any(kind in _ADAPTABLE for kind in kinds):
             continue
-        what = (
-            f"a {kinds[0]}, which takes no adapter" if kinds else f"the name of no layer of this {_kind(model)} model"
-        )
+        problem = f"a {kinds[0]}, which takes no adapter" if kinds else f"not a layer of this {_kind(model)} model"
         near = difflib.get_close_matches(target, linear, 1)
         remedy = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(linear)}"
-        raise ModelError(f"model.lora.target_modules: {target} is {what}; {remedy}")
+        raise ModelError(f"model.lora.target_modules: {target} is {problem}; {remedy}")
 
 
 def _kind(model: "PreTrainedModel") -> str:

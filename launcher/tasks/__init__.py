@@ -1,4 +1,7 @@
-"""Tasks by name: the file name is the name in the job file. Runs anywhere; read `base.py` next."""
+"""Look-up of tasks by name: `task.type` of the job file is a file name of this folder, or an import path.
+
+Runs anywhere. Read `base.py` next for what a task is.
+"""
 
 import importlib
 import importlib.util
@@ -16,89 +19,92 @@ from launcher.spec.messages import not_one_of
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Task, TaskParams
 
-_SHARED = ("__init__", "base", "conversations", "padding", "targets")
+_NOT_TASKS = ("__init__", "base", "conversations", "padding", "targets")
 
 
 def task_names() -> list[str]:
-    """Names of the launcher's own tasks."""
+    """Return the names of the built-in tasks, sorted."""
     files = Path(__file__).parent.glob("*.py")
-    return sorted(file.stem.replace("_", "-") for file in files if file.stem not in _SHARED)
+    return sorted(file.stem.replace("_", "-") for file in files if file.stem not in _NOT_TASKS)
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task, by its name or by an import path `package.module:Class`.
+    """Return the class of a task.
+
+    Args:
+        name: Name of a built-in task, or the import path `package.module:Class` of any other.
 
     Raises:
-        UserError: there is no such task.
+        UserError: There is no such task, or its module cannot be imported.
     """
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         try:
-            found: type[Task] = getattr(importlib.import_module(module_name), class_name)
+            task: type[Task] = getattr(importlib.import_module(module_name), class_name)
         except (ModuleNotFoundError, AttributeError, ValueError) as error:
             raise UserError(
                 f"task.type is {name}, which cannot be imported ({error}); put the module on PYTHONPATH"
             ) from error
-        except Exception as error:  # process border: the user's own module, whatever it does
-            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        except Exception as error:  # the user's own module runs at import and may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"task.type is {name}, which cannot be imported ({what}); mend the module {module_name}"
+                f"task.type is {name}, which cannot be imported ({reason}); fix the module {module_name}"
             ) from error
-        if not (isinstance(found, type) and issubclass(getattr(found, "Params", type(None)), TaskParams)):
-            raise UserError(f"task.type is {name}, which is not a task; see `launcher/tasks/base.py` for what one is")
-        return found
+        if not (isinstance(task, type) and issubclass(getattr(task, "Params", type(None)), TaskParams)):
+            raise UserError(f"task.type is {name}, which is not a task; see `launcher/tasks/base.py` for the protocol")
+        return task
     if name not in task_names():
         raise UserError(not_one_of("task.type", name, task_names()))
     module = importlib.import_module(f"launcher.tasks.{name.replace('-', '_')}")
-    return module.TASK  # type: ignore[no-any-return]  # every task file names its class so; the contract test checks
+    return module.TASK  # type: ignore[no-any-return]  # every task file has it (tests/tasks/test_contract.py)
 
 
 def params_of(name: str) -> type[TaskParams]:
-    """The model of a task's own part of the job file; what `load_job` asks for."""
+    """Return the model of a task's parameters; `load_job` takes this function."""
     return task_class(name).Params
 
 
 def params_models() -> Mapping[str, type[TaskParams]]:
-    """The parameters of all the launcher's own tasks, for the JSON Schema."""
+    """Return the parameters of all built-in tasks by name, for the JSON Schema of the job file."""
     return {name: params_of(name) for name in task_names()}
 
 
 def build_task(job: JobSpec) -> Task:
-    """The task of a job file.
+    """Return the task of a job file.
 
     Raises:
-        UserError: the task's parameters are wrong.
+        UserError: There is no such task, or its parameters are invalid.
     """
     kind = task_class(job.task.type)
     try:
         params = kind.Params.model_validate(job.task.parameters())
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; mend the job file") from error
+        raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; fix the job file") from error
     task = kind(params, job.model, job.seed)
-    task.places = CellSource.of(job.data)
+    task.cell_source = CellSource.of(job.data)
     return task
 
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A task as `launcher tasks` shows it."""
+    """Summary of a task, as `launcher tasks` displays it."""
 
     summary: str
     inputs: tuple[str, ...]
-    """Columns the model sees, by their default names."""
+    """Columns that the model reads, by their default names."""
     targets: tuple[str, ...]
     metrics: tuple[str, ...]
-    """The first decides which checkpoint is best."""
+    """Names of the metrics; the first selects the best checkpoint."""
     parameters: tuple[tuple[str, str, str], ...]
     """Key, default and meaning."""
 
 
 def describe(name: str) -> TaskFacts:
-    """What a task reads, takes and measures, with its default parameters.
+    """Return the summary of a task with its default parameters.
 
     Raises:
-        UserError: there is no such task.
+        UserError: There is no such task.
     """
     kind = task_class(name)
     task = kind(kind.Params(), ModelSpec(name="none"), 0)

@@ -1,8 +1,22 @@
-"""The Task protocol: all the launcher knows about one kind of fine-tuning. Runs in data workers and train workers.
+"""The task protocol: everything the launcher knows about one kind of fine-tuning.
 
-A task is one file beside this one. The loop, the stream, evaluation, export and the report see this protocol only;
-read `text_classification.py` for a whole task and `train/loop.py` for who calls it. A task that derives from `Task`
-inherits the answers most tasks give.
+A task is one file of this folder (`type: my-task` is `my_task.py`), or a class of your own that the job file names by
+its import path (`type: my_package.module:MyTask`). Every process that needs it builds it from its parameters, so it
+must not hold state that cannot be rebuilt:
+
+| where | what is called |
+| --- | --- |
+| client and head | `infer_params`, `find_invalid_target`, `lost_labels`, `remarks`, `check_model` |
+| data worker (no model, no torch) | `processor`, `encode` |
+| train worker | `build_model`, `collate`, `sample_losses`; in evaluations `for_evaluation`, `metrics`, `row_results`, |
+| | `display_inputs`, `generation_prompts`, `predict`; for the export `processor` |
+| predict worker | `encode` without targets, then `predict` |
+
+A task has to define: `Params`, `auto_model`, `__init__` (which sets the attributes without a default), `processor`,
+`encode`, `collate`, `sample_losses`, `metrics`, `decode`, `row_results` and `example_rows`. Everything else has the
+default that most tasks need. Tasks whose truth is a column of labels derive from `targets.TargetTask` and define less.
+
+Read `text_classification.py` next for a whole task and `train/loop.py` for the loop that calls it.
 """
 
 import copy
@@ -22,7 +36,7 @@ from launcher.models.weights import check_layers, check_weights
 from launcher.rundir.records import ClassRow, ConfusionMatrix, Mark
 from launcher.spec.model import ModelSpec
 
-if TYPE_CHECKING:  # data workers encode without paying for torch
+if TYPE_CHECKING:  # data workers encode without the cost of importing torch
     import numpy as np
     import torch
     from transformers import PreTrainedModel
@@ -32,15 +46,15 @@ if TYPE_CHECKING:  # data workers encode without paying for torch
 
 MetricMode = Literal["max", "min"]
 ColumnKind = Literal["text", "class", "number"]
-"""What a task reads a column as: of a file without types (CSV), a text keeps every character, a class is an integer
-only where that loses nothing, and a number is what it looks like."""
+"""How a column of a file without types (CSV) is parsed: a text keeps every character, a class becomes an integer only
+where that loses nothing, and a number is parsed as one."""
 
 
 class TaskParams(BaseModel):
-    """Base of a task's own part of the job file."""
+    """Parameters of a task: its keys in the `task:` section of the job file, frozen and validated."""
 
     one_of: ClassVar[tuple[str, ...]] = ()
-    """Keys that exclude each other."""
+    """Keys of which at most one may be set."""
 
     model_config = {
         "frozen": True,
@@ -51,15 +65,15 @@ class TaskParams(BaseModel):
     }
 
     @model_validator(mode="after")
-    def _at_most_one(self) -> "TaskParams":
-        given = [name for name in self.one_of if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} are both given, but a row is one of them; keep one")
+    def _check_one_of(self) -> "TaskParams":
+        set_keys = [name for name in self.one_of if getattr(self, name)]
+        if len(set_keys) > 1:
+            raise ValueError(f"{set_keys[0]} and {set_keys[1]} are both given, but a row is one of them; keep one")
         return self
 
 
 class SmoothedParams(TaskParams):
-    """Of tasks that learn classes by cross entropy."""
+    """Parameters of tasks that train with cross entropy."""
 
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of each target that is spread over all classes while training (Szegedy et al. 2016, arXiv:1512.00567);
@@ -67,32 +81,33 @@ class SmoothedParams(TaskParams):
 
 
 class TrainingColumns(Protocol):
-    """What a task may look at before training begins: whole columns of the training data."""
+    """Whole columns of the training data, read before training begins."""
 
     @property
     def names(self) -> Sequence[str]:
-        """All columns of the training data."""
+        """Names of all columns."""
 
     def type_of(self, name: str) -> pa.DataType:
-        """Of a column."""
+        """Return the Arrow type of a column."""
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
-        """The values of a column, a part at a time."""
+        """Yield the values of a column, in chunks that fit in memory."""
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
-        """Names of a column's integer classes, where the files tell them (a `ClassLabel` of `datasets`)."""
+        """Return the class names of an integer column if its files have them (a `ClassLabel` of `datasets`)."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows made ready for the model.
+    """Samples of a table of rows.
 
     Args:
-        samples: one row per usable input row, the columns `collate` takes.
-        kept: positions of those rows in the input table.
-        lengths: cost of each sample, for length grouping and packing (tokens, for text).
-        weights: what each sample adds to the global batch's weight (1, or its number of labelled tokens).
-        problems: (position, reason) of each row that cannot be used.
+        samples: One row for each usable input row, with the columns that `collate` reads.
+        valid_rows: Positions of those rows in the input table, int64 (n,), ascending.
+        lengths: Cost of each sample, int64 (n,), for length grouping and packing; tokens for text, 1 for pictures.
+        weights: Weight of each sample in its global batch, float64 (n,); the loss of a global batch is the sum of its
+            sample losses divided by the sum of these. 1 for a class per row, the number of labelled tokens for tags.
+        problems: Pairs (position, reason) of the rows that cannot be used; `data.on_bad_row` decides what follows.
     """
 
     samples: pa.Table
@@ -104,13 +119,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class LostLabels:
-    """Labels that can be read but not kept: rows with them are used, and these are neither learned nor scored.
+    """Labels that can be read but not represented: their rows are used, the labels are neither learned nor scored.
 
     Args:
-        labels: Number of labels of such a kind in the rows looked at.
-        lost: (position, reason) of each that is lost.
-        kind: Plural of what they are.
-        remedy: What the user can do.
+        labels: Number of labels of this kind in the rows that were checked.
+        lost: Pairs (position, reason) of the lost labels.
+        kind: Plural noun for these labels, for messages.
+        remedy: Advice to the user.
     """
 
     labels: int = 0
@@ -121,12 +136,13 @@ class LostLabels:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B sequences on one device: a sample each, or several where samples are packed.
+    """Micro-batch of B sequences on one device; a sequence is one sample, or several where samples are packed.
 
     Args:
-        inputs: keyword arguments of the model's forward, labels not among them; tensors (B, ...), or flags.
-        labels: (B, ...) what the losses compare with.
-        mask: (B,) 1.0 for a real sample, 0.0 for a filler that keeps workers in lockstep.
+        inputs: Keyword arguments of the model's forward without the labels: tensors (B, ...), or flags.
+        labels: Targets that the losses compare with, (B, ...); -100 marks a position without a label.
+        mask: 1.0 for a real sample and 0.0 for a filler, float32 (B,). Fillers keep the number of forward passes equal
+            on all ranks, without which collectives would deadlock.
     """
 
     inputs: "Mapping[str, torch.Tensor | bool]"
@@ -134,19 +150,19 @@ class Batch:
     mask: "torch.Tensor"
 
     def to(self, device: "torch.device") -> "Batch":
-        """The same batch on another device; copies from pinned memory do not block."""
+        """Return a copy on another device. Copies from pinned memory are asynchronous."""
         inputs = {n: v if isinstance(v, bool) else v.to(device, non_blocking=True) for n, v in self.inputs.items()}
         return Batch(inputs, self.labels.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """What was right and what the model said about one row, for people to read.
+    """Truth and prediction of one row in words, for the report.
 
     Args:
-        target: the truth in words.
-        prediction: the model's answer in words.
-        marks: places in the row's first shown text that were found, missed or wrong.
+        target: Truth.
+        prediction: Prediction of the model.
+        marks: Spans of the row's first displayed text that were found, missed or wrong.
     """
 
     target: str
@@ -156,11 +172,11 @@ class RowResult:
 
 @dataclass(frozen=True)
 class RowInputs:
-    """A row's inputs for people to look at.
+    """Inputs of one row as the report displays them.
 
     Args:
-        texts: by column; marks point into the first.
-        image: a picture file's content (PNG, JPEG, WebP), or None.
+        texts: Text of each input column; marks point into the first.
+        image: Content of an image file (PNG, JPEG, WebP), or None.
     """
 
     texts: dict[str, str]
@@ -168,68 +184,83 @@ class RowInputs:
 
 
 class TaskMetrics(Protocol):
-    """Mergeable metric states of one pass over a split; fillers are never passed in."""
+    """Metric states of one pass over a split, merged over all ranks at its end. Fillers are never passed in.
+
+    Call `update` for each batch, `compute` once, and the other methods after it. Lives in train workers.
+    """
 
     def update(self, logits: "torch.Tensor", labels: "torch.Tensor") -> None:
-        """Count B rows: logits (B, ...), labels (B, ...)."""
+        """Add a batch to the states of this rank. States should be counts or sums: kept logits would fill the memory.
+
+        Args:
+            logits: Output of the model, (B, ...), any float type.
+            labels: Labels of `Batch`, (B, ...).
+        """
 
     def compute(self) -> dict[str, float]:
-        """Merge the states of all workers (a collective) and return each metric, the main one first."""
+        """Merge the states of all ranks and return each metric, the main one first.
+
+        Collective: every rank must call it, a rank that had no rows too.
+        """
 
     def baseline(self) -> dict[str, float]:
-        """What a model would score that knows only the labels' frequencies; call after `compute`."""
+        """Return the scores of a model that knows the label frequencies only. A metric may be left out."""
 
     def confusion(self) -> ConfusionMatrix | None:
-        """Counts by true and predicted class; call after `compute`."""
+        """Return counts by true and predicted class, or None where there is no such matrix."""
+        return None
 
     def classes(self) -> tuple[ClassRow, ...]:
-        """The per-class table; call after `compute`."""
+        """Return precision, recall and F1 of each class; empty for tasks without classes."""
+        return ()
 
 
 class Task(Protocol):
-    """One kind of fine-tuning. Built anew from its parameters in every process that needs it."""
+    """One kind of fine-tuning: its columns, model, loss and metrics."""
 
     Params: ClassVar[type[TaskParams]]
+    """Model of the task's keys in the job file. Its defaults must be enough to build the task."""
 
     input_columns: tuple[str, ...]
-    """Columns the model sees."""
+    """Columns that the model reads."""
     target_columns: tuple[str, ...]
-    """Columns it learns to predict."""
+    """Columns that it learns to predict. `predict` does not read them."""
     column_kinds: Mapping[str, ColumnKind] = MappingProxyType({})
-    """What these columns hold; of those that are not named here, inputs are texts, and so are the targets of a task
-    that `writes`; those of other tasks are numbers."""
+    """Kinds of these columns where they differ from the default: text for inputs and for the targets of a task that
+    `generates`, number for other targets."""
     metric_modes: Mapping[str, MetricMode]
-    """Whether more (`max`) or less (`min`) is better, for each metric beside `loss`; the first decides which
-    checkpoint is best unless the job file names one."""
+    """Direction of each metric other than `loss`: `max` if more is better. The first selects the best checkpoint,
+    unless the job file names another."""
     prediction_schema: pa.Schema
-    """Columns that `predict` gives: `prediction` in the task's natural form, and the scores behind it."""
+    """Columns that `decode` and `predict` return: `prediction` in the task's natural form, and its scores."""
     pack_length: int | None = None
-    """Length that samples packed into one training sequence may have together; None never packs. A task that may
-    pack has the parameter `packing`, which is turned off for models in which packed samples would see each other."""
+    """Length in tokens up to which samples are packed into one training sequence; None never packs. A task that packs
+    has a parameter `packing`, which is switched off for models in which packed samples would attend to each other."""
     augments: bool = True
-    """Whether `encode` may look at its `noise`; samples of a task that never does are encoded once and kept."""
+    """Whether `encode` may use `noise`. Samples of a task that never does are encoded once and cached."""
     generates: ClassVar[bool] = False
-    """Whether it generates, so that its predictions for a few rows belong into the report at every evaluation."""
+    """Whether the model generates text, so that every evaluation adds some generated samples to the report."""
     auto_model: ClassVar[str]
-    """Name of the Auto class of transformers that the task fine-tunes."""
+    """Name of the transformers Auto class that is fine-tuned, such as `AutoModelForSequenceClassification`."""
     from_scratch: ClassVar[Literal["encoder", "decoder", "image"]] = "encoder"
-    """What `model.from_config` needs made beside the weights: a tokenizer of this kind, or an image processor."""
+    """Processor to create under `model.from_config`: a tokenizer for an encoder or decoder, or an image processor."""
 
     params: TaskParams
     model: ModelSpec
     seed: int
-    """Of the layers that are new."""
+    """Seed of newly initialised layers."""
 
-    places: CellSource = CellSource()
-    """Where the files may lie that cells of the data name; `build_task` knows."""
+    cell_source: CellSource = CellSource()
+    """Directories from which file names in cells may be read; empty reads none. `build_task` sets it."""
 
-    def __init__(self, params: TaskParams, model: ModelSpec, seed: int) -> None: ...
+    def __init__(self, params: TaskParams, model: ModelSpec, seed: int) -> None:
+        """Store the arguments and set the attributes without a default. Must be cheap: load nothing here."""
 
     def columns(self, with_targets: bool = True) -> dict[str, ColumnKind]:
-        """Return what each column that is read holds.
+        """Return the kind of each column that is read.
 
         Args:
-            with_targets: Whether the labels are wanted.
+            with_targets: True to include the target columns.
         """
         targets = self.target_columns if with_targets else ()
         kinds: dict[str, ColumnKind] = dict.fromkeys(targets, "text" if self.generates else "number")
@@ -237,57 +268,84 @@ class Task(Protocol):
         return kinds | {name: kind for name, kind in self.column_kinds.items() if name in kinds}
 
     def infer_params(self, data: TrainingColumns) -> TaskParams:
-        """The parameters, with what only the training data tells (class names) filled in."""
+        """Return the parameters, completed by what only the training data knows (class names, class weights).
+
+        Called once on the head; its result is stored with the run. Must return its own result unchanged when called
+        again. The default infers nothing.
+        """
         return self.params
 
-    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
-        """The first row of a target column, in pieces of a type, that is bad, and why; None where reading tells."""
+    def find_invalid_target(self, pieces: Iterable[pa.Array], arrow_type: pa.DataType) -> tuple[int, str] | None:
+        """Find the first invalid value of a target column without encoding the rows.
+
+        Lets `check` refuse a bad label in the last of a million rows within seconds. The default finds none, which is
+        always allowed: `encode` checks every row again.
+
+        Args:
+            pieces: Values of the whole column, in chunks.
+            arrow_type: Type of the column.
+
+        Returns:
+            Row number and reason, or None.
+        """
         return None
 
     def processor(self) -> "Processor":
-        """What turns inputs into tensors (tokenizer, image processor), exported with the model."""
+        """Return the tokenizer or image processor, loaded once per process; the export saves it with the model."""
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: "np.ndarray | None" = None) -> Encoded:
-        """Rows to samples; pure. In a data worker.
+        """Turn n rows into samples. Runs in data workers.
+
+        Must be pure: a sample depends on its row, the parameters and its noise only, never on the other rows. The
+        launcher cuts the data into tables as it likes, caches samples and encodes them again after a failure.
 
         Args:
-            rows: input columns, and target columns if `with_targets`.
-            with_targets: whether the labels are wanted.
-            noise: int64 (n,), a seed for each row's augmentation, the same on any cluster; None does not augment.
+            rows: Table with `input_columns`, and `target_columns` if `with_targets`.
+            with_targets: Whether labels are encoded; False for `predict`, which does not read `target_columns`.
+            noise: Augmentation seed of each row, int64 (n,), a function of the job's seed, epoch and row; None to not
+                augment.
         """
 
     def lost_labels(self, rows: pa.Table) -> LostLabels:
-        """Return what `encode` would leave out of the labels of rows."""
+        """Return the labels of some rows that `encode` drops without refusing the row. The default drops none."""
         return LostLabels()
 
     def collate(self, samples: pa.Table) -> Batch:
-        """Samples to one padded micro-batch, `mask` all 1. In a train worker.
+        """Pad B samples to one micro-batch, with `mask` all 1. Runs in train and predict workers.
 
-        Packed samples (`pack_length`) arrive joined end to end, their lengths in the column `segments`.
+        Packed samples (`pack_length`) arrive concatenated to one row, with their lengths in the column `segments`.
+
+        Args:
+            samples: Rows of `Encoded.samples`.
         """
 
     def head(self) -> dict[str, object]:
-        """What the task sets in the model's config: number and names of the classes."""
+        """Return the entries that the task sets in the model's config (`num_labels`, `id2label`, ...)."""
         return {}
 
     def check_model(self) -> dict[str, object]:
-        """Return facts about the model that need no weights (type, parameters, classes); raises ModelError.
+        """Check that the model can do this task, without loading its weights.
 
-        `packs` is False where the task packs and the model would let packed samples see each other.
+        Returns:
+            Facts for the plan: `model_type`, `parameters`, `batch_norms`, and where they apply `classes`, `trained`,
+            `frozen`. `packs` is False if the task packs and the model would let packed samples attend to each other.
+
+        Raises:
+            ModelError: The model, its tokenizer or the job's settings of it do not fit the task.
         """
-        from launcher.models.batch_norm import batch_norms  # which imports torch
+        from launcher.models.batch_norm import batch_norms  # imports torch
         from launcher.models.layers import freeze, frozen_modules
         from launcher.models.packing import keeps_samples_apart
 
         config = load_config(self.model, **self.head())
         model = without_weights(self.auto_model, self.model, config)
         check_weights(self.model, model)
-        wanted, has = getattr(self.params, "max_length", 0), usable_positions(model)
-        if has is not None and wanted > has:
-            raise ModelError(f"task.max_length: {wanted} is more than the model's {has} positions; lower it")
+        max_length, positions = getattr(self.params, "max_length", 0), usable_positions(model)
+        if positions is not None and max_length > positions:
+            raise ModelError(f"task.max_length: {max_length} is more than the model's {positions} positions; lower it")
         if self.model.lora is not None:
             check_layers(self.model.lora.target_modules or (), model)
-        self._check_processor(model)
+        self._check_vocabulary(model)
         classes = {"classes": config.num_labels} if self.head() else {}
         facts: dict[str, object] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         if self.model.freeze is not None:
@@ -298,8 +356,8 @@ class Task(Protocol):
             facts["packs"] = False
         return {"model_type": config.model_type, **facts, "batch_norms": len(batch_norms(model)), **classes}
 
-    def _check_processor(self, model: "PreTrainedModel") -> None:
-        """A tokenizer's words must all have an embedding, and so must its padding."""
+    def _check_vocabulary(self, model: "PreTrainedModel") -> None:
+        """Refuse a tokenizer with a token, or a padding token, that has no embedding (an index error on a GPU)."""
         processor = self.processor()
         highest = max(getattr(processor, "vocab_size", 0) - 1, getattr(processor, "pad_token_id", None) or 0)
         embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None) if highest > 0 else None
@@ -310,66 +368,99 @@ class Task(Protocol):
             )
 
     def build_model(self) -> "PreTrainedModel":
-        """The model with the task's head: `forward(**inputs).logits` is (B, ...)."""
+        """Load the model in fp32 with the task's head. Its `forward(**inputs).logits` must be (B, ...)."""
         model = load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
         self.add_adapters(model)
         return model
 
     def add_adapters(self, model: "PreTrainedModel") -> None:
-        """Change a model in place before it runs, on shapes alone where memory is estimated."""
+        """Modify the model in place before its first forward pass; also called on a meta model to measure memory.
+
+        The default isolates packed samples from each other. LoRA is added elsewhere (`models/adapters.py`).
+        """
         from launcher.models.packing import mask_packed_samples
 
         if self.pack_length is not None:
             mask_packed_samples(model)
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """(B,) loss of each sequence, summed within it, never averaged."""
+        """Return the loss of each sequence, float32 (B,): summed over its tokens, never averaged.
+
+        The loop divides the sum over a global batch by its weight, so that the curve does not depend on how the batch
+        is split.
+
+        Args:
+            logits: Output of the model, (B, ...), any float type.
+            labels: Labels of `Batch`, (B, ...).
+        """
 
     def for_evaluation(self) -> "Task":
-        """The task as evaluations see it: with another loss and other weights where those of training are shaped."""
+        """Return the task with the plain loss and weights of evaluations: no smoothing, no class weights."""
         return self
 
     def metrics(self, device: "torch.device") -> TaskMetrics:
-        """Fresh metric states."""
+        """Return new metric states on a device."""
 
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        """B rows of what the logits say, as `prediction_schema` has it."""
+        """Return the predictions of B rows, with the columns of `prediction_schema`.
+
+        Args:
+            logits: Output of the model, (B, ...).
+            samples: Rows that were collated to the batch.
+        """
 
     def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
-        """The truth and the model's answer for each of B rows, in words for the report."""
+        """Return truth and prediction of B rows in words, for the rows that the report displays.
+
+        Args:
+            logits: Output of the model on the CPU, (B, ...).
+            labels: Labels of `Batch` on the CPU, (B, ...).
+            samples: Rows that were collated to the batch.
+        """
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
-        """Predictions for samples encoded without targets: one forward pass, unless the task generates."""
+        """Return predictions for samples that were encoded without targets, with the columns of `prediction_schema`.
+
+        The default is one forward pass and `decode`; a task that `generates` replaces it.
+
+        Args:
+            model: Model in eval mode, on the device to use. Under ZeRO-3 all ranks call with the same samples.
+            samples: B rows of `Encoded.samples`.
+        """
         batch = self.collate(samples).to(model.device)
         return self.decode(model(**batch.inputs).logits, samples)
 
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return what a person should know of the training data before spending hours, told from some of its rows.
+        """Return notes for the plan on what the user should know of the training data before paying for a run.
 
         Args:
-            rows: Input and target columns of rows that are spread over the training data; bad ones may be among them.
-            unread: Names of its other columns.
+            rows: Input and target columns of some rows spread over the training data, bad ones among them.
+            unread: Names of the columns that the task does not read.
         """
         return ()
 
     def generation_prompts(self, rows: pa.Table) -> pa.Table:
-        """What a task that `writes` predicts for the report, made of a few rows' input columns."""
+        """Return the prompts that a task which `generates` completes for the report.
+
+        Args:
+            rows: Input columns of a few rows; the default returns them unchanged.
+        """
         return rows
 
     def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
-        """The input columns of one row, to look at."""
+        """Return the input columns of one row as the report displays them. The default displays texts."""
         return RowInputs({name: str(row[name]) for name in self.input_columns})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Synthetic rows a model can learn, for the contract test."""
+        """Return synthetic rows that a model can learn, a function of the seed; for `tests/tasks/test_contract.py`."""
 
 
 def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
-    """Return the remark on what `task.max_length` cuts off; none where it cuts nothing.
+    """Return a remark on what `task.max_length` cuts off; empty if it cuts nothing.
 
     Args:
-        lengths: Tokens of each row that was looked at, before any is cut off.
-        max_length: Tokens that are kept of each row.
+        lengths: Tokens of each row in a sample of the data, before truncation.
+        max_length: Tokens kept of each row.
     """
     longer = [length for length in lengths if length > max_length]
     if not longer:
@@ -383,7 +474,7 @@ def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
 
 
 def with_replaced(task: Task, **attributes: object) -> Task:
-    """A copy of a task, with what it has loaded, that differs in some attributes."""
+    """Return a shallow copy of a task, with its loaded processor, that differs in some attributes."""
     other = copy.copy(task)
     for name, value in attributes.items():
         setattr(other, name, value)

@@ -1,11 +1,11 @@
-"""Columns of texts, prompts and conversations that a causal language model reads. Runs anywhere.
+"""Parameters of causal language modelling: which columns hold texts, prompts or conversations. Runs anywhere.
 
-Read `causal_lm.py` for the task, `models/conversation.py` for what the cells may hold.
+Read `causal_lm.py` for the task and `models/conversation.py` for what the cells may hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -15,8 +15,11 @@ from launcher.models.chat import Writer
 from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import SmoothedParams, TrainingColumns, truncation_note
 
-BESIDE = tuple(USUAL)
-"""Parameters that name a column beside the prompts or conversations; null takes the column of that name."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CONTEXT_KEYS = tuple(USUAL)
+"""Parameters that name a column read in addition to prompts or conversations; null takes the column of that name."""
 
 
 class CausalParams(SmoothedParams):
@@ -31,8 +34,8 @@ class CausalParams(SmoothedParams):
     response: str = "response"
     """Column with the answers."""
     input: str | None = None
-    """Column with what a prompt is about, which is set on a new line behind it; null reads the column `input` where the
-    training data has one beside the prompts, "" none."""
+    """Column with the input of each prompt, added to it on a new line; null reads the column `input` where the training
+    data has one in addition to the prompts, "" none."""
     system: str | None = None
     """Column with the system message of each prompt or conversation; null and "" as for `input`."""
     tools: str | None = None
@@ -45,84 +48,101 @@ class CausalParams(SmoothedParams):
     max_length: int = Field(default=512, ge=8)
     """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
     packing: bool = True
-    """Put several samples into one sequence, with the same loss curve; off where the model lets them see each other."""
+    """Put several samples into one sequence, with the same loss curve; off for models that do not isolate them."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Tokens that `predict`, and the samples in the report, write at most."""
+    """Most tokens that `predict`, and the samples in the report, generate."""
 
     one_of: ClassVar = ("text", "messages", "prompt")
 
     @model_validator(mode="after")
-    def _beside(self) -> "CausalParams":
+    def _check_context(self) -> "CausalParams":
         if self.input and not self.prompt:
-            raise ValueError(
-                f"input: {self.input} would stand behind a prompt, and no prompt is given; name its column"
-            )
+            raise ValueError(f"input: {self.input} would be added to a prompt, and no prompt is given; name its column")
         for key in ("system", "tools"):
-            if getattr(self, key) and not (self.prompt or self.messages):
+            if getattr(self, key) and not self.has_turns:
                 raise ValueError(f"{key}: is for conversations; name their column by messages, or prompts by prompt")
         return self
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Columns that are read beside the prompt or the conversation."""
-        return tuple(dict.fromkeys(name for key in BESIDE if (name := getattr(self, key))))
+    def has_turns(self) -> bool:
+        """Whether rows are conversations or prompts, and not texts."""
+        return bool(self.messages or self.prompt)
 
     @property
-    def looked_for(self) -> tuple[str, ...]:
-        """Columns that are read beside prompts or conversations if the training data has them."""
-        return tuple(key for key in self._keys if getattr(self, key) is None) if self.messages or self.prompt else ()
+    def main_column(self) -> str:
+        """Column with the texts, conversations or prompts."""
+        return self.messages or self.prompt or self.text or "text"
+
+    @property
+    def context_columns(self) -> tuple[str, ...]:
+        """Columns that are read in addition to the prompts or conversations."""
+        return tuple(dict.fromkeys(column for key in _CONTEXT_KEYS if (column := getattr(self, key))))
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Columns that are read in addition to prompts or conversations if the training data has them."""
+        return tuple(key for key in self._usable_keys if getattr(self, key) is None) if self.has_turns else ()
 
     def unread(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return remarks on columns that belong to prompts or conversations by their names, and that are not read."""
-        if not (self.messages or self.prompt):
+        """Return remarks on columns whose names say that they belong to the conversations, but that are not read."""
+        if not self.has_turns:
             return ()
-        keys = {name: key for key in self._keys if not getattr(self, key) for name in USUAL[key]}
-        said = {name: f"task.{key}: {name} reads it" for name, key in keys.items()}
-        said |= dict.fromkeys(UNREAD, "put it into the prompts or conversations if it matters")
-        return tuple(f"column {name} is not read; {said[name]}" for name in names if name in said)
+        keys = {name: key for key in self._usable_keys if not getattr(self, key) for name in USUAL[key]}
+        remedies = {name: f"task.{key}: {name} reads it" for name, key in keys.items()}
+        remedies |= dict.fromkeys(UNREAD, "put it into the prompts or conversations if it matters")
+        return tuple(f"column {name} is not read; {remedies[name]}" for name in names if name in remedies)
 
     @property
-    def _keys(self) -> tuple[str, ...]:
-        """Parameters among `BESIDE` that are of use."""
-        return BESIDE if self.prompt else ("system", "tools")
+    def _usable_keys(self) -> tuple[str, ...]:
+        return _CONTEXT_KEYS if self.prompt else ("system", "tools")
 
     def with_columns(self, data: TrainingColumns) -> "CausalParams":
-        """Return the parameters with the columns that the training data has beside prompts or conversations."""
-        if not (self.messages or self.prompt):
-            return self
+        """Return the parameters with each context column that is null set to the one of its name, or to "" for none."""
         taken = (self.messages, self.prompt, self.response)
-        found = {}
-        for key in self._keys:
-            if getattr(self, key) is None:
-                is_there = key in data.names and key not in taken and _may_stand_beside(key, data.type_of(key))
-                found[key] = key if is_there else ""
-        return self.model_copy(update=found)
+        inferred = {}
+        for key in self.optional_columns:
+            is_read = key in data.names and key not in taken and _is_context(key, data.type_of(key))
+            inferred[key] = key if is_read else ""
+        return self.model_copy(update=inferred)
+
+    def writer(self, tokenizer: "PreTrainedTokenizerBase") -> Writer:
+        """Return what turns rows into tokens."""
+        form: Literal["text", "chat", "answer"] = "chat" if self.messages else "answer" if self.prompt else "text"
+        context = {key: getattr(self, key) or "" for key in _CONTEXT_KEYS}
+        return Writer(tokenizer, form, self.main_column, self.response, self.answer_roles, **context)
 
 
-def remarks(writer: Writer, rows: Sequence[Mapping[str, object]], max_length: int) -> tuple[str, ...]:
-    """Return what is not learned of some rows, though they can be used."""
+def _is_context(key: str, arrow_type: pa.DataType) -> bool:
+    """Return whether a column with the name of a parameter also has a type that the parameter reads."""
+    is_text = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
+    return is_text or (key == "tools" and (pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)))
+
+
+def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str, ...]:
+    """Return remarks on what is not learned of rows, although they can be used.
+
+    Args:
+        writer: Writer of the task.
+        rows: Rows of the training data, bad ones among them.
+        max_length: Tokens kept of each row.
+    """
     written = []
-    for row in rows:
-        with suppress(ValueError):  # a bad row, which `judge` reports
+    for row in rows.to_pylist():
+        with suppress(ValueError):  # bad rows are reported elsewhere (`data.on_bad_row`)
             written.append(writer.write(row, True))
-    found = truncation_note([len(writer.tokenized(row)[0]) for row in written], max_length)
+    notes = truncation_note([len(writer.tokenized(row)[0]) for row in written], max_length)
     answers = sum(row.answers for row in written)
-    empty, unlearned = sum(row.empty_answers for row in written), sum(row.unlearned_answers for row in written)
+    empty = sum(row.empty_answers for row in written)
     if empty:
-        found += (
+        notes += (
             f"{writer.column}: {format_percent(empty / answers)} of the answers are empty ({empty} of the {answers} "
-            "looked at), so only their end is learned; fill them, or leave such rows out",
+            "looked at), so only their end is learned; fill them, or remove such rows",
         )
+    unlearned = sum(row.unlearned_answers for row in written)
     if unlearned:
-        found += (
+        notes += (
             f"{writer.column}: {format_percent(unlearned / answers)} of the answers are not learned ({unlearned} of "
-            f"the {answers} looked at), as the chat template writes them in another way once others follow; split "
-            "conversations behind each answer, or set task.chat_template",
+            f"the {answers} looked at), as the chat template writes them differently once other messages follow; split "
+            "conversations after each answer, or set task.chat_template",
         )
-    return found
-
-
-def _may_stand_beside(key: str, kind: pa.DataType) -> bool:
-    """Return whether a column that has the name of a parameter is likely to be meant by it."""
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return is_text or (key == "tools" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)))
+    return notes

@@ -1,4 +1,7 @@
-"""Image classification (ResNet, ViT): a picture to one class, or several. Data workers and train workers."""
+"""Image classification (ResNet, ViT): a picture to one class or several. Runs wherever a task runs (`base.py`).
+
+Read `models/images.py` next for how pictures are decoded, augmented and scaled.
+"""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -35,7 +38,7 @@ class ImageParams(LabelParams):
 
 
 class ImageClassification(TargetTask):
-    """Fine-tunes `AutoModelForImageClassification`. See `tasks/base.py` for what each method owes."""
+    """Fine-tuning of `AutoModelForImageClassification`. Methods without a docstring are described in `base.Task`."""
 
     Params = ImageParams
     params: ImageParams
@@ -49,46 +52,44 @@ class ImageClassification(TargetTask):
         self.input_columns = (params.image,)
         self.augments = params.augment != Augment()
 
-    @cached_property  # once per process
+    @cached_property
     def _pixels(self) -> Pixels:
         channels = getattr(load_config(self.model), "num_channels", 3)
-        return Pixels(load_image_processor(self.model), int(channels), self.params.image, self.places)
+        return Pixels(load_image_processor(self.model), int(channels), self.params.image, self.cell_source)
 
     def processor(self) -> "BaseImageProcessor":
         return self._pixels.processor
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         cells = rows.column(self.params.image).to_pylist()
-        raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        kept, problems, targets = [], [], []
+        raw_labels = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
+        valid_rows, problems, targets = [], [], []
         pixels: list[npt.NDArray[np.uint8]] = []
         for i, cell in enumerate(cells):
             try:
-                target = self.labels.target(raw[i]) if with_targets else []
+                target = self.labels.target(raw_labels[i]) if with_targets else []
                 seed = None if noise is None else int(noise[i])
-                ready = self._pixels.encode(cell, self.params.augment, seed)
-                if pixels and ready.shape != pixels[0].shape:
-                    # One batch has one shape: the processors of most models see to that.
+                array = self._pixels.encode(cell, self.params.augment, seed)
+                if pixels and array.shape != pixels[0].shape:  # a batch has one shape; most processors ensure it
                     raise ValueError(
-                        f"{self.params.image} is {_size(ready)} for the model, where others are {_size(pixels[0])}, "
+                        f"{self.params.image} is {_size(array)} for the model, where others are {_size(pixels[0])}, "
                         "and its processor does not make them alike; set do_resize and size in its "
                         "preprocessor_config.json"
                     )
-                pixels.append(ready)
+                pixels.append(array)
                 targets.append(target)
-                kept.append(i)
+                valid_rows.append(i)
             except ValueError as problem:
                 problems.append((i, str(problem)))
         shapes = pa.array([list(p.shape) for p in pixels], pa.list_(pa.int32()))
+        # `large_binary` has 64-bit offsets: the pixels of a window exceed the 2 GiB of `binary`.
         content = pa.array([p.tobytes() for p in pixels], pa.large_binary())
         samples = pa.table({"pixels": content, "shape": shapes, "target": pa.array(targets, pa.list_(pa.float64()))})
-        lengths = np.ones(len(kept), np.int64)
-        return Encoded(
-            samples, np.array(kept, np.int64), lengths, self.targets.sample_weights(targets), tuple(problems)
-        )
+        lengths, weights = np.ones(len(valid_rows), np.int64), self.targets.sample_weights(targets)
+        return Encoded(samples, np.array(valid_rows, np.int64), lengths, weights, tuple(problems))
 
     def collate(self, samples: pa.Table) -> Batch:
-        """pixel_values float (B, C, H, W); labels (B,) or, multi-label, (B, classes)."""
+        """Return pixel_values, float32 (B, C, H, W); labels are (B,), or (B, classes) if multi-label."""
         import torch
 
         labels = self.labels.tensor(samples.column("target"))
@@ -97,10 +98,10 @@ class ImageClassification(TargetTask):
     def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
         cell = row[self.params.image]
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-        return RowInputs({self.params.image: str(path or "picture")}, thumbnail(cell_bytes(cell, self.places)))
+        return RowInputs({self.params.image: str(path or "picture")}, thumbnail(cell_bytes(cell, self.cell_source)))
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Noisy pictures of 16 x 16, bright in their upper half (a) or in their lower half (b)."""
+        """Return noisy pictures of 16 x 16 pixels, bright in the upper half (class a) or in the lower half (b)."""
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, 2, rows)
         pictures = [{"bytes": example_picture(rng, int(label)), "path": None} for label in labels]
@@ -108,7 +109,7 @@ class ImageClassification(TargetTask):
 
 
 def _size(pixels: npt.NDArray[np.uint8]) -> str:
-    """Say the size of a picture (C, H, W), as people do."""
+    """Return the size of a picture (C, H, W) as width x height."""
     return f"{pixels.shape[2]} x {pixels.shape[1]}"
 
 

@@ -1,4 +1,4 @@
-"""Arrow lists to padded arrays and tensors. Runs in data and train workers; tasks call it."""
+"""Arrow lists to padded arrays and tensors. Runs in data, train and predict workers; the tasks call it."""
 
 from typing import TYPE_CHECKING
 
@@ -12,32 +12,33 @@ if TYPE_CHECKING:
 
 
 def pad_lists(column: pa.ChunkedArray | pa.ListArray, value: int) -> npt.NDArray[np.int64]:
-    """A column of integer lists as one array, short rows filled up at the end.
+    """Return a column of integer lists as one array, padded at the end (right).
 
     Args:
         column: B lists.
-        value: the filling.
+        value: Padding value.
 
     Returns:
-        int64 (B, T), T the longest list.
+        int64 (B, T), where T is the longest list.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     offsets = array.offsets.to_numpy()
     lengths = np.diff(offsets)
     padded = np.full((len(lengths), int(lengths.max(initial=1))), value, np.int64)
+    # `flatten` respects the offset of a sliced array; `values` would return the values of its neighbours too.
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = array.flatten().to_numpy(zero_copy_only=False)
     return padded
 
 
 def text_inputs(samples: pa.Table, pad_token_id: int | None) -> "dict[str, torch.Tensor]":
-    """Tokens as an encoder takes them.
+    """Return tokens as the forward of an encoder takes them.
 
     Args:
         samples: B rows with `input_ids`, and `token_type_ids` where the model has them.
-        pad_token_id: the filling; None takes 0.
+        pad_token_id: Padding token; None pads with 0, which the attention mask hides.
 
     Returns:
-        input_ids, attention_mask (and token_type_ids), int64 (B, T).
+        `input_ids`, `attention_mask` (and `token_type_ids`), int64 (B, T).
     """
     import torch
 
@@ -50,13 +51,13 @@ def text_inputs(samples: pa.Table, pad_token_id: int | None) -> "dict[str, torch
 
 
 def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
-    """Position of each token within its own sample.
+    """Return the position of each token within its own sample.
 
     Args:
-        samples: B rows with `input_ids`; `segments`, the lengths of the samples a row holds, where they are packed.
+        samples: B rows with `input_ids`; where samples are packed, `segments` has the lengths of those in each row.
 
     Returns:
-        int64 (B, T); the padding behind counts from 0 like one more sample.
+        int64 (B, T). Padding restarts at 0, as if it were one more sample.
     """
     lengths = pc.list_value_length(samples.column("input_ids")).to_pylist()
     segments = samples.column("segments").to_pylist() if "segments" in samples.column_names else [[n] for n in lengths]
@@ -69,9 +70,9 @@ def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def whole_numbers(values: pa.Array) -> pa.Array:
-    """Return numbers with a point as integers where all of them are whole, as pandas writes integers beside nulls.
+    """Return floats as integers if all of them are whole; NaN is null.
 
-    NaN is null, as there.
+    pandas stores an integer column with nulls as floats, with NaN for null.
     """
     if not pa.types.is_floating(values.type):
         return values
@@ -81,5 +82,5 @@ def whole_numbers(values: pa.Array) -> pa.Array:
 
 
 def list_column(rows: list[list[int]]) -> pa.ListArray:
-    """Integer lists as an Arrow column of int32 lists."""
+    """Return integer lists as an Arrow column of int32 lists."""
     return pa.array(rows, type=pa.list_(pa.int32()))

@@ -1,4 +1,8 @@
-"""What tasks whose truth is a column of labels share, whatever they read. Data workers and train workers."""
+"""Base of the tasks whose truth is a column of labels, whatever their inputs are. Data workers and train workers.
+
+`Targets` is what a label may be and everything that follows from it (loss, metrics, predictions). `TargetTask`
+delegates to it, so that a task file only describes its inputs. Read `metrics/labels.py` and `metrics/tags.py` next.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -6,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 from pydantic import model_validator
 
-from launcher.rundir.records import Mark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import (
     MetricMode,
@@ -18,7 +21,7 @@ from launcher.tasks.base import (
     TrainingColumns,
     with_replaced,
 )
-from launcher.tasks.metrics.class_weights import ClassWeights, balanced, completed
+from launcher.tasks.metrics.class_weights import ClassWeights, balanced_weights, complete_weights
 from launcher.tasks.metrics.labels import ClassNames
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class LabelParams(SmoothedParams):
-    """What their parts of the job file share."""
+    """Parameters of all tasks with a label column."""
 
     label: str = "label"
     """Column that holds the label: an int or string."""
@@ -35,12 +38,12 @@ class LabelParams(SmoothedParams):
     """Class names in order; int labels index them, unless their file names its numbers itself (a `ClassLabel` of
     `datasets`): then these names count. null reads them from the training data."""
     class_weights: ClassWeights = None
-    """Weight of each class in the training loss, as torch's CrossEntropyLoss has it: {class: weight}, 1 for those left
-    out; `balanced` takes rows / (classes * rows of the class) of the training data. Evaluations are not weighted."""
+    """Weight of each class in the training loss, as torch's CrossEntropyLoss has it: {class: weight}, 1 for those not
+    listed; `balanced` takes rows / (classes * rows of the class) of the training data. Evaluations are not weighted."""
 
     @model_validator(mode="after")
-    def _one_class_each(self) -> "LabelParams":
-        kind = getattr(self, "kind", "single-label")  # of tasks that have several
+    def _check_single_label(self) -> "LabelParams":
+        kind = getattr(self, "kind", "single-label")  # only some tasks have the parameter
         for key in ("label_smoothing", "class_weights"):
             if kind != "single-label" and getattr(self, key):
                 raise ValueError(f"{key} is for one class per row, and kind is {kind}; drop {key}")
@@ -48,60 +51,64 @@ class LabelParams(SmoothedParams):
 
     @property
     def ordered_weights(self) -> tuple[float, ...]:
-        """The classes' weights in the order of their names; () before the names are known, or where there are none."""
+        """Class weights in the order of the class names; () if there are none, or the names are not known yet."""
         if not isinstance(self.class_weights, dict) or self.labels is None:
             return ()
         return tuple(self.class_weights.get(name, 1.0) for name in self.labels)
 
 
 class Targets(Protocol):
-    """What a label may be, and all that follows from it: `metrics.labels.Labels`, `metrics.tags.Tags`."""
+    """Meaning of a label column: `metrics.labels.Labels` for whole rows, `metrics.tags.Tags` for words."""
 
     @property
     def metric_modes(self) -> Mapping[str, MetricMode]:
-        """Whether more or less of each metric is better, the main metric first."""
+        """Direction of each metric, the main metric first."""
 
     @property
     def prediction_schema(self) -> pa.Schema:
-        """What `decode` gives."""
+        """Columns that `decode` returns."""
 
-    def infer_params(
-        self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
+    def infer_names(
+        self, pieces: Iterable[pa.Array], arrow_type: pa.DataType, known: tuple[str, ...] | None
     ) -> tuple[str, ...] | None:
-        """Class names of the training data's labels; None where there are none."""
+        """Return the class names of a column of training labels; None for targets without classes.
 
-    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
-        """The first row whose label cannot be used, and why, where whole columns tell it at little cost."""
+        Args:
+            pieces: Values of the column, in chunks.
+            arrow_type: Type of the column.
+            known: Class names in the metadata of the files, or None.
+        """
+
+    def find_invalid_target(self, pieces: Iterable[pa.Array], arrow_type: pa.DataType) -> tuple[int, str] | None:
+        """Return the first row whose label is invalid, and why, if the column alone shows it (`Task`)."""
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
-        """How often each of these classes occurs in the training data's column."""
+        """Return how often each of these classes occurs in a column."""
 
     def sample_weights(self, labels: Sequence[Sequence[float]]) -> "np.ndarray":
-        """float64 (n,), what each sample adds to the global batch's weight."""
+        """Return the weight of each sample in its global batch, float64 (n,)."""
 
-    def plain(self) -> "Targets":
-        """The same under plain cross entropy."""
+    def for_evaluation(self) -> "Targets":
+        """Return the same targets under plain cross entropy: no class weights, no smoothing."""
 
     def config(self) -> dict[str, object]:
-        """The model config's entries: number and names of the classes."""
+        """Return the entries of the model's config: number and names of the classes."""
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """(B,) loss of each sample."""
+        """Return the loss of each sample, float32 (B,)."""
 
     def metrics(self, device: "torch.device") -> TaskMetrics:
-        """Fresh metric states."""
+        """Return new metric states on a device."""
 
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        """B rows of what the logits say."""
+        """Return the predictions of B rows, with the columns of `prediction_schema`."""
 
-    def answers(
-        self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table
-    ) -> list[tuple[str, str, tuple[Mark, ...]]]:
-        """(truth, prediction, marks) of each row in words."""
+    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
+        """Return truth and prediction of B rows in words."""
 
 
 class TargetTask(Task):
-    """A task that is given by how it reads its inputs and by its `Targets`."""
+    """Task that is defined by how it reads its inputs and by its `Targets`."""
 
     params: LabelParams
     targets: Targets
@@ -110,28 +117,29 @@ class TargetTask(Task):
         self.params, self.model, self.seed, self.targets = params, model, seed, targets
         self.target_columns = (params.label,)
         self.column_kinds = {params.label: "number" if getattr(params, "kind", "") == "regression" else "class"}
-        self.metric_modes, self.prediction_schema = targets.metric_modes, targets.prediction_schema
+        self.metric_modes = targets.metric_modes
+        self.prediction_schema = targets.prediction_schema
 
     def infer_params(self, data: TrainingColumns) -> TaskParams:
-        """Class names, unless the job file gives them, and the classes' weights."""
+        """Return the parameters with class names, unless the job file has them, and with a weight for each class."""
         params, column = self.params, self.params.label
         if not params.labels:
-            names = self.targets.infer_params(data.pieces(column), data.type_of(column), data.class_names(column))
+            names = self.targets.infer_names(data.pieces(column), data.type_of(column), data.class_names(column))
             params = params.model_copy(update={"labels": names})
         if params.class_weights is None or params.labels is None:
             return params
         if params.class_weights == "balanced":
-            weights = balanced(self.targets.counts(data.pieces(column), params.labels), params.labels)
+            weights = balanced_weights(self.targets.counts(data.pieces(column), params.labels), params.labels)
         else:
-            weights = completed(params.class_weights, params.labels)
+            weights = complete_weights(params.class_weights, params.labels)
         return params.model_copy(update={"class_weights": weights})
 
     def for_evaluation(self) -> Task:
-        targets = self.targets.plain()
+        targets = self.targets.for_evaluation()
         return self if targets == self.targets else with_replaced(self, targets=targets)
 
-    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
-        return self.targets.find_invalid_target(pieces, kind)
+    def find_invalid_target(self, pieces: Iterable[pa.Array], arrow_type: pa.DataType) -> tuple[int, str] | None:
+        return self.targets.find_invalid_target(pieces, arrow_type)
 
     def head(self) -> dict[str, object]:
         return self.targets.config()
@@ -146,4 +154,4 @@ class TargetTask(Task):
         return self.targets.decode(logits, samples)
 
     def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
-        return [RowResult(*answer) for answer in self.targets.answers(logits, labels, samples)]
+        return self.targets.row_results(logits, labels, samples)

@@ -1,4 +1,7 @@
-"""Text classification: one or two text columns to one class, several, or a number. Data workers and train workers."""
+"""Text classification: one or two text columns to one class, several classes, or a number.
+
+The shortest whole task: read it as the example for your own. Runs wherever a task runs (`base.py` says where).
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,7 +39,7 @@ class TextParams(LabelParams):
 
 
 class TextClassification(TargetTask):
-    """Fine-tunes `AutoModelForSequenceClassification`. See `tasks/base.py` for what each method owes."""
+    """Fine-tuning of `AutoModelForSequenceClassification`. Methods without a docstring are described in `base.Task`."""
 
     Params = TextParams
     params: TextParams
@@ -49,7 +52,7 @@ class TextClassification(TargetTask):
         super().__init__(params, model, seed, self.labels)
         self.input_columns = tuple(c for c in (params.text, params.text_pair) if c)
 
-    @cached_property  # once per process
+    @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         return load_tokenizer(self.model)
 
@@ -58,46 +61,47 @@ class TextClassification(TargetTask):
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         texts = [rows.column(c).to_pylist() for c in self.input_columns]
-        raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        kept, targets, problems, read = [], [], [], []
+        raw_labels = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
+        valid_rows, targets, problems, valid_texts = [], [], [], []
         for i in range(len(rows)):
             try:
                 cells = [as_text(values[i], name) for name, values in zip(self.input_columns, texts, strict=True)]
-                targets.append(self.labels.target(raw[i]) if with_targets else [])
-                read.append(cells)
-                kept.append(i)
+                targets.append(self.labels.target(raw_labels[i]) if with_targets else [])
+                valid_texts.append(cells)
+                valid_rows.append(i)
             except ValueError as problem:
                 problems.append((i, str(problem)))
-        columns = [list(texts) for texts in zip(*read, strict=True)]
-        # The attention mask is made of the lengths (`text_inputs`); as lists it costs a third of the time.
+        columns = [list(texts) for texts in zip(*valid_texts, strict=True)]
+        # `text_inputs` makes the attention mask from the lengths: as lists it takes a third of the time of encoding.
         limits = {"truncation": True, "max_length": self.params.max_length, "return_attention_mask": False}
-        ids = self._tokenizer(*columns, **limits) if kept else {}
-        names = [n for n in ("input_ids", "token_type_ids") if n in ids]
-        samples = {n: list_column(ids[n]) for n in names} | {"target": pa.array(targets, pa.list_(pa.float64()))}
-        lengths = np.array([len(t) for t in ids["input_ids"]] if kept else [], np.int64)
-        return Encoded(
-            pa.table(samples), np.array(kept, np.int64), lengths, self.targets.sample_weights(targets), tuple(problems)
-        )
+        tokens = self._tokenizer(*columns, **limits) if valid_rows else {}
+        names = [name for name in ("input_ids", "token_type_ids") if name in tokens]
+        samples = {name: list_column(tokens[name]) for name in names}
+        samples["target"] = pa.array(targets, pa.list_(pa.float64()))
+        lengths = np.array([len(ids) for ids in tokens["input_ids"]] if valid_rows else [], np.int64)
+        weights = self.targets.sample_weights(targets)
+        return Encoded(pa.table(samples), np.array(valid_rows, np.int64), lengths, weights, tuple(problems))
 
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         cells = rows.select(list(self.input_columns)).to_pylist()
-        read = [[str(cell) for cell in row.values()] for row in cells if all(row.values())]
-        lengths = [len(self._tokenizer(*texts, return_attention_mask=False)["input_ids"]) for texts in read]
+        texts = [[str(cell) for cell in row.values()] for row in cells if all(row.values())]
+        lengths = [len(self._tokenizer(*pair, return_attention_mask=False)["input_ids"]) for pair in texts]
         return truncation_note(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
-        """input_ids, attention_mask (and token_type_ids) (B, T); labels (B,) or, multi-label, (B, classes)."""
+        """Pad input_ids, attention_mask (and token_type_ids) to (B, T); labels are (B,), multi-label (B, classes)."""
         import torch
 
         inputs = text_inputs(samples, self._tokenizer.pad_token_id)
         return Batch(inputs, self.labels.tensor(samples.column("target")), torch.ones(len(samples)))
 
     def head(self) -> dict[str, object]:
-        # GPT-style models pool the last token before the padding, so they must know it.
+        # GPT-style models classify from the last token before the padding: without this entry transformers refuses a
+        # batch of more than one row.
         return super().head() | {"pad_token_id": self._tokenizer.pad_token_id or 0}
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Texts of words w0..w199, where the words w0..w99 mean class a and the rest class b."""
+        """Return texts of the words w0..w99 (class a) or w100..w199 (class b)."""
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, 2, rows)
         words = [rng.integers(0, 100, rng.integers(3, 20)) + 100 * label for label in labels]

@@ -1,4 +1,7 @@
-"""Token classification (NER): a tag for each word. Data workers and train workers."""
+"""Token classification (NER): a tag for each word. Runs wherever a task runs (`base.py`).
+
+Read `metrics/tags.py` next for how words and character spans become labels of tokens.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -31,13 +34,16 @@ class TokenParams(LabelParams):
     """Column that holds a list of words, or a string whose entities are character spans."""
     label: str = "tags"
     """Column with a tag (B-person, or a number that its file or task.labels names) for each word; for a string, a list
-    of {start, end, label}, whose places are of whole words."""
+    of {start, end, label} that begin and end with words."""
     max_length: int = Field(default=256, ge=4)
-    """Tokens kept of each row; words behind them are neither learned nor scored."""
+    """Tokens kept of each row; words after them are neither learned nor scored."""
 
 
 class TokenClassification(TargetTask):
-    """Fine-tunes `AutoModelForTokenClassification`; a word's tag stands at its first token."""
+    """Fine-tuning of `AutoModelForTokenClassification`. The label of a word is at its first token.
+
+    Methods without a docstring are described in `base.Task`.
+    """
 
     Params = TokenParams
     params: TokenParams
@@ -49,7 +55,7 @@ class TokenClassification(TargetTask):
         super().__init__(params, model, seed, self.tags)
         self.input_columns = (params.text,)
 
-    @cached_property  # once per process
+    @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         return load_tokenizer(self.model, words=True)
 
@@ -57,65 +63,63 @@ class TokenClassification(TargetTask):
         return self._tokenizer
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
-        texts, raw, kept, problems = self._read(rows, with_targets)
-        encodings = self._encodings(rows, [texts[i] for i in kept])
-        samples = [self.tags.sample(row, texts[i], raw[i]) for i, row in zip(kept, encodings, strict=True)]
+        valid, problems = self._read(rows, with_targets)
+        encodings = self._tokenize(rows, [text for text, _ in valid.values()])
+        samples = [self.tags.sample(t, *cells) for t, cells in zip(encodings, valid.values(), strict=True)]
         columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
-        columns["text"] = pa.array([_joined(texts[i]) for i in kept], pa.string())
+        columns["text"] = pa.array([_joined(text) for text, _ in valid.values()], pa.string())
         lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
         weights = self.targets.sample_weights([s["labels"] for s in samples])
-        return Encoded(pa.table(columns), np.array(kept, np.int64), lengths, weights, tuple(problems))
+        return Encoded(pa.table(columns), np.array([*valid], np.int64), lengths, weights, tuple(problems))
 
     def lost_labels(self, rows: pa.Table) -> LostLabels:
-        """Entities that are not of whole words, or lie across others: they are neither learned nor scored."""
-        texts, raw, kept, _ = self._read(rows, True)
+        """Return the entities that tags of words cannot represent: parts of words, and overlapping ones."""
+        valid, _ = self._read(rows, True)
+        encodings = self._tokenize(rows, [text for text, _ in valid.values()])
         lost, entities = [], 0
-        for i, row in zip(kept, self._encodings(rows, [texts[i] for i in kept]), strict=True):
-            if isinstance(texts[i], str):
-                entities += len(raw[i])
-                lost += [(i, why) for why in self.tags.lost(row, texts[i], raw[i])]
+        for (i, (text, label)), tokens in zip(valid.items(), encodings, strict=True):
+            if isinstance(text, str):
+                entities += len(label)
+                lost += [(i, reason) for reason in self.tags.lost(tokens, text, label)]
         return LostLabels(entities, tuple(lost), "entities", _REMEDY)
 
-    def _read(
-        self, rows: pa.Table, with_targets: bool
-    ) -> tuple[list[Any], list[Any], list[int], list[tuple[int, str]]]:
-        """Return the texts, their labels, the rows that can be used, and why others cannot."""
+    def _read(self, rows: pa.Table, with_targets: bool) -> tuple[dict[int, tuple[Any, Any]], list[tuple[int, str]]]:
+        """Return text and label of each valid row by its position, and (position, reason) of each other row."""
         texts = rows.column(self.params.text).to_pylist()
-        raw = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        kept, problems = [], []
-        for i, text in enumerate(texts):
+        labels = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
+        valid, problems = {}, []
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
             try:
                 if not text:
                     raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
-                if not _is_read(text):
-                    raise ValueError(
-                        f"{self.params.text} is {show_value(text)}, which is neither text nor a list of words"
-                    )
+                if not _is_text_or_words(text):
+                    reason = "which is neither text nor a list of words"
+                    raise ValueError(f"{self.params.text} is {show_value(text)}, {reason}")
                 if with_targets:
-                    self.tags.check(raw[i], text)
-                kept.append(i)
+                    self.tags.check(label, text)
+                valid[i] = (text, label)
             except ValueError as problem:
                 problems.append((i, str(problem)))
-        return texts, raw, kept, problems
+        return valid, problems
 
-    def _encodings(self, rows: pa.Table, texts: list[Any]) -> "list[Encoding]":
+    def _tokenize(self, rows: pa.Table, texts: list[Any]) -> "list[Encoding]":
         if not texts:
             return []
-        kind = rows.schema.field(self.params.text).type
-        split = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        arrow_type = rows.schema.field(self.params.text).type
+        is_split = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
         return self._tokenizer(  # type: ignore[no-any-return]  # untyped
-            texts, is_split_into_words=split, truncation=True, max_length=self.params.max_length,
+            texts, is_split_into_words=is_split, truncation=True, max_length=self.params.max_length,
             return_offsets_mapping=True,
         ).encodings  # fmt: skip
 
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
-        read = [text for text in rows.column(self.params.text).to_pylist() if text and _is_read(text)]
-        split = bool(read) and isinstance(read[0], list)
-        lengths = [len(self._tokenizer(text, is_split_into_words=split)["input_ids"]) for text in read]
+        texts = [text for text in rows.column(self.params.text).to_pylist() if text and _is_text_or_words(text)]
+        is_split = bool(texts) and isinstance(texts[0], list)
+        lengths = [len(self._tokenizer(text, is_split_into_words=is_split)["input_ids"]) for text in texts]
         return truncation_note(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
-        """input_ids and attention_mask (B, T); labels (B, T), -100 where no word begins."""
+        """Pad input_ids, attention_mask and labels to (B, T). Labels are -100 where no word begins."""
         import torch
 
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
@@ -127,15 +131,14 @@ class TokenClassification(TargetTask):
         return RowInputs({self.params.text: _joined(text)})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Words w0..w199; w0..w49 in a row are a thing, w50..w99 a place, the rest nothing."""
+        """Return the words w0..w199, of which each of w0..w49 is a thing and each of w50..w99 a place."""
         rng = np.random.default_rng(seed)
         words = [rng.integers(0, 200, rng.integers(3, 20)).tolist() for _ in range(rows)]
         tags = [[("B-thing", "B-place", "O", "O")[word // 50] for word in row] for row in words]
         return pa.table({self.params.text: [[f"w{w}" for w in row] for row in words], self.params.label: tags})
 
 
-def _is_read(cell: object) -> bool:
-    """Return whether a cell is text or a list of words."""
+def _is_text_or_words(cell: object) -> bool:
     return isinstance(cell, str) or (isinstance(cell, list) and all(isinstance(word, str) for word in cell))
 
 

@@ -1,4 +1,4 @@
-"""Classes that files number: a number means what its own file says, whatever another file or split calls it."""
+"""Class numbers: a number means what the metadata of its own file says, even if another file or split differs."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def _numbered(labels: Sequence[Any], names: Sequence[str] | None) -> pa.Table:
 
     def number(label: Any) -> Any:
         if isinstance(label, list):
-            return [number(one) for one in label]
+            return [number(entry) for entry in label]
         return label if isinstance(label, int) or names is None else names.index(label)
 
     rows = [number(label) for label in labels]
@@ -40,8 +40,8 @@ def _numbered(labels: Sequence[Any], names: Sequence[str] | None) -> pa.Table:
     feature: dict[str, Any] = {"names": list(names), "_type": "ClassLabel"}
     if isinstance(rows[0], list):
         feature = {"feature": feature, "_type": "List"}
-    told = {"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": feature}}}
-    return table.replace_schema_metadata({"huggingface": json.dumps(told)})
+    info = {"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": feature}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(info)})
 
 
 def _files(folder: Path, **tables: Sequence[pa.Table]) -> dict[str, str]:
@@ -58,11 +58,11 @@ def _prepared(model: Path, folder: Path, kind: str = "single-label", labels: Any
 
 
 def _targets(prepared: PreparedJob, split: str) -> list[Any]:
-    """Say the classes that the model learns or is scored by, in words."""
-    task, found = build_task(prepared.job), prepared.splits[split]
+    """Return the names of the classes that the model learns or is scored by."""
+    task, split_data = build_task(prepared.job), prepared.splits[split]
     names = prepared.job.task.parameters()["labels"]
     assert isinstance(names, list | tuple)
-    encoded = task.encode(found.read(np.arange(found.rows), task.input_columns + task.target_columns), True)
+    encoded = task.encode(split_data.read(np.arange(split_data.rows), task.input_columns + task.target_columns), True)
     assert not encoded.problems
     if "labels" in encoded.samples.column_names:
         return [[names[i] for i in row if i != -100] for row in encoded.samples.column("labels").to_pylist()]
@@ -79,27 +79,26 @@ _LABELS = {
 }
 
 
-def _said(kind: str) -> list[Any]:
+def _expected(kind: str) -> list[Any]:
     labels = _LABELS[kind]
     return [sorted(row) for row in labels] if kind == "multi-label" else list(labels)
 
 
 @pytest.mark.parametrize("kind", _LABELS)
-def test_splits_and_files_may_number_their_classes_in_other_orders(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
-    """r14: each split, and each file of one, was encoded on its own."""
+def test_splits_and_files_may_number_classes_in_different_orders(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
     labels = _LABELS[kind]
     names = ["O", "B-x", "I-x"] if kind == "tags" else ["neg", "pos"]
     turned = names[::-1]
     train = [_numbered(labels, names), _numbered(labels, turned)]
     prepared = _prepared(tiny_bert, tmp_path, kind, train=train, validation=[_numbered(labels, turned)])
     assert list(prepared.job.task.parameters()["labels"]) == names  # type: ignore[call-overload]
-    assert _targets(prepared, "train") == _said(kind) * 2
-    assert _targets(prepared, "validation") == _said(kind)
+    assert _targets(prepared, "train") == _expected(kind) * 2
+    assert _targets(prepared, "validation") == _expected(kind)
     again = prepare(prepared.job)  # as a run that goes on
-    assert _targets(again, "validation") == _said(kind) and again.job == prepared.job
+    assert _targets(again, "validation") == _expected(kind) and again.job == prepared.job
 
 
-def test_numbers_without_names_go_by_the_names_of_the_training_data(tiny_bert: Path, tmp_path: Path) -> None:
+def test_numbers_without_names_use_the_names_of_the_training_data(tiny_bert: Path, tmp_path: Path) -> None:
     bare = _numbered([0, 1, 1], None)
     prepared = _prepared(
         tiny_bert, tmp_path, train=[_numbered(["pos", "neg"], ["pos", "neg"]), bare], validation=[bare]
@@ -108,8 +107,8 @@ def test_numbers_without_names_go_by_the_names_of_the_training_data(tiny_bert: P
     assert _targets(prepared, "validation") == ["pos", "neg", "neg"]
 
 
-def test_names_that_are_numbers_are_not_taken_for_places(tiny_bert: Path, tmp_path: Path) -> None:
-    """r14's kind: `class_encode_column` sorts 0, 1, 10, 2 as texts, so that the number 2 means 10."""
+def test_names_that_are_numbers_are_not_indices(tiny_bert: Path, tmp_path: Path) -> None:
+    """Use names as `class_encode_column` sorts them: 0, 1, 10, 2."""
     names = ["0", "1", "10", "2"]
     labels = ["10", "2", "0", "1"]
     prepared = _prepared(tiny_bert, tmp_path, train=[_numbered(labels, names)])
@@ -126,7 +125,7 @@ def test_a_class_of_one_file_alone_is_learned(tiny_bert: Path, tmp_path: Path) -
     assert _targets(prepared, "train") == ["neg", "pos", "new", "pos"]
 
 
-def test_a_class_that_training_does_not_know_is_told_by_its_name(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_class_unknown_to_training_is_refused_by_name(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _prepared(
             tiny_bert, tmp_path,
@@ -135,28 +134,29 @@ def test_a_class_that_training_does_not_know_is_told_by_its_name(tiny_bert: Path
     assert "row 1: label is 'new', which is not one of neg, pos;" in str(caught.value)
 
 
-def test_names_of_the_job_file_go_before_those_of_files(tiny_bert: Path, tmp_path: Path) -> None:
-    """Those of the files, in any order; other ones rename, and then files must agree."""
-    one, other = _numbered(["neg", "pos"], ["neg", "pos"]), _numbered(["neg", "pos"], ["pos", "neg"])
-    prepared = _prepared(tiny_bert, tmp_path / "a", labels=["pos", "neg"], train=[one], validation=[other])
+def test_names_of_the_job_file_override_those_of_files(tiny_bert: Path, tmp_path: Path) -> None:
+    """Reorder the names of the files, or rename the classes, for which the files must agree."""
+    same = _numbered(["neg", "pos"], ["neg", "pos"])
+    other = _numbered(["neg", "pos"], ["pos", "neg"])
+    prepared = _prepared(tiny_bert, tmp_path / "a", labels=["pos", "neg"], train=[same], validation=[other])
     assert _targets(prepared, "train") == _targets(prepared, "validation") == ["neg", "pos"]
-    prepared = _prepared(tiny_bert, tmp_path / "b", labels=["bad", "good"], train=[one], validation=[one])
+    prepared = _prepared(tiny_bert, tmp_path / "b", labels=["bad", "good"], train=[same], validation=[same])
     assert _targets(prepared, "train") == _targets(prepared, "validation") == ["bad", "good"]
     with pytest.raises(DataError) as caught:
-        _prepared(tiny_bert, tmp_path / "c", labels=["bad", "good"], train=[one], validation=[other])
+        _prepared(tiny_bert, tmp_path / "c", labels=["bad", "good"], train=[same], validation=[other])
     assert str(caught.value) == (
         "task.labels: renames the classes of column 'label', but files number them differently (neg, pos in data.train,"
         " pos, neg in data.validation); give task.labels the names of the files, or null"
     )
 
 
-def test_words_in_training_and_numbers_elsewhere_meet_by_name(tiny_bert: Path, tmp_path: Path) -> None:
+def test_words_of_training_match_numbers_elsewhere_by_name(tiny_bert: Path, tmp_path: Path) -> None:
     words = pa.table({"text": ["w1", "w2"], "label": ["neg", "pos"]})
     prepared = _prepared(tiny_bert, tmp_path, train=[words], validation=[_numbered(["pos", "neg"], ["pos", "neg"])])
     assert _targets(prepared, "validation") == ["pos", "neg"]
 
 
-def test_data_to_evaluate_goes_by_the_names_of_the_run(tiny_bert: Path, tmp_path: Path) -> None:
+def test_data_to_evaluate_use_the_names_of_the_run(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _prepared(tiny_bert, tmp_path, train=[_numbered(["neg", "pos"], ["neg", "pos"])])
     job, task = prepared.job, build_task(prepared.job)
     for i, names in enumerate((["pos", "neg"], ["neg", "pos"])):
@@ -170,8 +170,7 @@ def test_data_to_evaluate_goes_by_the_names_of_the_run(tiny_bert: Path, tmp_path
         _check_classes(open_part(job, "x", (place,)), task)
 
 
-def test_minus_100_stays_no_tag_where_numbers_are_names(tiny_bert: Path, tmp_path: Path) -> None:
-    """q42 with a ClassLabel."""
+def test_minus_100_is_not_a_tag_of_a_class_label(tiny_bert: Path, tmp_path: Path) -> None:
     rows = [["O", "B-x", -100], ["B-x", "O"]] * 3
     prepared = _prepared(tiny_bert, tmp_path, "tags", train=[_numbered(rows, ["O", "B-x"])])
     assert _targets(prepared, "train") == [["O", "B-x"], ["B-x", "O"]] * 3
@@ -183,7 +182,7 @@ def test_minus_100_stays_no_tag_where_numbers_are_names(tiny_bert: Path, tmp_pat
 
 @pytest.mark.parametrize("is_list", [False, True], ids=["labels", "lists"])
 def test_dictionaries_are_read_as_their_values(tmp_path: Path, is_list: bool) -> None:
-    """r14, q23: pandas' categories have other codes in each file and row group."""
+    """Read pandas' categories, whose codes differ between files and row groups."""
     rows = [["a", "b"], ["b", "a", None]]
     for i, row in enumerate(rows):
         column: pa.Array = pa.array(row).dictionary_encode()

@@ -1,4 +1,4 @@
-"""Conversations, prompts and long texts as public files have them: what is learned of them, and what is refused."""
+"""Conversations and prompts in the formats of public files: what is learned of them, and what is refused."""
 
 import io
 import json
@@ -12,7 +12,6 @@ import pyarrow.json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from launcher.data.convert import convert_to_parquet
@@ -23,12 +22,13 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.conversations import CausalParams
 from tests.support.jobs import Columns
+from tests.support.tiny_models import byte_letters, byte_tokenizer
 
 PLAIN = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-# The last answer has a block of thoughts, earlier ones do not (as Qwen3's).
+# The last answer has a block of thoughts, earlier ones do not (as in Qwen3's).
 THINKING = (
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}<|{{ m['role'] }}|>"
@@ -45,13 +45,13 @@ LLAMA = (
     "{% elif m.role == 'tool' %}<ipython>{{ m.content | tojson }}<eot>{% else %}<{{ m.role }}>{{ m.content }}<eot>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-# Arguments are put together with strings (as DeepSeek's).
+# Arguments are concatenated with strings (as in DeepSeek's).
 TEXT_ARGUMENTS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}"
     "{{ c.function.name + '(' + c.function.arguments + ')' }}{% endfor %}<eot>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-# Roles that it does not know are passed over (as Zephyr's).
+# Messages of unknown roles are dropped (as in Zephyr's).
 KNOWN_ROLES = (
     "{% for m in messages %}{% if m.role in ('user', 'system', 'assistant') %}<{{ m.role }}>{{ m.content }}<eot>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -62,19 +62,15 @@ TOOL = {"type": "function", "function": {"name": "weather", "description": "of a
 
 
 def _tokenizer(template: str | None) -> PreTrainedTokenizerBase:
-    """Bytes as tokens; spaces are a token's first character where `merged` words have one."""
-    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    names = [*map(chr, keep), *(chr(256 + i) for i in range(256 - len(keep))), "Ġy", "<|endoftext|>"]
-    core = Tokenizer(models.BPE(vocab={n: i for i, n in enumerate(names)}, merges=[("Ġ", "y")]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    """Make a tokenizer of bytes, and of one token that begins with a space (" y")."""
+    core = byte_tokenizer([*byte_letters(), "Ġy", "<|endoftext|>"], [("Ġ", "y")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
     tokenizer.chat_template = template
     return tokenizer
 
 
 def _task(folder: Path, template: str | None, table: pa.Table | None = None, **params: Any) -> CausalLM:
-    """A task as a run has it, with what the training data tells."""
+    """Build a task as a run does, with parameters inferred from the training data."""
     tokenizer = _tokenizer(template)
     tokenizer.save_pretrained(folder)
     GPT2Config(vocab_size=len(tokenizer)).save_pretrained(folder)
@@ -83,7 +79,7 @@ def _task(folder: Path, template: str | None, table: pa.Table | None = None, **p
 
 
 def _lines(*rows: dict[str, Any]) -> pa.Table:
-    """Rows as Arrow reads them from JSON Lines: structs have the keys of all rows, nulls where a row has none."""
+    """Read rows from JSON Lines: Arrow gives structs the keys of all rows, null where a row has none."""
     return pa.json.read_json(io.BytesIO("\n".join(map(json.dumps, rows)).encode()))
 
 
@@ -128,9 +124,9 @@ def _parts(*texts: str) -> list[dict[str, str]]:
 
 
 def _calling(town: str = "T0", arguments: Any = None, content: str | None = None) -> dict[str, Any]:
-    """OpenAI's tool call: a conversation of four messages, and the tools."""
-    given = json.dumps({"town": town}) if arguments is None else arguments
-    call = {"id": "c0", "type": "function", "function": {"name": "weather", "arguments": given}}
+    """Make a conversation with a tool call in OpenAI's form, and its tools."""
+    call_arguments = json.dumps({"town": town}) if arguments is None else arguments
+    call = {"id": "c0", "type": "function", "function": {"name": "weather", "arguments": call_arguments}}
     messages = [
         {"role": "user", "content": f"Weather in {town}?"},
         {"role": "assistant", "content": content, "tool_calls": [call]},
@@ -140,23 +136,23 @@ def _calling(town: str = "T0", arguments: Any = None, content: str | None = None
     return {"messages": messages, "tools": [TOOL]}
 
 
-# r03: content parts
+# Content parts
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
-def test_r03_text_parts_are_learned_as_text(template: str, learned: Callable[..., list[str]]) -> None:
+def test_text_parts_are_learned_as_text(template: str, learned: Callable[..., list[str]]) -> None:
     row = _chat(("system", _parts("Be kind.")), ("user", _parts("1+1?")), ("assistant", _parts("It is", "2.")))
     (text,) = learned(template, row, messages="messages")
     assert text == ("It is\n2.<|im_end|>\n" if template == CHATML else "It is\n2.<end>")
 
 
-def test_r03_text_parts_are_prompts(prompts: Callable[..., list[str]]) -> None:
+def test_text_parts_are_prompts(prompts: Callable[..., list[str]]) -> None:
     row = _chat(("user", _parts("1+1?", "Say.")), ("assistant", _parts("2")))
     assert prompts(PLAIN, row, messages="messages") == ["[user]1+1?\nSay.<end>[assistant]"]
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "refusal"])
-def test_r03_a_part_that_is_no_text_is_a_bad_row(kind: str, learned: Callable[..., list[str]]) -> None:
+def test_a_part_other_than_text_is_a_bad_row(kind: str, learned: Callable[..., list[str]]) -> None:
     bad = _chat(("user", [{"type": "text", "text": "See."}, {"type": kind, kind: "x"}]), ("assistant", _parts("No.")))
     good = _chat(("user", _parts("Hi.")), ("assistant", _parts("Yes.")))
     assert learned(PLAIN, bad, good, messages="messages") == [
@@ -164,7 +160,7 @@ def test_r03_a_part_that_is_no_text_is_a_bad_row(kind: str, learned: Callable[..
     ]  # fmt: skip
 
 
-def test_r03_content_that_is_null_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
+def test_null_content_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "Hi."), ("assistant", None))
     other = _chat(("user", None), ("assistant", "No."))
     uncalled = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": []}]}
@@ -174,12 +170,10 @@ def test_r03_content_that_is_null_is_a_bad_row(learned: Callable[..., list[str]]
     ]  # fmt: skip
 
 
-# r04: tool calls
+# Tool calls
 
 
-def test_r04_chatml_writes_tools_and_calls(
-    learned: Callable[..., list[str]], prompts: Callable[..., list[str]]
-) -> None:
+def test_chatml_renders_tools_and_calls(learned: Callable[..., list[str]], prompts: Callable[..., list[str]]) -> None:
     (text,) = learned("x", _calling(), messages="messages", chat_template="chatml")
     call = '<tool_call>\n{"name": "weather", "arguments": {"town": "T0"}}\n</tool_call><|im_end|>\n'
     assert text == f"{call}It is sunny.<|im_end|>\n"
@@ -189,7 +183,7 @@ def test_r04_chatml_writes_tools_and_calls(
     assert call in prompt
 
 
-def test_r04_chatml_joins_tools_and_system_and_writes_every_call(
+def test_chatml_joins_tools_and_system_and_renders_every_call(
     learned: Callable[..., list[str]], prompts: Callable[..., list[str]]
 ) -> None:
     row = _calling(content="Let me see.")
@@ -207,28 +201,28 @@ def test_r04_chatml_joins_tools_and_system_and_writes_every_call(
 @pytest.mark.parametrize(
     "arguments", ['{"town": "T0"}', {"town": "T0"}], ids=["arguments as JSON text", "arguments as an object"]
 )
-def test_r04_arguments_reach_the_template_as_objects(arguments: Any, learned: Callable[..., list[str]]) -> None:
+def test_arguments_reach_the_template_as_objects(arguments: Any, learned: Callable[..., list[str]]) -> None:
     (text,) = learned(LLAMA, _calling(arguments=arguments), messages="messages")
     assert text == '{"name": "weather", "parameters": {"town": "T0"}}<eot>It is sunny.<eot>'
 
 
-def test_r04_a_template_that_takes_arguments_as_text_gets_text(learned: Callable[..., list[str]]) -> None:
+def test_a_template_that_takes_arguments_as_text_gets_text(learned: Callable[..., list[str]]) -> None:
     (text,) = learned(TEXT_ARGUMENTS, _calling(), messages="messages", tools="")
     assert text == 'weather({"town": "T0"})<eot>It is sunny.<eot>'
 
 
-def test_r04_nulls_that_arrow_fills_in_reach_no_template(learned: Callable[..., list[str]]) -> None:
+def test_nulls_of_arrow_reach_no_template(learned: Callable[..., list[str]]) -> None:
     other = _calling(arguments={"zone": "Z"})
     other["tools"] = [{"type": "function", "function": {"name": "clock", "strict": True, "parameters": {"z": 1}}}]
     texts = learned(LLAMA, _calling(arguments={"town": "T0"}), other, messages="messages")
     assert [json.loads(text.split("<eot>")[0])["parameters"] for text in texts] == [{"town": "T0"}, {"zone": "Z"}]
 
 
-def test_r04_tools_reach_the_prompt_of_predict_without_nulls(prompts: Callable[..., list[str]]) -> None:
+def test_tools_reach_the_prompt_of_predict_without_nulls(prompts: Callable[..., list[str]]) -> None:
     other = {**_calling(), "tools": [{"type": "function", "function": {"name": "clock", "strict": True}}]}
-    one, two = prompts(LLAMA, _calling(), other, messages="messages")
-    assert json.dumps(TOOL) in one and "null" not in one
-    assert '{"type": "function", "function": {"name": "clock", "strict": true}}' in two
+    first, second = prompts(LLAMA, _calling(), other, messages="messages")
+    assert json.dumps(TOOL) in first and "null" not in first
+    assert '{"type": "function", "function": {"name": "clock", "strict": true}}' in second
 
 
 @pytest.mark.parametrize(
@@ -239,13 +233,13 @@ def test_r04_tools_reach_the_prompt_of_predict_without_nulls(prompts: Callable[.
     ],
     ids=["JSON text", "JSON text of functions", "list of JSON texts", "functions", "functions with their type"],
 )  # fmt: skip
-def test_r04_tools_in_any_form(tools: Any, prompts: Callable[..., list[str]]) -> None:
+def test_tools_are_read_in_each_form(tools: Any, prompts: Callable[..., list[str]]) -> None:
     (prompt,) = prompts(LLAMA, {**_calling(), "tools": tools}, messages="messages")
     assert f"<user>{json.dumps(TOOL)}Weather" in prompt
 
 
 @pytest.mark.parametrize("tools", [None, "", "[]", []], ids=repr)
-def test_r04_rows_without_tools_are_learned_as_they_are(tools: Any, learned: Callable[..., list[str]]) -> None:
+def test_rows_without_tools_are_learned(tools: Any, learned: Callable[..., list[str]]) -> None:
     rows = [{**_chat(("user", "Hi."), ("assistant", "Yes.")), "tools": t} for t in (tools, tools)]
     table = pa.Table.from_pylist(rows)
     if table.schema.field("tools").type == pa.null() or pa.types.is_list(table.schema.field("tools").type):
@@ -253,7 +247,7 @@ def test_r04_rows_without_tools_are_learned_as_they_are(tools: Any, learned: Cal
     assert learned(CHATML, *rows, messages="messages")[0] == "Yes.<|im_end|>\n"
 
 
-def test_r04_what_a_template_does_not_write_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
+def test_a_row_of_which_the_template_drops_a_part_is_bad(learned: Callable[..., list[str]]) -> None:
     no_tools = 'tools: the chat template writes no tools; set task.chat_template to one that does, or task.tools: "" '
     assert learned(PLAIN, _calling(), messages="messages") == [f"{no_tools}to leave them out"]
     no_calls = "messages: the chat template does not write the tool calls of message 1, of assistant; set "
@@ -269,31 +263,31 @@ def test_r04_what_a_template_does_not_write_is_a_bad_row(learned: Callable[..., 
     assert learned(KNOWN_ROLES, row, messages="messages") == [f"{no_role}task.chat_template to one that does"]
 
 
-def test_r04_predict_refuses_what_a_template_does_not_write(tmp_path: Path) -> None:
+def test_predict_refuses_a_row_of_which_the_template_drops_a_part(tmp_path: Path) -> None:
     rows = _lines(_calling())
     encoded = _task(tmp_path, PLAIN, rows, messages="messages").encode(rows, False)
     assert [why[:38] for _, why in encoded.problems] == ["tools: the chat template writes no too"]
 
 
-def test_r04_content_that_a_template_escapes_is_written(learned: Callable[..., list[str]]) -> None:
+def test_content_that_a_template_escapes_is_accepted(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "Hi."), ("tool", 'a "quoted"\nline'), ("assistant", "Yes."))
     assert learned(LLAMA, row, messages="messages") == ["Yes.<eot>"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reason"),
     [
-        ("{town", "messages: message 1 calls weather with '{town', which is no JSON object"),
-        ('"{}"', "messages: message 1 calls weather with '\"{}\"', which is no JSON object"),
+        ("{town", "messages: message 1 calls weather with '{town', not a JSON object"),
+        ('"{}"', "messages: message 1 calls weather with '\"{}\"', not a JSON object"),
     ],
 )
-def test_r04_arguments_that_are_no_object_are_a_bad_row(
-    arguments: str, said: str, learned: Callable[..., list[str]]
+def test_arguments_other_than_an_object_are_a_bad_row(
+    arguments: str, reason: str, learned: Callable[..., list[str]]
 ) -> None:
-    assert learned(LLAMA, _calling(arguments=arguments), messages="messages") == [said]
+    assert learned(LLAMA, _calling(arguments=arguments), messages="messages") == [reason]
 
 
-def test_r04_legacy_function_calls_are_tool_calls(learned: Callable[..., list[str]]) -> None:
+def test_legacy_function_calls_are_tool_calls(learned: Callable[..., list[str]]) -> None:
     row = {
         "messages": [
             {"role": "user", "content": "Weather?"},
@@ -306,25 +300,25 @@ def test_r04_legacy_function_calls_are_tool_calls(learned: Callable[..., list[st
     assert text == '{"name": "weather", "parameters": {"town": "T"}}<eot>Sunny.<eot>'
 
 
-def test_r04_tools_that_are_none_are_a_bad_row_with_the_way_out(learned: Callable[..., list[str]]) -> None:
+def test_invalid_tools_are_a_bad_row_with_a_remedy(learned: Callable[..., list[str]]) -> None:
     row = {**_chat(("user", "Hi."), ("assistant", "Yes.")), "tools": ["search"]}
     assert learned(CHATML, row, messages="messages") == [
-        "tools is ['search'], which is no list of tools (task.tools: \"\" reads none)"
+        "tools is ['search'], which is not a list of tools (task.tools: \"\" reads none)"
     ]
     assert learned(CHATML, row, messages="messages", tools="") == ["Yes.<|im_end|>\n"]
 
 
-def test_r04_an_answer_of_weight_0_is_not_learned(learned: Callable[..., list[str]]) -> None:
+def test_an_answer_of_weight_0_is_not_learned(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     row["messages"][1]["weight"] = 0
     none = {"messages": [*row["messages"][:2]]}
     assert learned(PLAIN, row, none, messages="messages") == ["d<end>", "messages: all its answers have the weight 0"]
 
 
-# r16: Alpaca's input
+# Columns read with prompts: Alpaca's input, system messages
 
 
-def test_r16_the_input_stands_behind_the_instruction(
+def test_the_input_is_added_to_the_instruction(
     learned: Callable[..., list[str]], prompts: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     rows = [{"instruction": "Name the capital.", "input": c, "output": o} for c, o in (("France", "Paris"), ("", "?"))]
@@ -336,20 +330,20 @@ def test_r16_the_input_stands_behind_the_instruction(
     assert _task(tmp_path, PLAIN, _lines(*rows), **names).params.input == "input"
 
 
-def test_r16_a_null_input_is_none(prompts: Callable[..., list[str]]) -> None:
+def test_a_null_input_adds_nothing(prompts: Callable[..., list[str]]) -> None:
     rows = [{"instruction": "Go.", "input": None, "output": "a"}, {"instruction": "Go.", "input": "b", "output": "a"}]
     names = {"prompt": "instruction", "response": "output"}
     assert prompts(PLAIN, *rows, **names)[0] == "[user]Go.<end>[assistant]"
     assert prompts(PLAIN, *rows, **names, input="")[1] == "[user]Go.<end>[assistant]"
 
 
-def test_r16_an_input_that_is_the_prompt_is_read_once(prompts: Callable[..., list[str]]) -> None:
+def test_an_input_column_that_is_the_prompt_is_read_once(prompts: Callable[..., list[str]]) -> None:
     row = {"input": "Go.", "output": "a", "system": "Be kind."}
     expected = "[system]Be kind.<end>[user]Go.<end>[assistant]"
     assert prompts(PLAIN, row, prompt="input", response="output") == [expected]
 
 
-def test_r16_columns_that_are_not_read_are_remarked_upon(tmp_path: Path) -> None:
+def test_unread_columns_are_noted(tmp_path: Path) -> None:
     row = {"question": "Who?", "context": "Anna.", "history": "b", "id": "c", "response": "a"}
     task = _task(tmp_path, PLAIN, _lines(row), prompt="question")
     assert task.remarks(_lines(row), list(row)[1:4]) == (
@@ -362,49 +356,47 @@ def test_r16_columns_that_are_not_read_are_remarked_upon(tmp_path: Path) -> None
     )
 
 
-def test_r16_a_column_of_system_messages_stands_first(learned: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_system_column_becomes_the_first_message(learned: Callable[..., list[str]], tmp_path: Path) -> None:
     rows = [{**_chat(("user", "Hi."), ("assistant", "Yes.")), "system": s} for s in ("Be kind.", "", None)]
     task = _task(tmp_path, PLAIN, _lines(*rows), messages="messages")
     texts = task.processor().batch_decode(task.encode(_lines(*rows), True).samples.column("input_ids").to_pylist())
-    assert (
-        texts
-        == ["[system]Be kind.<end>[user]Hi.<end>[assistant]Yes.<end>"] + ["[user]Hi.<end>[assistant]Yes.<end>"] * 2
-    )
+    without = "[user]Hi.<end>[assistant]Yes.<end>"
+    assert texts == [f"[system]Be kind.<end>{without}", without, without]
     twice = {**_chat(("system", "Be short."), ("user", "Hi."), ("assistant", "Yes.")), "system": "Be kind."}
     assert learned(PLAIN, twice, messages="messages") == [
         'messages begins with a system message, and system is another; keep one, or set task.system: ""'
     ]
 
 
-# r19: templates of models that think
+# Templates of reasoning models
 
 
-def test_r19_the_answers_that_a_template_keeps_are_learned(learned: Callable[..., list[str]]) -> None:
+def test_answers_that_the_template_rewrites_are_not_learned(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "0?"), ("assistant", "Yes."), ("user", "Sure?"), ("assistant", "Quite."))
     assert learned(THINKING, row, messages="messages") == ["<think></think>Quite.<|end|>"]
     single = _chat(("user", "0?"), ("assistant", "Yes."))
     assert learned(THINKING, single, messages="messages") == ["<think></think>Yes.<|end|>"]
 
 
-def test_r19_calls_and_the_answer_after_them_are_learned(learned: Callable[..., list[str]]) -> None:
+def test_calls_and_the_answer_after_them_are_learned(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "0?"), ("assistant", "Yes."), ("tool", "ok"), ("assistant", "Quite."))
     assert learned(THINKING, row, messages="messages") == ["<think></think>Yes.<|end|><think></think>Quite.<|end|>"]
 
 
-def test_r19_a_template_that_opens_answers_otherwise_is_refused(learned: Callable[..., list[str]]) -> None:
+def test_a_template_that_opens_answers_otherwise_is_refused(learned: Callable[..., list[str]]) -> None:
     template = PLAIN.replace("[assistant]{%", "[assistant]<think>{%")
     row = _chat(("user", "0?"), ("assistant", "Yes."))
     assert learned(template, row, messages="messages") == [
-        "messages: the chat template begins an answer otherwise than message 1, of assistant; write it alike, or set "
+        "messages: the chat template begins an answer differently from message 1, of assistant; write it alike, or set "
         "task.chat_template"
     ]
 
 
-# q50 to q56
+# ShareGPT and other forms
 
 
 @pytest.mark.parametrize("names", [("human", "gpt"), ("user", "assistant"), ("Human", "GPT"), ("user", "model")])
-def test_q50_sharegpt_is_read(names: tuple[str, str], learned: Callable[..., list[str]]) -> None:
+def test_sharegpt_is_read(names: tuple[str, str], learned: Callable[..., list[str]]) -> None:
     turns = [("system", "Be kind."), (names[0], "hi"), (names[1], "hello")]
     row = {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
     assert learned(PLAIN, row, messages="conversations") == ["hello<end>"]
@@ -414,7 +406,9 @@ def test_q50_sharegpt_is_read(names: tuple[str, str], learned: Callable[..., lis
     ]
 
 
-def test_q50_sharegpt_calls_functions(learned: Callable[..., list[str]], prompts: Callable[..., list[str]]) -> None:
+def test_function_calls_of_sharegpt_are_read(
+    learned: Callable[..., list[str]], prompts: Callable[..., list[str]]
+) -> None:
     turns = [
         ("human", "Weather?"), ("function_call", '{"name": "weather", "arguments": {"town": "T"}}'),
         ("observation", "sunny"), ("gpt", "Sunny."),
@@ -431,30 +425,30 @@ def test_q50_sharegpt_calls_functions(learned: Callable[..., list[str]], prompts
     assert learned(LLAMA, named, messages="messages") == [text]
 
 
-def test_q50_a_function_call_that_is_no_json_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
+def test_a_function_call_without_json_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "Weather?"), ("function_call", "weather(T)"))
     assert learned(LLAMA, row, messages="messages") == [
-        "messages: message 1 has a tool call 'weather(T)', which is no {name, arguments}"
+        "messages: message 1 has a tool call 'weather(T)', which is not a {name, arguments}"
     ]
 
 
-def test_q52_and_r19_what_is_not_learned_is_counted(tmp_path: Path) -> None:
+def test_answers_that_are_not_learned_are_noted(tmp_path: Path) -> None:
     rows = [_chat(("user", "hi"), ("assistant", "")), _chat(("user", "hi"), ("assistant", "yo"))]
     task = _task(tmp_path, PLAIN, messages="messages")
     assert task.remarks(_lines(*rows)) == (
         "messages: 50 % of the answers are empty (1 of the 2 looked at), so only their end is learned; fill them, or "
-        "leave such rows out",
+        "remove such rows",
     )
     row = _chat(("user", "0?"), ("assistant", "Yes."), ("user", "Sure?"), ("assistant", "Quite."))
     task = _task(tmp_path, THINKING, messages="messages")
     assert task.remarks(_lines(row, row)) == (
-        "messages: 50 % of the answers are not learned (2 of the 4 looked at), as the chat template writes them in "
-        "another way once others follow; split conversations behind each answer, or set task.chat_template",
+        "messages: 50 % of the answers are not learned (2 of the 4 looked at), as the chat template writes them "
+        "differently once other messages follow; split conversations after each answer, or set task.chat_template",
     )
 
 
 @pytest.mark.parametrize("roles", [("User", "Assistant"), ("system",)])
-def test_q51_and_q55_the_roles_that_were_found_are_named(
+def test_a_conversation_without_answers_names_its_roles(
     roles: tuple[str, ...], learned: Callable[..., list[str]]
 ) -> None:
     assert learned(PLAIN, _chat(*((role, "hi") for role in roles)), messages="messages") == [
@@ -462,27 +456,27 @@ def test_q51_and_q55_the_roles_that_were_found_are_named(
     ]
 
 
-def test_q53_two_messages_of_one_role_are_both_read(prompts: Callable[..., list[str]]) -> None:
+def test_two_messages_of_one_role_are_both_read(prompts: Callable[..., list[str]]) -> None:
     row = _chat(("user", "hi"), ("user", "you"), ("assistant", "hello"))
     assert prompts(PLAIN, row, messages="messages") == ["[user]hi<end>[user]you<end>[assistant]"]
 
 
-def test_q54_conversations_as_json_text_are_read(learned: Callable[..., list[str]]) -> None:
+def test_conversations_as_json_text_are_read(learned: Callable[..., list[str]]) -> None:
     calling = _calling()
     row = {"messages": json.dumps(calling["messages"]), "tools": json.dumps(calling["tools"])}
     expected = '{"name": "weather", "parameters": {"town": "T0"}}<eot>It is sunny.<eot>'
     other = {"messages": "hello", "tools": ""}
     assert learned(LLAMA, row, other, messages="messages") == [
-        expected, "messages is 'hello', which is no list of messages",
+        expected, "messages is 'hello', which is not a list of messages",
     ]  # fmt: skip
 
 
-def test_q56_numbers_are_written_out(learned: Callable[..., list[str]]) -> None:
+def test_numbers_become_text(learned: Callable[..., list[str]]) -> None:
     row = {"messages": json.dumps([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": 4}])}
     assert learned(PLAIN, row, messages="messages") == ["4<end>"]
 
 
-# What else follows from these
+# Tokens, display and properties
 
 
 def test_an_answer_that_shares_its_first_token_with_a_space_is_learned_whole(learned: Callable[..., list[str]]) -> None:
@@ -498,17 +492,17 @@ def test_an_answer_that_shares_its_first_token_with_a_space_is_learned_whole(lea
     ],
     ids=range(10),
 )  # fmt: skip
-def test_any_cell_can_be_shown(cell: object) -> None:
+def test_any_cell_can_be_displayed(cell: object) -> None:
     assert isinstance(readable(cell), str)
 
 
-def test_calls_are_shown() -> None:
+def test_calls_are_displayed() -> None:
     text = 'user: Weather in T0?\nassistant: weather({"town": "T0"})\ntool: sunny\nassistant: It is sunny.'
     assert readable(_calling()["messages"]) == text
 
 
-def test_tools_of_several_files_are_those_of_each_row(tmp_path: Path) -> None:
-    """Files whose tools and arguments have other keys: all rows have one type, and each its own keys."""
+def test_rows_of_several_files_keep_their_own_tools(tmp_path: Path) -> None:
+    """Read files whose tools and arguments have different keys but one Arrow type."""
     places = [("town", "T"), ("zone", 1)]
     for name, value in places:
         tools = [{"name": "f", "parameters": {"properties": {name: {"type": type(value).__name__}}}}]
@@ -524,12 +518,12 @@ def test_tools_of_several_files_are_those_of_each_row(tmp_path: Path) -> None:
     assert [list(tool["function"]["parameters"]["properties"]) for (tool,) in tools] == [["town"], ["zone"]]
 
 
-def test_turns_keep_what_templates_may_ask_for() -> None:
+def test_messages_keep_other_keys_for_templates() -> None:
     (turn,) = read_turns([{"role": "assistant", "content": "a", "reasoning_content": "b", "name": None}], "m")
     assert turn.message == {"role": "assistant", "content": "a", "reasoning_content": "b"}
 
 
-def test_a_template_is_asked_once_how_it_takes_arguments() -> None:
+def test_templates_that_need_text_arguments_are_detected() -> None:
     writer = Writer(_tokenizer(LLAMA), "chat", "messages", "", ("assistant",))
     assert not writer._wants_text_arguments
     assert Writer(_tokenizer(TEXT_ARGUMENTS), "chat", "messages", "", ("assistant",))._wants_text_arguments
@@ -562,13 +556,13 @@ _VALUES = st.recursive(
 
 
 @given(_VALUES)
-def test_whatever_a_cell_holds_is_read_or_refused(cell: object) -> None:
+def test_any_cell_is_read_or_refused(cell: object) -> None:
     for read in (read_turns, read_tools):
         for form in (cell, json.dumps(cell)):
             try:
-                found = read(form, "c")
+                result = read(form, "c")
             except ValueError as problem:
                 assert str(problem).startswith("c")
             else:
-                assert found is None or all(isinstance(item, Turn | dict) for item in found)
+                assert result is None or all(isinstance(item, Turn | dict) for item in result)
     assert isinstance(readable(cell), str)

@@ -1,4 +1,4 @@
-"""`launcher init` of conversations and prompts as public files have them: the job file it writes passes `check`."""
+"""`launcher init` for conversations and prompts in public formats: the job file it writes passes `check`."""
 
 import json
 import sys
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import launcher.cli.main as cli
@@ -17,6 +16,7 @@ from launcher.driver.prepare import open_splits
 from launcher.models.conversation import read_tools, read_turns
 from launcher.spec.loader import load_job
 from launcher.tasks import params_of
+from tests.support.tiny_models import byte_letters, byte_tokenizer
 
 ROWS = 40
 CALL = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"town": "T"}'}}
@@ -49,13 +49,10 @@ CONTEXT = {"question": "Who?", "context": "Anna was here, as all of us know.", "
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 that reads bytes, without a chat template."""
+    """Save a GPT-2 that reads bytes, without a chat template."""
     folder = tmp_path_factory.mktemp("model")
-    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    names = [*map(chr, keep), *(chr(256 + i) for i in range(256 - len(keep))), "<|endoftext|>"]
-    core = Tokenizer(models.BPE(vocab={n: i for i, n in enumerate(names)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    names = [*byte_letters(), "<|endoftext|>"]
+    core = byte_tokenizer(names, [])
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>").save_pretrained(folder)
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(vocab_size=len(names), n_positions=1024, n_embd=8, n_layer=1, n_head=1)).save_pretrained(
@@ -77,8 +74,8 @@ def launch(
         monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out + said.err
+        output = capsys.readouterr()
+        return int(stopped.value.code or 0), output.out + output.err
 
     return command
 
@@ -101,18 +98,20 @@ def test_the_job_file_names_the_columns_and_passes_check(
     Path("train.jsonl").write_text("\n".join(lines) + "\n")
     Path("validation.jsonl").write_text("\n".join(lines[:3]) + "\n")
     task = ("--task", "causal-lm", "--validation", "validation.jsonl")
-    code, said = launch("init", "train.jsonl", "--model", str(model), "--yes", *task)
-    assert code == 0, said
-    assert "is not read" not in said
+    code, output = launch("init", "train.jsonl", "--model", str(model), "--yes", *task)
+    assert code == 0, output
+    assert "is not read" not in output
     job = load_job("job.yaml", (), params_of)
-    given = {key: value for key, value in job.task.parameters().items() if key not in ("max_length", "chat_template")}
-    assert given == written
-    code, said = launch("check", "job.yaml", "task.max_length=1024")  # bytes are more than the tokens of a usual model
-    assert code == 0, said
-    assert "3 of 3 validation rows are also in train" in said
+    columns = {key: value for key, value in job.task.parameters().items() if key not in ("max_length", "chat_template")}
+    assert columns == written
+    code, output = launch(
+        "check", "job.yaml", "task.max_length=1024"
+    )  # bytes are more than the tokens of a usual model
+    assert code == 0, output
+    assert "3 of 3 validation rows are also in train" in output
 
 
-def test_r16_check_names_the_file_that_lacks_a_column_of_the_training_data(
+def test_check_names_the_file_that_lacks_a_column_of_the_training_data(
     model: Path, launch: Callable[..., tuple[int, str]]
 ) -> None:
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ALPACA))
@@ -121,8 +120,8 @@ def test_r16_check_names_the_file_that_lacks_a_column_of_the_training_data(
     task = "task: {type: causal-lm, prompt: instruction, response: output, chat_template: chatml}"
     data = "data: {train: train.jsonl, validation: validation.jsonl}"
     Path("job.yaml").write_text(f"name: a\n{task}\nmodel: {{name: {model}}}\n{data}\ntrain: {{batch_size: 2}}\n")
-    code, said = launch("check", "job.yaml")
-    assert code == 2 and "validation.jsonl: has no column 'input', which the task reads" in said, said
+    code, output = launch("check", "job.yaml")
+    assert code == 2 and "validation.jsonl: has no column 'input', which the task reads" in output, output
 
 
 def test_tools_without_parameters_can_be_converted(model: Path, launch: Callable[..., tuple[int, str]]) -> None:

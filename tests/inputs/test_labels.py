@@ -1,4 +1,4 @@
-"""Labels as files have them: numbers with a point, marks for "no label", names that look alike, tags without names."""
+"""Labels in real files: floats for integers, placeholders for "no label", names that look alike, tags without names."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import seqeval.metrics
-import torch
-from sklearn.metrics import f1_score
 
 from launcher.data.checks import check_first_rows
 from launcher.driver.prepare import PreparedJob, prepare
@@ -18,8 +15,7 @@ from launcher.init.guess import UserChoices, guess
 from launcher.init.order import draft, fit_splits, open_training
 from launcher.init.pretrained import default_model
 from launcher.tasks import build_task
-from launcher.tasks.metrics.entities import EntityMetrics
-from launcher.tasks.metrics.labels import Labels, remarks
+from launcher.tasks.metrics.labels import remarks
 from tests.support.jobs import make_job
 
 _TEXT = {"type": "text-classification", "max_length": 32}
@@ -37,9 +33,9 @@ def _prepared(
     for split, table in tables.items():
         pq.write_table(table, folder / f"{split}.parquet")
     data = {split: str(folder / f"{split}.parquet") for split in tables}
-    found = prepare(make_job(model, {**data, "on_bad_row": on_bad_row}, folder / "runs", task=task))
-    check_first_rows(found.job, found.splits)
-    return found
+    prepared = prepare(make_job(model, {**data, "on_bad_row": on_bad_row}, folder / "runs", task=task))
+    check_first_rows(prepared.job, prepared.splits)
+    return prepared
 
 
 def _texts(labels: Any) -> pa.Table:
@@ -60,8 +56,8 @@ def _names(prepared: PreparedJob) -> list[str]:
 
 
 @pytest.mark.parametrize("null", [None, float("nan")])
-def test_whole_numbers_with_a_point_are_classes_and_nulls_bad_rows(tiny_bert: Path, tmp_path: Path, null: Any) -> None:
-    """r18: pandas makes floats of integers with nulls among them."""
+def test_whole_floats_are_classes_and_nulls_are_bad_rows(tiny_bert: Path, tmp_path: Path, null: Any) -> None:
+    """Read integers with nulls as pandas writes them."""
     table = _texts(pa.array([0.0, 1.0, null, 1.0] * 5))
     prepared = _prepared(tiny_bert, tmp_path, _TEXT, "skip", train=table, validation=_texts([0, 1, 1]))
     names, targets, problems = _classes(prepared, table)
@@ -72,7 +68,7 @@ def test_whole_numbers_with_a_point_are_classes_and_nulls_bad_rows(tiny_bert: Pa
     assert weights == {"0": 1.5, "1": 0.75}
 
 
-def test_classes_with_a_point_in_validation_meet_those_without(tiny_bert: Path, tmp_path: Path) -> None:
+def test_float_classes_of_validation_match_integers_of_training(tiny_bert: Path, tmp_path: Path) -> None:
     valid = _texts([1.0, 0.0])
     prepared = _prepared(tiny_bert, tmp_path, _TEXT, train=_texts([0, 1, 1]), validation=valid)
     assert _classes(prepared, valid)[1] == [[1.0], [0.0]]
@@ -81,7 +77,7 @@ def test_classes_with_a_point_in_validation_meet_those_without(tiny_bert: Path, 
             _prepared(tiny_bert, tmp_path, _TEXT, train=_texts([0, 1, 1]), validation=_texts(pa.array([1.0, bad])))
 
 
-def test_lists_of_classes_with_a_point(tiny_bert: Path, tmp_path: Path) -> None:
+def test_lists_of_whole_floats_are_classes(tiny_bert: Path, tmp_path: Path) -> None:
     table = _texts(pa.array([[0.0], [1.0, 2.0], []]))
     prepared = _prepared(tiny_bert, tmp_path, {**_TEXT, "kind": "multi-label"}, train=table)
     assert _classes(prepared, table)[:2] == (["0", "1", "2"], [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
@@ -90,22 +86,22 @@ def test_lists_of_classes_with_a_point(tiny_bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "labels", [[0, 1, -100], [0, 1, 2, 255], ["a", "b", ""], ["a", "b", " "], [0.0, 1.0, -100.0]], ids=str
 )
-def test_a_class_that_stands_for_no_label_is_refused_by_name(tiny_bert: Path, tmp_path: Path, labels: Any) -> None:
-    """Masks have 255, torch and transformers -100, text files nothing."""
+def test_a_placeholder_for_no_label_is_refused_as_a_class(tiny_bert: Path, tmp_path: Path, labels: Any) -> None:
+    """Refuse 255 (masks), -100 (torch and transformers) and empty text."""
     name = str(int(labels[-1])) if isinstance(labels[-1], float) else str(labels[-1])
     table = _texts(labels * 5)
     with pytest.raises(DataError) as caught:
         _prepared(tiny_bert, tmp_path, _TEXT, train=table)
     assert str(caught.value) == f"task: column label of the training data has the class {name!r}, {_REMEDY}"
     # What the sentence says helps: without it the rows are left out, with it it is a class.
-    given = [str(int(label)) if isinstance(label, float) else str(label) for label in labels]
-    without = _prepared(tiny_bert, tmp_path, {**_TEXT, "labels": given[:-1]}, "skip", train=table)
+    names = [str(int(label)) if isinstance(label, float) else str(label) for label in labels]
+    without = _prepared(tiny_bert, tmp_path, {**_TEXT, "labels": names[:-1]}, "skip", train=table)
     assert len(_classes(without, table)[1]) == 5 * (len(labels) - 1)
-    within = _prepared(tiny_bert, tmp_path, {**_TEXT, "labels": given}, train=table)
+    within = _prepared(tiny_bert, tmp_path, {**_TEXT, "labels": names}, train=table)
     assert len(_classes(within, table)[1]) == 5 * len(labels)
 
 
-def test_marks_are_refused_among_lists_tags_and_entities(tiny_bert: Path, tmp_path: Path) -> None:
+def test_placeholders_are_refused_in_lists_tags_and_entities(tiny_bert: Path, tmp_path: Path) -> None:
     for i, (task, table) in enumerate((
         ({**_TEXT, "kind": "multi-label"}, _texts([["a", ""], ["b"]])),
         (_TAGS, pa.table({"tokens": [["w1", "w2"]] * 3, "tags": [["B-x", ""]] * 3})),
@@ -116,15 +112,15 @@ def test_marks_are_refused_among_lists_tags_and_entities(tiny_bert: Path, tmp_pa
 
 
 @pytest.mark.parametrize("labels", [[254, 255], [0, 255], [1, 5, 255], [-1, 1], ["NA", "DE"]], ids=str)
-def test_classes_that_only_look_like_marks_are_classes(tiny_bert: Path, tmp_path: Path, labels: Any) -> None:
-    """q03, q06: gaps, byte values, SVM's -1 and 1, Namibia."""
+def test_classes_that_only_look_like_placeholders_are_accepted(tiny_bert: Path, tmp_path: Path, labels: Any) -> None:
+    """Accept gaps, byte values, the -1 and 1 of SVMs, and Namibia."""
     prepared = _prepared(tiny_bert, tmp_path, _TEXT, train=_texts(labels * 5))
     assert _names(prepared) == [str(label) for label in sorted(labels)]
     assert not [note for note in prepared.plan.notes if "has the class" in note]
 
 
 @pytest.mark.parametrize("labels", [[0, 1, -1], [1, 2, 3, 99], ["a", "b", "nan"]], ids=str)
-def test_a_class_that_may_stand_for_no_label_is_told(tiny_bert: Path, tmp_path: Path, labels: Any) -> None:
+def test_a_possible_placeholder_is_noted_in_the_plan(tiny_bert: Path, tmp_path: Path, labels: Any) -> None:
     note = (
         f"column label has the class {str(labels[-1])!r}: if it says that a row has no label, leave it out of "
         "task.labels and set data.on_bad_row: skip"
@@ -138,8 +134,8 @@ _ALIKE = (
 )
 
 
-def test_names_that_look_alike_are_told(tiny_bert: Path, tmp_path: Path) -> None:
-    """q01, in check and init."""
+def test_class_names_that_look_alike_are_noted(tiny_bert: Path, tmp_path: Path) -> None:
+    """Check the notes of `check` and of `init`."""
     table = _texts(["pos", "pos ", "Pos", "neg"] * 10)
     prepared = _prepared(tiny_bert, tmp_path, _TEXT, train=table)
     assert prepared.plan.notes.count(_ALIKE) == 1
@@ -153,57 +149,35 @@ def test_names_that_look_alike_are_told(tiny_bert: Path, tmp_path: Path) -> None
     assert not remarks(("neg", "pos"), "label")
 
 
-def test_tags_that_are_numbers_need_names(tiny_bert: Path, tmp_path: Path) -> None:
-    """r02: of numbers nobody knows which of them is outside, so no score of entities means anything."""
+def test_numeric_tags_need_names(tiny_bert: Path, tmp_path: Path) -> None:
+    """Refuse numbers: which of them is outside is unknown, so entities could not be scored."""
     table = pa.table({"tokens": [["w1", "w2", "w3"]] * 9, "tags": [[0, 1, 2]] * 9})
     with pytest.raises(DataError) as caught:
         _prepared(tiny_bert, tmp_path, _TAGS, train=table)
     assert str(caught.value) == (
-        "task: column tags of the training data holds numbers as tags, and nothing tells what they mean; give their "
-        "names in order in task.labels, such as [O, B-PER, I-PER]"
+        "task: column tags of the training data holds numbers as tags, without their names; give the names in "
+        "order in task.labels, such as [O, B-PER, I-PER]"
     )
     named = _prepared(tiny_bert, tmp_path, {**_TAGS, "labels": ["O", "B-x", "I-x"]}, train=table)
     (row, *_) = build_task(named.job).encode(table, True).samples.column("labels").to_pylist()
     assert [label for label in row if label != -100] == [0, 1, 2]
 
 
-def test_words_without_a_tag_are_neither_learned_nor_scored(tiny_bert: Path, tmp_path: Path) -> None:
-    """q42: -100 was a class of its own."""
-    table = pa.table({"tokens": [["w1", "w2", "w3"]] * 9, "tags": [[0, 1, -100]] * 9})
-    named = _prepared(tiny_bert, tmp_path, {**_TAGS, "labels": ["O", "B-x"]}, train=table)
-    encoded = build_task(named.job).encode(table, True)
-    (row, *_) = encoded.samples.column("labels").to_pylist()
-    assert [label for label in row if label != -100] == [0, 1] and encoded.weights.tolist() == [2.0] * 9
-
-
-def test_parts_of_speech_are_scored_as_seqeval_scores_them() -> None:
-    """r01: tags without B- and I-, said at random, had an f1 of 1.0."""
-    names = ("NOUN", "VERB", "ADJ", "DET", "ADP")
-    dice = torch.Generator().manual_seed(0)
-    truth, said = (torch.randint(0, len(names), (40, 7), generator=dice) for _ in range(2))
-    metrics = EntityMetrics(names, torch.device("cpu"))
-    metrics.update(torch.nn.functional.one_hot(said, len(names)).float(), truth)
-    words = [[[f"I-{names[i]}" for i in row] for row in rows.tolist()] for rows in (truth, said)]
-    assert metrics.compute()["f1"] == pytest.approx(seqeval.metrics.f1_score(*words), abs=1e-9)
-    assert metrics.compute()["f1"] < 0.3
-
-
-def test_init_says_that_tags_need_names(tmp_path: Path) -> None:
-    """r02 where the job file begins."""
+def test_init_notes_that_numeric_tags_need_names(tmp_path: Path) -> None:
     words = [[f"w{i}", f"w{i + 1}", "w3"] for i in range(40)]
     pq.write_table(pa.table({"tokens": words, "ner_tags": [[0, 1, 2]] * 40}), tmp_path / "train.parquet")
     data = open_training(str(tmp_path / "train.parquet"), {})
-    found = guess(data.profile, UserChoices())
-    assert found.notes == ("tags in column ner_tags are numbers; name them in order in task.labels before training",)
-    made = draft("x", data, found, fit_splits(data, found, {}), default_model(found))
+    guessed = guess(data.profile, UserChoices())
+    assert guessed.notes == ("tags in column ner_tags are numbers; name them in order in task.labels before training",)
+    made = draft("x", data, guessed, fit_splits(data, guessed, {}), default_model(guessed))
     assert [line.off for line in made.sections["task"] if line.key == "labels"] == [True]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_init_takes_few_whole_numbers_with_a_point_for_classes(
+def test_init_guesses_classes_for_few_whole_floats(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """r18: no regression where there are two classes and nulls."""
+    """Guess classes, not regression, for two values and nulls."""
     monkeypatch.chdir(tmp_path)
     labels = pa.array([None if i in (3, 9) else float(i % 2) for i in range(40)])
     table = pa.table({"text": [f"a text of words {i}" for i in range(40)], "label": labels})
@@ -214,16 +188,16 @@ def test_init_takes_few_whole_numbers_with_a_point_for_classes(
     else:
         pq.write_table(table, tmp_path / "train.parquet")
     data = open_training(str(tmp_path / f"train.{ending}"), {})
-    found = guess(data.profile, UserChoices())
-    assert (found.task, found.form) == ("text-classification", "single-label")
-    fitted = fit_splits(data, found, {})
+    guessed = guess(data.profile, UserChoices())
+    assert (guessed.task, guessed.form) == ("text-classification", "single-label")
+    fitted = fit_splits(data, guessed, {})
     assert fitted.labels is not None
     assert fitted.labels.nulls == 2
     assert [count for _, count in fitted.labels.counts] == [20, 18]
 
 
-def test_numbers_in_validation_do_not_stand_for_names_of_training(tiny_bert: Path, tmp_path: Path) -> None:
-    """Kind of r14: lists and numbers with a point as well."""
+def test_numbers_in_validation_do_not_match_names_of_training(tiny_bert: Path, tmp_path: Path) -> None:
+    """Refuse lists and floats as well."""
     pairs: tuple[tuple[dict[str, Any], Any, Any], ...] = (
         (_TEXT, ["a", "b"], [0.0, 1.0]),
         ({**_TEXT, "kind": "multi-label"}, [["a"], ["b"]], [[0], [1]]),
@@ -233,16 +207,8 @@ def test_numbers_in_validation_do_not_stand_for_names_of_training(tiny_bert: Pat
             _prepared(tiny_bert, tmp_path / str(i), task, train=_texts(train), validation=_texts(valid))
 
 
-def test_a_class_that_neither_occurs_nor_is_said_is_no_zero_in_the_mean() -> None:
-    """r22, beside scikit-learn."""
-    truth, said = [0, 1, 1, 0, 1], [0, 1, 0, 0, 1]
-    metrics = Labels("y", "single-label", ("aa", "bb", "cc")).metrics(torch.device("cpu"))
-    metrics.update(torch.nn.functional.one_hot(torch.tensor(said), 3).float(), torch.tensor(truth))
-    assert metrics.compute()["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro"), abs=1e-9)
-
-
-def test_the_names_of_a_class_label_are_no_marks(tiny_bert: Path, tmp_path: Path) -> None:
-    """Who named a class '' in a ClassLabel has said that it is one."""
+def test_names_of_a_class_label_are_never_placeholders(tiny_bert: Path, tmp_path: Path) -> None:
+    """Accept the class "" if a ClassLabel names it."""
     features = {"label": {"names": ["", "spam"], "_type": "ClassLabel"}}
     table = _texts([0, 1] * 5).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     assert _names(_prepared(tiny_bert, tmp_path, _TEXT, train=table)) == ["", "spam"]

@@ -1,4 +1,4 @@
-"""Rows longer than `task.max_length` (r12): the plan says which share of their tokens is cut off."""
+"""Rows longer than `task.max_length`: the plan says which share of the tokens is cut off."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def _notes(folder: Path, model: Path, table: pa.Table, **task: Any) -> list[str]
 
 
 @pytest.mark.parametrize(
-    ("task", "columns", "said"),
+    ("task", "columns", "expected"),
     [
         # 91 tokens with the end, of which 32 are kept; the others are 3 long.
         ("causal-lm", {"text": [_LONG, _SHORT] * 20}, "about 63 % of the tokens are cut off, as 20 of the 40 rows"),
@@ -37,20 +37,20 @@ def _notes(folder: Path, model: Path, table: pa.Table, **task: Any) -> list[str]
         ),
     ],
 )
-def test_r12_what_is_cut_off_stands_in_the_plan(
-    task: str, columns: dict[str, Any], said: str, tmp_path: Path, tiny_models: dict[str, Path]
+def test_the_plan_notes_the_share_that_is_cut_off(
+    task: str, columns: dict[str, Any], expected: str, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     more = {"text": "text", "label": "labels"} if task == "token-classification" else {}
     (note,) = _notes(tmp_path, tiny_models[task], pa.table(columns), type=task, max_length=32, **more)
-    assert said in note and "looked at have more than 32 (up to 9" in note
+    assert expected in note and "looked at have more than 32 (up to 9" in note
 
 
-def test_r12_nothing_is_said_where_nothing_is_cut_off(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+def test_the_plan_notes_nothing_if_nothing_is_cut_off(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     table = pa.table({"text": [_SHORT] * 40})
     assert _notes(tmp_path, tiny_models["causal-lm"], table, type="causal-lm", max_length=32) == []
 
 
-def test_r12_rows_of_a_large_file_are_looked_at_everywhere(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+def test_rows_of_a_large_file_are_sampled_everywhere(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     table = pa.table({"text": [_SHORT] * 900 + [_LONG] * 100})
     (note,) = _notes(tmp_path, tiny_models["causal-lm"], table, type="causal-lm", max_length=32)
     assert "of the 256 rows looked at have more than 32" in note

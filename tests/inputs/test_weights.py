@@ -1,4 +1,4 @@
-"""Weights under other names than the model's: never a model that trains from random values."""
+"""Weights with names other than the model's: no model may train from random values."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def _load(spec: ModelSpec, auto: str = _CLASSES) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("write", _FORMATS)
-def test_weights_come_whole_from_every_format(tiny_bert: Path, tmp_path: Path, write: Any) -> None:
+def test_weights_are_loaded_from_every_format(tiny_bert: Path, tmp_path: Path, write: Any) -> None:
     spec = _model(tiny_bert, tmp_path / "model", write)
     _check(spec)
     loaded = _load(spec).state_dict()
@@ -80,8 +80,7 @@ def test_weights_come_whole_from_every_format(tiny_bert: Path, tmp_path: Path, w
 
 @pytest.mark.parametrize("write", _FORMATS)
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.bert.", "_forward_module."])
-def test_names_of_a_wrapper_are_refused(tiny_bert: Path, tmp_path: Path, write: Any, prefix: str) -> None:
-    """r11: a .bin with such names was taken, and training began from random values."""
+def test_names_of_a_wrapped_model_are_refused(tiny_bert: Path, tmp_path: Path, write: Any, prefix: str) -> None:
     spec = _model(
         tiny_bert,
         tmp_path / "model",
@@ -90,30 +89,30 @@ def test_names_of_a_wrapper_are_refused(tiny_bert: Path, tmp_path: Path, write: 
     )
     with pytest.raises(ModelError) as caught:
         _check(spec)
-    found = str(caught.value)
-    assert found.startswith(f"model.name: {prefix}") and found.endswith(
-        f" in the weights of {spec.name} has the name of a wrapped model; take '{prefix.split('.')[0]}.' out of the "
-        "names, or save the model inside the wrapper"
+    message = str(caught.value)
+    assert message.startswith(f"model.name: {prefix}") and message.endswith(
+        f" in the weights of {spec.name} has the name of a wrapped model; remove '{prefix.split('.')[0]}.' from "
+        "the names, or save the model inside the wrapper"
     )
     with pytest.raises(ModelError, match=r"have nothing for bert.embeddings.word_embeddings.weight and .* more, which"):
         _load(spec)
 
 
 @pytest.mark.parametrize("write", _FORMATS)
-def test_wrapped_layers_within_the_model_are_refused(tiny_bert: Path, tmp_path: Path, write: Any) -> None:
-    """r11's kind: FSDP and compiled layers wrap parts of a model, and the rest has the names it should."""
+def test_names_of_wrapped_layers_are_refused(tiny_bert: Path, tmp_path: Path, write: Any) -> None:
+    """Wrap parts of a model, as FSDP and compiled layers do."""
 
     def wrapped(whole: Weights) -> Weights:
         return {name.replace("layer.1.", "layer.1._orig_mod."): tensor for name, tensor in whole.items()}
 
     spec = _model(tiny_bert, tmp_path / "model", write, wrapped)
-    with pytest.raises(ModelError, match=r"encoder.layer.1._orig_mod.*take '_orig_mod\.' out of the names"):
+    with pytest.raises(ModelError, match=r"encoder.layer.1._orig_mod.*remove '_orig_mod\.' from the names"):
         _check(spec)
     with pytest.raises(ModelError, match=r"have nothing for bert.encoder.layer.1.*, which would stay random"):
         _load(spec)
 
 
-def test_one_missing_tensor_is_refused_once_the_model_is_loaded(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_refused_after_loading(tiny_bert: Path, tmp_path: Path) -> None:
     def gap(whole: Weights) -> Weights:
         return {name: tensor for name, tensor in whole.items() if name != "encoder.layer.1.output.dense.weight"}
 
@@ -127,7 +126,7 @@ def test_one_missing_tensor_is_refused_once_the_model_is_loaded(tiny_bert: Path,
 
 
 def test_a_pooler_may_be_new(tiny_bert: Path, tmp_path: Path) -> None:
-    """Checkpoints of masked language models have none."""
+    """Load weights like those of masked language models, which have no pooler."""
     spec = _model(tiny_bert, tmp_path / "model", _as_safetensors, lambda whole: {
         name: tensor for name, tensor in whole.items() if "pooler" not in name
     })  # fmt: skip
@@ -148,7 +147,7 @@ def test_a_pooler_may_be_new(tiny_bert: Path, tmp_path: Path) -> None:
     ],
     ids=["a training state", "a list", "a module"],
 )
-def test_a_pickle_of_more_than_weights_is_refused(
+def test_a_pickle_of_other_things_than_weights_is_refused(
     tiny_bert: Path, tmp_path: Path, write: Any, content: Any, holds: str
 ) -> None:
     spec = _model(tiny_bert, tmp_path / "model", write, content)
@@ -157,7 +156,7 @@ def test_a_pickle_of_more_than_weights_is_refused(
 
 
 def test_a_language_model_without_its_head_is_refused(tmp_path: Path) -> None:
-    """r11's kind: of a new head all answers are random, where the model should go on speaking."""
+    """Refuse a new language model head, whose tokens would be random."""
     config = LlamaConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=32,
@@ -171,9 +170,9 @@ def test_a_language_model_without_its_head_is_refused(tmp_path: Path) -> None:
         _load(ModelSpec(name=str(tmp_path / fine)), "AutoModelForCausalLM")
 
 
-def test_adapters_beside_a_model_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
-    """r11's kind: transformers would load the model that the adapters name, and wrap its layers."""
+def test_adapters_next_to_a_model_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    """Refuse what transformers would wrap: it loads the model that the adapters name."""
     spec = _model(tiny_bert, tmp_path / "model", _as_safetensors)
     (tmp_path / "model/adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
-    with pytest.raises(ModelError, match=r"holds adapters .adapter_config.json. beside a model; merge them into its"):
+    with pytest.raises(ModelError, match=r"holds adapters .adapter_config.json. next to a model; merge them into its"):
         _check(spec)

@@ -13,7 +13,7 @@ from launcher.tasks import build_task
 from tests.support import jobs
 
 _OUTSIDE = (
-    "which lies outside of the directories of the data; if you trust whoever wrote them, add its directory to data"
+    "which is outside of the directories of the data; if you trust the authors of the data, add its directory to data"
 )
 
 
@@ -28,38 +28,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _places(folder: Path, location: str = "data/train.parquet", *more: str) -> CellSource:
+def _source(folder: Path, location: str = "data/train.parquet", *more: str) -> CellSource:
     return CellSource.of(DataSpec(train=(str(folder / location),), files_below=more))
 
 
 @pytest.mark.parametrize("location", ["data/train.parquet", "data", "data/*.parquet", "data/**/x.csv"])
-def test_files_below_the_data_are_read(folder: Path, location: str) -> None:
+def test_files_below_the_directories_of_the_data_are_read(folder: Path, location: str) -> None:
     path = str(folder / "data/pictures/a.png")
     for cell in (path, f"file://{path}", {"bytes": None, "path": path}, b"a"):
-        assert cell_bytes(cell, _places(folder, location)) == b"a"
+        assert cell_bytes(cell, _source(folder, location)) == b"a"
 
 
 @pytest.mark.parametrize("cell", ["secret/b.png", "data/../secret/b.png", "data/pictures/link/b.png", "database/c.png"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_other_files_are_not(folder: Path, cell: str, scheme: str) -> None:
+def test_other_files_are_refused(folder: Path, cell: str, scheme: str) -> None:
     os.symlink(folder / "secret", folder / "data" / "pictures" / "link")
     (folder / "database").mkdir()
     (folder / "database" / "c.png").touch()
     with pytest.raises(ValueError, match=_OUTSIDE):
-        cell_bytes(f"{scheme}{folder / cell}", _places(folder))
+        cell_bytes(f"{scheme}{folder / cell}", _source(folder))
 
 
-def test_the_job_file_names_more_places(folder: Path) -> None:
-    places = _places(folder, "data/train.parquet", str(folder / "secret"))
-    assert cell_bytes(str(folder / "secret/b.png"), places) == b"b"
+def test_files_below_allows_more_directories(folder: Path) -> None:
+    source = _source(folder, "data/train.parquet", str(folder / "secret"))
+    assert cell_bytes(str(folder / "secret/b.png"), source) == b"b"
 
 
-def test_a_directory_that_is_a_link_is_the_one_it_leads_to(folder: Path) -> None:
+def test_a_linked_directory_is_resolved(folder: Path) -> None:
     os.symlink(folder / "data", folder / "linked")
-    assert cell_bytes(str(folder / "data/pictures/a.png"), _places(folder, "linked/train.parquet")) == b"a"
+    assert cell_bytes(str(folder / "data/pictures/a.png"), _source(folder, "linked/train.parquet")) == b"a"
 
 
-def test_nothing_is_read_where_no_place_is_known(folder: Path) -> None:
+def test_nothing_is_read_without_directories(folder: Path) -> None:
     with pytest.raises(ValueError, match=_OUTSIDE):
         cell_bytes(str(folder / "data/pictures/a.png"), CellSource())
 
@@ -84,25 +84,31 @@ def test_nothing_is_read_where_no_place_is_known(folder: Path) -> None:
         ("s3://b/data", "/etc/hostname", False),
     ],
 )
-def test_uris_are_of_the_same_server_and_below_the_data(root: str, cell: str, inside: bool) -> None:
-    places = CellSource.of(DataSpec(train=(root,)))
-    assert (places.holds_uri(cell) if "://" in cell else places.holds_path(cell)) == inside
+def test_uris_must_be_below_the_data_on_the_same_server(root: str, cell: str, inside: bool) -> None:
+    source = CellSource.of(DataSpec(train=(root,)))
+    assert (source.holds_uri(cell) if "://" in cell else source.holds_path(cell)) == inside
 
 
-@pytest.mark.parametrize("cell", ["http://127.0.0.1/x", "reference::file:///x.json", "simplecache::s3://b/data/x"])
-def test_other_protocols_are_refused_wherever_the_data_lie(cell: str) -> None:
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "http://127.0.0.1/x", "reference::file:///x.json", "simplecache::s3://b/data/x", "zip://x.png::file:///tmp/x.zip",
+        "hf://datasets/a/b.png", "file:///x.png::zip://a", "jupyter://a:1/x",
+    ],
+)  # fmt: skip
+def test_other_protocols_are_refused_even_if_all_directories_are_allowed(cell: str) -> None:
     with pytest.raises(ValueError, match=r"files are read from paths and s3://, .* alone; copy it to one of them"):
-        cell_bytes(cell, CellSource.of(DataSpec(train=("s3://b/data",))))
+        cell_bytes(cell, CellSource(("/",), (("s3://b/data", ""),)))
 
 
-def test_data_sets_of_the_hub_have_no_directory() -> None:
+def test_data_sets_of_the_hub_allow_no_directory() -> None:
     assert CellSource.of(DataSpec(train=("hub:org/name",))) == CellSource()
 
 
-def test_a_task_knows_the_places_of_its_job(
+def test_a_task_reads_files_below_the_directories_of_its_job(
     folder: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bad row, told with the key that would let it in; that key does, as a relative path too."""
+    """Refuse a row with the key that would allow it, and accept it with that key as a relative path."""
     rows = jobs.example_table(2, task="image-classification")
     (folder / "secret" / "b.png").write_bytes(rows.column("image")[0].as_py()["bytes"])
     cells = jobs.pa.table({"image": [str(folder / "secret/b.png")], "label": ["a"]})

@@ -45,7 +45,7 @@ def test_a_prompt_ends_where_the_answer_begins(tokenizer: PreTrainedTokenizerBas
     assert " ".join(tokenizer.convert_ids_to_tokens(ids)) == expected
 
 
-def test_the_answer_to_a_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_only_the_answer_to_a_prompt_is_learned(tokenizer: PreTrainedTokenizerBase) -> None:
     writer = Writer(tokenizer, "answer", "question", "reply", ("assistant",))
     tokens = writer.tokens({"question": "w1", "reply": "w2 w3"}, True)
     assert _learned(tokenizer, tokens) == ["w2", "w3", "<end>"]
@@ -74,10 +74,10 @@ def test_chatml_for_a_tokenizer_without_a_template(tokenizer: PreTrainedTokenize
     assert spans == ["w3<|im_end|>\n", "w5 w6<|im_end|>\n"]
 
 
-def test_a_template_that_rewrites_what_was_said(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_template_that_rewrites_earlier_messages_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     writer = Writer(tokenizer, "chat", "messages", "response", ("assistant",))
-    with pytest.raises(ValueError, match="the chat template writes message 1 anew when others follow"):
+    with pytest.raises(ValueError, match="the chat template renders message 1 differently when others follow"):
         writer.tokens({"messages": _CHAT}, True)
 
 
@@ -92,7 +92,7 @@ def test_a_conversation_without_an_answer_is_a_bad_row(tiny_models: dict[str, Pa
     )  # fmt: skip
 
 
-def test_what_is_written_does_not_depend_on_the_batch(tiny_models: dict[str, Path]) -> None:
+def test_generated_text_does_not_depend_on_the_batch(tiny_models: dict[str, Path]) -> None:
     task = CausalLM(CausalParams(max_new_tokens=6), ModelSpec(name=str(tiny_models["causal-lm"])), 0)
     model = task.build_model().eval()
     prompts = [[10, 11, 12], [20], [30, 31, 32, 33, 34]]

@@ -35,14 +35,14 @@ def test_a_tokenizer_is_trained_on_the_texts(tmp_path: Path) -> None:
     assert again.job == prepared.job
 
 
-def test_the_same_tokenizer_in_another_place(tmp_path: Path) -> None:
-    one, other = (_prepared(tmp_path / name, "causal-lm", _GPT).job.model.name for name in ("one", "other"))
-    assert one != other
+def test_tokenizer_does_not_depend_on_the_directory(tmp_path: Path) -> None:
+    first, second = (_prepared(tmp_path / name, "causal-lm", _GPT).job.model.name for name in ("one", "other"))
+    assert first != second
     for name in ("tokenizer.json", "config.json"):
-        assert (Path(one) / name).read_bytes() == (Path(other) / name).read_bytes()
+        assert (Path(first) / name).read_bytes() == (Path(second) / name).read_bytes()
 
 
-def test_an_encoder_reads_with_its_own_marks(tmp_path: Path) -> None:
+def test_an_encoder_tokenizer_adds_its_special_tokens(tmp_path: Path) -> None:
     prepared = _prepared(tmp_path, "text-classification", _BERT)
     tokenizer = AutoTokenizer.from_pretrained(prepared.job.model.name)
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("w1", "w2")["input_ids"])
@@ -52,7 +52,7 @@ def test_an_encoder_reads_with_its_own_marks(tmp_path: Path) -> None:
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
 
 
-def test_a_configuration_that_is_none(tmp_path: Path) -> None:
+def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         _prepared(tmp_path, "causal-lm", {**_GPT, "model_type": "gpt-17"})
-    assert caught.value.message.startswith("model.from_config: gpt-17 is not to be made so (")
+    assert caught.value.message.startswith("model.from_config: gpt-17 refuses its settings (")

@@ -23,7 +23,7 @@ def picture() -> bytes:
     return example_picture(np.random.default_rng(0), 1)
 
 
-def test_a_picture_may_be_stored_in_several_ways(picture: bytes, tmp_path: Path) -> None:
+def test_pictures_are_read_from_each_form_of_cell(picture: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(picture)
     path = str(tmp_path / "x.png")
     cells: list[object] = [picture, path, {"bytes": picture, "path": None}, {"bytes": None, "path": path}]
@@ -33,7 +33,7 @@ def test_a_picture_may_be_stored_in_several_ways(picture: bytes, tmp_path: Path)
     assert open_image(picture, 1).mode == "L"
 
 
-def test_what_is_no_picture_is_a_bad_row(picture: bytes, tiny_models: dict[str, Path]) -> None:
+def test_a_cell_without_a_picture_is_a_bad_row(picture: bytes, tiny_models: dict[str, Path]) -> None:
     task = ImageClassification(
         ImageParams(labels=("a", "b")), ModelSpec(name=str(tiny_models["image-classification"])), 0
     )
@@ -42,7 +42,7 @@ def test_what_is_no_picture_is_a_bad_row(picture: bytes, tiny_models: dict[str, 
     assert encoded.valid_rows.tolist() == [0]
     reasons = [reason for _, reason in encoded.problems]
     assert reasons[0] == "image is null"
-    assert all(reason.startswith(("image is no picture (", "image cannot be decoded (")) for reason in reasons[1:])
+    assert all(reason.startswith(("image is not a picture (", "image cannot be decoded (")) for reason in reasons[1:])
 
 
 def _file(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -51,7 +51,7 @@ def _file(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def test_grey_of_16_bits_keeps_its_shades() -> None:
-    """Pillow's own conversion makes 255 of all but the darkest 256."""
+    """Check what Pillow's own conversion clips to 255."""
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
         shades = np.asarray(open_image(_file(Image.fromarray(ramp), kind), 1)).ravel()
@@ -63,8 +63,8 @@ def test_grey_of_16_bits_keeps_its_shades() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white(mode: str) -> None:
-    """A drawing in the alpha channel alone, over black that nobody sees."""
+def test_transparent_parts_become_white(mode: str) -> None:
+    """Draw in the alpha channel alone, over hidden black."""
     alpha = np.zeros((8, 8), np.uint8)
     alpha[2:4] = 255
     drawn = np.asarray(open_image(_file(_drawing(alpha, mode)), 3))
@@ -81,35 +81,25 @@ def _drawing(alpha: np.ndarray, mode: str) -> Image.Image:
     return Image.fromarray(np.concatenate([black, alpha[..., None]], axis=2), mode)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    ["http://127.0.0.1:9/x.png", "simplecache::http://127.0.0.1:9/x.png", "reference::file:///tmp/x.json",
-     "zip://x.png::file:///tmp/x.zip", "hf://datasets/a/b.png", "file:///x.png::zip://a", "jupyter://a:1/x"],
-)  # fmt: skip
-def test_a_cell_names_no_place_that_data_do_not_lie_in(cell: str) -> None:
-    with pytest.raises(ValueError, match=r"and files are read from paths and s3://, .* alone; copy it to one of"):
-        cell_bytes(cell, CellSource(("/",)))
-
-
-def test_no_program_is_started_for_a_picture() -> None:
-    """Pillow gives EPS to Ghostscript."""
+def test_eps_is_refused() -> None:
+    """Refuse a format that Pillow gives to Ghostscript."""
     drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
     with pytest.raises(ValueError, match="of no known format"):
         open_image(drawing, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "DDS"])
-def test_whatever_a_file_holds_is_a_picture_or_a_bad_row(kind: str) -> None:
+def test_corrupt_files_are_pictures_or_bad_rows(kind: str) -> None:
     if kind not in Image.SAVE and not Image.init() and kind not in Image.SAVE:
         return
-    dice = np.random.default_rng(7)
-    content = np.frombuffer(_file(Image.fromarray(dice.integers(0, 255, (9, 7, 3), np.uint8)), kind), np.uint8)
+    rng = np.random.default_rng(7)
+    content = np.frombuffer(_file(Image.fromarray(rng.integers(0, 255, (9, 7, 3), np.uint8)), kind), np.uint8)
     for _ in range(150):
         changed = content.copy()
-        places = dice.integers(0, len(changed), 4)
-        changed[places] = dice.integers(0, 255, 4)
+        places = rng.integers(0, len(changed), 4)
+        changed[places] = rng.integers(0, 255, 4)
         with suppress(ValueError):
-            open_image(changed[: dice.integers(1, len(changed) + 1)].tobytes(), 3)
+            open_image(changed[: rng.integers(1, len(changed) + 1)].tobytes(), 3)
 
 
 def test_a_picture_with_too_many_pixels_is_a_bad_row() -> None:
@@ -122,9 +112,9 @@ def test_a_picture_with_too_many_pixels_is_a_bad_row() -> None:
 def test_augmentation_is_a_function_of_the_seed(picture: bytes) -> None:
     image = open_image(picture, 3)
     change = Augment(crop_scale_min=0.5, flip_fraction=0.5, rotate_degrees=20, brightness=0.3)
-    one, again, other = (np.asarray(augmented(image, change, seed).resize((16, 16))) for seed in (1, 1, 2))
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, other)
+    first, again, second = (np.asarray(augmented(image, change, seed).resize((16, 16))) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
     assert np.array_equal(np.asarray(augmented(image, Augment(), 1)), np.asarray(image))
     flips = [np.array_equal(np.asarray(augmented(image, Augment(flip_fraction=0.3), i)), image) for i in range(300)]
     assert 180 < sum(flips) < 240
@@ -138,7 +128,7 @@ def test_thumbnails_are_small(picture: bytes) -> None:
 
 
 def test_pictures_of_several_shapes_are_bad_rows(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
-    """Of a processor that resizes nothing: pixels would be laid out by the first picture's width."""
+    """Use a processor that does not resize: the pixels of a batch need one shape."""
     folder = shutil.copytree(tiny_models["image-classification"], tmp_path / "vit")
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_resize": False}))

@@ -1,4 +1,4 @@
-"""Which layers a model has, how deep each parameter is, and what `model.freeze` makes of it."""
+"""Layers of models, depths of their parameters, and `model.freeze` (`launcher/models/layers.py`)."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def _model(name: str, folders: dict[str, Path]) -> Any:
 
 
 @pytest.mark.parametrize("name", _MODELS)
-def test_depths_and_rates(name: str, folders: dict[str, Path]) -> None:
+def test_depths_set_the_learning_rates_of_layer_decay(name: str, folders: dict[str, Path]) -> None:
     model = _model(name, folders)
     _, layers, places = _MODELS[name]
     stack = find_stack(model, "train.layer_decay")
@@ -61,7 +61,7 @@ def test_depths_and_rates(name: str, folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", _MODELS)
-def test_frozen_from_the_embeddings_on(name: str, folders: dict[str, Path]) -> None:
+def test_embeddings_and_first_layers_can_be_frozen(name: str, folders: dict[str, Path]) -> None:
     model, (_, layers, places) = _model(name, folders), _MODELS[name]
     freeze(model, FreezeSpec(embeddings=True, layers=1))
     tied = ["lm_head"] if name == "gpt" else []  # it has the embeddings' weights
@@ -71,7 +71,7 @@ def test_frozen_from_the_embeddings_on(name: str, folders: dict[str, Path]) -> N
     assert not any(n.startswith(places[0]) for n in learning)
 
 
-def test_backbone_and_names(folders: dict[str, Path]) -> None:
+def test_backbone_and_named_parameters_can_be_frozen(folders: dict[str, Path]) -> None:
     model = _model("bert", folders)
     freeze(model, FreezeSpec(backbone=True))
     assert frozen_modules(model) == ["bert"]
@@ -102,7 +102,9 @@ def test_backbone_and_names(folders: dict[str, Path]) -> None:
         ),
     ],
 )
-def test_refused(name: str, spec: dict[str, Any], problem: str, folders: dict[str, Path]) -> None:
+def test_impossible_freezing_is_refused(
+    name: str, spec: dict[str, Any], problem: str, folders: dict[str, Path]
+) -> None:
     with pytest.raises(ModelError) as caught:
         freeze(_model(name, folders), FreezeSpec(**spec))
     assert caught.value.message.startswith(problem)
@@ -117,8 +119,8 @@ def test_frozen_batch_norm_keeps_its_statistics(folders: dict[str, Path]) -> Non
     assert frozen == batch_norms(model.resnet.embedder) and len(frozen) < len(norms)
 
 
-def test_the_plan_tells_what_is_trained(tiny_bert: Path, tmp_path: Path) -> None:
-    """Frozen weights have neither gradients nor optimizer states; SGD without momentum has none at all."""
+def test_the_plan_has_the_trained_parameters_and_their_memory(tiny_bert: Path, tmp_path: Path) -> None:
+    """Check gradients and optimizer states of frozen weights, and of SGD without momentum."""
     data = write_splits(tmp_path / "data", train=20)
     sgd = {"optimizer": {"type": "sgd", "momentum": 0.0}}
     jobs = [{}, {"model": {"freeze": {"backbone": True}}}, {"train": sgd}]

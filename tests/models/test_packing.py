@@ -42,51 +42,51 @@ _COMMON = ["gpt2", "llama", "mistral", "qwen3", "qwen3_moe", "gemma3_text", "phi
 _COMMON_LEAK = ["bloom", "mpt", "mamba", "jamba", "qwen3_next", "bert"]
 
 
-def _verdict(kind: str, **settings: object) -> bool:
+def _is_isolated(kind: str, **settings: object) -> bool:
     config = AutoConfig.for_model(kind, **{**_PUBLISHED.get(kind, {}), **settings})
     return keeps_samples_apart("AutoModelForCausalLM", config)
 
 
 @pytest.mark.parametrize("kind", _COMMON)
 def test_a_common_model_keeps_packed_samples_apart(kind: str) -> None:
-    assert _verdict(kind)
+    assert _is_isolated(kind)
 
 
 @pytest.mark.parametrize("kind", _COMMON_LEAK)
-def test_a_model_in_which_packed_samples_would_see_each_other_is_found(kind: str) -> None:
-    assert not _verdict(kind)
+def test_a_model_that_leaks_between_packed_samples_is_detected(kind: str) -> None:
+    assert not _is_isolated(kind)
 
 
-def test_the_verdict_is_of_the_configuration_and_not_of_the_type() -> None:
-    """LFM2's convolutions reach across samples, its attention does not; Falcon's older models use ALiBi."""
-    assert _verdict("lfm2", layer_types=["full_attention"] * 32)
-    assert not _verdict("lfm2", layer_types=["conv", "conv", "full_attention", "conv"] * 8)
-    assert _verdict("falcon")
-    assert not _verdict("falcon", alibi=True)
+def test_the_result_depends_on_the_configuration_and_not_on_the_type() -> None:
+    """Vary layers: LFM2's convolutions leak, its attention does not; Falcon's older models use ALiBi."""
+    assert _is_isolated("lfm2", layer_types=["full_attention"] * 32)
+    assert not _is_isolated("lfm2", layer_types=["conv", "conv", "full_attention", "conv"] * 8)
+    assert _is_isolated("falcon")
+    assert not _is_isolated("falcon", alibi=True)
 
 
-def test_flash_attention_is_told_by_positions_alone() -> None:
-    """It takes no masks, and OPT does not hand its positions on."""
-    assert _verdict("opt") and not _verdict("opt", attn_implementation="flash_attention_2")
-    assert _verdict("llama", attn_implementation="flash_attention_2")
+def test_flash_attention_needs_a_model_that_passes_positions() -> None:
+    """Check OPT, which does not pass its positions on; flash attention takes no masks."""
+    assert _is_isolated("opt") and not _is_isolated("opt", attn_implementation="flash_attention_2")
+    assert _is_isolated("llama", attn_implementation="flash_attention_2")
 
 
 def test_a_model_that_fails_is_not_packed() -> None:
-    assert not _verdict("hunyuan_v1_dense", head_dim=None)
+    assert not _is_isolated("hunyuan_v1_dense", head_dim=None)
 
 
-def test_the_random_state_is_left_alone() -> None:
+def test_the_global_random_state_is_unchanged() -> None:
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    _verdict("gpt2", n_inner=48)
+    _is_isolated("gpt2", n_inner=48)
     assert torch.equal(torch.rand(2), wanted)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - _REFUSED))
-def test_each_type_of_causal_model_is_judged_as_listed(kind: str) -> None:
-    """What is in neither list cannot be made small from its configuration class alone, and is not packed."""
+def test_each_type_of_causal_model_is_classified_as_listed(kind: str) -> None:
+    """Classify all types; those in neither list cannot be made small and are not packed."""
     apart = set(_APART.split())
     assert not apart & set(_LEAK.split())
-    assert _verdict(kind) == (kind in apart)
+    assert _is_isolated(kind) == (kind in apart)

@@ -150,7 +150,7 @@ OVERRIDES = [
         "a task whose module fails",
         _broken_module,
         "override task.type=broken_at_import:Task: task.type is broken_at_import:Task, which cannot be imported "
-        "(ZeroDivisionError: division by zero); mend the module broken_at_import",
+        "(ZeroDivisionError: division by zero); fix the module broken_at_import",
     ),
     Case(
         "a task that is none",

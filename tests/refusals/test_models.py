@@ -40,8 +40,8 @@ MODELS = [
     Case(
         "a hub name without a network",
         lambda desk: ["model.name=bert-base-nowhere"],
-        "model.name: bert-base-nowhere is no directory here, and neither the hub nor its cache has it now; give a "
-        "directory, mend the name, or look at the network",
+        "model.name: bert-base-nowhere is not a directory of this machine, and neither the hub nor its cache has it; "
+        "give a directory, fix the name, or check the network",
     ),
     Case(
         "the weights instead of their directory",
@@ -118,8 +118,8 @@ MODELS = [
     Case(
         "sizes that do not divide",
         lambda desk: desk.config(hidden_size=33),
-        "model.name: the configuration of DESK/model makes no bert model (The hidden size (33) is not a multiple of "
-        "the number of attention heads (2)); mend its keys",
+        "model.name: the configuration of DESK/model makes no valid bert model (The hidden size (33) is not a multiple "
+        "of the number of attention heads (2)); fix its keys",
     ),
     Case(
         "a size that is a word",
@@ -130,7 +130,7 @@ MODELS = [
     Case(
         "an activation that is none",
         lambda desk: desk.config(hidden_act="glue"),
-        "model.name: the configuration of DESK/model makes no bert model (KeyError: 'glue'); mend its keys",
+        "model.name: the configuration of DESK/model makes no valid bert model (KeyError: 'glue'); fix its keys",
     ),
     Case(
         "longer texts than the model has positions",
@@ -143,18 +143,18 @@ CHANGED = [
     Case(
         "a configuration of an architecture that nobody knows",
         lambda desk: ["model={from_config: {model_type: gpt-17}}"],
-        "model.from_config: gpt-17 is not to be made so (Unrecognized model identifier: gpt-17. ...); mend its keys",
+        "model.from_config: gpt-17 refuses its settings (Unrecognized model identifier: gpt-17. ...); fix its keys",
     ),
     Case(
         "a configuration whose sizes do not divide",
         lambda desk: ["model={from_config: {model_type: bert, hidden_size: 33, num_attention_heads: 2}}"],
-        "model.from_config: it makes no bert model (The hidden size (33) is not a multiple of the number of attention "
-        "heads (2)); mend its keys",
+        "model.from_config: it makes no valid bert model (The hidden size (33) is not a multiple of the number of "
+        "attention heads (2)); fix its keys",
     ),
     Case(
         "a vocabulary that is a word",
         lambda desk: ["model={from_config: {model_type: bert, vocab_size: large}}"],
-        "model.from_config: vocab_size is large, which is not a whole number of at least 1; mend it",
+        "model.from_config: vocab_size is large, which is not a whole number of at least 1; fix it",
     ),
     Case(
         "a configuration for another task",
@@ -165,12 +165,12 @@ CHANGED = [
     Case(
         "adapters for layers that are not there",
         lambda desk: ["model.lora={target_modules: [quary]}"],
-        "model.lora.target_modules: quary is the name of no layer of this bert model; did you mean query?",
+        "model.lora.target_modules: quary is not a layer of this bert model; did you mean query?",
     ),
     Case(
         "adapters for layers of another model",
         lambda desk: ["model.lora={target_modules: [c_attn]}"],
-        "model.lora.target_modules: c_attn is the name of no layer of this bert model; its linear layers are "
+        "model.lora.target_modules: c_attn is not a layer of this bert model; its linear layers are "
         "classifier, dense, key, query, value",
     ),
     Case(

@@ -106,17 +106,17 @@ CASES = [
     Case(
         "an entity that ends before it begins",
         lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 5, "end": 2, "label": "x"}]] * 10),
-        f"{_TRAIN}: row 0: tags has an entity from 5 to 2, which is no part of its 5 characters; {_MEND}",
+        f"{_TRAIN}: row 0: tags has an entity from 5 to 2, which is not within its 5 characters; {_MEND}",
     ),
     Case(
         "an entity behind the text",
         lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": 3, "end": 9, "label": "x"}]] * 10),
-        f"{_TRAIN}: row 0: tags has an entity from 3 to 9, which is no part of its 5 characters; {_MEND}",
+        f"{_TRAIN}: row 0: tags has an entity from 3 to 9, which is not within its 5 characters; {_MEND}",
     ),
     Case(
         "an entity that begins nowhere",
         lambda desk: _tags(desk, ["w1 w2"] * 10, [[{"start": None, "end": 2, "label": "x"}]] * 10),
-        f"{_TRAIN}: row 0: tags has an entity from None to 2, which is no part of its 5 characters; {_MEND}",
+        f"{_TRAIN}: row 0: tags has an entity from None to 2, which is not within its 5 characters; {_MEND}",
     ),
     Case(
         "texts that are structs",
@@ -126,17 +126,17 @@ CASES = [
     Case(
         "conversations that are strings",
         lambda desk: _chat(desk, "w1 w2"),
-        f"{_TRAIN}: row 0: chat is 'w1 w2', which is no list of messages; {_MEND}",
+        f"{_TRAIN}: row 0: chat is 'w1 w2', which is not a list of messages; {_MEND}",
     ),
     Case(
         "conversations of strings",
         lambda desk: _chat(desk, ["w1", "w2"]),
-        f"{_TRAIN}: row 0: chat: message 0 is 'w1', which is no {{role, content}}; {_MEND}",
+        f"{_TRAIN}: row 0: chat: message 0 is 'w1', which is not a {{role, content}}; {_MEND}",
     ),
     Case(
         "conversations with other keys",
         lambda desk: _chat(desk, [{"speaker": "human", "text": "w1"}, {"speaker": "gpt", "text": "w2"}]),
-        f"{_TRAIN}: row 0: chat: message 0 is {{'speaker': 'human', 'text': 'w1'}}, which is no {{role, content}}; "
+        f"{_TRAIN}: row 0: chat: message 0 is {{'speaker': 'human', 'text': 'w1'}}, which is not a {{role, content}}; "
         f"{_MEND}",
     ),
     Case(
@@ -157,7 +157,7 @@ CASES = [
     Case(
         "a chat template that is not Jinja",
         lambda desk: _chat(desk, _TURNS, ', chat_template: "{% for m"'),
-        "task.chat_template: line 1 is not Jinja (unexpected end of template, expected 'in'.); mend the template",
+        "task.chat_template: line 1 is not Jinja (unexpected end of template, expected 'in'.); fix the template",
     ),
     Case(
         "a chat template that fails",
@@ -177,23 +177,23 @@ CASES = [
     Case(
         "pictures that are not there",
         lambda desk: _pictures(desk, [str(desk.folder / "data" / "gone.png")] * 4),
-        f"{_TRAIN}: row 0: image is ..., which is no file here; {_MEND}",
+        f"{_TRAIN}: row 0: image is ..., which is not a file of this machine; {_MEND}",
     ),
     Case(
         "pictures outside of the data",
         lambda desk: _pictures(desk, ["/dev/zero"] * 4),
-        f"{_TRAIN}: row 0: image is '/dev/zero', which lies outside of the directories of the data; if you trust "
-        f"whoever wrote them, add its directory to data.files_below; {_MEND}",
+        f"{_TRAIN}: row 0: image is '/dev/zero', which is outside of the directories of the data; if you trust "
+        f"the authors of the data, add its directory to data.files_below; {_MEND}",
     ),
     Case(
         "pictures without end",
         lambda desk: [*_pictures(desk, ["/dev/zero"] * 4), "data.files_below=/dev"],
-        f"{_TRAIN}: row 0: image is '/dev/zero', which is no file here; {_MEND}",
+        f"{_TRAIN}: row 0: image is '/dev/zero', which is not a file of this machine; {_MEND}",
     ),
     Case(
         "pictures that are none",
         lambda desk: _pictures(desk, [b"\x89PNG and then nothing"] * 4),
-        f"{_TRAIN}: row 0: image is no picture (21 bytes of no known format); {_MEND}",
+        f"{_TRAIN}: row 0: image is not a picture (21 bytes of no known format); {_MEND}",
     ),
     Case(
         "pictures under another key",
@@ -203,12 +203,12 @@ CASES = [
     Case(
         "pictures that are numbers",
         lambda desk: _pictures(desk, pa.array([1, 2, 3, 4])),
-        f"{_TRAIN}: row 0: image is int, which is no file; {_MEND}",
+        f"{_TRAIN}: row 0: image is int, which is not a file; {_MEND}",
     ),
     Case(
         "no image processor",
         _without_processor,
-        "model.name: DESK/vit has no image processor; put its preprocessor_config.json beside the weights",
+        "model.name: DESK/vit has no image processor; put its preprocessor_config.json next to the weights",
     ),
 ]  # fmt: skip
 

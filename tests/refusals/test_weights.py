@@ -93,8 +93,8 @@ WEIGHTS = [
     Case(
         "a shard that is missing",
         lambda desk: _shards(desk, json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})),
-        "model.name: DESK/model/model-00001-of-00002.safetensors is not there, which model.safetensors.index.json "
-        f"names; {_AGAIN}",
+        "model.name: DESK/model/model-00001-of-00002.safetensors is missing, but model.safetensors.index.json "
+        f"names it; {_AGAIN}",
     ),
     Case(
         "an index that is torn",
@@ -104,7 +104,7 @@ WEIGHTS = [
     Case(
         "weights of another model",
         _with(_other_weights),
-        "model.name: the weights of DESK/model are not those of the bert that its config.json tells of (they hold "
+        "model.name: the weights of DESK/model are not those of the bert that its config.json describes (they hold "
         f"decoder.embed.weight, not bert.embeddings.word_embeddings.weight); {_TOGETHER}",
     ),
     Case(
@@ -128,7 +128,7 @@ WEIGHTS = [
     Case(
         "no tokenizer",
         lambda desk: desk.model("tokenizer.json", "tokenizer_config.json") and None,
-        "model.name: DESK/model has no tokenizer; put its files (tokenizer.json) beside the weights",
+        "model.name: DESK/model has no tokenizer; put its files (tokenizer.json) next to the weights",
     ),
     Case(
         "a tokenizer that is torn",

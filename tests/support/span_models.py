@@ -1,4 +1,4 @@
-"""Random models whose tokenizers take words apart otherwise than BERT's: at bytes, or at spaces alone."""
+"""Random models whose tokenizers split words differently from BERT's: into bytes, or at spaces only."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,18 +7,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
+from tests.support.tiny_models import byte_letters, byte_tokenizer
+
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def byte_bert(folder: Path) -> Path:
     """Make a BERT of single bytes, whose tokens hold the space before a word (as ModernBERT's, Llama's and Qwen's)."""
     torch.manual_seed(0)
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters]
-    core = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *byte_letters()]
+    core = byte_tokenizer(words, [])
     core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
@@ -28,10 +26,10 @@ def byte_bert(folder: Path) -> Path:
 
 
 def spaced_xlmr(folder: Path, corpus: Iterable[str], pieces: int = 400) -> Path:
-    """Make an XLM-R that tells words by spaces alone.
+    """Make an XLM-R that splits words at spaces only.
 
     Args:
-        folder: Where to.
+        folder: Directory to write to.
         corpus: Texts to train its tokenizer on.
         pieces: Number of tokens; few leave single characters.
     """

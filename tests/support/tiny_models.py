@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -24,8 +24,27 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 _WORDS = [f"w{i}" for i in range(200)]
 
 
+def byte_letters() -> list[str]:
+    """Return the 256 letters that byte-level BPE writes bytes with, in the order of GPT-2."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
+
+
+def byte_tokenizer(names: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Return a byte-level BPE without a space before the first word, as GPT-2's.
+
+    Args:
+        names: Tokens in order, `byte_letters` among them.
+        merges: Merges of BPE.
+    """
+    core = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return core
+
+
 def make_tiny_bert(folder: Path, hidden_size: int = 32) -> Path:
-    """A BERT without a head."""
+    """Save a BERT without a head."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_WORDS]
     core = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     core.normalizer = normalizers.Lowercase()
@@ -46,7 +65,7 @@ def make_tiny_bert(folder: Path, hidden_size: int = 32) -> Path:
 
 
 def make_tiny_gpt(folder: Path) -> Path:
-    """A GPT-2 with its language model head, and a chat template of its own words."""
+    """Save a GPT-2 with its language model head, and a chat template of its own words."""
     words = ["<pad>", "<end>", "<unk>", "user", "assistant", ":", *_WORDS]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -66,7 +85,7 @@ def make_tiny_gpt(folder: Path) -> Path:
 
 
 def make_tiny_opt(folder: Path, gpt: Path) -> Path:
-    """An OPT, which takes masks and makes none of positions, with the tokenizer of a tiny GPT."""
+    """Save an OPT, which takes masks but makes none from positions, with the tokenizer of a tiny GPT."""
     PreTrainedTokenizerFast.from_pretrained(gpt).save_pretrained(folder)
     torch.manual_seed(0)
     config = OPTConfig(
@@ -78,7 +97,7 @@ def make_tiny_opt(folder: Path, gpt: Path) -> Path:
 
 
 def make_tiny_bloom(folder: Path, gpt: Path) -> Path:
-    """A Bloom, in which packed samples see each other, with the tokenizer of a tiny GPT."""
+    """Save a Bloom, in which packed samples attend to each other, with the tokenizer of a tiny GPT."""
     PreTrainedTokenizerFast.from_pretrained(gpt).save_pretrained(folder)
     config = BloomConfig(vocab_size=206, hidden_size=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
     BloomForCausalLM(config).save_pretrained(folder)
@@ -86,7 +105,7 @@ def make_tiny_bloom(folder: Path, gpt: Path) -> Path:
 
 
 def make_tiny_vit(folder: Path, size: int = 16) -> Path:
-    """A ViT without a head, for pictures of `size` x `size` pixels."""
+    """Save a ViT without a head, for pictures of `size` x `size` pixels."""
     torch.manual_seed(0)
     config = ViTConfig(
         image_size=size, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -98,7 +117,7 @@ def make_tiny_vit(folder: Path, size: int = 16) -> Path:
 
 
 def make_tiny_resnet(folder: Path) -> Path:
-    """A ResNet without a head, with BatchNorm in it, for pictures of 16 x 16."""
+    """Save a ResNet without a head, with BatchNorm in it, for pictures of 16 x 16."""
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetModel(config).save_pretrained(folder)

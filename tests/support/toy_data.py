@@ -1,4 +1,4 @@
-"""Toy tables of every form that `launcher init` knows, and some that it does not."""
+"""Small tables in every form that `launcher init` knows, and in some that it does not."""
 
 import io
 import json
@@ -16,13 +16,13 @@ ROWS = 60
 
 
 def words(rows: int = ROWS, low: int = 6, high: int = 14, seed: int = 0) -> list[str]:
-    """Texts of words w0..w199, all different."""
+    """Return texts of the words w0..w199, all different."""
     rng = np.random.default_rng(seed)
     return [" ".join(f"w{w}" for w in rng.integers(0, 200, rng.integers(low, high))) + f" w{i}" for i in range(rows)]
 
 
 def picture(seed: int = 0) -> bytes:
-    """A PNG of 16 x 16."""
+    """Return a PNG of 16 x 16 pixels."""
     stream = io.BytesIO()
     noise = np.random.default_rng(seed).integers(0, 255, (16, 16, 3))
     Image.fromarray(noise.astype(np.uint8)).save(stream, "PNG")
@@ -30,12 +30,12 @@ def picture(seed: int = 0) -> bytes:
 
 
 def cycle(*values: object, rows: int = ROWS) -> list[object]:
-    """Values over and over."""
+    """Repeat values up to a number of rows."""
     return [values[i % len(values)] for i in range(rows)]
 
 
 def chats(rows: int = ROWS, answerer: str = "assistant", keys: tuple[str, str] = ("role", "content")) -> list[object]:
-    """Conversations of a question and an answer."""
+    """Return conversations of a question and an answer."""
     role, content = keys
     return [
         [{role: "user", content: question}, {role: answerer, content: answer}]
@@ -44,7 +44,7 @@ def chats(rows: int = ROWS, answerer: str = "assistant", keys: tuple[str, str] =
 
 
 def named_classes(table: pa.Table, column: str, names: list[str]) -> pa.Table:
-    """The table with the metadata that `datasets` writes for a ClassLabel."""
+    """Return a table with the metadata that `datasets` writes for a ClassLabel."""
     features = {column: {"names": names, "_type": "ClassLabel"}}
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
@@ -76,6 +76,6 @@ IMAGES = pa.table(
 
 
 def look_at(table: pa.Table, folder: Path) -> DataProfile:
-    """A look at a table, through a file."""
+    """Profile a table, through a file."""
     pq.write_table(table, folder / "toy.parquet")
     return profile_data(open_split("train", [str(folder / "toy.parquet")]), "toy.parquet")

@@ -1,4 +1,4 @@
-"""What every task owes the launcher (`launcher/tasks/base.py`), checked for each of them on a tiny model."""
+"""Contract of the task protocol (`launcher/tasks/base.py`), checked for each built-in task on a tiny model."""
 
 import importlib
 from pathlib import Path
@@ -21,8 +21,8 @@ _ROWS = 23
 
 @pytest.fixture(params=task_names())
 def name(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+    task_name: str = request.param
+    return task_name
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def model(name: str, tiny_models: dict[str, Path]) -> ModelSpec:
 
 @pytest.fixture
 def task(name: str, model: ModelSpec) -> Task:
-    """The task as the stream builds it: with what the training data tells filled in."""
+    """Build a task as the stream does: with parameters inferred from the training data."""
     kind = task_class(name)
     params = kind.Params.model_validate({"max_length": 48} if "max_length" in kind.Params.model_fields else {})
     unlearned = kind(params, model, 0)
     return kind(unlearned.infer_params(Columns(unlearned.example_rows(200, 0))), model, 0)
 
 
-def test_the_module_has_its_task(name: str) -> None:
+def test_the_module_exports_its_task(name: str) -> None:
     module = importlib.import_module(f"launcher.tasks.{name.replace('-', '_')}")
     assert module.TASK is task_class(name)
     assert issubclass(module.TASK.Params, TaskParams)
@@ -49,7 +49,7 @@ def test_the_module_has_its_task(name: str) -> None:
     assert not [member for member in members if not callable(getattr(module.TASK, member, None))]
 
 
-def test_parameters_round_trip(name: str, task: Task) -> None:
+def test_parameters_survive_a_round_trip_and_are_frozen(name: str, task: Task) -> None:
     kind = params_of(name)
     learned = task.infer_params(Columns(task.example_rows(200, 0)))
     for params in (kind(), learned):
@@ -65,13 +65,13 @@ def test_every_parameter_is_documented(name: str) -> None:
     assert not [key for key, field in params_of(name).model_fields.items() if not field.description]
 
 
-def test_learning_twice_changes_nothing(name: str, task: Task, model: ModelSpec) -> None:
+def test_inferring_parameters_twice_changes_nothing(name: str, task: Task, model: ModelSpec) -> None:
     learned = task.infer_params(Columns(task.example_rows(200, 0)))
     again = task_class(name)(learned, model, 0)
     assert again.infer_params(Columns(again.example_rows(200, 1))) == learned
 
 
-def test_example_rows_are_as_many_as_asked_for_and_a_function_of_the_seed(task: Task) -> None:
+def test_example_rows_are_a_function_of_number_and_seed(task: Task) -> None:
     rows = task.example_rows(_ROWS, 1)
     assert len(rows) == _ROWS
     assert set(task.input_columns) | set(task.target_columns) <= set(rows.column_names)
@@ -79,7 +79,7 @@ def test_example_rows_are_as_many_as_asked_for_and_a_function_of_the_seed(task: 
     assert not rows.equals(task.example_rows(_ROWS, 2))
 
 
-def test_encode_gives_a_sample_per_row(task: Task) -> None:
+def test_encode_returns_a_sample_for_each_row(task: Task) -> None:
     rows = task.example_rows(_ROWS, 1)
     encoded = task.encode(rows, True)
     assert encoded.problems == ()
@@ -115,21 +115,21 @@ def test_rows_with_a_null_are_reported_and_left_out(task: Task) -> None:
     for column in {*task.input_columns, *task.target_columns}:
         encoded = task.encode(_without(rows, column, bad), True)
         assert encoded.problems == tuple((i, f"{column} is null") for i in bad)
-        kept = [i for i in range(_ROWS) if i not in bad]
-        assert encoded.valid_rows.tolist() == kept
-        assert encoded.samples.to_pylist() == clean.samples.take(pa.array(kept)).to_pylist()
-        assert encoded.lengths.tolist() == clean.lengths[kept].tolist()
-        assert len(encoded.weights) == len(kept)
+        valid = [i for i in range(_ROWS) if i not in bad]
+        assert encoded.valid_rows.tolist() == valid
+        assert encoded.samples.to_pylist() == clean.samples.take(pa.array(valid)).to_pylist()
+        assert encoded.lengths.tolist() == clean.lengths[valid].tolist()
+        assert len(encoded.weights) == len(valid)
 
 
-def test_a_window_without_any_usable_row(task: Task) -> None:
+def test_encode_accepts_a_window_without_valid_rows(task: Task) -> None:
     rows = task.example_rows(4, 1)
     encoded = task.encode(_without(rows, task.input_columns[0], [0, 1, 2, 3]), True)
     assert [position for position, _ in encoded.problems] == [0, 1, 2, 3]
     assert len(encoded.samples) == len(encoded.valid_rows) == len(encoded.lengths) == len(encoded.weights) == 0
 
 
-def test_targets_are_not_looked_at_when_there_are_none(task: Task) -> None:
+def test_encode_without_targets_reads_inputs_only(task: Task) -> None:
     rows = task.example_rows(_ROWS, 1)
     inputs = task.encode(rows.select(list(task.input_columns)), False)
     assert inputs.problems == ()
@@ -140,9 +140,11 @@ def test_targets_are_not_looked_at_when_there_are_none(task: Task) -> None:
         assert all(_same(batch.inputs[key], full.inputs[key]) for key in full.inputs)
 
 
-def _same(one: torch.Tensor | bool, other: torch.Tensor | bool) -> bool:
+def _same(first: torch.Tensor | bool, second: torch.Tensor | bool) -> bool:
     return (
-        torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
+        torch.equal(first, second)
+        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+        else first == second
     )
 
 
@@ -165,7 +167,7 @@ def test_collate_pads_to_the_longest(task: Task, size: int) -> None:
     assert batch.to(torch.device("cpu")).inputs.keys() == batch.inputs.keys()
 
 
-def test_from_rows_to_predictions(task: Task) -> None:
+def test_losses_and_predictions_have_the_documented_shapes(task: Task) -> None:
     samples = task.encode(task.example_rows(_ROWS, 1), True).samples
     batch = task.collate(samples)
     model = task.build_model().eval()
@@ -184,9 +186,9 @@ def test_from_rows_to_predictions(task: Task) -> None:
     assert len(decoded) == _ROWS
     assert decoded.schema == task.prediction_schema
     assert decoded.column("prediction").null_count == 0
-    verdicts = task.row_results(logits, batch.labels, samples)
-    assert len(verdicts) == _ROWS
-    assert all(verdict.target and isinstance(verdict.prediction, str) for verdict in verdicts)
+    results = task.row_results(logits, batch.labels, samples)
+    assert len(results) == _ROWS
+    assert all(result.target and isinstance(result.prediction, str) for result in results)
 
 
 def test_predictions_of_rows_without_targets(task: Task) -> None:
@@ -199,7 +201,7 @@ def test_predictions_of_rows_without_targets(task: Task) -> None:
     assert predictions.column("prediction").null_count == 0
 
 
-def test_rows_can_be_looked_at(task: Task) -> None:
+def test_inputs_of_a_row_can_be_displayed(task: Task) -> None:
     shown = task.display_inputs(task.example_rows(1, 1).to_pylist()[0])
     assert tuple(shown.texts) == task.input_columns
     assert all(shown.texts.values())
@@ -218,21 +220,21 @@ def test_padding_does_not_change_a_loss(task: Task) -> None:
     assert losses(encoded.samples) == pytest.approx(alone, abs=1e-5)
 
 
-def test_metrics_of_a_pass(task: Task) -> None:
+def test_metrics_have_modes_and_baselines(task: Task) -> None:
     batch = task.collate(task.encode(task.example_rows(200, 1), True).samples)
     with torch.no_grad():
         logits = task.build_model().eval()(**batch.inputs).logits
     metrics = task.metrics(torch.device("cpu"))
     for begin, end in ((0, 1), (1, 90), (90, 200)):
         metrics.update(logits[begin:end], batch.labels[begin:end])
-    found = metrics.compute()
-    assert next(iter(found)) == next(iter(task.metric_modes))
-    assert found.keys() <= task.metric_modes.keys()
+    computed = metrics.compute()
+    assert next(iter(computed)) == next(iter(task.metric_modes))
+    assert computed.keys() <= task.metric_modes.keys()
     assert "loss" not in task.metric_modes
-    assert metrics.baseline().keys() <= found.keys()
+    assert metrics.baseline().keys() <= computed.keys()
 
 
-def test_the_new_head_is_a_function_of_the_seed(name: str, task: Task, model: ModelSpec) -> None:
+def test_a_new_head_is_a_function_of_the_seed(name: str, task: Task, model: ModelSpec) -> None:
     if name == "causal-lm":
         pytest.skip("its head is pretrained: nothing in it is new")
     learned = task.infer_params(Columns(task.example_rows(200, 0)))
@@ -240,12 +242,12 @@ def test_the_new_head_is_a_function_of_the_seed(name: str, task: Task, model: Mo
     def weights(seed: int) -> dict[str, torch.Tensor]:
         return dict(task_class(name)(learned, model, seed).build_model().state_dict())
 
-    one, again, other = weights(0), weights(0), weights(1)
-    assert all(torch.equal(one[key], again[key]) for key in one)
-    assert any(not torch.equal(one[key], other[key]) for key in one)
+    first, again, second = weights(0), weights(0), weights(1)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
-def test_names_are_listed_for_one_that_is_unknown() -> None:
+def test_an_unknown_task_is_refused_with_the_known_names() -> None:
     assert "text-classification" in task_names()
     assert task_names() == sorted(task_names())
     with pytest.raises(UserError) as caught:
@@ -276,7 +278,9 @@ class Mine(TextClassification):
 '''
 
 
-def test_a_task_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
+def test_a_task_is_imported_from_outside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path
+) -> None:
     (tmp_path / "outside_task.py").write_text(_OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)
     kind = task_class("outside_task:Mine")
@@ -289,15 +293,6 @@ def test_a_task_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         task_class("outside_task:Yours")
     assert caught.value.message.startswith("task.type is outside_task:Yours, which cannot be imported (")
     assert caught.value.message.endswith("); put the module on PYTHONPATH")
-
-
-def test_a_module_that_is_not_there() -> None:
-    with pytest.raises(UserError) as caught:
-        task_class("no_such_module:Task")
-    assert caught.value.message == (
-        "task.type is no_such_module:Task, which cannot be imported (No module named 'no_such_module'); "
-        "put the module on PYTHONPATH"
-    )
 
 
 def _text_task(model: Path, **params: object) -> TextClassification:
@@ -356,4 +351,4 @@ def test_text_classification_of_each_kind(
     assert logits.shape == (3, classes)
     assert task.sample_losses(logits, batch.labels).shape == (3,)
     assert len(task.decode(logits, table)) == 3
-    assert all(verdict.target for verdict in task.row_results(logits, batch.labels, table))
+    assert all(result.target for result in task.row_results(logits, batch.labels, table))

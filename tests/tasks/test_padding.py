@@ -1,4 +1,4 @@
-"""A tokenizer without a padding token: what fills a batch is no word of a text."""
+"""Padding with a tokenizer that has no padding token."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.tiny_models import make_tiny_gpt
 
 
 def _without_padding(folder: Path) -> Path:
-    """A GPT-2 whose token 0 is a word, as the `!` of the real one is."""
+    """Make a GPT-2 whose token 0 is a word, as the `!` of the real one is."""
     make_tiny_gpt(folder)
     for name, drop in (("tokenizer_config.json", ("pad_token",)), ("config.json", ("pad_token_id",))):
         content = json.loads((folder / name).read_text())
@@ -24,8 +24,8 @@ def _without_padding(folder: Path) -> Path:
     return folder
 
 
-def test_the_last_word_is_seen(tmp_path: Path) -> None:
-    """A text that ends with token 0 is scored alike alone and beside a longer one, and unlike one without it."""
+def test_padding_does_not_hide_a_last_word_with_token_0(tmp_path: Path) -> None:
+    """Compare scores of a text that ends with token 0: alone, in a batch with a longer text, and without that token."""
     spec = ModelSpec(name=str(_without_padding(tmp_path / "gpt")), dropout=0.0)
     assert load_tokenizer(spec).pad_token == "<end>"
     task = TextClassification(TextParams(labels=("a", "b"), max_length=16), spec, 0)
@@ -36,5 +36,5 @@ def test_the_last_word_is_seen(tmp_path: Path) -> None:
         with torch.no_grad():
             return model(**task.collate(encoded.samples).inputs).logits
 
-    alone, beside, without = scores("w5 <pad>")[0], scores("w1 w2 w3 w4", "w5 <pad>")[1], scores("w5")[0]
-    assert torch.allclose(alone, beside, atol=1e-6) and not torch.allclose(alone, without, atol=1e-4)
+    alone, in_batch, without = scores("w5 <pad>")[0], scores("w1 w2 w3 w4", "w5 <pad>")[1], scores("w5")[0]
+    assert torch.allclose(alone, in_batch, atol=1e-6) and not torch.allclose(alone, without, atol=1e-4)

@@ -1,7 +1,7 @@
-"""Weights of classes in the loss: what a job file may say, and what the training data makes of it.
+"""Class weights of the loss: validation of the job file, counting, and the tensor.
 
-Runs on the client and the head (names, counts; no torch) and in train workers (the tensor). `tasks/metrics/labels.py`
-and `tasks/metrics/tags.py` use it.
+Runs on the client and the head (names and counts, without torch) and in train workers (the tensor). Read `labels.py`
+and `tags.py` next, which use it.
 """
 
 import difflib
@@ -20,35 +20,36 @@ if TYPE_CHECKING:
     import torch
 
 
-def _weights(value: object) -> object:
-    """YAML reads the class 1 as a number; class names are texts.
+def _parse_weights(value: object) -> object:
+    """Return class weights with class names as strings: YAML reads the class 1 as a number.
 
     Raises:
-        ValueError: it is no weights at all; zero would let a global batch weigh nothing.
+        ValueError: The value is neither a mapping to positive weights nor "balanced". A weight of 0 is refused because
+            a global batch of such rows would divide its loss by 0.
     """
     if value is None or value == "balanced":
         return value
     if isinstance(value, dict) and all(_is_weight(weight) for weight in value.values()):
         return {str(name): weight for name, weight in value.items()}
-    given = f"{{{', '.join(f'{k}: {v}' for k, v in value.items())}}}" if isinstance(value, dict) else value
-    raise ValueError(f"class_weights is {given}; give balanced or {{class: weight above 0}}")
+    shown = f"{{{', '.join(f'{k}: {v}' for k, v in value.items())}}}" if isinstance(value, dict) else value
+    raise ValueError(f"class_weights is {shown}; give balanced or {{class: weight above 0}}")
 
 
 def _is_weight(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_weights)]
+ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_parse_weights)]
 """Class weights in a job file."""
 
 
 def count_classes(pieces: Iterable[pa.Array], names: Sequence[str], class_of: Callable[[object], int]) -> list[int]:
-    """How often each class stands in a column, whose labels that are none are left to whoever reads the rows.
+    """Return the number of rows of each class in a column; rows with an invalid label are not counted.
 
     Args:
-        pieces: the column's values, a part at a time.
-        names: class names in order.
-        class_of: the class of a value; raises ValueError where it has none.
+        pieces: Values of the column, in chunks.
+        names: Class names in order.
+        class_of: Function from a value to its class index; raises ValueError for an invalid label.
     """
     counts = [0] * len(names)
     for piece in pieces:
@@ -56,14 +57,14 @@ def count_classes(pieces: Iterable[pa.Array], names: Sequence[str], class_of: Ca
             try:
                 counts[class_of(entry["values"])] += entry["counts"]
             except ValueError:
-                continue  # a bad row: `data.on_bad_row` decides about it
+                continue  # a bad row: `data.on_bad_row` decides
     return counts
 
 
-def balanced(counts: Sequence[int], names: Sequence[str]) -> dict[str, float]:
-    """Rows / (k * rows of the class) for each of the k classes that occur: scikit-learn's `compute_class_weight`.
+def balanced_weights(counts: Sequence[int], names: Sequence[str]) -> dict[str, float]:
+    """Return the weights of scikit-learn's `compute_class_weight("balanced")`: rows / (k * rows of the class).
 
-    A class without a training row gets 1.0, which no loss ever sees.
+    k counts the classes that occur; a class without a training row gets 1.0, which no loss ever uses.
     """
     rows, occurring = sum(counts), sum(count > 0 for count in counts)
     return {
@@ -71,11 +72,11 @@ def balanced(counts: Sequence[int], names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def completed(weights: dict[str, float], names: Sequence[str]) -> dict[str, float]:
-    """A weight for each class in order, 1.0 for those that the job file leaves out.
+def complete_weights(weights: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Return a weight for each class in order, 1.0 for those that the job file does not list.
 
     Raises:
-        DataError: a weight is given for what is no class.
+        DataError: The job file lists a class that the data does not have.
     """
     for name in weights:
         if name not in names:
@@ -85,9 +86,10 @@ def completed(weights: dict[str, float], names: Sequence[str]) -> dict[str, floa
     return {name: float(weights.get(name, 1.0)) for name in names}
 
 
+# Cached: a new tensor at each step would be a host-to-device copy, which waits for the device.
 @lru_cache(maxsize=4)
 def weight_tensor(weights: tuple[float, ...], device: "torch.device") -> "torch.Tensor | None":
-    """float32 (classes,), moved to the device once; None where all classes weigh the same."""
+    """Return class weights as float32 (classes,) on a device, or None if all classes weigh the same."""
     import torch
 
     return torch.tensor(weights, dtype=torch.float32, device=device) if weights else None

@@ -1,6 +1,7 @@
-"""Labels of a row as a whole: one class, several, or a number. Targets, losses, metrics and predictions of such heads.
+"""Labels of whole rows: one class, several classes, or a number. Their targets, losses, metrics and predictions.
 
-Runs in data workers (targets; no torch) and train workers. Tasks that label whole rows compose it, whatever they read.
+Runs on the head (class names), in data workers (targets, without torch) and in train workers. Tasks that label whole
+rows compose it, whatever their inputs are. Read `tags.py` for labels of words.
 """
 
 import json
@@ -18,7 +19,7 @@ from pydantic import AfterValidator
 
 from launcher.errors import DataError
 from launcher.formatting import list_names, show_value
-from launcher.rundir.records import Mark
+from launcher.tasks.base import MetricMode, RowResult
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.padding import whole_numbers
 
@@ -30,41 +31,35 @@ if TYPE_CHECKING:
 
 Kind = Literal["single-label", "multi-label", "regression"]
 
-_MODES: dict[Kind, tuple[str, ...]] = {
+_METRICS: dict[Kind, tuple[str, ...]] = {
     "single-label": ("accuracy", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "roc_auc"),
     "multi-label": ("f1", "macro_f1", "macro_precision", "macro_recall", "exact_match", "roc_auc"),
     "regression": ("pearson", "spearman"),
 }
-_BINARY = ("f1", "precision", "recall")
-# As many classes as make the right one among the first five worth telling.
-_TOP5_CLASSES = 6
+_BINARY_METRICS = ("f1", "precision", "recall")
+_MIN_TOP5_CLASSES = 6  # with five classes the true one is always among the first five
 
 
-def check_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Class names as a job file gives them.
-
-    Raises:
-        ValueError: fewer than two, or one of them twice.
-    """
+def _check_class_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if names is not None and (len(names) < 2 or len(set(names)) < len(names)):
         raise ValueError("labels needs at least two names, each once; null reads them from the training data")
     return names
 
 
-ClassNames = Annotated[tuple[str, ...] | None, AfterValidator(check_names)]
+ClassNames = Annotated[tuple[str, ...] | None, AfterValidator(_check_class_names)]
 """Class names in a job file."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a row's label may be.
+    """Label of a whole row.
 
     Args:
-        column: the column that holds it, for messages.
-        kind: one class, several, or a number.
-        names: class names in order; empty for regression.
-        weights: of each class in the loss, for single-label; empty weighs all alike.
-        smoothing: share of each target that the loss spreads over all classes, for single-label.
+        column: Label column, for messages.
+        kind: Form of the label: one class, several classes, or a number.
+        names: Class names in order; empty for regression.
+        weights: Loss weight of each class, for single-label; empty weighs all alike.
+        smoothing: Share of each target that the loss spreads over all classes, for single-label.
     """
 
     column: str
@@ -74,22 +69,24 @@ class Labels:
     smoothing: float = 0.0
 
     @property
-    def metric_modes(self) -> "dict[str, Literal['max', 'min']]":
-        """Whether more or less of each metric is better, the main metric first."""
-        names = _MODES[self.kind]
-        if self.kind == "single-label":
-            names += _BINARY if len(self.names) == 2 else ("top5_accuracy",) * (len(self.names) >= _TOP5_CLASSES)
-        modes: dict[str, Literal["max", "min"]] = dict.fromkeys(names, "max")
+    def metric_modes(self) -> dict[str, MetricMode]:
+        """Direction of each metric, the main metric first."""
+        names = _METRICS[self.kind]
+        if self.kind == "single-label" and len(self.names) == 2:
+            names += _BINARY_METRICS
+        if self.kind == "single-label" and len(self.names) >= _MIN_TOP5_CLASSES:
+            names += ("top5_accuracy",)
+        modes: dict[str, MetricMode] = dict.fromkeys(names, "max")
         return modes | ({"mse": "min"} if self.kind == "regression" else {})
 
-    def infer_params(
-        self, pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None
+    def infer_names(
+        self, pieces: Iterable[pa.Array], arrow_type: pa.DataType, known: tuple[str, ...] | None
     ) -> tuple[str, ...] | None:
-        """Class names, as `infer_names` has them; None for numbers."""
-        return None if self.kind == "regression" else infer_names(pieces, kind, known, self.column)
+        """Return the class names of a column of labels (`infer_names`); None for regression."""
+        return None if self.kind == "regression" else infer_names(pieces, arrow_type, known, self.column)
 
     def config(self) -> dict[str, object]:
-        """The model config's entries: number, names and kind of the labels."""
+        """Return the entries of the model's config: number, names and kind of the labels."""
         names = self.names or ("value",)
         problem = {"single-label": "single_label_classification", "multi-label": "multi_label_classification"}
         return {
@@ -104,16 +101,16 @@ class Labels:
         return {name: i for i, name in enumerate(self.names)}
 
     @cached_property
-    def _numeric(self) -> bool:
+    def _has_numeric_names(self) -> bool:
         return any(name.lstrip("-").isdigit() for name in self.names)
 
     def target(self, value: object) -> list[float]:
-        """A label as numbers: its class, a 0/1 for each class, or itself.
+        """Return a label as numbers: its class index, a 0/1 for each class, or the number itself.
 
         Raises:
-            ValueError: it is null, unknown, or not a number; the text says which.
+            ValueError: The label is null, unknown, or not a number; the text says which.
         """
-        if value is None or (value != value and self.kind != "regression"):
+        if value is None or (value != value and self.kind != "regression"):  # NaN is pandas' null
             raise ValueError(f"{self.column} is null")
         if self.kind == "multi-label":
             if not isinstance(value, list):
@@ -122,24 +119,27 @@ class Labels:
             return [float(i in chosen) for i in range(len(self.names))]
         return [float(self._class(value))] if self.kind == "single-label" else [self._number(value)]
 
-    def find_invalid_target(self, pieces: Iterable[pa.Array], kind: pa.DataType) -> tuple[int, str] | None:
-        """The first row whose class cannot be used, and why; None where there is none, or labels are no classes."""
+    def find_invalid_target(self, pieces: Iterable[pa.Array], arrow_type: pa.DataType) -> tuple[int, str] | None:
+        """Return the first row with an invalid class, and why; None for lists and numbers, which `encode` checks.
+
+        Checks the distinct values of each chunk only, so a million rows take milliseconds.
+        """
         types = (
             pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating
         )  # fmt: skip
-        if self.kind != "single-label" or not any(fits(kind) for fits in types):
+        if self.kind != "single-label" or not any(fits(arrow_type) for fits in types):
             return None
         before = 0
         for piece in map(whole_numbers, pieces):
-            found = []
+            problems = []
             for value in pc.unique(piece):
                 try:
                     self.target(value.as_py())
                 except ValueError as problem:
                     row = pc.index(piece.is_null(), True) if not value.is_valid else pc.index(piece, value)
-                    found.append((before + int(row.as_py()), str(problem)))
-            if found:
-                return min(found)
+                    problems.append((before + int(row.as_py()), str(problem)))
+            if problems:
+                return min(problems)
             before += len(piece)
         return None
 
@@ -156,27 +156,35 @@ class Labels:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         index = None if value is None else self._index.get(str(value))
-        # An int that is no name indexes the names, unless names are numbers themselves: then it is unknown.
-        if index is None and isinstance(value, int) and not self._numeric and 0 <= value < len(self.names):
+        # An int that is not a name indexes the names. If names are numbers themselves it is an unknown class instead.
+        if index is None and isinstance(value, int) and not self._has_numeric_names and 0 <= value < len(self.names):
             return int(value)
         if index is None:
             raise ValueError(f"{self.column} is {show_value(value)}, which is not one of {list_names(self.names)}")
         return index
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
-        """Rows of each class in a column that comes in pieces."""
+        """Return the number of rows of each class in a column."""
         return count_classes(map(whole_numbers, pieces), names, replace(self, names=names)._class)
 
     def sample_weights(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
-        """float64 (n,), what each row adds to the global batch's weight, from `target` values; [] where not known."""
+        """Return the weight of each row in its global batch, float64 (n,).
+
+        Args:
+            labels: Results of `target`; [] for a row without a label, which weighs 1.
+        """
         return np.array([self.weights[int(row[0])] if row and self.weights else 1.0 for row in labels], np.float64)
 
-    def plain(self) -> "Labels":
-        """The same labels under plain cross entropy."""
+    def for_evaluation(self) -> "Labels":
+        """Return the same labels under plain cross entropy."""
         return replace(self, weights=(), smoothing=0.0)
 
     def tensor(self, targets: pa.ChunkedArray) -> "torch.Tensor":
-        """A column of `target` values: int64 (B,), float (B, classes) for multi-label, float (B,) for regression."""
+        """Return results of `target` as a tensor.
+
+        Returns:
+            int64 (B,) for single-label, float32 (B, classes) for multi-label, float32 (B,) for regression.
+        """
         import torch
 
         values = torch.tensor(targets.to_pylist(), dtype=torch.float32)
@@ -186,9 +194,11 @@ class Labels:
         return flat.long() if self.kind == "single-label" else flat
 
     def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """(B,) cross entropy; multi-label its binary form averaged over classes; regression the squared error.
+        """Return the loss of each row in fp32, (B,).
 
-        Divided by the sum of their `weigh`, weighted and smoothed losses are what `torch.nn.CrossEntropyLoss` gives.
+        Cross entropy for single-label, its binary form averaged over the classes for multi-label, the squared error for
+        regression. Divided by the sum of `sample_weights`, weighted and smoothed losses equal those of
+        `torch.nn.CrossEntropyLoss`.
         """
         from torch.nn import functional
 
@@ -202,7 +212,7 @@ class Labels:
         return functional.mse_loss(logits.float().squeeze(-1), labels, reduction="none")
 
     def metrics(self, device: "torch.device") -> "MulticlassMetrics | MultilabelMetrics | RegressionMetrics":
-        """Fresh metric states."""
+        """Return new metric states on a device."""
         from launcher.tasks.metrics.classification import MulticlassMetrics, MultilabelMetrics
         from launcher.tasks.metrics.regression import RegressionMetrics
 
@@ -212,100 +222,102 @@ class Labels:
 
     @property
     def prediction_schema(self) -> pa.Schema:
-        """What `decode` gives."""
+        """Columns that `decode` returns."""
         if self.kind == "regression":
             return pa.schema({"prediction": pa.float64()})
-        chosen = pa.string() if self.kind == "single-label" else pa.list_(pa.string())
-        return pa.schema({"prediction": chosen, "scores": pa.string()})
+        prediction = pa.string() if self.kind == "single-label" else pa.list_(pa.string())
+        return pa.schema({"prediction": prediction, "scores": pa.string()})
 
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        """`prediction` (class name, list of names, or number) and `scores` (JSON of name to probability)."""
+        """Return `prediction` (class name, list of names, or number) and `scores` (JSON of name to probability)."""
         if self.kind == "regression":
             return pa.table({"prediction": logits.float().squeeze(-1).tolist()}, self.prediction_schema)
-        single = self.kind == "single-label"
-        scores = (logits.float().softmax(-1) if single else logits.float().sigmoid()).cpu().numpy()
-        # Python's own notation of a double is JSON's; a tenth of the time json.dumps takes for each row.
+        is_single = self.kind == "single-label"
+        scores = (logits.float().softmax(-1) if is_single else logits.float().sigmoid()).cpu().numpy()
+        # JSON by hand: repr of a finite float is valid JSON, and json.dumps of each row takes ten times as long.
         keys = [f"{json.dumps(name, ensure_ascii=False)}: " for name in self.names]
         number = repr if np.isfinite(scores).all() else json.dumps
-        text = ["{" + ", ".join(map(str.__add__, keys, map(number, row))) + "}" for row in scores.tolist()]
-        if single:
-            chosen = pa.array(self.names).take(pa.array(scores.argmax(-1)))
+        texts = ["{" + ", ".join(map(str.__add__, keys, map(number, row))) + "}" for row in scores.tolist()]
+        if is_single:
+            predictions = pa.array(self.names).take(pa.array(scores.argmax(-1)))
         else:
-            chosen = pa.array([[self.names[i] for i in np.flatnonzero(row)] for row in scores > 0.5])
-        return pa.table({"prediction": chosen.cast(self.prediction_schema.field(0).type), "scores": text})
+            predictions = pa.array([[self.names[i] for i in np.flatnonzero(row)] for row in scores > 0.5])
+        return pa.table({"prediction": predictions.cast(self.prediction_schema.field(0).type), "scores": texts})
 
-    def answers(
-        self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table
-    ) -> list[tuple[str, str, tuple[Mark, ...]]]:
-        """(truth, prediction, no marks) of each row in words."""
+    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
+        """Return truth and prediction of B rows in words."""
         predictions = self.decode(logits, samples).column("prediction").to_pylist()
-        return [(self._text(label), _words(p), ()) for label, p in zip(labels.tolist(), predictions, strict=True)]
+        return [
+            RowResult(self._label_text(label), _to_text(p))
+            for label, p in zip(labels.tolist(), predictions, strict=True)
+        ]
 
-    def _text(self, label: object) -> str:
+    def _label_text(self, label: object) -> str:
         if isinstance(label, list):
-            return ", ".join(n for n, on in zip(self.names, label, strict=True) if on) or "none"
-        return self.names[int(str(label))] if self.kind == "single-label" else f"{float(str(label)):.4g}"
+            return _to_text([name for name, is_set in zip(self.names, label, strict=True) if is_set])
+        return self.names[int(str(label))] if self.kind == "single-label" else _to_text(float(str(label)))
 
 
-def _words(value: object) -> str:
+def _to_text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def infer_names(
-    pieces: Iterable[pa.Array], kind: pa.DataType, known: tuple[str, ...] | None, name: str
+    pieces: Iterable[pa.Array], arrow_type: pa.DataType, known: tuple[str, ...] | None, column: str
 ) -> tuple[str, ...]:
-    """Class names of a column of labels or of lists of labels.
+    """Return the class names of a column of labels or of lists of labels.
 
     Args:
-        pieces: the training data's labels, a part at a time.
-        kind: their type.
-        known: the names the files tell, indexed by int labels; None takes the distinct labels, ints by value, strings
-            by alphabet, nulls left out.
-        name: of the column, for messages.
+        pieces: Labels of the training data, in chunks.
+        arrow_type: Type of the column.
+        known: Class names in the metadata of the files, indexed by int labels; None takes the distinct labels.
+        column: Label column, for messages.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: The column does not hold classes, or fewer than two.
     """
-    if pa.types.is_struct(kind):
-        raise DataError(f"task: column {name} of the training data is of type {kind}; classes are ints or strings")
+    if pa.types.is_struct(arrow_type):
+        raise DataError(
+            f"task: column {column} of the training data is of type {arrow_type}; classes are ints or strings"
+        )
     names = known or distinct(pieces)
-    if pa.types.is_floating(kind) and not known:
+    if pa.types.is_floating(arrow_type) and not known:
         fraction = next((value for value in names if not _INTEGER.fullmatch(value)), None)
         if fraction is not None:
             raise DataError(
-                f"task: column {name} of the training data holds {fraction}; classes are whole numbers or strings; for "
-                "amounts set kind: regression"
+                f"task: column {column} of the training data holds {fraction}; classes are whole numbers or strings; "
+                "for amounts set kind: regression"
             )
     if len(names) < 2:
         only = f"only the label {names[0]!r}" if names else "no label"
-        raise DataError(f"task: column {name} of the training data holds {only}; at least two classes are needed")
+        raise DataError(f"task: column {column} of the training data holds {only}; at least two classes are needed")
     if not known:
-        check_marks(names, name)
+        check_placeholders(names, column)
     return names
 
 
 _INTEGER = re.compile(r"-?\d+")
-# What data sets write for "no label": torch's and transformers' own mark, and that of masks and bytes.
-_IGNORED, _LAST_BYTE = "-100", "255"
-_PERHAPS = ("-1", "-9", "-99", "-999", "99", "999", "9999")
-_NULLS = ("nan", "none", "null", "<na>")
+# What data sets write for "no label": -100 is the convention of torch and transformers, 255 that of masks and bytes.
+_IGNORED_LABEL, _LAST_BYTE = "-100", "255"
+_POSSIBLE_PLACEHOLDERS = ("-1", "-9", "-99", "-999", "99", "999", "9999")
+_NULL_NAMES = ("nan", "none", "null", "<na>")
 
 
-def check_marks(names: Sequence[str], column: str) -> None:
-    """Refuse a class that by all conventions is no class, unless the job file names it.
+def check_placeholders(names: Sequence[str], column: str) -> None:
+    """Refuse a class that conventionally means "no label", unless the job file lists it.
 
     Args:
-        names: Class names that were found in the training data.
-        column: Column, for the message.
+        names: Class names inferred from the training data.
+        column: Label column, for messages.
 
     Raises:
         DataError: There is such a class.
     """
     for name in names:
-        is_last_byte = name == _LAST_BYTE and _counted([other for other in names if other != name])
-        if not name.strip() or name == _IGNORED or is_last_byte:
+        is_last_byte = name == _LAST_BYTE and _are_consecutive([other for other in names if other != name])
+        if not name.strip() or name == _IGNORED_LABEL or is_last_byte:
             raise DataError(
                 f"task: column {column} of the training data has the class {name!r}, which usually says that a row has "
                 "no label; list the classes in task.labels, without it and with data.on_bad_row: skip, or with it if "
@@ -314,7 +326,7 @@ def check_marks(names: Sequence[str], column: str) -> None:
 
 
 def remarks(names: Sequence[str], column: str) -> list[str]:
-    """Return what a person should know of class names before training: which look alike, which may be none."""
+    """Return notes for the plan on class names that look alike, or that may mean "no label"."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(name)
@@ -326,7 +338,7 @@ def remarks(names: Sequence[str], column: str) -> list[str]:
     ]
     for name in names:
         others = [other for other in names if other != name]
-        if (name in _PERHAPS and _counted(others)) or name.casefold() in _NULLS:
+        if (name in _POSSIBLE_PLACEHOLDERS and _are_consecutive(others)) or name.casefold() in _NULL_NAMES:
             notes.append(
                 f"column {column} has the class {name!r}: if it says that a row has no label, leave it out of "
                 "task.labels and set data.on_bad_row: skip"
@@ -334,16 +346,16 @@ def remarks(names: Sequence[str], column: str) -> list[str]:
     return notes
 
 
-def _counted(names: Sequence[str]) -> bool:
-    """Return whether classes are 0 to n - 1, or 1 to n."""
-    found = sorted(int(name) for name in names if _INTEGER.fullmatch(name))
-    return len(names) > 1 and found in ([*range(len(names))], [*range(1, len(names) + 1)])
+def _are_consecutive(names: Sequence[str]) -> bool:
+    """Return whether classes are 0 to n - 1, or 1 to n, so that a number outside of them stands out."""
+    numbers = sorted(int(name) for name in names if _INTEGER.fullmatch(name))
+    return len(names) > 1 and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
 
 
 def distinct(pieces: Iterable[pa.Array]) -> tuple[str, ...]:
-    """Return class names among labels or lists of them: ints by value, strings by alphabet, nulls left out."""
-    found: set[str | int | bool | None] = set()
+    """Return the class names in a column of labels or of lists: ints by value, strings alphabetically, no nulls."""
+    values: set[str | int | bool | None] = set()
     for piece in pieces:
         is_list = pa.types.is_list(piece.type) or pa.types.is_large_list(piece.type)
-        found.update(pc.unique(whole_numbers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
-    return tuple(str(value) for value in sorted(found - {None}))  # type: ignore[type-var]  # of one type
+        values.update(pc.unique(whole_numbers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
+    return tuple(str(value) for value in sorted(values - {None}))  # type: ignore[type-var]  # of one type

@@ -1,4 +1,8 @@
-"""Losses as sums over a sample, which is what the loop divides by the global batch's weight. Runs in train workers."""
+"""Cross entropy of token labels, summed over each sample. Runs in train workers.
+
+Losses are sums because the loop divides by the weight of the whole global batch, so that the curve does not depend on
+how the batch is split.
+"""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -9,21 +13,22 @@ from launcher.models.chat import IGNORED
 def token_losses(
     logits_BTC: torch.Tensor, labels_BT: torch.Tensor, weight_C: torch.Tensor | None = None, smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross entropy of each sequence, summed over its labelled tokens.
+    """Return the cross entropy of each sequence, summed over its labelled tokens.
 
     Args:
-        logits_BTC: scores of C classes, any float type.
-        labels_BT: classes, -100 where nothing is to be learned.
-        weight_C: of each class; None weighs all alike.
-        smoothing: share of each target that is spread over all classes.
+        logits_BTC: Scores of C classes, any float type.
+        labels_BT: Classes, int64; -100 where there is no label.
+        weight_C: Weight of each class, float32; None weighs all alike.
+        smoothing: Share of each target that is spread over all classes.
 
     Returns:
         float32 (B,).
     """
-    labelled = labels_BT != IGNORED
+    is_labelled = labels_BT != IGNORED
     losses = logits_BTC.new_zeros(labels_BT.shape, dtype=torch.float32)
-    # Only labelled tokens are made float32: of a long prompt with a short answer, a fraction.
-    chosen = cross_entropy(
-        logits_BTC[labelled].float(), labels_BT[labelled], weight_C, reduction="none", label_smoothing=smoothing
+    # Only labelled tokens are converted to float32: (B, T, V) in fp32 is the largest tensor of a step, and of a long
+    # prompt with a short answer a fraction is labelled. The boolean index syncs with the device to learn its size.
+    labelled_losses = cross_entropy(
+        logits_BTC[is_labelled].float(), labels_BT[is_labelled], weight_C, reduction="none", label_smoothing=smoothing
     )
-    return losses.masked_scatter(labelled, chosen).sum(-1)
+    return losses.masked_scatter(is_labelled, labelled_losses).sum(-1)

@@ -1,35 +1,34 @@
-"""Metrics of regression, on torchmetrics. Runs in train workers.
-
-Spearman compares ranks, so its state is the two numbers of each row (8 bytes a row), merged like the other states.
-"""
+"""Metrics of regression, on torchmetrics. Runs in train workers."""
 
 import torch
+import torch.distributed as dist
 from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 
-from launcher.rundir.records import ClassRow, ConfusionMatrix
+from launcher.tasks.base import TaskMetrics
 
 
-class RegressionMetrics:
-    """Pearson, Spearman and the mean squared error."""
+class RegressionMetrics(TaskMetrics):
+    """Pearson and Spearman correlation, and the mean squared error."""
 
     def __init__(self, device: torch.device) -> None:
         self._pearson = PearsonCorrCoef().to(device)
+        # Compares ranks, so its state is the two numbers of each row (8 bytes a row); the others are sums.
         self._spearman = SpearmanCorrCoef().to(device)
         self._mse = MeanSquaredError().to(device)
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, truth, squared truth
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count B rows: logits (B, 1), labels (B,)."""
+        """Add B rows: logits (B, 1), labels (B,)."""
         values, truth = logits.float().squeeze(-1), labels.float()
         for metric in (self._pearson, self._spearman, self._mse):
             metric.update(values, truth)
-        wide = truth.double()
-        self._sums += torch.stack([torch.ones_like(wide).sum(), wide.sum(), (wide * wide).sum()])
+        truth = truth.double()
+        self._sums += torch.stack([torch.ones_like(truth).sum(), truth.sum(), (truth * truth).sum()])
 
     def compute(self) -> dict[str, float]:
-        """Merge the workers' states; returns the metrics, Pearson first."""
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self._sums)
+        """Merge the states of all ranks and return the metrics, Pearson first. Collective."""
+        if dist.is_initialized():
+            dist.all_reduce(self._sums)
         return {
             "pearson": float(self._pearson.compute()),
             "spearman": float(self._spearman.compute()),
@@ -37,14 +36,6 @@ class RegressionMetrics:
         }
 
     def baseline(self) -> dict[str, float]:
-        """Always the mean: its mean squared error is the variance."""
+        """Return the scores of always predicting the mean: its mean squared error is the variance."""
         rows, total, squares = self._sums.tolist()
         return {"pearson": 0.0, "spearman": 0.0, "mse": squares / rows - (total / rows) ** 2}
-
-    def confusion(self) -> ConfusionMatrix | None:
-        """Regression has no classes."""
-        return None
-
-    def classes(self) -> tuple[ClassRow, ...]:
-        """Regression has no classes."""
-        return ()

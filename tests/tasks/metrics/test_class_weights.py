@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from launcher.errors import DataError
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM, CausalParams
-from launcher.tasks.metrics.class_weights import balanced, completed
+from launcher.tasks.metrics.class_weights import balanced_weights, complete_weights
 from launcher.tasks.metrics.labels import Labels
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.text_classification import TextClassification, TextParams
@@ -28,8 +28,8 @@ def _torch_loss(smoothing: float) -> torch.nn.CrossEntropyLoss:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
-def test_sum_over_weight_is_torchs_weighted_mean(smoothing: float) -> None:
-    """Rows as a whole, and words of texts of unequal length."""
+def test_loss_sum_over_weight_sum_is_the_weighted_mean_of_torch(smoothing: float) -> None:
+    """Compare whole rows, and words of texts of unequal length."""
     torch.manual_seed(0)
     logits, truth = torch.randn(40, 3), torch.randint(0, 3, (40,))
     labels = Labels("label", "single-label", _NAMES, _WEIGHTS, smoothing)
@@ -44,8 +44,8 @@ def test_sum_over_weight_is_torchs_weighted_mean(smoothing: float) -> None:
     assert losses.sum() / weight == pytest.approx(float(_torch_loss(smoothing)(logits, words.flatten())))
 
 
-def test_encoded_rows_weigh_what_their_losses_are_divided_by(tiny_bert: Path) -> None:
-    """The weights travel with the samples; without targets, and in evaluations, every row or word weighs 1."""
+def test_encoded_rows_have_class_weights_only_in_training(tiny_bert: Path) -> None:
+    """Check the weights of samples with targets, without them, and in evaluations."""
     model = ModelSpec(name=str(tiny_bert))
     params: dict[str, Any] = {"labels": ("a", "b"), "class_weights": {"b": 3}}
     rows = pa.table({"text": ["w1", "w2", "w3"], "label": ["b", "a", "b"]})
@@ -62,20 +62,20 @@ def test_encoded_rows_weigh_what_their_losses_are_divided_by(tiny_bert: Path) ->
     assert token.for_evaluation().encode(words, True).weights.tolist() == [2, 1]
 
 
-def test_scored_losses_are_plain() -> None:
+def test_evaluation_losses_are_plain() -> None:
     torch.manual_seed(0)
     logits, ids = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
     task = CausalLM(CausalParams(label_smoothing=0.2), ModelSpec(name="none"), 0)
-    for one, smoothing in ((task, 0.2), (task.for_evaluation(), 0.0)):
-        for loss, row, truth in zip(one.sample_losses(logits, ids), logits, ids, strict=True):
+    for variant, smoothing in ((task, 0.2), (task.for_evaluation(), 0.0)):
+        for loss, row, truth in zip(variant.sample_losses(logits, ids), logits, ids, strict=True):
             expected = torch.nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)(row, truth)
             assert float(loss) == pytest.approx(float(expected))
     plain = TextClassification(TextParams(labels=("a", "b")), ModelSpec(name="none"), 0)
     assert plain.for_evaluation() is plain
 
 
-def test_balanced_is_scikit_learns() -> None:
-    """Counted piece by piece, over labels as they stand in the files; bad rows are left to whoever reads them."""
+def test_balanced_weights_match_scikit_learn() -> None:
+    """Count labels in chunks, with invalid ones among them."""
     column = pa.chunked_array([["x", "y", "x"], ["x", None, "x", "z"], ["nonsense"]])
     task = TextClassification(TextParams(labels=("z", "x", "y"), class_weights="balanced"), ModelSpec(name="none"), 0)
     learned = task.infer_params(Columns(pa.table({"text": ["w1"] * 8, "label": column})))
@@ -86,13 +86,13 @@ def test_balanced_is_scikit_learns() -> None:
     tags = pa.chunked_array([[["O", "O", "B-x"]], [["O"]]])
     learned = token.infer_params(Columns(pa.table({"tokens": [["w"] * 3, ["w"]], "tags": tags})))
     assert learned.model_dump()["class_weights"] == {"B-x": 2.0, "O": pytest.approx(2 / 3)}
-    assert balanced([3, 0, 1], _NAMES)["b"] == 1.0
+    assert balanced_weights([3, 0, 1], _NAMES)["b"] == 1.0
 
 
-def test_weights_that_fit_no_class_are_refused() -> None:
-    assert completed({"b": 2.0}, _NAMES) == {"a": 1.0, "b": 2.0, "c": 1.0}
+def test_weights_of_unknown_classes_are_refused() -> None:
+    assert complete_weights({"b": 2.0}, _NAMES) == {"a": 1.0, "b": 2.0, "c": 1.0}
     with pytest.raises(DataError, match=r"^task\.class_weights: 'positve' is not a class; did you mean positive\?$"):
-        completed({"positve": 2.0}, ("negative", "positive"))
+        complete_weights({"positve": 2.0}, ("negative", "positive"))
     spans = pa.table({"tokens": ["w1"], "tags": [[{"start": 0, "end": 2, "label": "x"}]]})
     token = TokenClassification(TokenParams(class_weights="balanced"), ModelSpec(name="none"), 0)
     with pytest.raises(DataError, match="give a weight for each tag"):

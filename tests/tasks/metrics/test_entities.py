@@ -21,7 +21,7 @@ _rows = st.lists(st.lists(st.sampled_from(_TAGS), min_size=1, max_size=12), min_
 
 @given(st.lists(st.sampled_from(_TAGS), max_size=20))
 @settings(max_examples=300, deadline=None)
-def test_spans_are_those_of_seqeval(tags: list[str]) -> None:
+def test_spans_match_seqeval(tags: list[str]) -> None:
     assert [(s.type, s.start, s.end - 1) for s in spans(tags)] == get_entities(tags)
 
 
@@ -41,29 +41,29 @@ def _padded(rows: list[list[str]]) -> torch.Tensor:
 
 @given(_rows, st.randoms(use_true_random=False))
 @settings(max_examples=80, deadline=None)
-def test_scores_are_those_of_seqeval(truth: list[list[str]], random: "object") -> None:
+def test_scores_match_seqeval(truth: list[list[str]], random: "object") -> None:
     import random as _random
 
     assert isinstance(random, _random.Random)
-    said = [[random.choice(_TAGS) if random.random() < 0.4 else tag for tag in row] for row in truth]
+    predicted_tags = [[random.choice(_TAGS) if random.random() < 0.4 else tag for tag in row] for row in truth]
     metrics = EntityMetrics(_TAGS, torch.device("cpu"))
-    labels, predicted = _padded(truth), _padded(said).clamp(min=0)
+    labels, predicted = _padded(truth), _padded(predicted_tags).clamp(min=0)
     logits = torch.nn.functional.one_hot(predicted, len(_TAGS)).float()
     for i in range(len(truth)):
         metrics.update(logits[i : i + 1], labels[i : i + 1])
-    found = metrics.compute()
-    assert found["f1"] == pytest.approx(f1_score(truth, said, zero_division=0), abs=1e-9)
-    assert found["precision"] == pytest.approx(precision_score(truth, said, zero_division=0), abs=1e-9)
-    assert found["recall"] == pytest.approx(recall_score(truth, said, zero_division=0), abs=1e-9)
-    if any(spans(row) for row in [*truth, *said]):
-        report = classification_report(truth, said, zero_division=0, output_dict=True)
+    computed = metrics.compute()
+    assert computed["f1"] == pytest.approx(f1_score(truth, predicted_tags, zero_division=0), abs=1e-9)
+    assert computed["precision"] == pytest.approx(precision_score(truth, predicted_tags, zero_division=0), abs=1e-9)
+    assert computed["recall"] == pytest.approx(recall_score(truth, predicted_tags, zero_division=0), abs=1e-9)
+    if any(spans(row) for row in [*truth, *predicted_tags]):
+        report = classification_report(truth, predicted_tags, zero_division=0, output_dict=True)
         for line in metrics.classes():
             if line.label in report:
                 assert line.f1 == pytest.approx(report[line.label]["f1-score"], abs=1e-9)
                 assert line.support == report[line.label]["support"]
 
 
-def test_baseline_says_nothing() -> None:
+def test_baseline_predicts_no_entities() -> None:
     metrics = EntityMetrics(_TAGS, torch.device("cpu"))
     labels = _padded([["O", "O", "O", "B-a"]])
     metrics.update(torch.nn.functional.one_hot(labels.clamp(min=0), len(_TAGS)).float(), labels)
@@ -72,16 +72,16 @@ def test_baseline_says_nothing() -> None:
     assert metrics.confusion() is None
 
 
-def test_tags_are_learned_from_tags_and_from_spans() -> None:
+def test_tag_names_are_inferred_from_tags_and_from_spans() -> None:
     tags = Tags("tags", ())
     words, ids = pa.array([["O", "B-x"], ["I-x"]]), pa.array([[0, 1], [2]])
-    assert tags.infer_params([words], words.type, None) == ("B-x", "I-x", "O")
-    assert tags.infer_params([ids], ids.type, ("O", "B-x", "I-x")) == ("O", "B-x", "I-x")
+    assert tags.infer_names([words], words.type, None) == ("B-x", "I-x", "O")
+    assert tags.infer_names([ids], ids.type, ("O", "B-x", "I-x")) == ("O", "B-x", "I-x")
     entities = pa.array([[{"start": 0, "end": 3, "label": "y"}], [], [{"start": 1, "end": 2, "label": "x"}]])
-    assert tags.infer_params([entities[:1], entities[1:]], entities.type, None) == ("O", "B-x", "I-x", "B-y", "I-y")
+    assert tags.infer_names([entities[:1], entities[1:]], entities.type, None) == ("O", "B-x", "I-x", "B-y", "I-y")
 
 
-def test_what_cannot_be_a_label() -> None:
+def test_invalid_labels_are_refused_with_a_reason() -> None:
     tags = Tags("tags", ("O", "B-x", "I-x"))
     for label, row, text in (
         (None, ["w", "w"], "tags is null"),
@@ -98,19 +98,19 @@ def test_what_cannot_be_a_label() -> None:
 
 
 @pytest.mark.parametrize("tags", [("NOUN", "VERB", "X", "-LRB-", "PRP$"), ("0", "1", "2", "3", "4")])
-def test_tags_without_a_prefix_are_types_themselves(tags: tuple[str, ...]) -> None:
-    """As seqeval takes `I-NOUN`; parts of speech said at random are not all right."""
+def test_tags_without_a_prefix_score_as_types(tags: tuple[str, ...]) -> None:
+    """Score random parts of speech as seqeval scores `I-NOUN`."""
     dice = torch.Generator().manual_seed(3)
     labels, predicted = (torch.randint(0, len(tags), (40, 9), generator=dice) for _ in range(2))
     metrics = EntityMetrics(tags, torch.device("cpu"))
     metrics.update(torch.nn.functional.one_hot(predicted, len(tags)).float(), labels)
-    found = metrics.compute()
-    said, truth = ([[f"I-{tags[i]}" for i in row] for row in rows.tolist()] for rows in (predicted, labels))
-    assert found["f1"] == pytest.approx(f1_score(truth, said), abs=1e-9) and found["f1"] < 0.3
+    computed = metrics.compute()
+    predicted_tags, truth = ([[f"I-{tags[i]}" for i in row] for row in rows.tolist()] for rows in (predicted, labels))
+    assert computed["f1"] == pytest.approx(f1_score(truth, predicted_tags), abs=1e-9) and computed["f1"] < 0.3
     assert [line.label for line in metrics.classes()] == list(tags)
 
 
-def test_a_type_that_nobody_speaks_of_is_no_zero_in_the_mean() -> None:
+def test_macro_mean_ignores_a_type_without_labels_and_predictions() -> None:
     metrics = EntityMetrics(_TAGS, torch.device("cpu"))
     labels = torch.tensor([[1, 2, 0, 1]])  # of type a alone
     metrics.update(torch.nn.functional.one_hot(labels, len(_TAGS)).float(), labels)
@@ -118,11 +118,11 @@ def test_a_type_that_nobody_speaks_of_is_no_zero_in_the_mean() -> None:
 
 
 def test_a_tag_of_minus_100_is_neither_learned_nor_scored(tiny_bert: Path) -> None:
-    """As `datasets` and transformers mark words without a tag."""
+    """Mark words without a tag as `datasets` and transformers do."""
     rows = pa.table({"words": [["w1", "w2", "w3"], ["w4"]], "tags": pa.array([[0, -100, 2], [1]])})
     tags = Tags("tags", ())
     column = rows.column("tags").chunk(0)
-    assert tags.infer_params([column], column.type, ("0", "1", "2")) == ("0", "1", "2")
+    assert tags.infer_names([column], column.type, ("0", "1", "2")) == ("0", "1", "2")
     assert Tags("tags", ("0", "1", "2")).counts([column], ("0", "1", "2")) == [1, 1, 1]
     params = TokenParams(text="words", label="tags", labels=("0", "1", "2"), max_length=16)
     encoded = TokenClassification(params, ModelSpec(name=str(tiny_bert)), 0).encode(rows, True)

@@ -38,7 +38,7 @@ _NUMBER = Labels("score", "regression", ())
         (_NUMBER, "2.25", [2.25]),
     ],
 )
-def test_a_target(labels: Labels, value: object, expected: list[float]) -> None:
+def test_a_valid_label_becomes_its_target(labels: Labels, value: object, expected: list[float]) -> None:
     assert labels.target(value) == expected
 
 
@@ -62,13 +62,13 @@ def test_a_target(labels: Labels, value: object, expected: list[float]) -> None:
         (_NUMBER, "-inf", "score is -inf, which is not a finite number"),
     ],
 )
-def test_what_is_no_label(labels: Labels, value: object, text: str) -> None:
+def test_an_invalid_label_is_refused_with_a_reason(labels: Labels, value: object, text: str) -> None:
     with pytest.raises(ValueError) as caught:
         labels.target(value)
     assert str(caught.value) == text
 
 
-def test_an_unknown_number_is_no_index_where_the_names_are_numbers() -> None:
+def test_an_unknown_number_is_not_an_index_if_names_are_numbers() -> None:
     with pytest.raises(ValueError, match=r"^y is 0, which is not one of 1, 2$"):
         Labels("y", "single-label", ("1", "2")).target(0)
 
@@ -85,7 +85,7 @@ def test_tensors_have_the_documented_types() -> None:
     assert tensor(_MULTI, ["a"]).shape == (1, 3)
 
 
-def test_sample_losses() -> None:
+def test_sample_losses_match_their_definitions() -> None:
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
     truth = torch.tensor([0, 1, 2, 0, 1, 2, 2])
     single = _SINGLE.sample_losses(logits, truth)
@@ -102,7 +102,7 @@ def test_sample_losses() -> None:
     assert number.tolist() == [4.0, 0.25]
 
 
-def test_predictions() -> None:
+def test_decode_returns_predictions_and_scores() -> None:
     table = _SINGLE.decode(torch.tensor([[0.0, 5.0, 0.0], [1.0, 0.0, 2.0]]), _NO_SAMPLES)
     assert table.column("prediction").to_pylist() == ["yes", "perhaps"]
     scores = [json.loads(text) for text in table.column("scores").to_pylist()]
@@ -125,16 +125,10 @@ def test_predictions() -> None:
         (_NUMBER, -2.0, "-2"),
     ],
 )
-def test_a_label_in_words(labels: Labels, label: object, expected: str) -> None:
+def test_row_results_show_the_label_in_words(labels: Labels, label: object, expected: str) -> None:
     truth = torch.tensor([label])
     logits = torch.zeros(1, max(len(labels.names), 1))
-    assert labels.answers(logits, truth, _NO_SAMPLES)[0][0] == expected
-
-
-def test_targets_come_back_in_words() -> None:
-    for value, text in (("no", "no"), (1, "yes")):
-        column = pa.chunked_array([pa.array([_SINGLE.target(value)])])
-        assert _SINGLE.answers(torch.eye(3)[:1], _SINGLE.tensor(column), _NO_SAMPLES) == [(text, "no", ())]
+    assert labels.row_results(logits, truth, _NO_SAMPLES)[0].target == expected
 
 
 @pytest.mark.parametrize(
@@ -156,7 +150,7 @@ def test_targets_come_back_in_words() -> None:
         ("regression", {"pearson", "spearman"}, {"mse"}),
     ],
 )  # fmt: skip
-def test_metric_modes(kind: Kind, more: set[str], less: set[str]) -> None:
+def test_metric_modes_list_every_metric_with_its_direction(kind: Kind, more: set[str], less: set[str]) -> None:
     labels = Labels("y", kind, ("a", "b"))
     assert {name for name, mode in labels.metric_modes.items() if mode == "max"} == more
     assert {name for name, mode in labels.metric_modes.items() if mode == "min"} == less
@@ -179,13 +173,13 @@ def test_every_metric_that_is_computed_has_a_mode(
     assert type(metrics) is kind
     targets = pa.chunked_array([pa.array([labels.target(v) for v in values], pa.list_(pa.float64()))])
     metrics.update(logits, labels.tensor(targets))
-    found = metrics.compute()
-    assert next(iter(found)) == next(iter(labels.metric_modes))
-    assert found.keys() <= labels.metric_modes.keys()
-    assert metrics.baseline().keys() <= found.keys()
+    computed = metrics.compute()
+    assert next(iter(computed)) == next(iter(labels.metric_modes))
+    assert computed.keys() <= labels.metric_modes.keys()
+    assert metrics.baseline().keys() <= computed.keys()
 
 
-def test_config() -> None:
+def test_config_has_names_and_kind_of_the_labels() -> None:
     assert _SINGLE.config() == {
         "num_labels": 3,
         "id2label": {0: "no", 1: "yes", 2: "perhaps"},
@@ -208,17 +202,17 @@ def test_config() -> None:
         (pa.chunked_array([[]], pa.string()), ()),
     ],
 )  # fmt: skip
-def test_distinct(column: pa.ChunkedArray, expected: tuple[str, ...]) -> None:
+def test_distinct_returns_class_names_in_order(column: pa.ChunkedArray, expected: tuple[str, ...]) -> None:
     assert distinct(column.chunks) == expected
 
 
-def test_distinct_labels_are_labels() -> None:
+def test_each_distinct_label_is_a_class() -> None:
     for values in ([3, 1, 2], ["x", "y"], [True, False], [0.5, 1.5]):
         labels = Labels("y", "single-label", distinct([pa.array(values)]))
         assert sorted(labels.target(value)[0] for value in values) == [float(i) for i in range(len(values))]
 
 
-def test_names_are_learned() -> None:
+def test_class_names_are_inferred_or_known() -> None:
     column = pa.chunked_array([[1, 0, 1]])
     assert infer_names(column.chunks, column.type, None, "y") == ("0", "1")
     assert infer_names(column.chunks, column.type, ("bad", "good"), "y") == ("bad", "good")
@@ -229,7 +223,7 @@ def test_names_are_learned() -> None:
     )
 
 
-def test_the_right_class_among_five() -> None:
+def test_top5_accuracy_counts_the_true_class_among_five() -> None:
     labels = Labels("y", "single-label", tuple("abcdef"))
     metrics = labels.metrics(torch.device("cpu"))
     metrics.update(torch.arange(6.0).repeat(6, 1), torch.arange(6))

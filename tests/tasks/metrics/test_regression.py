@@ -30,34 +30,28 @@ def _metrics(logits: torch.Tensor, truth: torch.Tensor, cuts: list[int]) -> Regr
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 3.0])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_against_scipy(seed: int, offset: float, ties: bool) -> None:
+def test_metrics_match_scipy(seed: int, offset: float, ties: bool) -> None:
     logits, truth = _sample(seed, offset, ties)
     values, y = logits[:, 0].double().numpy(), truth.double().numpy()
-    found = _metrics(logits, truth, [0, 900]).compute()
+    computed = _metrics(logits, truth, [0, 900]).compute()
     expected = {
         "pearson": stats.pearsonr(values, y).statistic,
         "spearman": stats.spearmanr(values, y).statistic,
         "mse": mean_squared_error(y, values),
     }
-    assert found == pytest.approx(expected, abs=1e-5)
-    assert list(found) == ["pearson", "spearman", "mse"]
+    assert computed == pytest.approx(expected, abs=1e-5)
+    assert list(computed) == ["pearson", "spearman", "mse"]
 
 
-def test_uneven_pieces() -> None:
+@pytest.mark.parametrize("cuts", [_CUTS, list(range(31))], ids=["uneven pieces", "single rows"])
+def test_metrics_do_not_depend_on_batches(cuts: list[int]) -> None:
     logits, truth = _sample(2, 1.0)
-    whole, pieces = _metrics(logits, truth, [0, 900]), _metrics(logits, truth, _CUTS)
+    whole, pieces = _metrics(logits, truth, [0, cuts[-1]]), _metrics(logits, truth, cuts)
     assert pieces.compute() == pytest.approx(whole.compute(), abs=1e-5)
     assert pieces.baseline() == pytest.approx(whole.baseline(), abs=1e-9)
 
 
-def test_pieces_of_one_row() -> None:
-    logits, truth = _sample(3)
-    whole = _metrics(logits[:30], truth[:30], [0, 30])
-    single = _metrics(logits[:30], truth[:30], list(range(31)))
-    assert single.compute() == pytest.approx(whole.compute(), abs=1e-5)
-
-
-def test_the_baseline_is_the_mean() -> None:
+def test_baseline_predicts_the_mean() -> None:
     logits, truth = _sample(4, 5.0)
     metrics = _metrics(logits, truth, [0, 900])
     assert metrics.baseline().keys() == metrics.compute().keys()
@@ -66,13 +60,13 @@ def test_the_baseline_is_the_mean() -> None:
     )
 
 
-def test_there_are_no_classes() -> None:
+def test_regression_has_no_confusion_matrix_and_no_classes() -> None:
     metrics = _metrics(*_sample(5), [0, 900])
     assert metrics.confusion() is None
     assert metrics.classes() == ()
 
 
-def test_half_precision_predictions() -> None:
+def test_half_precision_predictions_give_the_metrics_of_float32() -> None:
     logits, truth = _sample(6)
     half = logits.bfloat16()
     assert _metrics(half, truth, [0, 900]).compute() == _metrics(half.float(), truth, [0, 900]).compute()
