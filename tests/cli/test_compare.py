@@ -152,7 +152,7 @@ def test_evaluate_says_what_does_not_fit(
     pyarrow.csv.write_csv(other, tmp_path / "other.csv")
     assert _evaluate(finished, tmp_path / "other.csv", monkeypatch=monkeypatch) == 2
     assert capsys.readouterr().err == (
-        f"{tmp_path}/other.csv: row 5: label is 'neutral', which is not one of a, b; mend the row, or set "
+        f"{tmp_path}/other.csv: row 5: label is 'neutral', which is not one of a, b; fix the row, or set "
         "data.on_bad_row: skip to leave such rows out\n"
     )
     # The files number classes of other names.
