@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.splits import Split, is_numbered
+from launcher.data.splits import Split, is_numbered, item_type
 from launcher.data.stream import BAD_ROW_REMEDY, epoch_sampler, handle_bad_rows
 from launcher.errors import DataError
 from launcher.formatting import list_names
@@ -143,7 +143,7 @@ def check_label_types(job: JobSpec, task: Task, splits: dict[str, Split]) -> Non
     if not has_classes(task) or job.task.parameters().get("labels"):
         return
     for column in task.target_columns:
-        kinds = {name: _item_type(split.schema.field(column).type) for name, split in splits.items()}
+        kinds = {name: item_type(split.schema.field(column).type) for name, split in splits.items()}
         if not (pa.types.is_string(kinds["train"]) or pa.types.is_large_string(kinds["train"])):
             continue
         for name, split in splits.items():
@@ -152,10 +152,6 @@ def check_label_types(job: JobSpec, task: Task, splits: dict[str, Split]) -> Non
                     f"{split.locate(0)[0]}: column {column!r} holds numbers, but names in "
                     f"{splits['train'].locate(0)[0]}; write names, or say in task.labels which name each number means"
                 )
-
-
-def _item_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
 
 
 def check_targets(task: Task, splits: Sequence[Split]) -> None:

@@ -70,7 +70,9 @@ def splittable_files(
         _check_one_split(name, location, listed)
         # Spark writes parts of no bytes: they have no rows, not even column names.
         for file in [file for file in listed if file.size or file.format not in _TEXT_FORMATS] or listed:
-            if file.format in _TEXT_FORMATS or (file.format == "arrow" and _is_stream(file.path)):
+            if file.format in _TEXT_FORMATS or (
+                file.format == "arrow" and _first_bytes(file.path).startswith(_STREAM_MAGIC)
+            ):
                 (converted,) = list_files(name, _convert(file, cache, kinds))
                 ready.append(_with_short_name(converted, file))
             else:
@@ -103,11 +105,6 @@ def _with_short_name(ready: DataFile, listed: DataFile) -> DataFile:
     folders = [f"{name}={value}" for name, value in listed.partition]
     relative = "/".join([*folders, ready.relative.rsplit("/", 1)[-1]])
     return ready._replace(relative=relative, partition=listed.partition)
-
-
-def _is_stream(path: str) -> bool:
-    with open_data_file(path) as stream:
-        return bool(stream.read(4) == _STREAM_MAGIC)
 
 
 def _convert(file: DataFile, cache: str, kinds: Kinds | None) -> str:
@@ -224,6 +221,7 @@ def _find_bad_encoding(path: str) -> str:
     return ""
 
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 # First bytes of other kinds of files.
 _MAGIC = {
     b"\x1f\x8b": "it is compressed with gzip; add .gz to its name and set data.format, or decompress it",
@@ -236,10 +234,14 @@ _MAGIC = {
 }
 
 
+def _first_bytes(path: str) -> bytes:
+    with open_data_file(path) as stream:
+        return bytes(stream.read(8))
+
+
 def _wrong_kind(path: str) -> str:
     """Return what a file is if its first bytes belong to a kind in `_MAGIC`; "" otherwise."""
-    with open_data_file(path) as stream:
-        start = bytes(stream.read(8))
+    start = _first_bytes(path)
     return next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
 
 
@@ -268,7 +270,7 @@ def _find_problem(line: bytes, kinds: dict[str, str], mixed: Collection[str]) ->
     for path, value in _walk_values(row):
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
             return f"{path} holds half a character (\\uD800 to \\uDFFF come in pairs)"
-        kind = _kind_of(value)
+        kind = _KINDS.get(type(value), "")
         if kind and path.split(".")[0].removesuffix("[]") not in mixed and kinds.setdefault(path, kind) != kind:
             return f"{path} is {kind}, and {kinds[path]} before"
     return ""
@@ -284,11 +286,6 @@ def _walk_values(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _walk_values(inner, f"{path}[]")
-
-
-def _kind_of(value: object) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), "")
 
 
 def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: Kinds | None = None) -> None:

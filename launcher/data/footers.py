@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -44,27 +43,24 @@ class Footer(NamedTuple):
     origin: str
 
 
-@dataclass
-class Footers:
-    """Footers of some files, in the order of the files."""
+def distinct_schemas(
+    footers: Sequence[Footer], added: Sequence[Mapping[str, pa.DataType]]
+) -> Iterator[tuple[int, pa.Schema]]:
+    """Yield each different schema once, with the position of the first file that has it.
 
-    footers: list[Footer]
-
-    def schemas(self, added: Sequence[Mapping[str, pa.DataType]]) -> Iterator[tuple[int, pa.Schema]]:
-        """Yield each different schema once, with the position of the first file that has it.
-
-        Args:
-            added: Columns of each file that are not in the file itself; the file's own column of a name comes first.
-        """
-        seen: set[tuple[bytes, tuple[str, ...]]] = set()
-        for position, (footer, more) in enumerate(zip(self.footers, added, strict=True)):
-            if (footer.schema, tuple(more)) in seen:
-                continue
-            seen.add((footer.schema, tuple(more)))
-            schema = plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
-            for name in [name for name in more if name not in schema.names]:
-                schema = schema.append(pa.field(name, more[name]))
-            yield position, schema
+    Args:
+        footers: Footers of the files.
+        added: Columns of each file that are not in the file itself; the file's own column of a name comes first.
+    """
+    seen: set[tuple[bytes, tuple[str, ...]]] = set()
+    for position, (footer, more) in enumerate(zip(footers, added, strict=True)):
+        if (footer.schema, tuple(more)) in seen:
+            continue
+        seen.add((footer.schema, tuple(more)))
+        schema = plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+        for name in [name for name in more if name not in schema.names]:
+            schema = schema.append(pa.field(name, more[name]))
+        yield position, schema
 
 
 @contextmanager
@@ -110,7 +106,9 @@ def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch if schema.equals(batch.schema) else batch.cast(schema)
 
 
-def read_footers(files: Sequence[DataFile], cache: str | None = None, on_progress: OnProgress | None = None) -> Footers:
+def read_footers(
+    files: Sequence[DataFile], cache: str | None = None, on_progress: OnProgress | None = None
+) -> list[Footer]:
     """Return the footers of files, from the cache where it has them.
 
     Args:
@@ -130,7 +128,7 @@ def read_footers(files: Sequence[DataFile], cache: str | None = None, on_progres
     footers = [footer for footer in found_or_none if footer is not None]
     if cache is not None and is_cached and missing:
         _save_cache(cache, files, footers)
-    return Footers(footers)
+    return footers
 
 
 def _read_missing(

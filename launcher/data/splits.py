@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, is_integer, list_files
-from launcher.data.footers import Footer, OnProgress, arrow_reader, plain, read_footers
+from launcher.data.footers import Footer, OnProgress, arrow_reader, distinct_schemas, plain, read_footers
 from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
@@ -162,10 +162,14 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
         raise unreadable_file_error(fragment.path, error) from error
 
 
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the items of a list; of another type that type."""
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+
+
 def is_numbered(kind: pa.DataType) -> bool:
     """Return whether a column holds integers, or lists of them."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(pa.types.is_integer(kind.value_type if is_list else kind))
+    return bool(pa.types.is_integer(item_type(kind)))
 
 
 def _with_names(batch: pa.RecordBatch, names: ClassNames) -> pa.RecordBatch:
@@ -219,12 +223,11 @@ def open_files(
     Raises:
         DataError: A file is broken, no file has rows, or files disagree on the columns.
     """
-    opened = read_footers(files, cache, on_progress)
-    footers = opened.footers
+    footers = read_footers(files, cache, on_progress)
     shown = [footer.origin or file.path for file, footer in zip(files, footers, strict=True)]
     schemas = [
         (position, unique_columns(shown[position], schema, kinds))
-        for position, schema in opened.schemas(_partition_types(files))
+        for position, schema in distinct_schemas(footers, _partition_types(files))
     ]
     schema = schemas[0][1].remove_metadata()
     for position, other in schemas[1:]:
@@ -232,12 +235,13 @@ def open_files(
     ignored = dict.fromkeys(name for _, other in schemas for name in other.names if name not in schema.names)
     owns = {position: dict(_class_names(other)) for position, other in schemas}
     numberings = [own for i, own in enumerate(owns.values()) if own not in list(owns.values())[:i]]
+    numbering_of = {footers[position].schema: numberings.index(own) for position, own in owns.items()}
     table = pa.table(
         {
             "path": pa.array([file.path for file in files], pa.large_string()),
             "format": pa.array([file.format for file in files], pa.large_string()),
             "origin": pa.array([footer.origin for footer in footers], pa.large_string()),
-            "numbering": pa.array(_numbering_indices(footers, owns, numberings), pa.int32()),
+            "numbering": pa.array([numbering_of[footer.schema] for footer in footers], pa.int32()),
         }
     )
     if any(file.partition for file in files):
@@ -298,14 +302,6 @@ def with_partition(
 def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
     """Return the columns among `names` that are in a fragment's file itself, not in the names of its folders."""
     return [name for name in names if name in schema.names] if fragment.partition else list(names)
-
-
-def _numbering_indices(
-    footers: Sequence[Footer], owns: dict[int, dict[str, tuple[str, ...]]], numberings: list[dict[str, tuple[str, ...]]]
-) -> list[int]:
-    """Return the index of each file's numbering; `owns` has the numbering of the first file of each schema."""
-    by_schema = {footers[position].schema: numberings.index(own) for position, own in owns.items()}
-    return [by_schema[footer.schema] for footer in footers]
 
 
 def _join_numberings(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:
@@ -371,8 +367,12 @@ def _merge_schemas(
                 )
             continue
         other_field = other.field(field.name)
+        if field.type == other_field.type:
+            fields.append(field)
+            continue
         try:
-            fields.append(field if field.type == other_field.type else _wider_field(field, other_field))
+            pair = [pa.schema([field]), pa.schema([other_field])]
+            fields.append(pa.unify_schemas(pair, promote_options="permissive").field(0))
         except pa.ArrowTypeError as error:
             if is_read:
                 raise DataError(
@@ -380,11 +380,6 @@ def _merge_schemas(
                     "of a split the same types"
                 ) from error
     return pa.schema(fields)
-
-
-def _wider_field(left: pa.Field, right: pa.Field) -> pa.Field:
-    schemas = [pa.schema([left]), pa.schema([right])]
-    return pa.unify_schemas(schemas, promote_options="permissive").field(0)
 
 
 def schema_of(split: Split) -> pa.Schema:

@@ -11,7 +11,7 @@ import pytest
 from launcher.data.fragments import Fragment
 from launcher.data.rank_batches import deserialize_shard
 from launcher.data.sampler import RowIds
-from launcher.data.splits import read_rows
+from launcher.data.splits import Reading, read_rows
 from launcher.data.stream import StreamSource, epoch_sampler
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import PreparedJob
@@ -96,9 +96,10 @@ def test_pool_is_read_once_and_gives_the_rows_of_the_sampler(
     source = StreamSource(prepared.job, prepared.splits, 2)
     opened: list[int] = []
 
-    def counted(fragment: Fragment, rows: RowIds, columns: Sequence[str]) -> pa.Table:
-        opened.append(fragment.index)
-        return read_rows(fragment, rows, columns)
+    def counted(fragment: Fragment, rows: RowIds, columns: Sequence[str], *how: Reading) -> pa.Table:
+        if not how:  # not a sample, which sets its own limits
+            opened.append(fragment.index)
+        return read_rows(fragment, rows, columns, *how)
 
     columns = ("text", "label")
     windows = [window for window in train_windows(prepared.plan, prepared.job, 0) if window.kind == "train"]

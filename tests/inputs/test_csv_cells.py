@@ -95,14 +95,15 @@ def test_regression_target_is_read_as_number(tmp_path: Path) -> None:
     assert _column(_open(tmp_path, "a.csv"), "score") == [1.0, 2.5, 1000.0]
 
 
-def test_column_that_no_task_reads_keeps_leading_zeros(tmp_path: Path) -> None:
+def test_column_that_no_task_reads_loses_nothing(tmp_path: Path) -> None:
     """Show what `predict` writes again and what `init` sees before a task is chosen."""
-    (tmp_path / "a.csv").write_text("id,n,x,long\n007,1,1.5,12345678901234567890\n12,2,2.5,1\n")
+    (tmp_path / "a.csv").write_text("id,n,x,flag,long\n007,1,1.5,true,12345678901234567890\n12,2,2.5,false,1\n")
     split = _open(tmp_path, "a.csv", kinds={})
     assert read_all(split).to_pydict() == {
         "id": ["007", "12"],
         "n": [1, 2],
         "x": [1.5, 2.5],
+        "flag": ["true", "false"],
         "long": ["12345678901234567890", "1"],
     }
     assert split.schema.field("n").type == pa.int64()
