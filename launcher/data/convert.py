@@ -165,6 +165,7 @@ def _convert_to(target: str, file: DataFile, kinds: Kinds, mixed: Collection[str
         try:
             _write(target, file.path, _read_batches(file, False, kinds, mixed), kinds)
         except _UNREADABLE:
+            # The types of the first block may not hold for the rest: try again with types of all rows.
             is_compressed = file.path.endswith(COMPRESSED)
             size = (file.size or 0) * (_COMPRESSION if is_compressed else 1)
             if file.format not in _TEXT_FORMATS or size > _WHOLE_BYTES:
@@ -178,11 +179,13 @@ def _convert_to(target: str, file: DataFile, kinds: Kinds, mixed: Collection[str
     return target
 
 
-def _read_batches(file: DataFile, whole: bool, kinds: Kinds, mixed: Collection[str]) -> Iterator[pa.RecordBatch]:
+def _read_batches(
+    file: DataFile, from_all_rows: bool, kinds: Kinds, mixed: Collection[str]
+) -> Iterator[pa.RecordBatch]:
     if file.format == "csv":
-        return read_csv(file.path, whole, kinds)
+        return read_csv(file.path, from_all_rows, kinds)
     if file.format == "jsonl":
-        return read_json(file.path, whole, mixed)
+        return read_json(file.path, from_all_rows, mixed)
     if file.format == "text":
         return _read_lines(file.path)
     return _read_arrow_stream(file.path)

@@ -27,12 +27,12 @@ _Column: TypeAlias = pa.Array | pa.ChunkedArray
 _Rows: TypeAlias = pa.Table | pa.RecordBatch
 
 
-def read_csv(path: str, whole: bool, kinds: Mapping[str, ColumnKind]) -> Iterator[pa.RecordBatch]:
+def read_csv(path: str, from_all_rows: bool, kinds: Mapping[str, ColumnKind]) -> Iterator[pa.RecordBatch]:
     """Read a CSV, or a TSV by its name.
 
     Args:
         path: Path or URI of the file.
-        whole: True infers types from all rows, which takes the file's size in memory; False from the first block.
+        from_all_rows: True infers types from all rows, with the file in memory; False infers them from the first block.
         kinds: Kinds of the columns that the task reads.
 
     Raises:
@@ -42,8 +42,8 @@ def read_csv(path: str, whole: bool, kinds: Mapping[str, ColumnKind]) -> Iterato
     # Quoted texts may hold line breaks.
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     # With one thread pyarrow's message has the number of the row that it cannot parse.
-    read = pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=not whole)
-    open_reader = pa.csv.read_csv if whole else pa.csv.open_csv
+    read = pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=not from_all_rows)
+    open_reader = pa.csv.read_csv if from_all_rows else pa.csv.open_csv
     # `true` stays a text: it may be a class name or a word.
     convert = pa.csv.ConvertOptions(true_values=[], false_values=[])
     with open_data_file(path) as stream:
@@ -56,7 +56,7 @@ def read_csv(path: str, whole: bool, kinds: Mapping[str, ColumnKind]) -> Iterato
         for field in reader.schema:
             if pa.types.is_binary(field.type):  # pyarrow's type for text that is not UTF-8
                 raise pa.ArrowInvalid(f"column {field.name!r} is not UTF-8")
-        batches = _cast_tables(iter([reader]) if whole else reader, {name: kinds.get(name) for name in as_text})
+        batches = _cast_tables(iter([reader]) if from_all_rows else reader, {name: kinds.get(name) for name in as_text})
         first = next(batches, None)
         if first is None:  # a header without rows tells no types; nulls fit those of any other file
             first = pa.RecordBatch.from_arrays([pa.nulls(0)] * len(inferred), inferred.names)

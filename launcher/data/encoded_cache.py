@@ -195,20 +195,21 @@ def encoding_of(job: JobSpec) -> str:
     return job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
 
 
-def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: RowIds) -> Encoded:
+def encoded_rows(job: JobSpec, split: Split, task: Task, for_evaluation: bool, ids: RowIds) -> Encoded:
     """Return encoded rows of a split from the job's cache, which adds the rows that it does not have yet.
 
     Args:
         job: Job with `data.cache`.
         split: Split of the rows.
         task: Task as it is used, for training or for evaluation.
-        scored: True if the task is used for evaluation.
+        for_evaluation: True if the task is used for evaluation.
         ids: Row ids.
     """
     root = root_of(job)
     assert root is not None and job.data.cache is not None
     limit = int(job.data.cache.gib * 2**30)
-    encoding = f"{split.version}\0{split.fragments.names}\0{encoding_of(job)}\0{scored}"
+    # `version`, not the fingerprint: another file of the same size and row count may have the same fingerprint.
+    encoding = f"{split.version}\0{split.fragments.names}\0{encoding_of(job)}\0{for_evaluation}"
     return _entry(_EntryKey(root, limit, encoding, split, task)).take(ids)
 
 
@@ -233,6 +234,7 @@ def _entry(key: _EntryKey) -> "Entry":
 def _entry_digest(encoding: str, task: Task) -> str:
     """Hash everything that decides how a row is encoded: data, parameters, code of the task, tokenizer, libraries."""
     digest = hashlib.sha256(f"{encoding}\0{version('transformers')}\0{BLOCK_ROWS}".encode())
+    # The source too: a change to how a task encodes must not read what the old code wrote.
     digest.update(inspect.getsource(inspect.getmodule(type(task)) or type(task)).encode())
     # Of a new task: a tokenizer that was used saves its last padding and truncation too, so its files would differ from
     # process to process.
@@ -289,7 +291,8 @@ class Entry:
         """Encode and publish the missing blocks, as far as the cache has space."""
         missing = [int(block) for block in blocks if not self._path(int(block)).exists()]
         self._refresh()
-        # Every process begins at another block, so that processes that miss the same blocks share the work.
+        # Every process begins at another block, so that processes that miss the same blocks share the work. Two that
+        # encode the same block publish equal rows, so no lock is needed.
         begin = self._random.randrange(len(missing)) if missing else 0
         missing = missing[begin:] + missing[:begin]
         while missing and self._free_bytes > 0:

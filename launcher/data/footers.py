@@ -156,6 +156,7 @@ def _read_missing(
             done += len(future.result())
             if on_progress is not None:
                 on_progress(done, len(positions))
+            # Stop early, though a file before this one may be broken too and still be unread.
             if first_error is not None and done < len(positions):
                 pool.shutdown(wait=False, cancel_futures=True)
                 break

@@ -84,6 +84,7 @@ def _encode_split(key: _SplitKey) -> Block | None:
 
 def iter_shards_in_memory(source: StreamSource, windows: Iterable[Window], rank: int) -> Iterator[pa.Buffer]:
     """Yield the serialized shards of one rank, window after window; the next one is built in a thread meanwhile."""
+    # One thread: `StreamSource` caches pools and encoded splits, and windows must come in order.
     with ThreadPoolExecutor(1, "windows") as thread:
         pending = None
         for window in windows:

@@ -25,12 +25,12 @@ _DECODER = json.JSONDecoder()
 _BLANKS = re.compile(r"[ \t\n\r]*")
 
 
-def read_json(path: str, whole: bool, mixed: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
+def read_json(path: str, from_all_rows: bool, mixed: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
     """Read lines of objects, or an array of them.
 
     Args:
         path: Path or URI of the file.
-        whole: True infers types from all rows, which takes the file's size in memory; False from the first block.
+        from_all_rows: True infers types from all rows, with the file in memory; False infers them from the first block.
         mixed: Keys whose values become texts of JSON.
 
     Raises:
@@ -43,13 +43,13 @@ def read_json(path: str, whole: bool, mixed: Collection[str] = ()) -> Iterator[p
         parse = pa.json.ParseOptions(explicit_schema=pa.schema(texts) if texts else None)
         with open_data_file(path) as stream:
             lines = _open_as_lines(stream, has_array, mixed)
-            reader = (pa.json.read_json if whole else pa.json.open_json)(lines, read, parse)
+            reader = (pa.json.read_json if from_all_rows else pa.json.open_json)(lines, read, parse)
             # JSON has no times, but pyarrow infers them from texts that look so, and would print them differently.
             times = {field.name: _without_times(field.type) for field in reader.schema if _has_times(field.type)}
             if times:
                 texts |= times
                 continue  # read again, with these columns as text
-            for batch in reader.to_batches(ROW_GROUP) if whole else reader:
+            for batch in reader.to_batches(ROW_GROUP) if from_all_rows else reader:
                 batch.validate(full=True)  # pyarrow's JSON reader accepts any bytes as UTF-8
                 yield batch
             return
@@ -119,9 +119,9 @@ def objects(chunks: Iterator[bytes]) -> Iterator[str]:
         if mark == "]":
             break
         if mark != ",":
-            raise pa.ArrowInvalid(f"behind row {number}: a comma or ] is expected, not {mark or 'the end of the file'}")
+            raise pa.ArrowInvalid(f"after row {number}: a comma or ] is expected, not {mark or 'the end of the file'}")
     if scanner.peek():
-        raise pa.ArrowInvalid(f"more follows behind the array of {number + 1} rows")
+        raise pa.ArrowInvalid(f"there is more text after the array of {number + 1} rows")
 
 
 class _Scanner:

@@ -70,6 +70,7 @@ class _Columns:
 
 
 def _cache_key(job: JobSpec, task: Task, train: Split) -> str:
+    # `version`, not the fingerprint, which does not change with the values of a column.
     facts = [job.task.type, task.params.model_dump(mode="json"), train.version, train.class_names, str(train.schema)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 

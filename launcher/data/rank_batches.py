@@ -70,7 +70,7 @@ def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout) -> list
     """
     ranks = range(layout.world_size)
     if layout.pack_length is None:
-        # Strided: the batch is sorted by length, so all ranks get sequences of about the same lengths.
+        # Strided: with length grouping the batch is sorted, so all ranks get about the same lengths.
         return [[batch[i : i + 1] for i in range(rank, len(batch), layout.world_size)] for rank in ranks]
     owner = _spread_evenly(lengths[batch], layout.world_size)
     return [_pack(batch[owner == rank], lengths, layout.pack_length) for rank in ranks]
@@ -104,12 +104,14 @@ def build_shard(
         largest = max(len(part) for part in ranks)
         size = layout.micro_batch or max(largest, 1)
         micro_batches = max(1, -(-largest // size))
+        # The weight is that of the global batch, not of this rank: dividing by it makes the sum over ranks the mean.
         headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches))
         own = ranks[rank]
         micro = np.arange(len(own)) // size
         # A rank that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO every
         # forward and backward is a collective, and a rank that skipped one would leave the others waiting.
         idle = np.setdiff1d(np.arange(micro_batches), micro)
+        # With length grouping the last sample is the shortest, so that a filler costs little.
         filler = np.full(1, batch[-1] if len(batch) else 0, np.int64)
         sequences += own + [filler] * len(idle)
         micro_of.append(np.concatenate([micro, idle]))
@@ -181,7 +183,7 @@ def serialize_shard(table: pa.Table, header: ShardHeader) -> bytes:
     table = table.replace_schema_metadata({"launcher": json.dumps(asdict(header))})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table.combine_chunks())  # one record batch
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 

@@ -252,7 +252,7 @@ def warm_up(source: StreamSource) -> None:
 @ray.remote(num_cpus=TASK_CPUS, max_retries=0)
 def _encode_some(source: StreamSource) -> None:
     with suppress(LauncherError):  # the first window raises the same error, where it is reported
-        task = source.task(scored=False)
+        task = source.task(for_evaluation=False)
         split = source.splits[TRAIN]
         ids = np.arange(min(_WARM_UP_ROWS, split.rows), dtype=np.int64)
         task.encode(split.read(ids, task.input_columns + task.target_columns), True)

@@ -108,6 +108,7 @@ class EpochSampler:
         pool_bytes = pool_rows = 0
         sizes = zip(shuffled[:, 1].tolist(), shuffled[:, 2].tolist(), strict=True)
         for number, (rows, size_bytes) in enumerate(sizes):
+            # The first piece of a pool always fits: a pool has at least one.
             if number and (pool_bytes + size_bytes > self.pool_bytes or pool_rows + rows > _MAX_POOL_ROWS):
                 bounds.append(number)
                 pool_bytes = pool_rows = 0
@@ -154,6 +155,7 @@ class EpochSampler:
         shuffled, bounds = self._pooled_pieces
         pieces = shuffled[bounds[pool] : bounds[pool + 1]].tolist()
         ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in pieces])
+        # A generator per pool: a resumed run permutes only the pools that it reads.
         return generator("rows", self.fingerprint, self.seed, self.epoch, pool).permutation(ids)
 
 
@@ -166,6 +168,7 @@ def _cut_pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> RowIds
         max_rows = max(_MAX_POOL_ROWS // _MIN_PIECES_PER_POOL, int(rows.sum()) // _MAX_PIECES)
         slices = np.maximum(-(-size_bytes // max_bytes), -(-rows // max_rows))
     slices = np.maximum(1, np.minimum(rows, slices))
+    # Integer division spreads rows evenly over the slices of a fragment, without a rounding that machines disagree on.
     first = np.repeat(np.cumsum(rows) - rows, slices)
     number = np.arange(len(first)) - np.repeat(np.cumsum(slices) - slices, slices)
     rows, size_bytes, slices = (np.repeat(column, slices) for column in (rows, size_bytes, slices))

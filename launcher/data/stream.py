@@ -57,6 +57,8 @@ class StreamSource:
         """Yield the serialized shards of a window for some ranks; raises as `read` does."""
         split = self.splits[window.kind]
         task = self.task(window.kind != TRAIN)
+        # Up to `batches` nothing depends on the number of ranks. The whole window is encoded even for a single rank: the
+        # lengths of all rows decide which rows share a batch, and whether a row is usable shows only now.
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         handle_bad_rows(split, ids, encoded, self.job.data.on_bad_row)
@@ -74,9 +76,9 @@ class StreamSource:
             header = ShardHeader(window.kind, window.epoch, first_step, window.is_last, skipped, steps)
             yield serialize_shard(table, header)
 
-    def task(self, scored: bool) -> Task:
-        """Return the task that encodes rows: as evaluations need it if `scored`, else as training does."""
-        return _build_task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), scored)
+    def task(self, for_evaluation: bool) -> Task:
+        """Return the task that encodes rows: as evaluation or as training needs it."""
+        return _build_task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), for_evaluation)
 
     def encode(self, task: Task, window: Window, ids: RowIds) -> Encoded:
         """Read and encode the rows of a window."""
@@ -84,6 +86,7 @@ class StreamSource:
         if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
             return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
         rows = self._read(window, ids, task.input_columns + task.target_columns)
+        # One seed per row, not one stream of draws: a row is augmented alike in any window size and in any order.
         noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
         return task.encode(rows, True, noise)
 
@@ -130,7 +133,9 @@ class StreamSource:
             return cut_batches(encoded.lengths, -(-rows // size), size, None)
         size = self.job.train.batch_size
         fingerprint = self.splits[TRAIN].fingerprint
+        # A generator per window: a resumed run draws the same batches without drawing those of earlier windows.
         rng = generator("batches", fingerprint, self.job.seed, window.epoch, window.index)
+        # Equal lengths leave the order of the window; the number of batches is the plan's, skipped rows or not.
         lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
         return cut_batches(lengths, -(-rows // size), size, rng)
 
@@ -220,9 +225,9 @@ def _read_pool(key: _SamplerKey, epoch: int, pool: int, columns: tuple[str, ...]
 
 
 @lru_cache(maxsize=4)
-def _build_task(job_json: str, scored: bool) -> Task:
+def _build_task(job_json: str, for_evaluation: bool) -> Task:
     task = build_task(JobSpec.model_validate_json(job_json))  # the cached task keeps its tokenizer loaded
-    return task.for_evaluation() if scored else task
+    return task.for_evaluation() if for_evaluation else task
 
 
 class ShardStream:

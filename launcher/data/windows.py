@@ -73,8 +73,10 @@ def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]
             stop = min(first + plan.window_steps, (epoch + 1) * plan.steps_per_epoch, plan.total_steps)
             if stop <= max(start_step, first):
                 return
+            # A checkpoint in the middle of a window resumes there; windows before it are never read again.
             begin = max(0, start_step - first)
             yield Window(TRAIN, epoch, index, first, begin, stop - first)
+            # After `start_step` only: an evaluation at that step was done before its checkpoint was saved.
             for step in range(first + begin + 1, stop + 1):
                 if plan.evaluates_after(step):
                     yield from evaluation_windows(VALIDATION, plan.validation_rows, job, step)
