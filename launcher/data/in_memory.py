@@ -97,5 +97,5 @@ def iter_shards_in_memory(source: StreamSource, windows: Iterable[Window], rank:
 
 
 def _build_shard(source: StreamSource, window: Window, rank: int) -> pa.Buffer:
-    (shard,) = source.shares(window, [rank])
+    (shard,) = source.shards(window, [rank])
     return pa.py_buffer(shard)

@@ -25,7 +25,7 @@ _MIN_CACHED_ROWS = 1_000_000
 _LOG = logging.getLogger("launcher")
 
 
-class LearnedRecord(Record):
+class InferredParamsRecord(Record):
     """.cache/learned/KEY.json: parameters of a task, those inferred from the data included."""
 
     parameters: dict[str, object]
@@ -77,7 +77,7 @@ def _cache_key(job: JobSpec, task: Task, train: Split) -> str:
 
 def _load(cache: RunDir, name: str) -> dict[str, object] | None:
     try:
-        record = cache.find_record(name, LearnedRecord)
+        record = cache.find_record(name, InferredParamsRecord)
     except RunError as error:
         _LOG.warning("%s: the label column is read again", error.message)
         return None
@@ -86,6 +86,6 @@ def _load(cache: RunDir, name: str) -> dict[str, object] | None:
 
 def _save(cache: RunDir, name: str, parameters: dict[str, object]) -> None:
     try:
-        cache.write_record(name, LearnedRecord(parameters=parameters))
+        cache.write_record(name, InferredParamsRecord(parameters=parameters))
     except RunError as error:  # the next command reads the data again
         _LOG.warning("%s", error.message)

@@ -89,8 +89,8 @@ class _WindowSource(Datasource):
 def _read_function(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterator[pa.Table]:
         with whole_imports():
-            for share in ray.get(source).read(window):
-                yield pa.table({"share": pa.array([share], pa.large_binary())})
+            for shard in ray.get(source).read(window):
+                yield pa.table({"shard": pa.array([shard], pa.large_binary())})
 
     return read
 
@@ -226,16 +226,16 @@ def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, s
         if number:
             later = ray.train.get_dataset_shard(_LATER.format(name))
             assert isinstance(later, _LazySplitter)
-            yield from build_shards(later.segment(number))
+            yield from receive_shards(later.segment(number))
         else:
-            yield from build_shards(ray.train.get_dataset_shard(name))
+            yield from receive_shards(ray.train.get_dataset_shard(name))
 
 
-def build_shards(iterator: "DataIterator") -> Iterator[pa.Buffer]:
+def receive_shards(iterator: "DataIterator") -> Iterator[pa.Buffer]:
     """Yield the serialized shards of a rank's Ray Data iterator; two are fetched ahead."""
     for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         assert isinstance(batch, pa.Table)
-        yield batch.column("share").chunk(0)[0].as_buffer()
+        yield batch.column("shard").chunk(0)[0].as_buffer()
 
 
 def warm_up(source: StreamSource) -> None:

@@ -51,14 +51,14 @@ class StreamSource:
         Raises:
             DataError: A row cannot be used and the job file says `error`, or no row of the window can be used.
         """
-        return self.shares(window, range(self.world_size))
+        return self.shards(window, range(self.world_size))
 
-    def shares(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
+    def shards(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
         """Yield the serialized shards of a window for some ranks; raises as `read` does."""
         split = self.splits[window.kind]
         task = self.task(window.kind != TRAIN)
-        # Up to `batches` nothing depends on the number of ranks. The whole window is encoded even for a single rank: the
-        # lengths of all rows decide which rows share a batch, and whether a row is usable shows only now.
+        # Up to `batches` nothing depends on the number of ranks. The whole window is encoded even for a single rank:
+        # the lengths of all rows decide which rows share a batch, and whether a row is usable shows only now.
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         handle_bad_rows(split, ids, encoded, self.job.data.on_bad_row)

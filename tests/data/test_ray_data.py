@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launcher.data.ray_data import DeterministicDataConfig, build_shards, split_stream
+from launcher.data.ray_data import DeterministicDataConfig, receive_shards, split_stream
 from launcher.data.stream import StreamSource
 from launcher.data.windows import FIRST_SEGMENT, NEXT_SEGMENTS, TRAIN, Window, segments_of, train_windows
 from launcher.driver.prepare import PreparedJob
@@ -56,7 +56,7 @@ def test_each_rank_gets_its_shard_of_every_window_in_order(
     prepared = prepared_job(tiny_bert, data, tmp_path, data={**data, "window_steps": 2})
     source = StreamSource(prepared.job, prepared.splits, world_size)
     iterators = split_stream(source, list(train_windows(prepared.plan, prepared.job, 5)))
-    contents = _consume_together([build_shards(iterator) for iterator in iterators])
+    contents = _consume_together([receive_shards(iterator) for iterator in iterators])
     assert contents == _expected(prepared, world_size, 5)
 
 
@@ -79,8 +79,8 @@ def test_segments_of_a_long_stream_follow_each_other(ray_cluster: None, tiny_ber
     shards = {name: data.configure({name: None}, 2, None, None) for name in (first, later)}  # type: ignore[dict-item]
 
     def both_segments(rank: int) -> Iterator[pa.Buffer]:
-        yield from build_shards(shards[first][rank][first])
-        yield from build_shards(shards[later][rank][later].segment(1))  # type: ignore[attr-defined]
+        yield from receive_shards(shards[first][rank][first])
+        yield from receive_shards(shards[later][rank][later].segment(1))  # type: ignore[attr-defined]
 
     assert _consume_together([both_segments(0), both_segments(1)]) == _expected(prepared, 2, 3)
 

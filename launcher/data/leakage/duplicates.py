@@ -48,12 +48,12 @@ class Limits:
     Args:
         searched_rows: Maximum number of training rows.
         searched_bytes: Maximum uncompressed size of the fragments they are in.
-        held_rows: Maximum number of rows of validation and test together.
+        indexed_rows: Maximum number of rows of validation and test together.
     """
 
     searched_rows: int = _MAX_SEARCHED_ROWS
     searched_bytes: int = _MAX_SEARCHED_BYTES
-    held_rows: int = _MAX_INDEXED_ROWS
+    indexed_rows: int = _MAX_INDEXED_ROWS
 
 
 def find_duplicates(
@@ -80,7 +80,7 @@ def find_duplicates(
     limits = limits or Limits()
     others = {name: split for name, split in splits.items() if name != TRAIN}
     rows = sum(split.rows for split in others.values())
-    share = min(1.0, limits.held_rows / max(1, rows))
+    share = min(1.0, limits.indexed_rows / max(1, rows))
     search = _Search(task.input_columns, task.target_columns, stop or threading.Event())
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         indexes = {name: _index_split(search, split, share, pool) for name, split in others.items()}

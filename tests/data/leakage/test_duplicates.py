@@ -240,7 +240,7 @@ def test_huge_training_data_is_sampled_and_the_report_says_so(tmp_path: Path) ->
 def test_huge_evaluation_splits_are_sampled_by_content(tmp_path: Path) -> None:
     texts = {name: [str(i + first) for i in range(4000)] for name, first in _FIRST.items()}
     splits = {name: _split(tmp_path, name, pa.table({"text": own}), 900) for name, own in texts.items()}
-    record = find_duplicates(splits, _Columns(["text"]), limits=Limits(held_rows=2000))
+    record = find_duplicates(splits, _Columns(["text"]), limits=Limits(indexed_rows=2000))
     for split, other, overlap in (("validation", "train", 0.5), ("test", "train", 0.25), ("test", "validation", 0.75)):
         pair = _pair(record, split, other)
         assert pair.share == 0.25 and 900 < pair.rows < 1100 and not pair.whole
