@@ -213,7 +213,7 @@ def check_first_rows_of_split(
         task: Task of the job.
         split: Split of the job, or other data.
         rows: Number of rows at each of these places.
-        with_targets: False if the labels are not read.
+        with_targets: Flag to read and check the labels too.
 
     Raises:
         DataError: A row cannot be used and the job file says `error`, or no row can be used.
