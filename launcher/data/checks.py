@@ -1,6 +1,6 @@
-"""Whether the rows are what the task reads: columns, labels, and the first rows as the run would encode them.
+"""Checks that the rows are what the task reads: columns, labels, and the first rows, encoded as the run would.
 
-Client and head, before Ray starts. Read `driver/prepare.py` next.
+Runs on the client and the head, before Ray starts. Read `driver/prepare.py` next.
 """
 
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.splits import Split, is_numbered
+from launcher.data.splits import Split, is_numbered, item_type
 from launcher.data.stream import BAD_ROW_REMEDY, epoch_sampler, handle_bad_rows
 from launcher.errors import DataError
 from launcher.formatting import list_names
@@ -17,19 +17,19 @@ from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 
-_LOOKED_AT = 256
-"""First rows of a split whose labels are looked at for what is lost of them."""
-_FEW_CLASSES = 0.5
-"""Share of the classes that a shuffle pool should hold."""
-_MOST_LOST = 0.2
-"""Share of labels: fewer are slips of annotators; more, and the tokenizer or the places do not fit the text."""
+_CHECKED_ROWS = 256
+"""First rows of a split whose labels are checked for lost ones."""
+_MIN_CLASSES_FRACTION = 0.5
+"""Fraction of the classes that a shuffle pool should hold."""
+_MAX_LOST_FRACTION = 0.2
+"""Fraction of labels. Fewer lost labels are slips of annotators; more, and the tokenizer or the offsets do not fit."""
 
 
 def check_columns(split: Split, task: Task) -> None:
-    """Refuse a split that lacks a column the task reads.
+    """Check that a split has all columns that the task reads.
 
     Raises:
-        DataError: it does, or the task takes one column as both input and label.
+        DataError: A column is missing, or the task takes one column as both input and label.
     """
     both = sorted(set(task.input_columns) & set(task.target_columns))
     if both:
@@ -44,12 +44,12 @@ def check_columns(split: Split, task: Task) -> None:
 def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]:
     """Return splits whose numbered classes are read as the names that their files give them.
 
-    Files number classes each in its own way, so a number means nothing beyond its file. Where task.labels has other
-    names than the files, it renames their classes in order, and numbers stay.
+    Each file numbers classes in its own way, so a number means nothing outside of its file. If task.labels has names
+    that no file has, it renames the classes of the files in order, and numbers stay numbers.
 
     Args:
         job: Job; task.labels are those of the job file, or of the run.
-        splits: Splits as they are opened, the training data first.
+        splits: Splits as they were opened, the training data first.
 
     Raises:
         DataError: Files disagree on what a number means, and nothing tells which of them task.labels follows.
@@ -57,7 +57,7 @@ def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]
     task = build_task(job)
     if not has_classes(task):
         return splits
-    given = set(getattr(task.params, "labels", None) or ())
+    labels = set(getattr(task.params, "labels", None) or ())
     columns: dict[str, tuple[str, ...]] = {}
     for column in task.target_columns:
         owns = [(split, own[column]) for split in splits.values() for own in split.numberings if column in own]
@@ -66,27 +66,28 @@ def with_class_names(job: JobSpec, splits: dict[str, Split]) -> dict[str, Split]
         is_text = column in first.schema.names and not is_numbered(first.schema.field(column).type)
         if not owns or (own is None and not is_text):
             continue
-        if given and given.isdisjoint(name for _, names in owns for name in names):
-            _check_alike(column, owns)
+        if labels and labels.isdisjoint(name for _, names in owns for name in names):
+            _check_same_numbering(column, owns)
             continue
         columns[column] = own or owns[0][1]
-    return {name: _named(split, columns) for name, split in splits.items()}
+    return {name: _name_classes(split, columns) for name, split in splits.items()}
 
 
-def _named(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
-    there = {column: names for column, names in columns.items() if column in split.schema.names}
-    for column, names in there.items():
+def _name_classes(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
+    present = {column: names for column, names in columns.items() if column in split.schema.names}
+    for column, names in present.items():
+        # A bare 1 may be the class "1" or the class at position 1.
         is_ambiguous = any(name.isdigit() and int(name) != i for i, name in enumerate(names))
-        bare = is_numbered(split.schema.field(column).type) and any(column not in own for own in split.numberings)
-        if bare and is_ambiguous:
+        is_bare = is_numbered(split.schema.field(column).type) and any(column not in own for own in split.numberings)
+        if is_bare and is_ambiguous:
             raise DataError(
                 f"{split.locate(0)[0]}: column {column!r} holds numbers without names, and its classes "
                 f"{list_names(names)} are numbers themselves; write names instead of numbers"
             )
-    return split.named(there)
+    return split.named(present)
 
 
-def _check_alike(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None:
+def _check_same_numbering(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None:
     (first, names), *others = owns
     for split, other in others:
         if other != names:
@@ -103,48 +104,46 @@ def has_classes(task: Task) -> bool:
 
 
 def sorted_notes(job: JobSpec, task: Task, train: Split) -> list[str]:
-    """Return a note where rows sorted by class leave a shuffle pool with few of the classes."""
+    """Return a note if rows are sorted by class and a shuffle pool holds few of the classes; reads the first pool."""
     names = getattr(task.params, "labels", None) or () if has_classes(task) else ()
     if not names:
         return []
     label = task.target_columns[0]
-    if not _has_one_class(train, label):
-        return []
+    kind = train.schema.field(label).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        return []  # no single class per row
     order = epoch_sampler(job, train, 0)
-    if len(order.pool_starts) < 3:  # one pool holds all
+    if len(order.pool_starts) < 3:  # one pool holds all rows
         return []
     ids = np.sort(order.pool_ids(0))
     encoded = train.read(ids, (label,)).column(0).combine_chunks().dictionary_encode()
     values = encoded.indices.fill_null(-1).to_numpy()
-    held = np.bincount(values[values >= 0])
-    side_by_side = np.diff(ids) == 1
-    alike = float((np.diff(values) == 0)[side_by_side].mean()) if side_by_side.any() else 0.0
-    by_chance = float(((held / max(1, held.sum())) ** 2).sum())
-    if len(held) >= _FEW_CLASSES * min(len(names), len(ids)) or (len(held) > 1 and alike < 2 * by_chance):
+    counts = np.bincount(values[values >= 0])
+    # Rows with consecutive ids have the same class more often than two random rows: the rows are sorted.
+    is_adjacent = np.diff(ids) == 1
+    same_fraction = float((np.diff(values) == 0)[is_adjacent].mean()) if is_adjacent.any() else 0.0
+    chance = float(((counts / max(1, counts.sum())) ** 2).sum())
+    has_enough = len(counts) >= _MIN_CLASSES_FRACTION * min(len(names), len(ids))
+    if has_enough or (len(counts) > 1 and same_fraction < 2 * chance):
         return []
     pool = job.data.shuffle_pool_mib
     return [
         f"data.train: rows are sorted by {label}: of {len(names)} classes a shuffle pool of {pool} MiB holds "
-        f"{len(held)}, so that batches hold few of them; write the files once in random order, or raise "
-        f"data.shuffle_pool_mib to {pool * -(-len(names) // max(1, len(held)))} MiB, which each data worker holds"
+        f"{len(counts)}, so that batches hold few of them; write the files once in random order, or raise "
+        f"data.shuffle_pool_mib to {pool * -(-len(names) // max(1, len(counts)))} MiB, which each data worker holds"
     ]
 
 
-def _has_one_class(split: Split, label: str) -> bool:
-    kind = split.schema.field(label).type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
-
-
 def check_label_types(job: JobSpec, task: Task, splits: dict[str, Split]) -> None:
-    """Refuse numbers in one split where the training data has names: by chance they would count as classes.
+    """Check that no split has numbers where the training data has names: they could match classes by chance.
 
     Raises:
-        DataError: a split has, and the job file does not say which name a number means.
+        DataError: A split has numbers, and the job file does not say which name a number means.
     """
     if not has_classes(task) or job.task.parameters().get("labels"):
         return
     for column in task.target_columns:
-        kinds = {name: _item(split.schema.field(column).type) for name, split in splits.items()}
+        kinds = {name: item_type(split.schema.field(column).type) for name, split in splits.items()}
         if not (pa.types.is_string(kinds["train"]) or pa.types.is_large_string(kinds["train"])):
             continue
         for name, split in splits.items():
@@ -155,61 +154,48 @@ def check_label_types(job: JobSpec, task: Task, splits: dict[str, Split]) -> Non
                 )
 
 
-def _item(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-
-
 def check_targets(task: Task, splits: Sequence[Split]) -> None:
-    """Look through the labels of data that is scored: a label unknown in training would end the run hours later.
+    """Check all labels of evaluation data: a label unknown in training would end the run hours later.
 
     Raises:
-        DataError: a label cannot be used; names the file and the row.
+        DataError: A label cannot be used; names the file and the row.
     """
     for split in splits:
         for column in task.target_columns:
-            bad = task.find_invalid_target(split.pieces(column), split.schema.field(column).type)
-            if bad is not None:
-                file, row = split.locate(bad[0])
-                raise DataError(f"{file}: row {row}: {bad[1]}; {BAD_ROW_REMEDY}")
+            invalid = task.find_invalid_target(split.pieces(column), split.schema.field(column).type)
+            if invalid is not None:
+                file, row = split.locate(invalid[0])
+                raise DataError(f"{file}: row {row}: {invalid[1]}; {BAD_ROW_REMEDY}")
 
 
 def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
-    """Return a note for each split of whose first rows some labels are neither learned nor scored.
+    """Return a note for each split with labels in its first rows that are neither learned nor scored.
 
     Raises:
-        DataError: They are so many that the scores would be of other data.
+        DataError: So many are lost that the scores would be about other data.
     """
     notes: list[str] = []
-    if type(task).lost_labels is Task.lost_labels:  # none are lost, and rows may be pictures
+    if type(task).lost_labels is Task.lost_labels:  # the task loses none, and its rows may be pictures
         return notes
     for split in splits:
-        ids = np.arange(min(_LOOKED_AT, split.rows), dtype=np.int64)
-        found = task.lost_labels(split.read(ids, task.input_columns + task.target_columns))
-        if not found.lost:
+        ids = np.arange(min(_CHECKED_ROWS, split.rows), dtype=np.int64)
+        result = task.lost_labels(split.read(ids, task.input_columns + task.target_columns))
+        if not result.lost:
             continue
-        position, reason = found.lost[0]
+        position, reason = result.lost[0]
         file, row = split.locate(int(ids[position]))
         text = (
-            f"{file}: row {row}: {reason}; {len(found.lost)} of {found.labels} {found.kind} in the first {len(ids)} "
+            f"{file}: row {row}: {reason}; {len(result.lost)} of {result.labels} {result.kind} in the first {len(ids)} "
             f"rows are lost"
         )
-        if len(found.lost) > _MOST_LOST * found.labels:
-            raise DataError(f"{text}; {found.remedy}")
-        notes.append(f"{text}, neither learned nor scored; {found.remedy}")
+        if len(result.lost) > _MAX_LOST_FRACTION * result.labels:
+            raise DataError(f"{text}; {result.remedy}")
+        notes.append(f"{text}, neither learned nor scored; {result.remedy}")
     return notes
 
 
 def check_first_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) -> None:
-    """`check_first_rows_of_split` for every split.
-
-    Args:
-        job: resolved.
-        splits: of the job.
-        rows: of each split.
-
-    Raises:
-        DataError: a row cannot be used and the job file says `error`.
-    """
+    """Run `check_first_rows_of_split` on every split of a resolved job; `rows` and errors are its."""
     task = build_task(job)
     for split in splits.values():
         check_first_rows_of_split(job, task, split, rows)
@@ -218,19 +204,19 @@ def check_first_rows(job: JobSpec, splits: dict[str, Split], rows: int = 256) ->
 def check_first_rows_of_split(
     job: JobSpec, task: Task, split: Split, rows: int = 256, with_targets: bool = True
 ) -> None:
-    """Encode the first rows as the run would: unknown labels and null texts show before it starts.
+    """Encode the first rows as the run would, so that unknown labels and null texts show before it starts.
 
-    Where bad rows are skipped, rows of the middle and the end may be the good ones.
+    If bad rows are skipped, rows of the middle and of the end are tried too until one can be used.
 
     Args:
-        job: resolved.
-        task: of the job.
-        split: of the job, or other data.
-        rows: at each of these places.
-        with_targets: whether their labels are looked at.
+        job: Resolved job.
+        task: Task of the job.
+        split: Split of the job, or other data.
+        rows: Number of rows at each of these places.
+        with_targets: Flag to read and check the labels too.
 
     Raises:
-        DataError: a row cannot be used and the job file says `error`.
+        DataError: A row cannot be used and the job file says `error`, or no row can be used.
     """
     columns = task.input_columns + (task.target_columns if with_targets else ())
     rows = min(rows, split.rows)

@@ -1,18 +1,19 @@
-"""CSV and TSV as record batches whose cells keep what the file says. Runs on the client and the head.
+"""CSV and TSV as record batches whose values stay what the file says. Runs on the client and the head.
 
 A CSV has no types. What a task reads as text stays the text of the file: `0123`, `1e5`, `NA` and `2024-01-02` are no
-numbers and no dates there. Any other column is a number only where every cell is one and, for integers, writing it out
-again gives the file's own characters. Read `convert.py` next.
+numbers and no dates there. Any other column is numeric only if every value is a number and, for integers, writing it
+out again gives the characters of the file. So numeric columns are read as text first and cast afterwards. Read
+`convert.py` next.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from launcher.data.files import INTEGER
-from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, open_data_file
+from launcher.data.files import BLOCK_BYTES, INTEGER, ROW_GROUP, open_data_file
 from launcher.errors import DataError
 from launcher.rundir.uri import split_options
 from launcher.tasks.base import ColumnKind
@@ -20,42 +21,44 @@ from launcher.tasks.base import ColumnKind
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"
 _NUMBER = r"^[+-]?(?:0|[1-9][0-9]{0,17})?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
 CSV_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
-"""What pyarrow, and pandas alike, takes for a missing number."""
+"""Texts that pyarrow and pandas take for a missing number."""
 _SEPARATORS = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
+_Column: TypeAlias = pa.Array | pa.ChunkedArray
+_Rows: TypeAlias = pa.Table | pa.RecordBatch
 
 
-def read_csv(path: str, whole: bool, kinds: Mapping[str, ColumnKind]) -> Iterator[pa.RecordBatch]:
+def read_csv(path: str, from_all_rows: bool, kinds: Mapping[str, ColumnKind]) -> Iterator[pa.RecordBatch]:
     """Read a CSV, or a TSV by its name.
 
     Args:
-        path: Of the file.
-        whole: Whether types are those of all cells, which takes the file's size in memory; else of the first block.
-        kinds: What the columns that a task reads hold.
+        path: Path or URI of the file.
+        from_all_rows: True infers types from all rows, with the file in memory; False infers them from the first block.
+        kinds: Kinds of the columns that the task reads.
 
     Raises:
-        ArrowInvalid: The file is no CSV, or its types change behind the first block.
+        ArrowInvalid: The file is no CSV, or its types change after the first block.
     """
     delimiter = "\t" if is_tsv(path) else ","
     # Quoted texts may hold line breaks.
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    # One thread knows the number of the row that it cannot read.
-    read = pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=not whole)
-    open_it = pa.csv.read_csv if whole else pa.csv.open_csv
-    # `true` stays the text it is, as a class name or a word.
+    # With one thread pyarrow's message has the number of the row that it cannot parse.
+    read = pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=not from_all_rows)
+    open_reader = pa.csv.read_csv if from_all_rows else pa.csv.open_csv
+    # `true` stays a text: it may be a class name or a word.
     convert = pa.csv.ConvertOptions(true_values=[], false_values=[])
     with open_data_file(path) as stream:
-        inferred = open_it(stream, read, parse, convert).schema
+        inferred = open_reader(stream, read, parse, convert).schema
     _check_separator(path, inferred.names, delimiter)
-    as_text = [field.name for field in inferred if _is_text_first(field, kinds.get(field.name))]
+    as_text = [field.name for field in inferred if _is_read_as_text(field, kinds.get(field.name))]
     convert.column_types = dict.fromkeys(as_text, pa.string())
     with open_data_file(path) as stream:
-        found = open_it(stream, read, parse, convert)
-        for field in found.schema:
-            if pa.types.is_binary(field.type):  # what pyarrow makes of text that is not UTF-8
+        reader = open_reader(stream, read, parse, convert)
+        for field in reader.schema:
+            if pa.types.is_binary(field.type):  # pyarrow's type for text that is not UTF-8
                 raise pa.ArrowInvalid(f"column {field.name!r} is not UTF-8")
-        batches = _typed(iter([found]) if whole else found, {name: kinds.get(name) for name in as_text})
+        batches = _cast_tables(iter([reader]) if from_all_rows else reader, {name: kinds.get(name) for name in as_text})
         first = next(batches, None)
-        if first is None:  # names without rows say nothing of types, and fit those of any other file
+        if first is None:  # a header without rows tells no types; nulls fit those of any other file
             first = pa.RecordBatch.from_arrays([pa.nulls(0)] * len(inferred), inferred.names)
         yield first
         yield from batches
@@ -67,101 +70,94 @@ def is_tsv(path: str) -> bool:
 
 
 def header_hint(path: str) -> str:
-    """Return what separates the columns of a file where its name says otherwise; "" where nothing does."""
+    """Return a hint if another character than the name says separates the columns of a file; "" otherwise."""
     with open_data_file(path) as stream:
         line = bytes(stream.read(1 << 16)).split(b"\n", 1)[0].decode("utf-8", "replace")
-    right = "\t" if is_tsv(path) else ","
+    expected = "\t" if is_tsv(path) else ","
     other = max(_SEPARATORS, key=line.count)
-    return "" if right in line or not line.count(other) else _other_separator(other, right)
+    return "" if expected in line or not line.count(other) else _separator_hint(other, expected)
 
 
 def _check_separator(path: str, names: list[str], delimiter: str) -> None:
-    if len(names) == 1 and (other := next((c for c in _SEPARATORS if c != delimiter and c in names[0]), None)):
-        raise DataError(f"{path}: {_other_separator(other, delimiter)}")
+    other = next((c for c in _SEPARATORS if c != delimiter and c in names[0]), None) if len(names) == 1 else None
+    if other is not None:
+        raise DataError(f"{path}: {_separator_hint(other, delimiter)}")
 
 
-def _other_separator(found: str, wanted: str) -> str:
-    remedy = {"\t": "name it .tsv", ",": "name it .csv"}.get(found, "write them with commas")
-    return f"its columns are separated by {_SEPARATORS[found]}, not by {_SEPARATORS[wanted]}; {remedy}"
+def _separator_hint(actual: str, expected: str) -> str:
+    remedy = {"\t": "name it .tsv", ",": "name it .csv"}.get(actual, "write them with commas")
+    return f"its columns are separated by {_SEPARATORS[actual]}, not by {_SEPARATORS[expected]}; {remedy}"
 
 
-def _is_text_first(field: pa.Field, kind: ColumnKind | None) -> bool:
-    """Return whether a column is read as text at first: what looks like a number may have been more than that."""
+def _is_read_as_text(field: pa.Field, kind: ColumnKind | None) -> bool:
+    """Return whether a column is read as text first: pyarrow's number may have lost characters of the file."""
     if kind == "number":
         return False
     return kind is not None or pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
 
 
 def read_texts(table: pa.Table, kinds: Mapping[str, ColumnKind]) -> Iterator[pa.RecordBatch]:
-    """Yield a table whose cells are the texts of a CSV with the types that `read_csv` gives them.
-
-    Args:
-        table: Columns of other types than text stay as they are.
-        kinds: What the columns that a task reads hold.
-    """
+    """Yield a table of texts with the types that `read_csv` would give them; other columns stay as they are."""
     texts = {field.name: kinds.get(field.name) for field in table.schema if pa.types.is_string(field.type)}
-    types = [_first_type(table, index, texts) for index in range(table.num_columns)]
+    types = [_column_type(table, index, texts) for index in range(table.num_columns)]
     for batch in table.to_batches(ROW_GROUP):
-        yield from _retyped(batch, types, texts)
+        yield from _cast_columns(batch, types, texts)
 
 
-def _typed(
-    tables: "Iterator[pa.Table | pa.RecordBatch]", kinds: Mapping[str, ColumnKind | None]
-) -> Iterator[pa.RecordBatch]:
-    """Give the columns that were read as text their types, those of the first table."""
+def _cast_tables(tables: Iterator[_Rows], kinds: Mapping[str, ColumnKind | None]) -> Iterator[pa.RecordBatch]:
+    """Cast the columns that were read as text to types that are inferred from the first table."""
     types: list[pa.DataType] | None = None
     for part in tables:
-        types = types or [_first_type(part, index, kinds) for index in range(part.num_columns)]
-        yield from _retyped(part, types, kinds)
+        types = types or [_column_type(part, index, kinds) for index in range(part.num_columns)]
+        yield from _cast_columns(part, types, kinds)
 
 
-# Columns go by their places, as two may have one name; which of them is wanted is asked later.
-def _first_type(part: "pa.Table | pa.RecordBatch", index: int, kinds: Mapping[str, ColumnKind | None]) -> pa.DataType:
+# Columns are addressed by position: two may share a name, and whether that matters is checked later.
+def _column_type(part: _Rows, index: int, kinds: Mapping[str, ColumnKind | None]) -> pa.DataType:
     field = part.schema.field(index)
-    return _type_of(part.column(index), kinds[field.name]) if field.name in kinds else field.type
+    return _infer_type(part.column(index), kinds[field.name]) if field.name in kinds else field.type
 
 
-def _retyped(
-    part: "pa.Table | pa.RecordBatch", types: list[pa.DataType], kinds: Mapping[str, ColumnKind | None]
+def _cast_columns(
+    part: _Rows, types: list[pa.DataType], kinds: Mapping[str, ColumnKind | None]
 ) -> Iterator[pa.RecordBatch]:
     columns = [
-        _cast(cells, kind, kinds[field.name]) if field.name in kinds else cells
-        for field, cells, kind in zip(part.schema, part.columns, types, strict=True)
+        _cast(values, kind, kinds[field.name]) if field.name in kinds else values
+        for field, values, kind in zip(part.schema, part.columns, types, strict=True)
     ]
     schema = pa.schema([field.with_type(kind) for field, kind in zip(part.schema, types, strict=True)])
     yield from pa.Table.from_arrays(columns, schema=schema).combine_chunks().to_batches(ROW_GROUP)
 
 
-def _type_of(cells: "pa.Array | pa.ChunkedArray", kind: ColumnKind | None) -> pa.DataType:
-    """Return the type that loses nothing of some cells."""
+def _infer_type(texts: _Column, kind: ColumnKind | None) -> pa.DataType:
+    """Return the narrowest type that loses nothing of the texts of a column."""
     if kind == "text":
         return pa.string()
-    known = cells.filter(pc.invert(pc.is_in(cells, CSV_NULLS)))
+    known = texts.filter(pc.invert(pc.is_in(texts, CSV_NULLS)))
     if _all_match(known, INTEGER):
         return pa.int64()
     if not _all_match(known, _NUMBER):
         return pa.string()
-    # `3.10` may be a class; of numbers that are nearly all different none is, and float classes are refused later.
+    # `3.10` may be a class, which a float would turn into 3.1. Numbers that nearly all differ are no classes: as floats
+    # they are refused later, with a message about floats.
     is_class = kind == "class" and not _all_match(known, _WHOLE) and 2 * pc.count_distinct(known).as_py() <= len(known)
     return pa.string() if is_class else pa.float64()
 
 
-def _all_match(cells: "pa.Array | pa.ChunkedArray", pattern: str) -> bool:
-    return bool(pc.all(pc.match_substring_regex(cells, pattern, ignore_case=True), min_count=0).as_py())
+def _all_match(texts: _Column, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(texts, pattern, ignore_case=True), min_count=0).as_py())
 
 
-def _cast(
-    cells: "pa.Array | pa.ChunkedArray", kind: pa.DataType, read_as: ColumnKind | None
-) -> "pa.Array | pa.ChunkedArray":
-    """Return cells in a type that was settled on.
+def _cast(texts: _Column, kind: pa.DataType, read_as: ColumnKind | None) -> _Column:
+    """Cast texts to a type that was inferred from earlier rows.
 
     Raises:
-        ArrowInvalid: One of them does not fit it.
+        ArrowInvalid: A text does not fit the type.
     """
     if pa.types.is_string(kind):
-        # An empty cell is no name of a class.
-        return pc.if_else(pc.equal(cells, ""), None, cells) if read_as == "class" else cells
-    known = pc.if_else(pc.is_in(cells, CSV_NULLS), None, cells)
+        # An empty field is no name of a class.
+        return pc.if_else(pc.equal(texts, ""), None, texts) if read_as == "class" else texts
+    known = pc.if_else(pc.is_in(texts, CSV_NULLS), None, texts)
     if not _all_match(known, INTEGER if pa.types.is_integer(kind) else _NUMBER):
-        raise pa.ArrowInvalid("types change behind the first block")
+        raise pa.ArrowInvalid("types change after the first block")
     return known.cast(kind)

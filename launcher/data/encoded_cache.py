@@ -1,13 +1,15 @@
-"""Encoded rows on disk, so that later epochs, runs and trials read what an earlier one encoded. Any worker.
+"""Encoded rows on disk (`data.cache`): later epochs, runs and trials read what an earlier one encoded.
 
-A directory holds the blocks of one split under one encoding; its name is a hash of the files (path, size, time of
-change), the task's parameters and the files of its tokenizer or image processor, so what differs lies elsewhere and
-nothing is ever stale. Blocks are published whole, one that is damaged is made anew, and any number of processes may
-write at once. Switched on by `data.cache`.
+Runs on data workers and train workers. A directory ("entry") holds the blocks of one split under one encoding. Its name
+is a hash of everything that decides how a row is encoded: the files (path, size, modification time), the parameters of
+the task, and the files of its tokenizer or image processor. Another encoding has another directory, so no entry is ever
+stale. Blocks are renamed into place when they are whole, a damaged one is made again, and any number of processes may
+write at once. `in_memory.py` holds a whole split as one block.
 """
 
 import hashlib
 import inspect
+import json
 import logging
 import math
 import os
@@ -15,15 +17,16 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+import pyarrow as pa
 
-from launcher.data.blocks import Block, BlockError, gather
 from launcher.data.sampler import RowIds
 from launcher.data.splits import Split
 from launcher.errors import DataError
@@ -33,23 +36,148 @@ from launcher.tasks.base import Encoded, Task
 
 BLOCK_ROWS = 512
 """Rows of a block: few enough that a block of pictures fits into memory, many enough for a tokenizer's threads."""
-_MOST_AT_ONCE, _BYTES_AT_ONCE = 16, 64 << 20
-"""Blocks that are read and encoded together: one pass over a row group serves several, as far as memory allows."""
+_MAX_BLOCKS_AT_ONCE, _BYTES_AT_ONCE = 16, 64 << 20
+"""Blocks that are encoded together, as far as memory allows: one pass over a row group serves several blocks."""
 _OPEN_BLOCKS = 4096
-_USED = "used"
-"""File of an entry whose time says when it was used last."""
-_LOOK_S = 10.0
-"""Between two looks at how much the cache holds."""
+_USED_FILE = "used"
+"""File of an entry whose modification time is that of the last use."""
+_REFRESH_S = 10.0
+"""Time between two measurements of the cache's size."""
 _IN_USE_S = 3600.0
-"""What was used within this time is not thrown away for others."""
+"""Entries that were used within this time are not evicted."""
+_DIGEST_BYTES = 64
+"""Bytes before the Arrow file of a block: its sha256 in hex. A multiple of 64 keeps the buffers of Arrow aligned."""
+# Columns and metadata keys of a block file.
+_LENGTH, _WEIGHT, _PLACE, _REASONS, _ROWS = "launcher.length", "launcher.weight", "launcher.place", "reasons", "rows"
 _log = logging.getLogger("launcher")
 
 
+class BlockError(ValueError):
+    """Error for a file that is not a whole block."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Encoded consecutive rows of a split.
+
+    Args:
+        samples: Samples of the rows that can be used, in order.
+        lengths: Length of each sample, int64 (samples,).
+        weights: Weight of each sample, float64 (samples,).
+        place: Position of each row among the samples, int64 (rows,); -1 for a row that cannot be used.
+        reasons: Reason why a row cannot be used, by row of the block.
+    """
+
+    samples: pa.Table
+    lengths: RowIds
+    weights: np.ndarray
+    place: RowIds
+    reasons: dict[int, str]
+
+    @staticmethod
+    def of(parts: Sequence[Encoded], rows: Sequence[int]) -> "Block":
+        """Join consecutive encoded parts; `rows` has the number of rows that each part was made of."""
+        starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        place = np.full(int(starts[-1]), -1, np.int64)
+        valid = np.concatenate([start + part.valid_rows for start, part in zip(starts[:-1], parts, strict=True)])
+        place[valid] = np.arange(len(valid))
+        return Block(
+            pa.concat_tables([part.samples for part in parts], promote_options="permissive").combine_chunks(),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            place,
+            {int(start) + at: why for start, part in zip(starts[:-1], parts, strict=True) for at, why in part.problems},
+        )
+
+    def slice(self, begin: int, stop: int) -> "Block":
+        """Return the rows from `begin` to `stop`, exclusive, as a block."""
+        places = self.place[begin:stop]
+        valid = places[places >= 0]
+        first = int(valid[0]) if len(valid) else 0
+        end = int(valid[-1]) + 1 if len(valid) else 0
+        return Block(
+            self.samples.slice(first, end - first),
+            self.lengths[first:end],
+            self.weights[first:end],
+            np.where(places >= 0, places - first, -1),
+            {row - begin: why for row, why in self.reasons.items() if begin <= row < stop},
+        )
+
+    def take(self, rows: RowIds) -> Encoded:
+        """Return some rows of the block, as `Task.encode` would."""
+        places = self.place[rows]
+        valid = np.flatnonzero(places >= 0)
+        chosen = places[valid]
+        problems = tuple((int(i), self.reasons[int(rows[i])]) for i in np.flatnonzero(places < 0))
+        return Encoded(self.samples.take(pa.array(chosen)), valid, self.lengths[chosen], self.weights[chosen], problems)
+
+    def write(self, file: IO[bytes]) -> int:
+        """Write the block as a file, the sha256 of the rest in hex and then an Arrow file; return its bytes."""
+        valid = np.flatnonzero(self.place >= 0)
+        extra = {_LENGTH: self.lengths, _WEIGHT: self.weights, _PLACE: valid}
+        table = self.samples.combine_chunks()
+        for name, values in extra.items():
+            table = table.append_column(name, pa.array(values))
+        metadata = {_REASONS: json.dumps(self.reasons), _ROWS: str(len(self.place))}
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as writer:
+            writer.write_table(table)
+        content = sink.getvalue()
+        return file.write(hashlib.sha256(content).hexdigest().encode()) + file.write(content)
+
+    @staticmethod
+    def open(path: Path) -> "Block":
+        """Map a file of `write` into memory, after one pass over it for the checksum.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            BlockError: The file is truncated or damaged.
+        """
+        if path.stat().st_size <= _DIGEST_BYTES:
+            raise BlockError(f"{path}: cut short")
+        whole = pa.memory_map(str(path)).read_buffer()
+        content = whole.slice(_DIGEST_BYTES)
+        if hashlib.sha256(content).hexdigest().encode() != whole.slice(0, _DIGEST_BYTES).to_pybytes():
+            raise BlockError(f"{path}: damaged")
+        table = pa.ipc.open_file(content).read_all()
+        metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        place = np.full(int(metadata[_ROWS]), -1, np.int64)
+        place[table.column(_PLACE).to_numpy()] = np.arange(len(table))
+        return Block(
+            table.drop_columns([_LENGTH, _WEIGHT, _PLACE]).replace_schema_metadata(),
+            table.column(_LENGTH).to_numpy(),
+            table.column(_WEIGHT).to_numpy(),
+            place,
+            {int(row): why for row, why in json.loads(metadata[_REASONS]).items()},
+        )
+
+
+def _gather(blocks: Sequence[tuple[Block, RowIds, RowIds]]) -> Encoded:
+    """Return rows of several blocks, as `Task.encode` would.
+
+    Args:
+        blocks: Blocks, each with rows of it and the positions of these rows in the result. Together the positions are
+            0 to n - 1.
+    """
+    parts = [(block.take(rows), places) for block, rows, places in blocks]
+    valid = np.concatenate([places[part.valid_rows] for part, places in parts])
+    order = np.argsort(valid)
+    samples = pa.concat_tables([part.samples for part, _ in parts], promote_options="permissive")
+    problems = [(int(places[at]), why) for part, places in parts for at, why in part.problems]
+    return Encoded(
+        samples.take(pa.array(order)).combine_chunks(),
+        valid[order],
+        np.concatenate([part.lengths for part, _ in parts])[order],
+        np.concatenate([part.weights for part, _ in parts])[order],
+        tuple(sorted(problems)),
+    )
+
+
 def root_of(job: JobSpec) -> str | None:
-    """The directory of a job's cache; None where it has none.
+    """Return the directory of a job's cache; None if the job has none.
 
     Raises:
-        DataError: it would lie in a remote storage.
+        DataError: The cache would be in a remote storage.
     """
     if job.data.cache is None:
         return None
@@ -63,50 +191,53 @@ def root_of(job: JobSpec) -> str | None:
 
 
 def encoding_of(job: JobSpec) -> str:
-    """What of a job decides how its rows are encoded."""
+    """Return the part of a job that decides how its rows are encoded, as JSON."""
     return job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
 
 
-def encoded_rows(job: JobSpec, split: Split, task: Task, scored: bool, ids: RowIds) -> Encoded:
-    """Rows of a split as `task.encode` gives them, from the job's cache, which keeps what it has not seen yet.
+def encoded_rows(job: JobSpec, split: Split, task: Task, for_evaluation: bool, ids: RowIds) -> Encoded:
+    """Return encoded rows of a split from the job's cache, which adds the rows that it does not have yet.
 
     Args:
-        job: with `data.cache`.
-        split: the rows' split.
-        task: as it is used: for training, or as evaluations see it.
-        scored: which of the two.
-        ids: rows.
+        job: Job with `data.cache`.
+        split: Split of the rows.
+        task: Task as it is used, for training or for evaluation.
+        for_evaluation: True if the task is used for evaluation.
+        ids: Row ids.
     """
-    said = encoding_of(job)
     root = root_of(job)
     assert root is not None and job.data.cache is not None
     limit = int(job.data.cache.gib * 2**30)
-    return _entry(_Key(root, limit, f"{split.version}\0{split.fragments.names}\0{said}\0{scored}", split, task)).take(
-        ids
-    )
+    # `version`, not the fingerprint: another file of the same size and row count may have the same fingerprint.
+    encoding = f"{split.version}\0{split.fragments.names}\0{encoding_of(job)}\0{for_evaluation}"
+    return _entry(_EntryKey(root, limit, encoding, split, task)).take(ids)
 
 
 @dataclass(frozen=True)
-class _Key:
+class _EntryKey:
+    """Cache key of an open entry in this process."""
+
     root: str
     limit: int
-    said: str
+    encoding: str
     split: Split = field(compare=False)
     task: Task = field(compare=False)
 
 
 @lru_cache(maxsize=16)
-def _entry(key: _Key) -> "Entry":
-    directory = Path(key.root) / _digest(key.said, key.task)[:32]
+def _entry(key: _EntryKey) -> "Entry":
+    directory = Path(key.root) / _entry_digest(key.encoding, key.task)[:32]
     columns = key.task.input_columns + key.task.target_columns
     return Entry(directory, key.limit, key.split.rows, lambda ids: key.task.encode(key.split.read(ids, columns), True))
 
 
-def _digest(said: str, task: Task) -> str:
-    """Of all that decides how a row is encoded."""
-    digest = hashlib.sha256(f"{said}\0{version('transformers')}\0{BLOCK_ROWS}".encode())
+def _entry_digest(encoding: str, task: Task) -> str:
+    """Hash everything that decides how a row is encoded: data, parameters, code of the task, tokenizer, libraries."""
+    digest = hashlib.sha256(f"{encoding}\0{version('transformers')}\0{BLOCK_ROWS}".encode())
+    # The source too: a change to how a task encodes must not read what the old code wrote.
     digest.update(inspect.getsource(inspect.getmodule(type(task)) or type(task)).encode())
-    # A tokenizer that was used saves how it was: one that is new is the same in every process.
+    # Of a new task: a tokenizer that was used saves its last padding and truncation too, so its files would differ from
+    # process to process.
     unused = type(task)(task.params, task.model, task.seed).processor()
     with tempfile.TemporaryDirectory() as folder:
         unused.save_pretrained(folder)
@@ -117,50 +248,56 @@ def _digest(said: str, task: Task) -> str:
 
 
 class Entry:
-    """The blocks of one split under one encoding.
+    """Blocks of one split under one encoding.
 
     Args:
-        directory: holds them; beside it lie those of others.
-        limit: bytes that all of them may take; nothing is added beyond.
-        rows: of the split.
-        encode: rows by id.
+        directory: Directory of the blocks, next to those of other entries.
+        limit: Size of all entries in bytes; beyond it nothing is added.
+        rows: Number of rows of the split.
+        encode: Function that encodes rows by id.
     """
 
     def __init__(self, directory: Path, limit: int, rows: int, encode: Callable[[RowIds], Encoded]) -> None:
-        self._directory, self._limit, self._rows, self._encode = directory, limit, rows, encode
-        self._room, self._look_again = 0, 0.0
+        self._directory = directory
+        self._limit = limit
+        self._rows = rows
+        self._encode = encode
+        self._free_bytes = 0
+        self._next_refresh = 0.0
         self._open = lru_cache(_OPEN_BLOCKS)(Block.open)
-        self._at_once = 1
+        self._blocks_at_once = 1
         self._random = random.Random(os.getpid())
 
     def take(self, ids: RowIds) -> Encoded:
-        """The rows, as they are encoded without a cache."""
+        """Return rows, encoded as they are without a cache."""
         number = ids // BLOCK_ROWS
         self._fill(np.unique(number))
         parts: list[tuple[Block, RowIds, RowIds]] = []
-        elsewhere: list[RowIds] = []
-        for block in np.unique(number):
-            places = np.flatnonzero(number == block)
-            found = self._read(int(block))
-            if found is None:
-                elsewhere.append(places)
+        uncached: list[RowIds] = []
+        for index in np.unique(number):
+            places = np.flatnonzero(number == index)
+            block = self._read(int(index))
+            if block is None:
+                uncached.append(places)
             else:
-                parts.append((found, ids[places] - block * BLOCK_ROWS, places))
-        if elsewhere:  # no room for them, or damaged
-            places = np.concatenate(elsewhere)
+                parts.append((block, ids[places] - index * BLOCK_ROWS, places))
+        if uncached:  # the cache is full, or a block is damaged
+            places = np.concatenate(uncached)
             rows = Block.of([self._encode(ids[places])], [len(places)])
             parts.append((rows, np.arange(len(places)), places))
-        return gather(parts)
+        return _gather(parts)
 
     def _fill(self, blocks: RowIds) -> None:
-        """Encode and publish the blocks that are missing, as far as there is room."""
+        """Encode and publish the missing blocks, as far as the cache has space."""
         missing = [int(block) for block in blocks if not self._path(int(block)).exists()]
-        self._look()
-        # Begun at a place of its own, so that processes that miss the same blocks share the work.
+        self._refresh()
+        # Every process begins at another block, so that processes that miss the same blocks share the work. Two that
+        # encode the same block publish equal rows, so no lock is needed.
         begin = self._random.randrange(len(missing)) if missing else 0
         missing = missing[begin:] + missing[:begin]
-        while missing and self._room > 0:
-            group, missing = missing[: self._at_once], missing[self._at_once :]
+        while missing and self._free_bytes > 0:
+            group = missing[: self._blocks_at_once]
+            missing = missing[self._blocks_at_once :]
             absent = [block for block in group if not self._path(block).exists()]
             if absent:
                 self._add(absent)
@@ -168,64 +305,65 @@ class Entry:
     def _add(self, blocks: list[int]) -> None:
         bounds = [(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self._rows)) for block in blocks]
         ids = np.concatenate([np.arange(begin, stop, dtype=np.int64) for begin, stop in bounds])
-        whole, at = Block.of([self._encode(ids)], [len(ids)]), 0
-        fit = _BYTES_AT_ONCE * len(blocks) // max(1, whole.samples.nbytes)
-        self._at_once = max(1, min(_MOST_AT_ONCE, fit))
+        whole = Block.of([self._encode(ids)], [len(ids)])
+        fitting = _BYTES_AT_ONCE * len(blocks) // max(1, whole.samples.nbytes)
+        self._blocks_at_once = max(1, min(_MAX_BLOCKS_AT_ONCE, fitting))
+        offset = 0
         for block, (begin, stop) in zip(blocks, bounds, strict=True):
-            self._publish(block, whole.slice(at, at + stop - begin))
-            at += stop - begin
+            self._publish(block, whole.slice(offset, offset + stop - begin))
+            offset += stop - begin
 
     def _publish(self, number: int, block: Block) -> None:
         try:
             with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".", delete=False) as file:
-                self._room -= block.write(file)
-            os.replace(file.name, self._path(number))
+                self._free_bytes -= block.write(file)
+            os.replace(file.name, self._path(number))  # atomic: readers see a whole block or none
         except OSError as error:
-            self._stop(error)
+            self._disable(error)
 
     def _read(self, block: int) -> Block | None:
         try:
             return self._open(self._path(block))
-        except OSError:  # not there
+        except OSError:  # it does not exist
             return None
         except BlockError:
-            self._path(block).unlink(missing_ok=True)  # the next that needs it makes it anew
+            self._path(block).unlink(missing_ok=True)  # the next process that needs the block makes it again
             return None
 
     def _path(self, block: int) -> Path:
         return self._directory / f"{block:08d}.block"
 
-    def _look(self) -> None:
-        """Now and then: say that the entry is in use, and find out how much room there is."""
+    def _refresh(self) -> None:
+        """Mark the entry as used and measure the free space, every few seconds."""
         now = time.monotonic()
-        if now < self._look_again:
+        if now < self._next_refresh:
             return
-        self._look_again = now + _LOOK_S
+        self._next_refresh = now + _REFRESH_S
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / _USED).touch()
-            self._room = self._limit - evict(self._directory.parent, self._limit)
-        except OSError as error:  # not to be written, or an entry went while it was looked at
-            self._stop(error)
+            (self._directory / _USED_FILE).touch()
+            self._free_bytes = self._limit - evict(self._directory.parent, self._limit)
+        except OSError as error:  # not writable, or another process evicted an entry meanwhile
+            self._disable(error)
 
-    def _stop(self, error: OSError) -> None:
-        """Training goes on without what cannot be kept."""
-        _log.warning(
-            "data.cache: %s: nothing is kept from now on (%s)", self._directory.parent, describe_os_error(error)
-        )
-        self._room, self._look_again = 0, math.inf
+    def _disable(self, error: OSError) -> None:
+        """Add nothing from now on; training continues without a cache."""
+        root = self._directory.parent
+        _log.warning("data.cache: %s: no more rows are cached (%s)", root, describe_os_error(error))
+        self._free_bytes = 0
+        self._next_refresh = math.inf
 
 
 def evict(root: Path, limit: int) -> int:
-    """Throw away entries that were not used for an hour, the longest unused first, until all fit into the limit.
+    """Remove entries that were not used for an hour, the least recently used first, until all fit into the limit.
 
     Returns:
-        Bytes of those that are left.
+        Size of the remaining entries in bytes.
     """
-    entries = [used.parent for used in root.glob(f"*/{_USED}")]  # nothing else is ours
-    sizes = {entry: _bytes_in(entry) for entry in entries}
-    ages = {entry: time.time() - (entry / _USED).stat().st_mtime for entry in entries}
-    for entry in sorted(entries, key=lambda one: -ages[one]):
+    entries = [used.parent for used in root.glob(f"*/{_USED_FILE}")]  # other folders are not the cache's own
+    sizes = {entry: _directory_bytes(entry) for entry in entries}
+    ages = {entry: time.time() - (entry / _USED_FILE).stat().st_mtime for entry in entries}
+    for entry in sorted(entries, key=lambda entry: -ages[entry]):
         if sum(sizes.values()) <= limit or ages[entry] < _IN_USE_S:
             break
         shutil.rmtree(entry, ignore_errors=True)
@@ -233,11 +371,11 @@ def evict(root: Path, limit: int) -> int:
     return sum(sizes.values())
 
 
-def _bytes_in(entry: Path) -> int:
+def _directory_bytes(entry: Path) -> int:
     total = 0
     for file in entry.iterdir():
         try:
             total += file.stat().st_size
         except FileNotFoundError:
-            continue  # published under its name, or thrown away, meanwhile
+            continue  # renamed into place or evicted meanwhile
     return total

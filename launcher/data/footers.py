@@ -1,13 +1,14 @@
-"""Footers of data files, read in parallel once and kept: the second command does not read 100,000 of them again.
+"""Footers of data files, read once in parallel and cached: a second command does not read 100,000 of them again.
 
-Runs on the client and the head. What was read lies as one Arrow file in the run's cache, by path, size and time of
-change; a file that changed is read anew, and a cache that cannot be read is made anew.
+Runs on the client and the head. The cache is one Arrow file under the storage's `.cache`, keyed by path, size and
+modification time: a changed file is read again, and an unreadable cache is written again. Read `splits.py` next.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,21 +21,21 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.uri import describe_os_error, is_local, open_uri, parent, split_options
 
 ORIGIN = b"launcher.origin"
-"""Key of a converted file's metadata that says what it was converted from."""
+"""Key in a converted file's metadata. Its value is the path of the file that was converted."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with (footers read, footers to read), now and then."""
+"""Callback with (footers read, footers to read)."""
 
-# A local footer is a matter of the processor, and threads wait for each other; a remote one is a matter of waiting.
+# Reading a local footer costs CPU time under the GIL; reading a remote one is waiting for the network.
 _THREADS, _REMOTE_THREADS = 8, 64
-_AT_ONCE = 64
-_WORTH_KEEPING = 64
-"""Files; fewer are read again sooner than a cache."""
+_FILES_PER_TASK = 64
+_MIN_CACHED_FILES = 64
+"""Fewer files are read faster than a cache."""
 _log = logging.getLogger("launcher")
 
 
 class Footer(NamedTuple):
-    """What one footer says: rows and uncompressed bytes of each fragment, the schema, what it was converted from."""
+    """Rows and uncompressed bytes of each fragment of a file, its schema, and the file it was converted from."""
 
     rows: list[int]
     size_bytes: list[int]
@@ -42,114 +43,128 @@ class Footer(NamedTuple):
     origin: str
 
 
-@dataclass
-class Footers:
-    """Footers of some files, in their order; each different schema once."""
+def distinct_schemas(
+    footers: Sequence[Footer], added: Sequence[Mapping[str, pa.DataType]]
+) -> Iterator[tuple[int, pa.Schema]]:
+    """Yield each different schema once, with the position of the first file that has it.
 
-    footers: list[Footer]
+    Args:
+        footers: Footers of the files.
+        added: Columns of each file that are not in the file itself; the file's own column of a name comes first.
+    """
+    seen: set[tuple[bytes, tuple[str, ...]]] = set()
+    for position, (footer, more) in enumerate(zip(footers, added, strict=True)):
+        if (footer.schema, tuple(more)) in seen:
+            continue
+        seen.add((footer.schema, tuple(more)))
+        schema = plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+        for name in [name for name in more if name not in schema.names]:
+            schema = schema.append(pa.field(name, more[name]))
+        yield position, schema
 
-    def schemas(self, added: Sequence[Mapping[str, pa.DataType]]) -> Iterator[tuple[int, pa.Schema]]:
-        """Yield each different schema, with the first file that has it.
 
-        Args:
-            added: Columns of each file beside its own; its own are taken where both have one of a name.
-        """
-        seen: set[tuple[bytes, tuple[str, ...]]] = set()
-        for place, (footer, more) in enumerate(zip(self.footers, added, strict=True)):
-            if (footer.schema, tuple(more)) in seen:
-                continue
-            seen.add((footer.schema, tuple(more)))
-            schema = plain_schema(pa.ipc.read_schema(pa.py_buffer(footer.schema)))
-            for name in [name for name in more if name not in schema.names]:
-                schema = schema.append(pa.field(name, more[name]))
-            yield place, schema
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause Python's garbage collector: it would walk millions of new objects again and again, and free none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return a schema without types that few functions of pyarrow take.
+    """Return a schema without types that most functions of pyarrow do not take.
 
-    These are views, which files of Polars have, and structs without fields (`{}` in JSON), which Parquet cannot hold;
-    they get one of nulls. Dictionaries are columns of their values: their codes mean something else in each file.
+    These are views (files of Polars have them), structs without fields (`{}` in JSON; Parquet cannot hold them, so they
+    get one field of nulls) and dictionaries, whose codes mean something else in each file.
     """
-    fields = [field.with_type(_plain(field.type)) for field in schema]
-    return pa.schema(fields, schema.metadata)
+    return pa.schema([field.with_type(_plain_type(field.type)) for field in schema], schema.metadata)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
     if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
+        return _plain_type(kind.value_type)
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind] or [("_", pa.null())])
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind] or [("_", pa.null())])
     return kind
 
 
 def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch as `plain_schema` has it."""
+    """Cast a batch to its `plain_schema`."""
     schema = plain_schema(batch.schema)
     return batch if schema.equals(batch.schema) else batch.cast(schema)
 
 
-def read_footers(files: Sequence[DataFile], cache: str | None = None, told: OnProgress | None = None) -> Footers:
-    """The footers of files, from the cache where they stand in it.
+def read_footers(
+    files: Sequence[DataFile], cache: str | None = None, on_progress: OnProgress | None = None
+) -> list[Footer]:
+    """Return the footers of files, from the cache where it has them.
 
     Args:
-        files: what to read.
-        cache: path or URI of the file that keeps them; None keeps nothing.
-        told: of progress.
+        files: Files to read.
+        cache: Path or URI of the cache file; None reads all footers and caches none.
+        on_progress: Callback for progress.
 
     Raises:
-        DataError: a file is not readable in its format.
+        DataError: A file cannot be read in its format.
     """
-    kept = _load(cache) if cache is not None and len(files) >= _WORTH_KEEPING else {}
-    found = [kept.get((file.path, file.size, file.mtime_ns)) for file in files]
-    missing = [place for place, footer in enumerate(found) if footer is None]
-    for place, footer in _read_all(files, missing, told):
-        found[place] = footer
-    footers = [footer for footer in found if footer is not None]
-    if cache is not None and missing and len(files) >= _WORTH_KEEPING:
-        _keep(cache, files, footers)
-    return Footers(footers)
+    is_cached = cache is not None and len(files) >= _MIN_CACHED_FILES
+    known = _load_cache(cache) if cache is not None and is_cached else {}
+    found_or_none = [known.get((file.path, file.size, file.mtime_ns)) for file in files]
+    missing = [position for position, footer in enumerate(found_or_none) if footer is None]
+    for position, footer in _read_missing(files, missing, on_progress):
+        found_or_none[position] = footer
+    footers = [footer for footer in found_or_none if footer is not None]
+    if cache is not None and is_cached and missing:
+        _save_cache(cache, files, footers)
+    return footers
 
 
-def _read_all(files: Sequence[DataFile], places: list[int], told: OnProgress | None) -> Iterator[tuple[int, Footer]]:
-    """Read some footers with many threads; the first broken file in order is the one that is told."""
-    if not places:
+def _read_missing(
+    files: Sequence[DataFile], positions: list[int], on_progress: OnProgress | None
+) -> Iterator[tuple[int, Footer]]:
+    """Read footers with many threads; raise the error of the first broken file in the order of the files."""
+    if not positions:
         return
-    threads = _THREADS if is_local(open_uri(files[places[0]].path)[0]) else _REMOTE_THREADS
-    schemas: dict[bytes, bytes] = {}  # equal ones are one object
+    threads = _THREADS if is_local(open_uri(files[positions[0]].path)[0]) else _REMOTE_THREADS
+    schemas: dict[bytes, bytes] = {}  # equal schemas share one object, in memory and in the pickle
 
-    def read(some: list[int]) -> "list[tuple[int, Footer | DataError]]":
-        return [(place, _tried(files[place], schemas)) for place in some]
+    def read_some(some: list[int]) -> "list[tuple[int, Footer | DataError]]":
+        return [(position, _read_footer(files[position], schemas)) for position in some]
 
-    parts = [places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)]
-    broken: tuple[int, DataError] | None = None
+    parts = [positions[i : i + _FILES_PER_TASK] for i in range(0, len(positions), _FILES_PER_TASK)]
+    first_error: tuple[int, DataError] | None = None
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        for future in as_completed([pool.submit(read, part) for part in parts]):
-            for place, footer in future.result():
+        for future in as_completed([pool.submit(read_some, part) for part in parts]):
+            for position, footer in future.result():
                 if isinstance(footer, DataError):
-                    broken = min(broken or (place, footer), (place, footer), key=lambda pair: pair[0])
+                    first_error = min(first_error or (position, footer), (position, footer), key=lambda pair: pair[0])
                 else:
-                    yield place, footer
+                    yield position, footer
             done += len(future.result())
-            if told is not None:
-                told(done, len(places))
-            if broken is not None and done < len(places):
+            if on_progress is not None:
+                on_progress(done, len(positions))
+            # Stop early, though a file before this one may be broken too and still be unread.
+            if first_error is not None and done < len(positions):
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
-    if broken is not None:
-        raise broken[1]
+    if first_error is not None:
+        raise first_error[1]
 
 
-def _tried(file: DataFile, schemas: dict[bytes, bytes]) -> "Footer | DataError":
+def _read_footer(file: DataFile, schemas: dict[bytes, bytes]) -> "Footer | DataError":
     try:
         fs, inner = open_uri(file.path)
         footer = _parquet_footer(fs, inner) if file.format == "parquet" else _arrow_footer(fs, inner)
@@ -167,22 +182,24 @@ def _parquet_footer(fs: pafs.FileSystem, inner: str) -> Footer:
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     origin = (metadata.metadata or {}).get(ORIGIN, b"").decode()
     schema = metadata.schema.to_arrow_schema()
-    if origin:  # of one file; the schema is that of many
+    if origin:  # differs from file to file; without it, all converted files share one schema
         schema = schema.with_metadata({k: v for k, v in (schema.metadata or {}).items() if k != ORIGIN})
-    rows, sizes = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+    rows = [group.num_rows for group in groups]
+    sizes = [group.total_byte_size for group in groups]
     return Footer(rows, sizes, schema.serialize().to_pybytes(), origin)
 
 
 def _arrow_footer(fs: pafs.FileSystem, inner: str) -> Footer:
     reader = arrow_reader(fs, inner)
     batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-    rows, sizes = [batch.num_rows for batch in batches], [batch.nbytes for batch in batches]
+    rows = [batch.num_rows for batch in batches]
+    sizes = [batch.nbytes for batch in batches]
     return Footer(rows, sizes, reader.schema.serialize().to_pybytes(), "")
 
 
 def arrow_reader(fs: pafs.FileSystem, path: str) -> pa.ipc.RecordBatchFileReader:
-    """An Arrow file, opened."""
-    # A memory map costs nothing to open and lets get_batch touch only what is asked for.
+    """Open an Arrow file."""
+    # Opening a memory map costs nothing, and get_batch then reads only the pages that are used.
     source = pa.memory_map(path) if is_local(fs) else fs.open_input_file(path)
     return pa.ipc.open_file(source)
 
@@ -191,16 +208,16 @@ _Key = tuple[str, int | None, int | None]
 _NUMBERS = pa.list_(pa.int64())
 
 
-def _load(cache: str) -> dict[_Key, Footer]:
-    """What the cache knows; nothing where there is none, or none that can be read."""
-    run, name = _place(cache)
+def _load_cache(cache: str) -> dict[_Key, Footer]:
+    """Return the cached footers; {} if the cache does not exist or cannot be read."""
+    run, name = _split_cache_path(cache)
     try:
         if not run.exists(name):
             return {}
         table = pa.ipc.open_file(pa.py_buffer(run.read_bytes(name))).read_all()
-        table.validate(full=True)
+        table.validate(full=True)  # a truncated or damaged file must not give wrong row counts
         columns = [table.column(c).to_pylist() for c in ("path", "size", "mtime_ns", "origin")]
-        lists = [_lists(table.column(c).combine_chunks()) for c in ("rows", "size_bytes")]
+        lists = [_to_lists(table.column(c).combine_chunks()) for c in ("rows", "size_bytes")]
         codes = table.column("schema").combine_chunks()
         schemas = codes.dictionary.to_pylist()
         return {
@@ -210,18 +227,19 @@ def _load(cache: str) -> dict[_Key, Footer]:
             )
         }
     except (pa.ArrowInvalid, OSError, KeyError, AttributeError, RunError) as error:
-        _log.warning("%s: cannot be read (%s); footers are read anew", cache, " ".join(str(error).split())[:200])
+        _log.warning("%s: cannot be read (%s); all footers are read again", cache, " ".join(str(error).split())[:200])
         return {}
 
 
-def _lists(column: pa.ListArray) -> list[list[int]]:
-    """As `to_pylist`, in a tenth of the time."""
-    numbers, ends = column.values.to_pylist(), column.offsets.to_pylist()
+def _to_lists(column: pa.ListArray) -> list[list[int]]:
+    """Return what `to_pylist` returns, ten times as fast."""
+    numbers = column.values.to_pylist()
+    ends = column.offsets.to_pylist()
     return [numbers[begin:end] for begin, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
-def _keep(cache: str, files: Sequence[DataFile], footers: Sequence[Footer]) -> None:
-    """Publish the footers at once: of two writers one stays, whole."""
+def _save_cache(cache: str, files: Sequence[DataFile], footers: Sequence[Footer]) -> None:
+    """Write the cache in one atomic step: of two writers, one wins with a whole file."""
     known = [(f, footer) for f, footer in zip(files, footers, strict=True) if f.mtime_ns is not None]
     table = pa.table(
         {
@@ -237,12 +255,12 @@ def _keep(cache: str, files: Sequence[DataFile], footers: Sequence[Footer]) -> N
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
-    run, name = _place(cache)
+    run, name = _split_cache_path(cache)
     try:
         run.write_bytes(name, sink.getvalue().to_pybytes())
     except RunError as error:  # the next command reads the footers again
         _log.warning("%s", error.message)
 
 
-def _place(cache: str) -> tuple[RunDir, str]:
+def _split_cache_path(cache: str) -> tuple[RunDir, str]:
     return RunDir(parent(cache)), split_options(cache)[0].rsplit("/", 1)[-1]

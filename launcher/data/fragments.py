@@ -1,7 +1,7 @@
-"""Fragments: what is read together, a Parquet row group or an Arrow record batch. Any process.
+"""Fragments: the units that are read together, a Parquet row group or an Arrow record batch. Runs anywhere.
 
-A split of a hundred thousand files travels to every worker and task, so fragments are columns of numbers that pickle
-as they lie in memory; a `Fragment` is made when one is asked for. Read `splits.py` next.
+A split of 100,000 files is sent to every worker and every task, so its fragments are columns of numbers, which pickle
+fast; a `Fragment` object is built on access. Read `splits.py` next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,43 +15,43 @@ import pyarrow as pa
 from launcher.data.sampler import RowIds
 
 ClassNames = Mapping[str, tuple[str, ...]]
-"""By column: names of its integers, which count from 0."""
+"""Names of the integers (from 0) of each numbered column."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Rows that are read together: one row group or record batch."""
+    """One row group or record batch."""
 
     path: str
     format: str
     index: int
-    """Which row group or record batch of the file."""
+    """Position of the row group or record batch in its file."""
     file_row: int
-    """The fragment's first row within its file."""
+    """Position of the fragment's first row in its file."""
     rows: int
     size_bytes: int
-    """Uncompressed."""
+    """Uncompressed size."""
     origin: str = ""
-    """What the file was converted from (`convert.py`), for messages; empty where it is the user's own."""
+    """File that the user named and `convert.py` converted, for messages; empty for a file that was not converted."""
     partition: str = ""
-    """JSON of the columns that the file's folders tell, with their values; empty where they tell none."""
+    """JSON of the columns in the names of the file's folders, with their values; empty if there are none."""
     names: ClassNames = field(default_factory=dict)
-    """Of the columns whose integers are read as names."""
+    """Class names of the integer columns that are read as names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fragments(Sequence[Fragment]):
-    """The fragments of a split, files in order.
+    """Fragments of a split, files in order.
 
     Args:
-        files: path, format, origin and, where folders tell columns, partition of each file, columns of strings, and
-            `numbering`, which of the numberings of classes it has.
-        file: which file each fragment is of, int64 (fragments,).
-        place: which row group or record batch of the file.
-        file_row: its first row within its file.
-        rows: how many it has.
-        size_bytes: uncompressed.
-        names: Columns that are read as names, and these, for each numbering; () reads integers as they are.
+        files: Path, format, origin and, if folders hold columns, partition of each file, as columns of strings, and
+            `numbering`, the index of the file's class numbering.
+        file: Index of the file of each fragment, int64 (fragments,).
+        place: Position of each fragment in its file.
+        file_row: Position of each fragment's first row in its file.
+        rows: Number of rows of each fragment.
+        size_bytes: Uncompressed size of each fragment.
+        names: Columns that are read as names, with these names, for each numbering; () reads integers.
     """
 
     files: pa.Table
@@ -64,38 +64,34 @@ class Fragments(Sequence[Fragment]):
 
     @staticmethod
     def of(files: pa.Table, counts: RowIds, rows: RowIds, size_bytes: RowIds) -> "Fragments":
-        """From what footers say; fragments without rows are left out.
+        """Build the fragments that footers describe, without those that have no rows.
 
         Args:
-            files: as above.
-            counts: fragments of each file, int64 (files,).
-            rows: of all fragments, files in order.
-            size_bytes: of all fragments.
+            files: Table of the files, as in `Fragments`.
+            counts: Number of fragments of each file, int64 (files,).
+            rows: Number of rows of every fragment, files in order.
+            size_bytes: Uncompressed size of every fragment.
         """
         begins = np.repeat(np.cumsum(counts) - counts, counts)
-        behind = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        whole = Fragments(
+        row_ends = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        fragments = Fragments(
             files,
             np.repeat(np.arange(len(counts), dtype=np.int64), counts),
             np.arange(len(rows), dtype=np.int64) - begins,
-            behind[:-1] - behind[begins],
+            row_ends[:-1] - row_ends[begins],
             rows,
             size_bytes,
         )
-        return whole if bool((rows > 0).all()) else whole.some(np.flatnonzero(rows))
+        return fragments if bool((rows > 0).all()) else fragments.select(np.flatnonzero(rows))
 
-    def some(self, chosen: RowIds) -> "Fragments":
-        """The fragments at some places, in that order."""
+    def select(self, positions: RowIds) -> "Fragments":
+        """Return the fragments at some positions, in that order."""
         columns = ("file", "place", "file_row", "rows", "size_bytes")
-        return replace(self, **{column: getattr(self, column)[chosen] for column in columns})
-
-    def named(self, names: tuple[ClassNames, ...]) -> "Fragments":
-        """Return the same, some columns of which are read as names: those of each numbering."""
-        return replace(self, names=names)
+        return replace(self, **{column: getattr(self, column)[positions] for column in columns})
 
     @cached_property
     def starts(self) -> RowIds:
-        """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
+        """First row id of each fragment, then the number of rows: int64 (fragments + 1,)."""
         return np.concatenate([[0], np.cumsum(self.rows)]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -107,7 +103,7 @@ class Fragments(Sequence[Fragment]):
     def __getitem__(self, index: slice) -> "Fragments": ...
     def __getitem__(self, index: "int | slice") -> "Fragment | Fragments":
         if isinstance(index, slice):
-            return self.some(np.arange(len(self))[index])
+            return self.select(np.arange(len(self))[index])
         file = int(self.file[index])
         path, format, origin = (str(self.files.column(name)[file]) for name in ("path", "format", "origin"))
         partition = str(self.files.column("partition")[file]) if "partition" in self.files.column_names else ""

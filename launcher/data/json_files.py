@@ -1,8 +1,8 @@
 """JSON Lines and JSON arrays as record batches. Runs on the client and the head.
 
-pyarrow reads lines of objects. What it does not take is turned into such lines on the way, a few MiB at a time: an
-array of objects, however it is laid out, and a column that nobody reads and that has more than one type, which becomes
-its own JSON. Read `convert.py` next.
+pyarrow reads lines of objects only. Anything else is rewritten to such lines on the way, a few MiB at a time: an array
+of objects in any layout, and a column that the task does not read and that has more than one type, whose values become
+texts of JSON. Read `convert.py` next.
 """
 
 import codecs
@@ -15,60 +15,60 @@ from itertools import count
 import pyarrow as pa
 import pyarrow.json
 
-from launcher.data.opened import BLOCK_BYTES, ROW_GROUP, open_data_file
+from launcher.data.files import BLOCK_BYTES, ROW_GROUP, open_data_file
 
 _CHUNK_BYTES = 1 << 20
-_LARGEST_ROW_BYTES = 1 << 28
-# So near to its end a text that stops in the middle of a token is told from one that is wrong.
-_TOKEN = 16
+_MAX_ROW_BYTES = 1 << 28
+# A syntax error this close to the end of the text may only be a token that the chunk ends in.
+_MAX_TOKEN_CHARACTERS = 16
 _DECODER = json.JSONDecoder()
 _BLANKS = re.compile(r"[ \t\n\r]*")
 
 
-def read_json(path: str, whole: bool, mixed: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
+def read_json(path: str, from_all_rows: bool, mixed: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
     """Read lines of objects, or an array of them.
 
     Args:
-        path: Of the file.
-        whole: Whether types are those of all rows, which takes the file's size in memory; else of the first block.
+        path: Path or URI of the file.
+        from_all_rows: True infers types from all rows, with the file in memory; False infers them from the first block.
         mixed: Keys whose values become texts of JSON.
 
     Raises:
-        ArrowInvalid: The file holds something else, or its types change behind the first block.
+        ArrowInvalid: The file holds something else, or its types change after the first block.
     """
-    array = is_array(path)
+    has_array = is_array(path)
     texts: dict[str, pa.DataType] = {}
     while True:
         read = pa.json.ReadOptions(block_size=BLOCK_BYTES)
         parse = pa.json.ParseOptions(explicit_schema=pa.schema(texts) if texts else None)
         with open_data_file(path) as stream:
-            lines = _as_lines(stream, array, mixed)
-            found = (pa.json.read_json if whole else pa.json.open_json)(lines, read, parse)
-            # JSON knows no times: pyarrow takes texts for them that look so, and writes them in another way.
-            times = {field.name: _without_times(field.type) for field in found.schema if _has_times(field.type)}
+            lines = _open_as_lines(stream, has_array, mixed)
+            reader = (pa.json.read_json if from_all_rows else pa.json.open_json)(lines, read, parse)
+            # JSON has no times, but pyarrow infers them from texts that look so, and would print them differently.
+            times = {field.name: _without_times(field.type) for field in reader.schema if _has_times(field.type)}
             if times:
                 texts |= times
-                continue
-            for batch in found.to_batches(ROW_GROUP) if whole else found:
-                batch.validate(full=True)  # pyarrow's JSON reader takes any bytes for UTF-8
+                continue  # read again, with these columns as text
+            for batch in reader.to_batches(ROW_GROUP) if from_all_rows else reader:
+                batch.validate(full=True)  # pyarrow's JSON reader accepts any bytes as UTF-8
                 yield batch
             return
 
 
 def changed_column(error: BaseException) -> str:
-    """Return the key whose values have more than one type, as pyarrow names it; "" where that is not the matter."""
-    found = re.search(r"Column\(/([^/)]+)[^)]*\) (?:changed|was specified)", str(error))
-    return found.group(1) if found else ""
+    """Return the key whose values have more than one type, out of pyarrow's message; "" for another error."""
+    match = re.search(r"Column\(/([^/)]+)[^)]*\) (?:changed|was specified)", str(error))
+    return match.group(1) if match else ""
 
 
-def _as_lines(stream: pa.NativeFile, array: bool, mixed: Collection[str]) -> "pa.NativeFile | pa.PythonFile":
-    if not array and not mixed:
-        return stream  # pyarrow's own reading, in several threads
+def _open_as_lines(stream: pa.NativeFile, has_array: bool, mixed: Collection[str]) -> "pa.NativeFile | pa.PythonFile":
+    if not has_array and not mixed:
+        return stream  # pyarrow reads the file itself, in several threads
     chunks = iter(lambda: bytes(stream.read(_CHUNK_BYTES)), b"")
-    lines = objects(chunks) if array else _text_lines(chunks)
+    lines = objects(chunks) if has_array else _text_lines(chunks)
     if mixed:
         lines = (_with_texts(line, mixed) for line in lines)
-    return pa.PythonFile(_Chunks(f"{line}\n".encode("utf-8", "surrogatepass") for line in lines), mode="r")
+    return pa.PythonFile(_ChunkFile(f"{line}\n".encode("utf-8", "surrogatepass") for line in lines), mode="r")
 
 
 def is_array(path: str) -> bool:
@@ -91,12 +91,12 @@ def _text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
-        yield from map(_decoded, filter(bytes.strip, lines))
+        yield from map(_decode, filter(bytes.strip, lines))
     if rest.strip():
-        yield _decoded(rest)
+        yield _decode(rest)
 
 
-def _decoded(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,62 +104,67 @@ def _decoded(line: bytes) -> str:
 
 
 def objects(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Yield each object of a JSON array as it stands, on one line.
+    """Yield each object of a JSON array as it is written, on one line.
 
     Raises:
         ArrowInvalid: The text is no array of objects; names the row.
     """
     scanner = _Scanner(chunks)
-    scanner.take()  # the bracket, by which the array was told
+    scanner.take()  # the opening bracket
     if scanner.peek() == "]":
         return
     for number in count():
-        yield scanner.element(number)
+        yield scanner.take_object(number)
         mark = scanner.take()
         if mark == "]":
             break
         if mark != ",":
-            raise pa.ArrowInvalid(f"behind row {number}: a comma or ] is expected, not {mark or 'the end of the file'}")
+            raise pa.ArrowInvalid(f"after row {number}: a comma or ] is expected, not {mark or 'the end of the file'}")
     if scanner.peek():
-        raise pa.ArrowInvalid(f"more follows behind the array of {number + 1} rows")
+        raise pa.ArrowInvalid(f"there is more text after the array of {number + 1} rows")
 
 
 class _Scanner:
-    """Elements of an array out of pieces of bytes; holds little more than the longest of them."""
+    """Scanner over the elements of an array in chunks of bytes; it holds little more than the longest element."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._more = chunks, True
+        self._chunks = chunks
+        self._has_more = True
+        # Incremental: a chunk may end inside a character.
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._text, self._at = "", 0
+        self._text = ""
+        self._at = 0
 
-    def _fill(self, wanted: int) -> None:
-        while self._more and len(self._text) - self._at < wanted:
+    def _fill(self, characters: int) -> None:
+        """Read on until so many characters are ahead, or to the end."""
+        while self._has_more and len(self._text) - self._at < characters:
             chunk = next(self._chunks, b"")
-            self._more = bool(chunk)
+            self._has_more = bool(chunk)
             try:
-                self._text, self._at = self._text[self._at :] + self._decode(chunk, not chunk), 0
+                self._text = self._text[self._at :] + self._decode(chunk, not chunk)
             except UnicodeDecodeError as error:
                 raise pa.ArrowInvalid("it is not UTF-8") from error
+            self._at = 0
 
     def peek(self) -> str:
         """Return the next character that is not blank; "" at the end."""
         while True:
             self._fill(_CHUNK_BYTES)
             self._at = _BLANKS.match(self._text, self._at).end()  # type: ignore[union-attr]  # matches nothing too
-            if self._at < len(self._text) or not self._more:
+            if self._at < len(self._text) or not self._has_more:
                 return self._text[self._at : self._at + 1]
 
     def take(self) -> str:
-        """Return the next character that is not blank, and go behind it."""
-        found = self.peek()
-        self._at += len(found)
-        return found
+        """Return the next character that is not blank, and move past it."""
+        character = self.peek()
+        self._at += len(character)
+        return character
 
-    def element(self, number: int) -> str:
-        """Return the object that begins here, on one line, and go behind it.
+    def take_object(self, number: int) -> str:
+        """Return the object that begins here, on one line, and move past it.
 
         Args:
-            number: Its row, for messages.
+            number: Number of the row, for messages.
         """
         if self.peek() != "{":
             raise pa.ArrowInvalid(f"row {number}: it holds no object")
@@ -170,38 +175,42 @@ class _Scanner:
                 _, end = _DECODER.raw_decode(self._text, self._at)
                 break
             except json.JSONDecodeError as error:
-                is_cut = error.pos >= len(self._text) - _TOKEN or error.msg.startswith("Unterminated string")
-                if not (self._more and is_cut and wanted < _LARGEST_ROW_BYTES):
+                is_at_end = error.pos >= len(self._text) - _MAX_TOKEN_CHARACTERS
+                is_cut = is_at_end or error.msg.startswith("Unterminated string")
+                if not (self._has_more and is_cut and wanted < _MAX_ROW_BYTES):
                     raise pa.ArrowInvalid(f"row {number}: {error.msg}") from error
-                wanted = 2 * (len(self._text) - self._at)  # doubled, a long row is decoded twice in all
+                wanted = 2 * (len(self._text) - self._at)  # doubling decodes a long row about twice in all
             except RecursionError as error:
                 raise pa.ArrowInvalid(f"row {number}: it is nested too deeply") from error
-        found, self._at = self._text[self._at : end], end
-        # Line breaks stand between tokens alone: within a text they are escaped.
-        return found.replace("\n", " ").replace("\r", " ")
+        text = self._text[self._at : end]
+        self._at = end
+        # Line breaks are only between tokens: inside a string they are escaped.
+        return text.replace("\n", " ").replace("\r", " ")
 
 
-class _Chunks(io.RawIOBase):
-    """Pieces of bytes as a file to read from."""
+class _ChunkFile(io.RawIOBase):
+    """Chunks of bytes as a file to read from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, memoryview(b"")
+        self._chunks = chunks
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        pieces, held = [bytes(self._rest)], len(self._rest)
-        while size < 0 or held < size:
-            piece = next(self._chunks, b"")
-            if not piece:
+        chunks = [bytes(self._rest)]
+        length = len(self._rest)
+        while size < 0 or length < size:
+            chunk = next(self._chunks, b"")
+            if not chunk:
                 break
-            pieces.append(piece)
-            held += len(piece)
-        whole = b"".join(pieces)
-        end = len(whole) if size < 0 else min(size, len(whole))
-        self._rest = memoryview(whole)[end:]
-        return whole[:end]
+            chunks.append(chunk)
+            length += len(chunk)
+        content = b"".join(chunks)
+        end = len(content) if size < 0 else min(size, len(content))
+        self._rest = memoryview(content)[end:]
+        return content[:end]
 
 
 def _has_times(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
-"""What only the training data tells of a task: its classes and their weights. Client and head.
+"""Task parameters that only the training data can tell: the classes and their weights. Runs on the client and the head.
 
-The whole label column is read for it, a part at a time. What came of a large one is kept in the storage's cache, by
-files and parameters, so that a run of a thousand million rows goes on without reading them all again.
+The whole label column is read, in parts. For large data the result is cached in the storage, keyed by the files and the
+parameters, so that resuming a run with a thousand million rows does not read them all again.
 """
 
 import hashlib
@@ -20,37 +20,38 @@ from launcher.rundir.uri import join
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.tasks.base import Task
 
-_WORTH_KEEPING = 1_000_000
-"""Rows; fewer are read again sooner than one looks for a file."""
+_MIN_CACHED_ROWS = 1_000_000
+"""Fewer rows are read faster than the cache is looked up."""
 _LOG = logging.getLogger("launcher")
 
 
-class LearnedRecord(Record):
-    """.cache/learned/KEY.json: parameters of a task, with what the data told."""
+class InferredParamsRecord(Record):
+    """.cache/learned/KEY.json: parameters of a task, those inferred from the data included."""
 
     parameters: dict[str, object]
 
 
 def infer_task_params(job: JobSpec, task: Task, train: Split) -> JobSpec:
-    """The job with all parameters of its task.
+    """Return the job with all parameters of its task, inferred from the training data where the job leaves them out.
 
     Raises:
-        DataError: the data does not fit the task.
+        DataError: The data does not fit the task.
     """
-    cache, name = RunDir(join(job.output.storage, ".cache/learned")), f"{_key(job, task, train)}.json"
-    worth = train.rows >= _WORTH_KEEPING
-    parameters = _kept(cache, name) if worth else None
+    cache = RunDir(join(job.output.storage, ".cache/learned"))
+    name = f"{_cache_key(job, task, train)}.json"
+    is_cached = train.rows >= _MIN_CACHED_ROWS
+    parameters = _load(cache, name) if is_cached else None
     if parameters is None:
-        found = task.infer_params(_Columns(train))
-        parameters = found.model_dump(mode="json")
-        if worth and found != task.params:
-            _keep(cache, name, parameters)
+        inferred = task.infer_params(_Columns(train))
+        parameters = inferred.model_dump(mode="json")
+        if is_cached and inferred != task.params:
+            _save(cache, name, parameters)
     return job.model_copy(update={"task": TaskSpec.model_validate({"type": job.task.type, **parameters})})
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """The training split as `tasks.base.TrainingColumns`."""
+    """Training split as `tasks.base.TrainingColumns`."""
 
     split: Split
 
@@ -68,22 +69,23 @@ class _Columns:
         return dict(self.split.class_names).get(name)
 
 
-def _key(job: JobSpec, task: Task, train: Split) -> str:
+def _cache_key(job: JobSpec, task: Task, train: Split) -> str:
+    # `version`, not the fingerprint, which does not change with the values of a column.
     facts = [job.task.type, task.params.model_dump(mode="json"), train.version, train.class_names, str(train.schema)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _kept(cache: RunDir, name: str) -> dict[str, object] | None:
+def _load(cache: RunDir, name: str) -> dict[str, object] | None:
     try:
-        found = cache.find_record(name, LearnedRecord)
+        record = cache.find_record(name, InferredParamsRecord)
     except RunError as error:
-        _LOG.warning("%s: the data is read anew", error.message)
+        _LOG.warning("%s: the label column is read again", error.message)
         return None
-    return None if found is None else found.parameters
+    return None if record is None else record.parameters
 
 
-def _keep(cache: RunDir, name: str, parameters: dict[str, object]) -> None:
+def _save(cache: RunDir, name: str, parameters: dict[str, object]) -> None:
     try:
-        cache.write_record(name, LearnedRecord(parameters=parameters))
+        cache.write_record(name, InferredParamsRecord(parameters=parameters))
     except RunError as error:  # the next command reads the data again
         _LOG.warning("%s", error.message)

@@ -1,7 +1,7 @@
-"""Global batches as shares: what one worker gets of each step. Built in data workers, opened in train workers.
+"""Global batches cut into shards, one per rank: built on data workers, opened on train workers.
 
-A share is an Arrow IPC stream: the worker's samples of a window, with `__step`, `__micro`, `__row` and `__mask` beside
-the task's columns, and a header that tells each step's global weight. Read `stream.py` for who emits them.
+A shard is an Arrow IPC stream with one rank's samples of a window: the task's columns, the columns `__step`, `__micro`,
+`__row` and `__mask`, and a header with the weight of each global batch. Read `stream.py` for what builds them.
 """
 
 import json
@@ -17,126 +17,134 @@ from launcher.tasks.base import Batch, Encoded, Task
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """One global batch, the same on every worker."""
+    """Facts of one global batch that are the same on every rank."""
 
     samples: int
     weight: float
-    """Sum of the samples' weights: the loss is the sum of losses over this."""
+    """Sum of the samples' weights. Each rank divides its sum of losses by it, so the loss does not depend on ranks."""
     micro_batches: int
-    """Micro-batches each worker runs, fillers included, so that all stay in lockstep."""
+    """Micro-batches that each rank runs, fillers included: ranks must call forward and backward equally often."""
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """One window's share, for one worker."""
+    """Header of one window's shard for one rank."""
 
     kind: str
     """`train`, or the name of the split that is evaluated."""
     epoch: int
     first_step: int
-    """Steps done before the first step of this share; for an evaluation, the step it belongs to."""
-    last: bool
-    """Whether this is the last window of an evaluation."""
+    """Steps completed before the first step of this shard; for an evaluation, the step it belongs to."""
+    is_last: bool
+    """True in the last window of an evaluation."""
     skipped_rows: int
-    """Unusable rows of the window, told to rank 0 only so that a sum over workers counts each once."""
+    """Unusable rows of the window. Only rank 0's shard has the count, so that a sum over ranks counts each once."""
     steps: tuple[GlobalBatch, ...]
 
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """One worker's share of one global batch."""
+    """One rank's part of a global batch."""
 
     global_batch: GlobalBatch
     micro_batches: tuple[pa.Table, ...]
-    """Each with the columns the task encoded, `__row` (row ids; -1 for a filler) and `__mask`; where samples are
-    packed, `segments` beside them, and `__row` is the first one's."""
+    """Tables with the columns that the task encoded, `__row` (row id; -1 for a filler) and `__mask`. With packing they
+    have `segments` too, and `__row` is the first sample's."""
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How a global batch is cut into shares: a matter of memory and speed, never of the result."""
+    """Cut of a global batch into shards: it decides memory and speed, never the result."""
 
     world_size: int
     micro_batch: int | None
-    """Sequences per micro-batch; None takes the whole share at once."""
+    """Sequences per micro-batch; None means all of a rank's sequences in one."""
     pack_length: int | None = None
-    """Length a sequence may have that several samples share; None makes every sample a sequence."""
+    """Maximum length of a sequence of packed samples; None makes each sample a sequence."""
 
 
-def assign_to_ranks(batch: RowIds, lengths: RowIds, cut: BatchLayout) -> list[list[RowIds]]:
-    """For each worker, positions that share a sequence each; once for all, as each must know the largest share."""
-    if cut.pack_length is None:
-        return [[batch[i : i + 1] for i in range(rank, len(batch), cut.world_size)] for rank in range(cut.world_size)]
-    owner = _evenly(lengths[batch], cut.world_size)
-    return [_pack(batch[owner == rank], lengths, cut.pack_length) for rank in range(cut.world_size)]
+def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout) -> list[list[RowIds]]:
+    """Assign a global batch to ranks: for each rank a list of sequences, each the positions of its samples.
+
+    All ranks are computed at once, as each must know how many micro-batches the largest part has.
+    """
+    ranks = range(layout.world_size)
+    if layout.pack_length is None:
+        # Strided: with length grouping the batch is sorted, so all ranks get about the same lengths.
+        return [[batch[i : i + 1] for i in range(rank, len(batch), layout.world_size)] for rank in ranks]
+    owner = _spread_evenly(lengths[batch], layout.world_size)
+    return [_pack(batch[owner == rank], lengths, layout.pack_length) for rank in ranks]
 
 
 def build_shard(
     encoded: Encoded,
     rows: RowIds,
     batches: Sequence[RowIds],
-    dealt: Sequence[list[list[RowIds]]],
+    assigned: Sequence[list[list[RowIds]]],
     rank: int,
-    cut: BatchLayout,
+    layout: BatchLayout,
 ) -> tuple[pa.Table, tuple[GlobalBatch, ...]]:
-    """One worker's sequences of each batch, cut into micro-batches.
+    """Gather one rank's sequences of each batch, cut into micro-batches.
 
     Args:
-        encoded: the window's usable rows.
-        rows: (n,) row ids of the window before encoding.
-        batches: positions among the usable rows, from `cut_batches`.
-        dealt: `assign_to_ranks` of each batch.
-        rank: whose share.
-        cut: workers, micro-batch and packing.
+        encoded: Usable rows of the window.
+        rows: Row ids of the window before encoding, int64 (n,).
+        batches: Positions among the usable rows, from `cut_batches`.
+        assigned: Result of `assign_to_ranks` for each batch.
+        rank: Rank that the shard is for.
+        layout: Number of ranks, micro-batch size and packing.
 
     Returns:
-        The sequences with their `__` columns, and one header per batch.
+        The sequences with their `__` columns, and the facts of each global batch.
     """
     ids = rows[encoded.valid_rows]
     sequences: list[RowIds] = []
     micro_of, mask, step_of, headers = [], [], [], []
-    for step, (batch, shares) in enumerate(zip(batches, dealt, strict=True)):
-        largest = max(len(share) for share in shares)
-        size = cut.micro_batch or max(largest, 1)
+    for step, (batch, ranks) in enumerate(zip(batches, assigned, strict=True)):
+        largest = max(len(part) for part in ranks)
+        size = layout.micro_batch or max(largest, 1)
         micro_batches = max(1, -(-largest // size))
+        # The weight is that of the global batch, not of this rank: dividing by it makes the sum over ranks the mean.
         headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches))
-        mine = shares[rank]
-        micro = np.arange(len(mine)) // size
-        # A worker without samples runs a filler of weight zero: ZeRO gathers and reduces in lockstep.
+        own = ranks[rank]
+        micro = np.arange(len(own)) // size
+        # A rank that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO every
+        # forward and backward is a collective, and a rank that skipped one would leave the others waiting.
         idle = np.setdiff1d(np.arange(micro_batches), micro)
+        # With length grouping the last sample is the shortest, so that a filler costs little.
         filler = np.full(1, batch[-1] if len(batch) else 0, np.int64)
-        sequences += mine + [filler] * len(idle)
+        sequences += own + [filler] * len(idle)
         micro_of.append(np.concatenate([micro, idle]))
-        mask.append(np.concatenate([np.ones(len(mine), bool), np.zeros(len(idle), bool)]))
-        step_of.append(np.full(len(mine) + len(idle), step, np.int32))
+        mask.append(np.concatenate([np.ones(len(own), bool), np.zeros(len(idle), bool)]))
+        step_of.append(np.full(len(own) + len(idle), step, np.int32))
     first = np.array([sequence[0] for sequence in sequences])
-    real = np.concatenate(mask)
+    is_real = np.concatenate(mask)
     table = encoded.samples.take(pa.array(np.concatenate(sequences)))
-    if cut.pack_length is not None:
-        table = _join(table, np.array([len(sequence) for sequence in sequences]))
+    if layout.pack_length is not None:
+        table = _join_samples(table, np.array([len(sequence) for sequence in sequences]))
     extra = {
         "__step": np.concatenate(step_of),
         "__micro": np.concatenate(micro_of).astype(np.int32),
-        "__row": np.where(real, ids[first], -1),
-        "__mask": real.astype(np.float32),
+        "__row": np.where(is_real, ids[first], -1),
+        "__mask": is_real.astype(np.float32),
     }
     for name, values in extra.items():
         table = table.append_column(name, pa.array(values))
     return table, tuple(headers)
 
 
-def _pack(mine: RowIds, lengths: RowIds, pack_length: int) -> list[RowIds]:
-    """Positions put into as few sequences of at most `pack_length` as even filling allows."""
-    # No packing needs fewer than their total length fills; even filling may need a few more.
-    for count in range(max(1, -(-int(lengths[mine].sum()) // pack_length)), len(mine)):
-        chosen = _evenly(lengths[mine], count)
-        if np.bincount(chosen, lengths[mine]).max() <= pack_length:
-            return [mine[chosen == i] for i in range(count)]
-    return [mine[i : i + 1] for i in range(len(mine))]
+def _pack(positions: RowIds, lengths: RowIds, pack_length: int) -> list[RowIds]:
+    """Pack samples into as few sequences of at most `pack_length` as `_spread_evenly` can fill."""
+    # Start with the number of sequences that the total length fills; spreading evenly may need a few more.
+    for count in range(max(1, -(-int(lengths[positions].sum()) // pack_length)), len(positions)):
+        chosen = _spread_evenly(lengths[positions], count)
+        if np.bincount(chosen, lengths[positions]).max() <= pack_length:
+            return [positions[chosen == i] for i in range(count)]
+    return [positions[i : i + 1] for i in range(len(positions))]
 
 
-def _evenly(lengths: RowIds, parts: int) -> RowIds:
-    """For each length the part it goes to: the longest first, always into the emptiest (Graham 1969)."""
+def _spread_evenly(lengths: RowIds, parts: int) -> RowIds:
+    """Return the part of each length: the longest first, each into the part with the least so far (Graham 1969)."""
     filled = np.zeros(parts, np.int64)
     chosen = np.empty(len(lengths), np.int64)
     for i in np.argsort(-lengths, kind="stable"):
@@ -145,10 +153,10 @@ def _evenly(lengths: RowIds, parts: int) -> RowIds:
     return chosen
 
 
-def _join(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
-    """Consecutive samples end to end, `counts` of them a row; `segments` keeps their lengths.
+def _join_samples(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
+    """Join consecutive samples into sequences of `counts` samples each; `segments` holds the samples' lengths.
 
-    Every column must hold one list per sample, all of a sample's lists as long as the sample.
+    Every column must hold one list per sample, and all lists of a sample must be as long as the sample.
     """
     bounds = np.concatenate([[0], np.cumsum(counts)])
     columns: dict[str, pa.Array] = {}
@@ -162,49 +170,48 @@ def _join(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
 
 
 def repeated(task: Task, samples: pa.Table, position: int, count: int, fill: int) -> Batch:
-    """A micro-batch of `count` sequences, each of which holds the same sample `fill` times."""
+    """Return a micro-batch of `count` sequences, each with the same sample `fill` times."""
     table = samples.take(pa.array(np.full(count * fill, position, np.int64)))
     if task.pack_length is not None:
-        table = _join(table, np.full(count, fill))
-    rows = np.full(count, position, np.int64)
-    return collate(
-        task, table.append_column("__row", pa.array(rows)).append_column("__mask", pa.array(np.ones(count, np.float32)))
-    )
+        table = _join_samples(table, np.full(count, fill))
+    table = table.append_column("__row", pa.array(np.full(count, position, np.int64)))
+    return collate(task, table.append_column("__mask", pa.array(np.ones(count, np.float32))))
 
 
 def serialize_shard(table: pa.Table, header: ShardHeader) -> bytes:
-    """A share as bytes; one cell of the row that Ray Data carries to its worker."""
+    """Serialize a shard to the bytes that one row of Ray Data carries to its rank."""
     table = table.replace_schema_metadata({"launcher": json.dumps(asdict(header))})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table.combine_chunks())  # one record batch
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
 def deserialize_shard(content: pa.Buffer) -> tuple[ShardHeader, Iterator[LocalBatch]]:
-    """The header and the steps of a packed share, without copying the samples."""
+    """Return the header and the steps of a serialized shard. The samples are not copied."""
     table = pa.ipc.open_stream(content).read_all()
     raw = json.loads(table.schema.metadata[b"launcher"])
     header = ShardHeader(**{**raw, "steps": tuple(GlobalBatch(**step) for step in raw["steps"])})
-    return header, _steps(table.replace_schema_metadata(None), header)
+    return header, _local_batches(table.replace_schema_metadata(None), header)
 
 
-def _steps(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]:
-    step_of, micro_of = table.column("__step").to_numpy(), table.column("__micro").to_numpy()
-    columns = [name for name in table.column_names if name not in ("__step", "__micro")]
-    samples = table.select(columns)
+def _local_batches(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]:
+    step_of = table.column("__step").to_numpy()
+    micro_of = table.column("__micro").to_numpy()
+    samples = table.drop_columns(["__step", "__micro"])
     for index, step in enumerate(header.steps):
         begin, end = np.searchsorted(step_of, [index, index + 1])
+        # Fillers were appended behind the samples of their step; a stable sort puts them into their micro-batch.
         order = np.argsort(micro_of[begin:end], kind="stable")
-        inside = samples.slice(begin, end - begin).take(pa.array(order))
+        local = samples.slice(begin, end - begin).take(pa.array(order))
         bounds = np.searchsorted(micro_of[begin:end][order], np.arange(step.micro_batches + 1))
         pairs = zip(bounds[:-1], bounds[1:], strict=True)
-        yield LocalBatch(step, tuple(inside.slice(int(a), int(b - a)) for a, b in pairs))
+        yield LocalBatch(step, tuple(local.slice(int(a), int(b - a)) for a, b in pairs))
 
 
 def collate(task: Task, samples: pa.Table) -> Batch:
-    """One micro-batch of a share as tensors; fillers are masked out."""
-    import torch  # data workers use this module without torch
+    """Return one micro-batch as tensors on the CPU; the mask is 0 for fillers."""
+    import torch  # not at the top: data workers import this module without paying for torch
 
     batch = task.collate(samples.drop_columns(["__row", "__mask"]))
     return Batch(batch.inputs, batch.labels, torch.from_numpy(samples.column("__mask").to_numpy().copy()))

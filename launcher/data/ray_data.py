@@ -1,14 +1,18 @@
-"""From Ray Data workers to train workers: one read task per window, one block per worker, in order.
+"""Transport of the stream from Ray Data workers to train workers: one read task per window, one block per rank.
 
-All epochs and evaluations are in one plan, so neither an epoch's end nor an evaluation stalls the loop. Ray Data lays
-out every task before the first one runs, milliseconds for each; a long stream is dealt in segments, so that neither a
-start nor a recovery waits for the tasks of weeks. What a task does: `stream.py`.
+Runs on the head and, where named, on data workers and train workers. All epochs and evaluations are one dataset, so the
+end of an epoch or an evaluation does not stall the loop. Ray Data builds every task of a dataset before the first one
+runs (milliseconds each), so a long stream is several datasets, its segments: neither a start nor a recovery waits for
+the tasks of weeks. `stream.py` is what a task does.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 import ray.train
@@ -18,10 +22,10 @@ from ray.train import DataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launcher.data.in_memory import can_read_in_workers, iter_shards_in_memory
-from launcher.data.process import whole_imports
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
-from launcher.data.windows import Window, segments_of, windows_of
+from launcher.data.windows import TRAIN, Window, segments_of, windows_of
+from launcher.errors import LauncherError
 from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
 
@@ -30,17 +34,42 @@ if TYPE_CHECKING:
     from ray.data import DataIterator
 
 TASK_CPUS = 0.001
-"""Logical CPUs a task of the stream reserves: it must never wait for CPUs that train workers hold for the whole run."""
+"""Logical CPUs of a read task: it must never wait for CPUs that train workers reserve for the whole run."""
 
 _LATER = "{}, later segments"
+_WARM_UP_ROWS = 8
+# Ray reuses a worker process only for tasks of the same runtime environment. Ray Train's controller sets this variable
+# for its run (train/v2/api/data_parallel_trainer.py in Ray 2.60), and the tasks of its datasets inherit it.
+_RAY_DATA_ENV = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
+
+_has_imported = False
 
 
-class _Windows(Datasource):
-    """Windows as a Ray Data source: one read task each, one block per worker."""
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """Exit the process if its first task is cancelled, which may leave a module half imported. On data workers.
+
+    Ray cancels the read tasks of a lost worker group with a KeyboardInterrupt. Inside an import it leaves half a module
+    in `sys.modules` (transformers then raises ModuleNotFoundError for good), and the next task in the same process
+    would fail.
+    """
+    global _has_imported
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not _has_imported:
+            os._exit(1)
+        raise
+    _has_imported = True
+
+
+class _WindowSource(Datasource):
+    """Windows as a Ray Data source: one read task per window, one block per rank."""
 
     def __init__(self, source: StreamSource, windows: list[Window]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._source, self._windows = ray.put(source), windows
+        self._source = ray.put(source)  # once for all tasks
+        self._windows = windows
         self._world_size = source.world_size
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -49,63 +78,71 @@ class _Windows(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None, **_: object
     ) -> list[ReadTask]:
-        return [ReadTask(_reader(self._source, window), self._metadata()) for window in self._windows]
+        return [ReadTask(_read_function(self._source, window), self._metadata()) for window in self._windows]
 
     def _metadata(self) -> BlockMetadata:
-        # The size is a guess that only has to be above target_max_block_size, so that no two blocks are merged.
+        # A fictitious size: it only has to exceed target_max_block_size, so that Ray Data merges no blocks.
         size = 65536 * self._world_size
         return BlockMetadata(num_rows=self._world_size, size_bytes=size, input_files=None, exec_stats=None)
 
 
-def _reader(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
+def _read_function(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterator[pa.Table]:
         with whole_imports():
-            for share in ray.get(source).read(window):
-                yield pa.table({"share": pa.array([share], pa.large_binary())})
+            for shard in ray.get(source).read(window):
+                yield pa.table({"shard": pa.array([shard], pa.large_binary())})
 
     return read
 
 
 def split_stream(source: StreamSource, windows: list[Window]) -> "list[DataIterator]":
-    """One iterator per worker; worker r receives row r of every window, in window order.
+    """Return one Ray Data iterator per rank; rank r reads shard r of every window, in window order.
 
-    Ray Data keeps this only with preserve_order, one block per row, and a splitter that deals blocks round-robin;
-    `tests/data/test_ray_data.py` guards it.
+    Ray promises no such order (`OutputSplitter` in Ray 2.60). It holds because of three things together, and
+    `tests/data/test_ray_data.py` fails if a version of Ray changes one of them:
+
+    - `preserve_order`: blocks reach the splitter in the order of the tasks, and locality does not reorder them;
+    - one row per block: a block has one rank's shard, and blocks are neither merged nor cut;
+    - the splitter gives each block to the rank with the fewest rows so far, lowest rank first: with blocks of one row
+      that is round-robin.
     """
     dataset = ray.data.read_datasource(
-        _Windows(source, windows),
+        _WindowSource(source, windows),
         override_num_blocks=max(1, len(windows)),
-        concurrency=source.job.cluster.most_data_workers,
-        # How many run at once is bounded by `concurrency`.
+        concurrency=source.job.cluster.most_data_workers,  # bounds the tasks that run at once
         num_cpus=TASK_CPUS,
     )
     dataset.context.execution_options.preserve_order = True
-    dataset.context.target_max_block_size = 1
+    dataset.context.target_max_block_size = 1  # bytes: each table that `read` yields becomes a block of its own
     dataset.context.enable_progress_bars = False
-    # A task that waits for its consumer would keep its place; let it emit all workers' shares and finish.
+    # A task pauses while this many of its blocks wait for a consumer (default 2), and keeps its slot. Ranks take their
+    # shards of a window at about the same time, so let a task emit all of them and finish. Ray 2.60 has no public name.
     dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, source.world_size)
     return list(dataset.streaming_split(source.world_size, equal=False))
 
 
 class DeterministicDataConfig(DataConfig):
-    """Deals the canonical stream to however many workers the group has this time.
+    """Ray Train's data configuration that splits the stream over the ranks of a worker group of any size.
 
-    Ray Train calls `configure` when a worker asks for a data set: once for the first segment of a stream, and once for
-    all that follow, where there are any.
+    Ray Train calls `configure` when a worker first asks for a dataset: once for the first segment of a stream, and once
+    for all later ones, if there are any.
 
     Args:
-        job: the resolved job.
-        plan: its plan.
-        splits: by name; must hold every split that is streamed.
-        start: step of the checkpoint the workers go on from; 0 for none.
+        job: Resolved job.
+        plan: Plan of the run.
+        splits: Splits by name, every split that is streamed among them.
+        start: Step of the checkpoint that the workers resume from; 0 for none.
     """
 
     def __init__(self, job: JobSpec, plan: Plan, splits: dict[str, Split], start: int = 0) -> None:
         super().__init__()
-        self._job, self._plan, self._splits, self._start = job, plan, splits, start
+        self._job = job
+        self._plan = plan
+        self._splits = splits
+        self._start = start
 
     def names(self, streams: Iterable[str]) -> list[str]:
-        """Return the data sets Ray Train must know of, for the streams of some splits; none where workers read."""
+        """Return the names of the datasets that Ray Train must know; none if the train workers read by themselves."""
         if can_read_in_workers(self._job, self._splits):
             return []
         return [name for stream in streams for name in (stream, _LATER.format(stream))]
@@ -118,81 +155,104 @@ class DeterministicDataConfig(DataConfig):
         worker_node_ids: list[str] | None,
         **_: object,
     ) -> "list[dict[str, DataIterator]]":
-        """What each worker gets of each data set; the data sets given are placeholders."""
+        """Return the iterators of each rank by dataset; `datasets` holds placeholders, only their names count."""
         source = StreamSource(self._job, self._splits, world_size)
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, split in self._splits.items():
+            later = _LATER.format(name)
             if name in datasets:
                 first = next(segments_of(name, split.rows, self._plan, self._job, self._start))
                 for rank, iterator in enumerate(split_stream(source, first)):
                     shards[rank][name] = iterator
-            elif (later := _LATER.format(name)) in datasets:
-                here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            elif later in datasets:
+                head = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
                 actor: Any = _StreamSplitter
-                dealer = actor.options(scheduling_strategy=here).remote(source, name, self._plan, self._start)
+                splitter = actor.options(scheduling_strategy=head).remote(source, name, self._plan, self._start)
                 for rank in range(world_size):
-                    shards[rank][later] = _LazySplitter(dealer, rank)  # type: ignore[assignment]  # Ray passes it on
+                    shards[rank][later] = _LazySplitter(splitter, rank)  # type: ignore[assignment]  # Ray passes it on
         return shards
 
 
 @ray.remote(num_cpus=0)
 class _StreamSplitter:
-    """Deals the segments behind the first, each when a worker asks for it; the one before is let go then."""
+    """Actor that splits the segments after the first one, each when a rank asks for it."""
 
     def __init__(self, source: StreamSource, name: str, plan: Plan, start: int) -> None:
         self._source = source
         self._segments = enumerate(segments_of(name, source.splits[name].rows, plan, source.job, start))
         self._number, _ = next(self._segments)
-        self._dealt: list[DataIterator] = []
+        self._iterators: list[DataIterator] = []
 
     def segment(self, number: int, rank: int) -> "DataIterator":
-        """Segment `number` for a worker; all have begun the one before it, or none could have ended it."""
+        """Return a rank's iterator of a segment; the iterators of the segment before are dropped.
+
+        That is safe: all ranks have opened the segment before, or none of them could have consumed it to its end.
+        """
         while self._number < number:
             self._number, windows = next(self._segments)
-            self._dealt = split_stream(self._source, windows)
-        return self._dealt[rank]
+            self._iterators = split_stream(self._source, windows)
+        return self._iterators[rank]
 
 
 @dataclass(frozen=True)
 class _LazySplitter:
-    """A worker's way to the segments behind the first."""
+    """Client of a `_StreamSplitter` for one rank."""
 
-    dealer: "ActorHandle[Any]"
+    splitter: "ActorHandle[Any]"
     rank: int
 
     def segment(self, number: int) -> "DataIterator":
-        answer: ray.ObjectRef[DataIterator] = self.dealer.segment.remote(number, self.rank)
-        return ray.get(answer)
+        iterator: ray.ObjectRef[DataIterator] = self.splitter.segment.remote(number, self.rank)
+        return ray.get(iterator)
 
 
 def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, start: int = 0) -> Iterator[pa.Buffer]:
-    """Yield the packed shares of this train worker, of one stream; in a train worker.
+    """Yield the serialized shards of this rank for one stream. On train workers.
 
     Args:
-        name: `train`, or the split that is evaluated.
-        splits: As `DeterministicDataConfig` has them.
-        plan: Of the run.
-        job: Of the run.
-        start: Step of the checkpoint the workers go on from.
+        name: Name of the stream: `train`, or the split that is evaluated.
+        splits: Splits, as `DeterministicDataConfig` has them.
+        plan: Plan of the run.
+        job: Job of the run.
+        start: Step of the checkpoint that the workers resume from.
     """
     rows = splits[name].rows
     if can_read_in_workers(job, splits):
+        source = StreamSource(job, splits, job.cluster.workers)
         rank = ray.train.get_context().get_world_rank()
-        yield from iter_shards_in_memory(
-            StreamSource(job, splits, job.cluster.workers), windows_of(name, rows, plan, job, start), rank
-        )
+        yield from iter_shards_in_memory(source, windows_of(name, rows, plan, job, start), rank)
         return
     for number, _ in enumerate(segments_of(name, rows, plan, job, start)):
         if number:
             later = ray.train.get_dataset_shard(_LATER.format(name))
             assert isinstance(later, _LazySplitter)
-            yield from build_shards(later.segment(number))
+            yield from receive_shards(later.segment(number))
         else:
-            yield from build_shards(ray.train.get_dataset_shard(name))
+            yield from receive_shards(ray.train.get_dataset_shard(name))
 
 
-def build_shards(iterator: "DataIterator") -> Iterator[pa.Buffer]:
-    """The packed shares of one worker's Ray Data iterator; two are fetched ahead."""
+def receive_shards(iterator: "DataIterator") -> Iterator[pa.Buffer]:
+    """Yield the serialized shards of a rank's Ray Data iterator; two are fetched ahead."""
     for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         assert isinstance(batch, pa.Table)
-        yield batch.column("share").chunk(0)[0].as_buffer()
+        yield batch.column("shard").chunk(0)[0].as_buffer()
+
+
+def warm_up(source: StreamSource) -> None:
+    """Start a data worker early, if the job has any, and do not wait for it. On the head.
+
+    Train workers take longer to start. Meanwhile a task imports the libraries, loads the tokenizer and encodes a few
+    rows; Ray reuses its process for the first window.
+    """
+    if can_read_in_workers(source.job, source.splits):
+        return
+    _encode_some.options(runtime_env=_RAY_DATA_ENV).remote(source)
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=0)
+def _encode_some(source: StreamSource) -> None:
+    with suppress(LauncherError):  # the first window raises the same error, where it is reported
+        task = source.task(for_evaluation=False)
+        split = source.splits[TRAIN]
+        ids = np.arange(min(_WARM_UP_ROWS, split.rows), dtype=np.int64)
+        task.encode(split.read(ids, task.input_columns + task.target_columns), True)

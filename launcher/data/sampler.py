@@ -1,9 +1,15 @@
-"""The canonical order: which rows make up window w of epoch e. Pure functions of numbers; no data is read.
+"""The order of training: which rows are in window w of epoch e. Pure functions of numbers; no data is read.
 
-Runs in Ray Data workers and on the head, with the same answer everywhere, because it depends only on the data's
-fingerprint, the seed and the epoch. Fragments are cut into slices, which are shuffled and laid into pools of bounded
-size; the rows of a pool are permuted, and the pools' rows, end to end, are cut into windows. A pool has slices from all
-over the files, so that rows sorted by class are mixed too. Read `stream.py` next.
+Runs on data workers and on the head, with the same answer everywhere: the order depends on the fingerprint of the data,
+the seed and the epoch alone. Terms, in the order in which they are built:
+
+- piece: consecutive rows of one fragment; a large fragment is cut into several;
+- pool: shuffled pieces of bounded total size, whose rows are permuted together;
+- window: `window_rows` consecutive rows of the pools laid end to end; `cut_batches` cuts it into global batches.
+
+Reading rows in a fully random order would decode a row group for every row, and shuffling whole fragments would leave
+rows that are sorted by class unmixed. A pool has pieces from all over the files, is read once and fits into memory.
+Read `stream.py` next.
 """
 
 import hashlib
@@ -16,27 +22,28 @@ import numpy as np
 import numpy.typing as npt
 
 RowIds = npt.NDArray[np.int64]
-_POOL_ROWS = 1 << 20
-"""In a pool at most: what repeats takes next to no bytes in a file, but the ids of all its rows are permuted."""
-
-
-_SLICES = 32
-"""Of which a pool consists at least, where there are several pools."""
-_MOST_PIECES = 1_000_000
-"""Of an epoch, about: slices of very large data are larger, as every process lays all of them."""
+_MAX_POOL_ROWS = 1 << 20
+"""Repeated values take next to no bytes in a file, but the ids of all rows of a pool are permuted in memory."""
+_MIN_PIECES_PER_POOL = 32
+"""Lower bound where there are several pools."""
+_MAX_PIECES = 1_000_000
+"""Approximate bound of an epoch: every process lays out all pieces, so those of very large data are larger."""
 
 
 def generator(*parts: object) -> np.random.Generator:
-    """A random generator that is a function of its arguments alone, the same on every machine."""
+    """Return a random generator that is a function of its arguments alone, the same on every machine.
+
+    The arguments are hashed as text: changing one call's arguments changes the order of every run that resumes.
+    """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 def row_noise(seed: int, epoch: int, rows: RowIds) -> RowIds:
-    """A seed for each row's augmentation: a function of (seed, epoch, row), the same on any cluster.
+    """Return a seed for the augmentation of each row: a function of (seed, epoch, row), the same on any cluster.
 
     Returns:
-        int64 (n,), not negative; SplitMix64 (Steele et al. 2014) of the row's number.
+        Seeds, int64 (n,), not negative; SplitMix64 (Steele et al. 2014) of the row ids.
     """
     start = np.uint64(generator("noise", seed, epoch).integers(0, 2**63))
     with np.errstate(over="ignore"):
@@ -48,7 +55,7 @@ def row_noise(seed: int, epoch: int, rows: RowIds) -> RowIds:
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive rows of one fragment: the unit that moves when fragments are shuffled."""
+    """Consecutive rows of one fragment: the unit that is shuffled into pools."""
 
     first: int
     rows: int
@@ -60,12 +67,12 @@ class EpochSampler:
     """The order of one epoch.
 
     Args:
-        fragments: (rows, uncompressed bytes) of each fragment, in file order.
-        fingerprint: of the data; another data set gets another order.
-        seed: the job's seed.
-        epoch: counted from 0.
-        window_rows: rows per window; the last window of the epoch may have fewer.
-        pool_bytes: rows are shuffled inside pools of about this size, or of a million rows.
+        fragments: Rows and uncompressed bytes of each fragment, in file order.
+        fingerprint: Fingerprint of the data; other data have another order.
+        seed: Seed of the job.
+        epoch: Number of the epoch, from 0.
+        window_rows: Rows of a window; the last window of the epoch may have fewer.
+        pool_bytes: Upper bound of a pool's size, unless it consists of one piece.
     """
 
     fragments: tuple[tuple[int, int], ...]
@@ -77,107 +84,115 @@ class EpochSampler:
 
     @cached_property
     def rows(self) -> int:
-        """Rows in the epoch: all of them."""
+        """Number of rows of the epoch."""
         return sum(rows for rows, _ in self.fragments)
 
     @property
     def windows(self) -> int:
-        """Windows in the epoch."""
+        """Number of windows of the epoch."""
         return -(-self.rows // self.window_rows)
 
     @property
     def pools(self) -> list[list[Piece]]:
-        """The shuffled pieces, grouped into pools; at least one piece each."""
-        laid, bounds = self._laid
-        pieces = [Piece(*numbers) for numbers in laid.tolist()]
+        """Shuffled pieces, grouped into pools of at least one piece."""
+        shuffled, bounds = self._pooled_pieces
+        pieces = [Piece(*numbers) for numbers in shuffled.tolist()]
         return [pieces[begin:end] for begin, end in pairwise(bounds)]
 
     @cached_property
-    def _laid(self) -> tuple[RowIds, list[int]]:
-        """The shuffled pieces, (pieces, 3) as `Piece` has them, and where pools begin, with the end of the last."""
-        pieces = _pieces(self.fragments, self.pool_bytes)
-        laid = pieces[generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))]
-        bounds, filled, rows = [0], 0, 0
-        sizes = zip(laid[:, 1].tolist(), laid[:, 2].tolist(), strict=True)
-        for number, (more_rows, more_bytes) in enumerate(sizes):
-            if number and (filled + more_bytes > self.pool_bytes or rows + more_rows > _POOL_ROWS):
+    def _pooled_pieces(self) -> tuple[RowIds, list[int]]:
+        """Shuffled pieces, (pieces, 3) with the fields of `Piece`, and the bounds of the pools among them."""
+        pieces = _cut_pieces(self.fragments, self.pool_bytes)
+        shuffled = pieces[generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))]
+        bounds = [0]
+        pool_bytes = pool_rows = 0
+        sizes = zip(shuffled[:, 1].tolist(), shuffled[:, 2].tolist(), strict=True)
+        for number, (rows, size_bytes) in enumerate(sizes):
+            # The first piece of a pool always fits: a pool has at least one.
+            if number and (pool_bytes + size_bytes > self.pool_bytes or pool_rows + rows > _MAX_POOL_ROWS):
                 bounds.append(number)
-                filled = rows = 0
-            filled += more_bytes
-            rows += more_rows
-        return laid, [*bounds, len(laid)] if len(laid) else [0]
+                pool_bytes = pool_rows = 0
+            pool_bytes += size_bytes
+            pool_rows += rows
+        return shuffled, [*bounds, len(shuffled)] if len(shuffled) else [0]
 
     @cached_property
     def pool_starts(self) -> RowIds:
-        """First row of each pool in the epoch's order, and the number of rows behind them: (pools + 1,)."""
-        laid, bounds = self._laid
-        behind = np.concatenate([[0], np.cumsum(laid[:, 1])]).astype(np.int64)
-        return behind[bounds]
+        """Position of each pool's first row in the epoch's order, then the number of rows: int64 (pools + 1,)."""
+        shuffled, bounds = self._pooled_pieces
+        row_ends = np.concatenate([[0], np.cumsum(shuffled[:, 1])]).astype(np.int64)
+        return row_ends[bounds]
 
     def window(self, index: int) -> RowIds:
-        """Row ids of one window, in the order they are encoded.
+        """Return the row ids of one window, in the order in which they are encoded.
 
         Returns:
-            int64 (n,), n = `window_rows`, or fewer in the last window.
+            Row ids, int64 (n,); n is `window_rows`, or less in the last window.
         """
         parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(index)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def places(self, index: int) -> list[tuple[int, int, int]]:
-        """Return where a window's rows lie: (pool, first, one past the last) among the shuffled rows of each pool."""
-        start, stop = index * self.window_rows, min(self.rows, (index + 1) * self.window_rows)
+        """Return where the rows of a window are: (pool, begin, end) among the permuted rows of each pool."""
+        start = index * self.window_rows
+        stop = min(self.rows, start + self.window_rows)
         first = int(np.searchsorted(self.pool_starts, start, side="right")) - 1
-        found = []
+        places = []
         for pool in range(first, len(self.pool_starts) - 1):
-            begin, end = int(self.pool_starts[pool]), int(self.pool_starts[pool + 1])
+            begin = int(self.pool_starts[pool])
+            end = int(self.pool_starts[pool + 1])
             if begin >= stop:
                 break
-            found.append((pool, max(0, start - begin), min(end, stop) - begin))
-        return found
+            places.append((pool, max(0, start - begin), min(end, stop) - begin))
+        return places
 
     def pool_rows(self, pool: int) -> int:
         """Return the number of rows of a pool."""
         return int(self.pool_starts[pool + 1] - self.pool_starts[pool])
 
     def pool_ids(self, pool: int) -> RowIds:
-        """Return the row ids of a pool, shuffled."""
-        laid, bounds = self._laid
-        mine = laid[bounds[pool] : bounds[pool + 1]].tolist()
-        ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in mine])
+        """Return the row ids of a pool, permuted."""
+        shuffled, bounds = self._pooled_pieces
+        pieces = shuffled[bounds[pool] : bounds[pool + 1]].tolist()
+        ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in pieces])
+        # A generator per pool: a resumed run permutes only the pools that it reads.
         return generator("rows", self.fingerprint, self.seed, self.epoch, pool).permutation(ids)
 
 
-def _pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> RowIds:
-    """Return fragments as pieces, (pieces, 3) as `Piece` has them, in even slices where one pool cannot hold all."""
+def _cut_pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> RowIds:
+    """Cut fragments into even pieces, (pieces, 3) with the fields of `Piece`; if one pool holds all, one piece each."""
     rows, size_bytes = np.array(fragments, np.int64).reshape(-1, 2).T
     slices = np.ones(len(rows), np.int64)
-    if size_bytes.sum() > pool_bytes or rows.sum() > _POOL_ROWS:
-        most_bytes = max(pool_bytes // _SLICES, int(size_bytes.sum()) // _MOST_PIECES, 1)
-        most_rows = max(_POOL_ROWS // _SLICES, int(rows.sum()) // _MOST_PIECES)
-        slices = np.maximum(-(-size_bytes // most_bytes), -(-rows // most_rows))
+    if size_bytes.sum() > pool_bytes or rows.sum() > _MAX_POOL_ROWS:
+        max_bytes = max(pool_bytes // _MIN_PIECES_PER_POOL, int(size_bytes.sum()) // _MAX_PIECES, 1)
+        max_rows = max(_MAX_POOL_ROWS // _MIN_PIECES_PER_POOL, int(rows.sum()) // _MAX_PIECES)
+        slices = np.maximum(-(-size_bytes // max_bytes), -(-rows // max_rows))
     slices = np.maximum(1, np.minimum(rows, slices))
+    # Integer division spreads rows evenly over the slices of a fragment, without a rounding that machines disagree on.
     first = np.repeat(np.cumsum(rows) - rows, slices)
     number = np.arange(len(first)) - np.repeat(np.cumsum(slices) - slices, slices)
     rows, size_bytes, slices = (np.repeat(column, slices) for column in (rows, size_bytes, slices))
-    begin, end = rows * number // slices, rows * (number + 1) // slices
+    begin = rows * number // slices
+    end = rows * (number + 1) // slices
     pieces: RowIds = np.stack([first + begin, end - begin, size_bytes // slices], axis=1)
-    kept: RowIds = pieces[end > begin]
-    return kept
+    nonempty: RowIds = pieces[end > begin]
+    return nonempty
 
 
 def cut_batches(lengths: RowIds, steps: int, batch_size: int, rng: np.random.Generator | None) -> list[RowIds]:
-    """Cut a window's encoded rows into its global batches; rows of like length share one.
+    """Cut the encoded rows of a window into its global batches; rows of similar length share a batch.
 
     Args:
-        lengths: (n,) length of each row, in window order.
-        steps: batches the plan counted on; fewer rows than planned (skipped ones) are spread evenly over them.
-        batch_size: rows per full batch.
-        rng: shuffles the batches; None leaves those with the longest rows first, for evaluation.
+        lengths: Length of each row, int64 (n,), in window order.
+        steps: Number of batches in the plan. If rows were skipped, the remaining ones are spread evenly over them.
+        batch_size: Rows of a full batch.
+        rng: Generator that shuffles the batches; None leaves the batches with the longest rows first (evaluation).
 
     Returns:
-        `steps` arrays of positions in the window; each position once. Within a batch, long rows come first.
+        Positions in the window, `steps` arrays; each position once. Within a batch, long rows come first.
     """
     n = len(lengths)
+    # A stable sort: with equal lengths (no length grouping) the window's order stays.
     order = np.argsort(-lengths, kind="stable")
     if -(-n // batch_size) == steps:
         bounds = np.minimum(np.arange(steps + 1) * batch_size, n)

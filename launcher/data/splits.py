@@ -1,7 +1,7 @@
-"""Data files as fragments: what is in a split, learned from footers alone. Runs on the client, head and data workers.
+"""Splits: data files as fragments, described by their footers alone. Runs on the client, the head and data workers.
 
-A fragment is a Parquet row group or an Arrow record batch. Row ids count the rows of a split, files in order.
-Formats without footers pass through `convert.py` first. Read `sampler.py` and `stream.py` next.
+A row id is the position of a row in its split, files in order; everything else about order is `sampler.py`. Files
+without footers (CSV, JSON) pass through `convert.py` first. Read `sampler.py` and `stream.py` next.
 """
 
 import hashlib
@@ -16,78 +16,84 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, is_integer, list_files
-from launcher.data.footers import Footer, OnProgress, arrow_reader, plain, read_footers
+from launcher.data.footers import Footer, OnProgress, arrow_reader, distinct_schemas, plain, read_footers
 from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
 from launcher.rundir.uri import is_transient, open_uri, redact_uri, storage_error
 from launcher.tasks.base import ColumnKind
 
+# Fragments that a sample is taken from. Small ones are decoded whole, so that the sample has rows of all their parts.
+_SAMPLED_FRAGMENTS, _WHOLE_BYTES = 8, 32 << 20
+_BATCH_BYTES = 4 << 20
+BUFFER_BYTES = 1 << 20
+"""Read buffer for a look at the data: a column of a row group of pictures may have gigabytes."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """How much of a fragment is held at once."""
+    """Limits on how much of a fragment is in memory at once."""
 
     rows_at_once: int = 16384
     buffer_bytes: int = 0
-    """Pages are read as they are needed, so many bytes at once; 0 reads the whole of a column first."""
+    """Size of the buffer that pages are read through; 0 reads a whole column chunk first."""
 
 
 READING = Reading()
-"""What reads a window fastest."""
+"""Fastest way to read a window."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """All fragments of one split, their schema, and the fingerprint that names the data."""
+    """All fragments of one split, their schema, and the fingerprint of the data."""
 
     name: str
     fragments: Fragments
     schema: pa.Schema
     fingerprint: str
+    """Hash of the relative paths, and of the rows and bytes of each fragment. The order of training depends on it, so
+    absolute paths and modification times are left out of it: moving or copying files keeps the order."""
     class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Columns whose integers are classes with names, as the files' Hugging Face metadata tells."""
+    """Columns whose integers are classes with names, by the files' Hugging Face metadata."""
     left_out: tuple[str, ...] = ()
-    """Columns that nobody reads and that not all files have with one type."""
+    """Columns that the task does not read and that not all files have with one type."""
     numberings: tuple[ClassNames, ...] = ({},)
-    """The different ones that files of the split have, by their own metadata; `class_names` are those of the first
-    file that has any, and what others add."""
+    """Distinct class numberings of the files' own metadata; `class_names` joins them, the first file's names first."""
     version: str = ""
-    """Changes whenever a file does: a hash of their paths, sizes and times. The fingerprint, which the order depends
-    on, stays the same when files move."""
+    """Hash of paths, sizes and modification times: changes with any file, unlike the fingerprint. Caches use it."""
 
     @property
     def starts(self) -> RowIds:
-        """First row id of each fragment, and the number of rows behind them: (fragments + 1,)."""
+        """First row id of each fragment, then the number of rows: int64 (fragments + 1,)."""
         return self.fragments.starts
 
     @property
     def rows(self) -> int:
-        """Rows in the split, by the footers."""
+        """Number of rows, by the footers."""
         return int(self.starts[-1])
 
     def locate(self, row: int) -> tuple[str, int]:
-        """File, as the user knows it, and row within that file of a row id."""
+        """Return the file that the user knows and the row within it, for a row id."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         fragment = self.fragments[index]
         return redact_uri(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
 
     def named(self, columns: ClassNames) -> "Split":
-        """Return the same split, some integer columns of which are read as the names that each file gives them.
+        """Return this split with integer columns read as names, each file by its own numbering.
 
         Args:
-            columns: Names that files without their own go by.
+            columns: Names for files that have no numbering of their own.
         """
         columns = {name: names for name, names in columns.items() if is_numbered(self.schema.field(name).type)}
         if not columns:
             return self
-        types = {name: _as_names(pa.array([], self.schema.field(name).type), ()).type for name in columns}
+        types = {name: _to_names(pa.array([], self.schema.field(name).type), ()).type for name in columns}
         schema = pa.schema([field.with_type(types.get(field.name, field.type)) for field in self.schema])
         each = tuple({name: own.get(name, names) for name, names in columns.items()} for own in self.numberings)
-        return replace(self, schema=schema, fragments=self.fragments.named(each))
+        return replace(self, schema=schema, fragments=replace(self.fragments, names=each))
 
     def read(self, ids: RowIds, columns: Sequence[str]) -> pa.Table:
-        """Rows by id, in the order of `ids`, with only the columns asked for."""
+        """Return rows by id, in the order of `ids`, with only the columns asked for."""
         columns = list(dict.fromkeys(columns))  # a task may read one column as two things
         schema = pa.schema([self.schema.field(name) for name in columns])
         owner = np.searchsorted(self.starts, ids, side="right") - 1
@@ -95,7 +101,7 @@ class Split:
         parts = []
         for index in np.unique(owner):
             local = ids[by_owner][owner[by_owner] == index] - self.starts[index]
-            # One type for a column, whatever file a row is from: 1 must not read as 1.0 in some windows.
+            # One type for a column, whichever file a row is from: 1 must not read as 1.0 in some windows.
             parts.append(read_rows(self.fragments[index], local, columns).cast(schema))
         if not parts:
             return schema.empty_table()
@@ -104,7 +110,7 @@ class Split:
         return pa.concat_tables(parts).take(pa.array(inverse)).combine_chunks()
 
     def pieces(self, column: str) -> Iterator[pa.Array]:
-        """A whole column, a part at a time; no more of it is held."""
+        """Yield a whole column in parts; only one part is in memory."""
         kind = self.schema.field(column).type
         for fragment in self.fragments:
             for batch in read_batches(fragment, [column]):
@@ -112,34 +118,37 @@ class Split:
 
 
 def read_rows(fragment: Fragment, rows: RowIds, columns: Sequence[str], how: Reading = READING) -> pa.Table:
-    """Some rows of one fragment, in the order asked for; at least one.
+    """Return some rows (at least one) of a fragment, in the order asked for.
 
-    A large row group is decoded batch by batch and only the wanted rows are kept, so memory stays with the window.
+    A large row group is decoded batch by batch and only the wanted rows stay, so memory depends on the window alone.
+    Pages have no index: decoding starts at the beginning of the row group and ends behind the last wanted row.
     """
     wanted = np.sort(rows)
-    kept, seen = [], 0
+    parts = []
+    begin = 0
     for batch in read_batches(fragment, columns, how):
-        low, high = np.searchsorted(wanted, [seen, seen + batch.num_rows])
+        low, high = np.searchsorted(wanted, [begin, begin + batch.num_rows])
         if high > low:
-            kept.append(batch.take(pa.array(wanted[low:high] - seen)))
-        seen += batch.num_rows
+            parts.append(batch.take(pa.array(wanted[low:high] - begin)))
+        begin += batch.num_rows
         if high == len(wanted):
             break
-    table = pa.Table.from_batches(kept)
+    table = pa.Table.from_batches(parts)
     return table.take(pa.array(np.searchsorted(wanted, rows)))
 
 
 def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READING) -> Iterator[pa.RecordBatch]:
-    """All rows of one fragment in order, batch by batch.
+    """Yield all rows of a fragment in order, batch by batch.
 
     Raises:
-        DataError: the file cannot be read.
-        StorageUnavailableError: Its storage does not answer, for now.
+        DataError: The file cannot be read.
+        StorageUnavailableError: The storage does not answer at the moment.
     """
     fs, path = open_uri(fragment.path)
     rows = how.rows_at_once
     try:
         if fragment.format == "parquet":
+            # `pre_buffer` would hold the whole row group; threads of pyarrow would compete with the data workers.
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
             names = own_columns(fragment, file.schema_arrow, columns)
             batches = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
@@ -153,45 +162,45 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
         raise unreadable_file_error(fragment.path, error) from error
 
 
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the items of a list; of another type that type."""
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+
+
 def is_numbered(kind: pa.DataType) -> bool:
     """Return whether a column holds integers, or lists of them."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(pa.types.is_integer(kind.value_type if is_list else kind))
+    return bool(pa.types.is_integer(item_type(kind)))
 
 
 def _with_names(batch: pa.RecordBatch, names: ClassNames) -> pa.RecordBatch:
-    for place, column in enumerate(batch.schema.names):
+    for position, column in enumerate(batch.schema.names):
         if column in names:
-            batch = batch.set_column(place, column, _as_names(batch.column(place), names[column]))
+            batch = batch.set_column(position, column, _to_names(batch.column(position), names[column]))
     return batch
 
 
-def _as_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
-    """Return integers, or lists of them, as the names they stand for; one that stands for none as it is written."""
+def _to_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
+    """Replace integers, or lists of them, by their names; an integer without a name becomes its digits."""
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
-        flat = _as_names(pc.list_flatten(values), names)
+        flat = _to_names(pc.list_flatten(values), names)
         return pa.LargeListArray.from_arrays(offsets, flat, mask=values.is_null())
-    known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
-    places = pc.if_else(known, values, 0)
-    texts = pa.array([*names, ""], pa.string()).take(places.cast(pa.int64()))
-    return pc.if_else(known, texts, values.cast(pa.string()))
+    is_known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
+    indices = pc.if_else(is_known, values, 0)
+    texts = pa.array([*names, ""], pa.string()).take(indices.cast(pa.int64()))
+    return pc.if_else(is_known, texts, values.cast(pa.string()))
 
 
 def unreadable_file_error(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
-    """Return the error that says why a data file cannot be read; a `StorageUnavailableError` where that may pass."""
+    """Return the error for a file that cannot be read; a `StorageUnavailableError` if a later attempt may succeed."""
     if isinstance(error, OSError) and is_transient(error):
         return storage_error(path, error)
     return DataError(f"{path}: cannot be read ({first_line(error)}); restore the file")
 
 
 def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Split:
-    """List the files of a split and read their footers, in parallel.
-
-    Raises:
-        DataError: nothing is found, a file is broken or empty of rows, or files disagree on their columns.
-    """
+    """List the files of a split and read their footers; see `open_files`."""
     return open_files(name, [file for location in locations for file in list_files(name, location, format)])
 
 
@@ -199,44 +208,44 @@ def open_files(
     name: str,
     files: Sequence[DataFile],
     cache: str | None = None,
-    told: OnProgress | None = None,
+    on_progress: OnProgress | None = None,
     kinds: Mapping[str, ColumnKind] | None = None,
 ) -> Split:
-    """Read the footers of a split's files.
+    """Read the footers of a split's files, in parallel.
 
     Args:
-        name: the split, for messages.
-        files: at least one.
-        cache: path or URI of the file that keeps their footers; None reads all of them.
-        told: of progress.
-        kinds: Columns that are read, in which files must agree; None for all.
+        name: Name of the split, for messages.
+        files: Files of the split, at least one.
+        cache: Path or URI of the file that caches their footers; None reads all of them.
+        on_progress: Callback for progress.
+        kinds: Columns that the task reads, which must be alike in all files; None means all columns.
 
     Raises:
-        DataError: a file is broken or empty of rows, or files disagree on their columns.
+        DataError: A file is broken, no file has rows, or files disagree on the columns.
     """
-    found = read_footers(files, cache, told)
-    footers = found.footers
+    footers = read_footers(files, cache, on_progress)
     shown = [footer.origin or file.path for file, footer in zip(files, footers, strict=True)]
     schemas = [
-        (place, unique_columns(shown[place], schema, kinds)) for place, schema in found.schemas(_partition_types(files))
+        (position, unique_columns(shown[position], schema, kinds))
+        for position, schema in distinct_schemas(footers, _partition_types(files))
     ]
-    whole = schemas[0][1]
-    schema = whole.remove_metadata()
-    for place, other in schemas[1:]:
-        schema = _one_schema(shown[0], schema, (shown[place], other), kinds)
-    left_out = dict.fromkeys(name for _, one in schemas for name in one.names if name not in schema.names)
-    owns = {place: dict(_class_names(other)) for place, other in schemas}
+    schema = schemas[0][1].remove_metadata()
+    for position, other in schemas[1:]:
+        schema = _merge_schemas(shown[0], schema, shown[position], other, kinds)
+    ignored = dict.fromkeys(name for _, other in schemas for name in other.names if name not in schema.names)
+    owns = {position: dict(_class_names(other)) for position, other in schemas}
     numberings = [own for i, own in enumerate(owns.values()) if own not in list(owns.values())[:i]]
+    numbering_of = {footers[position].schema: numberings.index(own) for position, own in owns.items()}
     table = pa.table(
         {
             "path": pa.array([file.path for file in files], pa.large_string()),
             "format": pa.array([file.format for file in files], pa.large_string()),
             "origin": pa.array([footer.origin for footer in footers], pa.large_string()),
-            "numbering": pa.array(_numbering(footers, owns, numberings), pa.int32()),
+            "numbering": pa.array([numbering_of[footer.schema] for footer in footers], pa.int32()),
         }
     )
     if any(file.partition for file in files):
-        table = table.append_column("partition", pa.array(_partitions(files), pa.large_string()))
+        table = table.append_column("partition", pa.array(_partition_json(files), pa.large_string()))
     counts = np.array([len(footer.rows) for footer in footers], np.int64)
     rows = np.fromiter((n for footer in footers for n in footer.rows), np.int64)
     sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
@@ -244,76 +253,67 @@ def open_files(
     if not len(fragments):
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
-    names = tuple(_all_names(numberings).items())
+    names = tuple(_join_numberings(numberings).items())
     fingerprint = _fingerprint(files, footers)
-    return Split(name, fragments, schema, fingerprint, names, tuple(left_out), tuple(numberings), version)
+    return Split(name, fragments, schema, fingerprint, names, tuple(ignored), tuple(numberings), version)
+
+
+def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:
+    """Hash the relative names, and the rows and bytes of each fragment. Changing this changes every order and run."""
+    digest = hashlib.sha256()
+    for file, footer in zip(files, footers, strict=True):
+        # Rows and bytes of each fragment stand for its content: reading all values of a large split would take hours.
+        sizes = [(n, size) for n, size in zip(footer.rows, footer.size_bytes, strict=True)]
+        digest.update(f"{file.relative}\0{sizes}\n".encode())
+    return digest.hexdigest()
 
 
 def _partition_types(files: Sequence[DataFile]) -> list[dict[str, pa.DataType]]:
-    """Return the columns that each file's folders tell: of integers where all their values are, else of texts."""
+    """Return each file's folder columns: integers if all values of a column are, else texts."""
     values = {pair for file in files for pair in file.partition}
     texts = {name for name, value in values if value is not None and not is_integer(value)}
     types = {name: pa.string() if name in texts else pa.int64() for name, _ in values}
     return [{name: types[name] for name, _ in file.partition} for file in files]
 
 
-def _partitions(files: Sequence[DataFile]) -> list[str]:
-    typed = zip(files, _partition_types(files), strict=True)
-    return [
-        json.dumps(
-            {name: int(value) if value and types[name] == pa.int64() else value for name, value in file.partition}
-        )
-        if types
-        else ""
-        for file, types in typed
-    ]
+def _partition_json(files: Sequence[DataFile]) -> list[str]:
+    """Return the folder columns and values of each file as JSON, "" for a file without any."""
+    texts = []
+    for file, types in zip(files, _partition_types(files), strict=True):
+        pairs = file.partition
+        row = {name: int(value) if value and types[name] == pa.int64() else value for name, value in pairs}
+        texts.append(json.dumps(row) if types else "")
+    return texts
 
 
 def with_partition(
     batches: Iterable[pa.RecordBatch], fragment: Fragment, names: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield batches of a fragment with the columns that its folders tell, in the order of some names."""
-    given: dict[str, str | int | None] = json.loads(fragment.partition) if fragment.partition else {}
+    """Add the columns in the names of a fragment's folders to its batches; columns come in the order of `names`."""
+    added: dict[str, str | int | None] = json.loads(fragment.partition) if fragment.partition else {}
     for batch in batches:
-        if not given:
+        if not added:
             yield batch
             continue
         own = dict(zip(batch.schema.names, batch.columns, strict=True))
-        columns = [own[n] if n in own else pa.repeat(pa.scalar(given[n]), batch.num_rows) for n in names]
+        columns = [own[n] if n in own else pa.repeat(pa.scalar(added[n]), batch.num_rows) for n in names]
         yield pa.RecordBatch.from_arrays(columns, list(names))
 
 
 def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """Return those of some columns that a fragment's file holds itself."""
+    """Return the columns among `names` that are in a fragment's file itself, not in the names of its folders."""
     return [name for name in names if name in schema.names] if fragment.partition else list(names)
 
 
-def _numbering(
-    footers: Sequence[Footer], owns: dict[int, dict[str, tuple[str, ...]]], numberings: list[dict[str, tuple[str, ...]]]
-) -> list[int]:
-    """Return for each file which of the numberings it has; `owns` has that of the first file of each schema."""
-    by_schema = {footers[place].schema: numberings.index(own) for place, own in owns.items()}
-    return [by_schema[footer.schema] for footer in footers]
-
-
-def _all_names(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:
+def _join_numberings(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:
     columns = dict.fromkeys(column for own in numberings for column in own)
     return {
         column: tuple(dict.fromkeys(name for own in numberings for name in own.get(column, ()))) for column in columns
     }
 
 
-def _fingerprint(files: Sequence[DataFile], footers: Sequence[Footer]) -> str:
-    """Names, and the rows and bytes of each fragment."""
-    digest = hashlib.sha256()
-    for file, footer in zip(files, footers, strict=True):
-        said = [(n, size) for n, size in zip(footer.rows, footer.size_bytes, strict=True)]
-        digest.update(f"{file.relative}\0{said}\n".encode())
-    return digest.hexdigest()
-
-
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` says of each column, in the metadata it leaves in files; {} where it says nothing."""
+    """Return the features of each column in the metadata that `datasets` writes; {} if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -322,62 +322,107 @@ def hub_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _class_names(schema: pa.Schema) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Names of `ClassLabel` columns, and of lists of them."""
+    """Return the names of `ClassLabel` columns, and of lists of them."""
     try:
         features = hub_features(schema)
         inner = {name: feature.get("feature", feature) for name, feature in features.items()}
         return tuple((n, tuple(f["names"])) for n, f in inner.items() if f.get("_type") == "ClassLabel")
     except (KeyError, ValueError, AttributeError, TypeError):
-        return ()  # of a kind that tells no names: labels then name themselves
+        return ()  # metadata of another layout: the labels name themselves
 
 
 def unique_columns(path: str, schema: pa.Schema, kinds: Mapping[str, ColumnKind] | None) -> pa.Schema:
-    """Return the columns of a file that can be told apart.
+    """Return the columns of a file without those that share a name.
 
     Raises:
-        DataError: Two columns have one name, and that is read.
+        DataError: The task reads a column whose name occurs twice.
     """
-    twice = [name for i, name in enumerate(schema.names) if name in schema.names[:i]]
-    # A spreadsheet leaves columns without a name behind the others.
-    read = next((name for name in twice if name and (not kinds or name in kinds)), None)
-    if read is not None:
-        raise DataError(f"{path}: has two columns named {read!r}; rename one of them")
-    return pa.schema([field for field in schema if field.name not in twice], schema.metadata)
+    repeated = [name for i, name in enumerate(schema.names) if name in schema.names[:i]]
+    # A spreadsheet exports empty columns without a name behind the others.
+    conflict = next((name for name in repeated if name and (not kinds or name in kinds)), None)
+    if conflict is not None:
+        raise DataError(f"{path}: has two columns named {conflict!r}; rename one of them")
+    return pa.schema([field for field in schema if field.name not in repeated], schema.metadata)
 
 
-def _one_schema(
-    first: str, schema: pa.Schema, other: tuple[str, pa.Schema], kinds: Mapping[str, ColumnKind] | None
+def _merge_schemas(
+    first: str, schema: pa.Schema, path: str, other: pa.Schema, kinds: Mapping[str, ColumnKind] | None
 ) -> pa.Schema:
-    """Return what both files can be read with; what nobody reads and one of them lacks is left out.
+    """Return columns that both files can be read with, without those that differ and that the task does not read.
 
     Args:
-        first: Path of the first file.
-        schema: Its columns, as all files before the other can be read.
-        other: Path and columns of another file.
-        kinds: Columns that are read; None for all.
+        first: Path of the first file, for messages.
+        schema: Columns that all files before the other one have.
+        path: Path of the other file.
+        other: Columns of the other file.
+        kinds: Columns that the task reads; None means all.
     """
-    path, columns = other
     fields = []
     for field in schema:
         is_read = kinds is None or field.name in kinds
-        if field.name not in columns.names:
+        if field.name not in other.names:
             if is_read:
                 raise DataError(
                     f"{path}: has no column {field.name!r}, which {first} has; give all files of a split the same "
                     "columns"
                 )
             continue
-        mine = columns.field(field.name)
+        other_field = other.field(field.name)
+        if field.type == other_field.type:
+            fields.append(field)
+            continue
         try:
-            fields.append(field if field.type == mine.type else _wider(field, mine))
+            pair = [pa.schema([field]), pa.schema([other_field])]
+            fields.append(pa.unify_schemas(pair, promote_options="permissive").field(0))
         except pa.ArrowTypeError as error:
             if is_read:
                 raise DataError(
-                    f"{path}: column {field.name!r} is {mine.type}, but {field.type} in {first}; give all files of a "
-                    "split the same types"
+                    f"{path}: column {field.name!r} is {other_field.type}, but {field.type} in {first}; give all files "
+                    "of a split the same types"
                 ) from error
     return pa.schema(fields)
 
 
-def _wider(one: pa.Field, other: pa.Field) -> pa.Field:
-    return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
+def schema_of(split: Split) -> pa.Schema:
+    """Return the schema of the split's first file, with the metadata of `datasets` and pandas."""
+    fragment = split.fragments[0]
+    fs, path = open_uri(fragment.path)
+    with fs.open_input_file(path) as stream:
+        if fragment.format == "parquet":
+            return pq.read_schema(stream)
+        return pa.ipc.open_file(stream).schema
+
+
+def first_rows(split: Split) -> Reading:
+    """Return limits that read a batch of a few MiB."""
+    return Reading(max(1, min(16384, int(_BATCH_BYTES / row_bytes(split)))), BUFFER_BYTES)
+
+
+def row_bytes(split: Split) -> float:
+    """Return the mean uncompressed size of a row in bytes."""
+    return max(1.0, float(split.fragments.size_bytes.sum()) / split.rows)
+
+
+def sample(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
+    """Return up to `rows` rows of a few fragments that are spread over the split."""
+    schema = pa.schema([split.schema.field(name) for name in columns])
+    if not columns:
+        return schema.empty_table()
+    count = min(_SAMPLED_FRAGMENTS, len(split.fragments))
+    chosen = np.unique(np.linspace(0, len(split.fragments) - 1, count).round().astype(int))
+    parts = [schema.empty_table()]
+    remaining = rows
+    reading = first_rows(split)
+    for position, index in enumerate(chosen):
+        fragment = split.fragments[index]
+        wanted = min(fragment.rows, -(-remaining // (len(chosen) - position)))
+        remaining -= wanted
+        if wanted:
+            parts.append(read_rows(fragment, _sampled_rows(fragment, wanted), columns, reading).cast(schema))
+    return pa.concat_tables(parts)
+
+
+def _sampled_rows(fragment: Fragment, rows: int) -> RowIds:
+    """Return rows of one fragment: evenly spread if it is small, else the first ones."""
+    step = fragment.rows / rows if fragment.size_bytes <= _WHOLE_BYTES else 1.0
+    return (np.arange(rows) * step).astype(np.int64)

@@ -1,7 +1,7 @@
-"""The stream: windows of rows, read and encoded, cut into one share per train worker, and opened there again.
+"""The stream: windows of rows, read, encoded and cut into one shard per rank; and its end on the train workers.
 
-`ray_data.py` carries the shares from Ray Data workers to train workers. Row ids: `splits.py`; which rows make a window:
-`sampler.py`; how a window becomes shares: `rank_batches.py`.
+The first half runs on data workers (or in train workers, `in_memory.py`), `ShardStream` on train workers. `splits.py`
+has row ids, `sampler.py` the rows of a window, `rank_batches.py` the shards, and `ray_data.py` the transport.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,88 +21,97 @@ from launcher.data.rank_batches import (
     deserialize_shard,
     serialize_shard,
 )
-from launcher.data.sample import sample
 from launcher.data.sampler import EpochSampler, RowIds, cut_batches, generator, row_noise
-from launcher.data.splits import Split
-from launcher.data.windows import TRAIN, Window
+from launcher.data.splits import Split, sample
+from launcher.data.windows import TRAIN, Window, train_windows
 from launcher.errors import DataError, RowCountError
+from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Encoded, Task
 
+BAD_ROW_REMEDY = "fix the row, or set data.on_bad_row: skip to leave such rows out"
+"""Remedy for a row that cannot be used, for messages."""
+_MIN_CACHED_POOL_BYTES = 256 << 20
+"""A pool may take more memory than `shuffle_pool_mib`, as row groups say less than their texts take when decoded. One
+above this size, and above twice its nominal size, is not held; each window then reads its own rows."""
+
 
 @dataclass(frozen=True)
 class StreamSource:
-    """All a data worker needs to turn a window into shares; put into the object store once."""
+    """All that a data worker needs to turn a window into shards; put into the object store once."""
 
     job: JobSpec
     splits: dict[str, Split]
     world_size: int
 
     def read(self, window: Window) -> Iterator[bytes]:
-        """The packed shares of a window, one per worker, in rank order.
+        """Yield the serialized shards of a window, one per rank, in rank order.
 
         Raises:
-            DataError: a row cannot be used and the job file says `error`, or no row of the window can.
+            DataError: A row cannot be used and the job file says `error`, or no row of the window can be used.
         """
-        return self.shares(window, range(self.world_size))
+        return self.shards(window, range(self.world_size))
 
-    def shares(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
-        """The packed shares of a window for some of the workers; raises as `read` does."""
+    def shards(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
+        """Yield the serialized shards of a window for some ranks; raises as `read` does."""
         split = self.splits[window.kind]
         task = self.task(window.kind != TRAIN)
+        # Up to `batches` nothing depends on the number of ranks. The whole window is encoded even for a single rank:
+        # the lengths of all rows decide which rows share a batch, and whether a row is usable shows only now.
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         handle_bad_rows(split, ids, encoded, self.job.data.on_bad_row)
         batches = self.batches(window, len(ids), encoded)[window.begin : window.end]
-        # An evaluation tells samples apart, so it never packs.
-        packed = task.pack_length if window.kind == TRAIN else None
-        given = self.job.parallel.micro_batch
-        cut = BatchLayout(self.world_size, given if isinstance(given, int) else None, packed)
-        dealt = [assign_to_ranks(batch, encoded.lengths, cut) for batch in batches]
+        # Evaluations never pack: they need the result of each sample by itself.
+        pack_length = task.pack_length if window.kind == TRAIN else None
+        micro_batch = self.job.parallel.micro_batch
+        layout = BatchLayout(self.world_size, micro_batch if isinstance(micro_batch, int) else None, pack_length)
+        assigned = [assign_to_ranks(batch, encoded.lengths, layout) for batch in batches]
         for rank in ranks:
-            table, steps = build_shard(encoded, ids, batches, dealt, rank, cut)
+            table, steps = build_shard(encoded, ids, batches, assigned, rank, layout)
+            # Counted once: on rank 0, and not again by a run that resumes inside the window.
             skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
-            header = ShardHeader(
-                window.kind, window.epoch, window.first_step + window.begin, window.last, skipped, steps
-            )
+            first_step = window.first_step + window.begin
+            header = ShardHeader(window.kind, window.epoch, first_step, window.is_last, skipped, steps)
             yield serialize_shard(table, header)
 
-    def task(self, scored: bool) -> Task:
-        """What encodes rows, as evaluations see it or as training does."""
-        return _task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), scored)
+    def task(self, for_evaluation: bool) -> Task:
+        """Return the task that encodes rows: as evaluation or as training needs it."""
+        return _build_task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), for_evaluation)
 
     def encode(self, task: Task, window: Window, ids: RowIds) -> Encoded:
-        """The rows of a window, read and made ready for the model."""
+        """Read and encode the rows of a window."""
         split = self.splits[window.kind]
         if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
             return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
         rows = self._read(window, ids, task.input_columns + task.target_columns)
+        # One seed per row, not one stream of draws: a row is augmented alike in any window size and in any order.
         noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
         return task.encode(rows, True, noise)
 
     def encode_rows(self, task: Task, kind: str, ids: RowIds) -> Encoded:
-        """Return rows of a split, of any windows, as `encode` gives them where they are not augmented."""
+        """Read and encode any rows of a split, without augmentation."""
         if self.job.data.cache is not None:
             return encoded_rows(self.job, self.splits[kind], task, kind != TRAIN, ids)
         return task.encode(self.splits[kind].read(ids, task.input_columns + task.target_columns), True)
 
     def _read(self, window: Window, ids: RowIds, columns: tuple[str, ...]) -> pa.Table:
-        """Read the rows of a window; those of training come from pools, each of which is read once in a process."""
+        """Read the rows of a window; those of training are slices of pools that this process holds."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
             return split.read(ids, columns)
-        key = _OrderKey.of(self.job, split)
-        order = _order(key, window.epoch)
+        key = _SamplerKey.of(self.job, split)
+        order = _sampler(key, window.epoch)
         places = order.places(window.index)
-        most = max(_POOL_BYTES, 2 * order.pool_bytes)
-        if any(order.pool_rows(pool) * _row_bytes(key, columns) > most for pool, _, _ in places):
+        max_bytes = max(_MIN_CACHED_POOL_BYTES, 2 * order.pool_bytes)
+        if any(order.pool_rows(pool) * _row_bytes(key, columns) > max_bytes for pool, _, _ in places):
             return split.read(ids, columns)
-        parts = [_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
+        parts = [_read_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
         return pa.concat_tables(parts).combine_chunks()
 
     def row_ids(self, window: Window) -> RowIds:
-        """Row ids of a window: the canonical order for training, file order for evaluation."""
+        """Return the row ids of a window: in the sampler's order for training, in file order for evaluation."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size * self.job.data.window_steps
@@ -110,26 +119,32 @@ class StreamSource:
         return epoch_sampler(self.job, split, window.epoch).window(window.index)
 
     def batches(self, window: Window, rows: int, encoded: Encoded) -> list[RowIds]:
-        """The window's global batches, as positions among the rows that can be used."""
+        """Return the global batches of a window, as positions among the rows that can be used.
+
+        Nothing here may depend on the number of ranks or the micro-batch: it is why the curve does not.
+
+        Args:
+            window: Window to cut.
+            rows: Number of rows of the window, unusable ones included.
+            encoded: Encoded rows of the window.
+        """
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size
             return cut_batches(encoded.lengths, -(-rows // size), size, None)
         size = self.job.train.batch_size
         fingerprint = self.splits[TRAIN].fingerprint
+        # A generator per window: a resumed run draws the same batches without drawing those of earlier windows.
         rng = generator("batches", fingerprint, self.job.seed, window.epoch, window.index)
+        # Equal lengths leave the order of the window; the number of batches is the plan's, skipped rows or not.
         lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
         return cut_batches(lengths, -(-rows // size), size, rng)
 
 
-BAD_ROW_REMEDY = "mend the row, or set data.on_bad_row: skip to leave such rows out"
-"""The remedy for a row that cannot be used."""
-
-
 def handle_bad_rows(split: Split, ids: RowIds, encoded: Encoded, on_bad_row: str) -> None:
-    """Do with unusable rows what the job file says.
+    """Raise for rows that cannot be used, unless the job file says to skip them.
 
     Raises:
-        DataError: it says `error`, or none of the rows is usable; names the file and the row.
+        DataError: `on_bad_row` is `error`, or none of the rows can be used; names the file and the row.
     """
     if not encoded.problems:
         return
@@ -142,9 +157,27 @@ def handle_bad_rows(split: Split, ids: RowIds, encoded: Encoded, on_bad_row: str
         raise DataError(f"{where}, and so are all {len(ids)} rows read with it; is the right column named?")
 
 
+def read_batch_rows(job: JobSpec, plan: Plan, splits: dict[str, Split], step: int) -> RowIds:
+    """Return the row ids of the global batch after `step` steps, for reports about a non-finite loss.
+
+    Reads and encodes the whole window of the batch once more, in the calling process.
+
+    Returns:
+        Row ids, int64 (n,), ascending.
+    """
+    window = next(window for window in train_windows(plan, job, step) if window.kind == TRAIN)
+    source = StreamSource(job, splits, 1)
+    ids = source.row_ids(window)
+    encoded = source.encode(source.task(False), window, ids)
+    batch = source.batches(window, len(ids), encoded)[step - window.first_step]
+    rows: RowIds = ids[encoded.valid_rows[batch]]
+    rows.sort()
+    return rows
+
+
 @dataclass(frozen=True)
-class _OrderKey:
-    """Equal where the order is; hashes as the data does, not as its many fragments do."""
+class _SamplerKey:
+    """Cache key of a sampler. It hashes the fingerprint, not the split with its many fragments."""
 
     fingerprint: str
     seed: int
@@ -154,92 +187,92 @@ class _OrderKey:
     split: Split = field(compare=False)
 
     @staticmethod
-    def of(job: JobSpec, split: Split) -> "_OrderKey":
+    def of(job: JobSpec, split: Split) -> "_SamplerKey":
         data = job.data
-        return _OrderKey(
+        return _SamplerKey(
             split.fingerprint, job.seed, job.train.batch_size, data.window_steps, data.shuffle_pool_mib, split
         )
 
 
 def epoch_sampler(job: JobSpec, split: Split, epoch: int) -> EpochSampler:
     """Return the order of one epoch of a job's training rows."""
-    return _order(_OrderKey.of(job, split), epoch)
+    return _sampler(_SamplerKey.of(job, split), epoch)
 
 
 @lru_cache(maxsize=4)
-def _order(key: _OrderKey, epoch: int) -> EpochSampler:
-    found = key.split.fragments
-    fragments = tuple(zip(found.rows.tolist(), found.size_bytes.tolist(), strict=True))
+def _sampler(key: _SamplerKey, epoch: int) -> EpochSampler:
+    columns = key.split.fragments
+    fragments = tuple(zip(columns.rows.tolist(), columns.size_bytes.tolist(), strict=True))
     window_rows = key.batch_size * key.window_steps
     return EpochSampler(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
 
 
-_POOL_BYTES = 256 << 20
-"""A pool that takes more in memory, because its files say less than their texts take when unpacked, is not kept; each
-window's rows are then read by themselves."""
-
-
 @lru_cache(maxsize=4)
-def _row_bytes(key: _OrderKey, columns: tuple[str, ...]) -> float:
-    """Return what a row takes in memory, by a few of them."""
+def _row_bytes(key: _SamplerKey, columns: tuple[str, ...]) -> float:
+    """Return the mean size of a decoded row in memory, estimated from a few rows."""
     rows = sample(key.split, columns, 32)
     return float(rows.nbytes) / max(1, len(rows))
 
 
-@lru_cache(maxsize=1)  # windows come in order
-def _pool(key: _OrderKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa.Table:
-    """Return the rows of a pool, shuffled.
+@lru_cache(maxsize=1)  # windows come in order, so one pool at a time is enough
+def _read_pool(key: _SamplerKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa.Table:
+    """Read the rows of a pool, permuted.
 
-    Its slices lie all over the files, and a row group is decoded from its beginning: to read them anew for each window
-    would decode most of the files for each.
+    The pieces of a pool are spread over all files, and a row group is decoded from its beginning: reading them for
+    each window by itself would decode most of the files for each window.
     """
-    return key.split.read(_order(key, epoch).pool_ids(pool), columns)
+    return key.split.read(_sampler(key, epoch).pool_ids(pool), columns)
 
 
 @lru_cache(maxsize=4)
-def _task(job_json: str, scored: bool) -> Task:
-    task = build_task(JobSpec.model_validate_json(job_json))  # its tokenizer stays loaded in this process
-    return task.for_evaluation() if scored else task
+def _build_task(job_json: str, for_evaluation: bool) -> Task:
+    task = build_task(JobSpec.model_validate_json(job_json))  # the cached task keeps its tokenizer loaded
+    return task.for_evaluation() if for_evaluation else task
 
 
 class ShardStream:
-    """The train worker's end of the stream: the cells of its rows, in order (`build_shards` of a Ray Data iterator)."""
+    """Train worker's end of the stream: local batches in order, out of the serialized shards of its rank."""
 
-    def __init__(self, rows: Iterator[pa.Buffer]) -> None:
-        self._rows = rows
+    def __init__(self, shards: Iterator[pa.Buffer]) -> None:
+        self._shards = shards
         self.skipped_rows = 0
 
     def steps(self) -> Iterator[tuple[int, int, LocalBatch]]:
-        """(steps done before it, epoch, share) of each training step, in order."""
-        for cell in self._rows:
-            header, shares = deserialize_shard(cell)
+        """Yield (steps completed before it, epoch, local batch) for each training step, in order."""
+        for content in self._shards:
+            header, batches = deserialize_shard(content)
             if header.kind != TRAIN:
                 raise RowCountError(f"stream: an evaluation of {header.kind} came where training was due")
             self.skipped_rows += header.skipped_rows
-            for offset, share in enumerate(shares):
-                yield header.first_step + offset, header.epoch, share
+            for offset, batch in enumerate(batches):
+                yield header.first_step + offset, header.epoch, batch
 
     def evaluation(self, split: str, step: int) -> "Evaluation":
-        """The evaluation that is due now; must be consumed to its end before the next training step."""
-        return Evaluation(self._rows, split, step)
+        """Return the evaluation that is due now.
+
+        Training and evaluation share one stream: the evaluation must be consumed to its end before the next step.
+        """
+        return Evaluation(self._shards, split, step)
 
 
 class Evaluation:
     """One pass over a split; iterate it to the end, then read `skipped_rows`."""
 
-    def __init__(self, rows: Iterator[pa.Buffer], split: str, step: int) -> None:
-        self._rows, self._split, self._step = rows, split, step
+    def __init__(self, shards: Iterator[pa.Buffer], split: str, step: int) -> None:
+        self._shards = shards
+        self._split = split
+        self._step = step
         self.skipped_rows = 0
 
     def __iter__(self) -> Iterator[LocalBatch]:
-        for cell in self._rows:
-            header, shares = deserialize_shard(cell)
+        for content in self._shards:
+            header, batches = deserialize_shard(content)
             if header.kind != self._split or header.first_step != self._step:
                 raise RowCountError(
                     f"stream: {header.kind} at step {header.first_step} came where {self._split} at step {self._step} "
                     "was due"
                 )
             self.skipped_rows += header.skipped_rows
-            yield from shares
-            if header.last:
+            yield from batches
+            if header.is_last:
                 return

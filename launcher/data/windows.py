@@ -1,6 +1,7 @@
-"""The windows of a run in the order they are streamed: training, and evaluations where they fall due. Pure; anywhere.
+"""Windows of a run in the order in which they are streamed: training, and evaluations where they are due. Pure.
 
-Which rows a window holds is told by `sampler.py`; `stream.py` reads and encodes them.
+Runs on the head, on data workers and on train workers. `sampler.py` has the rows of a window; `stream.py` reads and
+encodes them.
 """
 
 from collections.abc import Iterator
@@ -13,37 +14,37 @@ from launcher.spec.job import JobSpec
 TRAIN = "train"
 VALIDATION = "validation"
 
+FIRST_SEGMENT, NEXT_SEGMENTS = 128, 1024
+"""Windows per Ray Data dataset. The first segment is short: Ray Data builds all tasks before it runs the first one."""
+
 
 @dataclass(frozen=True)
 class Window:
-    """One window of the plan: which batches of which rows, and for which step."""
+    """Consecutive global batches of one split that one task reads and encodes."""
 
     kind: str
-    """`train`, or the split that is evaluated."""
+    """`train`, or the name of the split that is evaluated."""
     epoch: int
     index: int
     first_step: int
-    """Steps done before the window's first batch; for an evaluation, the step it belongs to."""
+    """Steps completed before the window's first batch; for an evaluation, the step it belongs to."""
     begin: int
-    """First batch of the window that is still to do."""
+    """First batch of the window that is not done yet; above 0 only in the first window after a resume."""
     end: int
-    """One past the last batch to do."""
-    last: bool = False
-
-
-FIRST_SEGMENT, NEXT_SEGMENTS = 128, 1024
-"""Windows that Ray Data is given at once: few at first, so that the first of them comes soon."""
+    """End of the batches, exclusive."""
+    is_last: bool = False
+    """True in the last window of an evaluation."""
 
 
 def windows_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
     """Yield the windows of a stream.
 
     Args:
-        name: `train`, or the split that is evaluated.
-        rows: Of the split.
-        plan: Of the run.
-        job: Of the run.
-        start: Steps done before the training's first window.
+        name: Name of the stream: `train`, or the split that is evaluated.
+        rows: Number of rows of the split.
+        plan: Plan of the run.
+        job: Job of the run.
+        start: Steps completed before the first window of training.
     """
     if name == TRAIN:
         return train_windows(plan, job, start)
@@ -51,7 +52,7 @@ def windows_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> It
 
 
 def segments_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
-    """Yield the windows of a stream in lists that are dealt one after the other, at least one; `windows_of`'s Args."""
+    """Yield the windows of a stream in lists, at least one list; arguments as in `windows_of`."""
     windows = windows_of(name, rows, plan, job, start)
     yield list(islice(windows, FIRST_SEGMENT))
     while segment := list(islice(windows, NEXT_SEGMENTS)):
@@ -59,26 +60,32 @@ def segments_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> I
 
 
 def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]:
-    """Every window from `start_step` on, with the evaluations that fall inside or behind each; one at a time."""
+    """Yield the windows of training from `start_step` on, each followed by the evaluations that are due in it.
+
+    A resumed run starts inside the window of its checkpoint: the window is read and encoded whole, as the batches
+    depend on all its rows, and the batches before `begin` are dropped.
+    """
     windows = -(-plan.steps_per_epoch // plan.window_steps)
-    first_epoch, behind = divmod(start_step, plan.steps_per_epoch)
+    first_epoch, done_steps = divmod(start_step, plan.steps_per_epoch)
     for epoch in range(first_epoch, plan.epochs):
-        for index in range(behind // plan.window_steps if epoch == first_epoch else 0, windows):
+        for index in range(done_steps // plan.window_steps if epoch == first_epoch else 0, windows):
             first = epoch * plan.steps_per_epoch + index * plan.window_steps
             stop = min(first + plan.window_steps, (epoch + 1) * plan.steps_per_epoch, plan.total_steps)
             if stop <= max(start_step, first):
                 return
+            # A checkpoint in the middle of a window resumes there; windows before it are never read again.
             begin = max(0, start_step - first)
             yield Window(TRAIN, epoch, index, first, begin, stop - first)
+            # After `start_step` only: an evaluation at that step was done before its checkpoint was saved.
             for step in range(first + begin + 1, stop + 1):
                 if plan.evaluates_after(step):
                     yield from evaluation_windows(VALIDATION, plan.validation_rows, job, step)
 
 
 def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> Iterator[Window]:
-    """One pass over a split in file order; the last window says so."""
+    """Yield the windows of one pass over a split, in file order."""
     size = job.evaluation.batch_size * job.data.window_steps
     count = -(-rows // size)
     for i in range(count):
         end = -(-min(size, rows - i * size) // job.evaluation.batch_size)
-        yield Window(split, 0, i, step, 0, end, i == count - 1)
+        yield Window(split, 0, i, step, 0, end, is_last=i == count - 1)

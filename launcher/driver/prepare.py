@@ -26,11 +26,9 @@ from launcher.data.checks import (
 )
 from launcher.data.convert import splittable_files
 from launcher.data.encoded_cache import root_of
-from launcher.data.footers import OnProgress
+from launcher.data.footers import OnProgress, uncollected
 from launcher.data.label_inference import infer_task_params
-from launcher.data.process import uncollected
-from launcher.data.sample import row_bytes, sample
-from launcher.data.splits import Split, open_files
+from launcher.data.splits import Split, open_files, row_bytes, sample
 from launcher.driver.machine import missing_local_resources
 from launcher.driver.memory.auto import MemoryPlan, largest_local_batch, resolve_auto_parallel
 from launcher.errors import DataError, ModelError

@@ -15,9 +15,9 @@ import ray
 from rich.console import Console
 
 from launcher.data.checks import check_first_rows
+from launcher.data.ray_data import warm_up
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
-from launcher.data.warm import warm_up
 from launcher.driver.control import ControlActor, open_control_channel, start_control_actor
 from launcher.driver.controller import TrainController, is_finished
 from launcher.driver.leakage import check_leakage_in_background, require_no_leakage

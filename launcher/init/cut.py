@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.footers import ORIGIN
-from launcher.data.sample import first_rows, schema_of
-from launcher.data.splits import Split, read_batches
+from launcher.data.splits import Split, first_rows, read_batches, schema_of
 from launcher.errors import DataError
 from launcher.rundir.uri import describe_os_error
 

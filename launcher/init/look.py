@@ -10,8 +10,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from launcher.data.sample import BUFFER_BYTES, row_bytes, sample, schema_of
-from launcher.data.splits import Reading, Split, hub_features, read_batches
+from launcher.data.splits import (
+    BUFFER_BYTES,
+    Reading,
+    Split,
+    hub_features,
+    read_batches,
+    row_bytes,
+    sample,
+    schema_of,
+)
 from launcher.errors import DataError
 from launcher.init.columns import Column, describe_column, is_heavy
 from launcher.tasks.padding import whole_numbers

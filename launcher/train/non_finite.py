@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from launcher.data.batch_rows import read_batch_rows
+from launcher.data.stream import read_batch_rows
 from launcher.data.windows import TRAIN
 from launcher.errors import NonFiniteLossError, TrainingError
 from launcher.rundir.events import record_event

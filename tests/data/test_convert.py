@@ -11,82 +11,87 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.data.convert import convert_to_parquet
-from launcher.data.splits import open_split
+from launcher.data.convert import splittable_files
 from launcher.errors import DataError, RunError
+from tests.support.data_files import open_data, read_all, use_own_hub_cache
 
 _TEXTS = ["plain", "two\nlines", 'a "quoted", one', "", "tab\there", "é 漢字"]
 _ROWS = {"text": _TEXTS * 50, "label": [i % 3 for i in range(300)]}
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> str:
-    return str(tmp_path / "cache")
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
 
 
-def _write_csv(path: Path, delimiter: str = ",") -> None:
-    pa.csv.write_csv(pa.table(_ROWS), str(path), pa.csv.WriteOptions(delimiter=delimiter))
-
-
-def _write_jsonl(path: Path) -> None:
-    rows = [dict(zip(_ROWS, values, strict=True)) for values in zip(*_ROWS.values(), strict=True)]
+def _write(path: Path) -> None:
+    if path.suffix in (".csv", ".tsv", ".txt"):
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        pa.csv.write_csv(pa.table(_ROWS), str(path), pa.csv.WriteOptions(delimiter=delimiter))
+        return
+    rows = pa.table(_ROWS).to_pylist()
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _read(ready: list[str]) -> dict[str, list[object]]:
-    split = open_split("train", ready)
-    return split.read(np.arange(split.rows), split.schema.names).to_pydict()
+def _convert(cache: Path, *locations: "Path | str", name: str = "train") -> list[str]:
+    ready = splittable_files(name, [str(location) for location in locations], "auto", str(cache))
+    return [file.path for file in ready]
+
+
+def _read(*paths: str) -> dict[str, list[object]]:
+    return read_all(open_data(*paths, cache=Path("unused"))).to_pydict()  # type: ignore[no-any-return]
+
+
+def _files_in(cache: Path) -> list[str]:
+    return sorted(str(path) for path in cache.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.ndjson"])
-def test_every_value_survives(tmp_path: Path, cache: str, name: str) -> None:
-    path = tmp_path / name
-    _write_jsonl(path) if "json" in name else _write_csv(path, "\t" if name == "a.tsv" else ",")
-    ready = convert_to_parquet("train", [str(path)], "auto", cache)
-    assert len(ready) == 1
-    assert ready[0].startswith(cache + "/")
-    assert ready[0].endswith("/a.parquet")
+def test_conversion_keeps_every_value(tmp_path: Path, cache: Path, name: str) -> None:
+    _write(tmp_path / name)
+    (ready,) = _convert(cache, tmp_path / name)
+    assert ready.startswith(f"{cache}/") and ready.endswith("/a.parquet")
     assert _read(ready) == _ROWS
 
 
-def test_a_format_given_by_name(tmp_path: Path, cache: str) -> None:
-    _write_csv(tmp_path / "a.txt")
-    assert _read(convert_to_parquet("train", [str(tmp_path / "a.txt")], "csv", cache)) == _ROWS
+def test_format_of_the_job_file_overrides_the_ending(tmp_path: Path, cache: Path) -> None:
+    _write(tmp_path / "a.txt")
+    assert read_all(open_data(tmp_path / "a.txt", cache=cache, format="csv")).to_pydict() == _ROWS
 
 
-def test_files_that_have_footers_are_taken_as_they_are(tmp_path: Path, cache: str) -> None:
+def test_files_with_footers_are_not_converted(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     pq.write_table(pa.table(_ROWS), folder / "a.parquet")
-    _write_csv(folder / "b.csv")
+    _write(folder / "b.csv")
     pq.write_table(pa.table(_ROWS), folder / "c.parquet")
-    ready = convert_to_parquet("train", [str(folder)], "auto", cache)
+    ready = _convert(cache, folder)
     assert [ready[0], ready[2]] == [str(folder / "a.parquet"), str(folder / "c.parquet")]
-    assert ready[1].startswith(cache)
-    assert _read(ready) == {name: values * 3 for name, values in _ROWS.items()}
+    assert ready[1].startswith(str(cache))
+    assert _read(*ready) == {name: values * 3 for name, values in _ROWS.items()}
 
 
-def test_files_of_one_name_do_not_collide(tmp_path: Path, cache: str) -> None:
+def test_files_of_the_same_name_do_not_collide(tmp_path: Path, cache: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "a.csv").write_text(f"text\n{name}\n")
-    assert _read(convert_to_parquet("train", [str(tmp_path / "data")], "auto", cache)) == {"text": ["x", "y"]}
+    assert _read(*_convert(cache, tmp_path / "data")) == {"text": ["x", "y"]}
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_an_unchanged_file_is_converted_once_and_a_changed_one_again(tmp_path: Path, cache: str, name: str) -> None:
+def test_only_a_changed_file_is_converted_again(tmp_path: Path, cache: Path, name: str) -> None:
     path = tmp_path / name
-    _write_csv(path) if name == "a.csv" else _write_jsonl(path)
-    first = convert_to_parquet("train", [str(path)], "auto", cache)
+    _write(path)
+    first = _convert(cache, path)
     before = os.stat(first[0])
-    assert convert_to_parquet("validation", [str(path)], "auto", cache) == first
+    assert _convert(cache, path, name="validation") == first
     after = os.stat(first[0])
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
     path.write_text('text,label\n"new\nrow",1\n' if name == "a.csv" else '{"text": "new\\nrow", "label": 1}\n')
-    second = convert_to_parquet("train", [str(path)], "auto", cache)
+    second = _convert(cache, path)
     assert second != first
-    assert _read(second) == {"text": ["new\nrow"], "label": [1]}
-    assert sorted(str(p) for p in Path(cache).rglob("*") if p.is_file()) == sorted(first + second)
+    assert _read(*second) == {"text": ["new\nrow"], "label": [1]}
+    assert _files_in(cache) == sorted(first + second)
 
 
 @pytest.mark.parametrize(
@@ -99,24 +104,23 @@ def test_an_unchanged_file_is_converted_once_and_a_changed_one_again(tmp_path: P
         ("a.jsonl", ""),
     ],
 )
-def test_a_broken_file_is_named_and_leaves_nothing_behind(tmp_path: Path, cache: str, name: str, content: str) -> None:
+def test_error_names_the_broken_file_and_nothing_is_left(tmp_path: Path, cache: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError) as caught:
-        convert_to_parquet("train", [str(path)], "auto", cache)
-    kind = name.removeprefix("a.")
-    assert caught.value.message.startswith(f"{path}: not a readable {kind} file (")
-    assert caught.value.message.endswith("); mend the file, or set data.format")
+        _convert(cache, path)
+    assert caught.value.message.startswith(f"{path}: not a readable {path.suffix[1:]} file (")
+    assert caught.value.message.endswith("); fix the file, or set data.format")
     assert "\n" not in caught.value.message
-    assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+    assert not _files_in(cache)
 
 
-def test_a_csv_that_breaks_after_its_first_block(tmp_path: Path, cache: str) -> None:
+def test_csv_that_breaks_after_its_first_block_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "some words,1\n" * 800_000 + "one,1,2\n")  # blocks are of 8 MiB
     with pytest.raises(DataError, match=r"not a readable csv file .*Row #800002: Expected 2 columns, got 3"):
-        convert_to_parquet("train", [str(path)], "auto", cache)
-    assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+        _convert(cache, path)
+    assert not _files_in(cache)
 
 
 @pytest.mark.parametrize(
@@ -129,53 +133,50 @@ def test_a_csv_that_breaks_after_its_first_block(tmp_path: Path, cache: str) -> 
         ("a.jsonl", '{"text": "some words", "label": 1}', '{"text": "x", "more": 1}', ["some words,1", "x,None"]),
     ],
 )
-def test_a_file_whose_types_show_late(
-    tmp_path: Path, cache: str, name: str, first: str, last: str, expected: list[str]
+def test_types_that_change_after_the_first_block_hold_for_all_rows(
+    tmp_path: Path, cache: Path, name: str, first: str, last: str, expected: list[str]
 ) -> None:
-    path = tmp_path / name
     head = "text,label\n" if name == "a.csv" else ""
-    path.write_text(head + (first + "\n") * 800_000 + last + "\n")
-    split = open_split("train", convert_to_parquet("train", [str(path)], "auto", cache))
+    (tmp_path / name).write_text(head + (first + "\n") * 800_000 + last + "\n")
+    split = open_data(tmp_path / name, cache=cache)
     assert split.rows == 800_001
     rows = split.read(np.array([0, 800_000]), ["text", "label"]).to_pylist()
     assert [f"{row['text']},{row['label']}" for row in rows] == expected
 
 
-def test_true_and_false_stay_the_texts_they_are(tmp_path: Path, cache: str) -> None:
-    (tmp_path / "a.csv").write_text("text,label\none,true\ntwo,false\n")
-    assert _read(convert_to_parquet("train", [str(tmp_path / "a.csv")], "auto", cache))["label"] == ["true", "false"]
-
-
-def test_an_arrow_stream_becomes_parquet(tmp_path: Path, cache: str) -> None:
+def test_arrow_stream_is_converted_and_arrow_file_is_not(tmp_path: Path, cache: Path) -> None:
     table = pa.table(_ROWS)
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=100)
     with pa.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as writer:
         writer.write_table(table)
-    ready = convert_to_parquet("train", [str(tmp_path / "a.arrow"), str(tmp_path / "b.arrow")], "auto", cache)
-    assert ready[0].startswith(cache) and ready[1] == str(tmp_path / "b.arrow")
-    assert _read(ready[:1]) == _ROWS
+    stream, file = _convert(cache, tmp_path / "a.arrow", tmp_path / "b.arrow")
+    assert stream.startswith(str(cache)) and file == str(tmp_path / "b.arrow")
+    assert _read(stream) == _ROWS
 
 
-def test_a_row_is_named_by_the_file_the_user_knows(tmp_path: Path, cache: str) -> None:
-    _write_csv(tmp_path / "a.csv")
-    split = open_split("train", convert_to_parquet("train", [str(tmp_path / "a.csv")], "auto", cache))
-    assert split.fragments[0].path.startswith(cache)
+def test_row_is_located_in_the_file_that_was_converted(tmp_path: Path, cache: Path) -> None:
+    _write(tmp_path / "a.csv")
+    split = open_data(tmp_path / "a.csv", cache=cache)
+    assert split.fragments[0].path.startswith(str(cache))
     assert split.locate(7) == (str(tmp_path / "a.csv"), 7)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", "text;label\na;1\n", "its columns are separated by ';', not by commas; write them with commas"),
         ("a.csv", "text\tlabel\na\t1\n", "its columns are separated by tabs, not by commas; name it .tsv"),
-        ("a.csv", "text,text\na,1\n", "has two columns named 'text'; rename one of them"),
+        # Texts with commas do not hide another separator.
+        ("a.csv", "text;label\ntext, with 1;0\n", "its columns are separated by ';', not by commas; write them"),
+        ("a.csv", "text\tlabel\ntext, with 1\t0\n", "its columns are separated by tabs, not by commas; name it .tsv"),
+        ("a.tsv", "text,label\na,0\n", "its columns are separated by commas, not by tabs; name it .csv"),
         ("a.csv", "text,label\na,1\nb,1,2\n", "Row #3: Expected 2 columns, got 3: b,1,2"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3: Expecting value at character"),
         ("a.jsonl", '[{"text": "a"}, 3]\n', "row 1: it holds no object"),
-        ("a.json", '[\n{"text": "a"}\n{"text": "b"}\n]\n', "behind row 0: a comma or ] is expected, not {"),
+        ("a.json", '[\n{"text": "a"}\n{"text": "b"}\n]\n', "after row 0: a comma or ] is expected, not {"),
         ("a.json", '[{"text": "a"}, {"text": "b}]', "row 1: Unterminated string starting at"),
-        ("a.json", '[{"text": "a"}]\n[{"text": "b"}]\n', "more follows behind the array of 1 rows"),
+        ("a.json", '[{"text": "a"}]\n[{"text": "b"}]\n', "there is more text after the array of 1 rows"),
         ("a.json", "[]", "not a readable jsonl file (Empty JSON file)"),
         ("a.jsonl", '{"text": "a"}\n3\n', "line 2: it holds no object"),
         ("a.jsonl", '{"a": 1}\n{"a": null}\n{"a": "x"}\n', "line 3: a is text, and a number before"),
@@ -185,95 +186,75 @@ def test_a_row_is_named_by_the_file_the_user_knows(tmp_path: Path, cache: str) -
             "line 2: a holds half a character (\\uD800 to \\uDFFF come in pairs)",
         ),
         ("a.jsonl", '{"m": [{"c": "x"}]}\n{"m": [{"c": 4}]}\n', "line 2: m[].c is a number, and text before"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "caf\udce9"}\n', "not a readable jsonl file (line 2: it is not UTF-8)"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path: Path, cache: str, name: str, content: str, said: str) -> None:
+def test_error_says_what_is_wrong_with_a_file(
+    tmp_path: Path, cache: Path, name: str, content: str, message: str
+) -> None:
     path = tmp_path / name
-    path.write_text(content)
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError) as caught:
-        convert_to_parquet("train", [str(path)], "auto", cache)
+        _convert(cache, path)
     assert caught.value.message.startswith(f"{path}: ")
-    assert said in caught.value.message
-    assert not [p for p in Path(cache).rglob("*") if p.is_file()]
+    assert message in caught.value.message
+    assert not _files_in(cache)
 
 
-def test_json_lines_that_are_not_utf8(tmp_path: Path, cache: str) -> None:
-    (tmp_path / "a.jsonl").write_bytes('{"text": "a"}\n{"text": "café"}\n'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"a\.jsonl: not a readable jsonl file \(line 2: it is not UTF-8\)"):
-        convert_to_parquet("train", [str(tmp_path / "a.jsonl")], "auto", cache)
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    _write_csv(tmp_path / "a.csv")
+def test_unwritable_cache_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "a.csv")
     with pytest.raises(RunError, match=r"output\.storage: .* cannot be written \(Not a directory\); give a directory"):
-        convert_to_parquet("train", [str(tmp_path / "a.csv")], "auto", str(tmp_path / "a.csv"))
-
-
-def test_a_csv_that_is_not_utf8(tmp_path: Path, cache: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not a readable csv file"):
-        convert_to_parquet("train", [str(path)], "auto", cache)
-
-
-def test_what_is_missing_is_said_as_for_other_files(tmp_path: Path, cache: str) -> None:
-    with pytest.raises(DataError, match=r"data\.train: .*gone\.csv does not exist"):
-        convert_to_parquet("train", [str(tmp_path / "gone.csv")], "auto", cache)
+        _convert(tmp_path / "a.csv", tmp_path / "a.csv")
 
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A local data set repository; the `datasets` cache is the test's own."""
-    import datasets
-
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    """Create a local data set repository."""
+    use_own_hub_cache(monkeypatch, tmp_path)
     folder = tmp_path / "corpus"
     folder.mkdir()
     table = pa.table(_ROWS)
     pq.write_table(table.slice(0, 100), folder / "train-00000-of-00002.parquet")
     pq.write_table(table.slice(100, 150), folder / "train-00001-of-00002.parquet")
     pq.write_table(table.slice(250), folder / "test-00000-of-00001.parquet")
-    datasets.disable_progress_bars()
     return folder
 
 
-def test_a_hub_data_set(hub_folder: Path, cache: str) -> None:
-    ready = convert_to_parquet("train", [f"hub:{hub_folder}#train"], "auto", cache)
-    assert len(ready) == 1
-    assert ready[0].startswith(cache + "/")
+def test_hub_data_set_is_converted_once_per_split(hub_folder: Path, cache: Path) -> None:
+    (ready,) = _convert(cache, f"hub:{hub_folder}#train")
+    assert ready.startswith(f"{cache}/")
     assert _read(ready) == {name: values[:250] for name, values in _ROWS.items()}
-    before = os.stat(ready[0])
-    assert convert_to_parquet("train", [f"hub:{hub_folder}#train"], "auto", cache) == ready
-    assert os.stat(ready[0]).st_mtime_ns == before.st_mtime_ns
+    before = os.stat(ready)
+    assert _convert(cache, f"hub:{hub_folder}#train") == [ready]
+    assert os.stat(ready).st_mtime_ns == before.st_mtime_ns
     # Without #SPLIT it is the split of the same name.
-    test = convert_to_parquet("test", [f"hub:{hub_folder}"], "auto", cache)
+    (test,) = _convert(cache, f"hub:{hub_folder}", name="test")
     assert test != ready
     assert _read(test) == {name: values[250:] for name, values in _ROWS.items()}
 
 
-def test_a_hub_data_set_that_cannot_be_loaded(hub_folder: Path, cache: str) -> None:
-    for location in (f"hub:{hub_folder}#dev", f"hub:{hub_folder / 'gone'}#train"):
-        with pytest.raises(DataError) as caught:
-            convert_to_parquet("train", [location], "auto", cache)
-        assert caught.value.message.startswith(f"data.train: {location} cannot be loaded (")
-        remedy = "); write hub:NAME#SPLIT, with the CONFIG it needs as hub:ORG/NAME/CONFIG#SPLIT"
-        assert caught.value.message.endswith(remedy)
+@pytest.mark.parametrize("location", ["#dev", "/gone#train"])
+def test_hub_data_set_that_cannot_be_loaded_is_refused(hub_folder: Path, cache: Path, location: str) -> None:
+    with pytest.raises(DataError) as caught:
+        _convert(cache, f"hub:{hub_folder}{location}")
+    assert caught.value.message.startswith(f"data.train: hub:{hub_folder}{location} cannot be loaded (")
+    remedy = "); write hub:NAME#SPLIT, with the CONFIG it needs as hub:ORG/NAME/CONFIG#SPLIT"
+    assert caught.value.message.endswith(remedy)
 
 
-def test_what_a_hub_name_asks_for(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_location_is_parsed_to_name_config_and_split(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked: list[tuple[object, ...]] = []
+    calls: list[tuple[object, ...]] = []
 
     def load_dataset(source: str, config: str | None, split: str) -> object:
-        asked.append((source, config, split))
-        raise ValueError("no network here")
+        calls.append((source, config, split))
+        raise ValueError("no network in tests")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for location in ("hub:org/name/config#dev", "hub:org/name", "hub:name#train[:9]"):
-        with pytest.raises(DataError, match=r"data\.test: hub:.* cannot be loaded \(no network here\)"):
-            convert_to_parquet("test", [location], "auto", cache)
-    assert asked == [("org/name", "config", "dev"), ("org/name", None, "test"), ("name", None, "train[:9]")]
+        with pytest.raises(DataError, match=r"data\.test: hub:.* cannot be loaded \(no network in tests\)"):
+            _convert(cache, location, name="test")
+    assert calls == [("org/name", "config", "dev"), ("org/name", None, "test"), ("name", None, "train[:9]")]
     with pytest.raises(DataError, match=r"data\.input: hub:a/b/c/d has 4 parts; write hub:NAME#SPLIT"):
-        convert_to_parquet("input", ["hub:a/b/c/d"], "auto", cache)
+        _convert(cache, "hub:a/b/c/d", name="input")

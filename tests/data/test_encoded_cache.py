@@ -1,4 +1,4 @@
-"""Encoded rows that are kept: the same stream, made once, whatever happens to the files."""
+"""The cache of encoded rows: the same stream, encoded once, whatever happens to the files."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 from launcher.data import encoded_cache
-from launcher.data.blocks import Block
+from launcher.data.encoded_cache import Block
 from launcher.data.in_memory import InMemorySource
 from launcher.data.stream import StreamSource
-from launcher.data.windows import Window, evaluation_windows, train_windows
+from launcher.data.windows import evaluation_windows, train_windows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.spec.data import CacheSpec
@@ -31,9 +31,9 @@ TASKS = ["text-classification", "token-classification", "causal-lm", "image-clas
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Several blocks, and several passes to make them; nothing of another test in memory."""
+    """Make splits of several blocks that need several passes; drop what other tests left in memory."""
     monkeypatch.setattr(encoded_cache, "BLOCK_ROWS", 16)
-    monkeypatch.setattr(encoded_cache, "_MOST_AT_ONCE", 2)
+    monkeypatch.setattr(encoded_cache, "_MAX_BLOCKS_AT_ONCE", 2)
     encoded_cache._entry.cache_clear()
     yield
     encoded_cache._entry.cache_clear()
@@ -44,60 +44,61 @@ def _job(model: Path, folder: Path, cached: bool, **sections: Any) -> PreparedJo
     if not (folder / "data").exists():
         write_splits(folder / "data", 83, 29, row_group=20, task=kind)
     data = {name: str(folder / f"data/{name}.parquet") for name in ("train", "validation")}
-    kept = {"cache": {"path": str(folder / "kept")}} if cached else {}
-    data |= kept | sections.pop("data", {})
+    cache = {"cache": {"path": str(folder / "cache")}} if cached else {}
+    data |= cache | sections.pop("data", {})
     train = {"epochs": 2, **sections.pop("train", {})}
     return prepared_job(model, data, folder, train=train, **sections)
 
 
-def _cells(prepared: PreparedJob, world_size: int = 2) -> list[bytes]:
-    return [cell.to_pybytes() for rank in range(world_size) for cell in share_cells(prepared, world_size, rank, 0)]
+def _shards(prepared: PreparedJob) -> list[bytes]:
+    return [shard.to_pybytes() for rank in range(2) for shard in share_cells(prepared, 2, rank, 0)]
 
 
 class _Counted:
-    """Counts the rows that tasks encode."""
+    """Counter of the rows that a task encodes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, task: Task) -> None:
-        self.rows, inner = 0, type(task).encode
+        self.rows = 0
+        encode_rows = type(task).encode
 
         def encode(task: Task, rows: pa.Table, *args: Any) -> Encoded:
             self.rows += len(rows)
-            return inner(task, rows, *args)
+            return encode_rows(task, rows, *args)
 
         monkeypatch.setattr(type(task), "encode", encode)
 
 
 def _blocks(folder: Path) -> list[Path]:
-    return sorted((folder / "kept").glob("*/*.block"))
+    return sorted((folder / "cache").glob("*/*.block"))
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_stream_is_the_same_and_encodes_once(
+def test_stream_is_the_same_and_encodes_each_row_once(
     tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     task = {"type": kind} | ({} if kind == "image-classification" else {"max_length": 32})
-    plain = _cells(_job(tiny_models[kind], tmp_path, cached=False, task=task))
+    plain = _shards(_job(tiny_models[kind], tmp_path, cached=False, task=task))
     prepared = _job(tiny_models[kind], tmp_path, cached=True, task=task)
     counted = _Counted(monkeypatch, build_task(prepared.job))
-    assert _cells(prepared) == plain
+    assert _shards(prepared) == plain
     assert counted.rows == 83 + 29, "both epochs, both evaluations and both workers"
     encoded_cache._entry.cache_clear()  # as in another process
-    assert _cells(prepared) == plain
+    assert _shards(prepared) == plain
     assert counted.rows == 83 + 29
-    assert not list((tmp_path / "kept").glob("*/.*"))
+    assert not list((tmp_path / "cache").glob("*/.*"))
 
 
-def test_augmented_rows_are_not_kept(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_augmented_rows_are_not_cached(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     task = {"type": "image-classification", "augment": {"flip_fraction": 0.5}}
     model = tiny_models["image-classification"]
-    plain = _cells(_job(model, tmp_path, cached=False, task=task))
+    plain = _shards(_job(model, tmp_path, cached=False, task=task))
     prepared = _job(model, tmp_path, cached=True, task=task)
-    assert _cells(prepared) == plain
+    assert _shards(prepared) == plain
     assert len(_blocks(tmp_path)) == 2  # of validation
     assert any(note.startswith("data.cache: training rows are augmented") for note in prepared.plan.notes)
 
 
-def test_rows_that_cannot_be_used(tiny_bert: Path, tmp_path: Path) -> None:
+def test_unusable_rows_are_skipped_or_refused_as_without_a_cache(tiny_bert: Path, tmp_path: Path) -> None:
     table = example_table(83)
     texts = table.column("text").to_pylist()
     texts[13] = texts[57] = None
@@ -106,119 +107,113 @@ def test_rows_that_cannot_be_used(tiny_bert: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": texts, "label": table.column("label")}), tmp_path / "data/train.parquet")
     pq.write_table(example_table(29), tmp_path / "data/validation.parquet")
     skip = {"on_bad_row": "skip"}
-    plain = _cells(_job(tiny_bert, tmp_path, cached=False, data=skip))
+    plain = _shards(_job(tiny_bert, tmp_path, cached=False, data=skip))
     for _ in range(2):
-        assert _cells(_job(tiny_bert, tmp_path, cached=True, data=skip)) == plain
+        assert _shards(_job(tiny_bert, tmp_path, cached=True, data=skip)) == plain
         encoded_cache._entry.cache_clear()
-    with pytest.raises(DataError, match=r"train\.parquet: row \d+: text is null; mend the row"):
-        _cells(_job(tiny_bert, tmp_path, cached=True))
+    with pytest.raises(DataError, match=r"train\.parquet: row \d+: text is null; fix the row"):
+        _shards(_job(tiny_bert, tmp_path, cached=True))
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "empty", "gone"])
-def test_a_damaged_block_is_made_anew(tiny_bert: Path, tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "removed"])
+def test_damaged_block_is_made_again(tiny_bert: Path, tmp_path: Path, damage: str) -> None:
     prepared = _job(tiny_bert, tmp_path, cached=True)
-    plain = _cells(prepared)
+    plain = _shards(prepared)
     victim = max(_blocks(tmp_path), key=lambda path: path.stat().st_size)
-    content, rows = victim.read_bytes(), Block.open(victim).samples.to_pylist()
-    if harm == "gone":
+    content = victim.read_bytes()
+    rows = Block.open(victim).samples.to_pylist()
+    if damage == "removed":
         victim.unlink()
     else:
-        harmed = {
-            "cut": content[:-100],
-            "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-            "empty": b"",
-        }
-        victim.write_bytes(harmed[harm])
+        flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        victim.write_bytes({"cut": content[:-100], "flipped": flipped, "empty": b""}[damage])
     for _ in range(2):
         encoded_cache._entry.cache_clear()
-        assert _cells(prepared) == plain
+        assert _shards(prepared) == plain
     # Not byte by byte: unused bits of a bitmap depend on the rows that were encoded in the same pass.
     assert Block.open(victim).samples.to_pylist() == rows
 
 
-def test_what_encodes_otherwise_lies_elsewhere(tiny_bert: Path, tmp_path: Path) -> None:
+def test_another_encoding_has_another_entry(tiny_bert: Path, tmp_path: Path) -> None:
     first = _job(tiny_bert, tmp_path, cached=True)
-    _cells(first)
+    _shards(first)
     count = len(_blocks(tmp_path))
-    _cells(_job(tiny_bert, tmp_path, cached=True, seed=5, train={"learning_rate": 1.0}))
+    _shards(_job(tiny_bert, tmp_path, cached=True, seed=5, train={"learning_rate": 1.0}))
     assert len(_blocks(tmp_path)) == count, "the seed and the learning rate do not change how a row is encoded"
-    _cells(_job(tiny_bert, tmp_path, cached=True, task={"max_length": 5}))
+    _shards(_job(tiny_bert, tmp_path, cached=True, task={"max_length": 5}))
     assert len(_blocks(tmp_path)) == 2 * count
     # Other rows of the same number and file size: the order stays, what was encoded does not.
     path = tmp_path / "data/train.parquet"
     pq.write_table(example_table(83, 0).take(pa.array(np.arange(83)[::-1])), path, row_group_size=20)
     os.utime(path, (1, 1))
     changed = _job(tiny_bert, tmp_path, cached=True)
-    assert _cells(changed) == _cells(_job(tiny_bert, tmp_path, cached=False))
+    assert _shards(changed) == _shards(_job(tiny_bert, tmp_path, cached=False))
 
 
-def test_a_full_cache_keeps_no_more_and_changes_nothing(
+def test_full_cache_adds_nothing_and_changes_nothing(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = _cells(_job(tiny_bert, tmp_path, cached=False))
-    prepared = _job(tiny_bert, tmp_path, cached=True, data={"cache": {"path": str(tmp_path / "kept"), "gib": 1e-9}})
+    plain = _shards(_job(tiny_bert, tmp_path, cached=False))
+    prepared = _job(tiny_bert, tmp_path, cached=True, data={"cache": {"path": str(tmp_path / "cache"), "gib": 1e-9}})
     counted = _Counted(monkeypatch, build_task(prepared.job))
-    assert _cells(prepared) == plain
+    assert _shards(prepared) == plain
     assert counted.rows > 83 + 29
     assert len(_blocks(tmp_path)) < 8
 
 
-def test_what_was_not_used_for_long_goes_first(tmp_path: Path) -> None:
+def test_least_recently_used_entries_are_evicted_first(tmp_path: Path) -> None:
     now = time.time()
     for name, hours in (("recent", 0.1), ("old", 3), ("older", 5)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "00000000.block").write_bytes(bytes(100))
         (tmp_path / name / "used").touch()
         os.utime(tmp_path / name / "used", (now - 3600 * hours,) * 2)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_bytes(bytes(1000))
+    (tmp_path / "other").mkdir()  # not an entry of the cache
+    (tmp_path / "other" / "thesis.txt").write_bytes(bytes(1000))
     assert encoded_cache.evict(tmp_path, 1000) == 300
     assert encoded_cache.evict(tmp_path, 250) == 200
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "old", "recent"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "other", "recent"]
     assert encoded_cache.evict(tmp_path, 10) == 100
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "recent"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "recent"]
 
 
-def test_training_goes_on_where_nothing_can_be_kept(
+def test_unwritable_cache_is_warned_about_and_changes_nothing(
     tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = _cells(_job(tiny_bert, tmp_path, cached=False))
-    (tmp_path / "kept").write_text("a file")
+    plain = _shards(_job(tiny_bert, tmp_path, cached=False))
+    (tmp_path / "cache").write_text("a file")
     with caplog.at_level(logging.WARNING, "launcher"):
-        assert _cells(_job(tiny_bert, tmp_path, cached=True)) == plain
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and all("nothing is kept from now on (" in line for line in said)  # one of each split
+        assert _shards(_job(tiny_bert, tmp_path, cached=True)) == plain
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2 and all("no more rows are cached (" in line for line in warnings)  # one per split
 
 
-def test_the_default_place_and_places_that_are_none(tiny_bert: Path, tmp_path: Path) -> None:
+def test_cache_is_in_the_storage_unless_that_is_remote(tiny_bert: Path, tmp_path: Path) -> None:
     data = {**write_splits(tmp_path / "data", 20), "cache": {}}
     assert encoded_cache.root_of(make_job(tiny_bert, data, tmp_path)) == f"{tmp_path}/.cache/encoded"
     remote = make_job(tiny_bert, data, tmp_path, output={"storage": "s3://key:secret@bucket/runs"})
     with pytest.raises(DataError, match=r"^data\.cache: s3://bucket/runs is remote, .* set data\.cache\.path to a"):
         prepare(remote)
     with pytest.raises(ValidationError, match="give a directory of the nodes"):
-        CacheSpec(path="s3://bucket/kept")
+        CacheSpec(path="s3://bucket/cache")
 
 
-def test_trials_of_a_sweep_fill_it_and_read_it(
+def test_trials_of_a_sweep_fill_and_read_the_cache(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = _job(tiny_bert, tmp_path, cached=True)
     counted = _Counted(monkeypatch, build_task(prepared.job))
-    windows = [*train_windows(prepared.plan, prepared.job, 0), *_validations(prepared)]
-    kept = InMemorySource(prepared.job, prepared.splits, 2)
+    rows = prepared.splits["validation"].rows
+    windows = [*train_windows(prepared.plan, prepared.job, 0), *evaluation_windows("validation", rows, prepared.job, 1)]
+    in_memory = InMemorySource(prepared.job, prepared.splits, 2)
     plain = StreamSource(_job(tiny_bert, tmp_path, cached=False).job, prepared.splits, 2)
-    assert [list(kept.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]
+    assert [list(in_memory.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]
     encoded = counted.rows
-    assert _cells(prepared)
+    assert _shards(prepared)
     assert counted.rows == encoded
 
 
-def _validations(prepared: PreparedJob) -> list[Window]:
-    return list(evaluation_windows("validation", prepared.splits["validation"].rows, prepared.job, 1))
-
-
-def test_a_block_survives_the_disk(tiny_bert: Path, tmp_path: Path) -> None:
+def test_block_is_the_same_after_writing_and_reading(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path, cached=False)
     task = build_task(prepared.job)
     rows = example_table(10).set_column(0, "text", pa.array([None, *["w1 w2"] * 8, None]))
@@ -226,6 +221,6 @@ def test_a_block_survives_the_disk(tiny_bert: Path, tmp_path: Path) -> None:
     with (tmp_path / "x.block").open("wb") as file:
         size = block.slice(2, 10).write(file)
     assert size == (tmp_path / "x.block").stat().st_size
-    again = Block.open(tmp_path / "x.block")
-    assert again.reasons == {7: "text is null"} and again.place.tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
-    assert again.samples.equals(block.samples.slice(1)) and again.samples.schema == block.samples.schema
+    copy = Block.open(tmp_path / "x.block")
+    assert copy.reasons == {7: "text is null"} and copy.place.tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
+    assert copy.samples.equals(block.samples.slice(1)) and copy.samples.schema == block.samples.schema

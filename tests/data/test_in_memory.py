@@ -1,4 +1,4 @@
-"""Train workers that read for themselves get what Ray Data would deal them, and do so where that is cheap."""
+"""Train workers that read for themselves get the shards that Ray Data would deliver, and read only small data."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data import in_memory
-from launcher.data.in_memory import can_read_in_workers, iter_shards_in_memory
+from launcher.data.in_memory import InMemorySource, can_read_in_workers, iter_shards_in_memory
 from launcher.data.stream import StreamSource
-from launcher.data.windows import TRAIN, windows_of
+from launcher.data.windows import TRAIN, train_windows, windows_of
 from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import make_job, prepared_job, write_splits
 from tests.support.worker_group import share_cells
@@ -27,15 +27,26 @@ def prepared(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepa
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 23), st.data())
-def test_the_stream_is_the_same(prepared: PreparedJob, world_size: int, start: int, data: st.DataObject) -> None:
+def test_shards_built_in_a_train_worker_are_those_of_the_stream(
+    prepared: PreparedJob, world_size: int, start: int, data: st.DataObject
+) -> None:
     rank = data.draw(st.integers(0, world_size - 1))
     windows = windows_of(TRAIN, prepared.splits[TRAIN].rows, prepared.plan, prepared.job, start)
-    found = iter_shards_in_memory(StreamSource(prepared.job, prepared.splits, world_size), windows, rank)
-    assert list(found) == list(share_cells(prepared, world_size, rank, start))
+    shards = iter_shards_in_memory(StreamSource(prepared.job, prepared.splits, world_size), windows, rank)
+    assert list(shards) == list(share_cells(prepared, world_size, rank, start))
+
+
+def test_rows_that_stay_encoded_in_memory_are_those_of_the_stream(prepared: PreparedJob) -> None:
+    plain = StreamSource(prepared.job, prepared.splits, 2)
+    in_memory_source = InMemorySource(prepared.job, prepared.splits, 2)
+    windows = list(train_windows(prepared.plan, prepared.job, 0))
+    assert {window.kind for window in windows} == {"train", "validation"}
+    for window in windows:
+        assert list(in_memory_source.read(window)) == list(plain.read(window))
 
 
 @pytest.mark.parametrize(
-    ("cluster", "reads"),
+    ("cluster", "expected"),
     [
         ({}, True),
         ({"data_workers": 0, "workers": 8}, True),
@@ -44,17 +55,18 @@ def test_the_stream_is_the_same(prepared: PreparedJob, world_size: int, start: i
         ({"gpus_per_worker": 1}, False),
     ],
 )
-def test_workers_read_small_data(prepared: PreparedJob, cluster: dict[str, Any], reads: bool) -> None:
+def test_train_workers_read_small_data_by_themselves(
+    prepared: PreparedJob, cluster: dict[str, Any], expected: bool
+) -> None:
     job = prepared.job.model_copy(update={"cluster": prepared.job.cluster.model_copy(update=cluster)})
-    assert can_read_in_workers(job, prepared.splits) is reads
+    assert can_read_in_workers(job, prepared.splits) is expected
 
 
 def test_large_and_augmented_data_go_through_ray_data(
     prepared: PreparedJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pictures = make_job(
-        tmp_path, {"train": "x"}, tmp_path, task={"type": "image-classification", "augment": {"flip_fraction": 0.5}}
-    )
+    task = {"type": "image-classification", "augment": {"flip_fraction": 0.5}}
+    pictures = make_job(tmp_path, {"train": "x"}, tmp_path, task=task)
     assert not can_read_in_workers(pictures, prepared.splits)
     monkeypatch.setattr(in_memory, "_SMALL_BYTES", 1000)
     assert not can_read_in_workers(prepared.job, prepared.splits)

@@ -1,5 +1,6 @@
-"""The canonical order holds every row once, whatever the fragments are, and batches are cut as planned."""
+"""The order has every row once, whatever the fragments are, and batches are cut as planned."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ _quick = settings(max_examples=80, deadline=None, derandomize=True)
 
 @st.composite
 def _orders(draw: st.DrawFn, min_rows: int = 1) -> EpochSampler:
-    fragments = draw(_fragments.filter(lambda found: sum(rows for rows, _ in found) >= min_rows))
+    fragments = draw(_fragments.filter(lambda fragments: sum(rows for rows, _ in fragments) >= min_rows))
     return EpochSampler(
         fragments,
         draw(st.text("0123456789abcdef", min_size=1, max_size=8)),
@@ -32,7 +33,7 @@ def _all_ids(order: EpochSampler) -> RowIds:
 
 @_quick
 @given(_orders())
-def test_the_windows_hold_each_row_exactly_once(order: EpochSampler) -> None:
+def test_windows_have_each_row_exactly_once(order: EpochSampler) -> None:
     ids = _all_ids(order)
     assert ids.dtype == np.int64
     assert order.rows == sum(rows for rows, _ in order.fragments)
@@ -50,39 +51,32 @@ def test_every_window_but_the_last_is_full(order: EpochSampler) -> None:
 
 @_quick
 @given(_orders())
-def test_a_window_does_not_depend_on_which_were_asked_for_before(order: EpochSampler) -> None:
+def test_window_does_not_depend_on_earlier_calls(order: EpochSampler) -> None:
     whole = _all_ids(order)
     for index in reversed(range(order.windows)):
         begin = index * order.window_rows
-        fresh = EpochSampler(
-            order.fragments, order.fingerprint, order.seed, order.epoch, order.window_rows, order.pool_bytes
-        )
-        assert np.array_equal(fresh.window(index), whole[begin : begin + order.window_rows])
+        assert np.array_equal(replace(order).window(index), whole[begin : begin + order.window_rows])
 
 
 @_quick
 @given(_orders(), st.integers(1, 300))
-def test_the_windows_only_cut_the_order(order: EpochSampler, other_rows: int) -> None:
-    other = EpochSampler(order.fragments, order.fingerprint, order.seed, order.epoch, other_rows, order.pool_bytes)
-    assert np.array_equal(_all_ids(order), _all_ids(other))
+def test_order_does_not_depend_on_the_size_of_windows(order: EpochSampler, window_rows: int) -> None:
+    assert np.array_equal(_all_ids(order), _all_ids(replace(order, window_rows=window_rows)))
 
 
 @_quick
 @given(_orders(min_rows=20))
 def test_seed_epoch_and_fingerprint_each_change_the_order(order: EpochSampler) -> None:
-    f, name, seed, epoch, rows, pool = (
-        order.fragments, order.fingerprint, order.seed, order.epoch, order.window_rows, order.pool_bytes,
-    )  # fmt: skip
     ids = _all_ids(order)
-    assert np.array_equal(ids, _all_ids(EpochSampler(f, name, seed, epoch, rows, pool)))
-    assert not np.array_equal(ids, _all_ids(EpochSampler(f, name, seed + 1, epoch, rows, pool)))
-    assert not np.array_equal(ids, _all_ids(EpochSampler(f, name, seed, epoch + 1, rows, pool)))
-    assert not np.array_equal(ids, _all_ids(EpochSampler(f, name + "x", seed, epoch, rows, pool)))
+    assert np.array_equal(ids, _all_ids(replace(order)))
+    assert not np.array_equal(ids, _all_ids(replace(order, seed=order.seed + 1)))
+    assert not np.array_equal(ids, _all_ids(replace(order, epoch=order.epoch + 1)))
+    assert not np.array_equal(ids, _all_ids(replace(order, fingerprint=order.fingerprint + "x")))
 
 
 @_quick
 @given(_orders())
-def test_pools_are_bounded_and_their_pieces_stay_inside_a_fragment(order: EpochSampler) -> None:
+def test_pools_are_bounded_and_their_pieces_lie_inside_a_fragment(order: EpochSampler) -> None:
     bounds = np.concatenate([[0], np.cumsum([rows for rows, _ in order.fragments])])
     assert all(order.pools)
     for pool in order.pools:
@@ -93,14 +87,14 @@ def test_pools_are_bounded_and_their_pieces_stay_inside_a_fragment(order: EpochS
             assert piece.first + piece.rows <= bounds[owner + 1]
 
 
-def test_a_small_data_set_is_one_pool_and_is_shuffled_as_a_whole() -> None:
+def test_small_data_set_is_one_pool_and_is_shuffled_as_a_whole() -> None:
     order = EpochSampler(((50, 100), (50, 100), (50, 100)), "f", 1, 0, 150, 300)
     assert len(order.pools) == 1
     # Were only fragments shuffled, each third would come out of one fragment.
     assert [len(np.unique(part // 50)) for part in order.window(0).reshape(3, 50)] == [3, 3, 3]
 
 
-def test_a_pool_has_slices_from_all_over_a_large_fragment() -> None:
+def test_pool_has_pieces_from_all_over_a_large_fragment() -> None:
     order = EpochSampler(((640, 64000),), "f", 1, 0, 7, 16000)
     assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(5, 500)] * 32] * 4
     for pool in order.pools:
@@ -111,7 +105,7 @@ def test_a_pool_has_slices_from_all_over_a_large_fragment() -> None:
     ("rows", "row_bytes", "group", "classes"), [(2_000_000, 300, 1 << 20, 2), (20_000, 110_000, 100, 100)]
 )
 def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, classes: int) -> None:
-    """Texts in the row groups that pyarrow writes, pictures in those that datasets writes; batches of 32."""
+    """Test texts in the row groups of pyarrow, and pictures in those of `datasets`; batches of 32."""
     counts = [min(group, rows - begin) for begin in range(0, rows, group)]
     order = EpochSampler(tuple((n, n * row_bytes) for n in counts), "f", 1, 0, 32 * 32, 64 << 20)
     for index in np.linspace(0, order.windows - 2, 20).astype(int):
@@ -122,49 +116,38 @@ def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, c
             assert np.count_nonzero(held) > 25
 
 
-def test_very_large_data_are_not_cut_into_more_slices_than_a_process_can_lay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.data.sampler._MOST_PIECES", 10_000)
+def test_number_of_pieces_of_very_large_data_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.data.sampler._MAX_PIECES", 10_000)
     order = EpochSampler(((1 << 20, 1 << 40),) * 100, "f", 1, 0, 1 << 20, 64 << 20)
     assert 9_000 < sum(map(len, order.pools)) < 11_000
 
 
-def test_a_pool_of_rows_that_take_no_bytes_is_bounded_too() -> None:
+def test_pool_of_rows_without_bytes_is_bounded_too() -> None:
     order = EpochSampler(((10**7, 5), *((10**6, 5),) * 20), "f", 1, 0, 1000, 1000)
     assert max(sum(piece.rows for piece in pool) for pool in order.pools) <= 1 << 20
     assert sum(piece.rows for pool in order.pools for piece in pool) == 3 * 10**7
     assert len(order.pools) < 40
 
 
-def test_fragments_of_no_bytes_are_rows_too() -> None:
+def test_fragments_without_bytes_have_their_rows_in_the_order() -> None:
     order = EpochSampler(((3, 0), (2, 0)), "f", 1, 0, 4, 10)
     assert sorted(_all_ids(order).tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_the_order_is_frozen() -> None:
-    """Released orders must not change: a run that resumes counts on them."""
+def test_order_of_a_seed_never_changes() -> None:
+    """Protect runs that resume with a newer version."""
     assert generator("a", 1, 2).integers(0, 1000, 4).tolist() == generator("a", 1, 2).integers(0, 1000, 4).tolist()
     assert generator("a", 1, 2).integers(0, 1 << 40) != generator("a", 12).integers(0, 1 << 40)
     assert generator("a", 1, 2).integers(0, 1000, 4).tolist() == [702, 915, 140, 450]
-    assert EpochSampler(((4, 40), (5, 50), (3, 30)), "f", 7, 1, 12, 60).window(0).tolist() == [
-        5,
-        8,
-        9,
-        3,
-        0,
-        6,
-        10,
-        4,
-        7,
-        2,
-        11,
-        1,
-    ]
+    order = EpochSampler(((4, 40), (5, 50), (3, 30)), "f", 7, 1, 12, 60)
+    assert order.window(0).tolist() == [5, 8, 9, 3, 0, 6, 10, 4, 7, 2, 11, 1]
 
 
 @st.composite
 def _windows(draw: st.DrawFn) -> tuple[RowIds, int, int]:
-    """(lengths, steps, batch_size) with at most as many rows as the plan counted on."""
-    batch_size, steps = draw(st.integers(1, 20)), draw(st.integers(1, 12))
+    """Draw (lengths, steps, batch_size) with at most as many rows as the plan has."""
+    batch_size = draw(st.integers(1, 20))
+    steps = draw(st.integers(1, 12))
     rows = draw(st.integers(0, steps * batch_size))
     seed = draw(st.integers(0, 1000))
     return np.random.default_rng(seed).integers(1, 40, rows).astype(np.int64), steps, batch_size
@@ -172,9 +155,7 @@ def _windows(draw: st.DrawFn) -> tuple[RowIds, int, int]:
 
 @_quick
 @given(_windows(), st.booleans())
-def test_batches_hold_each_position_once_and_have_the_planned_sizes(
-    window: tuple[RowIds, int, int], group: bool
-) -> None:
+def test_batches_have_each_position_once_and_the_planned_sizes(window: tuple[RowIds, int, int], group: bool) -> None:
     lengths, steps, batch_size = window
     batches = cut_batches(lengths, steps, batch_size, generator(0) if group else None)
     assert len(batches) == steps
@@ -219,19 +200,19 @@ def test_grouped_batches_do_not_overlap_in_length(window: tuple[RowIds, int, int
 @_quick
 @given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 1000))
 def test_grouping_never_widens_full_batches(batch_size: int, steps: int, seed: int) -> None:
-    # With a short batch this need not hold: 10, 0, 0 in twos is [10 0][0] grouped, [0 0][10] by luck.
+    # Only for full batches: 10, 0, 0 in twos is [10 0][0] when grouped, and may be [0 0][10] by chance.
     lengths = np.random.default_rng(seed).integers(1, 40, steps * batch_size)
     grouped = cut_batches(lengths, steps, batch_size, generator(2))
-    as_they_came = np.split(np.arange(len(lengths)), steps)
-    assert _spread(lengths, grouped) <= _spread(lengths, as_they_came)
+    ungrouped = np.split(np.arange(len(lengths)), steps)
+    assert _spread(lengths, grouped) <= _spread(lengths, ungrouped)
 
 
 def test_grouped_batches_are_shuffled_by_their_generator() -> None:
     lengths = np.arange(200, dtype=np.int64)
-    one, again, other = (
+    first, same, other = (
         [batch.tolist() for batch in cut_batches(lengths, 20, 10, generator(seed))] for seed in (1, 1, 2)
     )
-    assert one == again
-    assert one != other
-    assert sorted(one) == sorted(other)
-    assert one != sorted(one, reverse=True)
+    assert first == same
+    assert first != other
+    assert sorted(first) == sorted(other)
+    assert first != sorted(first, reverse=True)

@@ -1,4 +1,4 @@
-"""Splits over real files: every layout reads the rows asked for, in order, and what is wrong is said."""
+"""Splits over real files: rows of every layout are read in the order asked for, and errors name file and remedy."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ _COLUMNS = ["id", "text", "tags"]
 
 
 def _table(rows: int, first: int = 0) -> pa.Table:
-    """Rows with their number in every column; nulls and empty texts and lists among them."""
+    """Return rows with their number in every column, nulls and empty texts and lists among them."""
     ids = range(first, first + rows)
     texts = [None if i % 11 == 3 else "" if i % 11 == 5 else f"text {i} é" for i in ids]
     tags = pa.array([None if i % 7 == 2 else [f"t{k}" for k in range(i % 4)] for i in ids], pa.list_(pa.string()))
@@ -116,7 +116,7 @@ def split(request: pytest.FixtureRequest, tmp_path: Path) -> Split:
     return open_split("train", layout(tmp_path))
 
 
-def test_all_rows_in_file_order(split: Split) -> None:
+def test_rows_come_in_file_order(split: Split) -> None:
     assert split.name == "train"
     assert split.schema.names == _COLUMNS
     assert split.rows == sum(fragment.rows for fragment in split.fragments)
@@ -124,7 +124,7 @@ def test_all_rows_in_file_order(split: Split) -> None:
     assert split.read(np.arange(split.rows), _COLUMNS).equals(_table(split.rows).combine_chunks())
 
 
-def test_rows_asked_for_in_the_order_asked(split: Split) -> None:
+def test_rows_are_read_in_the_order_asked_for(split: Split) -> None:
     whole = _table(split.rows)
     rng = np.random.default_rng(1)
     for size in (0, 1, 2, 5, split.rows):
@@ -133,12 +133,12 @@ def test_rows_asked_for_in_the_order_asked(split: Split) -> None:
             assert split.read(ids, columns).equals(whole.select(columns).take(pa.array(ids)).combine_chunks())
 
 
-def test_a_row_may_be_asked_for_twice(split: Split) -> None:
+def test_row_may_be_read_twice(split: Split) -> None:
     ids = np.random.default_rng(2).integers(0, split.rows, 50)
     assert split.read(ids, ["id"]).column("id").to_pylist() == ids.tolist()
 
 
-def test_locate_names_the_file_and_the_row_in_it(split: Split) -> None:
+def test_locate_returns_the_file_and_the_row_in_it(split: Split) -> None:
     files: dict[str, list[int]] = {}
     for path in dict.fromkeys(fragment.path for fragment in split.fragments):
         read = pq.read_table if Path(path).suffix in (".parquet", ".pq") else pyarrow.feather.read_table
@@ -148,20 +148,20 @@ def test_locate_names_the_file_and_the_row_in_it(split: Split) -> None:
         assert files[path][inside] == row
 
 
-def test_the_fingerprint_is_the_datas_not_the_places(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    _many_small_files(tmp_path / "here")
-    before = open_split("train", [str(tmp_path / "here")]).fingerprint
-    assert open_split("validation", [str(tmp_path / "here")]).fingerprint == before
-    (tmp_path / "here").rename(tmp_path / "there")
-    assert open_split("train", [str(tmp_path / "there")]).fingerprint == before
-    assert open_split("train", [f"{tmp_path}/there/*.parquet"]).fingerprint == before
-    assert open_split("train", [(tmp_path / "there").as_uri()]).fingerprint == before
-    pq.write_table(_table(2), tmp_path / "there" / "part-000.parquet")
-    changed = open_split("train", [str(tmp_path / "there")]).fingerprint
+def test_fingerprint_depends_on_the_data_and_not_on_the_directory(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    _many_small_files(old)
+    before = open_split("train", [str(old)]).fingerprint
+    assert open_split("validation", [str(old)]).fingerprint == before
+    old.rename(new)
+    for location in (str(new), f"{new}/*.parquet", new.as_uri()):
+        assert open_split("train", [location]).fingerprint == before
+    pq.write_table(_table(2), new / "part-000.parquet")
+    changed = open_split("train", [str(new)]).fingerprint
     assert changed != before
-    (tmp_path / "there" / "part-001.parquet").rename(tmp_path / "there" / "part-999.parquet")
-    assert open_split("train", [str(tmp_path / "there")]).fingerprint not in (before, changed)
+    (new / "part-001.parquet").rename(new / "part-999.parquet")
+    assert open_split("train", [str(new)]).fingerprint not in (before, changed)
 
 
 def test_row_groups_are_part_of_the_fingerprint(tmp_path: Path) -> None:
@@ -170,16 +170,11 @@ def test_row_groups_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     pq.write_table(_table(100), tmp_path / "a.parquet", row_group_size=25)
     after = open_split("train", [str(tmp_path)])
     assert [fragment.rows for fragment in before.fragments] == [50, 50]
-    assert [(f.index, f.file_row, f.rows) for f in after.fragments] == [
-        (0, 0, 25),
-        (1, 25, 25),
-        (2, 50, 25),
-        (3, 75, 25),
-    ]
+    assert [(f.index, f.file_row, f.rows) for f in after.fragments] == [(i, 25 * i, 25) for i in range(4)]
     assert before.fingerprint != after.fingerprint
 
 
-def test_the_format_may_be_named_where_the_ending_does_not_tell(tmp_path: Path) -> None:
+def test_format_may_be_given_for_files_without_a_known_ending(tmp_path: Path) -> None:
     pq.write_table(_table(5), tmp_path / "data.bin")
     pq.write_table(_table(6, 5), tmp_path / "more.PARQUET")
     assert open_split("train", [str(tmp_path / "data.bin")], "parquet").rows == 5
@@ -187,7 +182,7 @@ def test_the_format_may_be_named_where_the_ending_does_not_tell(tmp_path: Path) 
     assert open_split("train", [str(tmp_path)], "parquet").rows == 11
 
 
-def test_a_file_may_have_more_columns_in_another_order(tmp_path: Path) -> None:
+def test_file_may_have_more_columns_in_another_order(tmp_path: Path) -> None:
     pq.write_table(_table(5), tmp_path / "a.parquet")
     more = _table(5, 5).append_column("extra", pa.array(range(5)))
     pq.write_table(more.select(["extra", "tags", "id", "text"]), tmp_path / "b.parquet")
@@ -205,21 +200,21 @@ def _message(*locations: object, format: str = "auto") -> str:
 
 
 @pytest.mark.parametrize("name", ["gone", "gone.parquet", "gone/*.parquet"])
-def test_a_missing_path(tmp_path: Path, name: str) -> None:
-    place = f"{tmp_path}/{name}"
-    expected = f"data.validation: {place} does not exist; give a file, a directory or a glob that does"
-    assert _message(place) == expected
-    pq.write_table(_table(5), tmp_path / "here.parquet")
-    assert _message(tmp_path / "here.parquet", place) == expected
+def test_missing_path_is_refused(tmp_path: Path, name: str) -> None:
+    missing = f"{tmp_path}/{name}"
+    expected = f"data.validation: {missing} does not exist; give a file, a directory or a glob that does"
+    assert _message(missing) == expected
+    pq.write_table(_table(5), tmp_path / "a.parquet")
+    assert _message(tmp_path / "a.parquet", missing) == expected
 
 
-def test_no_rows(tmp_path: Path) -> None:
+def test_split_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(_table(0), tmp_path / "a.parquet")
     pq.write_table(_table(0), tmp_path / "b.parquet")
     assert _message(tmp_path) == f"data.validation: {tmp_path}/a.parquet has no rows; give a file that has"
 
 
-def test_no_known_ending(tmp_path: Path) -> None:
+def test_unknown_ending_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.dat").write_text("id\n1\n")
     remedy = f"({', '.join(SUFFIXES)}); name the files so, or set data.format"
     assert _message(tmp_path / "data.dat") == f"data.validation: {tmp_path}/data.dat has no known ending {remedy}"
@@ -227,17 +222,17 @@ def test_no_known_ending(tmp_path: Path) -> None:
     assert _message(tmp_path / "*.parquet") == f"data.validation: {tmp_path}/*.parquet matches no data files {remedy}"
 
 
-def test_two_columns_of_one_name(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table([[1], [2]], names=["text", "text"]), tmp_path / "a.parquet")
     assert _message(tmp_path) == f"{tmp_path}/a.parquet: has two columns named 'text'; rename one of them"
 
 
-def test_a_column_may_be_read_as_two_things(tmp_path: Path) -> None:
+def test_column_may_be_asked_for_twice(tmp_path: Path) -> None:
     pq.write_table(_table(5), tmp_path / "a.parquet")
     assert open_split("train", [str(tmp_path)]).read(np.arange(5), ["id", "id"]).column_names == ["id"]
 
 
-def test_a_storage_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_storage_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no route to\x1b[2J host\nmore")
 
@@ -248,7 +243,7 @@ def test_a_storage_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_differing_columns(tmp_path: Path) -> None:
+def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(_table(3), tmp_path / "a.parquet")
     pq.write_table(_table(3).drop_columns(["text"]), tmp_path / "b.parquet")
     assert _message(tmp_path) == (
@@ -257,7 +252,7 @@ def test_differing_columns(tmp_path: Path) -> None:
     )
 
 
-def test_differing_types(tmp_path: Path) -> None:
+def test_files_with_other_types_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"label": ["x", "y"]}), tmp_path / "b.parquet")
     message = _message(tmp_path)
@@ -274,7 +269,7 @@ def test_files_may_differ_in_the_width_of_a_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "format"), [("b.parquet", "parquet"), ("b.arrow", "arrow")])
 @pytest.mark.parametrize("content", [b"", b"no data at all, but long enough for a footer", b"PAR1....PAR1"])
-def test_a_broken_file(tmp_path: Path, name: str, format: str, content: bytes) -> None:
+def test_broken_file_is_refused(tmp_path: Path, name: str, format: str, content: bytes) -> None:
     pq.write_table(_table(3), tmp_path / "a.parquet")
     (tmp_path / name).write_bytes(content)
     message = _message(tmp_path)
@@ -282,7 +277,7 @@ def test_a_broken_file(tmp_path: Path, name: str, format: str, content: bytes) -
     assert message.endswith("); restore or remove it")
 
 
-def test_half_a_parquet_file(tmp_path: Path) -> None:
+def test_truncated_parquet_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(_table(300), tmp_path / "a.parquet")
     content = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(content[: len(content) // 2])
@@ -290,7 +285,7 @@ def test_half_a_parquet_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_a_file_that_is_lost_while_it_is_used(tmp_path: Path, name: str) -> None:
+def test_file_that_is_removed_while_in_use_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     _write_ipc(path, _table(9), [9]) if name == "a.arrow" else pq.write_table(_table(9), path)
     split = open_split("train", [str(path)])
@@ -301,7 +296,7 @@ def test_a_file_that_is_lost_while_it_is_used(tmp_path: Path, name: str) -> None
     assert caught.value.message.endswith("); restore the file")
 
 
-def test_a_parquet_file_whose_pages_are_damaged(tmp_path: Path) -> None:
+def test_parquet_file_with_damaged_pages_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(_table(3000), path, compression="zstd")
     split = open_split("train", [str(path)])
@@ -314,35 +309,35 @@ def test_a_parquet_file_whose_pages_are_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_arrows_view_types_are_read_as_what_they_show(tmp_path: Path, kind: str) -> None:
-    """Polars writes texts so; beside a file of pandas they are the same column."""
-    rows = _table(60).select(["id", "text"])
-    views = rows.cast(pa.schema([("id", pa.int64()), ("text", pa.string_view())]))
+def test_view_types_of_arrow_are_read_as_plain_types(tmp_path: Path, kind: str) -> None:
+    """Read texts of Polars, which are views, and of pandas as one column."""
+    plain = _table(60).select(["id", "text"])
+    views = plain.cast(pa.schema([("id", pa.int64()), ("text", pa.string_view())]))
     if kind == "parquet":
         pq.write_table(views, tmp_path / "a.parquet")
-        pq.write_table(rows, tmp_path / "b.parquet")
+        pq.write_table(plain, tmp_path / "b.parquet")
     else:
-        deep = views.append_column("tags", _table(60).column("tags").cast(pa.list_(pa.string_view())))
-        _write_ipc(tmp_path / "a.arrow", deep, [60])
+        nested = views.append_column("tags", _table(60).column("tags").cast(pa.list_(pa.string_view())))
+        _write_ipc(tmp_path / "a.arrow", nested, [60])
         _write_ipc(tmp_path / "b.arrow", _table(60), [60])
     split = open_split("train", [str(tmp_path)])
     names = ["id", "text"] if kind == "parquet" else _COLUMNS
     ids = np.array([3, 71, 2, 59, 60])
-    found = split.read(ids, names)
-    assert found.to_pylist() == [_table(60).select(names).to_pylist()[i % 60] for i in ids]
-    assert found.schema.field("text").type == pa.string()
+    rows = split.read(ids, names)
+    assert rows.to_pylist() == [_table(60).select(names).to_pylist()[i % 60] for i in ids]
+    assert rows.schema.field("text").type == pa.string()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_storage_that_does_not_answer_says_nothing_of_a_file(
+def test_storage_that_does_not_answer_is_not_a_broken_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     pq.write_table(_table(9), tmp_path / "a.parquet")
     split = open_split("train", [str(tmp_path)])
 
-    def refused(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(splits.pq, "ParquetFile", refused)
+    monkeypatch.setattr(splits.pq, "ParquetFile", fail)
     with pytest.raises(StorageUnavailableError, match=os.strerror(number)):
         split.read(np.arange(3), ["id"])

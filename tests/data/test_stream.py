@@ -1,8 +1,7 @@
-"""The stream: every row once, canonical batches for any number of workers, and Ray Data deals blocks as we rely on."""
+"""The stream: every row once per epoch, and the same global batches for any number of ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.data.fragments import Fragment
-from launcher.data.in_memory import InMemorySource
 from launcher.data.rank_batches import deserialize_shard
 from launcher.data.sampler import RowIds
-from launcher.data.splits import read_rows
+from launcher.data.splits import Reading, read_rows
 from launcher.data.stream import StreamSource, epoch_sampler
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import PreparedJob
@@ -22,37 +20,37 @@ from tests.support.jobs import example_table, prepared_job, write_splits
 from tests.support.worker_group import share_cells
 
 
-def rows_by_step(prepared: PreparedJob, world_size: int, start: int = 0) -> dict[int, list[list[int]]]:
-    """Row ids of each step, per worker, fillers left out."""
+def _rows_by_step(prepared: PreparedJob, world_size: int, start: int = 0) -> dict[int, list[list[int]]]:
+    """Return the row ids of each step, one list per rank, without fillers."""
     steps: dict[int, list[list[int]]] = {}
     for rank in range(world_size):
-        for cell in share_cells(prepared, world_size, rank, start):
-            header, shares = deserialize_shard(cell)
+        for shard in share_cells(prepared, world_size, rank, start):
+            header, batches = deserialize_shard(shard)
             if header.kind != "train":
                 continue
-            for offset, share in enumerate(shares):
-                mine = [row for part in share.micro_batches for row in part.column("__row").to_pylist() if row >= 0]
-                assert len(share.micro_batches) == share.global_batch.micro_batches
-                steps.setdefault(header.first_step + offset, []).append(mine)
+            for offset, batch in enumerate(batches):
+                rows = [row for part in batch.micro_batches for row in part.column("__row").to_pylist() if row >= 0]
+                assert len(batch.micro_batches) == batch.global_batch.micro_batches
+                steps.setdefault(header.first_step + offset, []).append(rows)
     return steps
 
 
 def _global_batches(prepared: PreparedJob, world_size: int, start: int = 0) -> dict[int, list[int]]:
-    steps = rows_by_step(prepared, world_size, start)
-    return {step: sorted(row for share in shares for row in share) for step, shares in steps.items()}
+    steps = _rows_by_step(prepared, world_size, start)
+    return {step: sorted(row for rows in ranks for row in rows) for step, ranks in steps.items()}
 
 
-def _shapes(folder: Path, shape: str) -> int:
-    """Write one of four shapes of data; the number of rows."""
+def _write_layout(folder: Path, layout: str) -> int:
+    """Write data in one of four layouts; return the number of rows."""
     folder.mkdir()
-    if shape == "one-big-file":
+    if layout == "one big file":
         pq.write_table(example_table(5003), folder / "all.parquet", row_group_size=5003)
         return 5003
-    if shape == "thousand-small-files":
+    if layout == "thousand small files":
         for i in range(1000):
             pq.write_table(example_table(1 + i % 3, i), folder / f"part-{i:04d}.parquet")
         return sum(1 + i % 3 for i in range(1000))
-    if shape == "uneven-row-groups":
+    if layout == "uneven row groups":
         sizes = [1, 700, 3, 251, 2, 90, 1]
         table = example_table(sum(sizes))
         with pq.ParquetWriter(folder / "all.parquet", table.schema) as writer:
@@ -65,91 +63,79 @@ def _shapes(folder: Path, shape: str) -> int:
     return 7
 
 
-@pytest.mark.parametrize("shape", ["one-big-file", "thousand-small-files", "uneven-row-groups", "less-than-a-batch"])
-def test_every_row_once_per_epoch_for_any_shape(tiny_bert: Path, tmp_path: Path, shape: str) -> None:
-    rows = _shapes(tmp_path / "data", shape)
+@pytest.mark.parametrize("layout", ["one big file", "thousand small files", "uneven row groups", "less than a batch"])
+def test_every_row_comes_once_per_epoch_for_any_layout(tiny_bert: Path, tmp_path: Path, layout: str) -> None:
+    rows = _write_layout(tmp_path / "data", layout)
     prepared = prepared_job(tiny_bert, {"train": str(tmp_path / "data")}, tmp_path, train={"epochs": 2})
     per_epoch = -(-rows // 11)
     assert prepared.plan.total_steps == 2 * per_epoch
-    steps = rows_by_step(prepared, 2)
+    batches = _global_batches(prepared, 2)
     for epoch in range(2):
-        seen = [r for s in range(epoch * per_epoch, (epoch + 1) * per_epoch) for share in steps[s] for r in share]
+        seen = [row for step in range(epoch * per_epoch, (epoch + 1) * per_epoch) for row in batches[step]]
         assert sorted(seen) == list(range(rows))
-    full = [sum(len(share) for share in shares) for shares in steps.values()]
-    assert sorted(full, reverse=True)[: 2 * (rows // 11)] == [11] * (2 * (rows // 11))
+    sizes = sorted(map(len, batches.values()), reverse=True)
+    assert sizes[: 2 * (rows // 11)] == [11] * (2 * (rows // 11))
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(tiny_bert: Path, tmp_path: Path) -> None:
+def test_global_batches_do_not_depend_on_the_number_of_workers(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 331, row_group=37), tmp_path)
     batches = {w: _global_batches(prepared, w) for w in (1, 2, 3, 5)}
     assert batches[1] == batches[2] == batches[3] == batches[5]
     assert _global_batches(prepared, 3, start=17) == {s: rows for s, rows in batches[1].items() if s >= 17}
 
 
-def test_a_pool_is_read_once_and_gives_the_rows_of_the_order(
+def test_pool_is_read_once_and_gives_the_rows_of_the_sampler(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").mkdir()
     texts = [f"w{i % 200} " * 500 + str(i) for i in range(3000)]  # 6 MB in six row groups, sorted by label
     table = pa.table({"text": texts, "label": [i // 1500 for i in range(3000)]})
     pq.write_table(table, tmp_path / "data/all.parquet", row_group_size=500)
-    data = {"train": str(tmp_path / "data"), "shuffle_pool_mib": 1}
-    prepared = prepared_job(tiny_bert, data, tmp_path)
+    prepared = prepared_job(tiny_bert, {"train": str(tmp_path / "data"), "shuffle_pool_mib": 1}, tmp_path)
     split = prepared.splits["train"]
     source = StreamSource(prepared.job, prepared.splits, 2)
     opened: list[int] = []
 
-    def counted(fragment: Fragment, rows: RowIds, columns: Sequence[str]) -> pa.Table:
-        opened.append(fragment.index)
-        return read_rows(fragment, rows, columns)
+    def counted(fragment: Fragment, rows: RowIds, columns: Sequence[str], *how: Reading) -> pa.Table:
+        if not how:  # not a sample, which sets its own limits
+            opened.append(fragment.index)
+        return read_rows(fragment, rows, columns, *how)
 
     columns = ("text", "label")
     windows = [window for window in train_windows(prepared.plan, prepared.job, 0) if window.kind == "train"]
     expected = [split.read(source.row_ids(window), columns) for window in windows]
     monkeypatch.setattr("launcher.data.splits.read_rows", counted)
-    found = [source._read(window, source.row_ids(window), columns) for window in windows]
-    assert found == expected
+    assert [source._read(window, source.row_ids(window), columns) for window in windows] == expected
     pools = len(epoch_sampler(prepared.job, split, 0).pools)
     assert 4 < pools < len(windows) / 5
     assert len(opened) <= 6 * (pools + 1)  # each row group once for each pool, not for each window
 
 
-def test_rows_kept_for_the_trials_of_a_sweep_are_those_of_the_stream(tiny_bert: Path, tmp_path: Path) -> None:
-    prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 331, 40, row_group=37), tmp_path)
-    plain = StreamSource(prepared.job, prepared.splits, 2)
-    kept = InMemorySource(prepared.job, prepared.splits, 2)
-    windows = list(train_windows(prepared.plan, prepared.job, 0))
-    assert {window.kind for window in windows} == {"train", "validation"}
-    assert [list(kept.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]
-
-
-def test_skipped_rows_are_counted_and_the_rest_come_once(tiny_bert: Path, tmp_path: Path) -> None:
+def test_skipped_rows_are_counted_once_and_all_others_come_once(tiny_bert: Path, tmp_path: Path) -> None:
     table = example_table(100)
     texts = table.column("text").to_pylist()
     texts[13] = texts[57] = None
     pq.write_table(pa.table({"text": texts, "label": table.column("label")}), tmp_path / "bad.parquet")
     skip = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet"), "on_bad_row": "skip"}, tmp_path)
-    seen = sorted(r for shares in rows_by_step(skip, 2).values() for share in shares for r in share)
+    seen = sorted(row for rows in _global_batches(skip, 2).values() for row in rows)
     assert seen == [i for i in range(100) if i not in (13, 57)]
-    headers = [deserialize_shard(cell)[0] for rank in range(2) for cell in share_cells(skip, 2, rank, 0)]
+    headers = [deserialize_shard(shard)[0] for rank in range(2) for shard in share_cells(skip, 2, rank, 0)]
     assert sum(header.skipped_rows for header in headers) == 2
     stop = prepared_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path)
-    with pytest.raises(DataError, match=r"bad\.parquet: row (13|57): text is null; mend the row, or set data\.on_bad"):
-        rows_by_step(stop, 1)
+    with pytest.raises(DataError, match=r"bad\.parquet: row (13|57): text is null; fix the row, or set data\.on_bad"):
+        _global_batches(stop, 1)
 
 
 def test_length_grouping_saves_padding(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", 331)
 
-    def padded(group: bool) -> int:
-        prepared: Any = prepared_job(tiny_bert, data, tmp_path, data={**data, "group_by_length": group})
-        source = StreamSource(prepared.job, prepared.splits, 1)
+    def padded_tokens(group_by_length: bool) -> int:
+        prepared = prepared_job(tiny_bert, data, tmp_path, data={**data, "group_by_length": group_by_length})
         total = 0
-        for window in train_windows(prepared.plan, prepared.job, 0):
-            _, shares = deserialize_shard(pa.py_buffer(next(iter(source.read(window)))))
-            for share in shares:
-                lengths = np.array([len(ids) for ids in share.micro_batches[0].column("input_ids").to_pylist()])
+        for shard in share_cells(prepared, 1, 0, 0):
+            for batch in deserialize_shard(shard)[1]:
+                lengths = np.array([len(ids) for ids in batch.micro_batches[0].column("input_ids").to_pylist()])
                 total += int(lengths.max() * len(lengths))
         return total
 
-    assert padded(True) < 0.9 * padded(False)
+    assert padded_tokens(True) < 0.9 * padded_tokens(False)

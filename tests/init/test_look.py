@@ -6,8 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.data.sample import sample
-from launcher.data.splits import open_split
+from launcher.data.splits import open_split, sample
 from launcher.errors import DataError
 from launcher.init.look import Labels, count_labels
 from tests.support.toy_data import SINGLE, look_at, named_classes, picture, words

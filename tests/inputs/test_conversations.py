@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from launcher.data.convert import convert_to_parquet
-from launcher.data.splits import open_split
 from launcher.models.chat import CHATML, Writer
 from launcher.models.conversation import Turn, read_tools, read_turns, readable
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.conversations import CausalParams
+from tests.support.data_files import open_data
 from tests.support.jobs import Columns
 from tests.support.tiny_models import byte_letters, byte_tokenizer
 
@@ -508,9 +507,7 @@ def test_rows_of_several_files_keep_their_own_tools(tmp_path: Path) -> None:
         tools = [{"name": "f", "parameters": {"properties": {name: {"type": type(value).__name__}}}}]
         row = {**_calling(arguments={name: value}), "tools": tools}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    split = open_split(
-        "train", convert_to_parquet("train", [str(tmp_path / "*.jsonl")], "auto", str(tmp_path / "cache"))
-    )
+    split = open_data(tmp_path / "*.jsonl", cache=tmp_path / "cache")
     rows = split.read(np.arange(2), ["messages", "tools"]).to_pylist()
     calls = [read_turns(row["messages"], "m")[1].message["tool_calls"][0]["function"]["arguments"] for row in rows]
     assert calls == [dict([place]) for place in places]

@@ -1,4 +1,4 @@
-"""`~`, environment variables and merge keys in a job file (BUGS.md q68 and the YAML rows)."""
+"""`~`, environment variables and merge keys in a job file."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 from launcher.driver.prepare import with_absolute_paths
 from launcher.errors import SpecError
 from launcher.spec.loader import load_job
+from launcher.spec.tune import TuneSpec
 
 _JOB = """\
 name: first
@@ -25,52 +26,47 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _job(folder: Path, text: str) -> Path:
+def _write_job(folder: Path, text: str) -> Path:
     (folder / "first.yaml").write_text(text)
     return folder / "first.yaml"
 
 
-def test_a_tilde_is_the_home_directory_in_every_path(home: Path) -> None:
-    """q68."""
-    job = with_absolute_paths(load_job(_job(home, _JOB)))
+def test_tilde_is_the_home_directory_in_every_path(home: Path) -> None:
+    job = with_absolute_paths(load_job(_write_job(home, _JOB)))
     assert job.model.name == f"{home}/mm"
-    assert job.data.train == (f"{home}/a.csv", "hub:~/b#train")  # expanded where it is loaded
+    assert job.data.train == (f"{home}/a.csv", "hub:~/b#train")  # expanded when it is loaded
     assert job.data.validation == (f"{home}/v",)
     assert job.data.cache is not None and job.data.cache.path == f"{home}/c"
     assert (job.output.storage, job.logging.mlflow) == (f"{home}/runs", f"{home}/mlruns")
 
 
-def test_a_sweep_over_models_expands_them_too(home: Path) -> None:
-    """q68."""
-    from launcher.spec.tune import TuneSpec
-    from launcher.tune.run import _with_absolute_models
+def test_sweep_over_models_expands_the_tilde_too(home: Path) -> None:
+    from launcher.tune.run import _with_absolute_models  # imports ray.tune
 
     spec = TuneSpec.model_validate({"space": {"model.name": {"choice": ["~/mm", "bert-base-uncased"]}}})
     assert _with_absolute_models(spec).space["model.name"].choice == (f"{home}/mm", "bert-base-uncased")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("validation: ~/v", "validation: $DATA/v", "first.yaml:4: data.validation contains $DATA, and job files do"),
         ("storage: ~/runs", "storage: '${OUT}/runs'", "first.yaml:5: output.storage contains ${OUT}, and job files do"),
         ("validation: ~/v", "validation: ${DATA}/v", "first.yaml:4: job files do not expand environment variables"),
     ],
 )
-def test_an_environment_variable_is_named(
-    home: Path, old: str, new: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_error_names_an_environment_variable(
+    home: Path, old: str, new: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """YAML: `train: ${DATA}/x`."""
-    _job(home, _JOB.replace(old, new))
+    _write_job(home, _JOB.replace(old, new))
     monkeypatch.chdir(home)
     with pytest.raises(SpecError) as caught:
         load_job(Path("first.yaml"))
     assert len(caught.value.problems) == 1
-    assert said in caught.value.problems[0]
+    assert message in caught.value.problems[0]
 
 
-def test_a_merge_key_is_named(home: Path) -> None:
-    """YAML: `<<`."""
+def test_error_names_a_merge_key(home: Path) -> None:
     text = _JOB.replace("model: {name: ~/mm}", "model: &m {name: ~/mm}\ntrain:\n  <<: *m")
     with pytest.raises(SpecError, match="train has a merge key <<, which job files do not support; write its keys out"):
-        load_job(_job(home, text))
+        load_job(_write_job(home, text))

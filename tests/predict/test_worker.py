@@ -87,6 +87,6 @@ def test_batches_hold_rows_of_like_length(
 def test_a_bad_row_leaves_no_part(job: JobSpec, split: Split, tmp_path: Path) -> None:
     predictor = _predictor(job, split, tmp_path, "error")
     assert list(predictor.predict(1, 2))[-1] == Part(100, 0)
-    with pytest.raises(DataError, match=r"in\.parquet: row 309: text is null; mend the row, or set data\.on_bad_row"):
+    with pytest.raises(DataError, match=r"in\.parquet: row 309: text is null; fix the row, or set data\.on_bad_row"):
         list(predictor.predict(3, None))
     assert RunDir(str(tmp_path)).list("") == [part_name(1)]

@@ -128,5 +128,5 @@ def test_a_bad_row_stops_the_run_with_its_place(
     pq.write_table(table.set_column(1, "label", pa.array(labels)), tmp_path / "bad.parquet")
     cluster = {"data_workers": data_workers}
     job = make_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path / "runs", cluster=cluster)
-    with pytest.raises(DataError, match=r"bad\.parquet: row 31: label is null; mend the row, or set data\.on_bad_row"):
+    with pytest.raises(DataError, match=r"bad\.parquet: row 31: label is null; fix the row, or set data\.on_bad_row"):
         run_job(job, _console())

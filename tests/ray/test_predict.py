@@ -170,8 +170,6 @@ def test_a_dead_worker_is_replaced_and_its_part_done_again(
 
 def test_a_bad_row_stops_with_its_place(run: RunDir, place: Path, ray_cluster: None) -> None:
     strict = _with(run, data={"on_bad_row": "error"})
-    with pytest.raises(
-        DataError, match=r"b\.parquet: row 0: text is null; mend the row, or set data\.on_bad_row: skip"
-    ):
+    with pytest.raises(DataError, match=r"b\.parquet: row 0: text is null; fix the row, or set data\.on_bad_row: skip"):
         predict_run(run, str(place / "in" / "b.parquet"), str(place / "strict"), job=strict)
     assert not (place / "strict").exists()  # no part was finished

@@ -9,7 +9,7 @@ import pytest
 from tests.support.desk import Case, Desk
 
 _TRAIN = "data/train.parquet"
-_MEND = "mend the row, or set data.on_bad_row: skip to leave such rows out"
+_MEND = "fix the row, or set data.on_bad_row: skip to leave such rows out"
 _AB = ["a", "b"] * 10
 
 
@@ -115,7 +115,7 @@ COLUMNS = [
     Case(
         "a label of the job file that is missing",
         lambda desk: ["task.labels=[a, c]"],
-        "DESK/data/validation.parquet: row ...: label is 'b', which is not one of a, c; mend the row, or set ...",
+        "DESK/data/validation.parquet: row ...: label is 'b', which is not one of a, c; fix the row, or set ...",
     ),
     Case(
         "a label unknown in training, far behind",
@@ -131,12 +131,12 @@ COLUMNS = [
     Case(
         "names in one split, numbers in another",
         lambda desk: desk.texts([0, 1] * 10),
-        "DESK/data/validation.parquet: row 0: label is ..., which is not one of 0, 1; mend the row, or set ...",
+        "DESK/data/validation.parquet: row 0: label is ..., which is not one of 0, 1; fix the row, or set ...",
     ),
     Case(
         "as many classes as rows",
         lambda desk: desk.texts([f"id{i}" for i in range(300)]),
-        "DESK/data/validation.parquet: row 0: label is 'a', which is not one of id0, id1, id10, ... (300 in all); mend "
+        "DESK/data/validation.parquet: row 0: label is 'a', which is not one of id0, id1, id10, ... (300 in all); fix "
         "the row, or set data.on_bad_row: skip to leave such rows out",
     ),
     Case(

@@ -110,7 +110,7 @@ FILES = [
     Case(
         "a glob that is none",
         lambda desk: ["data.train=data/[z-a].parquet"],
-        "data.train: DESK/data/[z-a].parquet is no path or glob (bad character range z-a at ...); mend it",
+        "data.train: DESK/data/[z-a].parquet is no path or glob (bad character range z-a at ...); fix it",
     ),
     Case(
         "a spreadsheet",
@@ -120,42 +120,42 @@ FILES = [
     Case(
         "a spreadsheet that is called CSV",
         lambda desk: _file(desk, "data/train.csv", b"PK\x03\x04" + bytes(40)),
-        "DESK/data/train.csv: not a readable csv file (it is a zip archive or a spreadsheet; save it as text); mend "
+        "DESK/data/train.csv: not a readable csv file (it is a zip archive or a spreadsheet; save it as text); fix "
         "the file, or set data.format",
     ),
     Case(
         "a packed CSV under another name",
         lambda desk: _file(desk, "data/train.csv", gzip.compress(b"text,label\nw1,a\nw2,b\n")),
-        "DESK/data/train.csv: not a readable csv file (it is packed with gzip; name it .gz beside data.format, or "
-        "unpack it); mend the file, or set data.format",
+        "DESK/data/train.csv: not a readable csv file (it is compressed with gzip; add .gz to its name and set "
+        "data.format, or decompress it); fix the file, or set data.format",
     ),
     Case(
         "a CSV in UTF-16",
         lambda desk: _file(desk, "data/train.csv", "text,label\nw1,a\nw2,b\n".encode("utf-16")),
-        "DESK/data/train.csv: not a readable csv file (it is UTF-16; save it as UTF-8); mend the file, or set "
+        "DESK/data/train.csv: not a readable csv file (it is UTF-16; save it as UTF-8); fix the file, or set "
         "data.format",
     ),
     Case(
         "a CSV with a ragged row",
         lambda desk: _file(desk, "data/train.csv", "text,label\nw1,a\nw2\nw3,b\n"),
-        "DESK/data/train.csv: not a readable csv file (CSV parse error: Row #3: Expected 2 columns, got 1: w2); mend "
+        "DESK/data/train.csv: not a readable csv file (CSV parse error: Row #3: Expected 2 columns, got 1: w2); fix "
         "the file, or set data.format",
     ),
     Case(
         "a CSV of blank lines",
         lambda desk: _file(desk, "data/train.csv", "\n\n\n"),
-        "DESK/data/train.csv: not a readable csv file (...); mend the file, or set data.format",
+        "DESK/data/train.csv: not a readable csv file (...); fix the file, or set data.format",
     ),
     Case(
         "a JSON line that is cut off",
         lambda desk: _file(desk, "data/train.jsonl", '{"text": "w1", "label": "a"}\n{"text": "w2",\n'),
         "DESK/data/train.jsonl: not a readable jsonl file (line 2: Expecting property name enclosed in double quotes "
-        "at character 16); mend the file, or set data.format",
+        "at character 16); fix the file, or set data.format",
     ),
     Case(
         "JSON lines of numbers",
         lambda desk: _file(desk, "data/train.jsonl", "5\n6\n"),
-        "DESK/data/train.jsonl: not a readable jsonl file (line 1: it holds no object); mend the file, or set "
+        "DESK/data/train.jsonl: not a readable jsonl file (line 1: it holds no object); fix the file, or set "
         "data.format",
     ),
     Case(
@@ -166,13 +166,13 @@ FILES = [
     Case(
         "a JSON line without a bottom",
         lambda desk: _file(desk, "data/train.jsonl", '{"a":' * 50_000),
-        "DESK/data/train.jsonl: not a readable jsonl file (line 1: it is nested too deeply); mend the file, or set "
+        "DESK/data/train.jsonl: not a readable jsonl file (line 1: it is nested too deeply); fix the file, or set "
         "data.format",
     ),
     Case(
         "Parquet that is called JSON",
         lambda desk: _file(desk, "data/train.json", Path(_TRAIN).read_bytes()),
-        "DESK/data/train.json: not a readable jsonl file (it is a Parquet file; name it .parquet); mend the file, or "
+        "DESK/data/train.json: not a readable jsonl file (it is a Parquet file; name it .parquet); fix the file, or "
         "set data.format",
     ),
     Case(

@@ -150,7 +150,7 @@ ORDERS = [
     Order(
         f"evaluate {_RUN} --data in.parquet",
         _rows(text=["w1"] * 3, label=["a", "b", None]),
-        "DESK/in.parquet: row 2: label is null; mend the row, or set data.on_bad_row: skip to leave such rows out",
+        "DESK/in.parquet: row 2: label is null; fix the row, or set data.on_bad_row: skip to leave such rows out",
     ),
     Order(
         f"evaluate {_RUN} --split validation",
@@ -190,7 +190,7 @@ ORDERS = [
     Order(
         f"predict {_RUN} in.parquet --output out",
         _rows(text=[["w1"], ["w2"]]),
-        "DESK/in.parquet: row 0: text is ['w1'], which is not text; mend the row, or set data.on_bad_row: skip to "
+        "DESK/in.parquet: row 0: text is ['w1'], which is not text; fix the row, or set data.on_bad_row: skip to "
         "leave such rows out",
     ),
     Order(

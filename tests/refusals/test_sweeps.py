@@ -129,7 +129,7 @@ SWEEPS = [
     Case(
         "a row that cannot be used",
         lambda desk: desk.texts(["a", "b", None] * 6) or _space(_RATE),
-        "DESK/data/train.parquet: row 2: label is null; mend the row, or set data.on_bad_row: skip to leave such rows "
+        "DESK/data/train.parquet: row 2: label is null; fix the row, or set data.on_bad_row: skip to leave such rows "
         "out",
     ),
 ]  # fmt: skip

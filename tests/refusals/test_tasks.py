@@ -10,7 +10,7 @@ import pytest
 from tests.support.desk import Case, Desk
 
 _TRAIN = "DESK/data/train.parquet"
-_MEND = "mend the row, or set data.on_bad_row: skip to leave such rows out"
+_MEND = "fix the row, or set data.on_bad_row: skip to leave such rows out"
 _TURNS = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
 
 

@@ -77,7 +77,7 @@ def test_not_everything_can_be_left_out(tiny_bert: Path, tmp_path: Path) -> None
 
 def test_the_rows_are_those_of_the_batch(tiny_bert: Path, tmp_path: Path) -> None:
     """Every row is in the batch of exactly one step."""
-    from launcher.data.batch_rows import read_batch_rows
+    from launcher.data.stream import read_batch_rows
 
     prepared = _job(tiny_bert, tmp_path / "x", "skip", 0)
     rows = [read_batch_rows(prepared.job, prepared.plan, prepared.splits, step) for step in range(14)]

@@ -1,8 +1,8 @@
 """Rows that the splits of a job have in common, found in one pass over the training data. Runs on the client and head.
 
-The hashes (`data/leakage/hashes.py`) of validation and test are kept; training rows are hashed in threads, batch by
-batch, and looked up. Memory stays with the evaluation splits (some 60 bytes a row, 4 M rows at most) and one batch
-per thread.
+The hashes (`data/leakage/hashes.py`) of validation and test stay in memory. Training rows are hashed in threads, batch
+by batch, and looked up among them. Memory depends on the evaluation splits (about 60 bytes per row, at most 4 million
+rows) and on one batch per thread. `driver/leakage.py` decides when this runs and what follows.
 """
 
 import os
@@ -27,32 +27,33 @@ from launcher.tasks.base import Task
 
 _EXAMPLES = 5
 _MAX_SEARCHED_ROWS, _MAX_SEARCHED_BYTES = 50_000_000, 32 << 30
-"""Beyond this much training data whole fragments, drawn by the data's fingerprint, stand for all: half a minute of one
-core for short texts, a minute for pictures."""
-_MAX_HELD_ROWS = 4_000_000
-"""Beyond so many evaluation rows those with the smallest hashes stand for all: the same contents in every split."""
+"""Size of training data above which only some fragments, drawn by the fingerprint of the data, are searched: half a
+minute of one core for short texts, a minute for pictures."""
+_MAX_INDEXED_ROWS = 4_000_000
+"""Number of evaluation rows above which only those with the smallest hashes are compared: a choice by content, so that
+it is the same in every split."""
 _BATCH_ROWS, _BATCH_BYTES = 16384, 32 << 20
 _LABELS_AT_ONCE = 1 << 20
 _NONE = np.iinfo(np.int64).max
 
 
 class SearchStopped(Exception):
-    """The comparison was called off."""
+    """Raised in the search when another thread has stopped it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is compared at most.
+    """Limits on how much is compared.
 
     Args:
-        searched_rows: training rows.
-        searched_bytes: uncompressed bytes of the fragments they are in.
-        held_rows: rows of validation and test together.
+        searched_rows: Maximum number of training rows.
+        searched_bytes: Maximum uncompressed size of the fragments they are in.
+        indexed_rows: Maximum number of rows of validation and test together.
     """
 
     searched_rows: int = _MAX_SEARCHED_ROWS
     searched_bytes: int = _MAX_SEARCHED_BYTES
-    held_rows: int = _MAX_HELD_ROWS
+    indexed_rows: int = _MAX_INDEXED_ROWS
 
 
 def find_duplicates(
@@ -62,36 +63,36 @@ def find_duplicates(
     stop: threading.Event | None = None,
     limits: Limits | None = None,
 ) -> LeakageRecord:
-    """Count the rows of validation and test that are in train, and those of test that are in validation.
+    """Count the rows of validation and test that are in train, and the rows of test that are in validation.
 
     Args:
-        splits: by name, `train` among them.
-        task: tells which columns are inputs, and which labels.
-        threads: that read and hash at the same time; None takes one per core.
-        stop: set by another thread to call it off.
-        limits: how much is compared at most.
+        splits: Splits by name, `train` among them.
+        task: Task; it says which columns are inputs and which are labels.
+        threads: Number of threads that read and hash; None means one per core.
+        stop: Event with which another thread stops the search.
+        limits: Limits on how much is compared; None means the defaults.
 
     Raises:
-        Stopped: it was called off.
-        DataError: a file cannot be read.
+        SearchStopped: `stop` was set.
+        DataError: A file cannot be read.
     """
-    started, limits = time.monotonic(), limits or Limits()
+    started = time.monotonic()
+    limits = limits or Limits()
     others = {name: split for name, split in splits.items() if name != TRAIN}
-    held = sum(split.rows for split in others.values())
-    share = min(1.0, limits.held_rows / max(1, held))
+    rows = sum(split.rows for split in others.values())
+    share = min(1.0, limits.indexed_rows / max(1, rows))
     search = _Search(task.input_columns, task.target_columns, stop or threading.Event())
-    pairs = []
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        known = {name: _know(search, split, share, pool) for name, split in others.items()}
+        indexes = {name: _index_split(search, split, share, pool) for name, split in others.items()}
         train = splits[TRAIN]
-        chosen = _chosen(train, limits)
-        found = {name: _Found(one) for name, one in known.items()}
-        for _ in pool.map(partial(_search_fragment, search, train, tuple(found.values())), chosen):
-            pass
-        searched = sum(train.fragments[i].rows for i in chosen)
-        pairs += [_pair(search, one, train, searched, share) for one in found.values()]
-        if "validation" in known and "test" in known:
-            pairs.append(_between(search, known["test"], known["validation"], share))
+        fragments = _searched_fragments(train, limits)
+        matches = [_Matches(index) for index in indexes.values()]
+        for _ in pool.map(partial(_search_fragment, search, train, matches), fragments):
+            pass  # raises what a thread raised
+        searched = sum(train.fragments[i].rows for i in fragments)
+        pairs = [_leak_pair(search, of_split, train, searched, share) for of_split in matches]
+        if "validation" in indexes and "test" in indexes:
+            pairs.append(_compare_indexes(search, indexes["test"], indexes["validation"], share))
     return LeakageRecord(
         fingerprints={name: split.fingerprint for name, split in splits.items()},
         columns=task.input_columns,
@@ -102,31 +103,27 @@ def find_duplicates(
 
 @dataclass(frozen=True)
 class _Search:
-    """What is compared."""
+    """Columns that are compared, and the event that stops the search."""
 
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
     stop: threading.Event
 
-    def hashed(self, fragment: Fragment) -> Iterator[tuple[Hashes, npt.NDArray[np.bool_]]]:
-        """Hashes of the inputs of a fragment's rows, and whether there are any, batch by batch.
+    def hash_inputs(self, fragment: Fragment) -> Iterator[tuple[Hashes, npt.NDArray[np.bool_]]]:
+        """Yield the hashes of the inputs of a fragment's rows, and whether any of them is not null, batch by batch.
 
         Raises:
-            Stopped: it was called off.
+            SearchStopped: `stop` was set.
         """
-        at_once = _BATCH_BYTES * fragment.rows // max(1, fragment.size_bytes)
-        at_once = min(_BATCH_ROWS, max(16, at_once))
-        for batch in read_batches(fragment, self._inputs, Reading(at_once)):
+        rows = min(_BATCH_ROWS, max(16, _BATCH_BYTES * fragment.rows // max(1, fragment.size_bytes)))
+        distinct = tuple(dict.fromkeys(self.inputs))  # a task may read one column as two things
+        for batch in read_batches(fragment, distinct, Reading(rows)):
             if self.stop.is_set():
                 raise SearchStopped
             yield hash_rows(_columns(batch, self.inputs))
 
-    @property
-    def _inputs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.inputs))  # a task may read one column as two things
-
-    def labels(self, table: pa.Table) -> Hashes:
-        """Hashes of the labels of some rows."""
+    def hash_labels(self, table: pa.Table) -> Hashes:
+        """Return the hashes of the labels of some rows."""
         hashes, _ = hash_rows(_columns(table, self.targets))
         return hashes
 
@@ -137,15 +134,15 @@ def _columns(rows: pa.Table | pa.RecordBatch, names: Sequence[str]) -> list[pa.A
 
 
 @dataclass(frozen=True)
-class _Known:
-    """The hashes of one evaluation split.
+class _Index:
+    """Hashes of one evaluation split.
 
     Args:
-        split: the split.
-        rows: (n,) ids of the rows that are looked for, in order.
-        keys: (m,) their distinct hashes, sorted.
-        key_of: (n,) which of them each row has.
-        maybe: (2^k,) whether any key ends in these k bits: most rows are told apart here, without a search.
+        split: Split that was hashed.
+        rows: Ids of the rows that are looked for, int64 (n,), ascending.
+        keys: Distinct hashes of these rows, uint64 (m,), sorted.
+        key_of: Position of each row's hash among the keys, int64 (n,).
+        maybe: Table of the low k bits of the keys, bool (2^k,). It rejects most rows without a binary search.
     """
 
     split: Split
@@ -155,28 +152,29 @@ class _Known:
     maybe: npt.NDArray[np.bool_]
 
     def match(self, hashes: Hashes) -> tuple[RowIds, RowIds]:
-        """(positions in `hashes` of those that are known, which key each is)."""
+        """Return the positions of the hashes that are keys, and the position of the key of each."""
         at = np.flatnonzero(self.maybe[hashes & np.uint64(len(self.maybe) - 1)])
         keys = np.searchsorted(self.keys, hashes[at])
         keys = np.minimum(keys, max(0, len(self.keys) - 1))
-        same = self.keys[keys] == hashes[at] if len(self.keys) else np.zeros(len(at), np.bool_)
-        return at[same], keys[same]
+        is_equal = self.keys[keys] == hashes[at] if len(self.keys) else np.zeros(len(at), np.bool_)
+        return at[is_equal], keys[is_equal]
 
 
-class _Found:
-    """What another split has of a known one; threads add to it."""
+class _Matches:
+    """Rows of another split that match an index; threads add to it."""
 
-    def __init__(self, known: _Known) -> None:
-        self.known = known
-        self.first: RowIds = np.full(len(known.keys), _NONE, np.int64)
-        """(m,) lowest row of the other split with each key."""
-        self.low: Hashes = np.full(len(known.keys), np.iinfo(np.uint64).max, np.uint64)
-        """(m,) smallest and largest hash of the labels that the key has there: they differ where the labels do."""
-        self.high: Hashes = np.zeros(len(known.keys), np.uint64)
+    def __init__(self, index: _Index) -> None:
+        self.index = index
+        self.first: RowIds = np.full(len(index.keys), _NONE, np.int64)
+        """Lowest row of the other split with each key, (m,)."""
+        self.low: Hashes = np.full(len(index.keys), np.iinfo(np.uint64).max, np.uint64)
+        """Smallest hash of the labels that each key has in the other split, (m,)."""
+        self.high: Hashes = np.zeros(len(index.keys), np.uint64)
+        """Largest hash of these labels: it differs from the smallest if the labels differ."""
         self._lock = threading.Lock()
 
     def add(self, keys: RowIds, rows: RowIds, labels: Hashes | None) -> None:
-        """Rows of the other split that have some of the keys."""
+        """Add rows of the other split with their keys. The result does not depend on the order of calls."""
         with self._lock:
             np.minimum.at(self.first, keys, rows)
             if labels is not None:
@@ -184,98 +182,107 @@ class _Found:
                 np.maximum.at(self.high, keys, labels)
 
 
-def _know(search: _Search, split: Split, share: float, pool: ThreadPoolExecutor) -> _Known:
+def _index_split(search: _Search, split: Split, share: float, pool: ThreadPoolExecutor) -> _Index:
     limit = np.uint64(min(2**64 - 1, int(share * 2**64)))
 
-    def read(index: int) -> tuple[RowIds, Hashes]:
-        rows, kept, begin = [], [], int(split.starts[index])
-        for hashes, some in search.hashed(split.fragments[index]):
-            at = np.flatnonzero(some & (hashes <= limit))
+    def hash_fragment(index: int) -> tuple[RowIds, Hashes]:
+        rows = []
+        chosen = []
+        begin = int(split.starts[index])
+        for hashes, has_value in search.hash_inputs(split.fragments[index]):
+            at = np.flatnonzero(has_value & (hashes <= limit))
             rows.append(begin + at)
-            kept.append(hashes[at])
+            chosen.append(hashes[at])
             begin += len(hashes)
-        return np.concatenate(rows), np.concatenate(kept)
+        return np.concatenate(rows), np.concatenate(chosen)
 
-    parts = list(pool.map(read, range(len(split.fragments))))
-    rows, hashes = np.concatenate([r for r, _ in parts]), np.concatenate([h for _, h in parts])
-    keys, key_of = np.unique(hashes, return_inverse=True)
-    maybe = np.zeros(1 << max(10, (16 * len(keys)).bit_length()), np.bool_)
+    parts = list(pool.map(hash_fragment, range(len(split.fragments))))
+    rows = np.concatenate([r for r, _ in parts])
+    keys, key_of = np.unique(np.concatenate([h for _, h in parts]), return_inverse=True)
+    maybe = np.zeros(1 << max(10, (16 * len(keys)).bit_length()), np.bool_)  # 1 in 16 to 32 entries is set
     maybe[keys & np.uint64(len(maybe) - 1)] = True
-    return _Known(split, rows, keys, key_of, maybe)
+    return _Index(split, rows, keys, key_of, maybe)
 
 
-def _chosen(train: Split, limits: Limits) -> list[int]:
-    """Which fragments of the training data are searched: all, unless there are too many."""
-    rows, size = train.rows, sum(f.size_bytes for f in train.fragments)
+def _searched_fragments(train: Split, limits: Limits) -> list[int]:
+    """Return the fragments of the training data that are searched: all of them, unless they exceed the limits."""
+    rows = train.rows
+    size = sum(f.size_bytes for f in train.fragments)
     if rows <= limits.searched_rows and size <= limits.searched_bytes:
         return list(range(len(train.fragments)))
     chosen: list[int] = []
     rows = size = 0
     for index in generator("leakage", train.fingerprint).permutation(len(train.fragments)).tolist():
         fragment = train.fragments[index]
-        rows, size = rows + fragment.rows, size + fragment.size_bytes
+        rows += fragment.rows
+        size += fragment.size_bytes
         if chosen and (rows > limits.searched_rows or size > limits.searched_bytes):
             break
         chosen.append(index)
     return sorted(chosen)
 
 
-def _search_fragment(search: _Search, train: Split, founds: Sequence[_Found], index: int) -> None:
-    fragment, begin = train.fragments[index], 0
-    hits: list[list[tuple[RowIds, RowIds]]] = [[] for _ in founds]
-    for hashes, _ in search.hashed(fragment):
-        for found, mine in zip(founds, hits, strict=True):
-            at, keys = found.known.match(hashes)
+def _search_fragment(search: _Search, train: Split, matches: Sequence[_Matches], index: int) -> None:
+    """Add the rows of one fragment that match any of the indexes."""
+    fragment = train.fragments[index]
+    begin = 0
+    hits: list[list[tuple[RowIds, RowIds]]] = [[] for _ in matches]
+    for hashes, _ in search.hash_inputs(fragment):
+        for of_split, pairs in zip(matches, hits, strict=True):
+            at, keys = of_split.index.match(hashes)
             if len(at):
-                mine.append((begin + at, keys))
+                pairs.append((begin + at, keys))
         begin += len(hashes)
-    for found, mine in zip(founds, hits, strict=True):
-        if mine:
-            rows, keys = np.concatenate([at for at, _ in mine]), np.concatenate([k for _, k in mine])
-            # Labels are read where there are any to compare: most fragments have none, and answers may be long texts.
-            labels = search.labels(read_rows(fragment, rows, list(search.targets))) if search.targets else None
-            found.add(keys, rows + int(train.starts[index]), labels)
+    for of_split, pairs in zip(matches, hits, strict=True):
+        if pairs:
+            rows = np.concatenate([at for at, _ in pairs])
+            keys = np.concatenate([k for _, k in pairs])
+            # Labels are read for matches only: most fragments have none, and labels may be long texts.
+            labels = search.hash_labels(read_rows(fragment, rows, list(search.targets))) if search.targets else None
+            of_split.add(keys, rows + int(train.starts[index]), labels)
 
 
-def _between(search: _Search, known: _Known, other: _Known, share: float) -> LeakPair:
-    """Rows of one evaluation split that are in another; both are known."""
-    found = _Found(known)
-    at, keys = known.match(other.keys[other.key_of])
+def _compare_indexes(search: _Search, index: _Index, other: _Index, share: float) -> LeakPair:
+    """Compare two evaluation splits by their indexes, without reading the inputs again."""
+    matches = _Matches(index)
+    at, keys = index.match(other.keys[other.key_of])
     rows = other.rows[at]
-    found.add(keys, rows, _labels_of(search, other.split, rows))
-    return _pair(search, found, other.split, other.split.rows, share)
+    matches.add(keys, rows, _hash_labels_of(search, other.split, rows))
+    return _leak_pair(search, matches, other.split, other.split.rows, share)
 
 
-def _pair(search: _Search, found: _Found, other: Split, searched: int, share: float) -> LeakPair:
-    known = found.known
-    at = np.flatnonzero(found.first[known.key_of] != _NONE)
-    rows, keys = known.rows[at], known.key_of[at]
-    labels = _labels_of(search, known.split, rows)
-    differ = (found.low[keys] != labels) | (found.high[keys] != labels) if labels is not None else None
+def _leak_pair(search: _Search, matches: _Matches, other: Split, searched_rows: int, share: float) -> LeakPair:
+    index = matches.index
+    at = np.flatnonzero(matches.first[index.key_of] != _NONE)
+    rows = index.rows[at]
+    keys = index.key_of[at]
+    labels = _hash_labels_of(search, index.split, rows)
+    has_other_label = (matches.low[keys] != labels) | (matches.high[keys] != labels) if labels is not None else None
     return LeakPair(
-        split=known.split.name,
+        split=index.split.name,
         other=other.name,
-        rows=len(known.rows),
+        rows=len(index.rows),
         share=share,
-        searched_rows=searched,
+        searched_rows=searched_rows,
         other_rows=other.rows,
         duplicates=len(rows),
-        other_label=int(differ.sum()) if differ is not None else None,
+        other_label=int(has_other_label.sum()) if has_other_label is not None else None,
         examples=tuple(
-            _example(known.split, int(row), other, int(found.first[key]))
+            _example(index.split, int(row), other, int(matches.first[key]))
             for row, key in zip(rows[:_EXAMPLES], keys[:_EXAMPLES], strict=True)
         ),
     )
 
 
-def _example(split: Split, row: int, other: Split, there: int) -> LeakExample:
-    (file, file_row), (other_file, other_file_row) = split.locate(row), other.locate(there)
+def _example(split: Split, row: int, other: Split, other_row: int) -> LeakExample:
+    file, file_row = split.locate(row)
+    other_file, other_file_row = other.locate(other_row)
     return LeakExample(file=file, file_row=file_row, other_file=other_file, other_file_row=other_file_row)
 
 
-def _labels_of(search: _Search, split: Split, rows: RowIds) -> Hashes | None:
+def _hash_labels_of(search: _Search, split: Split, rows: RowIds) -> Hashes | None:
     if not search.targets:
         return None
     parts = [rows[i : i + _LABELS_AT_ONCE] for i in range(0, len(rows), _LABELS_AT_ONCE)]
-    hashes = [search.labels(split.read(part, search.targets)) for part in parts]
+    hashes = [search.hash_labels(split.read(part, search.targets)) for part in parts]
     return np.concatenate(hashes) if hashes else np.empty(0, np.uint64)

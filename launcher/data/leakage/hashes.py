@@ -1,9 +1,9 @@
-"""A 64-bit hash of each row's content, whatever Arrow type holds it. Pure and vectorised; runs on the client and head.
+"""64-bit hashes of the contents of rows, independent of the Arrow type. Pure and vectorised; client and head.
 
 Equal values have equal hashes in any layout: text or bytes, small or large offsets, dictionaries, 1 and 1.0, a picture
-as bytes or as {bytes, path}. Among 10^8 training rows and 10^6 others, any two differing rows share a hash with a
-probability of 5e-6, so equal hashes are taken for equal rows. Not for content that somebody forged. Read
-`data/leakage/duplicates.py`.
+as bytes or as {bytes, path}. Between 10^8 training rows and 10^6 other rows, two different rows share a hash with a
+probability of 5e-6, so equal hashes count as equal rows. The hash is not cryptographic. Read
+`data/leakage/duplicates.py` next.
 """
 
 import hashlib
@@ -16,40 +16,41 @@ import pyarrow.compute as pc
 
 Hashes = npt.NDArray[np.uint64]
 
-# Odd 64-bit constants of MurmurHash3 and SplitMix64: what a row is multiplied with.
+# Odd 64-bit multipliers of MurmurHash3 and SplitMix64.
 _MUL, _MUL2, _GOLDEN = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53), np.uint64(0x9E3779B97F4A7C15)
 _LANES = 4
 _BLOCK = 8 * _LANES
 _SEEDS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64)
-# Row k keeps the first k bytes of a block.
-_KEEP = (np.arange(_BLOCK) < np.arange(_BLOCK + 1)[:, None]).astype(np.uint8) * np.uint8(255)
-_KEEP_WORDS: Hashes = _KEEP.view("<u8")
-# Python's overhead of a microsecond is small against hashing this much, and blocks of so few rows are not vectors.
-_LONG = 4096
-# What is made of so many bytes stays in a core's cache (measured: 1 MiB is as fast, 128 KiB and 8 MiB are slower).
+# Row k is a mask of the first k bytes of a block.
+_MASK_BYTES = (np.arange(_BLOCK) < np.arange(_BLOCK + 1)[:, None]).astype(np.uint8) * np.uint8(255)
+_MASKS: Hashes = _MASK_BYTES.view("<u8")
+# Rows of this many bytes are hashed one by one: a call from Python costs a microsecond, little against their hashing,
+# and so few rows have so many blocks that vectors of them would be short.
+_LONG_BYTES = 4096
+# Temporary arrays for this many bytes stay in a core's cache (measured: 1 MiB is as fast, 128 KiB and 8 MiB slower).
 _BYTES_AT_ONCE = 512 << 10
 _NULL, _BOOL, _FLOAT, _UNSIGNED = (np.uint64(0x5851F42D4C957F2D * k & (2**64 - 1)) for k in (1, 2, 3, 4))
 
 
 def hash_rows(columns: list[pa.Array]) -> tuple[Hashes, npt.NDArray[np.bool_]]:
-    """Hash some columns of a batch together.
+    """Hash the rows of some columns.
 
     Args:
-        columns: of n rows each; at least one.
+        columns: Columns of n rows each, at least one.
 
     Returns:
-        uint64 (n,), and bool (n,): whether any of the row's values is not null.
+        Hashes, uint64 (n,), and for each row whether any of its values is not null, bool (n,).
     """
     total: Hashes = np.full(len(columns[0]), _GOLDEN, np.uint64)
-    some = np.zeros(len(columns[0]), np.bool_)
+    has_value = np.zeros(len(columns[0]), np.bool_)
     for column in map(_plain, columns):
         total = _mix(total * _MUL2 ^ hash_array(column))
-        some |= _valid(column)
-    return total, some
+        has_value |= _valid(column)
+    return total, has_value
 
 
 def hash_array(array: pa.Array) -> Hashes:
-    """uint64 (n,): the hash of each value; all nulls have the same."""
+    """Return the hash of each value, uint64 (n,); all nulls have the same."""
     plain = _plain(array)
     return np.where(_valid(plain), _hash_values(plain), _NULL)
 
@@ -61,7 +62,7 @@ def _valid(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """Without the layouts that only save space: dictionaries, run ends, maps, extension types."""
+    """Remove layouts without a meaning of their own: dictionaries, run ends, maps, extension types."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return _plain(array.storage)
@@ -76,62 +77,64 @@ def _plain(array: pa.Array) -> pa.Array:
 
 
 def _hash_values(array: pa.Array) -> Hashes:
-    """uint64 (n,): hashes of values; what stands where a value is null does not count."""
+    """Hash the values, uint64 (n,); the result for a null is arbitrary."""
     kind = array.type
-    for fits, way in _WAYS:
-        if any(fit(kind) for fit in fits):
-            return way(array)
-    return _hash_text(array)
+    for predicates, hash_function in _HASH_FUNCTIONS:
+        if any(fits(kind) for fits in predicates):
+            return hash_function(array)
+    return _hash_reprs(array)
 
 
 def _hash_bytes(array: pa.Array) -> Hashes:
-    small = pa.types.is_string(array.type) or pa.types.is_binary(array.type)
-    array = array if small else array.cast(pa.large_binary())
+    has_small_offsets = pa.types.is_string(array.type) or pa.types.is_binary(array.type)
+    array = array if has_small_offsets else array.cast(pa.large_binary())
     _, offsets_buffer, data_buffer = array.buffers()
-    ends = np.frombuffer(offsets_buffer, np.int32 if small else np.int64)
+    ends = np.frombuffer(offsets_buffer, np.int32 if has_small_offsets else np.int64)
     offsets: npt.NDArray[np.int64] = ends[array.offset : array.offset + len(array) + 1].astype(np.int64)
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
     hashes = np.empty(len(array), np.uint64)
-    long = np.flatnonzero(np.diff(offsets) >= _LONG)
+    long_rows = np.flatnonzero(np.diff(offsets) >= _LONG_BYTES)
     begin = 0
     while begin < len(array):
         stop = int(np.searchsorted(offsets, offsets[begin] + _BYTES_AT_ONCE, side="right")) - 1
         stop = min(max(stop, begin + 1), len(array))
         hashes[begin:stop] = _hash_blocks(data, offsets[begin : stop + 1])
         begin = stop
-    for i in long:
+    for i in long_rows:
         hashes[i] = _digest(data[offsets[i] : offsets[i + 1]])
     return hashes
 
 
 def _hash_blocks(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> Hashes:
-    """Hash short byte strings block by block, all that have one at a time; long ones are left for `_digest`.
+    """Hash short byte strings: block j of all rows that have one, then block j + 1; long rows are hashed by `_digest`.
 
     Args:
-        data: the bytes of all rows.
-        offsets: (n + 1,) where each row begins and ends in them.
+        data: Bytes of all rows.
+        offsets: Begin and end of each row in them, int64 (n + 1,).
     """
     length = np.diff(offsets)
-    short = length < _LONG
-    length = np.where(short, length, 0)
+    length = np.where(length < _LONG_BYTES, length, 0)
     blocks = -(-length // _BLOCK)
-    # Longest first: the rows that still have a block are then always the first ones. Of 16 bits: a radix sort.
+    # Longest first: the rows that have another block are then always the first ones. NumPy sorts int16 by radix.
     order = np.argsort(-blocks.astype(np.int16), kind="stable")
-    start, length, blocks = offsets[:-1][order] - offsets[0], length[order], blocks[order]
+    start = offsets[:-1][order] - offsets[0]
+    length = length[order]
+    blocks = blocks[order]
     padded = np.zeros(offsets[-1] - offsets[0] + _BLOCK, np.uint8)
     padded[:-_BLOCK] = data[offsets[0] : offsets[-1]]
-    # A block may begin at any byte; taking whole blocks costs a quarter of taking words.
+    # A block may begin at any byte. Gathering whole blocks costs a quarter of gathering words.
     window: npt.NDArray[np.void] = np.ndarray((len(padded) - _BLOCK + 1,), f"V{_BLOCK}", padded, 0, (1,))
     lanes = np.empty((len(start), _LANES), np.uint64)
     lanes[:] = _SEEDS
     lanes ^= length.astype(np.uint64)[:, None]
-    top = int(blocks[0]) if len(blocks) else 0
-    with_more = np.searchsorted(-blocks, -np.arange(top + 1), side="left")  # rows that have more than j blocks
-    for j in range(top):
-        now, later = with_more[j], with_more[j + 1]
-        words = window[start[:now] + _BLOCK * j].view("<u8").reshape(now, _LANES)
-        words[later:] &= _KEEP_WORDS[length[later:now] - _BLOCK * j]
-        state = lanes[:now]
+    most = int(blocks[0]) if len(blocks) else 0
+    rows_with_more = np.searchsorted(-blocks, -np.arange(most + 1), side="left")  # entry j: more than j blocks
+    for j in range(most):
+        rows = rows_with_more[j]
+        full = rows_with_more[j + 1]  # the rows behind these end inside this block
+        words = window[start[:rows] + _BLOCK * j].view("<u8").reshape(rows, _LANES)
+        words[full:] &= _MASKS[length[full:rows] - _BLOCK * j]
+        state = lanes[:rows]
         state ^= words
         state *= _MUL
         state ^= state >> np.uint64(32)
@@ -159,11 +162,11 @@ def _hash_integers(array: pa.Array) -> Hashes:
 
 def _hash_floats(array: pa.Array) -> Hashes:
     numbers = np.asarray(array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False), np.float64)
-    # 1.0 is 1, and -0.0 is 0: another file may hold the same column as integers.
-    whole = (np.abs(numbers) < 2.0**63) & (np.floor(numbers) == numbers)
-    as_whole = np.where(whole, numbers, 0.0).astype(np.int64).view(np.uint64)
+    # 1.0 hashes as 1, and -0.0 as 0: another file may hold the same column as integers.
+    is_whole = (np.abs(numbers) < 2.0**63) & (np.floor(numbers) == numbers)
+    as_whole = np.where(is_whole, numbers, 0.0).astype(np.int64).view(np.uint64)
     bits = np.where(np.isnan(numbers), np.nan, numbers).view(np.uint64)
-    return np.where(whole, _mix(as_whole), _mix(bits ^ _FLOAT))
+    return np.where(is_whole, _mix(as_whole), _mix(bits ^ _FLOAT))
 
 
 def _hash_booleans(array: pa.Array) -> Hashes:
@@ -175,11 +178,11 @@ def _hash_lists(array: pa.Array) -> Hashes:
     lengths = np.asarray(pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    inner = hash_array(array.flatten())  # without those of nulls
-    # The place of a value within its list is part of what is summed up; sums and places wrap around.
-    place = np.arange(len(inner), dtype=np.int64) - np.repeat(starts, lengths)
+    inner = hash_array(array.flatten())  # drops the values under null lists
+    # The position of a value in its list is part of its term of the sum; overflow wraps around and does no harm.
+    position = np.arange(len(inner), dtype=np.int64) - np.repeat(starts, lengths)
     sums = np.zeros(len(inner) + 1, np.uint64)
-    np.cumsum(_mix(inner ^ _mix(place.view(np.uint64) * _GOLDEN)), out=sums[1:])
+    np.cumsum(_mix(inner ^ _mix(position.view(np.uint64) * _GOLDEN)), out=sums[1:])
     return _mix((sums[ends] - sums[starts]) ^ _mix(lengths.view(np.uint64) + _GOLDEN))
 
 
@@ -189,28 +192,28 @@ def _hash_structs(array: pa.Array) -> Hashes:
         return _hash_media(array, names)
     if not names:
         return np.full(len(array), _GOLDEN, np.uint64)
-    # By name: another file may hold the fields in another order.
+    # In the order of names: another file may hold the fields in another order.
     hashes, _ = hash_rows([array.field(name) for name in sorted(names)])
     return hashes
 
 
 def _hash_media(array: pa.Array, names: list[str]) -> Hashes:
-    """A picture or sound as `datasets` keeps it: what counts is its content; its path only where there is none."""
+    """Hash pictures or sounds as `datasets` stores them: by content, or by path where there is no content."""
     content = array.field("bytes").cast(pa.large_binary())  # of type null, where all are paths
     hashes = hash_array(content)
     if "path" not in names:
         return hashes
-    filled = _valid(content) & (pc.binary_length(content).fill_null(0).to_numpy(zero_copy_only=False) > 0)
-    return np.where(filled, hashes, hash_array(array.field("path")))
+    has_content = _valid(content) & (pc.binary_length(content).fill_null(0).to_numpy(zero_copy_only=False) > 0)
+    return np.where(has_content, hashes, hash_array(array.field("path")))
 
 
-def _hash_text(array: pa.Array) -> Hashes:
-    """Dates, times, decimals and whatever else there is, as Python writes it; the only way that is slow."""
+def _hash_reprs(array: pa.Array) -> Hashes:
+    """Hash dates, times, decimals and all other types by their `repr` in Python; the only slow function."""
     return _hash_bytes(pa.array([repr(value) for value in array.to_pylist()], pa.large_string()))
 
 
 def _mix(values: Hashes) -> Hashes:
-    """Every bit of a value moves every bit of the result (MurmurHash3's finaliser)."""
+    """Mix so that every bit of a value changes every bit of the result (the finaliser of MurmurHash3)."""
     mixed = values ^ (values >> np.uint64(33))
     mixed *= _MUL
     mixed ^= mixed >> np.uint64(29)
@@ -219,9 +222,8 @@ def _mix(values: Hashes) -> Hashes:
     return mixed
 
 
-_Way = Callable[[pa.Array], Hashes]
 _is = pa.types
-_WAYS: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], _Way], ...] = (
+_HASH_FUNCTIONS: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], Callable[[pa.Array], Hashes]], ...] = (
     ((_is.is_string, _is.is_large_string, _is.is_string_view), _hash_bytes),
     ((_is.is_binary, _is.is_large_binary, _is.is_binary_view, _is.is_fixed_size_binary), _hash_bytes),
     ((_is.is_integer,), _hash_integers),

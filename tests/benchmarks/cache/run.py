@@ -64,7 +64,7 @@ def _epoch(prepared: PreparedJob, epoch: int) -> float:
     """Seconds for an epoch's windows."""
     encoded_cache._entry.cache_clear()  # as in another process
     source = StreamSource(prepared.job, prepared.splits, 2)
-    source.task(scored=False)
+    source.task(for_evaluation=False)
     started = time.perf_counter()
     for window in train_windows(prepared.plan, prepared.job, 0):
         if window.kind == "train" and window.epoch == epoch:

@@ -35,7 +35,7 @@ def main() -> None:
     source = StreamSource(job, prepared.splits, dist.get_world_size())
     steps = []
     for window in train_windows(plan, job, 0):
-        (share,) = source.shares(window, [dist.get_rank()])
+        (share,) = source.shards(window, [dist.get_rank()])
         for step in deserialize_shard(pa.py_buffer(share))[1]:
             steps.append(
                 (step.global_batch, [collate(task, samples).to(engine.device) for samples in step.micro_batches])

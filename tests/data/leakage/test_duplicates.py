@@ -1,4 +1,4 @@
-"""Rows in common: the vectorised search finds what plain Python sets find, whatever types and layouts hold the rows."""
+"""Rows in common: the vectorised search finds what Python sets find, for all Arrow types and layouts."""
 
 import datetime
 import decimal
@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import launcher.driver.leakage as leakage
-from launcher.data.leakage import duplicates as search
+from launcher.data.leakage import duplicates
 from launcher.data.leakage.duplicates import Limits, SearchStopped, find_duplicates
 from launcher.data.leakage.hashes import hash_array
 from launcher.data.splits import Split, open_split
-from launcher.driver.prepare import prepare
+from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.report.collect import collect
 from launcher.report.render import render
@@ -36,7 +36,7 @@ from tests.support.jobs import example_table, make_job
 
 
 class _Columns(Task):
-    """A task that is nothing but the columns it reads."""
+    """Task that has columns to read and nothing else."""
 
     def __init__(self, inputs: Sequence[str], targets: Sequence[str] = ()) -> None:
         self.input_columns, self.target_columns = tuple(inputs), tuple(targets)
@@ -74,38 +74,39 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
-def _naive(
+def _search_plainly(
     rows: list[tuple[Any, ...]], other: list[tuple[Any, ...]], width: int
 ) -> tuple[int, int, list[int], list[int]]:
-    """(duplicates, those with another label, the duplicate rows, the first row of the other split with each)."""
+    """Return (duplicates, those with another label, the duplicate rows, the first row of the other split with each)."""
     labels: dict[Any, set[Any]] = {}
     first: dict[Any, int] = {}
     for i, row in enumerate(other):
         key = tuple(map(_frozen, row[:width]))
         labels.setdefault(key, set()).add(row[-1])
         first.setdefault(key, i)
-    found = [i for i, row in enumerate(rows) if any(v is not None for v in row[:width])]
-    found = [i for i in found if tuple(map(_frozen, rows[i][:width])) in labels]
-    keys = [tuple(map(_frozen, rows[i][:width])) for i in found]
-    differ = sum(labels[key] != {rows[i][-1]} for i, key in zip(found, keys, strict=True))
-    return len(found), differ, found, [first[key] for key in keys]
+    keys = {
+        i: tuple(map(_frozen, row[:width])) for i, row in enumerate(rows) if any(v is not None for v in row[:width])
+    }
+    keys = {i: key for i, key in keys.items() if key in labels}
+    other_label = sum(labels[key] != {rows[i][-1]} for i, key in keys.items())
+    return len(keys), other_label, list(keys), [first[key] for key in keys.values()]
 
 
 @settings(max_examples=60, deadline=None)
 @given(train=_ROWS, validation=_ROWS, test=_ROWS, width=st.sampled_from([1, 3]), row_group=st.sampled_from([1, 4, 100]))
-def test_the_search_finds_what_plain_sets_find(
+def test_search_finds_what_python_sets_find(
     tmp_path_factory: pytest.TempPathFactory, train: Any, validation: Any, test: Any, width: int, row_group: int
 ) -> None:
     folder = tmp_path_factory.mktemp("splits")
     rows = {"train": train, "validation": validation, "test": test}
-    splits = {name: _split(folder, name, _table(found), row_group) for name, found in rows.items()}
+    splits = {name: _split(folder, name, _table(own), row_group) for name, own in rows.items()}
     record = find_duplicates(splits, _Columns(_SCHEMA.names[:width], ["label"]), threads=2)
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         pair = _pair(record, split, other)
-        duplicates, differ, found, first = _naive(rows[split], rows[other], width)
-        assert (pair.duplicates, pair.other_label) == (duplicates, differ)
-        assert [e.file_row for e in pair.examples] == found[:5]
-        assert [e.other_file_row for e in pair.examples] == first[:5]
+        count, other_label, duplicate_rows, first_rows = _search_plainly(rows[split], rows[other], width)
+        assert (pair.duplicates, pair.other_label) == (count, other_label)
+        assert [e.file_row for e in pair.examples] == duplicate_rows[:5]
+        assert [e.other_file_row for e in pair.examples] == first_rows[:5]
         assert pair.rows == sum(any(v is not None for v in row[:width]) for row in rows[split])
         assert pair.whole
 
@@ -147,12 +148,12 @@ def test_every_type_of_column_is_compared(kind: str, tmp_path: Path) -> None:
     train = pa.table({"x": pa.concat_arrays([column, column.slice(0, 2)])})
     splits = _splits(tmp_path, train=train, validation=pa.table({"x": row}), test=pa.table({"x": column.slice(0, 2)}))
     record = find_duplicates(splits, _Columns(["x"]))
-    used = [value for value in column.to_pylist()[:2] if value is not None]
-    assert _pair(record, "test", "train").duplicates == len(used)
+    values = [value for value in column.to_pylist()[:2] if value is not None]
+    assert _pair(record, "test", "train").duplicates == len(values)
     assert _pair(record, "validation", "train").duplicates == int(row[0].is_valid)
     assert _pair(record, "validation", "train").other_label is None
     distinct = {repr(value) for value in column.to_pylist()}
-    assert len(set(hash_array(column).tolist())) == len(distinct), "what differs has another hash"
+    assert len(set(hash_array(column).tolist())) == len(distinct), "different values have different hashes"
 
 
 _SAME: list[tuple[pa.Array, pa.Array]] = [
@@ -176,15 +177,15 @@ _SAME: list[tuple[pa.Array, pa.Array]] = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), _SAME, ids=lambda array: str(array.type))
-def test_equal_values_have_equal_hashes_in_any_layout(one: pa.Array, other: pa.Array) -> None:
-    assert hash_array(one).tolist() == hash_array(other).tolist()
-    for array in (one, other):
+@pytest.mark.parametrize(("left", "right"), _SAME, ids=lambda array: str(array.type))
+def test_equal_values_have_equal_hashes_in_any_layout(left: pa.Array, right: pa.Array) -> None:
+    assert hash_array(left).tolist() == hash_array(right).tolist()
+    for array in (left, right):
         padded = pa.concat_arrays([array, array]).slice(1, len(array))
         assert hash_array(padded).tolist() == (hash_array(array).tolist() * 2)[1 : 1 + len(array)]
 
 
-def test_hashes_of_a_hundred_thousand_like_texts_all_differ() -> None:
+def test_hashes_of_a_hundred_thousand_similar_texts_all_differ() -> None:
     texts = [
         f"{'the same beginning of every text ' * (i % 4)}{i:08d}{' and its end' * (i % 3)}" for i in range(100_000)
     ]
@@ -221,7 +222,7 @@ def test_memory_does_not_grow_with_the_training_data(tmp_path: Path) -> None:
     assert peaks[1] < 1.2 * peaks[0] + (1 << 20), peaks
 
 
-def test_huge_training_data_is_compared_in_part_and_says_so(tmp_path: Path) -> None:
+def test_huge_training_data_is_sampled_and_the_report_says_so(tmp_path: Path) -> None:
     train = pa.table({"text": [str(i) for i in range(1000)]})
     splits = {"train": _split(tmp_path, "train", train, 10), **_splits(tmp_path, test=train)}
     limits = Limits(searched_rows=300)
@@ -229,17 +230,17 @@ def test_huge_training_data_is_compared_in_part_and_says_so(tmp_path: Path) -> N
     assert find_duplicates(splits, _Columns(["text"]), limits=limits).pairs == record.pairs, "always the same part"
     (pair,) = record.pairs
     assert (pair.searched_rows, pair.other_rows, pair.duplicates, pair.whole) == (300, 1000, 300, False)
-    (said,) = leak_sentences(record)
-    assert said.startswith("at least 300 of 1000 test rows are also in train (30.0 %), first: ")
-    assert said.endswith("compared with 300 of 1,000 train rows, drawn at random")
+    (sentence,) = leak_sentences(record)
+    assert sentence.startswith("at least 300 of 1000 test rows are also in train (30.0 %), first: ")
+    assert sentence.endswith("compared with 300 of 1,000 train rows, drawn at random")
     (pair,) = find_duplicates(splits, _Columns(["text"]), limits=Limits(searched_bytes=1)).pairs
     assert pair.searched_rows == 10, "one fragment at least"
 
 
-def test_huge_evaluation_splits_are_represented_by_the_same_contents_everywhere(tmp_path: Path) -> None:
+def test_huge_evaluation_splits_are_sampled_by_content(tmp_path: Path) -> None:
     texts = {name: [str(i + first) for i in range(4000)] for name, first in _FIRST.items()}
-    splits = {name: _split(tmp_path, name, pa.table({"text": found}), 900) for name, found in texts.items()}
-    record = find_duplicates(splits, _Columns(["text"]), limits=Limits(held_rows=2000))
+    splits = {name: _split(tmp_path, name, pa.table({"text": own}), 900) for name, own in texts.items()}
+    record = find_duplicates(splits, _Columns(["text"]), limits=Limits(indexed_rows=2000))
     for split, other, overlap in (("validation", "train", 0.5), ("test", "train", 0.25), ("test", "validation", 0.75)):
         pair = _pair(record, split, other)
         assert pair.share == 0.25 and 900 < pair.rows < 1100 and not pair.whole
@@ -250,7 +251,7 @@ def test_huge_evaluation_splits_are_represented_by_the_same_contents_everywhere(
 _FIRST = {"train": 0, "validation": 2000, "test": 3000}
 
 
-# ---- what follows from it ----
+# ---- notes, errors and records of a job ----
 
 
 def _job(folder: Path, model: Path, tables: dict[str, pa.Table], **data: Any) -> Any:
@@ -259,6 +260,15 @@ def _job(folder: Path, model: Path, tables: dict[str, pa.Table], **data: Any) ->
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=40)
     locations = {name: str(folder / f"{name}.parquet") for name in tables}
     return make_job(model, {**locations, **data}, folder / "runs")
+
+
+def _check_in_background(prepared: PreparedJob) -> str:
+    """Return what the check prints."""
+    output = StringIO()
+    console = Console(file=output, width=400)
+    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
+        pass
+    return output.getvalue()
 
 
 def _leaky(other_label: bool = False) -> dict[str, pa.Table]:
@@ -270,13 +280,9 @@ def _leaky(other_label: bool = False) -> dict[str, pa.Table]:
     return {"train": train, "validation": pa.concat_tables([validation, copies]), "test": example_table(20, 2)}
 
 
-def test_a_leak_is_told_once_and_kept(tiny_bert: Path, tmp_path: Path) -> None:
+def test_leak_is_noted_and_recorded(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky(other_label=True)))
-    console = Console(file=StringIO(), width=400)
-    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
-        pass
-    said = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert said == (
+    assert _check_in_background(prepared) == (
         "note: 3 of 33 validation rows are also in train (9.1 %), 3 of them with another label, first: "
         f"{tmp_path}/validation.parquet:30 and {tmp_path}/train.parquet:40; remove them, or set data.leakage: off\n"
     )
@@ -287,13 +293,11 @@ def test_a_leak_is_told_once_and_kept(tiny_bert: Path, tmp_path: Path) -> None:
     assert record.columns == ("text",)
 
 
-def test_the_same_data_are_not_compared_again(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_data_is_compared_once(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky()))
-    console = Console(file=StringIO(), width=400)
-    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
-        pass
+    _check_in_background(prepared)
     calls: list[object] = []
-    monkeypatch.setattr(leakage, "find_duplicates", lambda *given: calls.append(given) or find_duplicates(*given))
+    monkeypatch.setattr(leakage, "find_duplicates", lambda *args: calls.append(args) or find_duplicates(*args))
     splits = dict(prepared.splits)
     assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None
     del splits["test"]
@@ -303,7 +307,7 @@ def test_the_same_data_are_not_compared_again(tiny_bert: Path, tmp_path: Path, m
     assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None and len(calls) == 1
 
 
-def test_error_refuses_before_anything_is_there(tiny_bert: Path, tmp_path: Path) -> None:
+def test_leakage_error_refuses_before_anything_is_written(tiny_bert: Path, tmp_path: Path) -> None:
     from launcher.driver.run import run_job
 
     job = _job(tmp_path, tiny_bert, _leaky(), leakage="error")
@@ -314,68 +318,68 @@ def test_error_refuses_before_anything_is_there(tiny_bert: Path, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_off_looks_at_nothing(tiny_bert: Path, tmp_path: Path) -> None:
+def test_leakage_off_and_a_single_split_compare_nothing(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky(), leakage="off"))
     assert leakage.compare_splits(prepared.job, prepared.run, prepared.splits) is None
     alone = prepare(_job(tmp_path / "alone", tiny_bert, {"train": example_table(20)}))
     assert leakage.compare_splits(alone.job, alone.run, alone.splits) is None
 
 
-def test_a_comparison_that_fails_or_is_called_off_leaves_the_run_alone(
+def test_failed_or_stopped_comparison_does_not_end_the_run(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky()))
-    console = Console(file=StringIO(), width=400)
 
     def fail(*_: object) -> None:
         raise DataError("train.parquet: cannot be read")
 
     with monkeypatch.context() as patched:
         patched.setattr(leakage, "find_duplicates", fail)
-        with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
-            pass
-    said = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert said == "note: the splits were not compared for rows in common (train.parquet: cannot be read)\n"
+        note = _check_in_background(prepared)
+    assert note == "note: the splits were not compared for rows in common (train.parquet: cannot be read)\n"
 
-    def wait(*given: Any) -> None:
-        given[3].wait(20)
+    def wait(*args: Any) -> None:
+        args[3].wait(20)
         raise SearchStopped
 
     monkeypatch.setattr(leakage, "find_duplicates", wait)
     with (
         pytest.raises(KeyboardInterrupt),
-        leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console),
+        leakage.check_leakage_in_background(
+            prepared.job, prepared.run, prepared.splits, None, Console(file=StringIO())
+        ),
     ):
         raise KeyboardInterrupt
     assert not prepared.run.exists("leakage.json")
 
 
-def test_a_search_can_be_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, seen = threading.Event(), []
-    hashed: Callable[..., Any] = search.hash_rows
+def test_search_stops_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    calls: list[int] = []
+    hash_rows = duplicates.hash_rows
 
     def counted(columns: list[pa.Array]) -> Any:
-        seen.append(1)
-        if len(seen) == 5:
+        calls.append(1)
+        if len(calls) == 5:
             stop.set()
-        return hashed(columns)
+        return hash_rows(columns)
 
-    monkeypatch.setattr(search, "hash_rows", counted)
+    monkeypatch.setattr(duplicates, "hash_rows", counted)
     table = pa.table({"text": [str(i) for i in range(1000)]})
     splits = {"train": _split(tmp_path, "train", table, 10), **_splits(tmp_path, test=table.slice(0, 3))}
     with pytest.raises(SearchStopped):
         find_duplicates(splits, _Columns(["text"]), threads=1, stop=stop)
-    assert len(seen) == 5
+    assert len(calls) == 5
 
 
-def test_a_sweep_compares_once_and_leaves_the_test_data_shut(
+def test_sweep_compares_once_and_does_not_read_the_test_split(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from launcher.tune import run as tuner
     from launcher.tune.run import run_sweep
 
     job = _job(tmp_path, tiny_bert, _leaky())
-    (tmp_path / "test.parquet").write_bytes(b"no Parquet file: whoever opens it stops")
+    (tmp_path / "test.parquet").write_bytes(b"no Parquet file: opening it raises")
     tune = {"space": {"train.learning_rate": {"uniform": [1e-4, 1e-3]}}, "trials": 1}
     job = type(job).model_validate({**job.model_dump(), "tune": tune})
     record = tmp_path / "runs" / "test" / "leakage.json"
@@ -391,12 +395,12 @@ def test_a_sweep_compares_once_and_leaves_the_test_data_shut(
     console = Console(file=StringIO(), width=400)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(job, console)
-    found = LeakageRecord.model_validate_json(record.read_bytes())
-    assert [(pair.split, pair.other, pair.duplicates) for pair in found.pairs] == [("validation", "train", 3)]
+    pairs = LeakageRecord.model_validate_json(record.read_bytes()).pairs
+    assert [(pair.split, pair.other, pair.duplicates) for pair in pairs] == [("validation", "train", 3)]
     assert "note: 3 of 33 validation rows are also in train" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_report_tells_of_leaks_and_of_none(make_leaky_run: Callable[[LeakageRecord], RunDir]) -> None:
+def test_report_shows_leaks_or_that_there_are_none(make_leaky_run: Callable[[LeakageRecord], RunDir]) -> None:
     clean = LeakPair(
         split="test", other="train", rows=1821, searched_rows=6920, other_rows=6920, duplicates=0, other_label=0,
         examples=(),
