@@ -90,7 +90,11 @@ def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
 
     assert chosen(1000)[:2] == (0, 16)
     small = chosen(0.6)
-    assert small[0] in (1, 2, 3) and small[1] in (1, 2, 4, 8) and "the largest part of the share that fits" in small[2]
+    assert (
+        small[0] in (1, 2, 3)
+        and small[1] in (1, 2, 4, 8)
+        and "the largest part of the local batch that fits" in small[2]
+    )
     unknown = chosen(0)
     assert unknown[:2] == (2, 16) and "not known here" in unknown[2]
     assert chosen(1000, workers=1)[0] == 0
