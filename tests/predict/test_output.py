@@ -20,7 +20,7 @@ from launcher.predict.output import (
     finish,
     part_name,
     remove_unfinished,
-    writing,
+    write_part,
 )
 from launcher.predict.parts import Layout
 from launcher.rundir.directory import RunDir
@@ -35,9 +35,9 @@ _WANTED = PredictionsRecord(
 
 def _write(output: RunDir, number: int, rows: int | None = None) -> Part:
     ids = list(_LAYOUT.part(number))[:rows]
-    with writing(output, number, _SCHEMA) as out:
+    with write_part(output, number, _SCHEMA) as out:
         out.write(pa.table({"id": ids, "prediction": ["a"] * len(ids)}, _SCHEMA), number)
-        return out.seal()
+        return out.finish()
 
 
 def test_parts_are_claimed_found_and_finished(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_parts_are_claimed_found_and_finished(tmp_path: Path) -> None:
 
 def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path))
-    with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
+    with pytest.raises(ValueError, match="in the middle"), write_part(output, 0, _SCHEMA) as out:
         out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
         assert [name.startswith(".part-00000000.") for name in output.list("")] == [True]
         raise ValueError("in the middle")
@@ -73,7 +73,7 @@ def test_a_store_without_renames_keeps_no_half_either() -> None:
     assert output.local is None
     create_output(output, _WANTED)
     written = _write(output, 2)
-    with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
+    with pytest.raises(ValueError, match="in the middle"), write_part(output, 0, _SCHEMA) as out:
         out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
         raise ValueError("in the middle")
     remove_unfinished(output)

@@ -144,13 +144,13 @@ def test_a_command_that_was_ended_goes_on(
     assert 1 <= len(before) < _PARTS and not (output / "_SUCCESS").exists()
     if how == signal.SIGINT:
         assert process.returncode == 130, said
-        assert f"rows are in {output}, and the same command goes on" in " ".join(said.split())
+        assert f"rows are in {output}; run the same command again" in " ".join(said.split())
         assert not list(output.glob(".part-*"))
         return
     console, alone = Console(file=StringIO(), width=200), _with(slow, cluster={"workers": 1})
     done = predict_run(slow, str(place / "in"), str(output), console, alone)
     assert 0 < done.found_rows < _ROWS
-    assert f"goes on: {done.found_rows} of 6200 rows are in" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"resuming: {done.found_rows} of 6200 rows are in" in console.file.getvalue()  # type: ignore[attr-defined]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert _rows(output).equals(whole)  # to the bit, by another number of workers
 
@@ -160,7 +160,7 @@ def test_a_dead_worker_is_replaced_and_its_part_done_again(
 ) -> None:
     deadly = _run(place, tiny_bert, "deadly", task={"type": "slow_task:Deadly"}, cluster={"workers": 1})
     (place / "deaths").write_text("xxxxx")
-    with pytest.raises(TrainingError, match=r"part 1 \(2048 rows from .*a\.parquet: row 2048\) took its worker down 3"):
+    with pytest.raises(TrainingError, match=r"part 1 \(2048 rows from .*a\.parquet: row 2048\) killed its worker 3"):
         predict_run(deadly, str(place / "in"), str(place / "deadly"))
     assert (place / "deaths").read_text() in ("x", "xx")  # the first death may have come while part 1 was read ahead
     done = predict_run(deadly, str(place / "in"), str(place / "deadly"))  # once more, and then it works
