@@ -81,9 +81,7 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
 def check(job: JobFile, overrides: Overrides = None) -> None:
     """Validate all that can be without training, and print the plan."""
     spec = load(job, overrides)
-    from launcher.data.checks import check_first_rows
-    from launcher.driver.leakage import compare_splits
-    from launcher.driver.preflight import check_resumable
+    from launcher.driver.preflight import preflight
     from launcher.driver.prepare import prepare
     from launcher.driver.progress import reading_progress
 
@@ -91,16 +89,11 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
         from launcher.tune.run import check_sweep, check_trials
 
         check_sweep(spec)
-    with reading_progress(OUT) as told:
-        prepared = prepare(spec, told, measure=True)
-    check_resumable(prepared)
-    check_first_rows(prepared.job, prepared.splits)
+    with reading_progress(OUT) as on_progress:
+        prepared = prepare(spec, on_progress, measure=True)
     if spec.tune is not None:
         check_trials(prepared)
-    # The test data of a sweep stays shut.
-    shut = ("test",) if spec.tune is not None else ()
-    open_splits = {name: split for name, split in prepared.splits.items() if name not in shut}
-    _print_plan(prepared.plan, compare_splits(prepared.job, prepared.run, open_splits))
+    _print_plan(prepared.plan, preflight(prepared, "check"))
 
 
 @commands.command()
@@ -215,7 +208,7 @@ def _figure(value: float | None) -> str:
 
 
 def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
-    from launcher.driver.leakage import leak_notes
+    from launcher.driver.preflight import leak_notes
     from launcher.formatting import format_bytes
     from launcher.rundir.leakage import clean_sentence
 

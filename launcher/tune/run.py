@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 import ray
 from rich.console import Console
 
-from launcher.data.checks import check_columns, check_first_rows
+from launcher.data.checks import check_columns
 from launcher.data.files import list_files
-from launcher.driver.leakage import check_leakage_in_background, require_no_leakage
-from launcher.driver.machine import check_machine
+from launcher.driver.preflight import check_leakage_in_background, preflight
 from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, with_absolute_paths
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
 from launcher.report.sweep import write_sweep_report
 from launcher.rundir.directory import RunDir, read_job
+from launcher.rundir.leakage import LeakageRecord
 from launcher.rundir.trials import SweepRecord, TrialRecord
 from launcher.spec.curve import spec_difference
 from launcher.spec.job import JobSpec
@@ -39,7 +39,6 @@ from launcher.tune.trial import SweepContext
 from launcher.tune.tune_driver import Listener, Phase, max_concurrent_trials, run_phase
 
 _WORST = 1e30
-_TRIED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     sweep, prepared, plan = opened.sweep, opened.prepared, opened.prepared.plan
     # Once per sweep, and the test data stays shut: it is compared when the best job runs.
     compared = prepared.splits if sweep.record.best is None else {}
-    leaks = require_no_leakage(prepared.job, sweep.run, compared)
+    known = opened.leakage if compared else None
     spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
     console.print(
         f"{plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
@@ -75,7 +74,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     try:
         with (
             watch_sweep(spec, metric, mode, console) as listener,
-            check_leakage_in_background(prepared.job, run, compared, leaks, console),
+            check_leakage_in_background(prepared.job, run, compared, known, console),
         ):
             tuned = run_trials(opened, listener)
     finally:
@@ -156,6 +155,8 @@ class PreparedSweep:
     """Where the test data is."""
     sweep: SweepDir
     search: Search
+    leakage: LeakageRecord | None
+    """Rows in common, where they were compared already."""
 
 
 def open_sweep(job: JobSpec) -> PreparedSweep:
@@ -168,9 +169,8 @@ def open_sweep(job: JobSpec) -> PreparedSweep:
     prepared = prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
-    check_machine(base)
     metric, mode = check_trials(prepared)
-    check_first_rows(base, prepared.splits, _TRIED_ROWS)
+    leakage = preflight(prepared, "tune")
     # What ranks the trials also chooses the checkpoint that each keeps as its best.
     evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
     base = base.model_copy(update={"evaluation": evaluation})
@@ -182,7 +182,7 @@ def open_sweep(job: JobSpec) -> PreparedSweep:
         scheduler=spec.scheduler, cpus_per_worker=base.cluster.cpus_per_worker,
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
     )  # fmt: skip
-    return PreparedSweep(prepared, with_absolute_paths(job).data.test, _open(prepared, spec, record), search)
+    return PreparedSweep(prepared, with_absolute_paths(job).data.test, _open(prepared, spec, record), search, leakage)
 
 
 def tune_job(job: JobSpec, listener: Listener) -> SweepResult:

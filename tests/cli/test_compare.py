@@ -127,7 +127,7 @@ def test_replay_refuses_other_data_and_unfinished_runs(
     assert not RunDir(finished.uri + "-replay").exists()
     finished.delete("result.json")
     assert _launcher("replay", finished.uri, monkeypatch=monkeypatch) == 2
-    assert "is not finished; finish the run with `launcher train` before it is run again" in capsys.readouterr().err
+    assert "is not finished; finish it with `launcher train` before replaying it" in capsys.readouterr().err
 
 
 # ---- evaluate --data ----

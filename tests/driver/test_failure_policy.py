@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.driver.failure_policy import FailurePolicy, have_same_cause
+from launcher.driver.failure_policy import FailurePolicy, normalize_cause
 from launcher.errors import TrainingError, WorkerLostError
 from launcher.spec.fault_tolerance import FaultToleranceSpec
 
@@ -22,8 +22,8 @@ def test_one_too_many() -> None:
     failures = FailurePolicy(FaultToleranceSpec(max_failures=2))
     failures.decide(_lost(), 1)
     failures.decide(_lost(), 2)
-    assert failures.said() == "failure 2 of 2 that it bears within 24 hours"
-    said = r"failure 3 within 24 hours, and fault_tolerance\.max_failures is 2; the same command"
+    assert failures.summary() == "failure 2 of at most 2 within 24 hours"
+    said = r"failure 3 within 24 hours, and fault_tolerance\.max_failures is 2; run the same command"
     with pytest.raises(TrainingError, match=said):
         failures.decide(_lost(), 3)
 
@@ -62,5 +62,5 @@ def test_at_once() -> None:
 
 
 def test_a_reason_without_its_numbers() -> None:
-    assert have_same_cause("Rank 3 of 10.0.0.7:4711 died") == have_same_cause("rank 12 of 10.231.1.9:80 died")
-    assert have_same_cause("rank 3 died") != have_same_cause("rank 3 hung")
+    assert normalize_cause("Rank 3 of 10.0.0.7:4711 died") == normalize_cause("rank 12 of 10.231.1.9:80 died")
+    assert normalize_cause("rank 3 died") != normalize_cause("rank 3 hung")

@@ -52,7 +52,7 @@ def _renamed(job: JobSpec, name: str) -> JobSpec:
 def test_a_finished_run_is_forked(job: JobSpec, old: RunDir) -> None:
     console = _silent()
     new = fork_job(_renamed(job, "new"), old.uri, console)
-    assert f"begins from the weights of {old.uri}, step" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"starting from the weights of {old.uri}, step" in console.file.getvalue()  # type: ignore[attr-defined]
     run = run_job(new, _silent())
     assert Path(new.model.name, "model.safetensors").read_bytes() == old.read_bytes("model/model.safetensors")
     assert _losses(run)[0] != _losses(old)[0]
@@ -63,7 +63,7 @@ def test_a_finished_run_is_forked(job: JobSpec, old: RunDir) -> None:
     with pytest.raises(RunError, match=r"belongs to another job \(model\.name: .* from the old weights with `--fork"):
         check_resumable(prepare(_renamed(job, "new")))
     other = shutil.copytree(old.uri, f"{old.uri}-copied")
-    with pytest.raises(RunError, match="has begun, and not from"):
+    with pytest.raises(RunError, match="has started, and not from"):
         fork_job(_renamed(job, "new"), str(other), _silent())
 
 

@@ -23,7 +23,7 @@ def _job(folder: Path, workers: Any) -> JobSpec:
 def _rooms(monkeypatch: pytest.MonkeyPatch, *rooms: int) -> None:
     left = list(rooms)
     monkeypatch.setattr(scaling_policy, "max_workers_available", lambda _: left.pop(0) if len(left) > 1 else left[0])
-    monkeypatch.setattr(scaling_policy, "_LOOK_S", 0.01)
+    monkeypatch.setattr(scaling_policy, "_POLL_S", 0.01)
 
 
 def test_two_numbers_stand_for_two_keys() -> None:
@@ -51,10 +51,10 @@ def test_it_waits_for_the_fewest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     said: list[str] = []
     _rooms(monkeypatch, 0, 1, 1, 2, 3)
     assert ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(said.append) == 2
-    assert said == ["room for 0 workers, waiting for 2"]
-    monkeypatch.setattr(scaling_policy, "_WAIT_S", 0.0)
+    assert said == ["the cluster can hold 0 workers; waiting until it can hold 2"]
+    monkeypatch.setattr(scaling_policy, "_MAX_WAIT_S", 0.0)
     _rooms(monkeypatch, 1)
-    with pytest.raises(ClusterError, match="there is room for 1 workers, and at least 2 are wanted; add nodes"):
+    with pytest.raises(ClusterError, match="the cluster can hold 1 workers, and at least 2 are needed; add nodes"):
         ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(said.append)
 
 
@@ -65,10 +65,10 @@ def test_it_grows_when_the_room_stands(tmp_path: Path, monkeypatch: pytest.Monke
     it = ScalingPolicy(job)
     with it.watch_capacity(with_workers(job, 2), left.set):
         assert left.wait(5)
-    assert it.has_grown
+    assert it.resize_requested
     _rooms(monkeypatch, 9)
     for started in (with_workers(job, 4), _job(tmp_path, 2)):
         fixed = ScalingPolicy(job if started.cluster.min_workers else started)
         with fixed.watch_capacity(started, lambda: pytest.fail("it has all it asked for")):
             time.sleep(0.1)
-        assert not fixed.has_grown
+        assert not fixed.resize_requested

@@ -46,7 +46,7 @@ def test_whoever_does_not_wait_is_waited_for() -> None:
 def test_any_progress_counts() -> None:
     group = _Group()
     for calls in range(100):
-        group.set(2, calls=calls, stage="evaluation")
+        group.set(2, forward_passes=calls, stage="evaluation")
         assert group.wait(200) is None
     assert group.wait(400) is not None
 
@@ -55,7 +55,7 @@ def test_a_frozen_worker_is_found_after_a_minute() -> None:
     group = _Group()
     assert group.wait(100) is None
     said = group.wait(80, silent=(2,))
-    assert said is not None and "rank 2 on node-2 has not been heard of for 60 s or more" in said
+    assert said is not None and "rank 2 on node-2 has sent no heartbeat for 60 s or more" in said
 
 
 def test_silence_while_others_move_is_no_hang() -> None:
@@ -67,7 +67,7 @@ def test_silence_while_others_move_is_no_hang() -> None:
 
 def test_everybody_waits_for_everybody() -> None:
     said = _Group().wait(320)
-    assert said is not None and "all ranks wait for each other (communication); look at the network" in said
+    assert said is not None and "all ranks wait for each other (communication); check the network" in said
     group = _Group(ranks=1)
     group.set(0, stage="compute")
     said = group.wait(320)
@@ -107,7 +107,7 @@ def test_a_silent_worker_is_found_in_a_checkpoint_too() -> None:
         group.set(rank, stage="checkpoint")
     assert group.wait(100) is None
     said = group.wait(300, silent=(1,))
-    assert said is not None and "rank 1 on node-1 has not been heard of for 60 s or more" in said
+    assert said is not None and "rank 1 on node-1 has sent no heartbeat for 60 s or more" in said
 
 
 def test_a_worker_dumps_its_stacks_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

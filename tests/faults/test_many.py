@@ -26,7 +26,7 @@ def test_random_kills_leave_no_trace_in_the_curve(job: JobSpec, plain: RunDir) -
     run, said = run_with(job, f"random-{SEED}", chaos, fault_tolerance=bears)
     same(run, plain)
     happened = [name for name in run.list("chaos") if "kill" in name]
-    print(f"{len(happened)} kills happened, {said.count('going on from step')} starts were made for them")
+    print(f"{len(happened)} kills happened, {said.count('resuming from step')} starts were made for them")
     assert len(happened) == KILLS
     found = psutil.process_iter(["pid", "cmdline"])  # a zombie has no command line
     left = [" ".join(one.info["cmdline"] or ()) for one in found if one.info["pid"] not in before]

@@ -130,7 +130,7 @@ def test_a_node(cluster: Netns, plain: list[tuple[int, int, float]], name: str, 
     cluster.tool(later, str(node))
     shown, code = _finished(driver)
     assert code == 0, shown
-    assert "going on from step" in shown
+    assert "resuming from step" in shown
     _replace(cluster, node)
     _whole(cluster, name, plain)
 
@@ -170,5 +170,5 @@ def test_a_head_that_dies_for_good(plain: list[tuple[int, int, float]], cluster:
         other.tool("wait")
         shown, code = _finished(_begun(other, "head-lost"))
         assert code == 0, shown
-        assert f"going on from step {max(saved)}" in shown
+        assert f"resuming from step {max(saved)}" in shown
         assert _curve(other, "head-lost") == plain

@@ -16,14 +16,14 @@ def test_workers_are_killed_while_they_do_this_and_that(job: JobSpec, plain: Run
     run, said = run_with(job, "killed", "kill=1@step13,kill=0@upload,kill=0@export")
     same(run, plain)
     lost = [event for event in read_events(run) if event.kind == "worker-lost"]
-    assert len(lost) == 3 and said.count("going on from step") >= 3 and "failure 3 of 8 that it bears" in said
+    assert len(lost) == 3 and said.count("resuming from step") >= 3 and "failure 3 of at most 8" in said
     assert [run.name for run in runs_of(job.output.storage) if run.state == "finished"] == ["killed", "plain"]
 
 
 def test_a_checkpoint_is_damaged_and_a_disk_is_full(job: JobSpec, plain: RunDir) -> None:
     run, said = run_with(job, "damaged", "corrupt@step23,kill=0@step23,disk_full@step30,term=node@step36")
     same(run, plain)
-    assert "is damaged" in said and "its sha256 differs" in said and "a node is being taken away" in said
+    assert "is damaged" in said and "its sha256 differs" in said and "a node is preempted" in said
     kinds = [event.kind for event in read_events(run)]
     assert kinds == ["worker-lost", "checkpoint-damaged", "checkpoint-failed", "preempted"]
 

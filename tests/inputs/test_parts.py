@@ -9,7 +9,7 @@ import pytest
 
 from launcher.data.convert import splittable_files
 from launcher.data.splits import Split, open_files
-from launcher.driver.prepare import _twice
+from launcher.driver.prepare import _repeated_file_notes
 from launcher.errors import DataError
 from launcher.tasks.base import ColumnKind
 
@@ -79,7 +79,7 @@ def test_a_csv_of_names_alone_is_refused(folder: Path) -> None:
         _open(folder)
 
 
-def test_a_file_that_is_named_twice_is_noted(folder: Path) -> None:
+def test_a_file_that_is_named_repeated_file_notes_is_noted(folder: Path) -> None:
     """q39."""
     (folder / "a.csv").write_text("text,label\na,0\nb,1\n")
     once = _open(folder)
@@ -87,4 +87,4 @@ def test_a_file_that_is_named_twice_is_noted(folder: Path) -> None:
     twice = open_files("train", ready, kinds=_KINDS)
     assert twice.rows == 2 * once.rows
     said = f"data.train: {folder}/a.csv is named more than once, and its rows count as often"
-    assert _twice({"validation": once, "train": twice}) == [said]
+    assert _repeated_file_notes({"validation": once, "train": twice}) == [said]

@@ -7,7 +7,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import placement_group
 
-from launcher.driver.worker_group import _DataParallelTrainer, _free_reserved
+from launcher.driver.worker_group import _DataParallelTrainer, _remove_placement_groups
 
 pytestmark = pytest.mark.ray
 
@@ -25,10 +25,10 @@ def test_it_is_free(ray_cluster: None) -> None:
     ray.kill(controller)
     following = placement_group([{"CPU": everything}])
     assert not following.wait(1)  # Ray keeps it until the driver ends
-    _free_reserved()  # this one as well, as it is of the same driver
+    _remove_placement_groups()  # this one as well, as it is of the same driver
     following = placement_group([{"CPU": everything}])
     assert following.wait(20)
-    _free_reserved()
+    _remove_placement_groups()
 
 
 def test_a_run_does_not_start_that_actor(ray_cluster: None) -> None:

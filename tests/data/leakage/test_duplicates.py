@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-import launcher.driver.leakage as leakage
+import launcher.driver.preflight as preflight
 from launcher.data.leakage import duplicates as search
 from launcher.data.leakage.duplicates import Limits, SearchStopped, find_duplicates
 from launcher.data.leakage.hashes import hash_array
@@ -273,7 +273,7 @@ def _leaky(other_label: bool = False) -> dict[str, pa.Table]:
 def test_a_leak_is_told_once_and_kept(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky(other_label=True)))
     console = Console(file=StringIO(), width=400)
-    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
+    with preflight.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
         pass
     said = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert said == (
@@ -290,17 +290,17 @@ def test_a_leak_is_told_once_and_kept(tiny_bert: Path, tmp_path: Path) -> None:
 def test_the_same_data_are_not_compared_again(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky()))
     console = Console(file=StringIO(), width=400)
-    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
+    with preflight.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
         pass
     calls: list[object] = []
-    monkeypatch.setattr(leakage, "find_duplicates", lambda *given: calls.append(given) or find_duplicates(*given))
+    monkeypatch.setattr(preflight, "find_duplicates", lambda *given: calls.append(given) or find_duplicates(*given))
     splits = dict(prepared.splits)
-    assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None
+    assert preflight.compare_splits(prepared.job, prepared.run, splits) is not None
     del splits["test"]
-    assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None, "a part of what was compared"
+    assert preflight.compare_splits(prepared.job, prepared.run, splits) is not None, "a part of what was compared"
     assert not calls
     splits["validation"] = _split(tmp_path / "new", "validation", example_table(33, 5))
-    assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None and len(calls) == 1
+    assert preflight.compare_splits(prepared.job, prepared.run, splits) is not None and len(calls) == 1
 
 
 def test_error_refuses_before_anything_is_there(tiny_bert: Path, tmp_path: Path) -> None:
@@ -316,9 +316,9 @@ def test_error_refuses_before_anything_is_there(tiny_bert: Path, tmp_path: Path)
 
 def test_off_looks_at_nothing(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky(), leakage="off"))
-    assert leakage.compare_splits(prepared.job, prepared.run, prepared.splits) is None
+    assert preflight.compare_splits(prepared.job, prepared.run, prepared.splits) is None
     alone = prepare(_job(tmp_path / "alone", tiny_bert, {"train": example_table(20)}))
-    assert leakage.compare_splits(alone.job, alone.run, alone.splits) is None
+    assert preflight.compare_splits(alone.job, alone.run, alone.splits) is None
 
 
 def test_a_comparison_that_fails_or_is_called_off_leaves_the_run_alone(
@@ -331,8 +331,8 @@ def test_a_comparison_that_fails_or_is_called_off_leaves_the_run_alone(
         raise DataError("train.parquet: cannot be read")
 
     with monkeypatch.context() as patched:
-        patched.setattr(leakage, "find_duplicates", fail)
-        with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
+        patched.setattr(preflight, "find_duplicates", fail)
+        with preflight.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
             pass
     said = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert said == "note: the splits were not compared for rows in common (train.parquet: cannot be read)\n"
@@ -341,10 +341,10 @@ def test_a_comparison_that_fails_or_is_called_off_leaves_the_run_alone(
         given[3].wait(20)
         raise SearchStopped
 
-    monkeypatch.setattr(leakage, "find_duplicates", wait)
+    monkeypatch.setattr(preflight, "find_duplicates", wait)
     with (
         pytest.raises(KeyboardInterrupt),
-        leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console),
+        preflight.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console),
     ):
         raise KeyboardInterrupt
     assert not prepared.run.exists("leakage.json")
