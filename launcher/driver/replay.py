@@ -43,7 +43,7 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
 
     Args:
         run: Finished run.
-        job: Its job, with another cluster or another cut of the batches.
+        job: Job of the run, with another cluster or another cut of the batches.
         name: Name of the new run; None takes NAME-replay, or the first of -2, -3 ... that is not finished.
         console: Console for progress.
 

@@ -113,7 +113,7 @@ def _train(
     control_actor: ControlActor | None,
     lease: Lease,
 ) -> None:
-    """Do everything that needs a cluster.
+    """Train on a cluster: connect to Ray and to the trackers, and run the controller.
 
     Raises:
         RunInterrupted: The user asked to stop. A checkpoint has been saved.

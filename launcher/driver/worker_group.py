@@ -181,7 +181,7 @@ def run_worker_group(
     Args:
         group: Worker group to start.
         train_fn: Function that every train worker runs.
-        train_fn_config: Its argument; pickled to the workers.
+        train_fn_config: Argument of `train_fn`; pickled to the workers.
         request_stop: Asks the workers to save a checkpoint and exit, at SIGTERM or Ctrl-C; returns False if there is
             nothing to save.
 

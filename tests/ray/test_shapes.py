@@ -1,7 +1,6 @@
-"""Whole runs through Ray over data of awkward shapes: every row counts once per epoch, whatever files hold it."""
+"""Whole runs on Ray over files and row groups of extreme sizes: every row is trained on once per epoch."""
 
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -53,7 +52,7 @@ def _footer_rows(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("shape", "rows", "row_groups"),
     [
-        # Order and local batches of such shapes are shown without Ray (tests/data); one of them goes the whole way.
+        # Tests in tests/data show order and local batches of such shapes without Ray; one of them runs here each time.
         pytest.param(_one_file_of_many_row_groups, 2003, 287, marks=pytest.mark.long),
         (_a_thousand_files, 1999, 1000),
         pytest.param(_uneven_row_groups, 1503, 10, marks=pytest.mark.long),
@@ -61,20 +60,20 @@ def _footer_rows(folder: Path) -> int:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else str(value),
 )
-def test_every_row_counts_once_per_epoch(
+def test_every_row_is_trained_on_once_per_epoch(
     shape: Callable[[Path], str], rows: int, row_groups: int, tiny_bert: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
     location = shape(folder)
-    assert _footer_rows(folder) == rows  # the shape is what it says
+    assert _footer_rows(folder) == rows  # the files have the shape of the test's name
     assert sum(pq.read_metadata(path).num_row_groups for path in folder.iterdir()) == row_groups
     validation = write_splits(tmp_path / "validation", 0, validation=_VALIDATION_ROWS, row_group=9)
     job = make_job(
         tiny_bert, {"train": location, "window_steps": 2, **validation}, tmp_path / "runs",
         train={"epochs": _EPOCHS, "batch_size": 400},
     )  # fmt: skip
-    lines = list(run_job(job, Console(file=StringIO())).read_metrics())
+    lines = list(run_job(job, Console(quiet=True)).read_metrics())
     steps = [line for line in lines if isinstance(line, StepRecord)]
     per_epoch = -(-rows // 400)
     assert [line.step for line in steps] == list(range(1, _EPOCHS * per_epoch + 1))
@@ -83,6 +82,6 @@ def test_every_row_counts_once_per_epoch(
         assert len(samples) == per_epoch
         assert sum(samples) == rows
     assert steps[-1].skipped_rows == 0
-    found = [(line.step, line.rows, line.skipped_rows) for line in lines if isinstance(line, EvaluationRecord)]
+    evaluations = [(line.step, line.rows, line.skipped_rows) for line in lines if isinstance(line, EvaluationRecord)]
     assert _footer_rows(tmp_path / "validation") == _VALIDATION_ROWS
-    assert found == [(per_epoch * epoch, _VALIDATION_ROWS, 0) for epoch in range(1, _EPOCHS + 1)]
+    assert evaluations == [(per_epoch * epoch, _VALIDATION_ROWS, 0) for epoch in range(1, _EPOCHS + 1)]
