@@ -1,6 +1,7 @@
 """The commands on a real Ray: train, resume, evaluate, predict; the exported model needs plain transformers only."""
 
 import json
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -126,3 +127,22 @@ def test_a_bad_row_stops_the_run_and_is_named(
     job = make_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path / "runs", cluster=cluster)
     with pytest.raises(DataError, match=r"bad\.parquet: row 31: label is null; mend the row, or set data\.on_bad_row"):
         run_job(job, Console(quiet=True))
+
+
+def test_the_custom_task_of_the_readme_trains(
+    tiny_bert: Path, tmp_path: Path, user_modules: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    match = re.search(r"```python\n# my_tasks.py\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    assert match
+    (user_modules / "my_tasks.py").write_text(match[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(user_modules)
+    data = write_splits(tmp_path / "data", 121, validation=53)
+    job = make_job(
+        tiny_bert, data, tmp_path / "runs", task={"type": "my_tasks:Focal", "gamma": 3.0, "max_length": 32},
+        train={"epochs": 3, "learning_rate": 5e-3},
+    )  # fmt: skip
+    lines = list(run_job(job, Console(quiet=True)).read_metrics())
+    first = next(line for line in lines if isinstance(line, StepRecord))
+    assert first.loss == pytest.approx(0.693 / 8, rel=0.2)  # random guess: log 2, times (1 - 1/2) ** gamma
+    assert [line for line in lines if isinstance(line, EvaluationRecord)][-1].metrics["accuracy"] > 0.9
