@@ -24,9 +24,7 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
     Checks the job file, all data files, the columns and first rows, the labels and the model.
     """
     spec = load(job, overrides)
-    from launcher.data.checks import check_first_rows
-    from launcher.driver.leakage import compare_splits
-    from launcher.driver.preflight import check_resumable
+    from launcher.driver.preflight import preflight
     from launcher.driver.prepare import prepare
     from launcher.driver.progress import reading_progress
 
@@ -36,14 +34,9 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
         check_sweep(spec)
     with reading_progress(OUT) as on_progress:
         prepared = prepare(spec, on_progress, measure=True)
-    check_resumable(prepared)
-    check_first_rows(prepared.job, prepared.splits)
     if spec.tune is not None:
         check_trials(prepared)
-    # The test split of a sweep is held out: not even a leakage check reads it.
-    held_out = ("test",) if spec.tune is not None else ()
-    splits = {name: split for name, split in prepared.splits.items() if name not in held_out}
-    _print_plan(prepared.plan, compare_splits(prepared.job, prepared.run, splits))
+    _print_plan(prepared.plan, preflight(prepared, "check"))
 
 
 @commands.command()
@@ -78,7 +71,7 @@ def train(
 
 
 def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
-    from launcher.driver.leakage import leak_notes
+    from launcher.driver.preflight import leak_notes
     from launcher.formatting import format_bytes
     from launcher.rundir.leakage import clean_sentence
 

@@ -1,12 +1,14 @@
-"""Control channel between the driver and its workers: metrics and heartbeats one way, requests to stop the other.
+"""Control channel between driver and workers: metrics and heartbeats one way, requests to stop the other way.
 
-Rank 0 sends every line of metrics.jsonl to an actor; a thread beside the waiting driver polls it and shows them
-(`progress.py`). Runs on the head and in train workers.
+The control actor sits between them. Rank 0 sends it every line of metrics.jsonl, each rank its heartbeat; a thread of
+the driver polls it, shows the progress (`progress.py`) and looks for hangs (`watchdog.py`). Runs on the head and, as
+`ControlActorClient`, in train workers; what they ask is in `train/preemption.py`.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
@@ -14,64 +16,76 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from launcher.driver.progress import ProgressBar, ProgressLines
+from launcher.driver.progress import TrainingProgress
 from launcher.driver.watchdog import Watchdog
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import MetricsLine
 from launcher.train.worker_heartbeat import Heartbeat
 
 _POLL_S = 0.5
-_ANSWER_S = 5.0
-_Shows = tuple[Callable[[MetricsLine], None], ...]
-_News = tuple[list[MetricsLine], dict[int, Heartbeat], dict[int, int]]
-"""Lines since the last time, the last beat of each rank, and how many came from each."""
+_TIMEOUT_S = 5.0
+
+OnMetrics = Callable[[MetricsLine], None]
+
+
+@dataclass(frozen=True)
+class _WorkerNews:
+    """What the workers have sent."""
+
+    metrics: list[MetricsLine]
+    """Lines since the last poll."""
+    beats: dict[int, Heartbeat]
+    """Last heartbeat of each rank."""
+    counts: dict[int, int]
+    """Number of heartbeats from each rank."""
 
 
 @ray.remote(num_cpus=0)
 class _ControlActor:
-    """Lines on their way from rank 0 to the driver, and its wish to stop on the way back."""
+    """Queue of metrics lines and flags of an attempt; answers at once, so neither side waits for the other."""
 
     def __init__(self) -> None:
-        self._lines: list[MetricsLine] = []
-        self._training = self._stop = self._leave = self._hangs = False
+        self._metrics: list[MetricsLine] = []
+        self._is_training = self._is_stop_requested = self._is_restart_requested = self._is_hung = False
         self._beats: dict[int, Heartbeat] = {}
         self._counts: dict[int, int] = {}
 
     def set_training(self, training: bool) -> None:
-        self._training = training
+        self._is_training = training
 
     def request_stop(self) -> bool:
-        self._stop = True
-        return self._training
+        self._is_stop_requested = True
+        return self._is_training
 
     def request_restart(self) -> None:
-        self._leave = True
+        self._is_restart_requested = True
 
     def begin(self) -> None:
-        self._training = self._leave = self._hangs = False
-        self._beats, self._counts = {}, {}
+        self._is_training = self._is_restart_requested = self._is_hung = False
+        self._beats = {}
+        self._counts = {}
 
     def record_heartbeat(self, beat: Heartbeat) -> bool:
         self._beats[beat.rank] = beat
         self._counts[beat.rank] = self._counts.get(beat.rank, 0) + 1
-        return self._hangs
+        return self._is_hung
 
     def end_hung_workers(self) -> None:
-        self._hangs = True
+        self._is_hung = True
 
     def is_stop_requested(self) -> bool:
-        return self._stop or self._leave
+        return self._is_stop_requested or self._is_restart_requested
 
     def put_metrics(self, line: MetricsLine) -> None:
-        self._lines.append(line)
+        self._metrics.append(line)
 
-    def take_metrics(self) -> _News:
-        lines, self._lines = self._lines, []
-        return lines, self._beats, self._counts
+    def take_news(self) -> _WorkerNews:
+        metrics, self._metrics = self._metrics, []
+        return _WorkerNews(metrics, self._beats, self._counts)
 
 
 class ControlActorClient:
-    """Puts lines into the actor and asks it without waiting; travels to the workers, as listener and as caller."""
+    """Worker's end of the control channel; pickled to the workers, as `OnMetrics` and as `ControlClient`."""
 
     def __init__(self, actor: "ActorHandle[_ControlActor]") -> None:
         self._actor = actor
@@ -84,13 +98,14 @@ class ControlActorClient:
         self._actor.set_training.remote(training)
 
     def send_heartbeat(self, beat: Heartbeat) -> bool:
-        """Tell what this worker is doing; whether it should dump its stacks and end."""
+        """Send this worker's heartbeat; return True if it must dump its stacks and exit."""
         try:
-            return bool(ray.get(self._actor.record_heartbeat.remote(beat), timeout=_ANSWER_S))
+            return bool(ray.get(self._actor.record_heartbeat.remote(beat), timeout=_TIMEOUT_S))
         except RayError:
-            return False  # busy, or gone with its driver
+            return False  # the actor is busy, or the driver has died
 
     def is_stop_requested(self) -> bool:
+        """Return the answer to an earlier question, if it has arrived. Never blocks: it runs between two steps."""
         if self._answer is None:
             self._answer = self._actor.is_stop_requested.remote()
         ready, _ = ray.wait([self._answer], timeout=0)
@@ -100,112 +115,114 @@ class ControlActorClient:
         try:
             return bool(ray.get(answer))
         except RayError:
-            return False  # the driver is gone; Ray ends its workers
+            return False  # the driver has died; Ray ends its workers
 
 
 class ControlChannel:
-    """What goes between the driver and its workers while they work.
+    """Driver's end of the control channel.
 
     Args:
-        actor: between them.
-        console: tells the person that a stop takes a moment.
+        actor: Control actor.
+        console: Console that says that a stop takes a moment.
     """
 
     def __init__(self, actor: "ActorHandle[_ControlActor]", console: Console) -> None:
         self.client = ControlActorClient(actor)
-        """For the workers."""
+        """Worker's end, for `WorkerConfig`."""
         self.is_stop_requested = False
         self.hang: str | None = None
-        """What was said of the workers that stand still, since they were started."""
-        self.actor, self._console = actor, console
+        """Sentence about the hang that ended this attempt's workers; None if there was none."""
+        self.actor = actor
+        self._console = console
 
     def begin(self) -> None:
-        """Workers are about to start; those before them may have ended without a word."""
+        """Reset the flags before an attempt: the workers of the last one may have died without resetting them."""
         ray.get(self.actor.begin.remote())
         self.hang = None
 
-    def end_hung_workers(self, said: str) -> None:
-        """End the workers, which stand still."""
+    def end_hung_workers(self, hang: str) -> None:
+        """Make all workers dump their stacks and exit, at their next heartbeat."""
         if self.hang is None:
-            self.hang = said
+            self.hang = hang
             self.actor.end_hung_workers.remote()
 
     def request_restart(self) -> None:
-        """Ask the workers to save and leave, to start again in another number."""
+        """Ask the workers to save a checkpoint and exit, to restart with another number of workers."""
         self.actor.request_restart.remote()
 
     def request_stop(self) -> bool:
-        """Ask the workers to save and stop; False when they do not train, so that there is nothing to wait for."""
+        """Ask the workers to save a checkpoint and stop; return False if they do not train, so nothing is to save."""
         self.is_stop_requested = True
         try:
-            training = bool(ray.get(self.actor.request_stop.remote(), timeout=_ANSWER_S))
+            is_training = bool(ray.get(self.actor.request_stop.remote(), timeout=_TIMEOUT_S))
         except RayError:
-            return False  # the cluster goes down
-        if training:
-            again = "; Ctrl-C again stops at once" if self._console.is_terminal else ""
-            self._console.print(f"stopping: saving a checkpoint first{again}", highlight=False, soft_wrap=True)
-        return training
+            return False  # the cluster shuts down
+        if is_training:
+            hint = "; Ctrl-C again stops at once" if self._console.is_terminal else ""
+            self._console.print(f"stopping: saving a checkpoint first{hint}", highlight=False, soft_wrap=True)
+        return is_training
 
 
 ControlActor = ActorHandle[_ControlActor]
 
 
 def start_control_actor() -> ControlActor:
-    """Start the actor between driver and workers; returns at once."""
-    # With the driver, as a node that goes away must not take it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return _ControlActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined,no-any-return]
+    """Start the control actor; return before it is ready."""
+    # On the driver's node: the loss of any other node must not end the channel.
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return _ControlActor.options(scheduling_strategy=on_this_node).remote()  # type: ignore[attr-defined,no-any-return]
 
 
 @contextmanager
 def open_control_channel(
     plan: Plan,
     console: Console,
-    on_metrics: Callable[[MetricsLine], None] | None = None,
+    on_metrics: OnMetrics | None = None,
     hang_s: float | None = None,
     actor: ControlActor | None = None,
 ) -> Iterator[ControlChannel]:
-    """Show lines until the block ends.
+    """Poll the control actor and show progress until the block ends.
 
     Args:
-        plan: of the run.
-        console: where they are shown.
-        on_metrics: Called with each line too.
-        hang_s: seconds of standing still after which the workers are ended.
-        actor: Actor that was started before; None starts one.
+        plan: Plan of the run, for the number of steps.
+        console: Console for the progress.
+        on_metrics: Called with each metrics line too; None for no one.
+        hang_s: Seconds without movement after which the workers are ended; None for never.
+        actor: Control actor that is running; None starts one.
     """
     actor = start_control_actor() if actor is None else actor
     stop = threading.Event()
-    view = ProgressBar(plan, console) if console.is_terminal else ProgressLines(plan, console)
-    shows = (view.show,) if on_metrics is None else (view.show, on_metrics)
-    channel = ControlChannel(actor, console)
-    thread = threading.Thread(target=_pump, args=(channel, shows, hang_s, stop), daemon=True)
+    progress = TrainingProgress(plan, console)
+    listeners = (progress.show,) if on_metrics is None else (progress.show, on_metrics)
+    control = ControlChannel(actor, console)
+    thread = threading.Thread(target=_poll, args=(control, listeners, Watchdog(hang_s), stop), daemon=True)
     thread.start()
     try:
-        yield channel
+        yield control
     finally:
+        # The thread stops first: lines must not be shown by two threads, and the last ones come after it.
         stop.set()
         thread.join()
-        _show(actor, shows)
-        view.close()
+        _take_news(control, listeners)
+        progress.close()
         ray.kill(actor)
 
 
-def _pump(channel: ControlChannel, shows: _Shows, hang_s: float | None, stop: threading.Event) -> None:
-    dog = Watchdog(hang_s)
+def _poll(control: ControlChannel, listeners: Sequence[OnMetrics], watchdog: Watchdog, stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
-        news = _show(channel.actor, shows)
-        if news is not None and (said := dog.hang(*news[1:])) is not None:
-            channel.end_hung_workers(said)
+        news = _take_news(control, listeners)
+        hang = None if news is None else watchdog.hang(news.beats, news.counts)
+        if hang is not None:
+            control.end_hung_workers(hang)
 
 
-def _show(actor: "ActorHandle[_ControlActor]", shows: _Shows) -> _News | None:
+def _take_news(control: ControlChannel, listeners: Sequence[OnMetrics]) -> _WorkerNews | None:
     try:
-        answer: ray.ObjectRef[_News] = actor.take_metrics.remote()
+        answer: ray.ObjectRef[_WorkerNews] = control.actor.take_news.remote()
         news = ray.get(answer)
     except RayError:
-        return None  # the cluster goes down; what ended the run is told by whoever waits for it
-    for line in news[0]:
-        for show in shows:
-            show(line)
+        return None  # the cluster shuts down; `run_worker_group` raises the cause
+    for line in news.metrics:
+        for listener in listeners:
+            listener(line)
     return news

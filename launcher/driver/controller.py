@@ -1,7 +1,8 @@
-"""Starts train workers until a run is complete, whatever happens to them. Runs on the head (the driver).
+"""Runs worker groups until a run is complete, and restarts them after failures. Runs on the head (the driver).
 
-Every start goes on from the newest good checkpoint, under a lease of its own, with as many workers as the cluster has
-room for. What counts as a failure and how many are borne: `driver/failure_policy.py`.
+Each attempt resumes from the newest valid checkpoint, under its own lease, with as many workers as the cluster can
+hold. Which failures are retried: `failure_policy.py`; how many workers: `scaling_policy.py`; one attempt:
+`worker_group.py`.
 """
 
 from contextlib import suppress
@@ -13,6 +14,7 @@ from launcher.data.ray_data import DeterministicDataConfig
 from launcher.data.windows import TRAIN
 from launcher.driver.control import ControlChannel
 from launcher.driver.failure_policy import FailurePolicy
+from launcher.driver.preflight import is_finished
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.driver.scaling_policy import ScalingPolicy, with_workers
 from launcher.driver.signals import interruptible_sleep
@@ -36,29 +38,21 @@ from launcher.train.entrypoint import train_loop_per_worker
 from launcher.train.loggers import prometheus
 from launcher.train.worker_config import WorkerConfig
 
-
-def is_finished(prepared: PreparedJob) -> bool:
-    """Whether all that a job asks for is there."""
-    run = prepared.run
-    tested = "test" not in prepared.splits or run.exists("scores-test.json")
-    return run.exists("result.json") and run.exists("model/config.json") and tested
-
-
-_MOST_DAMAGES = 5
-"""Checkpoints that one command finds damaged, or cannot keep, before it blames the storage."""
+_MAX_CORRUPT_CHECKPOINTS = 5
+"""Checkpoints that one command may find corrupt before it blames the storage."""
 
 
 @dataclass
 class TrainController:
-    """One command's work on a run.
+    """One command's attempts to complete a run (the counterpart of Ray Train V2's `TrainController`).
 
     Args:
-        prepared: the job.
-        asked: the job as the command was given it.
-        console: where it says what happens.
-        line: to the workers and from them.
-        lease: under which the command works on the run; each start of workers renews it.
-        faults: that are to happen.
+        prepared: Prepared job; planned again when the number of workers or the micro-batch changes.
+        requested_job: Job as the user gave it, from which it is planned again.
+        console: Console for what happens.
+        control: Channel to and from the workers.
+        lease: Right to write to the run; each attempt renews it, which fences off workers of earlier ones.
+        faults: Faults to inject.
     """
 
     prepared: PreparedJob
@@ -70,75 +64,76 @@ class TrainController:
 
     def __post_init__(self) -> None:
         self._run = self.prepared.run
-        self._failures = FailurePolicy(self.prepared.job.fault_tolerance)
-        self._halvings = len(read_reductions(self._run))
-        self._elastic = ScalingPolicy(self.requested_job)
-        self._damages = 0
-        self._seen = 0, 0
+        self._failure_policy = FailurePolicy(self.prepared.job.fault_tolerance)
+        self._scaling_policy = ScalingPolicy(self.requested_job)
+        self._known_reductions = len(read_reductions(self._run))
+        self._corrupt_checkpoints = 0
+        self._last_progress = (0, 0)
 
     def run(self) -> None:
-        """Start workers, and again, until the run is complete.
+        """Run the worker group to completion, restarting it after recoverable failures.
+
+        Every attempt resumes from the newest valid checkpoint, with as many workers as the cluster can hold.
 
         Raises:
-            RunInterrupted: somebody asked to stop; the checkpoint is there.
-            UserError: what no new start would mend.
-            TrainingError: likewise, or too many failures.
+            RunInterrupted: The user asked to stop. A checkpoint has been saved.
+            UserError: A restart cannot succeed before the user fixes something.
+            TrainingError: The failure is permanent, or `fault_tolerance.max_failures` is exceeded.
         """
         while True:
             try:
                 if is_finished(self.prepared):
                     return
-                self._start()
-            except StorageUnavailableError as trouble:
-                self._handle_failure(WorkerLostError(trouble.message))
-                continue
-            except CorruptCheckpointError as damage:
-                self._damages += 1
-                if self._damages > _MOST_DAMAGES:
-                    raise TrainingError(
-                        f"{damage.message}; it is the {self._damages}th: look at the storage"
-                    ) from damage
-                self._say(damage.message)
-                continue
-            except NonFiniteLossError as bad:
-                self._say(f"{bad.message}: going back to step {catalog.latest_step(self._run)}, its batch is left out")
-                continue
+                self._run_attempt()
+            except StorageUnavailableError as error:
+                self._handle_failure(WorkerLostError(error.message))
+            except CorruptCheckpointError as error:
+                self._handle_corrupt_checkpoint(error)
+            except NonFiniteLossError as error:
+                step = catalog.latest_step(self._run)
+                self._log(f"{error.message}: resuming from step {step}, without the batch")
             except TrainingError as error:
-                # Any worker's error may be the first to be heard; what was written down tells whether memory ran out.
-                if not self._halved():
+                # The first error to arrive may be any worker's; the record in the run says if memory ran out.
+                if not self._apply_micro_batch_reduction():
                     self._handle_failure(error)
-                continue
-            self._handle_early_exit()
+            else:
+                self._handle_early_exit()
 
-    def _start(self) -> None:
-        """One start of all workers, from the newest checkpoint to the end, or to whatever ends it."""
+    def _run_attempt(self) -> None:
+        """Start all workers from the newest valid checkpoint and wait until they exit.
+
+        The order matters: the number of workers decides the plan, the step comes from the checkpoints that are valid
+        now, and only with the renewed lease can no worker of an earlier attempt write any more.
+        """
         self._resize()
-        start = self._latest_valid_step()
-        self.lease = self.lease.renew(start)
-        self._clear_notes()
+        resume_step = self._latest_valid_step()
+        self.lease = self.lease.renew(resume_step)
+        self._remove_stale_ray_dirs()
         job, plan, splits = self.prepared.job, self.prepared.plan, self.prepared.splits
-        data = DeterministicDataConfig(job, plan, splits, start)
-        post, lease = self.control.client, self.lease
-        order = WorkerConfig(
-            self._run, job, plan, splits, post, post, resume_step=start, lease=lease, faults=self.faults
-        )
-        streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
-        config: dict[str, object] = {"worker": order}
+        data = DeterministicDataConfig(job, plan, splits, resume_step)
+        config: dict[str, object] = {
+            "worker": WorkerConfig(
+                self._run, job, plan, splits, on_metrics=self.control.client, control=self.control.client,
+                resume_step=resume_step, lease=self.lease, faults=self.faults,
+            )
+        }  # fmt: skip
         if data.names((TRAIN,)):
             config["stream"] = TRAIN
+        streams = (TRAIN, "test") if "test" in splits else (TRAIN,)
+        group = WorkerGroupConfig(job, self._run, data, streams, self._ray_dir())
         self.control.begin()
-        with self._elastic.watch_capacity(job, self.control.request_restart):
-            it = WorkerGroupConfig(job, self._run, data, streams, f"ray-{self.lease.token:06d}")
-            run_worker_group(it, train_loop_per_worker, config, self.control.request_stop)
+        with self._scaling_policy.watch_capacity(job, self.control.request_restart):
+            run_worker_group(group, train_loop_per_worker, config, self.control.request_stop)
 
     def _resize(self) -> None:
-        """Plan for as many workers as there is room for."""
-        workers = self._elastic.next_workers(self._say)
-        if workers == self.prepared.job.cluster.workers:
+        """Plan for as many workers as the cluster can hold now."""
+        before = self.prepared.job.cluster.workers
+        workers = self._scaling_policy.next_workers(self._log)
+        if workers == before:
             return
-        text = f"{workers} workers from here on, where there were {self.prepared.job.cluster.workers}; same curve"
+        text = f"continuing with {workers} workers instead of {before}; the loss curve stays the same"
         record_event(self._run, "resized", catalog.latest_step(self._run), text)
-        self._say(text)
+        self._log(text)
         self._plan_for(workers)
 
     def _plan_for(self, workers: int) -> None:
@@ -146,90 +141,109 @@ class TrainController:
         self._run.write_record("plan.json", self.prepared.plan)
 
     def _latest_valid_step(self) -> int:
-        """Return the step of the newest checkpoint that looks whole; put aside those that do not.
+        """Return the step of the newest checkpoint that is complete; quarantine those that are corrupt.
 
         Returns:
-            0 for a run that has none yet.
+            0 for a run without checkpoints.
 
         Raises:
-            StorageUnavailableError: The storage does not tell, for now.
-            RunError: A newer version of the launcher wrote it, or none of those that are there can be used.
+            StorageUnavailableError: The storage does not answer for now.
+            RunError: A newer version of the launcher wrote the checkpoint, or every checkpoint is corrupt.
         """
         while step := catalog.latest_step(self._run):
             damage = catalog.find_corruption(self._run, step)
             if damage is None:
                 return step
             catalog.quarantine(self._run, step, damage)
-            self._say(f"the checkpoint of step {step} is damaged ({damage}) and not used")
+            self._log(f"the checkpoint of step {step} is damaged ({damage}) and not used")
         catalog.check_restart_from_zero(self._run)
         return 0
 
-    def _clear_notes(self) -> None:
-        """What Ray Train kept for itself in starts whose driver was killed."""
+    def _ray_dir(self) -> str:
+        return f"ray-{self.lease.token:06d}"
+
+    def _remove_stale_ray_dirs(self) -> None:
+        """Remove Ray Train's own directories of attempts whose driver was killed."""
         for name in self._run.list(""):
-            if name.startswith("ray-") and name < f"ray-{self.lease.token:06d}":
+            if name.startswith("ray-") and name < self._ray_dir():
                 self._run.delete(name)
 
-    def _halved(self) -> bool:
-        """Whether memory ran out and the workers may start again with smaller micro-batches."""
-        told = read_reductions(self._run)
-        if len(told) == self._halvings or not told[-1].restarted:
+    def _handle_corrupt_checkpoint(self, error: CorruptCheckpointError) -> None:
+        self._corrupt_checkpoints += 1
+        if self._corrupt_checkpoints > _MAX_CORRUPT_CHECKPOINTS:
+            raise TrainingError(
+                f"{error.message}; it is corrupt checkpoint number {self._corrupt_checkpoints}: check the storage"
+            ) from error
+        self._log(error.message)
+
+    def _apply_micro_batch_reduction(self) -> bool:
+        """Return True if memory ran out and the workers can restart with smaller micro-batches; plan for them."""
+        reductions = read_reductions(self._run)
+        if len(reductions) == self._known_reductions or not reductions[-1].restarted:
             return False
-        self._halvings = len(told)
-        self._say(told[-1].sentence())
+        self._known_reductions = len(reductions)
+        self._log(reductions[-1].sentence())
         self._plan_for(self.prepared.job.cluster.workers)
         return True
 
     def _handle_failure(self, error: TrainingError) -> None:
-        """Wait for the next start.
+        """Record a failure and wait until the next attempt may start.
 
         Raises:
-            TrainingError: there is none.
+            TrainingError: There is no next attempt.
+            RunInterrupted: A signal arrived during the wait.
         """
         if not isinstance(error, WorkerLostError):
             raise error
-        kind, hang = "worker-lost", self.control.hang
-        if hang is not None:
-            # Workers that Ray ended first have left none.
+        kind = "worker-lost"
+        step, newest = self._read_progress()
+        after = f" after step {step}"
+        if self.control.hang is not None:
+            # Workers that Ray ended before their next heartbeat have written no stacks.
             stacks = f"; stacks in {self._run.path('hangs')}" if self._run.list("hangs") else ""
-            kind, error = "hang", WorkerLostError(f"{hang}{stacks}")
-        step, newest = self._look()
-        wait_s = self._failures.decide(error, step)
+            error = WorkerLostError(f"{self.control.hang}{stacks}")
+            kind = "hang"
+            after = ""  # the sentence about the hang names the step
+        wait_s = self._failure_policy.decide(error, step)
         prometheus.count_failure(self.prepared.job, prometheus.LOST)
-        after = "" if hang is not None else f" after step {step}"  # a hang names its own
-        text = f"{error.message}{after}; going on from step {newest}"
+        text = f"{error.message}{after}; resuming from step {newest}"
         record_event(self._run, kind, step, text)
-        self._say(f"{text} {f'in {wait_s:g} s' if wait_s else 'at once'} ({self._failures.said()})")
+        when = f"in {wait_s:g} s" if wait_s else "now"
+        self._log(f"{text} {when} ({self._failure_policy.summary()})")
         interruptible_sleep(
-            wait_s, f"interrupted; the same command goes on from the last checkpoint in {self._run.uri}"
+            wait_s, f"interrupted; run the same command again to resume from the last checkpoint in {self._run.uri}"
         )
 
-    def _look(self) -> tuple[int, int]:
-        """Return the last step of the log and the newest checkpoint's; the last known where the storage is silent."""
+    def _read_progress(self) -> tuple[int, int]:
+        """Return the last step of the log and that of the newest checkpoint.
+
+        Returns:
+            The last known ones while the storage does not answer.
+        """
         with suppress(StorageUnavailableError):
-            self._seen = summarize(self._run).step, catalog.latest_step(self._run)
-        return self._seen
+            self._last_progress = (summarize(self._run).step, catalog.latest_step(self._run))
+        return self._last_progress
 
     def _handle_early_exit(self) -> None:
-        """Say why the workers left early, with a checkpoint, if they did.
+        """Say why the workers saved a checkpoint and exited before the run was complete, if they did.
 
         Raises:
-            RunInterrupted: because they were asked to.
+            RunInterrupted: The user asked them to.
         """
         try:
             if is_finished(self.prepared):
                 return
             step = catalog.latest_step(self._run)
         except StorageUnavailableError:
-            return  # borne where it is asked again
+            return  # `run` asks again and handles it
         if self.control.is_stop_requested:
-            raise RunInterrupted(f"stopped after step {step}, which is saved; the same command goes on from there")
-        if self._elastic.has_grown:
-            return  # the next start tells
+            raise RunInterrupted(f"stopped after step {step}, which is saved; run the same command again to resume")
+        if self._scaling_policy.resize_requested:
+            return  # `_resize` says so
         prometheus.count_failure(self.prepared.job, prometheus.PREEMPTED)
-        text = f"a node is being taken away: step {step} is saved, going on with other nodes"
+        text = f"a node is preempted: step {step} is saved, resuming on other nodes"
         record_event(self._run, "preempted", step, text)
-        self._say(text)
+        self._log(text)
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

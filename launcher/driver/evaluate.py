@@ -1,7 +1,6 @@
-"""Scores a finished run's exported model: on a split of its own data, or on data it never saw. Runs on the head.
+"""Scores a finished run's exported model, on a split of its own data or on new data. Runs on the head (the driver).
 
-The workers are those the run's job file asks for; what each does is `train/worker.py`. Results are
-`scores-<name>.json`.
+The workers are those that the run's job file asks for; each runs `train/worker.py`. Results are `scores-<name>.json`.
 """
 
 from dataclasses import dataclass
@@ -32,13 +31,13 @@ from launcher.train.worker_config import WorkerConfig
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric on new data, beside the run's own.
+    """One metric on new data, next to the run's own.
 
     Args:
-        name: of the metric.
-        value: on the new data.
-        own: on the run's test (or validation) data; None where it was not scored.
-        baseline: of the new data; None where there is none.
+        name: Name of the metric.
+        value: Value on the new data.
+        own: Value on the run's test (or validation) data; None if it was not scored.
+        baseline: Value of the baseline on the new data; None if there is none.
     """
 
     name: str
@@ -48,21 +47,21 @@ class Difference:
 
     @property
     def change(self) -> float | None:
-        """How much more (or, negative, less) it is than on the run's own data."""
+        """Return the value minus the run's own."""
         return None if self.own is None else self.value - self.own
 
 
 def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None = None) -> ScoresRecord:
-    """Score a finished run's exported model on a split of its data, by the workers its job file asks for.
+    """Score a finished run's exported model on a split of its data.
 
     Args:
-        run: a finished run.
-        split: `validation` or `test`.
-        console: shows how far it is.
-        job: the run's, with changes; None takes it as it is, if it asks for no permission.
+        run: Finished run.
+        split: Name of the split, `validation` or `test`.
+        console: Console for progress.
+        job: Job of the run, with changes; None takes it as it is, if it needs no permission.
 
     Raises:
-        RunError: the run has no model yet, or no such split.
+        RunError: The run has no model yet, or no such split.
     """
     job = job or runnable_job(run)
     if split not in SPLITS:
@@ -72,7 +71,7 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     part = open_part(job, split, locations)
-    _try(run, job, part, console)
+    _check_rows(run, job, part, console)
     return _score(run, job, part, console)
 
 
@@ -82,49 +81,53 @@ def evaluate_data(
     """Score a finished run's exported model on other data with the same columns.
 
     Args:
-        run: a finished run.
-        location: file, directory, glob, URI or data set of the hub, as in the job file.
-        console: shows how far it is.
-        name: of `scores-<name>.json`; None makes one of the location.
-        job: the run's, with changes; None takes it as it is, if it asks for no permission.
+        run: Finished run.
+        location: File, directory, glob, URI or data set of the Hub, as in the job file.
+        console: Console for progress.
+        name: Name in `scores-<name>.json`; None derives it from the location.
+        job: Job of the run, with changes; None takes it as it is, if it needs no permission.
 
     Raises:
-        RunError: the run has no model yet, or the name cannot be used.
-        DataError: the data cannot be read, lacks a column, or has labels that the model does not know.
+        RunError: The run has no model yet, or the name cannot be used.
+        DataError: The data cannot be read, lacks a column, or has labels that the model does not know.
     """
     job = job or runnable_job(run)
     name = check_scores_name(name) if name is not None else scores_name(location)
     check_model(run)
-    # Its rows may name files beside themselves, not beside what the run was trained on.
+    # As training data: rows that name files (images) name them relative to their own file, not to the run's data.
     data = job.data.model_copy(update={"train": (location,), "validation": None, "test": None})
     job = job.model_copy(update={"data": data})
     split = open_part(job, name, (location,))
-    _try(run, job, split, console)
+    _check_rows(run, job, split, console)
     _check_classes(split, build_task(job))
     return _score(run, job, split, console)
 
 
 def differences(run: RunDir, scores: ScoresRecord) -> tuple[str, tuple[Difference, ...]]:
-    """The split of the run that new scores are laid beside, "" where none was scored, and each metric on both."""
-    own = next((found for split in ("test", "validation") if (found := _scores(run, split)) is not None), None)
+    """Compare new scores with the run's own.
+
+    Returns:
+        Name of the run's split that they are compared with, "" if none was scored; and each metric on both.
+    """
+    records = [run.find_record(f"scores-{split}.json", ScoresRecord) for split in ("test", "validation")]
+    own = next((record for record in records if record is not None), None)
     values = {**scores.metrics, "loss": scores.loss}
-    other = {**own.metrics, "loss": own.loss} if own is not None else {}
-    rows = (Difference(name, value, other.get(name), scores.baseline.get(name)) for name, value in values.items())
+    own_values = {**own.metrics, "loss": own.loss} if own is not None else {}
+    rows = (Difference(name, value, own_values.get(name), scores.baseline.get(name)) for name, value in values.items())
     return own.split if own is not None else "", tuple(rows)
 
 
-def _scores(run: RunDir, split: str) -> ScoresRecord | None:
-    return run.find_record(f"scores-{split}.json", ScoresRecord)
-
-
 def exported(run: RunDir, job: JobSpec) -> JobSpec:
-    """The job with the run's own model, as what it was made of may be gone; states need no disk where none change."""
+    """Return the job with the run's exported model, as the base model may be gone.
+
+    Nothing is offloaded to a disk: no optimizer states change in an evaluation.
+    """
     parallel = job.parallel.model_copy(update={"offload_path": None, "zero": job.zero_stage})
     return job.model_copy(update={"model": job.model.exported(run.path("model")), "parallel": parallel})
 
 
-def _try(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
-    """Look at columns, classes and first rows, before Ray starts."""
+def _check_rows(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
+    """Check columns, classes and first rows before Ray starts."""
     task = build_task(exported(run, job))
     check_columns(split, task)
     check_first_rows_of_split(job, task, split)
@@ -133,10 +136,10 @@ def _try(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
 
 
 def _check_classes(split: Split, task: Task) -> None:
-    """Refuse numbers whose names are none of the model's: as places among these they would be scored as nonsense.
+    """Refuse numbered classes whose names are not the model's: read as the model's numbers, scores would be nonsense.
 
     Raises:
-        DataError: The split has such.
+        DataError: The split has such classes.
     """
     known = getattr(task.params, "labels", None)
     for column in task.target_columns:
@@ -152,14 +155,9 @@ def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresR
     plan = run.read_record("plan.json", Plan)
     model_job = exported(run, job)
     splits = {split.name: split}
-    data = DeterministicDataConfig(model_job, plan, splits)
-    with ray_session(model_job), open_control_channel(plan, console) as line:
-        order = WorkerConfig(run, model_job, plan, splits, line.client, evaluate_only=split.name)
-        run_worker_group(
-            WorkerGroupConfig(model_job, run, data, (split.name,)),
-            train_loop_per_worker,
-            {"worker": order},
-            line.request_stop,
-        )
+    group = WorkerGroupConfig(model_job, run, DeterministicDataConfig(model_job, plan, splits), (split.name,))
+    with ray_session(model_job), open_control_channel(plan, console) as control:
+        config = WorkerConfig(run, model_job, plan, splits, control.client, evaluate_only=split.name)
+        run_worker_group(group, train_loop_per_worker, {"worker": config}, control.request_stop)
     write_report(run)
     return run.read_record(f"scores-{split.name}.json", ScoresRecord)

@@ -1,25 +1,87 @@
-"""Whether a job may begin its run, or go on with what is there, told before anything is written. Client and head.
+"""Checks before Ray starts, for `check`, `train` and `tune` alike: `preflight`. Runs on the client and the head.
 
-Contents of checkpoints are verified by the workers that read them (`train/checkpoint/reader.py`): hashing takes
-minutes.
+Nothing is written before they have passed. Contents of checkpoints are verified later, by the workers that read them
+(`train/checkpoint/reader.py`), as hashing takes minutes; `data/leakage/duplicates.py` finds rows in common.
 """
 
-from launcher.driver.prepare import PreparedJob
-from launcher.errors import RunError
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+from rich.console import Console
+
+from launcher.data.checks import check_first_rows
+from launcher.data.leakage.duplicates import SearchStopped, find_duplicates
+from launcher.data.splits import Split
+from launcher.errors import ClusterError, DataError, LauncherError, RunError
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir, read_job
-from launcher.rundir.leakage import LeakageRecord
+from launcher.rundir.leakage import LeakageRecord, leak_sentences
+from launcher.rundir.lease import check_not_running
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import ResultRecord
 from launcher.spec.curve import spec_difference
+from launcher.spec.job import JobSpec
+from launcher.tasks import build_task
 from launcher.train.checkpoint import catalog
+from launcher.train.offload.swap_dir import check_offload_path
+
+if TYPE_CHECKING:
+    from launcher.driver.prepare import PreparedJob  # which imports this module
+
+# Rows of each split that are encoded. The first number costs no time, even for images.
+_ROWS_BEFORE_START, _ROWS_OF_CHECK = 64, 256
+_LEAKAGE_FILE = "leakage.json"
 
 
-def check_resumable(prepared: PreparedJob) -> None:
-    """Refuse to go on with a run that is another job's, or that cannot be read; nothing is written.
+def preflight(prepared: "PreparedJob", command: Literal["check", "train", "tune"]) -> LeakageRecord | None:
+    """Check everything that would stop a command later, from cheap to expensive.
+
+    Args:
+        prepared: Prepared job; of a sweep under `tune`, without its test data, which is held out until the end.
+        command: Command to check for. `check` may run on a machine without the job's resources and compares rows in any
+            case; `tune` compares its directory with the sweep's own record instead (`tune/run.py`).
+
+    Returns:
+        Rows that the splits have in common; None if they were not compared.
 
     Raises:
-        RunError: it is, or it cannot; names the file.
+        RunError: The run directory belongs to another job, cannot be read, or another command works on it.
+        ClusterError: A local Ray would lack GPUs or the offload disk.
+        DataError: One of the first rows cannot be used, or rows leak and the job says `data.leakage: error`.
+    """
+    job, run, splits = prepared.job, prepared.run, prepared.splits
+    if command != "tune":
+        check_resumable(prepared)
+    if command == "train":
+        if is_finished(prepared):
+            return None
+        check_not_running(run)
+    if command != "check":
+        require_local_resources(job)
+    check_first_rows(job, splits, _ROWS_OF_CHECK if command == "check" else _ROWS_BEFORE_START)
+    if command != "check":
+        return compare_splits(job, run, splits) if job.data.leakage == "error" else None
+    compared = {name: split for name, split in splits.items() if name != "test" or job.tune is None}
+    return compare_splits(job, run, compared)
+
+
+def is_finished(prepared: "PreparedJob") -> bool:
+    """Return True if the run has everything that the job asks for: result, model, test scores."""
+    run = prepared.run
+    has_test_scores = "test" not in prepared.splits or run.exists("scores-test.json")
+    return run.exists("result.json") and run.exists("model/config.json") and has_test_scores
+
+
+def check_resumable(prepared: "PreparedJob") -> None:
+    """Check that the run directory is empty, or holds a run of the same job that can be resumed.
+
+    Raises:
+        RunError: The directory belongs to another job, or a file in it cannot be read.
     """
     run = prepared.run
     if run.local is not None and run.local.is_file():
@@ -28,50 +90,50 @@ def check_resumable(prepared: PreparedJob) -> None:
         )
     if not run.exists("job.yaml"):
         return
-    _refuse_another(run, prepared)
-    run.find_record("leakage.json", LeakageRecord)
+    _check_same_job(run, prepared)
+    run.find_record(_LEAKAGE_FILE, LeakageRecord)
     run.find_record("result.json", ResultRecord)
     metrics_log.validate_log(run)
-    _check_checkpoint(run, prepared.plan.zero)
+    _check_newest_checkpoint(run, prepared.plan.zero)
 
 
-def _refuse_another(run: RunDir, prepared: PreparedJob) -> None:
-    """What a run goes on with must be what it began with.
+def _check_same_job(run: RunDir, prepared: "PreparedJob") -> None:
+    """Check that job, data and model are those that the run began with.
 
     Raises:
-        RunError: its job, its data or its model is another; says in what.
+        RunError: One of them differs; names the differences.
     """
-    different = spec_difference(read_job(run), prepared.job)
-    new = f"change `name` to start a new run, from the old weights with `--fork {run.uri}`"
-    if different:
+    differences = spec_difference(read_job(run), prepared.job)
+    new_run = f"change `name` to start a new run, from the old weights with `--fork {run.uri}`"
+    if differences:
         raise RunError(
-            f"{run.uri}: belongs to another job ({'; '.join(different[:5])}); {new}, or take the change back to go on "
-            "with this one"
+            f"{run.uri}: belongs to another job ({'; '.join(differences[:5])}); {new_run}, or undo the change to "
+            "resume this one"
         )
-    old = run.find_record("plan.json", Plan)
+    old, new = run.find_record("plan.json", Plan), prepared.plan
     if old is None:
         return
-    if old.fingerprint != prepared.plan.fingerprint:
-        was, now = (f"{plan.train_rows} rows, fingerprint {plan.fingerprint[:12]}" for plan in (old, prepared.plan))
+    if old.fingerprint != new.fingerprint:
+        was, now = (f"{plan.train_rows} rows, fingerprint {plan.fingerprint[:12]}" for plan in (old, new))
         raise RunError(
-            f"{run.uri}: the training data changed since the run began ({was} -> {now}); put it back, or {new}"
+            f"{run.uri}: the training data changed since the run began ({was} -> {now}); put it back, or {new_run}"
         )
-    changed = _changed(old.model_files, prepared.plan.model_files)
+    changed = _changed_files(old.model_files, new.model_files)
     if changed:
         raise RunError(
             f"{run.uri}: the model {prepared.job.model.name} changed since the run began ({'; '.join(changed[:5])}); "
-            f"put its files back, or {new}"
+            f"put its files back, or {new_run}"
         )
 
 
-def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Files that are not what they were, as `tokenizer.json: sha256 12ab -> sha256 34cd`."""
+def _changed_files(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Return the files that differ, as `tokenizer.json: sha256 12ab -> sha256 34cd`; none if `old` is unknown."""
     names = sorted({*old, *new}) if old else ()
     return [f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}" for n in names if old.get(n) != new.get(n)]
 
 
-def _check_checkpoint(run: RunDir, zero: int) -> None:
-    """Check the newest checkpoint that looks whole; `driver/controller.py` leaves out those that do not."""
+def _check_newest_checkpoint(run: RunDir, zero: int) -> None:
+    """Check that the ZeRO stage can read the newest valid checkpoint; `driver/controller.py` skips corrupt ones."""
     if run.exists("result.json"):
         return
     for step in reversed(catalog.complete_steps(run)):
@@ -81,10 +143,154 @@ def _check_checkpoint(run: RunDir, zero: int) -> None:
 
 
 def check_model(run: RunDir) -> None:
-    """Refuse to use the model of a run that has none.
+    """Check that a run has exported its model.
 
     Raises:
-        RunError: it has none.
+        RunError: The run has no model.
     """
     if not run.exists("model/config.json"):
         raise RunError(f"{run.uri}: has no model yet; finish the run with `launcher train` first")
+
+
+def require_local_resources(job: JobSpec) -> None:
+    """Check that a local Ray would have the job's GPUs and its offload disk.
+
+    Raises:
+        ClusterError: They are missing on this machine, and no cluster is named.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return  # `check_resources` asks the cluster itself
+    missing = missing_local_resources(job)
+    if missing is not None:
+        raise ClusterError(missing)
+
+
+def missing_local_resources(job: JobSpec) -> str | None:
+    """Return why a local Ray could not run the job; None if it could, or if a cluster is named."""
+    cluster = job.cluster
+    if cluster.address or cluster.kubernetes or os.environ.get("RAY_ADDRESS"):
+        return None
+    required = cluster.workers * cluster.gpus_per_worker
+    if required:
+        import torch
+
+        available = torch.cuda.device_count()
+        if required > available:
+            return (
+                f"cluster.gpus_per_worker: {cluster.workers} workers with {cluster.gpus_per_worker:g} GPUs each need "
+                f"{required:g} GPUs, this machine has {available}; set cluster.address to a cluster that has them, or "
+                "ask for fewer"
+            )
+    if job.parallel.offload_path is not None:
+        try:
+            check_offload_path(job.parallel.offload_path)
+        except ClusterError as error:
+            return error.message
+    return None
+
+
+def compare_splits(
+    job: JobSpec,
+    run: RunDir,
+    splits: dict[str, Split],
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+) -> LeakageRecord | None:
+    """Return the rows that the splits have in common: from the run's record if its data are the same, else compare.
+
+    Args:
+        job: Resolved job.
+        run: Run directory; nothing is written.
+        splits: Splits that may be read.
+        threads: Number of reading threads; None takes one per core.
+        stop: Event that cancels the comparison.
+
+    Returns:
+        None if the job says `data.leakage: off`, or if there is only training data.
+
+    Raises:
+        DataError: The job says `data.leakage: error`, and there are such rows; or a file cannot be read.
+        SearchStopped: The comparison was cancelled.
+    """
+    if job.data.leakage == "off" or len(splits) < 2:
+        return None
+    task = build_task(job)
+    record = run.find_record(_LEAKAGE_FILE, LeakageRecord)
+    fingerprints = {name: split.fingerprint for name, split in splits.items()}
+    is_known = (
+        record is not None
+        and fingerprints.items() <= record.fingerprints.items()
+        and record.columns == task.input_columns
+    )
+    if record is None or not is_known:
+        record = find_duplicates(splits, task, threads, stop)
+    if record.leaks and job.data.leakage == "error":
+        raise DataError(f"data.leakage: {leak_sentences(record)[0]}; remove them, or set data.leakage: warn")
+    return record
+
+
+def leak_notes(record: LeakageRecord | None) -> tuple[str, ...]:
+    """Return a note for each pair of splits with rows in common, with the remedy."""
+    if record is None:
+        return ()
+    remedy = "; remove them, or set data.leakage: off" if record.leaks else ""
+    return tuple(sentence + remedy for sentence in leak_sentences(record))
+
+
+@contextmanager
+def check_leakage_in_background(
+    job: JobSpec, run: RunDir, splits: dict[str, Split], known: LeakageRecord | None, console: Console
+) -> Iterator[None]:
+    """Compare the splits while the block runs, then write leakage.json and print notes.
+
+    The block never waits for the comparison to begin; it is cancelled if the block raises.
+
+    Args:
+        job: Resolved job.
+        run: Run directory for the record.
+        splits: Splits that may be read.
+        known: Record that `preflight` returned; None compares now.
+        console: Console for the notes.
+    """
+    if known is not None:
+        _write_record(run, known, console)
+        yield
+        return
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        comparison = pool.submit(_compare_and_write, job, run, splits, console, stop)
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            raise
+        comparison.result()
+
+
+def _compare_and_write(
+    job: JobSpec, run: RunDir, splits: dict[str, Split], console: Console, stop: threading.Event
+) -> None:
+    # The workers import and form their group at the same time, and need most of the cores.
+    threads = max(1, (os.cpu_count() or 1) // 4)
+    try:
+        record = compare_splits(job, run, splits, threads, stop)
+    except SearchStopped:
+        return
+    except (LauncherError, OSError, pa.ArrowException) as error:  # a failed comparison must not end the run
+        reason = error.message if isinstance(error, LauncherError) else " ".join(str(error).split())[:200]
+        _print_note(console, f"the splits were not compared for rows in common ({reason})")
+    else:
+        if record is not None:
+            _write_record(run, record, console)
+
+
+def _write_record(run: RunDir, record: LeakageRecord, console: Console) -> None:
+    run.write_record(_LEAKAGE_FILE, record)
+    for note in leak_notes(record):
+        _print_note(console, note)
+
+
+def _print_note(console: Console, note: str) -> None:
+    console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,7 @@
-"""What ended the workers, out of all that Ray wraps around it, as one error of the launcher's own. Runs on the head."""
+"""Finds the cause of a worker group's failure inside Ray's exceptions. Runs on the head (the driver).
+
+`worker_group.py` raises the result; `failure_policy.py` decides on it.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +11,7 @@ from ray.exceptions import RayError
 from launcher import errors
 from launcher.errors import LauncherError, TrainingError, WorkerLostError
 
-# What code that is wrong raises, a user's task for one: it would raise it again.
+# Raised by wrong code, a user's task for example: a restart would raise the same.
 _BUGS = (
     TypeError,
     ValueError,
@@ -19,39 +22,42 @@ _BUGS = (
     AssertionError,
     NotImplementedError,
 )
-# What gloo and NCCL say where another worker has gone.
-_CUT = ("closed by peer", "reset by peer", "Broken pipe", "remote process has terminated", "NCCL", "Socket Timeout",
-        "Timed out waiting")  # fmt: skip
-_WORDS = 300
+# Words of gloo and NCCL when another worker has exited.
+_CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process has terminated", "NCCL",
+                    "Socket Timeout", "Timed out waiting")  # fmt: skip
+_MAX_CHARACTERS = 300
 
 
 def unwrap_ray_error(error: BaseException) -> LauncherError:
-    """The launcher's own error inside Ray's wrapping; else what happened to which rank.
+    """Return the launcher's own error inside Ray's exception; otherwise one that says what happened to which rank.
 
     Returns:
-        `WorkerLostError` where a new start may go on, `TrainingError` where the code is wrong.
+        `WorkerLostError` if a restart may succeed, `TrainingError` if the code is wrong.
     """
-    seen = list(_causes(error))
-    for cause in seen:
+    causes = list(_causes(error))
+    for cause in causes:
         if isinstance(cause, LauncherError):
             return cause
-    # Ray pickles some errors as text alone; ours are still to be read off it.
+    # Ray pickles some exceptions as their text alone; it still holds the class and the message of ours.
     named = re.findall(r"launcher\.errors\.(\w+): (.+)", str(error))
-    if named and issubclass(getattr(errors, named[-1][0], type(None)), LauncherError):
-        return getattr(errors, named[-1][0])(named[-1][1])  # type: ignore[no-any-return]  # by name
-    failures = next((found for cause in seen if (found := _failures(cause))), {})
-    lost = _lost(failures)
+    if named:
+        class_name, message = named[-1]
+        kind = getattr(errors, class_name, None)
+        if isinstance(kind, type) and issubclass(kind, LauncherError):
+            return kind(message)
+    failures = next((f for f in map(_worker_failures, causes) if f), {})
+    lost = _describe_loss(failures)
     if lost is not None:
         return WorkerLostError(lost)
-    root = seen[-1]
+    root = causes[-1]
     rank = next((f" of rank {rank}" for rank, failure in failures.items() if root in _causes(failure)), "")
-    last = str(root if len(seen) > 1 else error).strip().splitlines() or [type(error).__name__]
-    kind = TrainingError if isinstance(root, _BUGS) else WorkerLostError
-    return kind(f"a worker{rank} stopped: {type(root).__name__}: {last[-1][:_WORDS]}")
+    lines = str(root if len(causes) > 1 else error).strip().splitlines() or [type(error).__name__]
+    error_type = TrainingError if isinstance(root, _BUGS) else WorkerLostError
+    return error_type(f"a worker{rank} stopped: {type(root).__name__}: {lines[-1][:_MAX_CHARACTERS]}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that is wrapped in it, outermost first."""
+    """Iterate over an exception and everything wrapped in it, outermost first."""
     seen: list[BaseException] = []
     queue: list[object] = [error]
     while queue:
@@ -60,31 +66,35 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.append(current)
         yield current
-        queue += list(_failures(current).values())
+        queue += list(_worker_failures(current).values())
+        # Attributes of Ray Train V2's exceptions (ray 2.60), then Python's own.
         names = ("cause", "controller_failure", "health_check_failure", "_base_exc", "__cause__", "__context__")
         queue += [getattr(current, name, None) for name in names]
 
 
-def _failures(error: BaseException) -> Mapping[int, BaseException]:
-    """What happened by rank, as far as Ray Train knows."""
-    found: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    return found
+def _worker_failures(error: BaseException) -> Mapping[int, BaseException]:
+    """Return the failure of each rank that Ray Train knows of."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return failures
 
 
-def _lost(failures: Mapping[int, BaseException]) -> str | None:
-    """Who was lost, in a sentence; None where nobody was."""
+def _describe_loss(failures: Mapping[int, BaseException]) -> str | None:
+    """Return a sentence on the worker that was lost; None if none was."""
     for rank, failure in failures.items():
         text = " ".join(str(failure).split())
-        timeout = "Timeout" in type(failure).__name__
-        if timeout or (
-            any(isinstance(cause, RayError) for cause in _causes(failure)) and re.search("died|unavailable", text)
-        ):
-            memory = "memory" in text and ("OOM" in text or "OutOfMemory" in type(failure).__name__)
-            how = "it did not answer" if timeout else "its node died" if "node has died" in text else "its process died"
-            note = ", perhaps for want of memory" if memory and how == "its process died" and "monitor" in text else ""
-            return f"the worker of rank {rank} was lost ({how}{note})"
+        is_timeout = "Timeout" in type(failure).__name__
+        is_ray_error = any(isinstance(cause, RayError) for cause in _causes(failure))
+        if not is_timeout and not (is_ray_error and re.search("died|unavailable", text)):
+            continue
+        if is_timeout:
+            return f"the worker of rank {rank} was lost (it did not answer)"
+        if "node has died" in text:
+            return f"the worker of rank {rank} was lost (its node died)"
+        # Ray's memory monitor kills workers; its message names itself and the memory.
+        is_oom = "monitor" in text and "memory" in text and ("OOM" in text or "OutOfMemory" in type(failure).__name__)
+        hint = ", perhaps for lack of memory" if is_oom else ""
+        return f"the worker of rank {rank} was lost (its process died{hint})"
     for rank, failure in failures.items():
-        found = next((word for word in _CUT if word in str(failure)), None)
-        if found is not None:
-            return f"a worker was lost (rank {rank} has lost its connection to another one)"
+        if any(words in str(failure) for words in _CONNECTION_LOST):
+            return f"a worker was lost (rank {rank} lost its connection to another one)"
     return None

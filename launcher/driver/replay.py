@@ -1,7 +1,7 @@
-"""A run once more under another name, and whether the two curves are one. Runs on the head (the driver).
+"""Trains a run again under another name and compares the two curves: `launcher replay`. Runs on the head (the driver).
 
-The job file says what the curve is; only how its batches are cut, and where, may be another. Read
-`report/curves_match.py`.
+The job file decides the curve; only the cluster and the cut of the batches may differ. `report/curves_match.py` says
+when two curves are the same.
 """
 
 import itertools
@@ -20,40 +20,43 @@ from launcher.rundir.plan import Plan
 from launcher.rundir.uri import join, parent
 from launcher.spec.job import NO_NAME, JobSpec, is_name
 
+# Another machine or commit explains nothing by itself.
+_UNRELATED = ("hosts", "git commit")
+
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """A run that was run again."""
+    """A run that was trained again."""
 
     run: RunDir
-    """The second one."""
+    """Second run."""
     agreement: Agreement
     comparison: Comparison
     page: str
-    """Path or URI of the page with both."""
+    """Path or URI of the page that compares both."""
     known_differences: tuple[str, ...]
-    """Why the curves could not be equal."""
+    """Reasons for which the curves cannot be equal."""
 
 
 def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) -> ReplayResult:
-    """Train a finished run's job again, or go on with that, and compare.
+    """Train a finished run's job again, or resume that, and compare.
 
     Args:
-        run: a finished run.
-        job: its job, with another cluster or another cut of the batches.
-        name: of the new run; None takes NAME-replay, or the first of -2, -3 ... that is not finished.
-        console: shows how far it is.
+        run: Finished run.
+        job: Job of the run, with another cluster or another cut of the batches.
+        name: Name of the new run; None takes NAME-replay, or the first of -2, -3 ... that is not finished.
+        console: Console for progress.
 
     Raises:
-        RunError: the run is not finished, its training data changed, or the name cannot be used.
-        LauncherError: as `run_job` raises.
+        RunError: The run is not finished, its training data changed, or the name cannot be used.
+        LauncherError: `run_job` raised it.
     """
     if not run.exists("result.json") or not run.exists("metrics.jsonl"):
-        raise RunError(f"{run.uri}: is not finished; finish the run with `launcher train` before it is run again")
+        raise RunError(f"{run.uri}: is not finished; finish it with `launcher train` before replaying it")
     storage = parent(run.uri)
-    again = RunDir(join(storage, _checked(run, name) if name is not None else _free_name(run, storage)))
+    replay = RunDir(join(storage, _check_name(run, name) if name is not None else _free_name(run, storage)))
     output = job.output.model_copy(update={"storage": storage})
-    job = job.model_copy(update={"name": again.name, "output": output})
+    job = job.model_copy(update={"name": replay.name, "output": output})
     prepared = prepare(job)
     old = run.read_record("plan.json", Plan)
     if prepared.plan.fingerprint != old.fingerprint:
@@ -61,16 +64,17 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
             f"{run.uri}: the training data are not those of the run (fingerprint {prepared.plan.fingerprint[:12]}, "
             f"the run's is {old.fingerprint[:12]}); put back the files it was trained on"
         )
-    excuses = _excuses(old, prepared)
-    for excuse in excuses:
-        console.print(f"note: {excuse}", highlight=False, soft_wrap=True, markup=False)
+    known_differences = _known_differences(old, prepared)
+    for difference in known_differences:
+        console.print(f"note: {difference}", highlight=False, soft_wrap=True, markup=False)
     run_job(job, console)
-    both = compare((run, again))
-    again.write_bytes("compare.html", render_comparison(both).encode())
-    return ReplayResult(again, agreement(*both.runs), both, again.path("compare.html"), excuses)
+    comparison = compare((run, replay))
+    replay.write_bytes("compare.html", render_comparison(comparison).encode())
+    page = replay.path("compare.html")
+    return ReplayResult(replay, agreement(*comparison.runs), comparison, page, known_differences)
 
 
-def _checked(run: RunDir, name: str) -> str:
+def _check_name(run: RunDir, name: str) -> str:
     if not is_name(name):
         raise RunError(f"--name: {name} is {NO_NAME}; give one that is")
     if name == run.name:
@@ -79,48 +83,45 @@ def _checked(run: RunDir, name: str) -> str:
 
 
 def _free_name(run: RunDir, storage: str) -> str:
-    """The first name whose run is not finished: one that was interrupted is gone on with."""
+    """Return the first name whose run is not finished, so that an interrupted replay is resumed."""
     for number in itertools.count(1):
         ending = "-replay" if number == 1 else f"-replay-{number}"
         name = run.name[: 63 - len(ending)] + ending
         if not RunDir(join(storage, name)).exists("result.json"):
             return name
-    raise AssertionError("there is always one more number")
+    raise AssertionError("itertools.count never ends")
 
 
-def _excuses(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
-    """What keeps the curves from being equal, whatever the promise says."""
+def _known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
+    """Return the reasons for which the two curves cannot be equal."""
     job, plan = prepared.job, prepared.plan
-    said = []
-    other_cut = (old.workers, old.micro_batch) != (plan.workers, plan.micro_batch)
-    lora_noise = job.model.lora is not None and job.model.lora.dropout > 0
-    if other_cut and (job.model.dropout != 0.0 or lora_noise):
-        said.append(
-            "dropout draws its noise by rank and micro-batch, so with another number of workers or micro-batch the "
+    reasons = []
+    is_cut_differently = (old.workers, old.micro_batch) != (plan.workers, plan.micro_batch)
+    has_lora_dropout = job.model.lora is not None and job.model.lora.dropout > 0
+    if is_cut_differently and (job.model.dropout != 0.0 or has_lora_dropout):
+        reasons.append(
+            "dropout noise depends on rank and micro-batch, so with another number of workers or micro-batch the "
             "losses differ from the first step on; only a run with model.dropout: 0.0 has the same curve under any cut"
         )
-    if other_cut and job.train.precision != "fp32":
-        said.append(
+    if is_cut_differently and job.train.precision != "fp32":
+        reasons.append(
             f"in {job.train.precision} each micro-batch's gradient is rounded, so with another number of workers or "
             "micro-batch the losses differ in the third digit; only fp32 has the same curve under any cut"
         )
-    if other_cut and job.model.syncs_batch_norm and plan.model.get("batch_norms"):
-        said.append("BatchNorm sees one micro-batch of all workers, so another micro-batch changes the curve")
+    if is_cut_differently and job.model.syncs_batch_norm and plan.model.get("batch_norms"):
+        reasons.append("BatchNorm sees one micro-batch of all workers, so another micro-batch changes the curve")
     if job.cluster.gpus_per_worker and not job.train.deterministic:
-        said.append("GPU kernels may differ in the last bits from run to run, which adds up over many steps")
-    return tuple(said)
+        reasons.append("GPU kernels may differ in the last bits from run to run, which adds up over many steps")
+    return tuple(reasons)
 
 
 def outcome(replayed: ReplayResult) -> Sequence[str]:
-    """What came of it, in sentences."""
+    """Return the result of a replay in sentences."""
     lines = [*replayed.agreement.sentences]
     if not replayed.agreement.agrees:
-        lines += [f"to be expected: {excuse}" for excuse in replayed.known_differences]
+        lines += [f"to be expected: {difference}" for difference in replayed.known_differences]
         changed = replayed.comparison.environment_differences
-        versions = [f"{row.name} {row.values[0]} -> {row.values[1]}" for row in changed if row.name not in _PLACES]
-        lines += [f"the environments differ: {', '.join(versions)}"] if versions else []
+        versions = [f"{row.name} {row.values[0]} -> {row.values[1]}" for row in changed if row.name not in _UNRELATED]
+        if versions:
+            lines.append(f"the environments differ: {', '.join(versions)}")
     return lines
-
-
-# Another machine or commit is no reason in itself.
-_PLACES = ("hosts", "git commit")

@@ -1,7 +1,7 @@
-"""The order of a job: prepare, train, export, evaluate, report. Runs on the head (the driver).
+"""The order of a job: prepare, check, train, export, evaluate, report. Runs on the head (the driver).
 
-A stage with a valid record is skipped, so running the same job file again goes on with the same run. Training,
-export and the test score happen in the train workers while they are warm (`train/worker.py`).
+A stage with a valid record is skipped, so the same command resumes the run. Training, export and test scores happen in
+the train workers while they are warm (`train/worker.py`); `controller.py` starts and restarts these.
 """
 
 import platform
@@ -14,15 +14,12 @@ from importlib import metadata
 import ray
 from rich.console import Console
 
-from launcher.data.checks import check_first_rows
 from launcher.data.ray_data import warm_up
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
 from launcher.driver.control import ControlActor, open_control_channel, start_control_actor
-from launcher.driver.controller import TrainController, is_finished
-from launcher.driver.leakage import check_leakage_in_background, require_no_leakage
-from launcher.driver.machine import check_machine
-from launcher.driver.preflight import check_resumable
+from launcher.driver.controller import TrainController
+from launcher.driver.preflight import check_leakage_in_background, is_finished, preflight, require_local_resources
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.driver.progress import reading_progress
 from launcher.driver.worker_group import ray_session
@@ -46,116 +43,102 @@ from launcher.train.loggers import prometheus, trackers
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "ray", "tokenizers", "torchmetrics", "pyarrow", "numpy", "launcher")
 
-# As many as cost no time to speak of, also where they are pictures; `check` tries more.
-_TRIED_ROWS = 64
-# What a run holds before a cluster has taken it.
-_FIRST = ("job.yaml", "plan.json", "leakage.json", "attempts", "heartbeat.json")
+# Everything that a run directory can hold before a cluster has accepted the run.
+_FILES_BEFORE_TRAINING = ("job.yaml", "plan.json", "leakage.json", "attempts", "heartbeat.json")
 
 
 def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> RunDir:
-    """Train a job to its end, or go on where it stopped.
+    """Train a job to completion, resuming its run if there is one; export, evaluate and report.
 
     Args:
-        job: the job.
-        console: where the run says what happens.
-        faults: that are to happen to it.
+        job: Job as the user gave it.
+        console: Console for progress and results.
+        faults: Faults to inject; None injects none.
 
     Raises:
-        UserError: something in the job file, data or model must be mended first.
-        TrainingError: the run stopped; what is saved is kept.
+        UserError: The user has to fix something in the job file, the data or the model first.
+        TrainingError: The run stopped. Its checkpoints are kept.
     """
     with ExitStack() as stack:
-        mailbox = _begin_workers(stack, job)
+        control_actor = _start_ray_early(stack, job)
 
         def on_data(resolved: JobSpec, splits: dict[str, Split]) -> None:
-            if mailbox is not None:
+            if control_actor is not None:
                 warm_up(StreamSource(resolved, splits, resolved.cluster.workers))
 
-        with reading_progress(console) as told:
-            prepared = prepare(job, told, measure=True, on_data=on_data)
-        return _run_prepared(prepared, job, console, faults, mailbox)
+        with reading_progress(console) as on_progress:
+            prepared = prepare(job, on_progress, measure=True, on_data=on_data)
+        run = prepared.run
+        injected = faults.of(prepared.plan.total_steps, prepared.plan.workers) if faults is not None else ()
+        leakage = preflight(prepared, "train")
+        if is_finished(prepared):
+            _write_job_and_plan(prepared)
+            _print(console, f"run {run.uri} is complete; change `name` to train again")
+        else:
+            _print_plan(prepared, console)
+            with (
+                _claimed(prepared) as lease,
+                check_leakage_in_background(prepared.job, run, prepared.splits, leakage, console),
+            ):
+                _train(prepared, job, console, injected, control_actor, lease)
+            _write_environment(run, prepared.plan)
+        report = write_report(run)
+        _print_results(run, report, console)
+        return run
 
 
-def _begin_workers(stack: ExitStack, job: JobSpec) -> ControlActor | None:
-    """Connect to the Ray that the command has begun, and start its first process, while the job is prepared.
+def _start_ray_early(stack: ExitStack, job: JobSpec) -> ControlActor | None:
+    """Connect to the Ray that the command has begun to start, while the job is prepared.
+
+    The first actor takes Ray a second or two; so it is started here, with nobody waiting for it.
 
     Returns:
-        The actor between driver and workers; None where there is no such Ray, or nothing to be done on it.
+        The control actor; None if there is no such Ray, or if the run is finished.
     """
     run = RunDir(join(job.output.storage, job.name))
     if local_ray.current() is None or run.exists("result.json"):
         return None
-    check_machine(job)
+    require_local_resources(job)
     stack.enter_context(ray_session(job))
-    mailbox = start_control_actor()
-    stack.callback(ray.kill, mailbox)
-    return mailbox
+    control_actor = start_control_actor()
+    stack.callback(ray.kill, control_actor)
+    return control_actor
 
 
-def _run_prepared(
-    prepared: PreparedJob, job: JobSpec, console: Console, faults: Faults | None, mailbox: ControlActor | None
-) -> RunDir:
-    run, plan, finished = prepared.run, prepared.plan, is_finished(prepared)
-    check_resumable(prepared)
-    chaos = faults.of(plan.total_steps, plan.workers) if faults is not None else ()
-    if not finished:
-        check_not_running(run)
-        check_machine(prepared.job)
-        check_first_rows(prepared.job, prepared.splits, _TRIED_ROWS)
-    leaks = None if finished else require_no_leakage(prepared.job, run, prepared.splits)
-    if finished:
-        _open_run(prepared)
-        console.print(
-            f"run {run.uri} is complete; give the job another name to train again", highlight=False, soft_wrap=True
-        )
-    else:
-        resumed = catalog.latest_step(run)
-        _say_what_comes(prepared, resumed, console)
-        with (
-            _opened(prepared) as lease,
-            check_leakage_in_background(prepared.job, run, prepared.splits, leaks, console),
-        ):
-            _work_to_the_end(prepared, job, console, chaos, mailbox, lease)
-        _write_environment(run, plan)
-    report = write_report(run)
-    _say_what_came(run, report, console)
-    return run
-
-
-def _work_to_the_end(
+def _train(
     prepared: PreparedJob,
-    asked: JobSpec,
+    requested_job: JobSpec,
     console: Console,
     faults: tuple[Fault, ...],
-    mailbox: ControlActor | None,
+    control_actor: ControlActor | None,
     lease: Lease,
 ) -> None:
-    """Everything that needs a cluster.
+    """Train on a cluster: connect to Ray and to the trackers, and run the controller.
 
     Raises:
-        RunInterrupted: somebody asked to stop; the checkpoint is there.
+        RunInterrupted: The user asked to stop. A checkpoint has been saved.
     """
     run, job, plan = prepared.run, prepared.job, prepared.plan
     trackers.begin(run, job, curve_values(job))
-    chaos = FaultInjector(run, faults)
+    injector = FaultInjector(run, faults)
 
-    def hear(line: MetricsLine) -> None:
+    def on_metrics(line: MetricsLine) -> None:
         if isinstance(line, StepRecord):
-            chaos.at_step(line.step)
+            injector.at_step(line.step)
 
     hang_s = job.fault_tolerance.hang_s
     with (
         _tracked(run, job), ray_session(job), prometheus.count_attempt(job),
-        open_control_channel(plan, console, hear, hang_s, mailbox) as line, publish_run_status(run),
+        open_control_channel(plan, console, on_metrics, hang_s, control_actor) as control, publish_run_status(run),
     ):  # fmt: skip
-        if mailbox is None:  # otherwise it was started while the rest was planned
+        if control_actor is None:  # otherwise `prepare` has done it
             warm_up(StreamSource(job, prepared.splits, plan.workers))
-        TrainController(prepared, asked, console, line, lease, faults).run()
+        TrainController(prepared, requested_job, console, control, lease, faults).run()
 
 
 @contextmanager
 def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
-    """Tell the tracker how the training ended."""
+    """Report to the experiment trackers how the training ended."""
     try:
         yield
     except RunInterrupted:
@@ -164,55 +147,54 @@ def _tracked(run: RunDir, job: JobSpec) -> Iterator[None]:
     except BaseException:
         trackers.end(run, job, "FAILED")
         raise
-    found = run.find_record("scores-test.json", ScoresRecord)
-    scores = {f"test/{name}": value for name, value in found.metrics.items()} if found is not None else {}
+    record = run.find_record("scores-test.json", ScoresRecord)
+    scores = {f"test/{name}": value for name, value in record.metrics.items()} if record is not None else {}
     trackers.end(run, job, "FINISHED", scores)
 
 
 @contextmanager
-def _opened(prepared: PreparedJob) -> Iterator[Lease]:
-    """Lay out the run directory with its job and plan; where no cluster takes a new run, nothing of it stays.
+def _claimed(prepared: PreparedJob) -> Iterator[Lease]:
+    """Create the run directory with its job and plan; remove a new one if no cluster accepts the run.
 
     Yields:
-        The right to write to it: from here on a second command is refused.
+        The right to write to the run: from here on a second command is refused.
     """
     run = prepared.run
     is_new = not run.exists("job.yaml")
-    check_not_running(run)
-    _open_run(prepared)
+    check_not_running(run)  # again: the preflight may have taken minutes
+    _write_job_and_plan(prepared)
     lease = Lease.acquire(run)
     try:
         yield lease
     except ClusterError:
         if is_new and not run.exists("metrics.jsonl"):
-            for name in _FIRST:
+            for name in _FILES_BEFORE_TRAINING:
                 run.delete(name)
             if not run.list(""):
                 run.delete("")
         raise
 
 
-def _open_run(prepared: PreparedJob) -> None:
+def _write_job_and_plan(prepared: PreparedJob) -> None:
     prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
     prepared.run.write_record("plan.json", prepared.plan)
 
 
 def _write_environment(run: RunDir, plan: Plan) -> None:
-    found = [run.find_record(f"workers/rank-{rank}.json", WorkerRecord) for rank in range(plan.workers)]
-    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    workers = [run.find_record(f"workers/rank-{rank}.json", WorkerRecord) for rank in range(plan.workers)]
     run.write_record(
         "environment.json",
         EnvironmentRecord(
-            packages=versions,
+            packages={name: metadata.version(name) for name in _PACKAGES if _is_installed(name)},
             python=sys.version.split()[0],
             platform=platform.platform(),
             git_commit=_git_commit(),
-            workers=tuple(worker for worker in found if worker is not None),
+            workers=tuple(worker for worker in workers if worker is not None),
         ),
     )
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -229,30 +211,35 @@ def _git_commit() -> str | None:
     return head.stdout.strip() + ("+dirty" if changed.stdout.strip() else "")
 
 
-def _say_what_comes(prepared: PreparedJob, resumed: int, console: Console) -> None:
+def _print_plan(prepared: PreparedJob, console: Console) -> None:
     plan = prepared.plan
-    console.print(
-        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} workers"
-        f", ZeRO-{plan.zero}" + (f"; going on from step {resumed}" if resumed else ""),
-        highlight=False,
-        soft_wrap=True,
+    resume_step = catalog.latest_step(prepared.run)
+    resuming = f"; resuming from step {resume_step}" if resume_step else ""
+    _print(
+        console,
+        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} "
+        f"workers, ZeRO-{plan.zero}{resuming}",
     )
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        _print(console, f"note: {note}")
 
 
-def _say_what_came(run: RunDir, report: str, console: Console) -> None:
+def _print_results(run: RunDir, report: str, console: Console) -> None:
     result = run.read_record("result.json", ResultRecord)
+    for reduction in read_reductions(run):
+        if not reduction.restarted:  # the controller printed the others
+            _print(console, reduction.sentence())
     early = ", stopped early" if result.stopped_early else ""
     skipped = f", {result.skipped_rows} rows skipped" if result.skipped_rows else ""
-    for halving in read_reductions(run):
-        if not halving.restarted:  # those that are were told when it happened
-            console.print(halving.sentence(), highlight=False, soft_wrap=True)
-    lines = [f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}"]
+    _print(console, f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}")
     for split in ("validation", "test"):
         scores = run.find_record(f"scores-{split}.json", ScoresRecord)
         if scores is not None:
-            lines.append(f"{split:<10}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items()))
-    lines += [f"model     : {run.path('model')}", f"report    : {report}"]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+            values = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
+            _print(console, f"{split:<10}: {values}")
+    _print(console, f"model     : {run.path('model')}")
+    _print(console, f"report    : {report}")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)

@@ -1,8 +1,9 @@
-"""How many workers a run starts with: `cluster.workers: {min: 2, max: 8}`. Runs on the head (the driver).
+"""Chooses the number of workers of each attempt: `cluster.workers: {min: 2, max: 8}`. Runs on the head (the driver).
 
-Ray Train's own elastic mode starts a group of the old size right after a loss and resizes to and fro (its view of the
-nodes is up to twenty seconds old); here each start looks at the nodes itself, those that drain left out, and a run
-grows only when the room has stood for two looks in a row.
+Ray Train has an elastic mode of its own (ray 2.60, train/v2/_internal/execution/scaling_policy). It is not used: right
+after a loss it starts a group of the old size, because its view of the nodes is up to 20 s old, and then resizes to and
+fro. Here each attempt asks the nodes itself and leaves out those that drain; a run grows only when two polls in a row
+have seen the capacity.
 """
 
 import threading
@@ -15,65 +16,73 @@ from launcher.driver.worker_group import max_workers_available
 from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
 
-_LOOK_S = 10.0
-_WAIT_S = 1800.0
-"""For nodes that come back, or that an autoscaler brings."""
+_POLL_S = 10.0
+_MAX_WAIT_S = 1800.0
+"""Time for nodes to restart, or for an autoscaler to add them."""
+_POLLS_BEFORE_GROWING = 2
+"""Capacity that another job gives back for a moment is no reason to restart."""
 
 
 def with_workers(job: JobSpec, workers: int) -> JobSpec:
-    """The job with this number of workers."""
+    """Return the job with another number of workers."""
     return job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": workers})})
 
 
 class ScalingPolicy:
-    """The number of workers of one run, start by start.
+    """Number of workers of a run, attempt by attempt (the counterpart of Ray Train V2's `ScalingPolicy`).
 
     Args:
-        job: says how few and how many.
+        job: Job as the user gave it: the smallest and the largest number of workers.
     """
 
     def __init__(self, job: JobSpec) -> None:
         self._job = job
-        self.has_grown = False
-        """Whether the last start ended because there is room for more."""
+        self.resize_requested = False
+        """True if the last attempt was stopped because the cluster can hold more workers."""
 
-    def next_workers(self, say: Callable[[str], None]) -> int:
-        """As many as there is room for now; waits for the fewest.
+    def next_workers(self, log: Callable[[str], None]) -> int:
+        """Return the number of workers that the cluster can hold now; wait until it can hold the minimum.
+
+        Args:
+            log: Receives one sentence if the method has to wait.
 
         Raises:
-            ClusterError: there is not even room for those.
-            RunInterrupted: somebody did not want to wait.
+            ClusterError: The cluster cannot hold the minimum after half an hour.
+            RunInterrupted: A signal arrived during the wait.
         """
         cluster = self._job.cluster
         if cluster.min_workers is None:
             return cluster.workers
-        until, told = time.monotonic() + _WAIT_S, False
-        while (room := max_workers_available(self._job)) < cluster.min_workers:
-            if time.monotonic() > until:
+        deadline = time.monotonic() + _MAX_WAIT_S
+        is_waiting = False
+        available = max_workers_available(self._job)
+        while available < cluster.min_workers:
+            if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"cluster.workers: there is room for {room} workers, and at least {cluster.min_workers} are "
-                    "wanted; add nodes, or lower min"
+                    f"cluster.workers: the cluster can hold {available} workers, and at least {cluster.min_workers} "
+                    "are needed; add nodes, or lower min"
                 )
-            if not told:
-                say(f"room for {room} workers, waiting for {cluster.min_workers}")
-                told = True
-            interruptible_sleep(_LOOK_S, "interrupted while waiting for nodes; the same command goes on")
-        return min(room, cluster.workers)
+            if not is_waiting:
+                log(f"the cluster can hold {available} workers; waiting until it can hold {cluster.min_workers}")
+                is_waiting = True
+            interruptible_sleep(_POLL_S, "interrupted while waiting for nodes; run the same command again to resume")
+            available = max_workers_available(self._job)
+        return min(available, cluster.workers)
 
     @contextmanager
-    def watch_capacity(self, job: JobSpec, leave: Callable[[], None]) -> Iterator[None]:
-        """Look for room for more workers while a start is under way.
+    def watch_capacity(self, job: JobSpec, request_restart: Callable[[], None]) -> Iterator[None]:
+        """Watch the cluster during an attempt, and stop the attempt when the run can grow.
 
         Args:
-            job: as it was started.
-            leave: asks its workers to save a checkpoint and end.
+            job: Job with the number of workers of this attempt.
+            request_restart: Asks the workers to save a checkpoint and exit.
         """
-        self.has_grown = False
+        self.resize_requested = False
         if self._job.cluster.min_workers is None or job.cluster.workers >= self._job.cluster.workers:
             yield
             return
         stop = threading.Event()
-        thread = threading.Thread(target=self._look, args=(job.cluster.workers, leave, stop), daemon=True)
+        thread = threading.Thread(target=self._poll, args=(job.cluster.workers, request_restart, stop), daemon=True)
         thread.start()
         try:
             yield
@@ -81,11 +90,11 @@ class ScalingPolicy:
             stop.set()
             thread.join()
 
-    def _look(self, workers: int, leave: Callable[[], None], stop: threading.Event) -> None:
-        more = 0
-        while not stop.wait(_LOOK_S):
-            more = more + 1 if max_workers_available(self._job) > workers else 0
-            if more >= 2:
-                self.has_grown = True
-                leave()
+    def _poll(self, workers: int, request_restart: Callable[[], None], stop: threading.Event) -> None:
+        polls_with_capacity = 0
+        while not stop.wait(_POLL_S):
+            polls_with_capacity = polls_with_capacity + 1 if max_workers_available(self._job) > workers else 0
+            if polls_with_capacity >= _POLLS_BEFORE_GROWING:
+                self.resize_requested = True
+                request_restart()
                 return

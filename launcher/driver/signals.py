@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C while the driver waits for its workers. Runs on the head (the driver).
 
-The first asks the workers to save a checkpoint and stop; the second stops at once.
+The first signal asks the workers to save a checkpoint and stop; the second stops at once.
 """
 
 import signal
@@ -13,52 +13,53 @@ from types import FrameType
 
 from launcher.errors import RunInterrupted
 
-_LOOK_S = 0.2
+_POLL_S = 0.2
 
 
-class ForcedStop(Exception):
-    """The wait ended before what was waited for: nothing could be saved, or somebody could not wait."""
+class ForcedStop(Exception):  # a wish of the user, not an error
+    """Raised when a wait ends early: at the second signal, or when there is nothing to save."""
 
 
-def run_interruptibly(work: Callable[[], object], ask_stop: Callable[[], bool]) -> None:
-    """Do `work` in a thread of its own, so that signals reach this one; raises what it raises.
+def run_interruptibly(work: Callable[[], object], request_stop: Callable[[], bool]) -> None:
+    """Run `work` in its own thread, so that this thread can handle signals; raise what it raises.
 
     Args:
-        work: blocks until the workers are done.
-        ask_stop: called at the first signal; False when there is nothing to wait for.
+        work: Function that blocks until the workers have exited.
+        request_stop: Called at the first signal; returns False if there is nothing to wait for.
 
     Raises:
-        ForcedStop: at the second signal, or when there was nothing to wait for.
+        ForcedStop: A second signal arrived, or there was nothing to wait for.
     """
     outcome: Future[None] = Future()
-    thread = threading.Thread(target=_settle, args=(work, outcome), daemon=True)
-    with _counted() as seen:
+    thread = threading.Thread(target=_run_into_future, args=(work, outcome), daemon=True)
+    with _received_signals() as received:
         thread.start()
-        asked = False
+        is_stop_requested = False
         while thread.is_alive():
-            thread.join(_LOOK_S)
-            if seen and not asked:
-                asked = True
-                if not ask_stop():
+            # A join without a timeout would keep Python from running signal handlers in this thread.
+            thread.join(_POLL_S)
+            if received and not is_stop_requested:
+                is_stop_requested = True
+                if not request_stop():
                     raise ForcedStop
-            if len(seen) > 1:
+            if len(received) > 1:
                 raise ForcedStop
     outcome.result()
 
 
-def interruptible_sleep(seconds: float, said: str) -> None:
-    """Wait; a signal ends it.
+def interruptible_sleep(seconds: float, message: str) -> None:
+    """Sleep until the time is over or a signal arrives.
 
     Raises:
-        RunInterrupted: one came; says `said`.
+        RunInterrupted: A signal arrived; carries `message`.
     """
     try:
         run_interruptibly(lambda: time.sleep(seconds), lambda: False)
     except ForcedStop as stop:
-        raise RunInterrupted(said) from stop
+        raise RunInterrupted(message) from stop
 
 
-def _settle(work: Callable[[], object], outcome: "Future[None]") -> None:
+def _run_into_future(work: Callable[[], object], outcome: "Future[None]") -> None:
     try:
         work()
     except BaseException as error:  # noqa: BLE001 -- crosses to the waiting thread, which raises it
@@ -68,19 +69,19 @@ def _settle(work: Callable[[], object], outcome: "Future[None]") -> None:
 
 
 @contextmanager
-def _counted() -> Iterator[list[int]]:
-    """The signals that came so far."""
-    seen: list[int] = []
+def _received_signals() -> Iterator[list[int]]:
+    """Yield the list of SIGINT and SIGTERM received inside the block; it grows as they arrive."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield seen  # Python lets the main thread alone handle signals
+        yield received  # Python runs signal handlers in the main thread only
         return
 
-    def note(number: int, _: FrameType | None) -> None:
-        seen.append(number)
+    def record(number: int, _: FrameType | None) -> None:
+        received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield seen
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,7 @@
-"""Whether all workers stand still, and for whom they wait. Pure; the driver looks at it every half second."""
+"""Detects a worker group that has stopped moving, and names the rank it waits for. Pure; runs on the head (the driver).
+
+`driver/control.py` calls it every half second with the heartbeats that `train/worker_heartbeat.py` sends.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,70 +9,74 @@ from collections.abc import Callable, Mapping
 from launcher.train.worker_heartbeat import Heartbeat
 
 _SILENT_S = 60.0
-"""A worker that has not been heard of for so long, while nothing moves, is gone: frozen, cut off, or its node is."""
-_PATIENCE = 4.0
-"""So many times longer than otherwise: a slow storage may take a checkpoint or deliver data, and the first step waits
-for the first window, and compiles."""
+"""A worker without a heartbeat for this long, while nothing moves, is frozen, cut off, or its node is lost."""
+_SLOW_STAGE_FACTOR = 4.0
+"""Factor on the limit in slow stages: a slow storage may write a checkpoint or deliver data, and the first step waits
+for the first window and compiles."""
 
 
 class Watchdog:
-    """Remembers when something moved last.
+    """Time since a worker group last moved.
 
     Args:
-        limit_s: seconds of standing still that are a hang; None for ever.
-        clock: seconds.
+        limit_s: Seconds without any movement that count as a hang; None never reports one.
+        clock: Clock in seconds; tests replace it.
     """
 
     def __init__(self, limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit_s, self._clock = limit_s, clock
-        self._moved = clock()
-        self._seen: Mapping[int, Heartbeat] = {}
-        self._heard: dict[int, float] = {}
-        self._first: int | None = None
-        self._counts: Mapping[int, int] = {}
+        self._limit_s = limit_s
+        self._clock = clock
+        self._last_move = clock()
+        self._last_beats: Mapping[int, Heartbeat] = {}
+        self._last_counts: Mapping[int, int] = {}
+        self._last_heard: dict[int, float] = {}
+        self._first_step: int | None = None
 
     def hang(self, beats: Mapping[int, Heartbeat], counts: Mapping[int, int]) -> str | None:
-        """What to say of a hang; None while there is none.
+        """Return a sentence about the hang, or None if there is none.
 
         Args:
-            beats: the last of each rank.
-            counts: how many came from each rank so far.
+            beats: Last heartbeat of each rank.
+            counts: Number of heartbeats received from each rank. A worker that stands still sends equal heartbeats;
+                a frozen one sends none.
         """
         if self._limit_s is None:
             return None
         now = self._clock()
         for rank, count in counts.items():
-            if count != self._counts.get(rank):
-                self._heard[rank] = now
-        self._counts = dict(counts)
-        if self._first is None and beats:
-            self._first = max(beat.step for beat in beats.values())
-        if beats != self._seen:
-            self._moved, self._seen = now, dict(beats)
+            if count != self._last_counts.get(rank):
+                self._last_heard[rank] = now
+        self._last_counts = dict(counts)
+        if self._first_step is None and beats:
+            self._first_step = max(beat.step for beat in beats.values())
+        if beats != self._last_beats:
+            self._last_move = now
+            self._last_beats = dict(beats)
             return None
-        still = now - self._moved
-        silent = [rank for rank in beats if now - self._heard[rank] >= _SILENT_S]
+        still_s = now - self._last_move
+        silent = [rank for rank in beats if now - self._last_heard[rank] >= _SILENT_S]
         limit_s = min(_SILENT_S, self._limit_s) if silent else self._limit_s
-        limit_s *= _PATIENCE if self._may_take_long(beats, bool(silent)) else 1.0
-        if not beats or still < limit_s:
+        if self._is_slow_stage(beats, bool(silent)):
+            limit_s *= _SLOW_STAGE_FACTOR
+        if not beats or still_s < limit_s:
             return None
         step = max(beat.step for beat in beats.values())
-        return f"nothing has moved for {still:.0f} s after step {step}: {self._culprit(beats, silent)}"
+        return f"nothing has moved for {still_s:.0f} s after step {step}: {self._describe_culprit(beats, silent)}"
 
-    def _may_take_long(self, beats: Mapping[int, Heartbeat], frozen: bool) -> bool:
+    def _is_slow_stage(self, beats: Mapping[int, Heartbeat], has_silent: bool) -> bool:
         stages = {beat.stage for beat in beats.values()}
-        if "checkpoint" in stages or frozen:
+        if "checkpoint" in stages or has_silent:
             return "checkpoint" in stages
-        begins = max((beat.step for beat in beats.values()), default=0) == self._first
-        return stages == {"data"} or (begins and stages != {"communication"})
+        is_first_step = max((beat.step for beat in beats.values()), default=0) == self._first_step
+        return stages == {"data"} or (is_first_step and stages != {"communication"})
 
-    def _culprit(self, beats: Mapping[int, Heartbeat], silent: list[int]) -> str:
+    def _describe_culprit(self, beats: Mapping[int, Heartbeat], silent: list[int]) -> str:
         if silent:
-            who = ", ".join(f"rank {rank} on {beats[rank].host}" for rank in silent)
-            return f"{who} has not been heard of for {_SILENT_S:.0f} s or more, the others wait for it"
+            ranks = ", ".join(f"rank {rank} on {beats[rank].host}" for rank in silent)
+            return f"{ranks} has sent no heartbeat for {_SILENT_S:.0f} s or more, the others wait for it"
         busy = [beat for beat in beats.values() if beat.stage != "communication"]
         if not busy:
-            return "all ranks wait for each other (communication); look at the network between the nodes"
+            return "all ranks wait for each other (communication); check the network between the nodes"
         behind = min(beat.step for beat in busy)
-        who = ", ".join(f"rank {beat.rank} on {beat.host} ({beat.stage})" for beat in busy if beat.step == behind)
-        return f"the others wait for {who}" if len(busy) < len(beats) else f"it is {who}"
+        ranks = ", ".join(f"rank {beat.rank} on {beat.host} ({beat.stage})" for beat in busy if beat.step == behind)
+        return f"the others wait for {ranks}" if len(busy) < len(beats) else f"it is {ranks}"

@@ -1,6 +1,6 @@
-"""Starts train workers through Ray Train and tells what went wrong in one error. Runs on the head (the driver).
+"""Connects to Ray and runs one worker group through Ray Train. Runs on the head (the driver).
 
-The function that each worker runs comes from above (`launcher/train/worker.py`); the loop itself is `loop.py`.
+Each worker runs `train/entrypoint.py`; the training loop is `train/loop.py`. `driver/controller.py` restarts groups.
 """
 
 import logging
@@ -30,30 +30,24 @@ from launcher.rundir.uri import SETTINGS, open_uri
 from launcher.spec.job import JobSpec
 from launcher.train.library_logs import silence_ray_messages
 
-# What workers may see of the driver's environment beside job.cluster.pass_env: no secrets among them.
+# Environment variables that workers inherit from the driver, in addition to job.cluster.pass_env. None holds a secret.
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",
         "CUDA_HOME", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "OPENBLAS_CORETYPE",
         "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", *SETTINGS)  # fmt: skip
 
-
-# Ray Train's controller asks the workers every 2 s whether they live, and sees a loss no sooner. Asking so few of them
-# more often costs nothing; one that does not answer in time is a loss only after ten minutes.
+# Ray Train's controller polls its workers every 2 s (ray 2.60, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S) and sees a loss no
+# sooner. With few workers polling more often costs nothing; a worker that does not answer counts as lost after 10 min.
 _FEW_WORKERS = 16
-
-
-def _no_retries(elastic: bool) -> FailureConfig:
-    """Whatever ends a group ends the fit; one that finds no room waits for it, unless its size may change."""
-    # Typed as Train V1's.
-    return FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0 if elastic else -1)  # type: ignore[call-arg]
+_NODE_PROBES, _NODE_PROBE_S = 32, 3.0
 
 
 @contextmanager
-def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
-    """Connect to a Ray inside the block: the one already joined, the job's cluster, or one of this machine alone.
+def ray_session(job: JobSpec, concurrent_jobs: int = 1) -> Iterator[None]:
+    """Connect to Ray inside the block: to the session that is open, the job's cluster, or a local Ray.
 
     Args:
-        job: The job; says what it asks of a cluster.
-        at_once: Number of such jobs that a local Ray has room for.
+        job: Job with the address and the size of the cluster.
+        concurrent_jobs: Number of such jobs that a local Ray must hold at the same time.
 
     Raises:
         ClusterError: The cluster cannot be reached, or is too small for the job.
@@ -63,16 +57,17 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
         return
     address = job.cluster.address or os.environ.get("RAY_ADDRESS")
     check_address(job.cluster.address)
-    if not logging.getLogger("ray").isEnabledFor(logging.WARNING):  # as it is with --debug
+    if not logging.getLogger("ray").isEnabledFor(logging.WARNING):  # unless --debug is on
         silence_ray_messages()
     environment = {name: os.environ[name] for name in (*_ENV, *job.cluster.pass_env) if name in os.environ}
     runtime_env: dict[str, Any] = {"env_vars": environment}
     if address:
         executable = fork_client.ray_executable()
-        runtime_env |= {} if executable is None else {"py_executable": executable}
-        _connect(address, runtime_env)
+        if executable is not None:
+            runtime_env["py_executable"] = executable
     else:
-        _connect(_local_address(job, at_once), runtime_env)
+        address = _start_local_ray(job, concurrent_jobs)
+    _connect(address, runtime_env)
     try:
         check_resources(job)
         yield
@@ -80,9 +75,10 @@ def ray_session(job: JobSpec, at_once: int = 1) -> Iterator[None]:
         ray.shutdown()
 
 
-def _local_address(job: JobSpec, at_once: int) -> str:
+def _start_local_ray(job: JobSpec, concurrent_jobs: int) -> str:
+    """Start a Ray on this machine, or find the one that the command has begun; return its address."""
     try:
-        return local_ray.start_for_command(local_ray.local_cpus(job.cluster.logical_cpus(at_once))).address()
+        return local_ray.start_for_command(local_ray.local_cpus(job.cluster.logical_cpus(concurrent_jobs))).address()
     except local_ray.LocalRayError as error:
         raise ClusterError(f"{error}; see /tmp/ray/session_latest/logs, or set cluster.address to a cluster") from error
 
@@ -98,30 +94,30 @@ def _connect(address: str, runtime_env: dict[str, Any]) -> None:
 
 
 def check_resources(job: JobSpec) -> None:
-    """Compare what the job reserves with what the cluster has.
+    """Compare the resources that the job reserves with those of the cluster.
 
     Raises:
-        ClusterError: it would wait for ever.
+        ClusterError: The job would wait forever.
     """
     cluster = job.cluster
     if cluster.kubernetes is not None and cluster.kubernetes.autoscales:
-        return  # nodes come when workers wait for them
-    have = ray.cluster_resources()
+        return  # the autoscaler adds nodes once workers wait for them
+    available = ray.cluster_resources()
     workers = cluster.min_workers or cluster.workers
-    wants = {"CPU": workers * cluster.cpus_per_worker, "GPU": workers * cluster.gpus_per_worker}
-    for kind, amount in wants.items():
-        if amount > have.get(kind, 0.0):
+    required = {"CPU": workers * cluster.cpus_per_worker, "GPU": workers * cluster.gpus_per_worker}
+    for kind, amount in required.items():
+        if amount > available.get(kind, 0.0):
             raise ClusterError(
                 f"cluster.workers: {workers} workers need {amount:g} {kind}, the cluster has "
-                f"{have.get(kind, 0.0):g}; ask for fewer workers or fewer {kind}s per worker"
+                f"{available.get(kind, 0.0):g}; ask for fewer workers or fewer {kind}s per worker"
             )
 
 
 def worker_resources(job: JobSpec) -> dict[str, float]:
-    """What Ray reserves for one worker.
+    """Return the resources that Ray reserves for one worker.
 
-    A little of each worker's CPUs is left to the stream's tasks and the driver: where the workers take a whole node, or
-    all that a lost node leaves, they would wait for ever.
+    A small part of each worker's CPUs stays free for Ray Data and the driver. Without it they would wait forever
+    where the workers take a whole node, or all that is left after the loss of one.
     """
     cluster = job.cluster
     cpus = max(TASK_CPUS, cluster.cpus_per_worker - TASK_CPUS * (cluster.most_data_workers + 1))
@@ -129,113 +125,132 @@ def worker_resources(job: JobSpec) -> dict[str, float]:
 
 
 def max_workers_available(job: JobSpec) -> int:
-    """How many workers of a job the nodes of the cluster hold; those that are gone, or about to go, are not counted."""
-    needs, leaving = worker_resources(job), _draining_node_ids()
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    with ThreadPoolExecutor(_PROBES) as probes:
-        nodes = [node["Resources"] for node, here in zip(alive, probes.map(_answers, alive), strict=True) if here]
-    return sum(min(int(has.get(kind, 0.0) / amount + 1e-9) for kind, amount in needs.items()) for has in nodes)
+    """Return how many workers of a job the cluster can hold, on nodes that answer and do not drain."""
+    required = worker_resources(job)
+    draining = _draining_node_ids()
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    with ThreadPoolExecutor(_NODE_PROBES) as probes:
+        answers = list(probes.map(_is_reachable, alive))
+    resources = [node["Resources"] for node, is_reachable in zip(alive, answers, strict=True) if is_reachable]
+    return sum(min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in required.items()) for node in resources)
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
-    """Whether a node's raylet can be reached: Ray itself takes half a minute to notice that it is gone."""
+def _is_reachable(node: Mapping[str, Any]) -> bool:
+    """Return True if a node's raylet accepts connections; Ray itself takes 30 s to mark a lost node as dead."""
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_S).close()
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _NODE_PROBE_S).close()
     except OSError:
         return False
     return True
 
 
 def _draining_node_ids() -> set[str]:
-    """Nodes that drain: they live, and take no new work."""
-    # As Ray Train's own watcher asks (ray 2.60, train/v2/_internal/execution/preemption.py).
+    """Return the nodes that drain: they are alive, and take no new work."""
+    # Private, as there is no public call: the same one that Ray Train's own watcher makes (ray 2.60,
+    # train/v2/_internal/execution/preemption.py).
     return set(ray._private.state.state.get_draining_nodes() or ())
-
-
-_PROBES, _PROBE_S = 32, 3.0
 
 
 @dataclass(frozen=True)
 class WorkerGroupConfig:
-    """One start of a worker group.
+    """Settings of one worker group.
 
     Args:
-        job: workers and resources.
-        run: the run.
-        data: deals the streams.
-        streams: names of the data sets workers will ask for.
-        notes: directory of the run in which Ray Train keeps notes of its own meanwhile.
+        job: Job with workers and resources.
+        run: Run directory.
+        data: Ray Data config that splits the streams among the workers.
+        streams: Names of the data sets that workers ask for.
+        ray_dir: Directory inside the run for Ray Train's own files; deleted when the group ends.
     """
 
     job: JobSpec
     run: RunDir
     data: DeterministicDataConfig
     streams: tuple[str, ...]
-    notes: str = "ray"
+    ray_dir: str = "ray"
 
 
 def run_worker_group(
-    it: WorkerGroupConfig,
-    worker: Callable[[dict[str, object]], None],
-    config: dict[str, object],
-    ask_stop: Callable[[], bool],
+    group: WorkerGroupConfig,
+    train_fn: Callable[[dict[str, object]], None],
+    train_fn_config: dict[str, object],
+    request_stop: Callable[[], bool],
 ) -> None:
-    """Run `worker(config)` in every train worker and wait.
+    """Run `train_fn(train_fn_config)` in every train worker and wait until all have returned.
 
     Args:
-        it: what to start.
-        worker: runs in every train worker.
-        config: its argument.
-        ask_stop: asks the workers to save and leave, at SIGTERM or Ctrl-C; False when there is nothing to save.
+        group: Worker group to start.
+        train_fn: Function that every train worker runs.
+        train_fn_config: Argument of `train_fn`; pickled to the workers.
+        request_stop: Asks the workers to save a checkpoint and exit, at SIGTERM or Ctrl-C; returns False if there is
+            nothing to save.
 
     Raises:
-        RunInterrupted: by a signal, before the workers could leave by themselves.
-        LauncherError: what a worker or the stream raised on purpose, as itself.
-        WorkerLostError: they were lost, or broke down; a new start may go on.
-        TrainingError: anything else that ended them.
+        RunInterrupted: A signal arrived, and the workers could not exit by themselves.
+        LauncherError: A worker or the stream raised it on purpose.
+        WorkerLostError: Workers were lost or broke down; a restart may succeed.
+        TrainingError: Anything else ended the workers.
     """
-    cluster, resources = it.job.cluster, worker_resources(it.job)
-    gpu = cluster.gpus_per_worker > 0
+    trainer = _make_trainer(group, train_fn, train_fn_config)
+    try:
+        # In its own thread: on the main thread Ray Train installs a SIGINT handler that exits without a message.
+        run_interruptibly(trainer.fit, request_stop)
+    except ForcedStop as stop:
+        raise RunInterrupted(
+            f"interrupted; run the same command again to resume from the last checkpoint in {group.run.uri}"
+        ) from stop
+    except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
+        _remove_placement_groups()
+        raise unwrap_ray_error(error) from error
+    finally:
+        group.run.delete(group.ray_dir)
+
+
+def _make_trainer(
+    group: WorkerGroupConfig, train_fn: Callable[[dict[str, object]], None], train_fn_config: dict[str, object]
+) -> TorchTrainer:
+    cluster = group.job.cluster
+    use_gpu = cluster.gpus_per_worker > 0
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if cluster.workers <= _FEW_WORKERS:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    storage, place = open_uri(it.run.uri)
-    trainer = _DataParallelTrainer(
-        worker,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        # Ray opens a URI in its own way, without its options (`?endpoint_override=`).
-        # A group that ends is started again by `driver/controller.py` alone, which knows from where.
-        run_config=RunConfig(
-            name=it.notes,
-            storage_filesystem=storage,
-            storage_path=place,
-            failure_config=_no_retries(elastic=cluster.min_workers is not None),
+    # A file system, as Ray would open the URI itself without its options (`?endpoint_override=`).
+    file_system, storage_path = open_uri(group.run.uri)
+    return _DataParallelTrainer(
+        train_fn,
+        train_loop_config=train_fn_config,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=use_gpu, resources_per_worker=worker_resources(group.job)
         ),
-        # Placeholders: DeterministicDataConfig.configure puts the canonical stream in their place at every start.
-        datasets={name: _placeholder for name in it.data.names(it.streams)},
-        dataset_config=it.data,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=group.ray_dir,
+            storage_filesystem=file_system,
+            storage_path=storage_path,
+            failure_config=_no_retries(is_elastic=cluster.min_workers is not None),
+        ),
+        # Placeholders: DeterministicDataConfig.configure replaces them with the canonical stream at every start.
+        datasets={name: _placeholder for name in group.data.names(group.streams)},
+        dataset_config=group.data,
     )
-    try:
-        # Off the main thread, where Ray Train would put its own SIGINT handler, which exits without a word.
-        run_interruptibly(trainer.fit, ask_stop)
-    except ForcedStop as stop:
-        raise RunInterrupted(
-            f"interrupted; the same command goes on from the last checkpoint in {it.run.uri}"
-        ) from stop
-    except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
-        _free_reserved()
-        raise unwrap_ray_error(error) from error
-    finally:
-        it.run.delete(it.notes)
+
+
+def _no_retries(is_elastic: bool) -> FailureConfig:
+    """Return a config without retries: only `driver/controller.py` restarts a group, as it knows from which step.
+
+    A group that does not fit waits for nodes, unless its size may change: then it fails, and the controller resizes it.
+    """
+    limit = 0 if is_elastic else -1
+    # Ray's annotations are those of Train V1's class.
+    return FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=limit)  # type: ignore[call-arg]
 
 
 class _DataParallelTrainer(TorchTrainer):
-    """Ray Train without its actor that frees what a dead controller had reserved, as `_free_reserved` does that.
+    """Ray Train's trainer without the actor that frees what a dead controller reserved (ray 2.60).
 
-    The actor asks the dashboard, which a local Ray does not have, and the end of a run would wait 12 s for it.
+    The actor asks the dashboard, which a local Ray does not have, so the end of a run would wait 12 s for it.
+    `_remove_placement_groups` does its work.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -243,12 +258,12 @@ class _DataParallelTrainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
-def _free_reserved() -> None:
-    """Remove the placement groups of this driver: a controller that was killed leaves its own."""
-    job = ray.get_runtime_context().get_job_id()
-    for name, group in placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":  # the id of a group ends with that of its job
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+def _remove_placement_groups() -> None:
+    """Remove the placement groups of this driver; a controller that was killed does not remove its own."""
+    job_id = ray.get_runtime_context().get_job_id()
+    for group_id, group in placement_group_table().items():
+        if group_id.endswith(job_id) and group["state"] != "REMOVED":  # the id of a group ends with that of its job
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
 
 
 def _placeholder() -> "ray.data.Dataset":

@@ -1,8 +1,8 @@
-"""Hands parts to workers until all are there; replaces workers that die. Runs on the head (the driver).
+"""Assigns parts to workers until all are written, and replaces workers that die. Runs on the head (the driver).
 
-Plain Ray actors, not Ray Data: what is missing is a list of part numbers, so going on is leaving out those that exist,
-and the driver holds a number per part and a few per worker, whatever the input's size. Ray Data would move every row
-through the object store, keep metadata of every block, and know nothing of what an earlier execution wrote.
+Plain Ray actors, not Ray Data: the work is a list of part numbers, so resuming means leaving out those that exist, and
+the driver holds one number per part whatever the size of the input. Ray Data would move every row through the object
+store, keep metadata of every block, and know nothing of what an earlier command wrote. Read `worker.py` next.
 """
 
 import threading
@@ -12,143 +12,152 @@ from typing import Any  # handles of actors, whose methods Ray makes at run time
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from launcher.driver.prediction_progress import PredictionProgress
+from launcher.driver.progress import PredictionProgress
 from launcher.errors import RunInterrupted, TrainingError
 from launcher.predict.output import Part, remove_unfinished
 from launcher.predict.parts import PartQueue
 from launcher.predict.worker import PredictionConfig, Predictor
 
-_WAIT_S = 0.5
-# A part that takes its worker down as often is not to be had by trying.
-_TRIES = 3
-# The ways in which a worker is gone, as opposed to an error that it raised.
-_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_POLL_S = 0.5
+# A part that has killed as many workers is not tried again.
+_MAX_DEATHS = 3
+# Errors of a worker that died, as opposed to one that it raised.
+_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
 @dataclass
 class _Worker:
-    """An actor, and what it was asked for last."""
+    """An actor and the call that it is working on."""
 
     actor: Any
     loading: "ray.ObjectRef[None] | None" = None
     stream: "ray.ObjectRefGenerator[int | Part] | None" = None
-    said: "int | Part" = 0
-    """What the stream said last: rows of its part that are done, or the whole part."""
+    progress: "int | Part" = 0
+    """Last answer of the stream: number of rows of its part that are done, or the whole part."""
+
+    @property
+    def pending(self) -> "ray.ObjectRef[None] | ray.ObjectRefGenerator[int | Part] | None":
+        return self.loading or self.stream
+
+    @property
+    def rows_done(self) -> int:
+        return self.progress.rows if isinstance(self.progress, Part) else self.progress
 
 
 class PredictionDriver:
-    """One command's workers.
+    """Workers of one command.
 
     Args:
-        order: what they share.
-        turns: which parts are missing.
-        view: shows how far it is.
-        found: sum over the parts that are there already.
+        config: Settings that all workers share.
+        queue: Parts that are missing.
+        view: Progress on the console.
+        existing: Sums over the parts that an earlier command has written.
     """
 
-    def __init__(self, order: PredictionConfig, turns: PartQueue, view: PredictionProgress, found: Part) -> None:
-        self._order, self._turns, self._view = order, turns, view
-        self._shared = ray.put(order)
+    def __init__(self, config: PredictionConfig, queue: PartQueue, view: PredictionProgress, existing: Part) -> None:
+        self._config, self._queue, self._view = config, queue, view
+        self._config_ref = ray.put(config)
         self._workers: dict[int, _Worker] = {}
-        self._started = self._false_starts = 0
+        self._next_key = 0
+        self._load_failures = 0
         self._stop = threading.Event()
-        self.parts = found
-        """Sum over the parts that are there."""
+        self.parts = existing
+        """Sums over the parts that are written."""
 
-    def ask_stop(self) -> bool:
-        """Stop soon; what is written is kept."""
+    def request_stop(self) -> bool:
+        """Stop within a second; written parts are kept."""
         self._stop.set()
         return True
 
     def run(self) -> None:
-        """Predict what is missing.
+        """Predict the missing parts.
 
         Raises:
-            RunInterrupted: `ask_stop` was called.
-            TrainingError: workers die again and again.
-            RayError: around what a worker raised.
+            RunInterrupted: `request_stop` was called.
+            TrainingError: Workers died again and again.
+            RayError: A worker raised an error; it is wrapped inside.
         """
-        cluster = self._order.job.cluster
         try:
-            for _ in range(min(cluster.workers, self._turns.left)):
-                self._start()
-            while self._turns.left:
+            for _ in range(min(self._config.job.cluster.workers, self._queue.left)):
+                self._start_worker()
+            while self._queue.left:
                 if self._stop.is_set():
                     raise RunInterrupted(
-                        f"interrupted; {self.parts.rows} of {self._order.layout.rows} rows are in "
-                        f"{self._order.output.uri}, and the same command goes on"
+                        f"interrupted; {self.parts.rows} of {self._config.layout.rows} rows are in "
+                        f"{self._config.output.uri}; run the same command again to resume"
                     )
-                self._turn()
+                self._poll()
         finally:
             for worker in self._workers.values():
                 ray.kill(worker.actor)
-            remove_unfinished(self._order.output)
+            # After the kill: a worker that still writes would have its file removed under it.
+            remove_unfinished(self._config.output)
 
-    def _turn(self) -> None:
-        """Give work to who has none, and hear one who has something to say."""
+    def _poll(self) -> None:
+        """Give idle workers a part, and handle the answers that have arrived."""
         for key, worker in self._workers.items():
-            if worker.loading is None and worker.stream is None:
-                self._give(key, worker)
-        asked = {id(about): (key, about) for key, w in self._workers.items() if (about := w.loading or w.stream)}
-        ready, _ = ray.wait([about for _, about in asked.values()], timeout=_WAIT_S)
-        for about in ready:
-            key, _ = asked[id(about)]
+            if worker.pending is None:
+                self._assign(key, worker)
+        pending = {id(w.pending): (key, w.pending) for key, w in self._workers.items() if w.pending is not None}
+        ready, _ = ray.wait([ref for _, ref in pending.values()], timeout=_POLL_S)
+        for ref in ready:
+            key, _ = pending[id(ref)]
             try:
-                self._hear(key, self._workers[key])
-            except _GONE as error:
+                self._handle_answer(key, self._workers[key])
+            except _DEATHS as error:
                 self._replace(key, error)
-        self._view.show(self.parts.rows + sum(_partial(w) for w in self._workers.values()), self._at_work())
+        workers = self._workers.values()
+        rows = self.parts.rows + sum(worker.rows_done for worker in workers)
+        self._view.show(rows, sum(worker.loading is None for worker in workers))
 
-    def _at_work(self) -> int:
-        return sum(worker.loading is None for worker in self._workers.values())
-
-    def _start(self) -> None:
-        cluster = self._order.job.cluster
+    def _start_worker(self) -> None:
+        cluster = self._config.job.cluster
         options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker or None}
-        actor: Any = ray.remote(Predictor).options(**options).remote(self._shared)
-        self._workers[self._started] = _Worker(actor, actor.load.remote())
-        self._started += 1
+        actor: Any = ray.remote(Predictor).options(**options).remote(self._config_ref)
+        self._workers[self._next_key] = _Worker(actor, actor.load.remote())
+        self._next_key += 1
 
-    def _give(self, key: int, worker: _Worker) -> None:
-        turn = self._turns.take(key)
-        if turn is not None:
-            worker.stream, worker.said = worker.actor.predict.remote(*turn), 0
+    def _assign(self, key: int, worker: _Worker) -> None:
+        assignment = self._queue.take(key)
+        if assignment is not None:
+            worker.stream = worker.actor.predict.remote(*assignment)
+            worker.progress = 0
 
-    def _hear(self, key: int, worker: _Worker) -> None:
+    def _handle_answer(self, key: int, worker: _Worker) -> None:
         if worker.loading is not None:
             ray.get(worker.loading)
-            worker.loading, self._false_starts = None, 0
+            worker.loading = None
+            self._load_failures = 0
             return
         assert worker.stream is not None
         answer = next(worker.stream, None)
         if answer is not None:
-            worker.said = ray.get(answer)
+            worker.progress = ray.get(answer)
             return
-        assert isinstance(worker.said, Part)  # the last word of every stream that ends by itself
-        self._turns.done(key)
-        self.parts += worker.said
-        worker.stream, worker.said = None, 0
+        assert isinstance(worker.progress, Part)  # the last answer of every stream that ends without an error
+        self._queue.done(key)
+        self.parts += worker.progress
+        worker.stream = None
+        worker.progress = 0
 
     def _replace(self, key: int, error: Exception) -> None:
         worker = self._workers.pop(key)
         ray.kill(worker.actor)
         reason = " ".join(str(error).split())[:300]
-        lost = self._turns.lost(key)
+        lost = self._queue.lost(key)
         if worker.loading is not None:
-            self._false_starts += 1
-        if self._false_starts >= _TRIES:
+            self._load_failures += 1
+        if self._load_failures >= _MAX_DEATHS:
             raise TrainingError(
-                f"workers died {_TRIES} times in a row while they loaded the model ({reason}); give them more memory"
+                f"workers died {_MAX_DEATHS} times in a row while they loaded the model ({reason}); give them more "
+                "memory"
             )
-        if lost is not None and lost[1] >= _TRIES:
-            rows = self._order.layout.part(lost[0])
-            file, row = self._order.split.locate(rows.start)
+        if lost is not None and lost[1] >= _MAX_DEATHS:
+            rows = self._config.layout.part(lost[0])
+            file, row = self._config.split.locate(rows.start)
             raise TrainingError(
-                f"part {lost[0]} ({len(rows)} rows from {file}: row {row}) took its worker down {_TRIES} times "
-                f"({reason}); a smaller evaluation.batch_size takes less memory, and the same command goes on"
+                f"part {lost[0]} ({len(rows)} rows from {file}: row {row}) killed its worker {_MAX_DEATHS} times "
+                f"({reason}); set a smaller evaluation.batch_size, which takes less memory, and run the same command "
+                "again"
             )
-        self._start()
-
-
-def _partial(worker: _Worker) -> int:
-    return worker.said.rows if isinstance(worker.said, Part) else worker.said
+        self._start_worker()

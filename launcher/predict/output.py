@@ -1,10 +1,10 @@
-"""The directory predictions are written to: what it holds, what is missing, when it is complete. Head and workers.
+"""Output directory of predictions: its records, its parts, and when it is complete. Head and workers of `predict`.
 
-    _predictions.json         written first: of which input, model and options the parts are
-    part-00000000.parquet     a part; published at once, so what exists is complete
-    _SUCCESS                  written last: rows, and how many have no prediction
+    _predictions.json         written first: input, model and options that the parts belong to
+    part-00000000.parquet     a part; published in one step, so what exists is complete
+    _SUCCESS                  written last: number of rows, and of those without a prediction
 
-Readers of Parquet directories (pyarrow, Spark, Ray Data) leave out names that begin with `_` or `.`.
+Readers of Parquet directories (pyarrow, Spark, Ray Data) ignore names that begin with `_` or `.`.
 """
 
 import os
@@ -25,36 +25,36 @@ from launcher.rundir.records import Record
 from launcher.rundir.uri import describe_os_error
 
 MANIFEST, FINISHED = "_predictions.json", "_SUCCESS"
-_UNDER_WAY = ".part-"
-# In a part's footer, where it costs a reader nothing; a column's null counts do not tell null lists from empty ones.
+_UNFINISHED = ".part-"
+# Key in a part's footer, which readers ignore. Null counts would not do: they do not tell null lists from empty ones.
 _SKIPPED = "launcher.skipped_rows"
-_AT_ONCE = 16
+_FOOTER_THREADS = 16
 
 
 class PredictionsRecord(Record):
-    """_predictions.json: what the parts beside it are parts of."""
+    """_predictions.json: identity of the predictions in the directory."""
 
     input: str
-    """Where the rows were read from, as it was given."""
+    """Location of the rows, as the user gave it."""
     input_fingerprint: str
     """Hash of the input's files: names, rows, sizes, schema."""
     run: str
     model_fingerprint: str
     """Hash of the model's files: see `fingerprint.py`."""
     options: dict[str, str]
-    """What else the predictions depend on: keys of `task:`, values as JSON."""
+    """Keys of `task:` that the predictions depend on, values as JSON."""
     rows: int
     part_rows: int
     piece_rows: int
 
     @property
     def layout(self) -> Layout:
-        """How the rows are cut."""
+        """Return the cut into parts and pieces."""
         return Layout(self.rows, self.part_rows, self.piece_rows)
 
 
 class FinishedRecord(Record):
-    """_SUCCESS: every row of the input is in the parts beside it."""
+    """_SUCCESS: every row of the input is in the parts."""
 
     rows: int
     skipped_rows: int
@@ -64,11 +64,11 @@ class FinishedRecord(Record):
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is there.
+    """Size of a part that is written, or the sum over several.
 
     Args:
-        rows: in it.
-        skipped_rows: rows among them without a prediction.
+        rows: Number of rows.
+        skipped_rows: Rows among them without a prediction.
     """
 
     rows: int = 0
@@ -79,61 +79,64 @@ class Part:
 
 
 def part_name(number: int) -> str:
-    """File name of a part; names sort as the rows do."""
+    """Return the file name of a part; names sort like the rows."""
     return f"part-{number:08d}.parquet"
 
 
-def create_output(output: RunDir, wanted: PredictionsRecord) -> PredictionsRecord:
-    """Make the directory that of these predictions, or find that it is.
+def create_output(output: RunDir, requested: PredictionsRecord) -> PredictionsRecord:
+    """Claim a directory for predictions, or find that an earlier command has claimed it for the same ones.
+
+    Args:
+        output: Directory that is new, empty, or holds parts of the same predictions.
+        requested: Record of the predictions to make.
 
     Returns:
-        The record that is in the directory now; where parts were there, theirs, with their layout.
+        The record that is now in the directory. If there are parts, it is theirs, with their layout.
 
     Raises:
-        RunError: something else is there, or it cannot be written.
+        RunError: The directory holds something else, or cannot be written.
     """
     fs, path = open_uri(output.uri)
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise RunError(f"{output.uri}: is a file; give a new directory, so that nothing is overwritten")
     names = output.list("")
-    found = output.find_record(MANIFEST, PredictionsRecord) if MANIFEST in names else None
-    if found is None and any(not name.endswith(".tmp") for name in names):  # a kill may have left the manifest's
+    existing = output.find_record(MANIFEST, PredictionsRecord) if MANIFEST in names else None
+    # A killed command may have left the manifest's own temporary file.
+    if existing is None and any(not name.endswith(".tmp") for name in names):
         raise RunError(f"{output.uri}: is not empty; give a new directory, so that nothing is overwritten")
-    if found is not None and any(name.startswith("part-") for name in names):
-        differences = _differences(found, wanted)
+    if existing is not None and any(name.startswith("part-") for name in names):
+        differences = _differences(existing, requested)
         if differences:
             raise RunError(
                 f"{output.uri}: holds other predictions ({'; '.join(differences)}); give another --output, or remove it"
             )
-        return found
+        return existing
     try:
-        output.write_record(MANIFEST, wanted)
+        output.write_record(MANIFEST, requested)
     except RunError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         reason = describe_os_error(error.__cause__)
         raise RunError(f"{output.uri}: cannot be written ({reason}); give another --output") from error
-    return wanted
+    return requested
 
 
-def _differences(found: PredictionsRecord, wanted: PredictionsRecord) -> list[str]:
-    said = []
-    if found.input_fingerprint != wanted.input_fingerprint:
-        old = f"{found.input} with {found.rows} rows"
-        same = (found.input, found.rows) == (wanted.input, wanted.rows)
-        said.append(
-            f"of {old}, whose files have changed" if same else f"of {old}, not {wanted.input} with {wanted.rows}"
-        )
-    if found.model_fingerprint != wanted.model_fingerprint:
-        again = "as it was before it changed" if found.run == wanted.run else f"not of {wanted.run}"
-        said.append(f"by the model of {found.run}, {again}")
-    keys = [*found.options, *(key for key in wanted.options if key not in found.options)]
-    pairs = [(key, found.options.get(key, "absent"), wanted.options.get(key, "absent")) for key in keys]
-    return said + [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
+def _differences(existing: PredictionsRecord, requested: PredictionsRecord) -> list[str]:
+    differences = []
+    if existing.input_fingerprint != requested.input_fingerprint:
+        is_same_location = (existing.input, existing.rows) == (requested.input, requested.rows)
+        change = "whose files have changed" if is_same_location else f"not {requested.input} with {requested.rows}"
+        differences.append(f"of {existing.input} with {existing.rows} rows, {change}")
+    if existing.model_fingerprint != requested.model_fingerprint:
+        change = "as it was before it changed" if existing.run == requested.run else f"not of {requested.run}"
+        differences.append(f"by the model of {existing.run}, {change}")
+    keys = [*existing.options, *(key for key in requested.options if key not in existing.options)]
+    pairs = [(key, existing.options.get(key, "absent"), requested.options.get(key, "absent")) for key in keys]
+    return differences + [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
 
 
 def discard_empty(output: RunDir) -> None:
-    """Leave nothing behind where no part was finished: a manifest alone would only be in the way."""
+    """Remove a directory without parts: its manifest alone would keep other predictions out."""
     names = output.list("")
     if any(name.startswith("part-") for name in names):
         return
@@ -143,114 +146,111 @@ def discard_empty(output: RunDir) -> None:
 
 
 def remove_unfinished(output: RunDir) -> None:
-    """Remove what killed workers left under way; nobody may be writing."""
+    """Remove files that killed workers have left half-written; no worker may be running."""
     for name in output.list(""):
-        if name.startswith(_UNDER_WAY):
+        if name.startswith(_UNFINISHED):
             output.delete(name)
 
 
 def complete_parts(output: RunDir, layout: Layout) -> dict[int, Part]:
-    """The parts that are there, by number, as their footers tell; one that cannot be read counts as missing.
+    """Return the parts that are written, by number, from their footers; a part that cannot be read counts as missing.
 
     Raises:
-        RunError: a file is no part of these, or has another number of rows than its part.
+        RunError: A file is no part of these predictions, or has another number of rows than its part.
     """
-    named = {part_name(number): number for number in range(layout.parts)}
+    numbers = {part_name(number): number for number in range(layout.parts)}
     names = [name for name in output.list("") if name.startswith("part-")]
-    other = next((name for name in names if name not in named), None)
-    if other is not None:
-        raise RunError(f"{output.path(other)}: is no part of these predictions; remove it")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        footers = pool.map(lambda name: _footer(output.path(name)), names)
-        found = {named[name]: part for name, part in zip(names, footers, strict=True) if part is not None}
-    for number, part in found.items():
+    unknown = next((name for name in names if name not in numbers), None)
+    if unknown is not None:
+        raise RunError(f"{output.path(unknown)}: is no part of these predictions; remove it")
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        footers = pool.map(lambda name: _read_footer(output.path(name)), names)
+        parts = {numbers[name]: part for name, part in zip(names, footers, strict=True) if part is not None}
+    for number, part in parts.items():
         if part.rows != len(layout.part(number)):
             raise RunError(
                 f"{output.path(part_name(number))}: has {part.rows} rows, its part has {len(layout.part(number))}; "
                 "remove it and run the same command again"
             )
-    return found
+    return parts
 
 
-def _footer(path: str) -> Part | None:
+def _read_footer(path: str) -> Part | None:
     fs, inner = open_uri(path)
     try:
         with fs.open_input_file(inner) as stream:
             metadata = pq.read_metadata(stream)
         return Part(metadata.num_rows, int((metadata.metadata or {})[_SKIPPED.encode()]))
     except (pa.ArrowInvalid, OSError, KeyError):
-        return None  # torn by a storage that does not publish at once, or by a power cut
+        return None  # cut short by a power cut, or by a storage that does not publish in one step
 
 
-def finish(output: RunDir, layout: Layout, all_parts: Part) -> FinishedRecord:
-    """Say that the output is complete.
+def finish(output: RunDir, layout: Layout, total: Part) -> FinishedRecord:
+    """Mark the output as complete.
 
     Args:
-        output: the directory.
-        layout: its parts.
-        all_parts: sums over those that were found and those that were written.
+        output: Directory of the predictions.
+        layout: Cut into parts.
+        total: Sums over the parts that existed and those that were written.
 
     Raises:
-        RowCountError: it is not.
+        RowCountError: Rows or parts are missing, or there are too many.
     """
     names = [name for name in output.list("") if name.startswith("part-")]
-    if all_parts.rows != layout.rows or names != [part_name(number) for number in range(layout.parts)]:
+    if total.rows != layout.rows or names != [part_name(number) for number in range(layout.parts)]:
         raise RowCountError(
-            f"{output.uri}: {all_parts.rows} rows in {len(names)} parts came out of {layout.rows} in {layout.parts}; "
+            f"{output.uri}: {total.rows} rows in {len(names)} parts came out of {layout.rows} in {layout.parts}; "
             "remove it and predict again"
         )
-    finished = FinishedRecord(rows=all_parts.rows, skipped_rows=all_parts.skipped_rows, parts=len(names))
-    output.write_record(FINISHED, finished)
-    return finished
+    record = FinishedRecord(rows=total.rows, skipped_rows=total.skipped_rows, parts=len(names))
+    output.write_record(FINISHED, record)
+    return record
 
 
 class PartWriter:
-    """Writes one part; obtained from `writing`."""
+    """Writer of one part; `write_part` opens it."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
         self.rows = self.skipped_rows = 0
 
     def write(self, table: pa.Table, skipped_rows: int) -> None:
-        """Add a piece, as a row group of its own."""
+        """Add a piece, as its own row group."""
         self._writer.write_table(table)
         self.rows += len(table)
         self.skipped_rows += skipped_rows
 
-    def seal(self) -> Part:
-        """Nothing comes after this."""
+    def finish(self) -> Part:
+        """Write the number of skipped rows into the footer, after the last piece."""
         self._writer.add_key_value_metadata({_SKIPPED: str(self.skipped_rows)})
         return Part(self.rows, self.skipped_rows)
 
 
 @contextmanager
-def writing(output: RunDir, number: int, schema: pa.Schema) -> Iterator[PartWriter]:
-    """A part that appears under its name when the block ends, and not at all where the block fails.
+def write_part(output: RunDir, number: int, schema: pa.Schema) -> Iterator[PartWriter]:
+    """Open a part for writing; it appears under its name when the block ends, and not at all if the block fails.
 
     Raises:
-        RunError: the storage cannot be written.
+        RunError: The storage cannot be written.
     """
     fs, root = open_uri(output.uri)
     target = f"{root}/{part_name(number)}"
-    local = isinstance(fs, pafs.LocalFileSystem)
+    is_local = isinstance(fs, pafs.LocalFileSystem)
     # An object store publishes an object when its stream closes; a file system needs the rename.
-    path = f"{root}/{_UNDER_WAY}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if local else target
+    path = f"{root}/{_UNFINISHED}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if is_local else target
     try:
         try:
             with fs.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
                 yield PartWriter(writer)
-            if local:
+            if is_local:
                 os.replace(path, target)
         except BaseException:
-            _remove(fs, path)  # closing a stream publishes the half that was written
+            # Leaving the `with` closed the stream, which published the half that was written.
+            if fs.get_file_info(path).type == pafs.FileType.File:
+                fs.delete_file(path)
             raise
     except OSError as error:
         raise RunError(
-            f"{output.path(part_name(number))}: cannot be written ({describe_os_error(error)}); make room and "
-            "rights there, and run the same command again"
+            f"{output.path(part_name(number))}: cannot be written ({describe_os_error(error)}); check free space and "
+            "permissions there, and run the same command again"
         ) from error
-
-
-def _remove(fs: pafs.FileSystem, path: str) -> None:
-    if fs.get_file_info(path).type == pafs.FileType.File:
-        fs.delete_file(path)

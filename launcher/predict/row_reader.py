@@ -1,9 +1,9 @@
-"""Rows of a split by range, each file from front to back. Runs in a worker of `predict`.
+"""Reads ranges of rows of a split, each file from front to back. Runs in a worker of `predict`.
 
-A worker's parts come in rising order, so one open stream per worker serves them all: a row group that is larger than a
-part is decoded once per worker and not from its beginning for every part, and a small one is no file opened again. Rows
-of other workers in between are decoded and dropped: a hundredth, or less, of what a model takes for them. Row groups in
-between are not touched. Memory is a few pages per column and the rows asked for.
+A worker's parts come in rising order, so one open stream serves them all: a row group larger than a part is decoded
+once per worker, not from its beginning for every part, and a file of small ones is opened once. Rows of other workers
+in between are decoded and dropped, at 1 % or less of the time that a model takes for them; row groups in between are
+skipped. Memory is a few pages per column and the rows asked for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,67 +18,68 @@ from launcher.data.splits import Reading, Split, own_columns, read_batches, unre
 from launcher.errors import RowCountError
 from launcher.rundir.uri import open_uri
 
-# Of each column, read at once; a whole column chunk of a large row group would be gigabytes.
+# Read at once of each column; a whole column chunk of a large row group would be gigabytes.
 _BUFFER_BYTES = 1 << 20
 
 
 class RowReader:
-    """Reads ranges of rows; cheap as long as they rise.
+    """Reader of row ranges; cheap as long as they rise.
 
     Args:
-        split: whose rows.
-        rows_at_once: decoded at once.
+        split: Split to read.
+        batch_rows: Number of rows that are decoded at once.
     """
 
-    def __init__(self, split: Split, rows_at_once: int) -> None:
-        self._split, self._how = split, Reading(rows_at_once, _BUFFER_BYTES)
+    def __init__(self, split: Split, batch_rows: int) -> None:
+        self._split = split
+        self._reading = Reading(batch_rows, _BUFFER_BYTES)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
-        # Row ids: of the next row of the stream, and behind its last.
-        self._at = self._end = 0
+        # Row ids of the stream's next row and, exclusive, of its end.
+        self._position = self._end = 0
 
     def read(self, rows: range) -> pa.Table:
-        """Rows by id with all columns, in the split's schema.
+        """Read rows by id with all columns, in the split's schema.
 
         Raises:
-            DataError: a file cannot be read.
-            RowCountError: a file has other rows than its footer said.
+            DataError: A file cannot be read.
+            RowCountError: A file has fewer rows than its footer said.
         """
-        found: list[pa.Table] = []
-        at = rows.start
-        while at < rows.stop:
-            self._seek(at)
+        tables: list[pa.Table] = []
+        row = rows.start
+        while row < rows.stop:
+            self._seek(row)
             batch = self._next_batch()
-            skipped = min(at - self._at, batch.num_rows)
-            taken = batch.slice(skipped, rows.stop - at)
+            skipped = min(row - self._position, batch.num_rows)
+            taken = batch.slice(skipped, rows.stop - row)
             used = skipped + taken.num_rows
             self._rest = batch.slice(used) if used < batch.num_rows else None
-            self._at += used
-            at += taken.num_rows
+            self._position += used
+            row += taken.num_rows
             if taken.num_rows:
-                found.append(self._as_split(taken))
-        return pa.concat_tables(found) if found else self._split.schema.empty_table()
+                tables.append(self._with_split_schema(taken))
+        return pa.concat_tables(tables) if tables else self._split.schema.empty_table()
 
-    def _as_split(self, batch: pa.RecordBatch) -> pa.Table:
-        # One type and one order of the columns, whatever file a row is from.
+    def _with_split_schema(self, batch: pa.RecordBatch) -> pa.Table:
+        # Files of a split may differ in column order and integer or string width.
         return pa.Table.from_batches([batch]).select(self._split.schema.names).cast(self._split.schema)
 
     def _seek(self, row: int) -> None:
-        """Make the stream reach a row without decoding what can be left out."""
-        if self._at == row < self._end:
+        """Move the stream to a row, or to a batch before it in the same row group."""
+        if self._position == row < self._end:
             return
-        owner = self._owner(row)
-        if self._at <= row < self._end and owner == self._owner(self._at):
-            return  # further on in the same row group: the rows in between are decoded and dropped
+        fragment = self._fragment_of(row)
+        if self._position <= row < self._end and fragment == self._fragment_of(self._position):
+            return  # in the same row group: the rows in between are decoded and dropped
         fragments = self._split.fragments
-        last = owner
-        while last + 1 < len(fragments) and fragments[last + 1].path == fragments[owner].path:
+        last = fragment
+        while last + 1 < len(fragments) and fragments[last + 1].path == fragments[fragment].path:
             last += 1
-        self._batches = _stream(fragments[owner : last + 1], self._split.schema.names, self._how)
+        self._batches = _stream(fragments[fragment : last + 1], self._split.schema.names, self._reading)
         self._rest = None
-        self._at, self._end = int(self._split.starts[owner]), int(self._split.starts[last + 1])
+        self._position, self._end = int(self._split.starts[fragment]), int(self._split.starts[last + 1])
 
-    def _owner(self, row: int) -> int:
+    def _fragment_of(self, row: int) -> int:
         return int(np.searchsorted(self._split.starts, row, side="right")) - 1
 
     def _next_batch(self) -> pa.RecordBatch:
@@ -86,25 +87,25 @@ class RowReader:
             return self._rest
         batch = next(self._batches, None)
         if batch is None:
-            path = self._split.fragments[self._owner(self._at)].path
+            path = self._split.fragments[self._fragment_of(self._position)].path
             raise RowCountError(f"{path}: has fewer rows than its footer said; did it change while it was read?")
         return batch
 
 
-def _stream(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -> Iterator[pa.RecordBatch]:
-    """All rows of consecutive fragments of one file, in order."""
+def _stream(fragments: Sequence[Fragment], names: Sequence[str], reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Iterate over all rows of consecutive fragments of one file, in order."""
     if fragments[0].format != "parquet":
         for fragment in fragments:
-            yield from read_batches(fragment, names, how)
+            yield from read_batches(fragment, names, reading)
         return
     path = fragments[0].path
     try:
         fs, inner = open_uri(path)
         with fs.open_input_file(inner) as source:
-            file = pq.ParquetFile(source, pre_buffer=False, buffer_size=how.buffer_bytes)
+            file = pq.ParquetFile(source, pre_buffer=False, buffer_size=reading.buffer_bytes)
             groups = [fragment.index for fragment in fragments]
             own = own_columns(fragments[0], file.schema_arrow, names)
-            batches = file.iter_batches(how.rows_at_once, row_groups=groups, columns=own, use_threads=False)
+            batches = file.iter_batches(reading.rows_at_once, row_groups=groups, columns=own, use_threads=False)
             yield from with_partition(map(plain, batches), fragments[0], names)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable_file_error(path, error) from error

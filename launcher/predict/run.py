@@ -1,7 +1,7 @@
-"""The order of `launcher predict`: look, claim the output, predict what is missing, call it complete. On the head.
+"""The order of `launcher predict`: check, claim the output, predict missing parts, mark it complete. Runs on the head.
 
 Memory grows with neither rows nor time: workers (`worker.py`) read, predict and write a few thousand rows at once, and
-the driver (`driver.py`) knows numbers of parts. `parts.py` says which rows make a part, `output.py` what the directory
+the driver (`driver.py`) holds part numbers. `parts.py` says which rows make a part, `output.py` what the directory
 holds.
 """
 
@@ -14,8 +14,8 @@ from launcher.data.checks import check_first_rows_of_split
 from launcher.data.convert import splittable_files
 from launcher.data.files import glob_pattern
 from launcher.data.splits import Split, open_files
-from launcher.driver.prediction_progress import make_progress
 from launcher.driver.preflight import check_model
+from launcher.driver.progress import PredictionProgress
 from launcher.driver.ray_errors import unwrap_ray_error
 from launcher.driver.signals import ForcedStop, run_interruptibly
 from launcher.driver.worker_group import ray_session
@@ -47,9 +47,9 @@ class PredictionResult:
     """A complete output.
 
     Args:
-        rows: in it, as many as in the input.
-        skipped_rows: rows among them that could not be used and have a null prediction.
-        found_rows: rows that an earlier command had predicted.
+        rows: Number of rows, the same as in the input.
+        skipped_rows: Rows among them that could not be used and have a null prediction.
+        found_rows: Rows that an earlier command had predicted.
     """
 
     rows: int
@@ -60,112 +60,118 @@ class PredictionResult:
 def predict_run(
     run: RunDir, input: str, output: str, console: Console | None = None, job: JobSpec | None = None
 ) -> PredictionResult:
-    """Predict every row of `input` into Parquet files in `output`, input columns kept, row order kept.
+    """Predict every row of `input` into Parquet files in `output`; keep the input's columns and row order.
 
-    What an earlier, interrupted command of the same input, model and task has written is not done again.
+    Parts that an earlier, interrupted command with the same input, model and task has written are kept.
 
     Args:
-        run: a finished run.
-        input: file, directory or glob, any format training takes.
-        output: a new or empty directory or URI, or the one to go on with.
-        console: shows how far it is; None shows nothing.
-        job: the run's, with changes; None takes it as it is, if it asks for no permission.
+        run: Finished run.
+        input: File, directory or glob, in any format that training reads.
+        output: Directory or URI that is new or empty, or that an interrupted command has left.
+        console: Console for progress; None shows nothing.
+        job: Job of the run, with changes; None takes it as it is, if it needs no permission.
 
     Raises:
-        UserError: the run has no model, the input does not fit, or the output holds something else.
-        RunInterrupted: by Ctrl-C or SIGTERM; what is written is kept.
-        TrainingError: workers died again and again, or (RowCountError) other rows came out than went in.
+        UserError: The run has no model, the input does not fit, or the output holds something else.
+        RunInterrupted: A signal arrived. Written parts are kept.
+        TrainingError: Workers died again and again, or (RowCountError) the output has other rows than the input.
     """
     target = run_at(output)
     try:
         return _predict(run, input, target, console or Console(quiet=True), job or runnable_job(run))
     except (KeyboardInterrupt, SystemExit, ForcedStop) as stop:
-        raise RunInterrupted(f"interrupted; the same command goes on with {target.uri}") from stop
+        raise RunInterrupted(f"interrupted; run the same command again to resume {target.uri}") from stop
 
 
 def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> PredictionResult:
     check_model(run)
-    # The rows to come may name files beside themselves, not beside what the run was trained on.
+    # As training data: rows that name files (images) name them relative to their own file, not to the run's data.
     data = trained.data.model_copy(update={"train": (input,), "validation": None, "test": None})
     job = trained.model_copy(update={"model": trained.model.exported(run.path("model")), "data": data})
-    _check_apart(input, output)
-    kinds = build_task(job).columns(with_targets=False)
-    files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)
-    split = open_files("input", files, kinds=kinds)
-    _check_columns(split, job)
-    if split.left_out:
-        names = ", ".join(split.left_out)
-        console.print(f"note: not all files have {names} with one type, so the output lacks it", highlight=False)
-    cut = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
-    wanted = PredictionsRecord(
+    _check_output_outside_input(input, output)
+    split = _open_input(input, job, console)
+    layout = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
+    requested = PredictionsRecord(
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),
-        options=options(job), rows=cut.rows, part_rows=cut.part_rows, piece_rows=cut.piece_rows,
+        options=options(job), rows=layout.rows, part_rows=layout.part_rows, piece_rows=layout.piece_rows,
     )  # fmt: skip
-    layout = create_output(output, wanted).layout
-    order = PredictionConfig(job, split, layout, output)
+    config = PredictionConfig(job, split, create_output(output, requested).layout, output)
     try:
-        return _complete(order, console)
+        return _complete(config, console)
     except UserError:
         discard_empty(output)
         raise
 
 
-def _complete(order: PredictionConfig, console: Console) -> PredictionResult:
-    output, layout = order.output, order.layout
-    remove_unfinished(output)
-    there = complete_parts(output, layout)
-    found = sum(there.values(), Part())
-    finished = output.find_record(FINISHED, FinishedRecord)
-    if found.skipped_rows and order.job.data.on_bad_row == "error":
-        raise DataError(
-            f"{output.uri}: {found.skipped_rows} of its rows could not be used and have no prediction; go on with "
-            "data.on_bad_row=skip as before, or give another --output"
-        )
-    if finished is not None and len(there) == layout.parts:
-        return PredictionResult(found.rows, found.skipped_rows, found.rows)
-    if order.job.data.on_bad_row == "error":
-        check_first_rows_of_split(
-            order.job, build_task(order.job), order.split, with_targets=False
-        )  # before Ray starts
-    output.delete(FINISHED)  # a part was removed: until it is back, this is not complete
-    if there:
-        console.print(
-            f"goes on: {found.rows} of {layout.rows} rows are in {output.uri}", highlight=False, soft_wrap=True
-        )
-    missing = [number for number in range(layout.parts) if number not in there]
-    total = _drive(order, PartQueue(missing), console, found) if missing else found
-    finished = finish(output, layout, total)
-    return PredictionResult(finished.rows, finished.skipped_rows, found.rows)
-
-
-def _drive(order: PredictionConfig, turns: PartQueue, console: Console, found: Part) -> Part:
-    with ray_session(order.job):
-        view = make_progress(console, order.layout.rows, found.rows)
-        try:
-            drive = PredictionDriver(order, turns, view, found)
-            run_interruptibly(drive.run, drive.ask_stop)
-        except (LauncherError, ForcedStop):
-            raise
-        except Exception as error:  # process border: Ray wraps what a worker raised; it is raised again below
-            raise unwrap_ray_error(error) from error
-        finally:
-            view.close()
-    return drive.parts
-
-
-def _check_columns(split: Split, job: JobSpec) -> None:
-    names, task = split.schema.names, build_task(job)
+def _open_input(input: str, job: JobSpec, console: Console) -> Split:
+    task = build_task(job)
+    kinds = task.columns(with_targets=False)
+    files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)
+    split = open_files("input", files, kinds=kinds)
+    names = split.schema.names
     missing = [column for column in task.input_columns if column not in names]
     if missing:
         raise DataError(f"{split.locate(0)[0]}: has no column {missing[0]!r}; it has {', '.join(names)}")
     taken = [name for name in task.prediction_schema.names if name in names]
     if taken:
         raise DataError(f"{split.locate(0)[0]}: already has a column {taken[0]!r}; rename it before predicting")
+    if split.left_out:
+        dropped = ", ".join(split.left_out)
+        console.print(f"note: not all files have {dropped} with one type, so the output lacks it", highlight=False)
+    return split
 
 
-def _check_apart(input: str, output: RunDir) -> None:
-    """Refuse an output whose parts would be rows of the input the next time."""
-    bare = input if "://" in input else os.path.abspath(os.path.expanduser(input))
-    inside = f"{output.uri}/".startswith(f"{bare.rstrip('/')}/")
-    if inside or glob_pattern(bare).fullmatch(output.path(part_name(0))):
+def _complete(config: PredictionConfig, console: Console) -> PredictionResult:
+    """Predict the parts that are missing and mark the output as complete."""
+    output, layout = config.output, config.layout
+    allows_bad_rows = config.job.data.on_bad_row != "error"
+    remove_unfinished(output)
+    existing = complete_parts(output, layout)
+    total = sum(existing.values(), Part())
+    before = total.rows
+    record = output.find_record(FINISHED, FinishedRecord)
+    if total.skipped_rows and not allows_bad_rows:
+        raise DataError(
+            f"{output.uri}: {total.skipped_rows} of its rows could not be used and have no prediction; continue with "
+            "data.on_bad_row=skip as before, or give another --output"
+        )
+    if record is not None and len(existing) == layout.parts:
+        return PredictionResult(total.rows, total.skipped_rows, before)
+    if not allows_bad_rows:  # before Ray starts, which takes seconds
+        check_first_rows_of_split(config.job, build_task(config.job), config.split, with_targets=False)
+    output.delete(FINISHED)  # a part was removed; until it is written again, the output is not complete
+    if existing:
+        console.print(f"resuming: {before} of {layout.rows} rows are in {output.uri}", highlight=False, soft_wrap=True)
+    missing = [number for number in range(layout.parts) if number not in existing]
+    if missing:
+        total = _predict_parts(config, PartQueue(missing), console, total)
+    record = finish(output, layout, total)
+    return PredictionResult(record.rows, record.skipped_rows, before)
+
+
+def _predict_parts(config: PredictionConfig, queue: PartQueue, console: Console, existing: Part) -> Part:
+    """Predict parts on Ray; return the sums over all parts."""
+    with ray_session(config.job):
+        progress = PredictionProgress(console, config.layout.rows, existing.rows)
+        try:
+            driver = PredictionDriver(config, queue, progress, existing)
+            run_interruptibly(driver.run, driver.request_stop)
+        except (LauncherError, ForcedStop):
+            raise
+        except Exception as error:  # process border: Ray wraps what a worker raised; it is raised again below
+            raise unwrap_ray_error(error) from error
+        finally:
+            progress.close()
+    return driver.parts
+
+
+def _check_output_outside_input(input: str, output: RunDir) -> None:
+    """Refuse an output whose parts would be rows of the input the next time.
+
+    Raises:
+        RunError: The output lies within the input.
+    """
+    path = input if "://" in input else os.path.abspath(os.path.expanduser(input))
+    is_inside = f"{output.uri}/".startswith(f"{path.rstrip('/')}/")
+    if is_inside or glob_pattern(path).fullmatch(output.path(part_name(0))):
         raise RunError(f"{output.uri}: lies within the input {input}; give a directory that does not")

@@ -1,6 +1,6 @@
 """What a comparison of the splits found: the typed record leakage.json, and it in words. Runs anywhere.
 
-`data/leakage/duplicates.py` compares, `driver/leakage.py` decides when and what follows.
+`data/leakage/duplicates.py` compares, `driver/preflight.py` decides when and what follows.
 """
 
 from launcher.rundir.records import Record

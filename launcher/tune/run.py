@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import ray
 from rich.console import Console
 
-from launcher.data.checks import check_columns, check_first_rows
+from launcher.data.checks import check_columns
 from launcher.data.files import list_files
-from launcher.driver.leakage import check_leakage_in_background, require_no_leakage
-from launcher.driver.machine import check_machine
+from launcher.driver.preflight import check_leakage_in_background, preflight
 from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, with_absolute_paths
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
 from launcher.report.sweep import write_sweep_report
 from launcher.rundir.directory import RunDir, read_job
+from launcher.rundir.leakage import LeakageRecord
 from launcher.rundir.trials import SweepRecord, TrialRecord
 from launcher.spec.curve import spec_difference
 from launcher.spec.job import JobSpec
@@ -41,7 +41,6 @@ from launcher.tune.tune_driver import TIME_LIMIT_REACHED, Listener, Phase, max_c
 
 _WORST = 1e30
 """Magnitude of a failed trial's value: Tune needs a finite number."""
-_CHECKED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class PreparedSweep:
     """Location of the test data, which is not read before the best trial is known."""
     sweep: SweepDir
     search: Search
+    leakage: LeakageRecord | None
+    """Rows that the splits have in common, if they were compared already."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     """
     prepared_sweep = prepare_sweep(job)
     sweep, prepared = prepared_sweep.sweep, prepared_sweep.prepared
-    spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
-    # Splits are compared once per sweep. The test data is not read yet: it is compared when the best job runs.
+    # Compared once per sweep. The test data are held out: they are compared when the best job runs.
     splits = prepared.splits if sweep.record.best is None else {}
-    leaks = require_no_leakage(prepared.job, run, splits)
+    known_leakage = prepared_sweep.leakage if splits else None
+    spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
     console.print(
         f"{prepared.plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
         f"({mode}) on {prepared.plan.validation_rows} validation rows",
@@ -89,7 +90,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     try:
         with (
             watch_sweep(spec, metric, mode, console) as listener,
-            check_leakage_in_background(prepared.job, run, splits, leaks, console),
+            check_leakage_in_background(prepared.job, run, splits, known_leakage, console),
         ):
             result = run_trials(prepared_sweep, listener)
     finally:
@@ -165,9 +166,8 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
     prepared = prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
-    check_machine(base)
     metric, mode = check_trials(prepared)
-    check_first_rows(base, prepared.splits, _CHECKED_ROWS)
+    leakage = preflight(prepared, "tune")
     # The metric that ranks the trials also chooses the best checkpoint of each trial.
     evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
     base = base.model_copy(update={"evaluation": evaluation})
@@ -180,7 +180,7 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
     )  # fmt: skip
     sweep = _open_sweep_dir(prepared, spec, record)
-    return PreparedSweep(prepared, with_absolute_paths(job).data.test, sweep, search)
+    return PreparedSweep(prepared, with_absolute_paths(job).data.test, sweep, search, leakage)
 
 
 def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult:

@@ -86,7 +86,7 @@ def test_replay_refuses_other_data_and_unfinished_runs(finished: RunDir, tmp_pat
     finished.delete("result.json")
     ended = launcher("replay", finished.uri)
     assert ended.code == 2
-    assert "is not finished; finish the run with `launcher train` before it is run again" in ended.err
+    assert "is not finished; finish it with `launcher train` before replaying it" in ended.err
 
 
 def test_evaluate_refuses_data_that_does_not_fit_the_model(

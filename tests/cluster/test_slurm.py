@@ -302,7 +302,7 @@ def test_a_run_that_is_stopped_goes_on_in_the_next_start(allocation: Allocation)
 
     said, _ = (second := _sbatch(allocation, SLURM_RESTART_COUNT="1")).communicate(timeout=300)
     assert second.returncode == 0, said
-    assert f"going on from step {saved}" in said and f"done: {_STEPS} steps" in said
+    assert f"resuming from step {saved}" in said and f"done: {_STEPS} steps" in said
     assert _steps(folder) == [1, *range(5, _STEPS + 1, 5)] or _steps(folder) == list(range(1, _STEPS + 1))
     hosts = {json.loads(path.read_text())["host"] for path in (folder / "runs/steady/workers").glob("rank-*.json")}
     assert hosts == {f"{allocation.name}-1"}

@@ -1,4 +1,4 @@
-"""A new run from the weights of another, and what a run may not go on with."""
+"""A new run from the weights of another, and changes after which a run cannot be resumed."""
 
 import json
 import shutil
@@ -52,18 +52,18 @@ def _renamed(job: JobSpec, name: str) -> JobSpec:
 def test_a_finished_run_is_forked(job: JobSpec, old: RunDir) -> None:
     console = _silent()
     new = fork_job(_renamed(job, "new"), old.uri, console)
-    assert f"begins from the weights of {old.uri}, step" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"starting from the weights of {old.uri}, step" in console.file.getvalue()  # type: ignore[attr-defined]
     run = run_job(new, _silent())
     assert Path(new.model.name, "model.safetensors").read_bytes() == old.read_bytes("model/model.safetensors")
     assert _losses(run)[0] != _losses(old)[0]
-    # The same command goes on with it, whatever becomes of the old run; so does the job file it wrote.
+    # The same command resumes the new run without the old one; so does the job file that it wrote.
     assert fork_job(_renamed(job, "new"), old.uri, _silent()).model.name == new.model.name
     assert read_job(run).model.name == new.model.name
     check_resumable(prepare(new))
     with pytest.raises(RunError, match=r"belongs to another job \(model\.name: .* from the old weights with `--fork"):
         check_resumable(prepare(_renamed(job, "new")))
     other = shutil.copytree(old.uri, f"{old.uri}-copied")
-    with pytest.raises(RunError, match="has begun, and not from"):
+    with pytest.raises(RunError, match="has started, and not from"):
         fork_job(_renamed(job, "new"), str(other), _silent())
 
 
@@ -87,7 +87,7 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_forked(job: JobSpec, old:
 
 
 @pytest.mark.ray
-def test_what_cannot_be_forked(job: JobSpec, old: RunDir, tmp_path: Path) -> None:
+def test_a_fork_needs_a_new_name_and_weights(job: JobSpec, old: RunDir, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is the run itself; change `name`"):
         fork_job(job, old.uri, _silent())
     with pytest.raises(RunError, match="no run there"):
@@ -99,7 +99,7 @@ def test_what_cannot_be_forked(job: JobSpec, old: RunDir, tmp_path: Path) -> Non
 
 
 @pytest.mark.ray
-def test_a_changed_tokenizer_or_data_is_no_way_to_go_on(job: JobSpec, old: RunDir) -> None:
+def test_a_run_is_not_resumed_with_a_changed_tokenizer_or_other_data(job: JobSpec, old: RunDir) -> None:
     check_resumable(prepare(job))
     file = Path(job.model.name) / "tokenizer.json"
     before = file.read_text()

@@ -1,4 +1,4 @@
-"""How many workers a run starts with, and when it grows."""
+"""Number of workers of each attempt, and when a run grows."""
 
 import threading
 import time
@@ -20,13 +20,14 @@ def _job(folder: Path, workers: Any) -> JobSpec:
     return make_job(folder / "model", {"train": "none"}, folder, cluster={"workers": workers})
 
 
-def _rooms(monkeypatch: pytest.MonkeyPatch, *rooms: int) -> None:
-    left = list(rooms)
+def _set_capacity(monkeypatch: pytest.MonkeyPatch, *polls: int) -> None:
+    """Make the cluster hold these numbers of workers, poll by poll; the last one stays."""
+    left = list(polls)
     monkeypatch.setattr(scaling_policy, "max_workers_available", lambda _: left.pop(0) if len(left) > 1 else left[0])
-    monkeypatch.setattr(scaling_policy, "_LOOK_S", 0.01)
+    monkeypatch.setattr(scaling_policy, "_POLL_S", 0.01)
 
 
-def test_two_numbers_stand_for_two_keys() -> None:
+def test_min_and_max_fill_two_keys() -> None:
     spec = ClusterSpec.model_validate({"workers": {"min": 2, "max": 8}})
     assert (spec.min_workers, spec.workers) == (2, 8)
     assert ClusterSpec.model_validate(spec.model_dump()) == spec
@@ -37,38 +38,46 @@ def test_two_numbers_stand_for_two_keys() -> None:
         ClusterSpec.model_validate({"workers": {"min": 9, "max": 8}})
 
 
-def test_as_many_as_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    for room, expected in ((1, 1), (3, 3), (9, 4)):
-        _rooms(monkeypatch, room)
-        assert ScalingPolicy(_job(tmp_path, {"min": 1, "max": 4})).next_workers(said.append) == expected
-    _rooms(monkeypatch, 0)
-    assert ScalingPolicy(_job(tmp_path, 4)).next_workers(said.append) == 4, "Ray waits for those that are asked for"
-    assert not said
+@pytest.mark.parametrize(
+    ("workers", "capacity", "expected"),
+    [
+        ({"min": 1, "max": 4}, 1, 1),
+        ({"min": 1, "max": 4}, 3, 3),
+        ({"min": 1, "max": 4}, 9, 4),
+        (4, 0, 4),  # a fixed number: Ray waits for the nodes
+    ],
+)
+def test_an_attempt_takes_the_workers_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: Any, capacity: int, expected: int
+) -> None:
+    log: list[str] = []
+    _set_capacity(monkeypatch, capacity)
+    assert ScalingPolicy(_job(tmp_path, workers)).next_workers(log.append) == expected
+    assert not log
 
 
-def test_it_waits_for_the_fewest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    _rooms(monkeypatch, 0, 1, 1, 2, 3)
-    assert ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(said.append) == 2
-    assert said == ["room for 0 workers, waiting for 2"]
-    monkeypatch.setattr(scaling_policy, "_WAIT_S", 0.0)
-    _rooms(monkeypatch, 1)
-    with pytest.raises(ClusterError, match="there is room for 1 workers, and at least 2 are wanted; add nodes"):
-        ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(said.append)
+def test_an_attempt_waits_for_the_minimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    _set_capacity(monkeypatch, 0, 1, 1, 2, 3)
+    assert ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(log.append) == 2
+    assert log == ["the cluster can hold 0 workers; waiting until it can hold 2"]
+    monkeypatch.setattr(scaling_policy, "_MAX_WAIT_S", 0.0)
+    _set_capacity(monkeypatch, 1)
+    with pytest.raises(ClusterError, match="the cluster can hold 1 workers, and at least 2 are needed; add nodes"):
+        ScalingPolicy(_job(tmp_path, {"min": 2, "max": 4})).next_workers(log.append)
 
 
-def test_it_grows_when_the_room_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_grows_after_two_polls_with_capacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = _job(tmp_path, {"min": 1, "max": 4})
-    left = threading.Event()
-    _rooms(monkeypatch, 2, 3, 2, 2, 3, 2, 3, 3, 3)  # comes and goes, then stays
-    it = ScalingPolicy(job)
-    with it.watch_capacity(with_workers(job, 2), left.set):
-        assert left.wait(5)
-    assert it.has_grown
-    _rooms(monkeypatch, 9)
+    restart = threading.Event()
+    _set_capacity(monkeypatch, 2, 3, 2, 2, 3, 2, 3, 3, 3)  # comes and goes, then stays
+    policy = ScalingPolicy(job)
+    with policy.watch_capacity(with_workers(job, 2), restart.set):
+        assert restart.wait(5)
+    assert policy.resize_requested
+    _set_capacity(monkeypatch, 9)
     for started in (with_workers(job, 4), _job(tmp_path, 2)):
-        fixed = ScalingPolicy(job if started.cluster.min_workers else started)
-        with fixed.watch_capacity(started, lambda: pytest.fail("it has all it asked for")):
+        policy = ScalingPolicy(job if started.cluster.min_workers else started)
+        with policy.watch_capacity(started, lambda: pytest.fail("the run has all the workers it asked for")):
             time.sleep(0.1)
-        assert not fixed.has_grown
+        assert not policy.resize_requested

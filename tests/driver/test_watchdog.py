@@ -1,8 +1,10 @@
-"""Standing still, and who is to blame for it."""
+"""Detection of a worker group that hangs, and of the rank that it waits for."""
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,125 +13,111 @@ from launcher.rundir.directory import RunDir
 from launcher.train import worker_heartbeat
 from launcher.train.worker_heartbeat import Heartbeat, WorkerHeartbeat
 
+_ALL_WAIT = ("communication",) * 3
+
 
 class _Group:
-    """Workers that beat, under a clock of one's own."""
+    """A worker group that sends heartbeats under a simulated clock.
 
-    def __init__(self, limit_s: float | None = 300, ranks: int = 3) -> None:
+    Args:
+        limit_s: Limit of its watchdog.
+        stages: Stage of each rank.
+        step: Step that every rank has done; 7 is one more than at the start.
+    """
+
+    def __init__(self, limit_s: float | None = 300, stages: tuple[str, ...] = _ALL_WAIT, step: int = 7) -> None:
         self.now = 0.0
-        self.dog = Watchdog(limit_s, lambda: self.now)
-        self.beats = {rank: Heartbeat(rank, f"node-{rank}", 7, 70, "communication") for rank in range(ranks)}
+        self.watchdog = Watchdog(limit_s, lambda: self.now)
+        self.beats = {rank: Heartbeat(rank, f"node-{rank}", step, 70, stage) for rank, stage in enumerate(stages)}
         self.counts = dict.fromkeys(self.beats, 0)
-        self.dog.hang({0: Heartbeat(0, "node-0", 6, 60, "compute")}, {0: 0})  # a step was made since
+        self.watchdog.hang({0: Heartbeat(0, "node-0", 6, 60, "compute")}, {0: 0})
 
-    def set(self, rank: int, **facts: object) -> None:
-        self.beats[rank] = Heartbeat(**{**self.beats[rank].__dict__, **facts})  # type: ignore[arg-type]
+    def set(self, rank: int, **changes: Any) -> None:
+        self.beats[rank] = replace(self.beats[rank], **changes)
 
-    def wait(self, seconds: float, silent: tuple[int, ...] = ()) -> str | None:
-        found = None
+    def wait(self, seconds: float, silent: tuple[int, ...] = ()) -> str:
+        """Let time pass; return the first sentence of the watchdog, or an empty one."""
+        hang = None
         for _ in range(int(seconds / 5)):
             self.now += 5
             for rank in self.counts:
                 self.counts[rank] += rank not in silent
-            found = found or self.dog.hang(self.beats, self.counts)
-        return found
+            hang = hang or self.watchdog.hang(self.beats, self.counts)
+        return hang or ""
 
 
-def test_whoever_does_not_wait_is_waited_for() -> None:
+def test_the_rank_that_is_behind_is_named() -> None:
     group = _Group()
     group.set(1, stage="data", step=6)
-    assert group.wait(295) is None
-    said = group.wait(20)
-    assert said is not None and said.endswith("after step 7: the others wait for rank 1 on node-1 (data)")
+    assert not group.wait(295)
+    assert group.wait(20).endswith("after step 7: the others wait for rank 1 on node-1 (data)")
 
 
-def test_any_progress_counts() -> None:
+def test_any_progress_resets_the_watchdog() -> None:
     group = _Group()
     for calls in range(100):
-        group.set(2, calls=calls, stage="evaluation")
-        assert group.wait(200) is None
-    assert group.wait(400) is not None
-
-
-def test_a_frozen_worker_is_found_after_a_minute() -> None:
-    group = _Group()
-    assert group.wait(100) is None
-    said = group.wait(80, silent=(2,))
-    assert said is not None and "rank 2 on node-2 has not been heard of for 60 s or more" in said
+        group.set(2, forward_passes=calls, stage="evaluation")
+        assert not group.wait(200)
+    assert group.wait(400)
 
 
 def test_silence_while_others_move_is_no_hang() -> None:
     group = _Group()
     for step in range(10):
         group.set(0, step=step)
-        assert group.wait(50, silent=(1,)) is None
+        assert not group.wait(50, silent=(1,))
 
 
-def test_everybody_waits_for_everybody() -> None:
-    said = _Group().wait(320)
-    assert said is not None and "all ranks wait for each other (communication); look at the network" in said
-    group = _Group(ranks=1)
-    group.set(0, stage="compute")
-    said = group.wait(320)
-    assert said is not None and said.endswith("it is rank 0 on node-0 (compute)")
+@pytest.mark.parametrize(
+    ("stages", "step", "waits_s", "hangs_s", "silent", "sentence"),
+    [
+        (_ALL_WAIT, 7, 295, 25, (), "all ranks wait for each other (communication); check the network"),
+        (("compute",), 7, 295, 25, (), "it is rank 0 on node-0 (compute)"),
+        (_ALL_WAIT, 7, 100, 80, (2,), "rank 2 on node-2 has sent no heartbeat for 60 s or more"),
+        (("checkpoint",) * 3, 7, 100, 300, (1,), "rank 1 on node-1 has sent no heartbeat for 60 s or more"),
+        (("checkpoint", *_ALL_WAIT[1:]), 7, 1150, 100, (), "the others wait for rank 0 on node-0 (checkpoint)"),
+        (("data",) * 3, 7, 1150, 100, (), "it is rank 0 on node-0 (data), rank 1 on node-1 (data)"),
+        (("communication", "compute", "compute"), 6, 1150, 100, (), "the others wait for rank 1 on node-1 (compute)"),
+        (_ALL_WAIT, 6, 295, 25, (), "all ranks wait for each other"),
+    ],
+    ids=[
+        "collective", "one-rank", "frozen", "frozen-in-checkpoint", "slow-storage", "slow-data", "first-step-compiles",
+        "first-collective",
+    ],
+)  # fmt: skip
+def test_a_hang_is_reported_after_the_limit_of_its_stage(
+    stages: tuple[str, ...], step: int, waits_s: float, hangs_s: float, silent: tuple[int, ...], sentence: str
+) -> None:
+    group = _Group(stages=stages, step=step)
+    assert not group.wait(waits_s)
+    assert sentence in group.wait(hangs_s, silent)
 
 
-def test_no_limit_no_start_and_slow_storages() -> None:
-    assert _Group(limit_s=None).wait(9999, silent=(1,)) is None
+def test_without_a_limit_or_a_heartbeat_nothing_is_reported() -> None:
+    assert not _Group(limit_s=None).wait(9999, silent=(1,))
     assert Watchdog(30).hang({}, {}) is None
-    group = _Group()
-    group.set(0, stage="checkpoint")
-    assert group.wait(1150) is None, "a slow storage is given four times as long"
-    said = group.wait(100)
-    assert said is not None and said.endswith("the others wait for rank 0 on node-0 (checkpoint)")
 
 
-def test_the_first_step_and_slow_data_are_given_longer() -> None:
-    group = _Group()
-    for rank in group.beats:
-        group.set(rank, step=6, stage="compute" if rank else "communication")
-    assert group.wait(1150) is None, "the first step compiles"
-    assert group.wait(100) is not None
-    group = _Group()
-    for rank in group.beats:
-        group.set(rank, stage="data")
-    assert group.wait(1150) is None, "a window of large pictures"
-    assert group.wait(100) is not None
-    group = _Group()
-    for rank in group.beats:
-        group.set(rank, step=6)
-    assert group.wait(320) is not None, "a first collective that hangs is no long compilation"
-
-
-def test_a_silent_worker_is_found_in_a_checkpoint_too() -> None:
-    group = _Group()
-    for rank in group.beats:
-        group.set(rank, stage="checkpoint")
-    assert group.wait(100) is None
-    said = group.wait(300, silent=(1,))
-    assert said is not None and "rank 1 on node-1 has not been heard of for 60 s or more" in said
-
-
-def test_a_worker_dumps_its_stacks_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_worker_dumps_its_stacks_and_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
     def end(code: int) -> None:
         assert code == 70
         ended.set()
-        threading.Event().wait()  # as nothing follows it
+        threading.Event().wait()  # os._exit does not return
 
     monkeypatch.setattr(worker_heartbeat, "_EVERY_S", 0.01)
     monkeypatch.setattr(worker_heartbeat.os, "_exit", end)
-    told: list[Heartbeat] = []
+    beats: list[Heartbeat] = []
 
-    def tell(beat: Heartbeat) -> bool:
-        told.append(beat)
-        return len(told) == 3
+    def send(beat: Heartbeat) -> bool:
+        beats.append(beat)
+        return len(beats) == 3
 
-    WorkerHeartbeat(RunDir(str(tmp_path)), 4, lambda: (12, 34, "data"), tell)
+    WorkerHeartbeat(RunDir(str(tmp_path)), 4, lambda: (12, 34, "data"), send)
     assert ended.wait(10)
-    assert (told[0].rank, told[0].step, told[0].forward_passes, told[0].stage) == (4, 12, 34, "data")
+    assert (beats[0].rank, beats[0].step, beats[0].forward_passes, beats[0].stage) == (4, 12, 34, "data")
     stacks = (tmp_path / "hangs/step-00000012/rank-00004.txt").read_text()
-    assert "test_a_worker_dumps_its_stacks_and_ends" in stacks or "wait" in stacks
+    assert "test_a_hung_worker_dumps_its_stacks_and_exits" in stacks or "wait" in stacks
     time.sleep(0.05)
-    assert len(told) == 3
+    assert len(beats) == 3

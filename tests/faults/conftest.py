@@ -1,4 +1,4 @@
-"""The job that all faults are tried on, and its undisturbed run."""
+"""The job that all faults are injected into, and its run without faults."""
 
 from pathlib import Path
 

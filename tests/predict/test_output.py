@@ -1,4 +1,4 @@
-"""The directory of predictions: whose it is, what is missing, and that half a part never shows."""
+"""The output directory of predictions: claimed, resumed and completed; half a part is never visible."""
 
 import os
 from pathlib import Path
@@ -20,14 +20,14 @@ from launcher.predict.output import (
     finish,
     part_name,
     remove_unfinished,
-    writing,
+    write_part,
 )
 from launcher.predict.parts import Layout
 from launcher.rundir.directory import RunDir
 
 _LAYOUT = Layout(25, 10, 4)
 _SCHEMA = pa.schema({"id": pa.int64(), "prediction": pa.string()})
-_WANTED = PredictionsRecord(
+_REQUESTED = PredictionsRecord(
     input="in.parquet", input_fingerprint="i", run="/runs/a", model_fingerprint="m",
     options={"task.max_length": "8"}, rows=25, part_rows=10, piece_rows=4,
 )  # fmt: skip
@@ -35,14 +35,14 @@ _WANTED = PredictionsRecord(
 
 def _write(output: RunDir, number: int, rows: int | None = None) -> Part:
     ids = list(_LAYOUT.part(number))[:rows]
-    with writing(output, number, _SCHEMA) as out:
+    with write_part(output, number, _SCHEMA) as out:
         out.write(pa.table({"id": ids, "prediction": ["a"] * len(ids)}, _SCHEMA), number)
-        return out.seal()
+        return out.finish()
 
 
-def test_parts_are_claimed_found_and_finished(tmp_path: Path) -> None:
+def test_an_output_is_complete_when_all_parts_are_written(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path / "out"))
-    assert create_output(output, _WANTED) == _WANTED
+    assert create_output(output, _REQUESTED) == _REQUESTED
     assert complete_parts(output, _LAYOUT) == {}
     written = [_write(output, number) for number in (2, 0)]
     assert complete_parts(output, _LAYOUT) == {0: Part(10, 0), 2: Part(5, 2)} and written == [Part(5, 2), Part(10, 0)]
@@ -51,12 +51,12 @@ def test_parts_are_claimed_found_and_finished(tmp_path: Path) -> None:
     total = written[0] + written[1] + _write(output, 1)
     assert finish(output, _LAYOUT, total).model_dump() == {"rows": 25, "skipped_rows": 3, "parts": 3}
     assert output.list("") == [FINISHED, MANIFEST, *map(part_name, range(3))]
-    assert pq.read_table(tmp_path / "out").column("id").to_pylist() == list(range(25))  # readers see the parts alone
+    assert pq.read_table(tmp_path / "out").column("id").to_pylist() == list(range(25))  # readers ignore the records
 
 
-def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_part_leaves_no_file(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path))
-    with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
+    with pytest.raises(ValueError, match="in the middle"), write_part(output, 0, _SCHEMA) as out:
         out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
         assert [name.startswith(".part-00000000.") for name in output.list("")] == [True]
         raise ValueError("in the middle")
@@ -66,14 +66,14 @@ def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert output.list("") == []
 
 
-def test_a_store_without_renames_keeps_no_half_either() -> None:
-    """By fsspec, as s3fs would be: a stream that is closed is published, also by an error."""
+def test_a_failed_part_leaves_no_object_in_a_store_without_renames() -> None:
+    """Use fsspec, like s3fs: a stream that an error closes is published."""
     output = RunDir("memory://launcher-test-output")
     output.delete("")
     assert output.local is None
-    create_output(output, _WANTED)
+    create_output(output, _REQUESTED)
     written = _write(output, 2)
-    with pytest.raises(ValueError, match="in the middle"), writing(output, 0, _SCHEMA) as out:
+    with pytest.raises(ValueError, match="in the middle"), write_part(output, 0, _SCHEMA) as out:
         out.write(pa.table({"id": [0], "prediction": ["a"]}, _SCHEMA), 0)
         raise ValueError("in the middle")
     remove_unfinished(output)
@@ -81,7 +81,7 @@ def test_a_store_without_renames_keeps_no_half_either() -> None:
     assert output.list("") == [MANIFEST, part_name(2)]
 
 
-def test_a_torn_part_counts_as_missing_and_a_strange_one_is_told(tmp_path: Path) -> None:
+def test_a_torn_part_is_missing_and_an_unknown_file_is_refused(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path))
     _write(output, 0)
     _write(output, 1)
@@ -112,38 +112,38 @@ def test_a_torn_part_counts_as_missing_and_a_strange_one_is_told(tmp_path: Path)
 )
 def test_other_predictions_are_refused(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
     output = RunDir(str(tmp_path / "out"))
-    create_output(output, _WANTED)
-    other = _WANTED.model_copy(update=changes)
-    assert create_output(output, other) == other  # without a part there is nothing to lose
-    create_output(output, _WANTED)
+    create_output(output, _REQUESTED)
+    other = _REQUESTED.model_copy(update=changes)
+    assert create_output(output, other) == other  # without parts nothing would be lost
+    create_output(output, _REQUESTED)
     _write(output, 2)
     with pytest.raises(RunError, match=sentence):
         create_output(output, other)
-    cut_otherwise = _WANTED.model_copy(update={"part_rows": 5})
-    assert create_output(output, cut_otherwise) == _WANTED  # what is there says how it goes on
+    other_cut = _REQUESTED.model_copy(update={"part_rows": 5})
+    assert create_output(output, other_cut) == _REQUESTED  # resumed with the cut of the existing parts
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("foreign")
     with pytest.raises(RunError, match="is not empty; give a new directory, so that nothing is overwritten"):
-        create_output(RunDir(str(tmp_path)), _WANTED)
+        create_output(RunDir(str(tmp_path)), _REQUESTED)
     with pytest.raises(RunError, match=r"notes\.txt: is a file; give a new directory"):
-        create_output(RunDir(str(tmp_path / "notes.txt")), _WANTED)
+        create_output(RunDir(str(tmp_path / "notes.txt")), _REQUESTED)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_command_that_wrote_no_part_leaves_nothing(tmp_path: Path) -> None:
+def test_an_output_without_parts_is_removed(tmp_path: Path) -> None:
     output = RunDir(str(tmp_path / "out"))
-    create_output(output, _WANTED)
+    create_output(output, _REQUESTED)
     discard_empty(output)
     assert not output.exists()
-    create_output(output, _WANTED)
+    create_output(output, _REQUESTED)
     _write(output, 1)
     discard_empty(output)
     assert output.list("") == [MANIFEST, part_name(1)]
 
 
-def test_other_weights_are_another_model(tmp_path: Path) -> None:
+def test_the_model_fingerprint_covers_weights_and_config_but_not_the_card(tmp_path: Path) -> None:
     run, weights = RunDir(str(tmp_path)), bytearray(os.urandom(9 << 20))
     run.write_bytes("model/config.json", b"{}")
     run.write_bytes("model/model.safetensors", bytes(weights))

@@ -1,4 +1,4 @@
-"""Rows by range: whatever the cut into files and row groups, and without decoding from the beginning again."""
+"""Rows by range from files and row groups of any size, without decoding from the beginning again."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import launcher.predict.row_reader as reading
 from launcher.data.splits import Fragment, Reading, Split, open_split
 from launcher.errors import DataError, RowCountError
+from launcher.predict import row_reader
 from launcher.predict.row_reader import RowReader
 
 
@@ -22,7 +22,7 @@ def _table(begin: int, rows: int) -> pa.Table:
 
 @pytest.fixture
 def split(tmp_path: Path) -> Split:
-    """1000 rows: tiny row groups, one large, an Arrow file, many tiny files, an empty row group's file, other types."""
+    """Write 1000 rows: tiny row groups, one large, an Arrow file, many tiny files and one of other types."""
     pq.write_table(_table(0, 90), tmp_path / "a.parquet", row_group_size=7)
     pq.write_table(_table(90, 700), tmp_path / "b.parquet")
     with pa.OSFile(str(tmp_path / "c.arrow"), "wb") as sink, pa.ipc.new_file(sink, _table(0, 1).schema) as writer:
@@ -34,7 +34,7 @@ def split(tmp_path: Path) -> Split:
     return open_split("input", [str(tmp_path)])
 
 
-def test_ranges_read_in_any_order(split: Split) -> None:
+def test_ranges_are_read_in_any_order(split: Split) -> None:
     reader, draw = RowReader(split, 16), random.Random(0)
     assert split.rows == 1000
     for _ in range(200):
@@ -49,15 +49,15 @@ def test_ranges_read_in_any_order(split: Split) -> None:
 
 def test_a_large_row_group_is_decoded_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    original = reading._stream
+    original = row_reader._stream
 
     def counted(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -> Iterator[pa.RecordBatch]:
         opened.append(Path(fragments[0].path).name)
         return original(fragments, names, how)
 
-    monkeypatch.setattr(reading, "_stream", counted)
+    monkeypatch.setattr(row_reader, "_stream", counted)
     reader = RowReader(split, 16)
-    for begin in range(100, 790, 30):  # every other range belongs to another worker
+    for begin in range(100, 790, 30):  # the ranges between belong to other workers
         reader.read(range(begin, begin + 15))
     assert opened == ["b.parquet"]
     for begin in range(0, 90, 9):
@@ -65,7 +65,7 @@ def test_a_large_row_group_is_decoded_once(split: Split, monkeypatch: pytest.Mon
     assert opened == ["b.parquet", "a.parquet"]  # thirteen row groups, one stream
 
 
-def test_files_that_changed_are_told(split: Split, tmp_path: Path) -> None:
+def test_a_file_that_changed_since_its_footer_was_read_is_refused(split: Split, tmp_path: Path) -> None:
     pq.write_table(_table(90, 600), tmp_path / "b.parquet")
     with pytest.raises(RowCountError, match=r"b\.parquet: has fewer rows than its footer said"):
         RowReader(split, 16).read(range(600, 750))

@@ -1,4 +1,4 @@
-"""One worker of `predict`, without Ray: rows of like length together, read ahead, back in order."""
+"""One worker of `predict`, without Ray: batches of similar length, read-ahead, and the order of rows."""
 
 import json
 from pathlib import Path
@@ -47,26 +47,28 @@ def _predictor(job: JobSpec, split: Split, output: Path, on_bad_row: str = "skip
     return predictor
 
 
-def test_rows_come_back_in_order_as_each_alone_would(job: JobSpec, split: Split, tmp_path: Path) -> None:
+def test_rows_keep_their_order_and_the_prediction_of_each_alone(job: JobSpec, split: Split, tmp_path: Path) -> None:
     predictor = _predictor(job, split, tmp_path)
-    said = {
+    answers = {
         number: list(predictor.predict(number, following)) for number, following in ((0, 1), (1, 3), (2, 3), (3, 0))
     }
-    assert said[1] == [40, 80, 100, Part(100, 0)] and said[3] == [10, Part(10, 1)] and said[0][-1] == Part(100, 3)
-    found = pa.concat_tables(pq.read_table(tmp_path / part_name(number)) for number in range(4))
-    assert found.schema.names == ["text", "id", "prediction", "scores"]
-    assert found.column("id").to_pylist() == list(range(310))
-    assert [i for i, score in enumerate(found.column("scores").to_pylist()) if score is None] == list(_BAD)
+    assert (
+        answers[1] == [40, 80, 100, Part(100, 0)] and answers[3] == [10, Part(10, 1)] and answers[0][-1] == Part(100, 3)
+    )
+    table = pa.concat_tables(pq.read_table(tmp_path / part_name(number)) for number in range(4))
+    assert table.schema.names == ["text", "id", "prediction", "scores"]
+    assert table.column("id").to_pylist() == list(range(310))
+    assert [i for i, score in enumerate(table.column("scores").to_pylist()) if score is None] == list(_BAD)
     model, task = predictor._model, predictor._task
     for row in (0, 2, 41, 99, 100, 308):
-        alone = task.encode(found.slice(row, 1).select(["text"]), False)
+        alone = task.encode(table.slice(row, 1).select(["text"]), False)
         with torch.inference_mode():
             (score,) = task.predict(model, alone.samples).column("scores").to_pylist()
-        theirs = json.loads(found.column("scores")[row].as_py())
+        theirs = json.loads(table.column("scores")[row].as_py())
         assert theirs == pytest.approx(json.loads(score), abs=1e-6)
 
 
-def test_batches_hold_rows_of_like_length(
+def test_batches_hold_rows_of_similar_length(
     job: JobSpec, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor, widths = _predictor(job, split, tmp_path), []
@@ -84,7 +86,7 @@ def test_batches_hold_rows_of_like_length(
     assert pieces[0][0] > pieces[0][-1]
 
 
-def test_a_bad_row_leaves_no_part(job: JobSpec, split: Split, tmp_path: Path) -> None:
+def test_a_part_with_a_bad_row_is_not_written(job: JobSpec, split: Split, tmp_path: Path) -> None:
     predictor = _predictor(job, split, tmp_path, "error")
     assert list(predictor.predict(1, 2))[-1] == Part(100, 0)
     with pytest.raises(DataError, match=r"in\.parquet: row 309: text is null; fix the row, or set data\.on_bad_row"):

@@ -1,6 +1,7 @@
-"""The commands on a real Ray: train, go on, evaluate, predict; the exported model stands on its own."""
+"""The commands on a real Ray: train, resume, evaluate, predict; the exported model needs plain transformers only."""
 
 import json
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -23,7 +24,7 @@ from tests.support.jobs import example_table, make_job, write_splits
 
 pytestmark = pytest.mark.ray
 
-# A process that has transformers and torch but not this package.
+# Predicts with transformers and torch alone, in a process without this package.
 _PLAIN = """
 import json, sys, torch, pyarrow.parquet as pq
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -39,10 +40,6 @@ assert "launcher" not in sys.modules
 """
 
 
-def _console() -> Console:
-    return Console(file=StringIO(), width=200)
-
-
 @pytest.fixture(scope="module")
 def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
     folder = tmp_path_factory.mktemp("end-to-end")
@@ -54,16 +51,16 @@ def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
         folder / "runs",
         train={"learning_rate": 5e-3, "epochs": 3},
         parallel={"zero": 3},
-        cluster={"data_workers": 1},  # which so few data would not have
+        cluster={"data_workers": 1},  # explicitly, as so little data would be read in the train workers
     )
 
 
 @pytest.fixture(scope="module")
 def run(job: JobSpec, ray_cluster: None) -> RunDir:
-    return run_job(job, _console())
+    return run_job(job, Console(quiet=True))
 
 
-def test_a_run_leaves_everything(run: RunDir, job: JobSpec) -> None:
+def test_a_run_writes_metrics_scores_and_model(run: RunDir, job: JobSpec) -> None:
     lines = list(run.read_metrics())
     steps = [line for line in lines if isinstance(line, StepRecord)]
     assert [line.step for line in steps] == list(range(1, 58))  # 3 epochs of ceil(201 / 11)
@@ -78,7 +75,7 @@ def test_a_run_leaves_everything(run: RunDir, job: JobSpec) -> None:
     assert not [name for name in run.list("") if name.endswith(".tmp")]
 
 
-def test_the_exported_model_predicts_the_same_by_plain_transformers(run: RunDir, job: JobSpec, tmp_path: Path) -> None:
+def test_plain_transformers_predict_the_same_with_the_exported_model(run: RunDir, job: JobSpec, tmp_path: Path) -> None:
     assert job.data.test is not None
     data = job.data.test[0]
     output = tmp_path / "predictions"
@@ -97,31 +94,31 @@ def test_the_exported_model_predicts_the_same_by_plain_transformers(run: RunDir,
         predict_run(run, data, str(output.parent))
 
 
-def test_evaluate_finds_what_the_run_found(run: RunDir) -> None:
+def test_evaluate_reproduces_the_scores_of_the_run(run: RunDir) -> None:
     before = run.read_record("scores-test.json", ScoresRecord)
-    after = evaluate_run(run, "test", _console())
+    after = evaluate_run(run, "test", Console(quiet=True))
     assert after.metrics == pytest.approx(before.metrics, abs=1e-6) and after.rows == before.rows
     assert after.loss == pytest.approx(before.loss, abs=1e-5)
     with pytest.raises(RunError, match=r"--split is other, which is not one of validation, test"):
-        evaluate_run(run, "other", _console())
+        evaluate_run(run, "other", Console(quiet=True))
 
 
 def test_a_finished_run_is_not_trained_again(run: RunDir, job: JobSpec) -> None:
     before = run.read_bytes("metrics.jsonl")
-    console = _console()
+    console = Console(file=StringIO(), width=200)
     run_job(job, console)
     assert "is complete" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert run.read_bytes("metrics.jsonl") == before
     changed = job.model_copy(update={"train": job.train.model_copy(update={"learning_rate": 1e-3})})
     with pytest.raises(RunError, match=r"belongs to another job \(train\.learning_rate: 0\.005 -> 0\.001\)"):
-        run_job(changed, _console())
+        run_job(changed, Console(quiet=True))
 
 
 @pytest.mark.parametrize("data_workers", [0, 1])
-def test_a_bad_row_stops_the_run_with_its_place(
+def test_a_bad_row_stops_the_run_and_is_named(
     ray_cluster: None, tiny_bert: Path, tmp_path: Path, data_workers: int
 ) -> None:
-    """What a train or data worker raises reaches the user as itself, through Ray Data and Ray Train."""
+    """Raise in a train worker and in a data worker: the error comes unchanged through Ray Data and Ray Train."""
     table = example_table(60)
     labels = table.column("label").to_pylist()
     labels[31] = None
@@ -129,4 +126,23 @@ def test_a_bad_row_stops_the_run_with_its_place(
     cluster = {"data_workers": data_workers}
     job = make_job(tiny_bert, {"train": str(tmp_path / "bad.parquet")}, tmp_path / "runs", cluster=cluster)
     with pytest.raises(DataError, match=r"bad\.parquet: row 31: label is null; fix the row, or set data\.on_bad_row"):
-        run_job(job, _console())
+        run_job(job, Console(quiet=True))
+
+
+def test_the_custom_task_of_a_readme_trains(
+    tiny_bert: Path, tmp_path: Path, user_modules: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    readme = Path(__file__).resolve().parents[2] / "launcher" / "README.md"
+    match = re.search(r"```python\n# my_tasks.py\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    assert match
+    (user_modules / "my_tasks.py").write_text(match[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(user_modules)
+    data = write_splits(tmp_path / "data", 121, validation=53)
+    job = make_job(
+        tiny_bert, data, tmp_path / "runs", task={"type": "my_tasks:Focal", "gamma": 3.0, "max_length": 32},
+        train={"epochs": 3, "learning_rate": 5e-3},
+    )  # fmt: skip
+    lines = list(run_job(job, Console(quiet=True)).read_metrics())
+    first = next(line for line in lines if isinstance(line, StepRecord))
+    assert first.loss == pytest.approx(0.693 / 8, rel=0.2)  # random guess: log 2, times (1 - 1/2) ** gamma
+    assert [line for line in lines if isinstance(line, EvaluationRecord)][-1].metrics["accuracy"] > 0.9

@@ -1,4 +1,4 @@
-"""Predictions on a real Ray: killed, stopped and bereft of workers, every row comes out once and in order."""
+"""Predictions on a real Ray: every row comes out once and in order after kills, stops and dead workers."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 _ROWS, _PARTS = 6200, 4  # parts of 2048 rows, the last smaller
 _BAD = (5, 2047, 2048, 5000)
 
-# A task whose every batch takes a while, and which takes its worker down at a row as often as a file has letters.
+# One task whose batches are slow, and one that kills its worker at a row, once for each letter in a file.
 _SLOW = """
 import os, time
 from launcher.tasks.text_classification import TextClassification
@@ -86,7 +86,7 @@ def _with(run: RunDir, **sections: dict[str, object]) -> JobSpec:
 
 
 def _rows(output: Path) -> pa.Table:
-    """What a reader sees; every row once, in order, those that cannot be used without a prediction."""
+    """Read the output and check that every row is there once, in order, and bad rows have no prediction."""
     table = pq.read_table(output)
     assert table.column("id").to_pylist() == list(range(_ROWS))
     assert [i for i, p in enumerate(table.column("prediction").to_pylist()) if p is None] == list(_BAD)
@@ -97,12 +97,12 @@ def _rows(output: Path) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def whole(run: RunDir, place: Path, ray_cluster: None) -> pa.Table:
-    """The predictions as two workers make them, undisturbed."""
+    """Return the predictions of two workers without faults."""
     assert predict_run(run, str(place / "in"), str(place / "whole")) == PredictionResult(_ROWS, len(_BAD), 0)
     return _rows(place / "whole")
 
 
-def test_a_complete_output_is_left_as_it_is(run: RunDir, place: Path, whole: pa.Table) -> None:
+def test_a_complete_output_is_not_written_again(run: RunDir, place: Path, whole: pa.Table) -> None:
     before = {path: path.stat().st_mtime_ns for path in (place / "whole").iterdir()}
     assert predict_run(run, str(place / "in"), str(place / "whole")) == PredictionResult(_ROWS, len(_BAD), _ROWS)
     assert {path: path.stat().st_mtime_ns for path in (place / "whole").iterdir()} == before
@@ -115,7 +115,7 @@ def test_a_complete_output_is_left_as_it_is(run: RunDir, place: Path, whole: pa.
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_command_that_was_ended_goes_on(
+def test_the_same_command_resumes_after_a_kill_or_ctrl_c(
     how: signal.Signals, run: RunDir, place: Path, tiny_bert: Path, whole: pa.Table
 ) -> None:
     import ray
@@ -132,43 +132,43 @@ def test_a_command_that_was_ended_goes_on(
         'cluster.pass_env=["SLOW", "PYTHONPATH"]',
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while not list(output.glob("part-*")):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     brake.unlink()
     before = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
     assert 1 <= len(before) < _PARTS and not (output / "_SUCCESS").exists()
     if how == signal.SIGINT:
-        assert process.returncode == 130, said
-        assert f"rows are in {output}, and the same command goes on" in " ".join(said.split())
+        assert process.returncode == 130, stderr
+        assert f"rows are in {output}; run the same command again" in " ".join(stderr.split())
         assert not list(output.glob(".part-*"))
         return
-    console, alone = Console(file=StringIO(), width=200), _with(slow, cluster={"workers": 1})
-    done = predict_run(slow, str(place / "in"), str(output), console, alone)
+    console = Console(file=StringIO(), width=200)
+    done = predict_run(slow, str(place / "in"), str(output), console, _with(slow, cluster={"workers": 1}))
     assert 0 < done.found_rows < _ROWS
-    assert f"goes on: {done.found_rows} of 6200 rows are in" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"resuming: {done.found_rows} of 6200 rows are in" in console.file.getvalue()  # type: ignore[attr-defined]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert _rows(output).equals(whole)  # to the bit, by another number of workers
+    assert _rows(output).equals(whole)  # bit by bit, with another number of workers
 
 
-def test_a_dead_worker_is_replaced_and_its_part_done_again(
+def test_a_dead_worker_is_replaced_and_its_part_repeated(
     place: Path, tiny_bert: Path, ray_cluster: None, whole: pa.Table
 ) -> None:
     deadly = _run(place, tiny_bert, "deadly", task={"type": "slow_task:Deadly"}, cluster={"workers": 1})
     (place / "deaths").write_text("xxxxx")
-    with pytest.raises(TrainingError, match=r"part 1 \(2048 rows from .*a\.parquet: row 2048\) took its worker down 3"):
+    with pytest.raises(TrainingError, match=r"part 1 \(2048 rows from .*a\.parquet: row 2048\) killed its worker 3"):
         predict_run(deadly, str(place / "in"), str(place / "deadly"))
     assert (place / "deaths").read_text() in ("x", "xx")  # the first death may have come while part 1 was read ahead
-    done = predict_run(deadly, str(place / "in"), str(place / "deadly"))  # once more, and then it works
+    done = predict_run(deadly, str(place / "in"), str(place / "deadly"))  # the last death, then it works
     assert done == PredictionResult(_ROWS, len(_BAD), 2048) and (place / "deaths").read_text() == ""
     assert _rows(place / "deadly").equals(whole)
 
 
-def test_a_bad_row_stops_with_its_place(run: RunDir, place: Path, ray_cluster: None) -> None:
+def test_a_bad_row_stops_the_command_and_is_named(run: RunDir, place: Path, ray_cluster: None) -> None:
     strict = _with(run, data={"on_bad_row": "error"})
     with pytest.raises(DataError, match=r"b\.parquet: row 0: text is null; fix the row, or set data\.on_bad_row: skip"):
         predict_run(run, str(place / "in" / "b.parquet"), str(place / "strict"), job=strict)

@@ -1,8 +1,7 @@
-"""A run once more on a real Ray: the same curve under another cut; and the exported model on data it never saw."""
+"""Replay on a real Ray: the same curve under another cut of the batches; and evaluation on new data."""
 
 import sys
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.ray
 def run(tiny_bert: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("replay")
     data = write_splits(folder / "data", 60, validation=21, test=19)
-    return run_job(make_job(tiny_bert, data, folder / "runs", train={"learning_rate": 5e-3}), Console(file=StringIO()))
+    return run_job(make_job(tiny_bert, data, folder / "runs", train={"learning_rate": 5e-3}), Console(quiet=True))
 
 
 @pytest.fixture
@@ -32,14 +31,14 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def call(*arguments: str) -> int:
         monkeypatch.setattr(cli, "_quiet", lambda: None)
         monkeypatch.setattr(sys, "argv", ["launcher", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        return int(ended.value.code or 0)
+        return int(exit_info.value.code or 0)
 
     return call
 
 
-def test_the_run_knows_what_its_splits_have_in_common(run: RunDir) -> None:
+def test_the_run_records_rows_that_its_splits_have_in_common(run: RunDir) -> None:
     record = run.read_record("leakage.json", LeakageRecord)
     assert [(pair.split, pair.other, pair.duplicates) for pair in record.pairs] == [
         ("validation", "train", 0), ("test", "train", 0), ("test", "validation", 0),
@@ -47,15 +46,15 @@ def test_the_run_knows_what_its_splits_have_in_common(run: RunDir) -> None:
     assert "Rows in common: no row of validation is in train" in run.read_bytes("report.html").decode()
 
 
-def test_a_replay_under_another_cut_agrees_and_a_doctored_run_does_not(
+def test_a_replay_under_another_cut_agrees_and_a_changed_run_does_not(
     run: RunDir, launcher: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launcher("replay", run.uri, "cluster.workers=1", "parallel.micro_batch=4", "parallel.zero=0") == 0
-    said = capsys.readouterr().out
-    assert "the losses of all 6 steps agree within 1e-05" in said or "are bit-identical" in said
-    assert "the metrics of all 1 evaluations agree" in said and "dropout" not in said
-    again = RunDir(f"{run.uri}-replay")
-    assert b"launcher compare" in again.read_bytes("compare.html")[:2000]
+    output = capsys.readouterr().out
+    assert "the losses of all 6 steps agree within 1e-05" in output or "are bit-identical" in output
+    assert "the metrics of all 1 evaluations agree" in output and "dropout" not in output
+    replay = RunDir(f"{run.uri}-replay")
+    assert b"launcher compare" in replay.read_bytes("compare.html")[:2000]
     lines = list(run.read_metrics())
     broken = [
         line.model_copy(update={"loss": 9.5}) if isinstance(line, StepRecord) and line.step == 4 else line
@@ -64,15 +63,15 @@ def test_a_replay_under_another_cut_agrees_and_a_doctored_run_does_not(
     run.delete("metrics.jsonl")
     run.append_metrics(broken)
     try:
-        assert launcher("replay", run.uri, "--name", again.name) == 1, "it is complete: compared again, not trained"
+        assert launcher("replay", run.uri, "--name", replay.name) == 1, "a complete replay is only compared"
     finally:
         run.delete("metrics.jsonl")
         run.append_metrics(lines)
-    said = capsys.readouterr().out
-    assert "the loss curves differ: loss at step 4: 9.5 and " in said
+    output = capsys.readouterr().out
+    assert "the loss curves differ: loss at step 4: 9.5 and " in output
 
 
-def test_the_model_is_scored_on_other_data_beside_its_own(
+def test_new_data_are_scored_next_to_the_own_test_data(
     run: RunDir, launcher: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = example_table(40, 9)
@@ -81,12 +80,12 @@ def test_the_model_is_scored_on_other_data_beside_its_own(
     pyarrow.csv.write_csv(table.set_column(1, "label", pa.array(hard)), tmp_path / "far.csv")
     before = run.read_bytes("scores-test.json")
     assert launcher("evaluate", run.uri, "cluster.workers=1", "--data", str(tmp_path / "far.csv")) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     scores = run.read_record("scores-far.json", ScoresRecord)
     own = run.read_record("scores-test.json", ScoresRecord)
     assert scores.rows == 40 and scores.split == "far" and scores.step == own.step
     assert scores.worst[0].file == str(tmp_path / "far.csv")
     change = scores.metrics["accuracy"] - own.metrics["accuracy"]
-    assert f"{change:+.4f}" in said and "difference" in said and "test" in said
+    assert f"{change:+.4f}" in output and "difference" in output and "test" in output
     assert run.read_bytes("scores-test.json") == before
     assert "Scores on far" in run.read_bytes("report.html").decode()

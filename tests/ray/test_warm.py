@@ -1,4 +1,4 @@
-"""The first window is encoded by the process that was made ready for it: a whole run, on a Ray of its own."""
+"""The first window is encoded by the process that `warm_up` has prepared: a whole run on its own Ray."""
 
 import os
 import subprocess
@@ -18,18 +18,18 @@ import os
 from launcher.tasks.text_classification import TextClassification
 
 
-class Noting(TextClassification):
+class Recording(TextClassification):
     def encode(self, rows, with_targets, noise=None):
-        with open(os.environ["PYTHONPATH"].split(":")[0] + "/noted", "a") as file:
+        with open(os.environ["PYTHONPATH"].split(":")[0] + "/recorded", "a") as file:
             file.write(f"{os.getpid()} {len(rows)}\\n")
         return super().encode(rows, with_targets, noise)
 """
 
 
-def test_a_window_finds_its_process_ready(tiny_bert: Path, tmp_path: Path) -> None:
-    (tmp_path / "noting.py").write_text(_MODULE)
+def test_the_first_window_is_encoded_by_the_warm_process(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "recording.py").write_text(_MODULE)
     data = write_splits(tmp_path / "data", 121)
-    job = make_job(tiny_bert, data, tmp_path / "runs", task={"type": "noting:Noting", "max_length": 32})
+    job = make_job(tiny_bert, data, tmp_path / "runs", task={"type": "recording:Recording", "max_length": 32})
     (tmp_path / "job.yaml").write_text(dump_job(job))
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
@@ -37,7 +37,7 @@ def test_a_window_finds_its_process_ready(tiny_bert: Path, tmp_path: Path) -> No
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    noted = [line.split() for line in (tmp_path / "noted").read_text().splitlines()]
-    (ready,) = [process for process, rows in noted if rows == "8"]
-    windows = [process for process, rows in noted if rows == "44"]  # 4 steps of 11
-    assert windows[0] == ready
+    recorded = [line.split() for line in (tmp_path / "recorded").read_text().splitlines()]
+    (warm,) = [process for process, rows in recorded if rows == "8"]
+    windows = [process for process, rows in recorded if rows == "44"]  # 4 steps of 11
+    assert windows[0] == warm

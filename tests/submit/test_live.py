@@ -139,8 +139,8 @@ def test_a_stopped_job_saves_and_the_next_submission_goes_on(cluster: Netns, job
     cluster.tool("term", str(working[0]), "60")
     shown, _ = follower.communicate(timeout=240)
     assert follower.returncode == 0, shown
-    assert f"going on from step {saved}" in shown
-    away = re.search(r"a node is being taken away: step (\d+) is saved", shown)
+    assert f"resuming from step {saved}" in shown
+    away = re.search(r"a node is preempted: step (\d+) is saved", shown)
     assert away is not None and int(away.group(1)) > saved, shown
     assert [step for step, _ in _steps(cluster, "steady")] == list(range(1, _STEPS + 1))
     assert len(set(_hosts(cluster, "steady"))) == 2

@@ -1,7 +1,7 @@
-"""What a micro-batch keeps in memory, measured on tensors without content: exact for any model, at no cost of memory.
+"""Measures the memory of a micro-batch on fake tensors: exact for any model, without allocating anything.
 
-PyTorch's fake tensors (FakeTensorMode) run the model's own code, its loss and its backward pass on shapes
-alone; a dispatch mode counts the bytes of the storages that are alive. Runs on the client and the head.
+PyTorch's FakeTensorMode runs the model's own code, its loss and its backward pass on shapes alone; a dispatch mode
+counts the bytes of the storages that are alive. Runs on the client and the head; `auto.py` calls it.
 """
 
 import logging
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# DeepSpeed's ZeRO-3 keeps parameters smaller than this whole on every worker (its param_persistence_threshold).
-_PERSISTENT = 100_000
+# Elements. ZeRO-3 keeps smaller parameters whole on every worker (DeepSpeed's stage3_param_persistence_threshold).
+_PERSISTENCE_THRESHOLD = 100_000
 
 
 def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
-    """The model as the engine trains it, on the meta device.
+    """Return the model as the engine trains it, on the meta device.
 
     Raises:
-        RuntimeError: the model cannot be made without its weights.
+        RuntimeError: The model cannot be made without its weights.
     """
     if type(task).build_model is not Task.build_model:
-        raise RuntimeError("the task builds its model in a way of its own")
+        raise RuntimeError("the task builds its model itself")
     with torch.device("meta"):
         model = empty_model(task.auto_model, load_config(task.model, **task.head()))
         task.add_adapters(model)
@@ -49,148 +49,155 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
         else:
             for layer in batch_norms(model):
                 layer.eval()
-    torch.nn.Module.to(model, dtype=_DTYPES[job.train.precision])  # transformers leaves its own untyped
+    torch.nn.Module.to(model, dtype=_DTYPES[job.train.precision])  # transformers' own `to` is untyped
     return model
 
 
 def count_parameters(model: torch.nn.Module) -> ParameterCounts:
-    """Sizes of a model's parameters and buffers."""
+    """Count a model's parameters and the bytes of its buffers."""
     trained = [p for p in model.parameters() if p.requires_grad]
     sizes = [p.numel() for p in trained]
     return ParameterCounts(
         trained=sum(sizes),
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        persistent=sum(p.numel() for p in model.parameters() if p.numel() < _PERSISTENT),
+        persistent=sum(p.numel() for p in model.parameters() if p.numel() < _PERSISTENCE_THRESHOLD),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
     )
 
 
 def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, evaluation: Batch) -> Activations:
-    """Bytes a micro-batch keeps alive beside the model.
+    """Measure the bytes that a micro-batch keeps alive in addition to the model.
 
     Args:
-        model: a `meta_model`; it is given fake weights.
-        task: its losses.
-        train: the largest micro-batch, on the CPU.
-        evaluation: the largest evaluation batch.
+        model: Model of `meta_model`; its weights become fake tensors.
+        task: Task with the loss.
+        train: Largest micro-batch, on the CPU.
+        evaluation: Largest evaluation batch, on the CPU.
 
     Raises:
-        RuntimeError: the model's code looks at values, which fake tensors do not have.
+        RuntimeError: The model's code reads values, which fake tensors do not have.
     """
-    quiet = logging.getLogger("torch._subclasses.fake_tensor")
-    level, quiet.level = quiet.level, logging.CRITICAL
-    labelled = int((train.labels != -100).sum())
+    fake_logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = fake_logger.level
+    fake_logger.setLevel(logging.CRITICAL)  # it logs code that reads values, which the caller reports itself
+    num_labelled = int((train.labels != -100).sum())
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        # Without `allow_non_fake_inputs` constants that the model's code makes on its own would be refused.
+        with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
-            tracker = LiveTensorTracker(model, labelled, train.labels.shape)
-            hooks = [
-                p.register_post_accumulate_grad_hook(tracker.to_gradients)
-                for p in model.parameters()
-                if p.requires_grad
-            ]
+            tracker = LiveTensorTracker(model, num_labelled, train.labels.shape)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            hooks = [p.register_post_accumulate_grad_hook(tracker.count_as_gradient) for p in trained]
             with tracker:
-                _micro_step(model, task, _fake(mode, train, model.dtype))
-                joint, backward = tracker.joint, tracker.backward
-                forward = tracker.forward
+                _run_micro_batch(model, task, _fake(train, model.dtype))
+                forward, backward, joint = tracker.forward, tracker.backward, tracker.joint
             for hook in hooks:
                 hook.remove()
-            looked = LiveTensorTracker(model, evaluation.labels.numel(), evaluation.labels.shape)
+            evaluation_tracker = LiveTensorTracker(model, evaluation.labels.numel(), evaluation.labels.shape)
             model.eval()
-            with looked, torch.no_grad():
-                _score(model, task, _fake(mode, evaluation, model.dtype))
+            with evaluation_tracker, torch.no_grad():
+                _run_evaluation(model, task, _fake(evaluation, model.dtype))
     finally:
-        quiet.level = level
-    return Activations(forward=forward, backward=backward, joint=joint, evaluation=looked.forward)
+        fake_logger.setLevel(level)
+    return Activations(forward=forward, backward=backward, joint=joint, evaluation=evaluation_tracker.forward)
 
 
-def _micro_step(model: "PreTrainedModel", task: Task, batch: Batch) -> None:
-    """As `train/loop.py` and `train/engine.py` run it."""
+def _run_micro_batch(model: "PreTrainedModel", task: Task, batch: Batch) -> None:
+    """Run forward and backward with the same operations as `train/loop.py` and `train/engine.py`."""
     losses_B = task.sample_losses(model(**batch.inputs).logits, batch.labels)
     loss_sum = (losses_B * batch.mask).sum()
     (loss_sum / 1.0 * 1).backward()
 
 
-def _score(model: "PreTrainedModel", task: Task, batch: Batch) -> None:
-    """As `train/validate.py` runs it: the samples that are no fillers are taken out of the logits."""
+def _run_evaluation(model: "PreTrainedModel", task: Task, batch: Batch) -> None:
+    """Score a batch like `train/validate.py`, which copies the logits of samples that are not padding."""
     logits = model(**batch.inputs).logits
-    chosen = logits.clone()
-    task.sample_losses(chosen, batch.labels)
+    selected = logits.clone()
+    task.sample_losses(selected, batch.labels)
 
 
-def _fake(mode: FakeTensorMode, batch: Batch, dtype: torch.dtype) -> Batch:
+def _fake(batch: Batch, dtype: torch.dtype) -> Batch:
+    """Return the batch as fake tensors, inside a FakeTensorMode; floating-point inputs in the model's dtype."""
+
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype)
 
-    inputs = {
-        name: value if isinstance(value, bool) else fake(value).to(dtype) if value.is_floating_point() else fake(value)
-        for name, value in batch.inputs.items()
-    }
+    def fake_input(value: torch.Tensor | bool) -> torch.Tensor | bool:
+        if isinstance(value, bool):
+            return value
+        return fake(value).to(dtype) if value.is_floating_point() else fake(value)
+
+    inputs = {name: fake_input(value) for name, value in batch.inputs.items()}
     return Batch(inputs, fake(batch.labels), fake(batch.mask))
 
 
 class LiveTensorTracker(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, as long as they live; gradients apart.
+    """Counter of the bytes of live tensors that operations have made; gradients are counted apart.
 
     Args:
-        model: whose own tensors do not count.
-        labelled: how many of the labels count; a mask of the labels' shape chooses that many.
-        labels: their shape.
+        model: Model whose own tensors do not count.
+        num_labelled: Number of labels that are not ignored; a mask of the labels' shape selects that many values.
+        labels_shape: Shape of the labels.
     """
 
-    def __init__(self, model: torch.nn.Module, labelled: int, labels: torch.Size) -> None:
+    def __init__(self, model: torch.nn.Module, num_labelled: int, labels_shape: torch.Size) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self._labelled, self._labels = labelled, labels
-        self._live = self._gradients = 0
-        own = [*model.parameters(), *model.buffers()]
-        self._kept = own
-        self._seen = {tensor.untyped_storage()._cdata: 0 for tensor in own}
+        self._num_labelled = num_labelled
+        self._labels_shape = labels_shape
+        self._live_bytes = self._gradient_bytes = 0
+        # The list keeps the model's storages alive: their addresses, which are the keys, must not be used again.
+        self._model_tensors = [*model.parameters(), *model.buffers()]
+        self._bytes_by_storage = {tensor.untyped_storage()._cdata: 0 for tensor in self._model_tensors}
         self.forward = self.backward = self.joint = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
-        chosen = self._choose(func, args)
-        out = func(*args, **(kwargs or {})) if chosen is None else chosen
-        tree_map_only(torch.Tensor, self._see, out)
-        if self._gradients:
-            self.backward = max(self.backward, self._live)
+        selected = self._select(func, args)
+        out = func(*args, **(kwargs or {})) if selected is None else selected
+        tree_map_only(torch.Tensor, self._track, out)
+        if self._gradient_bytes:
+            self.backward = max(self.backward, self._live_bytes)
         else:
-            self.forward = max(self.forward, self._live)
-        self.joint = max(self.joint, self._live + self._gradients)
+            self.forward = max(self.forward, self._live_bytes)
+        self.joint = max(self.joint, self._live_bytes + self._gradient_bytes)
         return out
 
-    def to_gradients(self, parameter: torch.nn.Parameter) -> None:
-        """A gradient is whole: from now on it counts as one."""
+    def count_as_gradient(self, parameter: torch.nn.Parameter) -> None:
+        """Count the parameter's complete gradient as one from now on (a post-accumulate-grad hook)."""
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
-        size, self._seen[key] = self._seen.get(key, 0), 0
-        self._live -= size
-        self._gradients += size
+        size = self._bytes_by_storage.get(key, 0)
+        self._bytes_by_storage[key] = 0
+        self._live_bytes -= size
+        self._gradient_bytes += size
 
-    def _choose(self, func: object, args: tuple[object, ...]) -> torch.Tensor | None:
-        """What a mask chooses, whose number of values only the real labels tell."""
+    def _select(self, func: object, args: tuple[object, ...]) -> torch.Tensor | None:
+        """Return the values that a boolean mask selects; None if the operation is another.
+
+        Their number depends on the mask's values, for which FakeTensorMode raises.
+        """
         if func is torch.ops.aten.index.Tensor:
             tensor, indices = args[:2]
             assert isinstance(tensor, torch.Tensor) and isinstance(indices, list | tuple)
             mask = indices[0]
             if len(indices) != 1 or not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
                 return None
-            return tensor.new_empty((self._count(mask), *tensor.shape[mask.dim() :]))
+            return tensor.new_empty((self._num_selected(mask), *tensor.shape[mask.dim() :]))
         if func is torch.ops.aten.masked_select.default:
             tensor, mask = args[:2]
             assert isinstance(tensor, torch.Tensor) and isinstance(mask, torch.Tensor)
-            return tensor.new_empty((self._count(mask),))
+            return tensor.new_empty((self._num_selected(mask),))
         return None
 
-    def _count(self, mask: torch.Tensor) -> int:
-        return self._labelled if mask.shape == self._labels else mask.numel()
+    def _num_selected(self, mask: torch.Tensor) -> int:
+        return self._num_labelled if mask.shape == self._labels_shape else mask.numel()
 
-    def _see(self, tensor: torch.Tensor) -> None:
+    def _track(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self._seen:
-            self._seen[key] = storage.nbytes()
-            self._live += self._seen[key]
-            weakref.finalize(storage, self._gone, key)
+        if key not in self._bytes_by_storage:
+            self._bytes_by_storage[key] = storage.nbytes()
+            self._live_bytes += storage.nbytes()
+            weakref.finalize(storage, self._release, key)
 
-    def _gone(self, key: int) -> None:
-        self._live -= self._seen.pop(key, 0)
+    def _release(self, key: int) -> None:
+        self._live_bytes -= self._bytes_by_storage.pop(key, 0)

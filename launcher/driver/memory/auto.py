@@ -1,7 +1,6 @@
-"""Whether a run fits into its workers: decides `parallel.zero` and `parallel.micro_batch` where they are auto.
+"""Chooses `parallel.zero` and `parallel.micro_batch` where the job says `auto`, and estimates a worker's memory.
 
-Runs on the client and the head; the formulas are in `driver/memory/estimate.py`, the measuring in
-`driver/memory/activations.py`.
+Runs on the client and the head. The formulas are in `estimate.py`, the measurement of activations in `activations.py`.
 """
 
 import os
@@ -15,8 +14,14 @@ import pyarrow as pa
 
 from launcher.data.rank_batches import repeated
 from launcher.data.splits import Split
-from launcher.driver.memory import estimate as formulas
-from launcher.driver.memory.estimate import Activations, MemoryConfig, ParameterCounts
+from launcher.driver.memory.estimate import (
+    Activations,
+    MemoryConfig,
+    ParameterCounts,
+    largest_micro_batch,
+    lowest_stage,
+    worker_memory,
+)
 from launcher.errors import LauncherError
 from launcher.formatting import format_bytes
 from launcher.rundir.directory import RunDir
@@ -26,12 +31,12 @@ from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Batch, Task
 
-# Rows looked at for the longest: a few hundred milliseconds, of pictures as well, which are all of one size.
-_LOOK_ROWS, _LOOK_PICTURES, _ENCODED = 4096, 8, 64
-# Libraries, the CUDA context, the object store and fragmentation want their part.
-_USABLE = 0.8
-# What the sizes depend on; the trials of a sweep differ in other things, and are measured once.
-_MATTERS: Mapping[str, bool | set[str]] = {
+# Rows among which the longest are sought: a few hundred milliseconds, for images too, which all have one size.
+_SEARCHED_ROWS, _SEARCHED_IMAGES, _ENCODED_ROWS = 4096, 8, 64
+# The rest is for libraries, the CUDA context, the object store and fragmentation.
+_USABLE_FRACTION = 0.8
+# Keys that sizes depend on. The trials of a sweep differ in other keys, so they are measured once.
+_SIZE_KEYS: Mapping[str, bool | set[str]] = {
     "task": True,
     "model": True,
     "data": {"train"},
@@ -40,172 +45,179 @@ _MATTERS: Mapping[str, bool | set[str]] = {
     "evaluation": {"batch_size"},
     "cluster": {"workers"},
 }
-# What a model's own code may say where it looks at values, which tensors without content do not have.
-_NO_VALUES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
+# Errors of a model's own code that reads values, which fake tensors do not have.
+_NEEDS_VALUES_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
+
+Estimate = Callable[[int, int], WorkerMemory]
+"""Returns a worker's memory for a ZeRO stage and a micro-batch size."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a worker has and needs.
+    """Resolved `parallel:` section, and the memory it takes.
 
     Args:
-        job: with `zero` and `micro_batch` as numbers.
-        memory: predicted; None where it was not measured.
-        limit: bytes a worker may use; None is unknown.
-        notes: what was decided and why.
+        job: Job with `zero` and `micro_batch` as numbers.
+        memory: Estimate for one worker; None if it was not made.
+        limit_bytes: Memory that one worker may use; None if unknown.
+        notes: Sentences on what was chosen and why.
     """
 
     job: JobSpec
     memory: WorkerMemory | None
-    limit: int | None
+    limit_bytes: int | None
     notes: tuple[str, ...]
 
 
-def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, measure: bool) -> MemoryPlan:
-    """Decide what is auto, and predict.
+def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, always_estimate: bool = False) -> MemoryPlan:
+    """Choose the ZeRO stage and micro-batch size where the job says `auto`, and estimate memory per worker.
 
     Args:
-        job: resolved but for these.
-        run: whose checkpoints bound the stages, and which may know that a micro-batch does not fit.
-        train: whose longest rows make the largest batch.
-        measure: whether to predict even where nothing is to be decided.
+        job: Job with absolute paths and inferred labels.
+        run: Run directory. Its checkpoints restrict the stages; an earlier OOM caps the micro-batch.
+        train: Training split. Its longest rows form the worst-case batch.
+        always_estimate: Estimate memory even if nothing is `auto` (takes 1-2 s).
     """
-    share, stages = largest_local_batch(job, train), _stages(run)
-    job = _with_oom_cap(job, run, share)
+    local_batch = largest_local_batch(job, train)
+    stages = _allowed_stages(run)
+    job = _with_oom_cap(job, run, local_batch)
     parallel = job.parallel
-    if not (measure or parallel.zero == "auto" or parallel.micro_batch == "auto"):
+    if not (always_estimate or parallel.zero == "auto" or parallel.micro_batch == "auto"):
         return MemoryPlan(job, None, None, ())
     limit = worker_memory_limit(job)
     try:
-        return _decide(job, _needs(job, train, share), share, (limit, stages))
+        return _choose(job, _make_estimate(job, train, local_batch), local_batch, limit, stages)
     except LauncherError:
         raise
-    except _NO_VALUES as error:
+    except _NEEDS_VALUES_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         zero = 3 if stages[0] == 3 and parallel.zero == "auto" else job.zero_stage
-        settled = _settled(job, zero, None if parallel.micro_batch == "auto" else parallel.micro_batch)
-        return MemoryPlan(settled, None, limit, (f"the memory of activations is not known beforehand ({reason})",))
+        micro_batch = None if parallel.micro_batch == "auto" else parallel.micro_batch
+        note = f"the memory of activations cannot be estimated ({reason})"
+        return MemoryPlan(_with_parallel(job, zero, micro_batch), None, limit, (note,))
 
 
 def largest_local_batch(job: JobSpec, train: Split) -> int:
-    """Samples of the largest share of a global batch."""
+    """Return the largest number of samples that one rank has of a global batch."""
     return -(-min(job.train.batch_size, train.rows) // job.cluster.workers)
 
 
-def _stages(run: RunDir) -> tuple[int, ...]:
-    """ZeRO stages that `auto` may take: a checkpoint of stage 3 is read by stage 3 alone, the others by each other."""
+def _allowed_stages(run: RunDir) -> tuple[int, ...]:
+    """Return the stages that `auto` may choose: only ZeRO-3 reads a ZeRO-3 checkpoint; the others read each other's."""
     old = run.find_record("plan.json", Plan)
     if old is None:
         return (0, 1, 2, 3)
     return (3,) if old.zero == 3 else (0, 1, 2)
 
 
-def _with_oom_cap(job: JobSpec, run: RunDir, share: int) -> JobSpec:
-    """With the smaller micro-batch that the run found when memory ran out."""
-    given = job.parallel.micro_batch
-    size = given if isinstance(given, int) else share
-    known = effective_micro_batch(run, size)
-    if known == size:
-        return job
-    return job.model_copy(update={"parallel": job.parallel.model_copy(update={"micro_batch": known})})
+def _with_oom_cap(job: JobSpec, run: RunDir, local_batch: int) -> JobSpec:
+    """Return the job with the smaller micro-batch that the run recorded when it was out of memory."""
+    requested = job.parallel.micro_batch
+    size = requested if isinstance(requested, int) else local_batch
+    capped = effective_micro_batch(run, size)
+    return job if capped == size else _with_parallel(job, job.parallel.zero, capped)
 
 
-def _decide(
-    job: JobSpec, needs: Callable[[int, int], WorkerMemory], share: int, has: tuple[int | None, Sequence[int]]
-) -> MemoryPlan:
-    (limit, stages), parallel = has, job.parallel
+def _choose(job: JobSpec, estimate: Estimate, local_batch: int, limit: int | None, stages: Sequence[int]) -> MemoryPlan:
     notes = []
-    micro = parallel.micro_batch
-    size = share if not isinstance(micro, int) else min(micro, share)
+    requested = job.parallel.micro_batch
+    micro_batch = min(requested, local_batch) if isinstance(requested, int) else local_batch
     zero = job.zero_stage
-    if parallel.zero == "auto":
-        smallest = 1 if micro == "auto" else size
-        zero, why = _stage(job, lambda stage: needs(stage, smallest).needed, limit, stages)
-        notes.append(f"parallel.zero: auto takes {zero}: {why}")
-    if micro == "auto":
-        size, why = _size(job, share, lambda count: needs(zero, count).needed, limit)
-        notes.append(f"parallel.micro_batch: auto takes {size}: {why}")
-    memory = needs(zero, size)
+    if job.parallel.zero == "auto":
+        smallest = 1 if requested == "auto" else micro_batch
+        zero, reason = _choose_stage(job, lambda stage: estimate(stage, smallest).needed, limit, stages)
+        notes.append(f"parallel.zero: auto takes {zero}: {reason}")
+    if requested == "auto":
+        micro_batch, reason = _choose_micro_batch(job, local_batch, lambda size: estimate(zero, size).needed, limit)
+        notes.append(f"parallel.micro_batch: auto takes {micro_batch}: {reason}")
+    memory = estimate(zero, micro_batch)
     if limit is not None and memory.needed > limit:
         notes.append(
             f"a worker needs about {format_bytes(memory.needed)} of memory and has {format_bytes(limit)}: lower "
             "parallel.micro_batch or task.max_length, raise parallel.zero, or set parallel.activation_checkpointing: "
             "true"
         )
-    notes += _disk(job, memory)
-    return MemoryPlan(_settled(job, zero, size if micro == "auto" else micro), memory, limit, tuple(notes))
+    notes += _storage_notes(job, memory)
+    job = _with_parallel(job, zero, micro_batch if requested == "auto" else requested)
+    return MemoryPlan(job, memory, limit, tuple(notes))
 
 
-def _disk(job: JobSpec, memory: WorkerMemory) -> list[str]:
-    """Whether a local storage has room for the checkpoints: the last ones, the best, and the one being written."""
-    folder = RunDir(job.output.storage).local
-    if folder is None:
-        return []
-    while not folder.exists():
-        folder = folder.parent
-    wanted, free = memory.checkpoint * (job.checkpoint.keep_last + 2), shutil.disk_usage(folder).free
-    if wanted <= free:
-        return []
-    return [
-        f"output.storage: checkpoints take up to {format_bytes(wanted)}, {folder} has {format_bytes(free)} left; lower "
-        "checkpoint.keep_last, or give another storage"
-    ]
-
-
-def _settled(job: JobSpec, zero: int, micro: int | str | None) -> JobSpec:
-    return job.model_copy(update={"parallel": job.parallel.model_copy(update={"zero": zero, "micro_batch": micro})})
-
-
-def _stage(job: JobSpec, peak: Callable[[int], int], limit: int | None, stages: Sequence[int]) -> tuple[int, str]:
-    """The stage, and why."""
+def _choose_stage(
+    job: JobSpec, peak: Callable[[int], int], limit: int | None, stages: Sequence[int]
+) -> tuple[int, str]:
+    """Return the lowest ZeRO stage that fits, and the reason; lower stages communicate less."""
     parallel = job.parallel
     if job.train.optimizer.type == "adafactor":
         return 0, "Adafactor factors whole matrices, which the other stages cut"
     if stages[0] == 3:
-        return 3, "the run's checkpoints are of it"
+        return 3, "the run's checkpoints are of stage 3"
     if parallel.offload_parameters or parallel.offload_path:
         return 3, "only ZeRO-3 offloads weights, or states to a disk"
     if limit is None:
         return job.zero_stage, "the workers' memory is not known here"
     if job.cluster.workers == 1:
-        return job.zero_stage, "a single worker has nobody to shard with"
-    # Half precision needs ZeRO for its fp32 masters, offloading for the states.
+        return job.zero_stage, "a single worker has no other to shard with"
+    # Half precision needs ZeRO for its fp32 master weights, offloading for the optimizer states.
     first = 1 if job.train.precision != "fp32" or parallel.offload_optimizer else 0
     last = min(stages[-1], 2 if job.train.compile else 3)
-    found = formulas.lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
-    if found is None:
-        return last, f"even so about {format_bytes(peak(last))} are needed where {format_bytes(limit)} are there"
-    return found, f"the lowest stage that fits, {format_bytes(peak(found))} of {format_bytes(limit)}"
+    fitting = lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
+    if fitting is None:
+        return last, f"the smallest, and still about {format_bytes(peak(last))} of {format_bytes(limit)}"
+    return fitting, f"the lowest stage that fits, {format_bytes(peak(fitting))} of {format_bytes(limit)}"
 
 
-def _size(job: JobSpec, share: int, peak: Callable[[int], int], limit: int | None) -> tuple[int, str]:
-    """The micro-batch, and why."""
+def _choose_micro_batch(
+    job: JobSpec, local_batch: int, peak: Callable[[int], int], limit: int | None
+) -> tuple[int, str]:
+    """Return the largest micro-batch that fits, and the reason."""
     if job.model.syncs_batch_norm:
-        return share, "the whole share, as BatchNorm sees micro-batches"
-    size = formulas.largest_micro_batch(share, peak, limit)
+        return local_batch, "the whole local batch, as BatchNorm sees micro-batches"
+    size = largest_micro_batch(local_batch, peak, limit)
     if limit is None:
-        return size, "the whole share, as the workers' memory is not known here; it is halved where it does not fit"
-    if size == share:
-        return size, f"the whole share fits, {format_bytes(peak(size))} of {format_bytes(limit)}"
-    return size, f"the largest part of the share that fits, {format_bytes(peak(size))} of {format_bytes(limit)}"
+        return size, "the whole local batch, as the workers' memory is not known here; it is halved if it does not fit"
+    part = "the whole local batch fits" if size == local_batch else "the largest part of the local batch that fits"
+    return size, f"{part}, {format_bytes(peak(size))} of {format_bytes(limit)}"
+
+
+def _storage_notes(job: JobSpec, memory: WorkerMemory) -> list[str]:
+    """Return a note if a local storage cannot hold the last checkpoints, the best, and the one being written."""
+    folder = RunDir(job.output.storage).local
+    if folder is None:
+        return []
+    while not folder.exists():
+        folder = folder.parent
+    required = memory.checkpoint * (job.checkpoint.keep_last + 2)
+    free = shutil.disk_usage(folder).free
+    if required <= free:
+        return []
+    return [
+        f"output.storage: checkpoints take up to {format_bytes(required)}, {folder} has {format_bytes(free)} left; "
+        "lower checkpoint.keep_last, or choose another storage"
+    ]
+
+
+def _with_parallel(job: JobSpec, zero: int | str, micro_batch: int | str | None) -> JobSpec:
+    parallel = job.parallel.model_copy(update={"zero": zero, "micro_batch": micro_batch})
+    return job.model_copy(update={"parallel": parallel})
 
 
 def worker_memory_limit(job: JobSpec) -> int | None:
-    """Bytes one worker may use; None where they cannot be known from here."""
+    """Return the bytes that one worker may use; None if this machine cannot know them."""
     cluster = job.cluster
     if cluster.gpus_per_worker > 0:
         import torch
 
         if cluster.address or not torch.cuda.is_available():
             return None
-        return int(torch.cuda.get_device_properties(0).total_memory * min(1.0, cluster.gpus_per_worker) * _USABLE)
+        gpu_bytes = torch.cuda.get_device_properties(0).total_memory
+        return int(gpu_bytes * min(1.0, cluster.gpus_per_worker) * _USABLE_FRACTION)
     if cluster.address or cluster.kubernetes is not None or os.environ.get("RAY_ADDRESS"):
         return None
-    return int(host_memory() * _USABLE / cluster.workers)
+    return int(_host_memory() * _USABLE_FRACTION / cluster.workers)
 
 
-def host_memory() -> int:
-    """Bytes this machine, or the container around this process, has."""
+def _host_memory() -> int:
+    """Return the bytes of memory of this machine, or of the container around this process."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         path = Path(name)
@@ -215,38 +227,50 @@ def host_memory() -> int:
     return total
 
 
-def _needs(job: JobSpec, train: Split, share: int) -> Callable[[int, int], WorkerMemory]:
-    """(stage, micro-batch) -> what a worker needs.
+def _make_estimate(job: JobSpec, train: Split, local_batch: int) -> Estimate:
+    """Return a function from stage and micro-batch size to a worker's memory, for the longest training rows.
 
     Raises:
-        RuntimeError: the model's code cannot be run on shapes alone.
+        RuntimeError: The model's code cannot run on fake tensors.
     """
-    key = job.model_dump_json(include=_MATTERS)
+    key = job.model_dump_json(include=_SIZE_KEYS)
     task = build_task(job)
-    samples, lengths = _longest(task, train)
+    samples, lengths = _longest_samples(task, train)
     longest = int(lengths.argmax())
-    fill = 1 if task.pack_length is None else max(1, task.pack_length // max(1, int(lengths[longest])))
-    evaluated = -(-job.evaluation.batch_size // job.cluster.workers)
+    rows_per_sample = 1 if task.pack_length is None else max(1, task.pack_length // max(1, int(lengths[longest])))
+    evaluation_rows = -(-job.evaluation.batch_size // job.cluster.workers)
 
-    def needs(zero: int, size: int) -> WorkerMemory:
-        count = size if task.pack_length is None else max(1, -(-size // fill))
-        train_batch = repeated(task, samples, longest, count, fill)
-        evaluation = repeated(task, samples, longest, evaluated, 1)
-        found = _measured(key, count, lambda: _measure(job, task, train_batch, evaluation))
-        return formulas.worker_memory(*found, memory_config(job, zero, share > size))
+    def estimate(zero: int, micro_batch: int) -> WorkerMemory:
+        count = micro_batch if task.pack_length is None else max(1, -(-micro_batch // rows_per_sample))
+        if (key, count) not in _MEASURED:
+            train_batch = repeated(task, samples, longest, count, rows_per_sample)
+            evaluation_batch = repeated(task, samples, longest, evaluation_rows, 1)
+            _MEASURED[key, count] = _measure(job, task, train_batch, evaluation_batch)
+        parameters, activations = _MEASURED[key, count]
+        return worker_memory(parameters, activations, _memory_config(job, zero, local_batch > micro_batch))
 
-    return needs
+    return estimate
 
 
-def memory_config(job: JobSpec, zero: int, accumulates: bool) -> MemoryConfig:
-    """How a job uses memory at a stage."""
+_MEASURED: dict[tuple[str, int], tuple[ParameterCounts, Activations]] = {}
+
+
+def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple[ParameterCounts, Activations]:
+    # Imports torch and transformers, which a plan without an estimate does not need.
+    from launcher.driver.memory import activations
+
+    model = activations.meta_model(job, task)
+    return activations.count_parameters(model), activations.measure_activations(model, task, train, evaluation)
+
+
+def _memory_config(job: JobSpec, zero: int, has_accumulation: bool) -> MemoryConfig:
     parallel = job.parallel
     return MemoryConfig(
         workers=job.cluster.workers,
         zero=zero,
         element_bytes=4 if job.train.precision == "fp32" else 2,
-        has_accumulation=accumulates,
-        optimizer_slots=_states(job),
+        has_accumulation=has_accumulation,
+        optimizer_slots=_optimizer_slots(job),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,
         offload_to_disk=parallel.offload_path is not None,
@@ -256,47 +280,29 @@ def memory_config(job: JobSpec, zero: int, accumulates: bool) -> MemoryConfig:
     )
 
 
-def _states(job: JobSpec) -> float:
-    """Numbers of 4 bytes an optimizer keeps of each trained weight."""
+def _optimizer_slots(job: JobSpec) -> float:
+    """Return the number of fp32 values that the optimizer keeps for each trained weight."""
     optimizer = job.train.optimizer
     if optimizer.type == "sgd":
         return 1.0 if optimizer.momentum else 0.0
-    # Adafactor keeps a row and a column of each matrix; 8 bits are a quarter of Adam's two.
+    # Adafactor keeps a row and a column of each matrix; 8 bits are a quarter of Adam's two values.
     return {"adafactor": 0.0, "adamw_8bit": 0.5}.get(optimizer.type, 2.0)
 
 
-_MEASURED: dict[tuple[str, int], tuple[ParameterCounts, Activations]] = {}
-
-
-def _measured(
-    key: str, count: int, measure: Callable[[], tuple[ParameterCounts, Activations]]
-) -> tuple[ParameterCounts, Activations]:
-    if (key, count) not in _MEASURED:
-        _MEASURED[key, count] = measure()
-    return _MEASURED[key, count]
-
-
-def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple[ParameterCounts, Activations]:
-    # It takes torch and transformers, which a plan without decisions does without.
-    from launcher.driver.memory import activations
-
-    model = activations.meta_model(job, task)
-    return activations.count_parameters(model), activations.measure_activations(model, task, train, evaluation)
-
-
-def _longest(task: Task, train: Split) -> tuple[pa.Table, np.ndarray]:
-    """Encoded samples, the longest of the rows looked at among them, and their lengths.
+def _longest_samples(task: Task, train: Split) -> tuple[pa.Table, np.ndarray]:
+    """Return encoded samples, the longest of the first rows among them, and their lengths.
 
     Raises:
-        RuntimeError: none of the rows can be used.
+        RuntimeError: None of the rows can be used.
     """
-    looked = _LOOK_PICTURES if task.from_scratch == "image" else _LOOK_ROWS
-    rows = train.read(np.arange(min(looked, train.rows)), task.input_columns + task.target_columns)
-    sizes = np.zeros(len(rows), np.int64)
+    searched = _SEARCHED_IMAGES if task.from_scratch == "image" else _SEARCHED_ROWS
+    rows = train.read(np.arange(min(searched, train.rows)), task.input_columns + task.target_columns)
+    text_lengths = np.zeros(len(rows), np.int64)
     for name in task.input_columns:
-        if pa.types.is_string(rows.schema.field(name).type) or pa.types.is_nested(rows.schema.field(name).type):
-            sizes += np.array([len(str(cell)) for cell in rows.column(name).to_pylist()], np.int64)
-    chosen = np.sort(np.argsort(-sizes, kind="stable")[:_ENCODED])
+        kind = rows.schema.field(name).type
+        if pa.types.is_string(kind) or pa.types.is_nested(kind):
+            text_lengths += np.array([len(str(cell)) for cell in rows.column(name).to_pylist()], np.int64)
+    chosen = np.sort(np.argsort(-text_lengths, kind="stable")[:_ENCODED_ROWS])
     encoded = task.encode(rows.take(pa.array(chosen)), True)
     if not len(encoded.valid_rows):
         raise RuntimeError("none of the first rows can be used")

@@ -1,61 +1,61 @@
-"""Memory of one train worker, predicted: states, DeepSpeed's own buffers, activations. Pure; runs on client and head.
+"""Estimates the memory of one train worker: states, DeepSpeed's buffers, activations. Pure; runs on client and head.
 
-`driver/memory/activations.py` finds the sizes of model and activations; `driver/memory/auto.py` decides with them.
-The formulas follow DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py), as `train/deepspeed_config.py`
-configures it.
+`activations.py` measures the sizes of model and activations; `auto.py` chooses with the estimate. The formulas follow
+DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py), as `train/deepspeed_config.py` configures it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.rundir.plan import WorkerMemory
 from launcher.rundir.records import Record
 from launcher.train.deepspeed_config import swap_buffers
 
-_FP32 = 4
-# Elements, DeepSpeed's own where its configuration is silent: stage3_max_reuse_distance, stage3_prefetch_bucket_size.
-_REUSE, _PREFETCH = 1_000_000_000, 50_000_000
+_FP32_BYTES = 4
+# Elements. DeepSpeed's defaults where its config is silent: stage3_max_reuse_distance, stage3_prefetch_bucket_size.
+_MAX_REUSE_DISTANCE, _PREFETCH_BUCKET = 1_000_000_000, 50_000_000
 
 
 class ParameterCounts(Record):
-    """Elements of a model's tensors."""
+    """Numbers of elements of a model's tensors."""
 
     trained: int
     frozen: int
     persistent: int
-    """Of parameters so small that ZeRO-3 keeps them whole."""
+    """Elements of parameters so small that ZeRO-3 keeps them whole on every worker."""
     buffer_bytes: int
 
 
 class Activations(Record):
-    """Largest number of bytes alive beside model, gradients and optimizer, with one micro-batch."""
+    """Largest number of bytes alive besides model, gradients and optimizer, for one micro-batch."""
 
     forward: int
-    """Until the first gradient is whole."""
+    """Until the first gradient is complete."""
     backward: int
-    """From then on."""
+    """After that."""
     joint: int
-    """With the gradients made so far."""
+    """Activations together with the gradients made so far."""
     evaluation: int
     """While an evaluation batch is scored."""
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How a run uses memory.
+    """Settings of a run that its memory depends on.
 
     Args:
-        workers: that share states.
-        zero: stage.
-        element_bytes: of a weight: 4 in fp32, 2 in half precision.
-        accumulates: whether a step has more than one micro-batch.
-        states: numbers of 4 bytes that the optimizer keeps of each trained weight; Adam has two moments.
-        offload_optimizer: states are in the CPU's memory.
-        offload_parameters: weights are in the CPU's memory between uses.
-        on_disk: states that are offloaded are in files, not in the CPU's memory.
-        averages: whether an average of the weights is kept beside them, where they are.
-        copies: whether what a checkpoint holds is copied into the CPU's memory while it is written.
-        on_cpu: whether that is where training happens.
+        workers: Number of workers that share states.
+        zero: ZeRO stage.
+        element_bytes: Bytes of a weight: 4 in fp32, 2 in half precision.
+        has_accumulation: True if a step has more than one micro-batch.
+        optimizer_slots: Number of fp32 values that the optimizer keeps for each trained weight; Adam keeps two.
+        offload_optimizer: True if optimizer states are in CPU memory.
+        offload_parameters: True if weights are in CPU memory between uses.
+        offload_to_disk: True if offloaded states are in files instead of CPU memory.
+        has_ema: True if a moving average of the weights is kept on the same device.
+        stages_checkpoints: True if a checkpoint is copied to CPU memory before it is written.
+        on_cpu: True if training runs in CPU memory.
     """
 
     workers: int
@@ -71,105 +71,124 @@ class MemoryConfig:
     on_cpu: bool = True
 
 
-def worker_memory(shapes: ParameterCounts, used: Activations, it: MemoryConfig) -> WorkerMemory:
-    """What one worker needs.
+def worker_memory(counts: ParameterCounts, activations: Activations, config: MemoryConfig) -> WorkerMemory:
+    """Estimate the memory of one worker.
 
     Args:
-        shapes: of the model.
-        used: by one micro-batch.
-        it: stage, workers and the like.
+        counts: Sizes of the model.
+        activations: Bytes that one micro-batch takes.
+        config: Stage, workers and the like.
     """
-    trained = shapes.trained
-    share = it.workers if it.zero else 1
-    half = it.element_bytes != _FP32
-    weights = (trained + shapes.frozen) * it.element_bytes + shapes.buffer_bytes
-    if it.zero == 3:
-        weights = weights // it.workers + shapes.persistent * it.element_bytes
-    # ZeRO, and half precision without it, update a flat copy of the weights in fp32, even where these are fp32 too.
-    master = trained * _FP32 // share if it.zero or half else 0
-    states = int(it.optimizer_slots * trained * _FP32) // share
-    kept = trained * _FP32 // share  # gradients are summed in fp32 (`train/deepspeed_config.py`)
-    away = master + states + kept if it.offload_optimizer else 0
-    disk, away = (away, kept + swap_buffers(trained // share)) if it.offload_to_disk else (0, away)
-    offloaded = away + (weights if it.offload_parameters else 0)
-    average = trained * _FP32 // (it.workers if it.zero == 3 else 1) if it.has_ema else 0
-    base = (0 if it.offload_parameters else weights) + (0 if it.offload_optimizer else master + states) + average
-    gradients, buffers, active, peak = _peak(shapes, used, it, kept, base)
-    peak = max(peak, base + used.evaluation) + (offloaded if it.on_cpu else 0)
-    # Of rank 0, which writes the weights below ZeRO-3, and all states without ZeRO.
-    copied = (weights + (0 if it.offload_to_disk else master + states) + average) if it.stages_checkpoints else 0
+    trained = counts.trained
+    shards = config.workers if config.zero else 1
+    weights = (trained + counts.frozen) * config.element_bytes + counts.buffer_bytes
+    if config.zero == 3:
+        weights = weights // config.workers + counts.persistent * config.element_bytes
+    # ZeRO, and half precision without it, updates a flat fp32 copy of the weights, even if these are fp32 too.
+    has_master = config.zero or config.element_bytes != _FP32_BYTES
+    master = trained * _FP32_BYTES // shards if has_master else 0
+    states = int(config.optimizer_slots * trained * _FP32_BYTES) // shards
+    gradient_shard = trained * _FP32_BYTES // shards  # summed in fp32 (`train/deepspeed_config.py`)
+    offloaded = master + states + gradient_shard if config.offload_optimizer else 0
+    disk = 0
+    if config.offload_to_disk:
+        disk = offloaded
+        offloaded = gradient_shard + swap_buffers(trained // shards)
+    if config.offload_parameters:
+        offloaded += weights
+    ema = trained * _FP32_BYTES // (config.workers if config.zero == 3 else 1) if config.has_ema else 0
+    resident = (
+        (0 if config.offload_parameters else weights) + (0 if config.offload_optimizer else master + states) + ema
+    )
+    step = _step_memory(counts, activations, config, gradient_shard, resident)
+    peak = max(step.peak, resident + activations.evaluation) + (offloaded if config.on_cpu else 0)
+    # Copy that rank 0 makes for a checkpoint: it writes the weights below ZeRO-3, and all states without ZeRO.
+    staged = 0
+    if config.stages_checkpoints:
+        staged = weights + (0 if config.offload_to_disk else master + states) + ema
     return WorkerMemory(
         weights=weights,
-        gradients=gradients,
-        optimizer=master + states + average,
-        buffers=buffers,
-        activations=active,
+        gradients=step.gradients,
+        optimizer=master + states + ema,
+        buffers=step.buffers,
+        activations=step.activations,
         peak=peak,
-        host=0 if it.on_cpu else offloaded + copied,
+        host=0 if config.on_cpu else offloaded + staged,
         disk=disk,
-        copy_bytes=copied if it.on_cpu else 0,
-        checkpoint=(trained + shapes.frozen) * it.element_bytes
-        + (states + master) * share
-        + (trained * _FP32 if it.has_ema else 0),
+        copy_bytes=staged if config.on_cpu else 0,
+        checkpoint=(trained + counts.frozen) * config.element_bytes
+        + (states + master) * shards
+        + (trained * _FP32_BYTES if config.has_ema else 0),
     )
 
 
-def _peak(
-    shapes: ParameterCounts, used: Activations, it: MemoryConfig, kept: int, base: int
-) -> tuple[int, int, int, int]:
-    """Bytes of gradients, of buffers, of activations, and of the largest sum while a step is made.
+class _StepMemory(NamedTuple):
+    """Bytes of gradients, DeepSpeed's buffers and activations, and the largest sum during a step."""
+
+    gradients: int
+    buffers: int
+    activations: int
+    peak: int
+
+
+def _step_memory(
+    counts: ParameterCounts, used: Activations, config: MemoryConfig, gradient_shard: int, resident: int
+) -> _StepMemory:
+    """Estimate what a training step takes.
 
     Args:
-        shapes: of the model.
-        used: by one micro-batch.
-        it: stage, workers and the like.
-        kept: of this worker's gradients.
-        base: what is always there.
+        counts: Sizes of the model.
+        used: Bytes that one micro-batch takes.
+        config: Stage, workers and the like.
+        gradient_shard: Bytes of this worker's shard of the gradients.
+        resident: Bytes that are allocated all the time.
     """
-    whole = shapes.trained * _FP32
-    if it.zero == 3:
-        # Weights stay gathered where they are used again within max_reuse_distance: in all smaller models. What is
-        # fetched ahead, up to the prefetch bucket, arrives in a flat buffer first.
-        scattered = shapes.trained + shapes.frozen - shapes.persistent
-        gathered = (min(scattered, _REUSE) + min(scattered, _PREFETCH)) * it.element_bytes
-        gradients = 0 if it.offload_optimizer else kept
-        buffers, active = whole + gathered, max(used.forward, used.backward)
-        return gradients, buffers, active, base + gradients + buffers + active
-    if it.zero == 2:
-        gradients = kept if it.has_accumulation and not it.offload_optimizer else 0
-        # The step makes this worker's gradients flat, beside their sums.
-        peak = base + max(gradients + used.forward, gradients + whole + used.backward, 2 * kept)
-        return gradients, whole, used.backward, peak
-    if it.zero == 1:
-        sums = (
-            it.has_accumulation or it.element_bytes != _FP32
-        )  # beside the gradient that a backward pass has just made
-        flowing = whole + used.backward if sums else max(used.forward, used.joint)
-        return whole, whole, used.backward, base + whole + max(flowing, 2 * whole // it.workers)
-    # One buffer that is always there (`train/flat_gradients.py`).
-    return whole, 0, used.backward, base + whole + max(used.forward, used.backward)
+    all_gradients = counts.trained * _FP32_BYTES
+    if config.zero == 3:
+        # Weights stay gathered if they are used again within max_reuse_distance, so in all smaller models. Prefetched
+        # ones, up to the bucket size, arrive in a flat buffer first.
+        sharded = counts.trained + counts.frozen - counts.persistent
+        gathered = (min(sharded, _MAX_REUSE_DISTANCE) + min(sharded, _PREFETCH_BUCKET)) * config.element_bytes
+        gradients = 0 if config.offload_optimizer else gradient_shard
+        buffers = all_gradients + gathered
+        activations = max(used.forward, used.backward)
+        return _StepMemory(gradients, buffers, activations, resident + gradients + buffers + activations)
+    if config.zero == 2:
+        gradients = gradient_shard if config.has_accumulation and not config.offload_optimizer else 0
+        # The optimizer step makes this worker's gradients flat, in addition to their sums.
+        peak = resident + max(gradients + used.forward, gradients + all_gradients + used.backward, 2 * gradient_shard)
+        return _StepMemory(gradients, all_gradients, used.backward, peak)
+    if config.zero == 1:
+        # Sums exist in addition to the gradient that a backward pass has just made.
+        has_sums = config.has_accumulation or config.element_bytes != _FP32_BYTES
+        backward = all_gradients + used.backward if has_sums else max(used.forward, used.joint)
+        peak = resident + all_gradients + max(backward, 2 * all_gradients // config.workers)
+        return _StepMemory(all_gradients, all_gradients, used.backward, peak)
+    # Stage 0: one gradient buffer that is always allocated (`train/flat_gradients.py`).
+    peak = resident + all_gradients + max(used.forward, used.backward)
+    return _StepMemory(all_gradients, 0, used.backward, peak)
 
 
 def lowest_stage(candidates: Sequence[int], peak: Callable[[int], int], limit: int | None) -> int | None:
-    """The lowest of some ZeRO stages that fits; None where none does.
+    """Return the lowest ZeRO stage that fits; None if none does.
 
     Args:
-        candidates: stages, lowest first.
-        peak: bytes a worker needs at a stage.
-        limit: bytes it has; None is unknown and fits nothing.
+        candidates: Stages, lowest first.
+        peak: Function from a stage to the bytes a worker needs.
+        limit: Bytes a worker has; None is unknown and fits nothing.
     """
     return next((stage for stage in candidates if limit is not None and peak(stage) <= limit), None)
 
 
-def largest_micro_batch(share: int, peak: Callable[[int], int], limit: int | None) -> int:
-    """The largest of share, share / 2, share / 4 ... that fits, 1 where none does; the share where nothing is known.
+def largest_micro_batch(local_batch: int, peak: Callable[[int], int], limit: int | None) -> int:
+    """Return the largest of local batch, 1/2, 1/4 ... of it that fits, or 1 if none does.
 
     Args:
-        share: samples of a worker's share of the global batch.
-        peak: bytes a worker needs with micro-batches of that many.
-        limit: bytes it has.
+        local_batch: Samples of one worker in a global batch.
+        peak: Function from a micro-batch size to the bytes a worker needs.
+        limit: Bytes a worker has; None is unknown, and the whole local batch is returned.
     """
-    size = max(1, share)
+    size = max(1, local_batch)
     while limit is not None and size > 1 and peak(size) > limit:
         size = -(-size // 2)
     return size

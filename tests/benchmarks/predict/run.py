@@ -46,7 +46,7 @@ from tests.support.finished_run import finished_run  # noqa: E402
 _BAD = 1000
 _CHUNK = 100_000
 _PROGRESS = re.compile(r"rows (\d+)/\d+ .*?([\d.]+) rows/s")
-_GOES_ON = re.compile(r"goes on: (\d+) of")
+_GOES_ON = re.compile(r"resuming: (\d+) of")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-import launcher.driver.leakage as leakage
+import launcher.driver.preflight as preflight
 from launcher.data.leakage import duplicates
 from launcher.data.leakage.duplicates import Limits, SearchStopped, find_duplicates
 from launcher.data.leakage.hashes import hash_array
@@ -266,7 +266,7 @@ def _check_in_background(prepared: PreparedJob) -> str:
     """Return what the check prints."""
     output = StringIO()
     console = Console(file=output, width=400)
-    with leakage.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
+    with preflight.check_leakage_in_background(prepared.job, prepared.run, prepared.splits, None, console):
         pass
     return output.getvalue()
 
@@ -297,14 +297,14 @@ def test_unchanged_data_is_compared_once(tiny_bert: Path, tmp_path: Path, monkey
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky()))
     _check_in_background(prepared)
     calls: list[object] = []
-    monkeypatch.setattr(leakage, "find_duplicates", lambda *args: calls.append(args) or find_duplicates(*args))
+    monkeypatch.setattr(preflight, "find_duplicates", lambda *args: calls.append(args) or find_duplicates(*args))
     splits = dict(prepared.splits)
-    assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None
+    assert preflight.compare_splits(prepared.job, prepared.run, splits) is not None
     del splits["test"]
-    assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None, "a part of what was compared"
+    assert preflight.compare_splits(prepared.job, prepared.run, splits) is not None, "a part of what was compared"
     assert not calls
     splits["validation"] = _split(tmp_path / "new", "validation", example_table(33, 5))
-    assert leakage.compare_splits(prepared.job, prepared.run, splits) is not None and len(calls) == 1
+    assert preflight.compare_splits(prepared.job, prepared.run, splits) is not None and len(calls) == 1
 
 
 def test_leakage_error_refuses_before_anything_is_written(tiny_bert: Path, tmp_path: Path) -> None:
@@ -320,9 +320,9 @@ def test_leakage_error_refuses_before_anything_is_written(tiny_bert: Path, tmp_p
 
 def test_leakage_off_and_a_single_split_compare_nothing(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepare(_job(tmp_path, tiny_bert, _leaky(), leakage="off"))
-    assert leakage.compare_splits(prepared.job, prepared.run, prepared.splits) is None
+    assert preflight.compare_splits(prepared.job, prepared.run, prepared.splits) is None
     alone = prepare(_job(tmp_path / "alone", tiny_bert, {"train": example_table(20)}))
-    assert leakage.compare_splits(alone.job, alone.run, alone.splits) is None
+    assert preflight.compare_splits(alone.job, alone.run, alone.splits) is None
 
 
 def test_failed_or_stopped_comparison_does_not_end_the_run(
@@ -334,7 +334,7 @@ def test_failed_or_stopped_comparison_does_not_end_the_run(
         raise DataError("train.parquet: cannot be read")
 
     with monkeypatch.context() as patched:
-        patched.setattr(leakage, "find_duplicates", fail)
+        patched.setattr(preflight, "find_duplicates", fail)
         note = _check_in_background(prepared)
     assert note == "note: the splits were not compared for rows in common (train.parquet: cannot be read)\n"
 
@@ -342,10 +342,10 @@ def test_failed_or_stopped_comparison_does_not_end_the_run(
         args[3].wait(20)
         raise SearchStopped
 
-    monkeypatch.setattr(leakage, "find_duplicates", wait)
+    monkeypatch.setattr(preflight, "find_duplicates", wait)
     with (
         pytest.raises(KeyboardInterrupt),
-        leakage.check_leakage_in_background(
+        preflight.check_leakage_in_background(
             prepared.job, prepared.run, prepared.splits, None, Console(file=StringIO())
         ),
     ):

@@ -1,4 +1,4 @@
-"""The plan of memory: what a micro-batch keeps is measured without computing it; stages and sizes follow from that."""
+"""Memory estimates: activations measured on fake tensors, and the stages and sizes that `auto` chooses from them."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ _TASKS = ("text-classification", "token-classification", "causal-lm", "image-cla
 _MIB = 2**20
 
 
-def _really_used(task: Task, batch: Batch) -> int:
-    """Peak bytes of a real micro-step beside the model, gradients among them."""
+def _profile_peak(task: Task, batch: Batch) -> int:
+    """Return the peak bytes of a real forward and backward in addition to the model, with gradients."""
     model = task.build_model()
     model.train()
     cpu = torch.profiler.ProfilerActivity.CPU
@@ -45,7 +45,7 @@ def _really_used(task: Task, batch: Batch) -> int:
 
 
 @pytest.mark.parametrize("kind", _TASKS)
-def test_a_micro_batch_is_measured_without_computing_it(
+def test_fake_tensors_measure_what_the_profiler_measures(
     kind: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     data = write_splits(tmp_path / "data", train=40, task=kind)
@@ -55,13 +55,13 @@ def test_a_micro_batch_is_measured_without_computing_it(
     split = prepare(job).splits["train"]
     encoded = task.encode(split.read(np.arange(8), task.input_columns + task.target_columns), True)
     batch = repeated(task, encoded.samples, int(encoded.lengths.argmax()), 16, 1)
-    found = measure_activations(meta_model(job, task), task, batch, batch)
-    # A batch without padding needs no attention mask in truth; measured without values, it has one.
-    assert 0.95 < found.joint / _really_used(task, batch) < 1.15
-    assert 0 < found.evaluation < found.forward <= found.joint
+    measured = measure_activations(meta_model(job, task), task, batch, batch)
+    # A real batch without padding skips the attention mask; fake tensors have no values, so the mask stays.
+    assert 0.95 < measured.joint / _profile_peak(task, batch) < 1.15
+    assert 0 < measured.evaluation < measured.forward <= measured.joint
 
 
-def test_checkpointing_and_size_change_what_is_kept(tiny_bert: Path, tmp_path: Path) -> None:
+def test_small_micro_batches_and_checkpointing_reduce_activations(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=40)
 
     def peak(**sections: Any) -> int:
@@ -74,7 +74,7 @@ def test_checkpointing_and_size_change_what_is_kept(tiny_bert: Path, tmp_path: P
     assert peak(train={"batch_size": 40}, parallel={"activation_checkpointing": True}) < whole / 1.3
 
 
-def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
+def test_auto_takes_the_lowest_stage_and_the_largest_micro_batch_that_fit(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_splits(tmp_path / "data", train=64)
@@ -89,39 +89,38 @@ def test_auto_takes_the_lowest_stage_and_the_largest_part_that_fit(
         return prepared.job.parallel.zero, prepared.plan.micro_batch, " ".join(prepared.plan.notes)
 
     assert chosen(1000)[:2] == (0, 16)
-    small = chosen(0.6)
-    assert small[0] in (1, 2, 3) and small[1] in (1, 2, 4, 8) and "the largest part of the share that fits" in small[2]
+    zero, micro_batch, notes = chosen(0.6)
+    assert zero in (1, 2, 3) and micro_batch in (1, 2, 4, 8)
+    assert "the largest part of the local batch that fits" in notes
     unknown = chosen(0)
     assert unknown[:2] == (2, 16) and "not known here" in unknown[2]
     assert chosen(1000, workers=1)[0] == 0
     assert "lower parallel.micro_batch" in chosen(0.01)[2]
 
 
-def test_stages_share_out_what_they_say() -> None:
-    sizes = ParameterCounts(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
-    nothing = Activations(forward=0, backward=0, joint=4000, evaluation=0)
-    by_stage = [worker_memory(sizes, nothing, MemoryConfig(4, zero, 4, False)) for zero in range(4)]
+def test_each_zero_stage_shards_its_states() -> None:
+    counts = ParameterCounts(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
+    activations = Activations(forward=0, backward=0, joint=4000, evaluation=0)
+    by_stage = [worker_memory(counts, activations, MemoryConfig(4, zero, 4, False)) for zero in range(4)]
     assert [m.weights for m in by_stage] == [6000, 6000, 6000, 1500]
-    assert [m.optimizer for m in by_stage] == [8000, 3000, 3000, 3000]  # with ZeRO's own copy of the weights
+    assert [m.optimizer for m in by_stage] == [8000, 3000, 3000, 3000]  # with ZeRO's fp32 copy of the weights
     assert {m.checkpoint for m in by_stage[1:]} == {6000 + 12000}
 
 
-def test_choices() -> None:
+def test_lowest_stage_and_largest_micro_batch() -> None:
     assert lowest_stage(range(4), lambda stage: 10 - stage, 8) == 2
     assert lowest_stage(range(4), lambda stage: 10, 8) is None and lowest_stage(range(4), lambda stage: 0, None) is None
     assert largest_micro_batch(12, lambda size: size, 4) == 3 and largest_micro_batch(12, lambda size: size, None) == 12
     assert largest_micro_batch(5, lambda size: 99, 4) == 1
 
 
-def test_nothing_is_measured_where_nothing_is_to_be_decided(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_job_without_auto_is_not_measured(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=64)
     job = make_job(tiny_bert, data, tmp_path)
     prepared = prepare(job)
-    assert (
-        prepared.plan.memory is None
-        and resolve_auto_parallel(job, prepared.run, prepared.splits["train"], False).job is job
-    )
+    assert prepared.plan.memory is None
+    assert resolve_auto_parallel(job, prepared.run, prepared.splits["train"]).job is job
 
 
-def test_little_memory_is_told_in_mib() -> None:
+def test_small_sizes_are_formatted_in_mib() -> None:
     assert [format_bytes(size) for size in (0, 3 << 20, 1 << 30)] == ["0.00 GiB", "3.00 MiB", "1.00 GiB"]
