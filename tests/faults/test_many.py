@@ -48,7 +48,7 @@ def test_a_checkpoint_that_is_cut_short_gives_way_to_the_one_before(job: JobSpec
     os.truncate(shard, shard.stat().st_size // 2)
     run, said = run_with(job, "cut-short", fault_tolerance={"max_failures": 0})
     same(run, plain)
-    assert f"the checkpoint of step {newest} is damaged" in said and "missing or cut short" in said
+    assert f"the checkpoint of step {newest} is damaged" in said and "missing or truncated" in said
 
 
 def test_a_driver_that_is_killed_again_and_again(job: JobSpec, plain: RunDir, tmp_path: Path) -> None:

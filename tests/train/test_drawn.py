@@ -101,7 +101,7 @@ def _part(prepared: PreparedJob, stop_after: int | None) -> Any:
     try:
         return train_here(prepared, stop_after)
     except LauncherError as error:
-        if "cannot be dealt" in error.message:  # a group of fewer weights than workers, as the launcher says
+        if "cannot be split into shards" in error.message:  # a group with fewer weights than workers
             return None
         raise
 

@@ -15,7 +15,7 @@ from launcher.rundir.lease import Lease
 from launcher.rundir.records import FileEntry
 from launcher.spec.job import JobSpec
 from launcher.train.checkpoint import catalog, writer
-from launcher.train.checkpoint.writer import CheckpointWriter, PartRecord, _Writing
+from launcher.train.checkpoint.writer import CheckpointWriter, PartRecord, _PendingSave
 from launcher.train.loop import INITIAL_STATE
 from tests.support.jobs import make_job
 
@@ -25,7 +25,7 @@ _CALLS = ("list", "exists", "read_bytes", "write_bytes", "delete")
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "sync", lambda _: None)
-    monkeypatch.setattr(writer, "_UNSEEN_S", 0.0)
+    monkeypatch.setattr(writer, "_VISIBLE_WITHIN_S", 0.0)
 
 
 def _job(folder: Path) -> JobSpec:
@@ -38,12 +38,12 @@ def _save(run: RunDir, lease: Lease, *steps: int, best: int | None = None) -> No
     for step in steps:
         mine = CheckpointWriter(run, _job(Path(run.uri)), engine, lease)
         state = INITIAL_STATE.model_copy(update={"step": step, "best_step": best})
-        place = mine._place(state)
+        place = mine._files_dir(state)
         run.write_bytes(f"{place}/state/shard", f"of {lease.token}".encode())
         entry = FileEntry(path="state/shard", size_bytes=4, sha256="0" * 64)
         run.write_record(f"{place}/parts/rank-00000.json", PartRecord(rank=0, files=(entry,)))
-        writing = _Writing(state)
-        writing.all_written.set()
+        writing = _PendingSave(state)
+        writing.is_written_everywhere.set()
         mine._complete(writing)
 
 

@@ -92,7 +92,7 @@ def _drive(prepared: PreparedJob, said: StringIO) -> list[int]:
     with (
         mock.patch.object(controller, "run_worker_group", fit),
         mock.patch.object(controller, "interruptible_sleep", lambda *_: None),
-        mock.patch.object(writer, "_PAUSE_S", 0.0),
+        mock.patch.object(writer, "_FIRST_DELAY_S", 0.0),
         mock.patch.object(worker, "iter_shards", cells),
         mock.patch.object(worker, "prepare_process", lambda _: None),
         mock.patch.object(worker, "is_node_draining", lambda: False),

@@ -13,7 +13,7 @@ from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError, RunError
 from launcher.rundir.directory import RunDir
 from launcher.train.checkpoint import catalog
-from launcher.train.checkpoint.trusted import check_file_names, weights_only_loads
+from launcher.train.checkpoint.reader import check_pickled_classes, weights_only_loads
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here
 
@@ -102,8 +102,8 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
     import pickle
 
     (tmp_path / "a.pt").write_bytes(pickle.dumps(_Evil(tmp_path / "touched")))
-    with pytest.raises(RunError, match=r"s3://x/a\.pt: is no file that torch has saved"):
-        check_file_names(tmp_path / "a.pt", "s3://x/a.pt")
+    with pytest.raises(RunError, match=r"s3://x/a\.pt: is not a file that torch has saved"):
+        check_pickled_classes(tmp_path / "a.pt", "s3://x/a.pt")
     with pytest.raises(RunError, match="s3://x: a file of it holds"), weights_only_loads("s3://x"):
         torch.load(tmp_path / "a.pt", weights_only=False)
     assert not (tmp_path / "touched").exists()

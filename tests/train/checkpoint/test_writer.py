@@ -125,7 +125,7 @@ def test_a_full_disk_costs_one_checkpoint(tiny_bert: Path, tmp_path: Path) -> No
     assert 6 not in catalog.complete_steps(prepared.run) and {3, 9} <= set(catalog.complete_steps(prepared.run))
     (event,) = read_events(prepared.run)
     assert event.kind == "checkpoint-failed" and "step 6 was not saved" in event.text
-    assert "No space left on device" in event.text and event.text.endswith("training goes on")
+    assert "No space left on device" in event.text and event.text.endswith("training continues")
     assert not list((tmp_path / "runs/test/checkpoints/step-00000006").glob("*/manifest.json"))
 
 
