@@ -14,6 +14,7 @@ from launcher.rundir.records import EvaluationRecord, StepRecord
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.train.loggers import mlflow
+from launcher.train.loggers.sinks import scalars_of
 from launcher.tune.run import run_sweep
 from tests.support.jobs import make_job, write_splits
 
@@ -47,7 +48,8 @@ def test_a_run_that_goes_on_keeps_its_name_there(tiny_bert: Path, tmp_path: Path
     for attempt in range(2):
         tracker = mlflow.MlflowSink(store, first)
         for step in range(5):
-            tracker.write(_step(5 * attempt + step, 1.0 / (1 + step)))
+            line = _step(5 * attempt + step, 1.0 / (1 + step))
+            tracker.write(line, scalars_of(line))
         tracker.close()
     found = MlflowClient(tracking_uri=store)
     assert [m.step for m in found.get_metric_history(first, "train/loss")] == list(range(10))
@@ -57,13 +59,13 @@ def test_a_run_that_goes_on_keeps_its_name_there(tiny_bert: Path, tmp_path: Path
 def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Before the run it is an error; a server that goes while the run trains costs a warning."""
     job, run = _job(tiny_bert, tmp_path, "http://127.0.0.1:9"), RunDir(str(tmp_path / "run"))
-    with pytest.raises(RunError, match=r"logging\.mlflow: http://127\.0\.0\.1:9 cannot be used .*; mend it, or drop"):
+    with pytest.raises(RunError, match=r"logging\.mlflow: http://127\.0\.0\.1:9 cannot be used .*; fix it, or drop"):
         mlflow.begin(run, job, {})
     assert mlflow.find(run, job) is None
     tracker = mlflow.MlflowSink("http://127.0.0.1:9", "gone")
-    tracker.write(_step(1, 1.0))
+    tracker.write(_step(1, 1.0), {"train/loss": 1.0})
     tracker.close()
-    assert "takes no more numbers" in caplog.text
+    assert "accepts no more numbers" in caplog.text
 
 
 def test_a_store_in_a_file_is_the_same_for_all_workers(tiny_bert: Path, tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_a_store_in_a_file_is_the_same_for_all_workers(tiny_bert: Path, tmp_path
 
 @pytest.mark.parametrize("uri", ["nowhere://x", "plain-folder"])
 def test_a_store_that_cannot_be(tiny_bert: Path, tmp_path: Path, uri: str) -> None:
-    with pytest.raises(RunError, match=r"logging\.mlflow: .* cannot be used .*; mend it, or drop logging\.mlflow"):
+    with pytest.raises(RunError, match=r"logging\.mlflow: .* cannot be used .*; fix it, or drop logging\.mlflow"):
         mlflow.begin(RunDir(str(tmp_path / "run")), _job(tiny_bert, tmp_path, uri), {})
 
 

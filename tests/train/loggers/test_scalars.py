@@ -4,7 +4,7 @@ import pytest
 
 from launcher.rundir.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord, TimesRecord
 from launcher.train.loggers import prometheus
-from launcher.train.loggers.scalars import scalars_of
+from launcher.train.loggers.sinks import scalars_of
 
 _STEP = StepRecord(
     step=3, epoch=1, loss=0.5, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0, samples_per_s=4.0,
@@ -58,7 +58,7 @@ def test_prometheus_is_told_every_number(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(prometheus, "Counter", _Metric)
     exporter = prometheus.PrometheusSink("a-run")
     for line in (_STEP, _TIMES, _EVALUATION, _WRITTEN):
-        exporter.write(line)
+        exporter.write(line, scalars_of(line))
     told = {name: value for name, value, tags in _Metric.told if tags == {"run": "a-run"}}
     assert told == {
         "launcher_step": 3, "launcher_epoch": 1, "launcher_loss": 0.5, "launcher_learning_rate": 1e-3,

@@ -16,7 +16,7 @@ from launcher.rundir.records import StepRecord
 from launcher.spec.job import JobSpec
 from launcher.train.loggers import trackers
 from launcher.train.loggers import wandb as weights_biases
-from launcher.train.loggers.sinks import open_sinks
+from launcher.train.loggers.sinks import open_sinks, scalars_of
 from tests.support.jobs import make_job, write_splits
 
 wandb = pytest.importorskip("wandb", reason="needs wandb (pip install launcher[wandb])")
@@ -69,7 +69,7 @@ def test_a_run_goes_on_under_its_name(job: JobSpec, tmp_path: Path, offline: Non
         trackers.begin(run, job, {"train.learning_rate": 1e-3})
         (reporter,) = [s for s in open_sinks(run, job, first - 1) if isinstance(s, weights_biases.WandbSink)]
         for step in range(first, first + 3):
-            reporter.write(_step(step))
+            reporter.write(_step(step), scalars_of(_step(step)))
         reporter.close()
         time.sleep(1.1)  # the name of an offline directory has seconds
     opened = weights_biases._open(run, weights_biases.find(run, job))
@@ -114,11 +114,11 @@ def test_a_dead_server_is_warned_of_once(
     with caplog.at_level(logging.WARNING):
         reporter = weights_biases.WandbSink(run, weights_biases.find(run, job))
         for step in range(1, 4):
-            reporter.write(_step(step))
+            reporter.write(_step(step), scalars_of(_step(step)))
         assert time.monotonic() - began < 1  # the training went on meanwhile
         reporter.close()
     told = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
-    assert len(told) == 1 and told[0].startswith("W&B takes no numbers of test (")
+    assert len(told) == 1 and told[0].startswith("W&B accepts no numbers of test (")
     assert told[0].endswith("); metrics.jsonl has them")
 
 
