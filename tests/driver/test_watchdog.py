@@ -118,7 +118,7 @@ def test_a_worker_dumps_its_stacks_and_ends(tmp_path: Path, monkeypatch: pytest.
         ended.set()
         threading.Event().wait()  # as nothing follows it
 
-    monkeypatch.setattr(worker_heartbeat, "_EVERY_S", 0.01)
+    monkeypatch.setattr(worker_heartbeat, "_INTERVAL_S", 0.01)
     monkeypatch.setattr(worker_heartbeat.os, "_exit", end)
     told: list[Heartbeat] = []
 

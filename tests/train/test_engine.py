@@ -17,13 +17,13 @@ def _calls(job: Any) -> list[int]:
         from launcher.models.generate import generate
         from launcher.models.pretrained import load_tokenizer
 
-        seen.append(engine.calls)
+        seen.append(engine.num_forwards)
         generate(engine.model, load_tokenizer(job.job.model), [[7, 8]], 5)
-        seen.append(engine.calls)
+        seen.append(engine.num_forwards)
         inner = engine.close
 
         def close() -> None:
-            seen.append(engine.calls)
+            seen.append(engine.num_forwards)
             inner()
 
         engine.close = close

@@ -23,10 +23,10 @@ class _Caller:
     def __init__(self, at: int) -> None:
         self.asked, self.at, self.told = 0, at, [False]
 
-    def at_work(self, training: bool) -> None:
+    def set_training(self, training: bool) -> None:
         self.told.append(training)
 
-    def stop_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         self.asked += 1
         return self.asked >= self.at
 
@@ -35,7 +35,7 @@ def _leaves(stop_at: int, preempted_at: int, calls: int) -> Any:
     """For each call, whether to leave, as every rank saw it; and what the caller was told."""
     import torch.distributed as dist
 
-    preemption._LISTEN_EVERY_S = preemption._LOOK_EVERY_S = 0.0
+    preemption._POLL_CONTROL_S = preemption._POLL_PREEMPTION_S = 0.0
     looks = iter(range(1, calls + 1))
     caller = _Caller(stop_at)
     notices = StopSignal(caller, lambda: next(looks) >= preempted_at)
@@ -67,7 +67,7 @@ def _whole(prepared: PreparedJob) -> Any:
 
 
 def _stopped(prepared: PreparedJob, questions: int) -> Any:
-    preemption._LISTEN_EVERY_S = 0.0
+    preemption._POLL_CONTROL_S = 0.0
     notices = StopSignal(_Caller(questions), lambda: False)
     found = train_here(prepared, leave=notices.should_stop)
     notices.close()

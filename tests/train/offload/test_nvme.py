@@ -82,8 +82,8 @@ def test_a_node_that_lets_no_memory_be_locked_is_told_of() -> None:
         "import os, resource\n"
         "from launcher.train.offload import nvme\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20)); os.setuid(65534)\n"
-        "nvme._refuse_without_locks(1 << 20)\n"
-        "nvme._refuse_without_locks(1 << 30)\n"
+        "nvme._check_lockable(1 << 20)\n"
+        "nvme._check_lockable(1 << 30)\n"
     )
     if os.geteuid() != 0:
         code = code.replace("; os.setuid(65534)", "")

@@ -52,7 +52,7 @@ def test_what_cannot_keep_states_is_refused(tmp_path: Path) -> None:
         check_offload_path("/proc")
     directory = NVMeSwapDir(str(tmp_path))
     check_free_space(directory, 1)
-    with pytest.raises(ClusterError, match=r"GiB left, and the states of its workers take 1048576\.00; make room"):
+    with pytest.raises(ClusterError, match=r"GiB free, and the states of its workers take 1048576\.00 GiB; free"):
         check_free_space(directory, 1 << 50)
     directory.close()
 
