@@ -72,7 +72,7 @@ def test_average_is_that_of_the_formula(job: PreparedJob) -> None:
 
 
 def test_average_does_not_change_training(job: PreparedJob, alone: Any) -> None:
-    """In half precision as well, where weights are swapped through another dtype."""
+    # In half precision as well, where weights are swapped through another dtype.
     plain, half = {"ema": None}, {"precision": "bf16"}
     jobs = [with_job(job, name="plain", train=plain)]
     for zero in (0, 1, 3):
@@ -88,7 +88,7 @@ def test_average_does_not_change_training(job: PreparedJob, alone: Any) -> None:
 
 
 def test_average_does_not_depend_on_the_cluster(job: PreparedJob, alone: Any) -> None:
-    """Three workers stop after 3 and 6 steps, and one finishes the run: the same evaluations as uninterrupted."""
+    # Three workers stop after 3 and 6 steps, and one finishes the run: the same evaluations as uninterrupted.
 
     def cut(run: str, zero: int, workers: int) -> PreparedJob:
         parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}

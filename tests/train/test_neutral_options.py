@@ -44,7 +44,7 @@ def test_memory_options_do_not_change_the_curve(tiny_bert: Path, tmp_path: Path)
 
 @pytest.mark.long  # inductor and its compiler take a minute or two
 def test_compiled_model_has_the_same_curve(tiny_bert: Path, tmp_path: Path) -> None:
-    """Without dropout, whose noise differs in compiled code. Costs and gains: `tests/benchmarks/README.md`."""
+    # Without dropout, whose noise differs in compiled code. Costs and gains: `tests/benchmarks/README.md`.
     plain, *compiled = _train(tiny_bert, tmp_path, 66, {"plain": {}} | _COMPILED, parallel={"zero": 0}).values()
     assert len(plain) == 6
     for curve in compiled:

@@ -39,7 +39,7 @@ def _curves(prepared: PreparedJob, workers: int, folder: str, cuts: list[_Cut]) 
     "cuts", [_COVERING, pytest.param({1: _GRID, 2: _GRID, 3: _GRID}, marks=pytest.mark.long)], ids=["covering", "grid"]
 )
 def test_curve_is_a_function_of_the_job_file(tiny_bert: Path, tmp_path: Path, cuts: dict[int, list[_Cut]]) -> None:
-    """331 rows, 30 steps of 11: neither is divisible by 2 or 3 workers, nor by micro-batches of 4."""
+    # 331 rows, 30 steps of 11: neither is divisible by 2 or 3 workers, nor by micro-batches of 4.
     data = write_splits(tmp_path / "data", train=331, row_group=37)
     prepared = prepared_job(tiny_bert, data, tmp_path, train={"max_steps": _STEPS, "learning_rate": 5e-3})
     curves = {workers: run_group(workers, _curves, prepared, workers, str(tmp_path), cuts[workers]) for workers in cuts}
@@ -58,10 +58,8 @@ _TOLERANCES = {"bf16": 5e-3, "fp16": 1e-3}
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_near_fp32_on_any_cluster(tiny_bert: Path, tmp_path: Path, precision: str) -> None:
-    """Gradients of a micro-batch are rounded to half precision, and accumulated, exchanged and stepped in fp32.
-
-    With the same micro-batches and workers the stages agree as they do in fp32.
-    """
+    # Gradients of a micro-batch are rounded to half precision, and accumulated, exchanged and stepped in fp32.
+    # With the same micro-batches and workers the stages agree as they do in fp32.
     data = write_splits(tmp_path / "data", train=331, row_group=37)
     train = {"max_steps": _STEPS, "learning_rate": 5e-3}
     plain = prepared_job(tiny_bert, data, tmp_path, train=train)
@@ -88,7 +86,7 @@ def _job(model: Path, folder: Path, zero: int | str, every_steps: int, **section
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (1, 0)])
 def test_half_precision_resumes_at_another_stage(tiny_bert: Path, tmp_path: Path, before: int, after: int) -> None:
-    """With as many workers to the bit, with another number as near as two such runs are."""
+    # With as many workers to the bit, with another number as near as two such runs are.
     train = {"max_steps": 12, "learning_rate": 3e-3, "precision": "bf16"}
     job = _job(tiny_bert, tmp_path, before, 4, train=train)
     reference = dict(run_group(2, train_losses, with_job(job, name="whole")))
@@ -118,7 +116,7 @@ def test_resume_matches_uninterrupted_run(tiny_bert: Path, tmp_path: Path, zero:
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(
     tiny_bert: Path, tmp_path: Path, zero: int | str
 ) -> None:
-    """`auto` trains one worker without ZeRO and more with stage 2, so that checkpoints change their shape."""
+    # `auto` trains one worker without ZeRO and more with stage 2, so that checkpoints change their shape.
     job = _job(tiny_bert, tmp_path, zero, 7)
     reference = dict(run_group(2, train_losses, with_job(job, name="whole")))
     stopped = with_job(job, name="stopped")

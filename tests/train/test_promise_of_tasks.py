@@ -60,7 +60,7 @@ def _cut_curves(job: PreparedJob) -> list[list[float]]:
 
 @_cases(*(name for name in _CASES if "opt" not in name))
 def test_curve_is_a_function_of_the_job_file(job: PreparedJob) -> None:
-    """71 or 131 rows in steps of 11: nothing is divisible by 3 workers; the last batch of an epoch has 5 or 10."""
+    # 71 or 131 rows in steps of 11: nothing is divisible by 3 workers; the last batch of an epoch has 5 or 10.
     reference = np.array(run_group(1, train_curve, with_job(job, name="alone", cluster={"workers": 1})))
     assert len(reference) == job.plan.total_steps
     assert reference[-4:].mean() < reference[:4].mean() * 0.995  # it learns, so equality means something

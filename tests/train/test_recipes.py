@@ -36,7 +36,7 @@ def _cut_curves(job: PreparedJob) -> list[list[float]]:
 
 
 def test_weighted_and_smoothed_losses_match_torch_on_any_cluster(tiny_bert: Path, tmp_path: Path) -> None:
-    """Weights that differ fifty-fold, so that a mean over micro-batches or workers would be far off."""
+    # Weights that differ fifty-fold, so that a mean over micro-batches or workers would be far off.
     data = write_splits(tmp_path / "data", train=131, validation=40, row_group=37)
     shaped = {"type": "text-classification", "max_length": 32, "label_smoothing": 0.2}
     common: dict[str, Any] = {"train": {"max_steps": 12, "learning_rate": 3e-3}, "cluster": {"workers": 1}}
@@ -77,10 +77,8 @@ def _train_all(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
 
 
 def test_recipe_has_one_curve_on_any_cluster(tiny_bert: Path, tmp_path: Path) -> None:
-    """Three workers stop after 4 and 8 steps, with the same bits as an uninterrupted run; one worker finishes.
-
-    With micro-batches of 3 and several stages all of them agree with one worker without ZeRO.
-    """
+    # Three workers stop after 4 and 8 steps, with the same bits as an uninterrupted run; one worker finishes.
+    # With micro-batches of 3 and several stages all of them agree with one worker without ZeRO.
     data = write_splits(tmp_path / "data", train=131, row_group=37)
     jobs: dict[str, PreparedJob] = {}
     for name, (sections, _) in _RECIPES.items():

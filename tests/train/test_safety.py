@@ -62,7 +62,7 @@ def _train_with_bad_gradient(prepared: Any, step: int) -> str:
 @pytest.mark.parametrize("zero", [0, 2])
 @pytest.mark.parametrize("step", [3, 4])  # a step with a checkpoint, and the last one
 def test_non_finite_gradient_stops_the_run(tiny_bert: Path, tmp_path: Path, zero: int, step: int) -> None:
-    """No checkpoint contains the weights that it would lead to."""
+    # No checkpoint contains the weights that it would lead to.
     data = write_splits(tmp_path / "data", train=44)
     job = prepared_job(
         tiny_bert, data, tmp_path, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3}
@@ -135,7 +135,7 @@ def test_deepspeed_config_overrides_defaults_that_change_the_result(tiny_bert: P
 
 
 def test_early_stopping_keeps_the_best_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
-    """With a learning rate near zero the first evaluation stays the best, and patience runs out."""
+    # With a learning rate near zero the first evaluation stays the best, and patience runs out.
     data = write_splits(tmp_path / "data", train=60, validation=30)
     prepared = prepare(
         make_job(

@@ -65,7 +65,7 @@ def _freeze_at(monkeypatch: pytest.MonkeyPatch, number: int, meanwhile: Callable
 def test_newer_attempt_keeps_its_checkpoints_wherever_the_older_one_freezes(
     later_steps: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """The newer attempt has saved nothing yet, the same step, or later ones."""
+    # The newer attempt has saved nothing yet, the same step, or later ones.
     number = 0
     while True:
         number += 1
@@ -95,7 +95,7 @@ def test_newer_attempt_keeps_its_checkpoints_wherever_the_older_one_freezes(
 
 
 def test_checkpoint_completed_by_a_stale_attempt_does_not_count(tmp_path: Path) -> None:
-    """It would resume from steps that the newer attempt has not logged."""
+    # It would resume from steps that the newer attempt has not logged.
     run = RunDir(str(tmp_path / "run"))
     first = Lease.acquire(run, 0)
     _save(run, first, 10, 20)

@@ -109,7 +109,7 @@ def _saved_module(run: RunDir, step: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_weights_of_an_earlier_checkpoint_are_restored(tiny_bert: Path, tmp_path: Path, workers: int) -> None:
-    """Two workers save; three load through the universal format."""
+    # Two workers save; three load through the universal format.
     data = write_splits(tmp_path / "data", train=11 * _STEPS)
     checkpoints = {"every_minutes": None, "every_steps": _BEST, "keep_last": _STEPS}
     base = prepared_job(tiny_bert, data, tmp_path, checkpoint=checkpoints)

@@ -52,7 +52,7 @@ def _square_sums(prepared: PreparedJob, step: int) -> Any:
 
 @pytest.mark.long
 def test_offloading_to_a_disk_does_not_change_the_curve(job: PreparedJob, tmp_path: Path) -> None:
-    """Each half of a run with other workers: with a disk or without, two or three of them."""
+    # Each half of a run with other workers: with a disk or without, two or three of them.
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible():
