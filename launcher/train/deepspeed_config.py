@@ -10,8 +10,9 @@ from launcher.spec.job import JobSpec
 
 # DeepSpeed's default of offload_optimizer.buffer_count: fp32 buffers per sub-group while it is not on the disk.
 _SWAP_BUFFERS = 4
-SUB_GROUP = 100_000_000
+_SUB_GROUP = 100_000_000
 """Weights of a worker that ZeRO-3 updates at once; states on a disk pass through buffers of this size."""
+_MAX_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default
 
 
 def swap_buffers(elements: int) -> int:
@@ -20,7 +21,7 @@ def swap_buffers(elements: int) -> int:
     Args:
         elements: Number of trained weights in a worker's shard.
     """
-    return _SWAP_BUFFERS * 4 * min(elements, SUB_GROUP)
+    return _SWAP_BUFFERS * 4 * min(elements, _SUB_GROUP)
 
 
 def deepspeed_config(
@@ -78,15 +79,6 @@ def _optimizer(job: JobSpec) -> dict[str, object]:
     return {"optimizer": {"type": "AdamW", "params": params | kernel}}
 
 
-def reduce_bucket(trained: int) -> int:
-    """Return the number of elements of the buffer in which gradients are reduced.
-
-    DeepSpeed allocates the whole buffer, by default 2 GB in fp32 even for a small model. A bucket that holds all
-    gradients is filled and reduced in the same way.
-    """
-    return max(1, min(trained, 500_000_000))
-
-
 def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
     parallel = job.parallel
     section: dict[str, object] = {
@@ -96,10 +88,12 @@ def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
         # Gloo has no reduce-scatter, DeepSpeed then reduces to one rank at a time; an all-reduce takes half the time.
         "reduce_scatter": job.cluster.gpus_per_worker > 0,
         "round_robin_gradients": False,
-        "reduce_bucket_size": reduce_bucket(trained),
+        # DeepSpeed allocates the whole bucket, by default 2 GB in fp32 even for a small model. A bucket that holds all
+        # gradients is filled and reduced in the same way.
+        "reduce_bucket_size": max(1, min(trained, _MAX_BUCKET_ELEMENTS)),
     }
     if job.zero_stage == 3:
-        section["sub_group_size"] = SUB_GROUP
+        section["sub_group_size"] = _SUB_GROUP
     if parallel.offload_optimizer:
         device = {"device": "cpu"} if swap is None else {"device": "nvme", "nvme_path": str(swap)}
         section["offload_optimizer"] = {**device, "pin_memory": job.cluster.gpus_per_worker > 0}

@@ -72,13 +72,6 @@ class _PendingSave:
     thread: Thread | None = None
 
 
-@dataclass(frozen=True)
-class _DiskSpace:
-    free_bytes: int
-    missing_bytes: int | None
-    """Size of a checkpoint that does not fit; None if it fits."""
-
-
 class CheckpointWriter:
     """Writer of one training's checkpoints. Every rank has one; all ranks call it in the same order.
 
@@ -188,29 +181,28 @@ class CheckpointWriter:
         sizes: list[int] = [0] * self._engine.world_size
         dist.all_gather_object(sizes, _count_bytes(states))
         needed = int(sum(sizes) * _SIZE_MARGIN)
-        answers = [_DiskSpace(0, None)]
+        errors: list[RunError | None] = [None]
         if self._engine.rank == 0:
             with self._best_effort("free space is not checked"):
                 # Left by an attempt with the same token that died before its manifest.
                 self._run.delete(self._files_dir(state))
-                answers = [self._check_disk(needed, state)]
-        dist.broadcast_object_list(answers)
-        space = answers[0]
-        if space.missing_bytes is None:
+                errors = [self._check_disk(needed, state)]
+        dist.broadcast_object_list(errors)
+        if errors[0] is None:
             return True
-        text = f"it takes {space.missing_bytes >> 20} MiB, and {space.free_bytes >> 20} MiB are free"
-        self._handle_failure(state, RunError(text))
+        self._handle_failure(state, errors[0])
         return False
 
-    def _check_disk(self, needed: int, state: TrainerState) -> _DiskSpace:
+    def _check_disk(self, needed: int, state: TrainerState) -> RunError | None:
+        """Return an error if a local disk has less than `needed` bytes free, even after pruning."""
         if self._run.local is None:
-            return _DiskSpace(0, None)
+            return None
         self._run.local.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._run.local).free
         if free < needed:
             catalog.prune(self._run, 1, state.best_step, self._token)
             free = shutil.disk_usage(self._run.local).free
-        return _DiskSpace(free, needed if free < needed else None)
+        return RunError(f"it takes {needed >> 20} MiB, and {free >> 20} MiB are free") if free < needed else None
 
     @contextmanager
     def _best_effort(self, consequence: str) -> Iterator[None]:
@@ -232,15 +224,14 @@ class CheckpointWriter:
                 states = self._staging.copy(states)
                 pending.is_staged.set()
             self._chaos.at("save")
-            files = []
-            for name, tree in states.items():
-                files.append(retry_storage(partial(self._write_file, pending.state, name, tree)))
-            part = PartRecord(rank=rank, files=tuple(files))
-            retry_storage(partial(self._run.write_record, f"{directory}/parts/rank-{rank:05d}.json", part))
+            write = partial(self._write_file, pending.state)
+            files = tuple(_retry_storage(partial(write, name, tree)) for name, tree in states.items())
+            part = PartRecord(rank=rank, files=files)
+            _retry_storage(partial(self._run.write_record, f"{directory}/parts/rank-{rank:05d}.json", part))
             pending.is_written.set()
             self._chaos.at("upload")
             if rank == 0:
-                retry_storage(partial(self._complete, pending))
+                _retry_storage(partial(self._complete, pending))
         except LauncherError as error:
             pending.error = error
         except OSError as error:
@@ -320,7 +311,7 @@ class CheckpointWriter:
         return [name for name in self._run.list(directory) if name.endswith(".json")]
 
 
-def retry_storage(operation: Callable[[], T]) -> T:
+def _retry_storage(operation: Callable[[], T]) -> T:
     """Return the result of a storage operation, repeating it after errors that may be temporary."""
     for attempt in range(_ATTEMPTS):
         try:

@@ -70,13 +70,7 @@ def find(run: RunDir, job: JobSpec) -> TrackerRecord | None:
 
 
 def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str | None = None) -> str | None:
-    """Create a run's MLflow run, or find the one it has.
-
-    Args:
-        run: Run directory, which keeps the id.
-        job: Job that names the server and the experiment.
-        params: Parameters that MLflow shows for the run.
-        parent: MLflow run id of the sweep that the trial belongs to; None outside of a sweep.
+    """Create a run's MLflow run, or find the one it has; arguments as for `trackers.begin`.
 
     Returns:
         MLflow run id; None if the job does not use MLflow.
@@ -125,11 +119,7 @@ def _experiment_id(connection: "MlflowClient", name: str) -> str:
 def end(run: RunDir, job: JobSpec, status: str, scores: Mapping[str, float] | None = None) -> None:
     """Close a run's MLflow run, if it has one. Returns at once; the process waits for the thread before it exits.
 
-    Args:
-        run: Run directory, which keeps the id.
-        job: Job that names the server.
-        status: FINISHED, FAILED or KILLED.
-        scores: Final numbers such as `test/accuracy`; None without any.
+    Arguments as for `trackers.end`.
     """
     record = find(run, job)
     if record is not None:

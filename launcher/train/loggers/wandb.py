@@ -80,11 +80,7 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object]) -> None:
 def end(run: RunDir, job: JobSpec, status: str, scores: Mapping[str, float] | None = None) -> None:
     """Close a run at W&B, if it has one. Returns at once; the process waits for the thread before it exits.
 
-    Args:
-        run: Run directory, which keeps the id.
-        job: Job that names the project.
-        status: FINISHED, FAILED or KILLED.
-        scores: Final numbers such as `test/accuracy`; None without any.
+    Arguments as for `trackers.end`.
     """
     record = find(run, job)
     if record is not None:

@@ -28,7 +28,8 @@ from launcher.train.offload.swap_dir import NVMeSwapDir, check_free_space
 _BYTES_PER_WEIGHT = 16
 _MOMENTS = tuple(MOMENTS["adamw"])  # no other optimizer can be offloaded
 # Keys of DeepSpeed's ZeRO-3 optimizer state (checkpoint/constants.py).
-_INNER, _WEIGHTS = "optimizer_state_dict", "fp32_flat_groups"
+_INNER = "optimizer_state_dict"
+_WEIGHTS = "fp32_flat_groups"
 
 
 def create_swap_dir(path: str | None, elements: int) -> NVMeSwapDir | None:
