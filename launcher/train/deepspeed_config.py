@@ -85,7 +85,7 @@ def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
         "stage": job.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
-        # Gloo has no reduce-scatter, DeepSpeed then reduces to one rank at a time; an all-reduce takes half the time.
+        # With Gloo, DeepSpeed reduces to one rank at a time where NCCL scatters; an all-reduce takes half the time.
         "reduce_scatter": job.cluster.gpus_per_worker > 0,
         "round_robin_gradients": False,
         # DeepSpeed allocates the whole bucket, by default 2 GB in fp32 even for a small model. A bucket that holds all

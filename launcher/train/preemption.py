@@ -1,7 +1,7 @@
 """Stop signal: all ranks save a checkpoint and exit after the same step. Runs in train workers.
 
 The user may request a stop, or a node may be drained. Rank 0 knows first. After each step it broadcasts its decision
-asynchronously, and all ranks read the decision of the step before: nobody waits, and a step costs nothing more.
+asynchronously, and all ranks read the decision of the step before: no rank waits, and a step costs nothing more.
 """
 
 import time
@@ -37,7 +37,7 @@ class StopSignal:
     """Decision to stop that all ranks share at the same step.
 
     Args:
-        control: Connection to the driver, which only rank 0 uses; None if nobody can request a stop.
+        control: Connection to the driver, which only rank 0 uses; None if a stop cannot be requested.
         is_draining: Function that returns True if a node is being drained; all ranks call it together.
     """
 

@@ -106,7 +106,7 @@ def _loads_directly(manifest: ManifestRecord, engine: "Engine", weights_only: bo
 
 @dataclass(frozen=True)
 class _Host:
-    """The ranks that share this rank's file system; the first one, the leader, downloads and converts for all."""
+    """Ranks that share this rank's file system; the first one, the leader, downloads and converts for all."""
 
     scratch: Path
     """Temporary directory of the leader."""
@@ -267,7 +267,7 @@ def weights_only_loads(shown: str) -> Iterator[None]:
     Raises:
         RunError: A file holds another class.
     """
-    # Workaround, DeepSpeed 0.19.8: about twenty calls pass weights_only=False (runtime/engine.py, checkpoint/). torch
+    # Workaround, DeepSpeed 0.19.8: about twenty calls pass weights_only=False (in runtime/ and checkpoint/). torch
     # lets this variable override the argument (torch.serialization.load).
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
