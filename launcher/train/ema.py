@@ -8,7 +8,7 @@ arXiv:1703.01780). Each rank keeps the average of the weights it holds: whole on
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any  # attributes that ZeRO-3 adds to a weight
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,8 @@ class EMA:
 
     def __init__(self, decay: float, weights: Sequence[tuple[str, torch.nn.Parameter]], sharded: bool) -> None:
         self._decay = decay
-        self._weights = list(weights)
+        # Untyped: ZeRO-3 adds ds_tensor, ds_numel and ds_shape to a weight.
+        self._weights: list[tuple[str, Any]] = list(weights)
         self._is_sharded = sharded
         self._average = [self._local(weight).float().clone() for _, weight in self._weights]
 
@@ -65,9 +66,10 @@ class EMA:
         for average, (name, weight) in zip(self._average, self._weights, strict=True):
             average.copy_(self._own_shard(full[name], average) if name in full else self._local(weight))
 
-    def _local(self, weight: torch.nn.Parameter) -> torch.Tensor:
+    def _local(self, weight: Any) -> torch.Tensor:
         """Return the part of a weight that this rank holds."""
-        return _zero3_weight(weight).ds_tensor.data if self._is_sharded else weight.data
+        local: torch.Tensor = weight.ds_tensor.data if self._is_sharded else weight.data
+        return local
 
     def _swap(self) -> None:
         for average, (_, weight) in zip(self._average, self._weights, strict=True):
@@ -83,7 +85,7 @@ class EMA:
             return average
         padded = torch.empty(average.numel() * dist.get_world_size(), device=average.device)
         dist.all_gather_into_tensor(padded, average)
-        weight = _zero3_weight(self._weights[index][1])
+        weight = self._weights[index][1]
         return padded[: weight.ds_numel].view(weight.ds_shape)
 
     def _own_shard(self, full: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
@@ -93,8 +95,3 @@ class EMA:
         begin = average.numel() * dist.get_rank()
         shard = full.flatten()[begin : begin + average.numel()]
         return torch.nn.functional.pad(shard, (0, average.numel() - shard.numel()))
-
-
-def _zero3_weight(weight: torch.nn.Parameter) -> Any:
-    """Return the weight as an untyped object, for the attributes that ZeRO-3 adds (ds_tensor, ds_numel, ds_shape)."""
-    return weight

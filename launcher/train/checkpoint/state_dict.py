@@ -5,14 +5,12 @@ workarounds here are for DeepSpeed 0.19.8 and replace methods of one engine obje
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # trees of DeepSpeed's making
 
 import torch
 
-from launcher.train.offload.nvme import is_swapped, map_files, without_copies
+from launcher.train.offload.nvme import is_swapped, map_files, overridden, without_copies
 
 if TYPE_CHECKING:
     import deepspeed
@@ -22,10 +20,20 @@ def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
     """Return the trees of this rank by file name, under `state/`; the tensors are the training's own. Collective."""
     trees: dict[str, Any] = {}
     is_sharded = bool(engine.zero_optimization_partition_weights())
+    # ZeRO-3 (runtime/zero/stage3.py) releases all gathered weights before a save and gathers the persistent ones again
+    # after it, two thirds of the time. Only the weights in the module's tree depend on that, which
+    # `_clear_sharded_weights` empties.
+    no_gathering = dict.fromkeys(("checkpoint_event_prologue", "checkpoint_event_epilogue"), _do_nothing)
     with (
         tempfile.TemporaryDirectory() as empty,
-        _collecting_files(engine, trees),
-        _without_gathering(engine, is_sharded),
+        overridden(
+            engine.checkpoint_engine,
+            save=lambda state_dict, path: trees.update({f"state/{Path(path).name}": state_dict}),
+            makedirs=_do_nothing,
+        ),
+        # It would copy `zero_to_fp32.py` into each checkpoint; a run exports its model instead.
+        overridden(engine, _copy_recovery_script=_do_nothing),
+        overridden(engine.optimizer, **(no_gathering if is_sharded else {})),
         without_copies(engine),
     ):
         engine.save_checkpoint(empty, tag="state", save_latest=False)  # collective: has barriers of its own
@@ -36,35 +44,8 @@ def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
     return dict(trees)
 
 
-@contextmanager
-def _collecting_files(engine: "deepspeed.DeepSpeedEngine", trees: dict[str, Any]) -> Iterator[None]:
-    """Collect in `trees` what `save_checkpoint` would write to files in the block."""
-    files = engine.checkpoint_engine
-    files.save = lambda state_dict, path: trees.update({f"state/{Path(path).name}": state_dict})
-    files.makedirs = lambda *_, **__: None
-    engine._copy_recovery_script = lambda _: None  # writes `zero_to_fp32.py`; a run exports its model instead
-    try:
-        yield
-    finally:
-        del files.save, files.makedirs, engine._copy_recovery_script  # uncovers the methods of the class
-
-
-@contextmanager
-def _without_gathering(engine: "deepspeed.DeepSpeedEngine", is_sharded: bool) -> Iterator[None]:
-    """Skip the gathering of weights around a ZeRO-3 `save_checkpoint`, two thirds of its time.
-
-    DeepSpeed (runtime/zero/stage3.py, checkpoint_event_prologue and _epilogue) releases all gathered weights and
-    gathers the persistent ones again. Only the weights in the module's tree depend on that, and
-    `_clear_sharded_weights` empties those.
-    """
-    optimizer = engine.optimizer
-    if is_sharded:
-        optimizer.checkpoint_event_prologue = optimizer.checkpoint_event_epilogue = lambda: None
-    try:
-        yield
-    finally:
-        if is_sharded:
-            del optimizer.checkpoint_event_prologue, optimizer.checkpoint_event_epilogue
+def _do_nothing(*_: object, **__: object) -> None:
+    """Replace a method of DeepSpeed."""
 
 
 def _clear_sharded_weights(engine: "deepspeed.DeepSpeedEngine", trees: dict[str, Any]) -> None:

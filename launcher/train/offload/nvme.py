@@ -11,8 +11,8 @@ import mmap
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any  # DeepSpeed ships no types
@@ -89,13 +89,20 @@ def is_swapped(engine: Any) -> bool:
 
 
 @contextmanager
-def without_copies(engine: Any) -> Iterator[None]:
-    """Make DeepSpeed save and load in the block as if the states were in memory, without copying swap files."""
-    engine.zero_nvme_offload_optimizer = lambda: False
+def overridden(target: Any, **methods: Callable[..., object]) -> Iterator[None]:
+    """Replace methods of one object inside the block."""
+    for name, method in methods.items():
+        setattr(target, name, method)
     try:
         yield
     finally:
-        del engine.zero_nvme_offload_optimizer  # uncovers the method of the class
+        for name in methods:
+            delattr(target, name)  # uncovers the method of the class
+
+
+def without_copies(engine: Any) -> AbstractContextManager[None]:
+    """Make DeepSpeed save and load in the block as if the states were in memory, without copying swap files."""
+    return overridden(engine, zero_nvme_offload_optimizer=lambda: False)
 
 
 def map_files(engine: Any, trees: Mapping[str, Any]) -> None:
@@ -138,12 +145,8 @@ def reading_back(engine: Any, universal: bool) -> Iterator[None]:
     if not is_swapped(engine):
         yield
         return
-    engine._load_zero_checkpoint = partial(_load_states, engine, universal)
-    try:
-        with without_copies(engine):
-            yield
-    finally:
-        del engine._load_zero_checkpoint
+    with overridden(engine, _load_zero_checkpoint=partial(_load_states, engine, universal)), without_copies(engine):
+        yield
 
 
 def _load_states(engine: Any, universal: bool, load_dir: str, tag: str, load_optimizer_states: bool = True) -> bool:
