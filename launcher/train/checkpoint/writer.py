@@ -146,7 +146,7 @@ class CheckpointWriter:
         error = _first_error(pending.error)
         (pending.is_abandoned if error is not None else pending.is_written_everywhere).set()
         pending.thread.join()
-        error = error or _first_error(pending.error)
+        error = error or _first_error(pending.error)  # all ranks have the same first error, so all skip it or none
         if error is not None:
             self._handle_failure(pending.state, error)
 
