@@ -75,7 +75,7 @@ def test_half_precision_stays_near_fp32_on_any_cluster(tiny_bert: Path, tmp_path
         assert np.abs(curve - reference).max() < _TOLERANCES[precision]
 
 
-def _job(model: Path, folder: Path, zero: int | str, every_steps: int, **sections: Any) -> PreparedJob:
+def _job(model: Path, folder: Path, zero: int | str, every_steps: int, /, **sections: Any) -> PreparedJob:
     """Return a job of two epochs with 12 steps each."""
     data = write_splits(folder / "data", train=131, row_group=37)
     checkpoint = {"every_steps": every_steps, "every_minutes": None}
