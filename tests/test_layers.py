@@ -33,10 +33,10 @@ _KEPT_IN = {
     "deepspeed": (
         "train/engine.py",
         "train/op_builders.py",
-        "train/master_weights.py",
+        "train/flat_gradients.py",
+        "train/checkpoint/reader.py",
         "train/checkpoint/state_dict.py",
         "train/offload/nvme.py",
-        "train/checkpoint/trusted.py",
         "train/checkpoint/universal.py",
     ),
     "ray.tune": ("tune/",),

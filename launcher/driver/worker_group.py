@@ -20,6 +20,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from launcher.data.ray_data import TASK_CPUS, DeterministicDataConfig
+from launcher.driver.library_logs import silence_ray_messages
 from launcher.driver.ray_errors import unwrap_ray_error
 from launcher.driver.signals import ForcedStop, run_interruptibly
 from launcher.errors import ClusterError, RunInterrupted
@@ -28,7 +29,6 @@ from launcher.processes.ray_address import check_address
 from launcher.rundir.directory import RunDir
 from launcher.rundir.uri import SETTINGS, open_uri
 from launcher.spec.job import JobSpec
-from launcher.train.library_logs import silence_ray_messages
 
 # Environment variables that workers inherit from the driver, in addition to job.cluster.pass_env. None holds a secret.
 _ENV = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TORCH_HOME", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR",

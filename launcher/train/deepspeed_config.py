@@ -1,67 +1,68 @@
-"""The job file as a DeepSpeed configuration: pure, and complete.
+"""DeepSpeed configuration of a job: pure functions. Runs in train workers; `engine.py` passes it to DeepSpeed.
 
-DeepSpeed fills what its config does not say with values of its own (it clips gradients at 1.0, for one), so every
-value the result depends on is written out. Runs in train workers; `engine.py` passes it on.
+DeepSpeed has defaults that change the result (it clips gradients at 1.0, for example), so every value that the result
+depends on is written out.
 """
 
 from pathlib import Path
 
 from launcher.spec.job import JobSpec
 
-# Numbers of 4 bytes a weight has while its group is off the disk, DeepSpeed's own (offload_optimizer.buffer_count).
+# DeepSpeed's default of offload_optimizer.buffer_count: fp32 buffers per sub-group while it is not on the disk.
 _SWAP_BUFFERS = 4
-SUB_GROUP = 100_000_000
-"""Weights of a worker that ZeRO-3 updates at once: what is offloaded to a disk passes through buffers of this size."""
+_SUB_GROUP = 100_000_000
+"""Weights of a worker that ZeRO-3 updates at once; states on a disk pass through buffers of this size."""
+_MAX_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default
 
 
 def swap_buffers(elements: int) -> int:
-    """Bytes of locked memory that offloaded states pass through.
+    """Return the bytes of locked memory that states on a disk pass through.
 
     Args:
-        elements: of the trained weights that are this worker's.
+        elements: Number of trained weights in a worker's shard.
     """
-    return _SWAP_BUFFERS * 4 * min(elements, SUB_GROUP)
+    return _SWAP_BUFFERS * 4 * min(elements, _SUB_GROUP)
 
 
 def deepspeed_config(
     job: JobSpec, micro_batch: int, world_size: int, trained: int, swap: Path | None = None
 ) -> dict[str, object]:
-    """The configuration for `deepspeed.initialize`.
+    """Return the configuration for `deepspeed.initialize`.
 
     Args:
-        job: the resolved job.
-        micro_batch: largest micro-batch of a worker; informs DeepSpeed's own counters only.
-        world_size: train workers.
-        trained: elements of all trained parameters.
-        swap: this worker's own directory on a disk, where the job offloads to one.
+        job: Resolved job.
+        micro_batch: Largest micro-batch of a worker; only DeepSpeed's own counters use it.
+        world_size: Number of train workers.
+        trained: Number of elements of all trained parameters.
+        swap: Directory for this worker's offloaded states; None if the job does not offload to a disk.
     """
     precision = job.train.precision
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "train_batch_size": micro_batch * world_size,
-        # The loop says when a global batch is whole; its number of micro-batches may differ from step to step.
+        # `engine.step` ends a global batch, whose number of micro-batches may differ from step to step.
         "managed_gradient_accumulation": False,
         "steps_per_print": None,
-        # Without ZeRO `flat_gradients.py` clips.
+        # Without ZeRO, `flat_gradients.py` clips.
         "gradient_clipping": job.train.max_grad_norm or 0.0 if job.zero_stage else 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        # Gradients are exchanged, and those of micro-batches added, in fp32: in half precision a sum of many loses the
-        # small ones. DeepSpeed has it with ZeRO alone; without, `flat_gradients.py` adds them.
+        # Gradients are exchanged and accumulated in fp32: a long sum in half precision loses small terms. DeepSpeed
+        # supports this with ZeRO only; without ZeRO, `flat_gradients.py` accumulates them.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32" if job.zero_stage or precision == "fp32" else None},
         **_optimizer(job),
         "zero_optimization": _zero(job, trained, swap),
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
-        "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),  # tested by us
+        "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),  # tests/train covers both
         "wall_clock_breakdown": False,
     }
 
 
 def _optimizer(job: JobSpec) -> dict[str, object]:
-    """By its name in torch.optim; nothing where `engine.py` builds it, from what is not torch's."""
+    """Return the section of an optimizer of torch.optim; {} if `engine.py` builds it (`bitsandbytes_optimizer`)."""
     chosen = job.train.optimizer
     params: dict[str, object] = {"lr": job.train.learning_rate, "weight_decay": chosen.weight_decay}
     if chosen.type == "adamw_8bit":
@@ -73,18 +74,9 @@ def _optimizer(job: JobSpec) -> dict[str, object]:
         params |= {"beta2_decay": chosen.beta2_decay, "d": chosen.clip_threshold, "eps": [None, chosen.min_scale]}
         return {"optimizer": {"type": "Adafactor", "params": params}}
     params |= {"betas": [chosen.beta1, chosen.beta2], "eps": chosen.eps, "adam_w_mode": True}
-    # torch's AdamW needs no compiled kernel; offloaded states are updated by DeepSpeed's CPU kernel.
+    # torch's fused AdamW needs no compilation; offloaded states need DeepSpeed's CPU kernel, which is compiled once.
     kernel = {} if job.parallel.offload_optimizer else {"torch_adam": True, "fused": True}
     return {"optimizer": {"type": "AdamW", "params": params | kernel}}
-
-
-def reduce_bucket(trained: int) -> int:
-    """Elements of the buffer that gradients are reduced in.
-
-    DeepSpeed allocates it whole, 2 GB of fp32 by its own default however small the model is. A bucket that holds all
-    gradients is filled and reduced just as that one.
-    """
-    return max(1, min(trained, 500_000_000))
 
 
 def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
@@ -93,16 +85,18 @@ def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
         "stage": job.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
-        # Gloo reduces to one rank at a time where NCCL scatters; a plain all-reduce takes half the time there.
+        # With Gloo, DeepSpeed reduces to one rank at a time where NCCL scatters; an all-reduce takes half the time.
         "reduce_scatter": job.cluster.gpus_per_worker > 0,
         "round_robin_gradients": False,
-        "reduce_bucket_size": reduce_bucket(trained),
+        # DeepSpeed allocates the whole bucket, by default 2 GB in fp32 even for a small model. A bucket that holds all
+        # gradients is filled and reduced in the same way.
+        "reduce_bucket_size": max(1, min(trained, _MAX_BUCKET_ELEMENTS)),
     }
     if job.zero_stage == 3:
-        section["sub_group_size"] = SUB_GROUP
+        section["sub_group_size"] = _SUB_GROUP
     if parallel.offload_optimizer:
-        place = {"device": "cpu"} if swap is None else {"device": "nvme", "nvme_path": str(swap)}
-        section["offload_optimizer"] = {**place, "pin_memory": job.cluster.gpus_per_worker > 0}
+        device = {"device": "cpu"} if swap is None else {"device": "nvme", "nvme_path": str(swap)}
+        section["offload_optimizer"] = {**device, "pin_memory": job.cluster.gpus_per_worker > 0}
     if parallel.offload_parameters:
         section["offload_param"] = {"device": "cpu", "pin_memory": job.cluster.gpus_per_worker > 0}
     return section

@@ -1,13 +1,14 @@
-"""An exponential moving average of the trained weights: what is evaluated and exported instead of them. Train workers.
+"""Exponential moving average (EMA) of the trained weights, which is evaluated and exported. Runs in train workers.
 
-Averaged weights generalise better where a run is short or noisy (Polyak & Juditsky 1992; Tarvainen & Valpola 2017,
-arXiv:1703.01780). Each worker keeps the average of what it holds: whole weights, or its shards under ZeRO-3.
+Averaged weights generalise better after a short or noisy training (Polyak & Juditsky 1992; Tarvainen & Valpola 2017,
+arXiv:1703.01780). Each rank keeps the average of the weights it holds: whole ones, or its shards under ZeRO-3.
+`engine.py` updates it after each step and swaps it in for evaluations.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any  # attributes that no type knows
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,31 +17,34 @@ FILE = "average.pt"
 
 
 class EMA:
-    """The average of some weights, in fp32.
+    """Average of some weights, in fp32.
 
     Args:
-        decay: how much of it stays at each step, once there were many: of step t, min(decay, (1 + t) / (10 + t)), as
-            TensorFlow's `ExponentialMovingAverage` has it, so that the first weights are soon forgotten.
-        weights: by name.
-        sharded: whether they are shards between uses (ZeRO-3).
+        decay: Weight of the old average at each step. At step t it is min(decay, (1 + t) / (10 + t)), as in
+            TensorFlow's `ExponentialMovingAverage`, so that the initial weights lose their influence quickly.
+        weights: Names and weights.
+        sharded: True if the weights are shards between uses (ZeRO-3).
     """
 
     def __init__(self, decay: float, weights: Sequence[tuple[str, torch.nn.Parameter]], sharded: bool) -> None:
-        self._decay, self._weights, self._sharded = decay, list(weights), sharded
-        self._average = [self._held(weight).float().clone() for _, weight in self._weights]
+        self._decay = decay
+        # Untyped: ZeRO-3 adds ds_tensor, ds_numel and ds_shape to a weight.
+        self._weights: list[tuple[str, Any]] = list(weights)
+        self._is_sharded = sharded
+        self._average = [self._local(weight).float().clone() for _, weight in self._weights]
 
     def update(self, step: int) -> None:
-        """Count the weights after `step` optimizer steps."""
-        share = 1.0 - min(self._decay, (1 + step) / (10 + step))
+        """Add the current weights to the average, after `step` optimizer steps."""
+        fraction = 1.0 - min(self._decay, (1 + step) / (10 + step))
         for average, (_, weight) in zip(self._average, self._weights, strict=True):
-            average.lerp_(self._held(weight).float(), share)
+            average.lerp_(self._local(weight).float(), fraction)
 
     @contextmanager
     def swapped_in(self, release: Callable[[], None]) -> Iterator[None]:
-        """The average stands where the weights are, inside the block.
+        """Exchange weights and average inside the block.
 
         Args:
-            release: forgets what was gathered of shards (a collective).
+            release: Function that drops gathered copies of sharded weights, which would be outdated. Collective.
         """
         release()
         self._swap()
@@ -51,46 +55,43 @@ class EMA:
             self._swap()
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """All of it by name, for any number of workers to read back; {} but on rank 0 (a collective)."""
-        parts = {name: self._whole(i) for i, (name, _) in enumerate(self._weights)}
-        return parts if dist.get_rank() == 0 else {}
+        """Return the whole average by name on rank 0, for any number of workers to load; {} elsewhere. Collective."""
+        full = {name: self._gather(i) for i, (name, _) in enumerate(self._weights)}
+        return full if dist.get_rank() == 0 else {}
 
     def load(self, directory: Path) -> None:
-        """Read it back; a checkpoint that was written without one begins anew from its weights."""
+        """Load the average; from a checkpoint without one, start with the current weights."""
         path = directory / FILE
-        whole = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+        full = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
         for average, (name, weight) in zip(self._average, self._weights, strict=True):
-            average.copy_(self._part(whole[name], average) if name in whole else self._held(weight))
+            average.copy_(self._own_shard(full[name], average) if name in full else self._local(weight))
 
-    def _held(self, weight: torch.nn.Parameter) -> torch.Tensor:
-        """What this worker holds of a weight."""
-        return _deepspeeds(weight).ds_tensor.data if self._sharded else weight.data
+    def _local(self, weight: Any) -> torch.Tensor:
+        """Return the part of a weight that this rank holds."""
+        local: torch.Tensor = weight.ds_tensor.data if self._is_sharded else weight.data
+        return local
 
     def _swap(self) -> None:
         for average, (_, weight) in zip(self._average, self._weights, strict=True):
-            held = self._held(weight)
-            training = held.float().clone()  # half precision there and back is exact
-            held.copy_(average)
+            local = self._local(weight)
+            training = local.float().clone()  # half precision to fp32 and back is exact
+            local.copy_(average)
             average.copy_(training)
 
-    def _whole(self, index: int) -> torch.Tensor:
-        average, (_, weight) = self._average[index], self._weights[index]
-        if not self._sharded:
+    def _gather(self, index: int) -> torch.Tensor:
+        """Return the whole average of one weight. Collective under ZeRO-3."""
+        average = self._average[index]
+        if not self._is_sharded:
             return average
-        parts = torch.empty(average.numel() * dist.get_world_size(), device=average.device)
-        dist.all_gather_into_tensor(parts, average)
-        shaped = _deepspeeds(weight)
-        return parts[: shaped.ds_numel].view(shaped.ds_shape)
+        padded = torch.empty(average.numel() * dist.get_world_size(), device=average.device)
+        dist.all_gather_into_tensor(padded, average)
+        weight = self._weights[index][1]
+        return padded[: weight.ds_numel].view(weight.ds_shape)
 
-    def _part(self, whole: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
-        """This worker's shard; the last one is padded."""
-        if not self._sharded:
-            return whole
+    def _own_shard(self, full: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+        """Return this rank's shard of a whole average; the last one is padded."""
+        if not self._is_sharded:
+            return full
         begin = average.numel() * dist.get_rank()
-        mine = whole.flatten()[begin : begin + average.numel()]
-        return torch.nn.functional.pad(mine, (0, average.numel() - mine.numel()))
-
-
-def _deepspeeds(weight: torch.nn.Parameter) -> Any:
-    """With the attributes that ZeRO-3 gives a weight."""
-    return weight
+        shard = full.flatten()[begin : begin + average.numel()]
+        return torch.nn.functional.pad(shard, (0, average.numel() - shard.numel()))

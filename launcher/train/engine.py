@@ -25,8 +25,13 @@ from launcher.train.checkpoint.state_dict import collect_state
 from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
 from launcher.train.deepspeed_config import deepspeed_config
 from launcher.train.ema import EMA, FILE
-from launcher.train.flat_gradients import FlatGradients, use_sparse_embedding_update
-from launcher.train.master_weights import step_master_weights, undo_initial_step, unify_gradient_dtype
+from launcher.train.flat_gradients import (
+    FlatGradients,
+    step_master_weights,
+    undo_initial_step,
+    unify_gradient_dtype,
+    use_sparse_embedding_update,
+)
 from launcher.train.offload.nvme import create_swap_dir, reading_back
 from launcher.train.op_builders import prepare_op_builds
 from launcher.train.param_groups import bitsandbytes_optimizer, check_shardable, parameter_groups

@@ -1,4 +1,4 @@
-"""The finished model as a directory any transformers process loads: safetensors, tokenizer, card. Train workers."""
+"""Export of the model as a transformers directory: safetensors, tokenizer, model card. Runs in train workers."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ from launcher.train.engine import Engine
 
 
 def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
-    """Publish `model/` (a collective; rank 0 writes). From ZeRO-3 shards too."""
+    """Write `model/`, and `adapter/` for LoRA, to the run directory. Collective: gathers shards; rank 0 writes."""
     state = engine.full_state_dict()
     if engine.rank != 0 or state is None:
         return
@@ -37,21 +37,21 @@ def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) ->
 
 
 def check_finite(state: dict[str, torch.Tensor]) -> None:
-    """Refuse weights that no model can work with.
+    """Check that all weights are finite.
 
     Raises:
-        TrainingError: some are NaN or infinite; names them.
+        TrainingError: Some are NaN or infinite.
     """
-    bad = [name for name, weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
-    if bad:
+    non_finite = [n for n, weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if non_finite:
         raise TrainingError(
-            f"{len(bad)} of {len(state)} weights are not finite ({', '.join(bad[:3])}), so no model is exported; lower "
-            "train.learning_rate and train again under another name"
+            f"{len(non_finite)} of {len(state)} weights are not finite ({', '.join(non_finite[:3])}), so no model is "
+            "exported; lower train.learning_rate and train again under another name"
         )
 
 
 def write_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> None:
-    """Add the outcome to the model card, once test scores are known."""
+    """Write the model card with the scores of all evaluated splits."""
     lines = [_card(job, plan), "## Results\n", f"Weights of step {result.best_step} of {result.steps}.\n"]
     for split in ("validation", "test"):
         scores = run.find_record(f"scores-{split}.json", ScoresRecord)
@@ -70,9 +70,9 @@ def _number(value: float | None) -> str:
 
 
 def _card(job: JobSpec, plan: Plan) -> str:
-    # The name on the hub, or that of a directory: where it lies, and with what keys it was read, is nobody's business.
-    placed = job.model.name.startswith("/") or "://" in job.model.name
-    base = split_options(job.model.name)[0].rstrip("/").rsplit("/", 1)[-1] if placed else job.model.name
+    # A Hub name, or the last part of a path: a card is published, and paths and URI options may be secret.
+    is_path = job.model.name.startswith("/") or "://" in job.model.name
+    base = split_options(job.model.name)[0].rstrip("/").rsplit("/", 1)[-1] if is_path else job.model.name
     train = job.train
     optimizer = train.optimizer.model_dump(exclude={"type"})
     rows = {
@@ -85,7 +85,7 @@ def _card(job: JobSpec, plan: Plan) -> str:
         "learning rate": f"{train.learning_rate:g}, {train.schedule.type}, warm-up {train.schedule.warmup_fraction:g}",
         "optimizer": ", ".join([train.optimizer.type, *(f"{key} {value:g}" for key, value in optimizer.items())]),
         "gradient clipping": train.max_grad_norm,
-        **({} if train.ema is None else {"weights": f"their exponential moving average, decay {train.ema:g}"}),
+        **({} if train.ema is None else {"weights": f"exponential moving average, decay {train.ema:g}"}),
         "precision": train.precision,
         "seed": job.seed,
     }

@@ -1,4 +1,4 @@
-"""Parameter groups of the optimizer: who is decayed, and how fast each depth learns. Runs in train workers."""
+"""Parameter groups of the optimizer: weight decay, and the learning rate of each layer. Runs in train workers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,24 +14,26 @@ from launcher.spec.train import TrainSpec
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that are treated alike."""
+    """Parameters with the same weight decay and learning rate."""
 
     parameters: tuple[torch.nn.Parameter, ...]
     names: tuple[str, ...]
     weight_decay: float
     scale: float
-    """Of the learning rate."""
+    """Factor of the learning rate."""
 
     def as_dict(self) -> dict[str, object]:
-        """As torch's optimizers take it."""
+        """Return the group in the form of torch's optimizers."""
         return {"params": list(self.parameters), "weight_decay": self.weight_decay}
 
 
 def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGroup]:
-    """Weight matrices are decayed, biases, norms and other vectors are not; with `layer_decay` so for each depth.
+    """Group the trained parameters: matrices decay, vectors (biases, norms) do not; one pair of groups per depth.
+
+    Without `layer_decay` all depths have the same learning rate, and there is one pair.
 
     Raises:
-        ModelError: the model's layers cannot be told.
+        ModelError: `layer_decay` is set, and the model's layers cannot be identified.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scales = dict.fromkeys((name for name, _ in trained), 1.0)
@@ -50,29 +52,30 @@ def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGrou
 
 
 def check_shardable(groups: Sequence[ParamGroup], workers: int) -> None:
-    """Refuse to deal a universal checkpoint to shards of which one would hold nothing of a group.
+    """Check that every shard of a universal checkpoint holds a part of every group.
 
-    DeepSpeed 0.19.8 (load_hp_checkpoint_state_from_checkpoint_dir) looks for the step among the parameters of the
-    shard, and ends in an IndexError where it has none: the bias of a head with two classes, dealt to three workers.
+    DeepSpeed 0.19.8 (load_hp_checkpoint_state_from_checkpoint_dir) reads the step count from the parameters of a shard,
+    and raises an IndexError for a shard without any: the bias of a head with two classes, split over three workers.
 
     Raises:
-        RunError: there is such a group; the same on all workers.
+        RunError: A group is too small; the same on all ranks.
     """
     for group in groups:
-        numbers = sum(p.numel() for p in group.parameters)
-        shard = 2 * -(-numbers // (2 * workers))  # shards begin at even places
-        if shard * (workers - 1) >= numbers:
+        elements = sum(p.numel() for p in group.parameters)
+        shard = 2 * -(-elements // (2 * workers))  # shards start at even offsets
+        if shard * (workers - 1) >= elements:
             raise RunError(
-                f"the checkpoint cannot be dealt to {workers} workers in shards: {', '.join(group.names[:3])} have "
-                f"{numbers} numbers in all, which is too few; set parallel.zero: 0 to go on"
+                f"the checkpoint cannot be split into shards for {workers} workers: {', '.join(group.names[:3])} have "
+                f"{elements} elements in all, which is too few; set parallel.zero: 0 to resume"
             )
 
 
 def bitsandbytes_optimizer(job: JobSpec) -> Callable[[object], torch.optim.Optimizer] | None:
-    """Return the builder of an optimizer that DeepSpeed does not know by name, or None; see `deepspeed_config.py`."""
-    chosen = job.train.optimizer
-    if chosen.type != "adamw_8bit":
+    """Return a function that builds the 8-bit optimizer, which DeepSpeed does not know by name; None for all others."""
+    optimizer = job.train.optimizer
+    if optimizer.type != "adamw_8bit":
         return None
-    from bitsandbytes.optim import AdamW8bit  # `driver/prepare.py` has looked whether it is installed
+    from bitsandbytes.optim import AdamW8bit  # `driver/prepare.py` has checked that it is installed
 
-    return partial(AdamW8bit, lr=job.train.learning_rate, betas=(chosen.beta1, chosen.beta2), eps=chosen.eps)
+    betas = (optimizer.beta1, optimizer.beta2)
+    return partial(AdamW8bit, lr=job.train.learning_rate, betas=betas, eps=optimizer.eps)

@@ -1,4 +1,4 @@
-"""What training really used of a worker's memory, beside what the plan said. Train workers."""
+"""Peak memory of a worker, recorded next to the estimate of the plan. Runs in train workers."""
 
 import gc
 import resource
@@ -9,51 +9,53 @@ import torch
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import MemoryUsage
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_resident_bytes() -> int:
-    """Return the largest resident memory of this process.
+    """Return the peak resident memory of this process.
 
-    `ru_maxrss` is no less than the peak of whoever started the process, as `exec` keeps it.
+    `ru_maxrss` is inherited over `exec`, so it is at least the peak of the parent process; VmHWM is not.
     """
     if _STATUS.is_file():
-        return _resident("VmHWM")
-    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, which alone lacks the file
+        return _read_status("VmHWM")
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, the only system without /proc here
     return peak
 
 
 class PeakMemoryTracker:
-    """The largest use of memory from here on: of the GPU's allocator, or the growth of this process on a CPU."""
+    """Peak memory since creation: of the GPU's allocator, or on a CPU the growth of this process."""
 
     def __init__(self) -> None:
         gc.collect()
-        self._before = 0
+        self._resident_before = 0
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif _STATUS.is_file():
             _reset_peak()
-            self._before = _resident("VmRSS")
+            self._resident_before = _read_status("VmRSS")
 
     def used(self) -> int | None:
-        """Bytes; None where the system does not tell."""
+        """Return the peak in bytes; None if the system does not report it."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
-        return max(0, _resident("VmHWM") - self._before) if _STATUS.is_file() else None
+        return max(0, _read_status("VmHWM") - self._resident_before) if _STATUS.is_file() else None
 
     def write(self, run: RunDir, rank: int, predicted: int | None) -> None:
-        """Into the run's records."""
+        """Write the peak and the plan's estimate, in bytes, to the run's records."""
         record = MemoryUsage(rank=rank, predicted_bytes=predicted, used_bytes=self.used())
         run.write_record(f"workers/memory-{rank}.json", record)
 
 
 def _reset_peak() -> None:
     try:
-        _RESET.write_text("5")  # proc(5): the peak of the resident set begins anew
+        _CLEAR_REFS.write_text("5")  # resets VmHWM (proc(5))
     except PermissionError:
-        return  # a hardened container: the peak then counts from the process's start
+        return  # a hardened container: the peak counts from the start of the process
 
 
-def _resident(name: str) -> int:
+def _read_status(name: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

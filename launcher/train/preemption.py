@@ -1,7 +1,7 @@
-"""Word that a run should save and stop: somebody asked for it, or a node goes away. Train workers.
+"""Stop signal: all ranks save a checkpoint and exit after the same step. Runs in train workers.
 
-Rank 0 hears it; all workers must act on it after the same step. So each step sends rank 0's word around on the side
-and reads the word of the step before: nobody waits for it, and it costs the step nothing.
+The user may request a stop, or a node may be drained. Rank 0 knows first. After each step it broadcasts its decision
+asynchronously, and all ranks read the decision of the step before: no rank waits, and a step costs nothing more.
 """
 
 import time
@@ -14,84 +14,89 @@ import torch.distributed as dist
 
 from launcher.train.worker_heartbeat import Heartbeat
 
-_LISTEN_EVERY_S = 0.5
-# Ray Train looks for nodes that go away every 5 s, and asking it is a round trip of all workers.
-_LOOK_EVERY_S = 2.0
+_POLL_CONTROL_S = 0.5
+# Ray Train checks for drained nodes every 5 s, and asking it is a round trip of all workers.
+_POLL_PREEMPTION_S = 2.0
+_CONTINUE, _ASK_RAY, _STOP = 0, 1, 2
 
 
 class ControlClient(Protocol):
-    """The line from rank 0 to whoever started the run."""
+    """Connection from the workers to the driver."""
 
     def set_training(self, training: bool) -> None:
-        """Tell whether a stop would be heard: only while steps are made."""
+        """Report whether steps are being made; a stop request is handled only then."""
 
     def send_heartbeat(self, beat: Heartbeat) -> bool:
-        """Tell what a worker is doing, of any rank; whether it should dump its stacks and end."""
+        """Send the heartbeat of any rank; return True if that worker must dump its stacks and exit."""
 
     def is_stop_requested(self) -> bool:
-        """Whether the run should stop; never waits, so the answer may be a moment old."""
-
-
-_NOTHING, _LOOK, _STOP = 0, 1, 2
+        """Return True if the run should stop. Never blocks, so the answer may be slightly old."""
 
 
 class StopSignal:
-    """What all workers know at the same step.
+    """Decision to stop that all ranks share at the same step.
 
     Args:
-        caller: whom rank 0 asks whether to stop; None is never asked.
-        preempted: whether a node goes away; called by all workers together.
+        control: Connection to the driver, which only rank 0 uses; None if a stop cannot be requested.
+        is_draining: Function that returns True if a node is being drained; all ranks call it together.
     """
 
-    def __init__(self, caller: ControlClient | None, preempted: Callable[[], bool]) -> None:
-        self._control = caller if dist.get_rank() == 0 else None
-        self._preempted = preempted
-        # Host tensors of a group of its own: on NCCL the word would wait for the device, and the step for it.
+    def __init__(self, control: ControlClient | None, is_draining: Callable[[], bool]) -> None:
+        self._control = control if dist.get_rank() == 0 else None
+        self._is_draining = is_draining
+        # A gloo group with host tensors: over NCCL the broadcast would queue behind the step's kernels, and reading it
+        # would sync with the device.
         self._group = dist.new_group(backend="gloo")
-        self._word = torch.zeros(1, dtype=torch.uint8)
-        self._sending: dist.Work | None = None
-        self._listened = self._looked = time.monotonic()
+        self._decision = torch.zeros(1, dtype=torch.uint8)
+        self._broadcast: dist.Work | None = None
+        self._control_polled_at = self._preemption_polled_at = time.monotonic()
         self._is_training = False
 
     def should_stop(self) -> bool:
-        """Whether to save and leave after this step, the same for all workers (a collective)."""
+        """Return True if all ranks must save a checkpoint and exit after this step. Collective; never syncs the device.
+
+        Rank 0's decision is broadcast asynchronously and read one step later, so that every rank stops at the same
+        step.
+        """
         if self._control is not None and not self._is_training:
             self._control.set_training(True)
             self._is_training = True
-        self._receive()
-        word = int(self._word)
-        self._word[0] = self._own_word()
-        self._sending = dist.broadcast(self._word, src=0, group=self._group, async_op=True)
-        return word == _STOP or (word == _LOOK and self._preempted())
+        self._wait_for_broadcast()
+        # Read before the buffer is used for the next broadcast.
+        decision = int(self._decision)
+        self._decision[0] = self._decide()
+        self._broadcast = dist.broadcast(self._decision, src=0, group=self._group, async_op=True)
+        return decision == _STOP or (decision == _ASK_RAY and self._is_draining())
 
     def close(self) -> None:
-        """The training is over, or left (a collective)."""
-        self._receive()
+        """Finish the last broadcast and report the end of the training. Collective."""
+        self._wait_for_broadcast()
         if self._control is not None:
             self._control.set_training(False)
 
-    def _receive(self) -> None:
-        if self._sending is not None:
-            self._sending.wait()
-            self._sending = None
+    def _wait_for_broadcast(self) -> None:
+        if self._broadcast is not None:
+            self._broadcast.wait()
+            self._broadcast = None
 
-    def _own_word(self) -> int:
+    def _decide(self) -> int:
+        """Return this rank's decision; only rank 0's counts."""
         now = time.monotonic()
-        if self._control is not None and now - self._listened >= _LISTEN_EVERY_S:
-            self._listened = now
+        if self._control is not None and now - self._control_polled_at >= _POLL_CONTROL_S:
+            self._control_polled_at = now
             if self._control.is_stop_requested():
                 return _STOP
-        if now - self._looked >= _LOOK_EVERY_S:
-            self._looked = now
-            return _LOOK
-        return _NOTHING
+        if now - self._preemption_polled_at >= _POLL_PREEMPTION_S:
+            self._preemption_polled_at = now
+            return _ASK_RAY
+        return _CONTINUE
 
 
 def never_stop() -> bool:
-    """Nobody tells these workers to leave: a trial of a sweep, whose scheduler does."""
+    """Return False: the scheduler of a sweep stops its trials, not their workers."""
     return False
 
 
 def is_node_draining() -> bool:
-    """Whether Ray says that a node with one of this run's workers will be taken away (a collective)."""
+    """Return True if Ray will take away a node with a worker of this run. Collective."""
     return ray.train.get_preemption_info() is not None

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step. Runs anywhere; `loop.py` asks it before every step."""
+"""Learning rate as a pure function of the step. Runs in train workers; `loop.py` calls it before every step."""
 
 import math
 
@@ -6,12 +6,12 @@ from launcher.spec.train import TrainSpec
 
 
 def learning_rate(train: TrainSpec, step: int, total_steps: int) -> float:
-    """The learning rate of one optimizer step.
+    """Return the learning rate of one optimizer step.
 
     Args:
-        train: peak learning rate and schedule.
-        step: steps already done, from 0.
-        total_steps: steps of the whole run.
+        train: Peak learning rate and schedule.
+        step: Number of steps completed before this one.
+        total_steps: Number of steps of the whole run.
     """
     schedule = train.schedule
     warmup = math.ceil(schedule.warmup_fraction * total_steps)

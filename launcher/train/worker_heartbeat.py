@@ -1,6 +1,7 @@
-"""What a worker is doing, told every few seconds; where the whole group stands still, a stack dump. Train workers.
+"""Heartbeat of a worker, and its stack dump if the whole group hangs. Runs in train workers.
 
-A thread of its own tells, so that it goes on telling while the worker waits for ever. `driver/watchdog.py` listens.
+A thread sends the heartbeats, so that they continue while the main thread hangs in a collective. `driver/watchdog.py`
+receives them.
 """
 
 import faulthandler
@@ -15,21 +16,21 @@ from pathlib import Path
 from launcher.errors import LauncherError
 from launcher.rundir.directory import RunDir
 
-_EVERY_S = 5.0
-_EXIT = 70
-"""Exit code of a worker that ended itself because the group stood still (EX_SOFTWARE of sysexits.h)."""
+_INTERVAL_S = 5.0
+_EXIT_CODE = 70
+"""Exit code of a worker that ended itself because the group hung (EX_SOFTWARE of sysexits.h)."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one worker is doing.
+    """Progress of one worker.
 
     Args:
-        rank: of the worker.
-        host: it runs on.
-        step: steps it has done.
-        calls: forward passes so far: what moves in a long evaluation, too.
-        stage: `data`, `communication`, `evaluation`, `checkpoint`, or `compute`.
+        rank: Rank of the worker.
+        host: Host name of its node.
+        step: Number of steps completed.
+        forward_passes: Number of forward passes so far, which also grows during a long evaluation.
+        stage: Phase of the worker: `data`, `communication`, `evaluation`, `checkpoint` or `compute`.
     """
 
     rank: int
@@ -40,40 +41,47 @@ class Heartbeat:
 
 
 class WorkerHeartbeat:
-    """Tells until it is closed.
+    """Thread that sends heartbeats until it is closed.
 
     Args:
-        run: where stacks are dumped.
-        rank: of this worker.
-        look: what it is doing now: step, forward passes, stage.
-        tell: passes a beat on; answers whether to dump and end.
+        run: Run directory for stack dumps.
+        rank: Rank of this worker.
+        read_progress: Function that returns steps completed, forward passes and stage.
+        send: Function that sends a heartbeat and returns True if this worker must dump its stacks and exit; None sends
+            no heartbeats.
     """
 
     def __init__(
-        self, run: RunDir, rank: int, look: Callable[[], tuple[int, int, str]], tell: Callable[[Heartbeat], bool] | None
+        self,
+        run: RunDir,
+        rank: int,
+        read_progress: Callable[[], tuple[int, int, str]],
+        send: Callable[[Heartbeat], bool] | None,
     ) -> None:
-        self._run, self._rank, self._look, self._tell = run, rank, look, tell
+        self._run = run
+        self._rank = rank
+        self._read_progress = read_progress
         self._stop = threading.Event()
-        if tell is not None:
-            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+        if send is not None:
+            threading.Thread(target=self._send_until_closed, args=(send,), name="heartbeat", daemon=True).start()
 
     def close(self) -> None:
-        """The training is over, or left."""
+        """Stop the heartbeats, at the end of the training."""
         self._stop.set()
 
-    def _beat(self) -> None:
+    def _send_until_closed(self, send: Callable[[Heartbeat], bool]) -> None:
         host = socket.gethostname()
-        while True:  # at once: who freezes in the first seconds must have been heard of
-            step, calls, stage = self._look()
-            assert self._tell is not None
-            if self._tell(Heartbeat(self._rank, host, step, calls, stage)) and not self._stop.is_set():
-                self._dump(step)
-                os._exit(_EXIT)  # the thread that hangs cannot be asked to
-            if self._stop.wait(_EVERY_S):
+        while True:  # the first one is sent at once: the watchdog knows only workers that it has received one from
+            step, forward_passes, stage = self._read_progress()
+            must_exit = send(Heartbeat(self._rank, host, step, forward_passes, stage))
+            if must_exit and not self._stop.is_set():
+                self._dump_stacks(step)
+                os._exit(_EXIT_CODE)  # the main thread hangs and cannot be asked to exit
+            if self._stop.wait(_INTERVAL_S):
                 return
 
-    def _dump(self, step: int) -> None:
-        """Stacks of all threads of this process."""
+    def _dump_stacks(self, step: int) -> None:
+        """Write the stacks of all threads of this process to the run directory."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stacks.txt"
             with path.open("w") as file:
@@ -81,4 +89,4 @@ class WorkerHeartbeat:
             try:
                 self._run.write_bytes(f"hangs/step-{step:08d}/rank-{self._rank:05d}.txt", path.read_bytes())
             except LauncherError:
-                return  # the storage may be what hangs
+                return  # the storage may be the reason for the hang

@@ -106,7 +106,7 @@ def test_a_hung_worker_dumps_its_stacks_and_exits(tmp_path: Path, monkeypatch: p
         ended.set()
         threading.Event().wait()  # os._exit does not return
 
-    monkeypatch.setattr(worker_heartbeat, "_EVERY_S", 0.01)
+    monkeypatch.setattr(worker_heartbeat, "_INTERVAL_S", 0.01)
     monkeypatch.setattr(worker_heartbeat.os, "_exit", end)
     beats: list[Heartbeat] = []
 

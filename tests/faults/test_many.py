@@ -51,7 +51,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(job: JobSpec, plai
     os.truncate(shard, shard.stat().st_size // 2)
     run, output = run_with(job, "cut-short", fault_tolerance={"max_failures": 0})
     assert_same_run(run, plain)
-    assert f"the checkpoint of step {newest} is damaged" in output and "missing or cut short" in output
+    assert f"the checkpoint of step {newest} is damaged" in output and "missing or truncated" in output
 
 
 def test_a_killed_driver_resumes_with_the_same_command(job: JobSpec, plain: RunDir, tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ RUNS = [
     Case(
         "shards of another ZeRO stage",
         lambda desk: desk.begun() or desk.checkpoint() or ["parallel.zero=3"],
-        "the checkpoint of step 5 was written with ZeRO stage 2, stage 3 cannot read it; set parallel.zero: 2 to go on",
+        "the checkpoint of step 5 was written with ZeRO stage 2, stage 3 cannot load it; "
+        "set parallel.zero: 2 to resume",
     ),
     Case(
         "a result cut off",

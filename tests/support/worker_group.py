@@ -17,6 +17,7 @@ import torch.distributed as dist
 from launcher.data.stream import ShardStream, StreamSource
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import PreparedJob
+from launcher.errors import LauncherError
 
 
 def run_group(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -192,3 +193,23 @@ def with_job(prepared: PreparedJob, **sections: Any) -> PreparedJob:
     for name, values in sections.items():
         raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
     return replace(prepare(JobSpec.model_validate(raw)))
+
+
+def train_losses(prepared: PreparedJob, stop_after: int | None = None) -> list[tuple[int, float]]:
+    """Train as `train_here` does and return (step, loss) of each step of this attempt."""
+    lines: list[tuple[int, float]] = train_here(prepared, stop_after)["lines"]
+    return lines
+
+
+def train_curve(prepared: PreparedJob) -> list[float]:
+    """Train as `train_here` does and return the loss of each step."""
+    return [loss for _, loss in train_losses(prepared)]
+
+
+def error_of(function: Callable[..., Any], *args: Any) -> str:
+    """Return the LauncherError that `function(*args)` raises as `Type: message`; "" if it raises none."""
+    try:
+        function(*args)
+    except LauncherError as error:
+        return f"{type(error).__name__}: {error.message}"
+    return ""

@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, that training does not notice it, and that it survives stops and stages."""
+"""The moving average of the weights: its value, no effect on training, and resume on any cluster and ZeRO stage."""
 
 import itertools
 from pathlib import Path
@@ -8,47 +8,46 @@ import pytest
 import torch
 
 from launcher.driver.prepare import PreparedJob
+from launcher.train.ema import EMA
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
 _STEPS, _DECAY = 8, 0.6
 
 
-def _ways(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
-    """Each job's training losses of this attempt, to its end or for so many steps, and all evaluations its log has."""
-    found = []
+def _train_all(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
+    """Train each job to completion or for some steps; return this attempt's losses and all logged evaluations."""
+    results = []
     for job, steps in jobs:
         numbers = itertools.count(1)
         lines = train_here(job, leave=lambda: next(numbers) == steps)["lines"]  # noqa: B023  # called at once
-        found.append({"steps": lines, "evaluations": _evaluations(job)})
-    return found
+        evaluations = [(line.step, line.loss) for line in job.run.read_metrics() if line.kind == "evaluation"]
+        results.append({"steps": lines, "evaluations": evaluations})
+    return results
 
 
-def _evaluations(job: PreparedJob) -> list[tuple[int, float]]:
-    return [(line.step, line.loss) for line in job.run.read_metrics() if line.kind == "evaluation"]
-
-
-def _by_hand(job: PreparedJob) -> float:
-    """Largest difference of the average from one that is kept in double precision beside it."""
-    kept: dict[str, Any] = {}
+def _difference_from_reference(job: PreparedJob) -> float:
+    """Return the largest difference of the average from one in double precision."""
+    reference: dict[str, Any] = {}
+    engines: list[Any] = []
 
     def follow(engine: Any) -> None:
-        own = {name: weight.detach().double() for name, weight in engine.model.named_parameters()}
-        inner, kept["engine"], kept["own"] = engine.step, engine, own
+        engines.append(engine)
+        reference.update((name, weight.detach().double()) for name, weight in engine.model.named_parameters())
+        inner = engine.step
 
         def step(rate: float, number: int) -> None:
             inner(rate, number)
             decay = min(_DECAY, (2 + number) / (11 + number))
             for name, weight in engine.model.named_parameters():
-                own[name] = decay * own[name] + (1 - decay) * weight.detach().double()
+                reference[name] = decay * reference[name] + (1 - decay) * weight.detach().double()
 
         engine.step = step
 
     train_here(job, on_engine=follow)
-    names = [name for name, _ in kept["engine"].ema._weights]
-    assert names == list(kept["own"])
-    pairs = zip(kept["engine"].ema._average, kept["own"].values(), strict=True)
-    return max(float((average - own).abs().max()) for average, own in pairs)
+    average = engines[0].ema.full_weights()
+    assert list(average) == list(reference)
+    return max(float((average[name] - reference[name]).abs().max()) for name in average)
 
 
 @pytest.fixture(scope="module")
@@ -64,85 +63,80 @@ def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedJo
 
 @pytest.fixture(scope="module")
 def alone(job: PreparedJob) -> Any:
-    """One worker, without ZeRO."""
-    return run_group(1, _ways, [(with_job(job, name="alone"), None)])[0]
+    """Return the losses of one worker without ZeRO."""
+    return run_group(1, _train_all, [(with_job(job, name="alone"), None)])[0]
 
 
-def test_it_is_the_average(job: PreparedJob) -> None:
-    assert run_group(1, _by_hand, with_job(job, name="by-hand")) < 1e-6
+def test_average_is_that_of_the_formula(job: PreparedJob) -> None:
+    assert run_group(1, _difference_from_reference, with_job(job, name="reference")) < 1e-6
 
 
-def test_training_does_not_notice_it(job: PreparedJob, alone: Any) -> None:
-    """In half precision too, where weights are swapped through other numbers."""
-    plain = {"ema": None}
-    half = {"precision": "bf16"}
+def test_average_does_not_change_training(job: PreparedJob, alone: Any) -> None:
+    # In half precision as well, where weights are swapped through another dtype.
+    plain, half = {"ema": None}, {"precision": "bf16"}
     jobs = [with_job(job, name="plain", train=plain)]
     for zero in (0, 1, 3):
         for name, train in (("with", half), ("without", half | plain)):
             jobs.append(with_job(job, name=f"{name}-{zero}", train=train, parallel={"zero": zero}))
-    bare, *halves = run_group(1, _ways, [(one, None) for one in jobs])
+    bare, *halves = run_group(1, _train_all, [(job, None) for job in jobs])
     assert bare["steps"] == alone["steps"]
-    apart = [abs(one - other) for (_, one), (_, other) in zip(bare["evaluations"], alone["evaluations"], strict=True)]
-    assert min(apart) > 1e-4
+    pairs = zip(bare["evaluations"], alone["evaluations"], strict=True)
+    assert min(abs(loss - averaged) for (_, loss), (_, averaged) in pairs) > 1e-4
     for averaged, without in zip(halves[::2], halves[1::2], strict=True):
         assert averaged["steps"] == without["steps"]
         assert averaged["evaluations"] != without["evaluations"]
 
 
-def test_it_is_the_same_on_any_cluster(job: PreparedJob, alone: Any) -> None:
-    """Three workers leave after 3 steps, go on for 3, and one ends it: the same evaluations as in one go."""
+def test_average_does_not_depend_on_the_cluster(job: PreparedJob, alone: Any) -> None:
+    # Three workers stop after 3 and 6 steps, and one finishes the run: the same evaluations as uninterrupted.
 
     def cut(run: str, zero: int, workers: int) -> PreparedJob:
         parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}
         return with_job(job, name=f"{run}-{zero}", parallel=parallel, cluster={"workers": workers})
 
     stages = (0, 1, 2, 3)
-    ways = [(cut("whole", zero, 3), None) for zero in stages]
-    ways += [(cut("part", zero, 3), 3) for _ in range(2) for zero in stages]
-    found = run_group(3, _ways, ways)
-    ends = run_group(1, _ways, [(cut("part", zero, 1), None) for zero in stages])
-    for zero, whole, second, end in zip(stages, found, found[8:], ends, strict=False):
+    jobs = [(cut("whole", zero, 3), None) for zero in stages]
+    jobs += [(cut("part", zero, 3), 3) for _ in range(2) for zero in stages]
+    results = run_group(3, _train_all, jobs)
+    ends = run_group(1, _train_all, [(cut("part", zero, 1), None) for zero in stages])
+    for zero, whole, second, end in zip(stages, results, results[8:], ends, strict=False):
         assert [step for step, _ in second["evaluations"]] == [2, 4, 6]
         assert [step for step, _ in end["evaluations"]] == [2, 4, 6, 8]
-        for seen, near in ((whole, alone), (end, alone), (second, whole)):
-            for (step, loss), (_, expected) in zip(seen["evaluations"], near["evaluations"], strict=False):
-                assert abs(loss - expected) < (1e-7 if near is whole else 1e-5), f"ZeRO {zero}, step {step}"
+        for result, expected, tolerance in ((whole, alone, 1e-5), (end, alone, 1e-5), (second, whole, 1e-7)):
+            for (step, loss), (_, near) in zip(result["evaluations"], expected["evaluations"], strict=False):
+                assert abs(loss - near) < tolerance, f"ZeRO {zero}, step {step}"
 
 
-def _exported(job: PreparedJob) -> list[float]:
-    """Whether the gathered weights are the average, and the weights in place again afterwards."""
-    kept: dict[str, Any] = {}
+def _export(job: PreparedJob) -> list[float]:
+    """Return the difference of the exported weights from the average, and 1 if the weights are the same afterwards."""
+    numbers: list[float] = []
 
-    def look(engine: Any) -> None:
+    def check_at_close(engine: Any) -> None:
         inner = engine.close
 
         def close() -> None:
             before = engine._digest()
-            state = engine.full_state_dict() or {}
-            whole = {name: engine.ema._whole(i) for i, (name, _) in enumerate(engine.ema._weights)}
-            kept["apart"] = (
-                max(float((state[name] - value).abs().max()) for name, value in whole.items()) if state else 0
-            )
-            kept["same"] = float(engine._digest() == before)
+            state = engine.full_state_dict()
+            average = engine.ema.full_weights()
+            if state is not None:
+                numbers.append(max(float((state[name] - value).abs().max()) for name, value in average.items()))
+            numbers.append(float(engine._digest() == before))
             inner()
 
         engine.close = close
 
-    train_here(job, on_engine=look)
-    return [kept["apart"], kept["same"]]
+    train_here(job, on_engine=check_at_close)
+    return numbers
 
 
 @pytest.mark.parametrize("zero", [0, 2])
-def test_the_average_is_exported(job: PreparedJob, zero: int) -> None:
-    one = with_job(job, name=f"exported-{zero}", parallel={"zero": zero}, cluster={"workers": 3})
-    assert run_group(3, _exported, one) == [0.0, 1.0]
+def test_average_is_exported(job: PreparedJob, zero: int) -> None:
+    exported = with_job(job, name=f"exported-{zero}", parallel={"zero": zero}, cluster={"workers": 3})
+    assert run_group(3, _export, exported) == [0.0, 1.0]
 
 
-def test_a_checkpoint_without_one_begins_anew(job: PreparedJob) -> None:
-    from launcher.train.ema import EMA
-
-    weight = torch.nn.Parameter(torch.ones(3))
-    average = EMA(0.5, [("w", weight)], sharded=False)
+def test_checkpoint_without_an_average_starts_from_its_weights() -> None:
+    average = EMA(0.5, [("w", torch.nn.Parameter(torch.ones(3)))], sharded=False)
     average._average[0].zero_()
     average.load(Path("nowhere"))
     assert average._average[0].tolist() == [1.0, 1.0, 1.0]

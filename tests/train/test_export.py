@@ -1,4 +1,4 @@
-"""Export from ZeRO-3: adapters alone, and merged."""
+"""Export from ZeRO-3: adapters alone, merged adapters, and BatchNorm statistics."""
 
 from pathlib import Path
 from typing import Any
@@ -8,35 +8,33 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
+from launcher.data.rank_batches import collate
+from launcher.data.stream import ShardStream
 from launcher.driver.prepare import PreparedJob
+from launcher.errors import TrainingError
+from launcher.tasks import build_task
+from launcher.train.engine import Engine
+from launcher.train.export import check_finite, export
+from launcher.train.loop import forward_backward
 from tests.support.jobs import prepared_job, write_splits
-from tests.support.worker_group import run_group
+from tests.support.worker_group import run_group, share_cells
 
 
 def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
-    """Three steps, the export, and the trained model's own logits for a batch."""
-    from launcher.data.rank_batches import collate
-    from launcher.data.stream import ShardStream
-    from launcher.tasks import build_task
-    from launcher.train.engine import Engine
-    from launcher.train.export import export
-    from launcher.train.loop import forward_backward
-
+    """Train three steps and export; return the trained model's own logits for a batch."""
     task = build_task(prepared.job)
     engine = Engine(prepared.job, task, prepared.plan.micro_batch)
-    from tests.support.worker_group import share_cells
-
     engine.train_mode()
-    shares = [share for _, _, share in ShardStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
-    for step, share in enumerate(shares[:3]):
-        forward_backward(engine, task, share.micro_batches, share.global_batch.weight, step)
+    batches = [batch for _, _, batch in ShardStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
+    for step, batch in enumerate(batches[:3]):
+        forward_backward(engine, task, batch.micro_batches, batch.global_batch.weight, step)
         engine.step(1e-2, step)
     export(prepared.run, engine, task, prepared.job, prepared.plan)
-    batch = collate(task, shares[0].micro_batches[0])
+    inputs = collate(task, batches[0].micro_batches[0])
     Path(prepared.run.uri).mkdir(parents=True, exist_ok=True)
-    torch.save(dict(batch.inputs), f"{prepared.run.uri}/inputs-{engine.rank}.pt")
+    torch.save(dict(inputs.inputs), f"{prepared.run.uri}/inputs-{engine.rank}.pt")
     with engine.evaluation_mode():
-        logits: list[list[float]] = engine.logits(batch).flatten(1).tolist()
+        logits: list[list[float]] = engine.logits(inputs).flatten(1).tolist()
     return logits
 
 
@@ -47,7 +45,7 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
         ("text-classification", AutoModelForSequenceClassification, {"max_length": 32}),
     ],
 )
-def test_adapters_alone_and_merged_say_the_same(
+def test_adapters_alone_and_merged_match_the_trained_model(
     task: str, auto: Any, params: dict[str, Any], tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     data = write_splits(tmp_path / "data", train=40, task=task)
@@ -66,7 +64,7 @@ def test_adapters_alone_and_merged_say_the_same(
     assert not [name for name in merged.state_dict() if "lora" in name]
 
 
-def test_a_model_with_batch_norm(tmp_path: Path) -> None:
+def test_exported_batch_norm_statistics_match_the_trained_model(tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=40, task="image-classification")
     config = {"model_type": "resnet", "image_size": 16, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     prepared = prepared_job(
@@ -80,3 +78,9 @@ def test_a_model_with_batch_norm(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(model(**inputs).logits.flatten(1), expected, atol=1e-5)
     assert any("running_mean" in name and float(value.abs().sum()) > 0 for name, value in model.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_not_exported() -> None:
+    check_finite({"a": torch.ones(3), "b": torch.arange(3)})
+    with pytest.raises(TrainingError, match=r"1 of 2 weights are not finite \(b\), so no model is exported"):
+        check_finite({"a": torch.ones(3), "b": torch.tensor([0.0, float("nan")])})

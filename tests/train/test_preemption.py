@@ -1,5 +1,7 @@
-"""A wish to stop reaches all workers after the same step, saves it, and costs the curve nothing."""
+"""A stop request reaches all workers after the same step, saves it, and does not change the curve."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -17,86 +19,83 @@ from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here
 
 
-class _Caller:
-    """Asks for a stop at the given question."""
+class _Control:
+    """Driver that requests a stop at the n-th question."""
 
-    def __init__(self, at: int) -> None:
-        self.asked, self.at, self.told = 0, at, [False]
+    def __init__(self, stop_at: int) -> None:
+        self.questions = 0
+        self.stop_at = stop_at
+        self.training = [False]
 
-    def at_work(self, training: bool) -> None:
-        self.told.append(training)
+    def set_training(self, training: bool) -> None:
+        self.training.append(training)
 
-    def stop_asked(self) -> bool:
-        self.asked += 1
-        return self.asked >= self.at
+    def is_stop_requested(self) -> bool:
+        self.questions += 1
+        return self.questions >= self.stop_at
 
 
-def _leaves(stop_at: int, preempted_at: int, calls: int) -> Any:
-    """For each call, whether to leave, as every rank saw it; and what the caller was told."""
+def _decide(stop_at: int, drained_at: int, calls: int) -> Any:
+    """Call `should_stop` on all ranks; return the decisions by rank, and what the driver was told about training."""
     import torch.distributed as dist
 
-    preemption._LISTEN_EVERY_S = preemption._LOOK_EVERY_S = 0.0
-    looks = iter(range(1, calls + 1))
-    caller = _Caller(stop_at)
-    notices = StopSignal(caller, lambda: next(looks) >= preempted_at)
-    mine = []
+    preemption._POLL_CONTROL_S = preemption._POLL_PREEMPTION_S = 0.0
+    questions = iter(range(1, calls + 1))
+    control: Any = _Control(stop_at)
+    stop_signal = StopSignal(control, lambda: next(questions) >= drained_at)
+    decisions = []
     for _ in range(calls):
         if dist.get_rank() == 1:
-            time.sleep(0.01)  # out of step, as workers are
-        mine.append(notices.should_stop())
-    notices.close()
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, mine)
-    return {"ranks": everybody, "told": caller.told}
+            time.sleep(0.01)  # ranks are out of step
+        decisions.append(stop_signal.should_stop())
+    stop_signal.close()
+    by_rank: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(by_rank, decisions)
+    return {"ranks": by_rank, "training": control.training}
 
 
-def test_all_workers_leave_after_the_same_step() -> None:
-    found = run_group(3, _leaves, 4, 99, 7)
-    # Asked before the fourth step's word, read with the fifth; asked again ever after.
-    assert found["ranks"] == [[False] * 4 + [True] * 3] * 3
-    assert found["told"] == [False, True, False], "a stop is heard from the first step to the last"
+def test_stop_request_reaches_all_workers_after_the_same_step() -> None:
+    answer = run_group(3, _decide, 4, 99, 7)
+    # Requested before the broadcast of the fourth step, read with the fifth; requested ever after.
+    assert answer["ranks"] == [[False] * 4 + [True] * 3] * 3
+    assert answer["training"] == [False, True, False], "a stop is handled from the first step to the last"
 
 
-def test_a_node_that_goes_away_is_a_reason_too() -> None:
-    ranks = run_group(2, _leaves, 99, 2, 5)["ranks"]
+def test_drained_node_stops_all_workers() -> None:
+    ranks = run_group(2, _decide, 99, 2, 5)["ranks"]
     assert ranks == [[False, False, True, True, True]] * 2
 
 
-def _whole(prepared: PreparedJob) -> Any:
-    return train_here(prepared)
-
-
-def _stopped(prepared: PreparedJob, questions: int) -> Any:
-    preemption._LISTEN_EVERY_S = 0.0
-    notices = StopSignal(_Caller(questions), lambda: False)
-    found = train_here(prepared, leave=notices.should_stop)
-    notices.close()
-    return found
+def _train(prepared: PreparedJob, stop_at: int) -> Any:
+    preemption._POLL_CONTROL_S = 0.0
+    control: Any = _Control(stop_at)
+    stop_signal = StopSignal(control, lambda: False)
+    answer = train_here(prepared, leave=stop_signal.should_stop)
+    stop_signal.close()
+    return answer
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-def test_a_stopped_run_goes_on_as_if_nothing_was(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
+def test_resume_after_a_stop_matches_uninterrupted_run(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     data = write_splits(tmp_path / "data", train=200, validation=20)
     sections: dict[str, Any] = {"parallel": {"zero": zero}, "evaluation": {"every_steps": 5}}
-    whole = prepared_job(tiny_bert, data, tmp_path / "whole", **sections)
+    whole = run_group(2, train_here, prepared_job(tiny_bert, data, tmp_path / "whole", **sections))
     parts = prepared_job(tiny_bert, data, tmp_path / "parts", **sections)
-    expected = run_group(2, _whole, whole)
-    first = run_group(2, _stopped, parts, 7)
+    first = run_group(2, _train, parts, 7)
     assert first["result"] is None
     stopped = catalog.latest_step(parts.run)
     assert 7 <= stopped <= 9 and [step for step, _ in first["lines"]] == list(range(1, stopped + 1))
-    second = run_group(2, _stopped, parts, 999)
-    assert first["lines"] + second["lines"] == expected["lines"]
-    assert second["result"]["steps"] == expected["result"]["steps"]
+    second = run_group(2, _train, parts, 999)
+    assert first["lines"] + second["lines"] == whole["lines"]
+    assert second["result"]["steps"] == whole["result"]["steps"]
 
 
-def test_a_stop_after_the_last_step_is_no_stop(tiny_bert: Path, tmp_path: Path) -> None:
+def test_stop_after_the_last_step_completes_the_run(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", train=22), tmp_path / "runs")
-    found = run_group(2, _stopped, prepared, 1)
-    assert found["result"]["steps"] == 2 == prepared.plan.total_steps
+    assert run_group(2, _train, prepared, 1)["result"]["steps"] == 2 == prepared.plan.total_steps
 
 
-def test_waiting_passes_on_what_was_raised() -> None:
+def test_errors_of_the_work_are_raised() -> None:
     def fail() -> None:
         raise TrainingError("no")
 
@@ -105,16 +104,17 @@ def test_waiting_passes_on_what_was_raised() -> None:
     run_interruptibly(lambda: None, lambda: True)
 
 
-def _signalled(signals: int, training: bool) -> tuple[list[str], float]:
-    """What happened when so many SIGTERMs came during half a second of work."""
-    import os
-    import signal
+@pytest.mark.parametrize(
+    ("signals", "can_save", "is_forced"),
+    [(1, True, False), (2, True, True), (1, False, True)],
+    ids=["first signal waits", "second signal stops at once", "nothing can be saved"],
+)
+def test_signals_stop_the_work(signals: int, can_save: bool, is_forced: bool) -> None:
+    requests: list[bool] = []
 
-    seen: list[str] = []
-
-    def ask() -> bool:
-        seen.append("asked")
-        return training
+    def request_stop() -> bool:
+        requests.append(can_save)
+        return can_save
 
     def send() -> None:
         for _ in range(signals):
@@ -122,27 +122,14 @@ def _signalled(signals: int, training: bool) -> tuple[list[str], float]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     sender = threading.Thread(target=send)
-    began = time.monotonic()
+    started_at = time.monotonic()
     sender.start()
+    was_forced = False
     try:
-        run_interruptibly(lambda: time.sleep(2.0), ask)
+        run_interruptibly(lambda: time.sleep(2.0), request_stop)
     except ForcedStop:
-        seen.append("at once")
-    took = time.monotonic() - began
+        was_forced = True
+    took = time.monotonic() - started_at
     sender.join()
-    return seen, took
-
-
-def test_the_first_signal_asks_and_waits() -> None:
-    seen, took = _signalled(1, True)
-    assert seen == ["asked"] and took >= 2.0
-
-
-def test_the_second_signal_stops_at_once() -> None:
-    seen, took = _signalled(2, True)
-    assert seen == ["asked", "at once"] and took < 1.5
-
-
-def test_nothing_is_waited_for_where_nothing_can_be_saved() -> None:
-    seen, took = _signalled(1, False)
-    assert seen == ["asked", "at once"] and took < 1.5
+    assert len(requests) == 1
+    assert was_forced == is_forced and (took < 1.5 if is_forced else took >= 2.0)

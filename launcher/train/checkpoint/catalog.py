@@ -1,9 +1,8 @@
-"""Which checkpoints a run has, and which of them go. Any process, so nothing heavy is imported.
+"""Checkpoints of a run on the storage: which are complete, corrupt or obsolete. Runs in any process.
 
-Each attempt writes to a directory of its own below the checkpoint's, its manifest last, and removes what older attempts
-have left, never what a newer one has written: an attempt that stood still (a frozen machine, a mount that was cut off)
-and goes on later harms nothing. `train/checkpoint/writer.py` writes checkpoints, `train/checkpoint/reader.py` reads
-them.
+Nothing heavy is imported, as the client and the head use it too. Each attempt writes to its own directory inside the
+checkpoint's directory, its manifest last, and removes only what older attempts wrote. So an attempt that was frozen and
+wakes up later cannot damage a newer one. `writer.py` writes checkpoints, `reader.py` loads them.
 """
 
 import stat
@@ -17,216 +16,223 @@ from launcher.rundir.lease import Fences
 from launcher.rundir.records import ManifestRecord, TrainerState
 from launcher.rundir.uri import storage_error
 
-_DAMAGED = "manifest.damaged.json"
+_QUARANTINED = "manifest.damaged.json"
+_ATTEMPT = "attempt-"
 
 
 def checkpoint_dir(step: int) -> str:
-    """Return the checkpoint's directory in the run."""
+    """Return the directory of a checkpoint, relative to the run."""
     return f"checkpoints/step-{step:08d}"
 
 
 def files_dir(token: int) -> str:
-    """Return the name of an attempt's own directory below that of a checkpoint."""
-    return f"attempt-{token:06d}"
+    """Return the name of an attempt's directory inside a checkpoint's directory."""
+    return f"{_ATTEMPT}{token:06d}"
 
 
 def newest_files_dir(run: RunDir, step: int, fences: Fences | None = None) -> str | None:
-    """Return the directory that holds the manifest of a checkpoint, its state and its shards.
+    """Return the directory that holds the manifest, state and shards of a checkpoint, relative to the run.
 
     Args:
-        run: The run.
-        step: Of the checkpoint.
-        fences: Of the run, where they are known already.
+        run: Run directory.
+        step: Step of the checkpoint.
+        fences: Fences of the run; None reads them.
 
     Returns:
-        That of the newest attempt that has completed the checkpoint and still counts; None where none has.
+        Directory of the newest attempt that completed the checkpoint and is not fenced off; None without such an
+        attempt.
     """
     home = checkpoint_dir(step)
     names = run.list(home)
     fences = Fences(run) if fences is None else fences
-    attempts = sorted((token for name in names if (token := _token(name)) is not None), reverse=True)
-    for token in attempts:
-        place = f"{home}/{files_dir(token)}"
-        if not fences.excludes(step, token) and run.exists(f"{place}/manifest.json"):
-            return place
-    return home if "manifest.json" in names else None  # of older versions, whose attempts shared it
+    tokens = sorted((token for token in map(_token, names) if token is not None), reverse=True)
+    for token in tokens:
+        directory = f"{home}/{files_dir(token)}"
+        if not fences.excludes(step, token) and run.exists(f"{directory}/manifest.json"):
+            return directory
+    return home if "manifest.json" in names else None  # early versions: all attempts shared the directory
 
 
 def _token(name: str) -> int | None:
-    return int(name[8:]) if name.startswith("attempt-") and name[8:].isdigit() else None
+    digits = name.removeprefix(_ATTEMPT)
+    return int(digits) if name != digits and digits.isdigit() else None
 
 
 def complete_steps(run: RunDir) -> list[int]:
-    """Return the steps of the checkpoints that have a manifest, oldest first."""
+    """Return the steps of all complete checkpoints (those with a manifest), ascending."""
     fences = Fences(run)
-    names = (name for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit())
-    return [step for step in map(int, (name[5:] for name in names)) if newest_files_dir(run, step, fences) is not None]
+    steps = [int(name[5:]) for name in run.list("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
+    return [step for step in steps if newest_files_dir(run, step, fences) is not None]
 
 
 def is_complete(run: RunDir, step: int) -> bool:
-    """Return whether there is a checkpoint of this step."""
+    """Return True if the checkpoint of a step is complete."""
     return newest_files_dir(run, step) is not None
 
 
 def read_manifest(run: RunDir, step: int) -> ManifestRecord:
-    """Return the manifest of a checkpoint.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        RunError: There is no such checkpoint, or its manifest cannot be read.
+        RunError: The checkpoint does not exist, or its manifest cannot be read.
     """
-    place = newest_files_dir(run, step)
-    if place is None:
+    directory = newest_files_dir(run, step)
+    if directory is None:
         raise RunError(f"{run.path(checkpoint_dir(step))}: holds no complete checkpoint")
-    return run.read_record(f"{place}/manifest.json", ManifestRecord)
+    return run.read_record(f"{directory}/manifest.json", ManifestRecord)
 
 
 def latest_step(run: RunDir) -> int:
-    """Step of the newest complete checkpoint; 0 where there is none."""
+    """Return the step of the newest complete checkpoint; 0 without one."""
     return max(complete_steps(run), default=0)
 
 
 def check_stage(manifest: ManifestRecord, zero: int) -> None:
-    """Refuse a ZeRO stage that cannot read a checkpoint.
+    """Check that a ZeRO stage can load a checkpoint.
 
     Raises:
-        RunError: only one of the two is stage 3.
+        RunError: Exactly one of the two is stage 3.
     """
     if (manifest.zero == 3) != (zero == 3):
         raise RunError(
             f"the checkpoint of step {manifest.step} was written with ZeRO stage {manifest.zero}, stage {zero} cannot "
-            f"read it; set parallel.zero: {manifest.zero} to go on"
+            f"load it; set parallel.zero: {manifest.zero} to resume"
         )
 
 
 def prune(run: RunDir, keep_last: int, best_step: int | None, token: int | None = None) -> None:
-    """Remove checkpoints that are neither among the last whole ones nor the best.
+    """Remove checkpoints that are neither the best nor among the last intact ones.
+
+    Corrupt checkpoints do not count towards `keep_last`, and nothing is removed before that many intact ones exist.
 
     Args:
-        run: The run.
-        keep_last: Number of those that stay.
-        best_step: Stays as well.
-        token: As for `remove`.
+        run: Run directory.
+        keep_last: Number of intact checkpoints to keep.
+        best_step: Step of the best checkpoint, which is kept too; None without one.
+        token: Token of the attempt that prunes, as for `remove`.
 
     Raises:
-        RunError: Some of them cannot be removed; all others are.
+        RunError: Some checkpoints cannot be removed. All others are.
     """
     steps = complete_steps(run)
-    whole = [step for step in reversed(steps) if find_corruption(run, step) is None][:keep_last]
-    if len(whole) == keep_last:
-        gone = [step for step in steps if step < whole[-1] and step != best_step]
-        _each(lambda step: remove(run, step, token), gone)
+    intact = [step for step in reversed(steps) if find_corruption(run, step) is None][:keep_last]
+    if len(intact) == keep_last:
+        obsolete = [step for step in steps if step < intact[-1] and step != best_step]
+        _for_each(lambda step: remove(run, step, token), obsolete)
 
 
-def _each(act: Callable[[int], None], steps: Iterable[int]) -> None:
-    """Call for every step, also behind one that fails; then raise what the first raised."""
-    refused: list[LauncherError | OSError] = []
+def _for_each(action: Callable[[int], None], steps: Iterable[int]) -> None:
+    """Call the action for every step, even after a failure; then raise the first error."""
+    errors: list[LauncherError | OSError] = []
     for step in steps:
         try:
-            act(step)
+            action(step)
         except (LauncherError, OSError) as error:
-            refused.append(error)
-    if refused:
-        raise refused[0]
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def remove_incomplete(run: RunDir, step: int, token: int | None = None) -> None:
-    """Remove what attempts that died left of checkpoints of earlier steps; `token` as for `remove`."""
+    """Remove the incomplete checkpoints of earlier steps, which dead attempts have left; `token` as for `remove`."""
     complete = complete_steps(run)
-    found = (int(name[5:]) for name in run.list("checkpoints") if name[5:].isdigit())
-    left = [other for other in found if other < step and other not in complete]
-    _each(lambda other: remove(run, other, token), left)
+    written = (int(name[5:]) for name in run.list("checkpoints") if name[5:].isdigit())
+    incomplete = [other for other in written if other < step and other not in complete]
+    _for_each(lambda other: remove(run, other, token), incomplete)
 
 
-def quarantine(run: RunDir, step: int, why: str) -> None:
-    """Let a damaged checkpoint count no more; its files stay for whoever wants to look, until a later one is made."""
-    place = newest_files_dir(run, step)
-    if place is None:
+def quarantine(run: RunDir, step: int, reason: str) -> None:
+    """Mark a corrupt checkpoint as unusable and keep its files until a newer checkpoint is complete."""
+    directory = newest_files_dir(run, step)
+    if directory is None:
         return
-    run.write_bytes(f"{place}/damaged.txt", f"{why}\n".encode())
-    run.write_bytes(f"{place}/{_DAMAGED}", run.read_bytes(f"{place}/manifest.json"))
-    run.delete(f"{place}/manifest.json")
-    record_event(run, "checkpoint-damaged", step, f"the checkpoint of step {step} is damaged and not used ({why})")
+    run.write_bytes(f"{directory}/damaged.txt", f"{reason}\n".encode())
+    # The copy comes first: if this stops halfway, the manifest still exists under one of its two names.
+    run.write_bytes(f"{directory}/{_QUARANTINED}", run.read_bytes(f"{directory}/manifest.json"))
+    run.delete(f"{directory}/manifest.json")
+    record_event(run, "checkpoint-damaged", step, f"the checkpoint of step {step} is damaged and not used ({reason})")
 
 
 def roll_back_to(run: RunDir, step: int) -> None:
-    """Remove all checkpoints from `step` on: what they lack is made again."""
+    """Remove the checkpoint of `step` and all later ones; training writes them again."""
     for later in complete_steps(run):
         if later >= step:
             remove(run, later)
 
 
 def find_corruption(run: RunDir, step: int) -> str | None:
-    """Return what is wrong with a checkpoint, as far as its records and the sizes of local files tell.
+    """Return what is wrong with a checkpoint, judged by its records and the sizes of local files; None if intact.
 
-    Returns:
-        None where nothing is wrong. Damage is what is seen to be absent, cut short, or no record.
+    Only a missing, truncated or malformed file counts as corruption. An error of the storage does not.
 
     Raises:
-        StorageUnavailableError: The storage does not tell, for now.
-        RunError: It cannot be read, or a newer version of the launcher wrote it: nothing is known of its state.
+        StorageUnavailableError: The storage does not answer at the moment.
+        RunError: The checkpoint cannot be read, or a newer version of the launcher wrote it.
     """
-    folder = newest_files_dir(run, step)
-    if folder is None:
+    directory = newest_files_dir(run, step)
+    if directory is None:
         return f"{run.path(checkpoint_dir(step))}: its manifest is missing"
-    if not run.exists(f"{folder}/state.json"):
-        return f"{run.path(folder)}/state.json: missing"
+    if not run.exists(f"{directory}/state.json"):
+        return f"{run.path(directory)}/state.json: missing"
     try:
-        manifest = run.read_record(f"{folder}/manifest.json", ManifestRecord)
-        run.read_record(f"{folder}/state.json", TrainerState)
+        manifest = run.read_record(f"{directory}/manifest.json", ManifestRecord)
+        run.read_record(f"{directory}/state.json", TrainerState)
     except CorruptRecordError as error:
         return error.message
+    # Sizes only, and only of local files: hashes take as long as reading everything, and `reader.load` checks them.
     for entry in manifest.files if run.local is not None else ():
-        path = Path(run.path(folder)) / manifest.folder / entry.path
-        if checkpoint_bytes(path) != entry.size_bytes:
-            return f"{path}: missing or cut short"
+        path = Path(run.path(directory)) / manifest.folder / entry.path
+        if file_bytes(path) != entry.size_bytes:
+            return f"{path}: missing or truncated"
     return None
 
 
-def checkpoint_bytes(path: Path) -> int | None:
-    """Return the bytes of a file, None where there is no such file.
+def file_bytes(path: Path) -> int | None:
+    """Return the size of a file; None if it does not exist.
 
     Raises:
-        RunError: The file system does not tell; a `StorageUnavailableError` where that may pass.
+        RunError: The file system cannot answer; a `StorageUnavailableError` if that may be temporary.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise storage_error(str(path), error) from error
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def check_restart_from_zero(run: RunDir) -> None:
-    """Refuse to begin anew where a run has checkpoints, of which none can be used.
+    """Check that a run without a usable checkpoint has no quarantined one, before it starts from step 0.
 
     Raises:
-        RunError: It has.
+        RunError: All checkpoints of the run are quarantined.
     """
-    damaged = []
+    quarantined = []
     for name in run.list("checkpoints"):
-        places = ("", *(f"{attempt}/" for attempt in run.list(f"checkpoints/{name}") if _token(attempt) is not None))
-        if any(run.exists(f"checkpoints/{name}/{place}{_DAMAGED}") for place in places):
-            damaged.append(name)
-    if damaged:
-        steps = ", ".join(str(int(name[5:])) for name in damaged)
+        attempts = (f"{attempt}/" for attempt in run.list(f"checkpoints/{name}") if _token(attempt) is not None)
+        if any(run.exists(f"checkpoints/{name}/{place}{_QUARANTINED}") for place in ("", *attempts)):
+            quarantined.append(name)
+    if quarantined:
+        steps = ", ".join(str(int(name[5:])) for name in quarantined)
         raise RunError(
             f"{run.path('checkpoints')}: all checkpoints are damaged (steps {steps}); restore one "
-            f"({_DAMAGED} is its manifest.json), or remove that directory to train again from step 0"
+            f"({_QUARANTINED} is its manifest.json), or remove that directory to train again from step 0"
         )
 
 
 def remove(run: RunDir, step: int, token: int | None = None) -> None:
-    """Remove a checkpoint, its manifest first: what is left when this is interrupted counts as nothing.
+    """Remove a checkpoint.
 
     Args:
-        run: The run.
-        step: Of the checkpoint.
-        token: Of the attempt that removes it, which leaves alone what newer ones have written; None removes all.
+        run: Run directory.
+        step: Step of the checkpoint.
+        token: Token of the attempt that removes it; files of newer attempts stay. None removes all files.
     """
     home = checkpoint_dir(step)
     names = run.list(home)
     old = [name for name in names if token is None or (_token(name) or 0) <= token]
+    # All manifests first: if this stops halfway, the remaining files do not look like a complete checkpoint.
     for name in old:
         run.delete(f"{home}/manifest.json" if _token(name) is None else f"{home}/{name}/manifest.json")
     for name in old:
@@ -236,7 +242,7 @@ def remove(run: RunDir, step: int, token: int | None = None) -> None:
 
 
 def remove_older(run: RunDir, step: int, token: int) -> None:
-    """Remove what attempts before `token` have left of a checkpoint."""
+    """Remove the files that attempts before `token` have left in a checkpoint's directory."""
     home = checkpoint_dir(step)
     for name in run.list(home):
         if (_token(name) or 0) < token:

@@ -1,20 +1,28 @@
-"""Checkpoints read back: sharded by rank, complete when `manifest.json` is there. Train workers.
+"""Loading checkpoints: verified, free of code, converted to the current number of workers. Runs in train workers.
 
-`checkpoints/step-00000120/attempt-000003/` holds DeepSpeed's shards under `state/`, `state.json` (what the loop must
-know) and `manifest.json` (sha256 and size of each file), written last. A checkpoint of another number of workers is
-converted to DeepSpeed's universal format on the way in; one that is damaged is put aside.
-`train/checkpoint/writer.py` writes them.
+`checkpoints/step-00000120/attempt-000003/` holds DeepSpeed's shards under `state/`, the trainer state in `state.json`
+and, written last, `manifest.json` with size and sha256 of each file. A checkpoint of another number of workers is
+converted to DeepSpeed's universal format first (`universal.py`). A damaged one is quarantined. `writer.py` writes them.
+
+A run directory may belong to another person or be writable by others, and unpickling can run code. So files are read by
+torch's restricted unpickler, which knows tensors, plain values and the classes in `_safe_classes`.
 """
 
 import hashlib
 import os
+import pickle
+import re
 import socket
 import tempfile
 import uuid
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from launcher.errors import CorruptCheckpointError, RunError, TrainingError
@@ -22,180 +30,265 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.records import ManifestRecord, TrainerState
 from launcher.rundir.uri import join, storage_error
 from launcher.train.checkpoint import catalog, universal
-from launcher.train.checkpoint.trusted import check_file_names, weights_only_loads
 
 if TYPE_CHECKING:
     from launcher.train.engine import Engine
 
+T = TypeVar("T")
+_REMEDY = "delete this checkpoint and those after it, or restore the run from a copy that nobody else could write to"
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_HASH_BLOCK_BYTES = 1 << 22
+
 
 def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -> TrainerState:
-    """Read a checkpoint back (a collective), with whatever number of workers there is now.
+    """Load a checkpoint into the engine, written by any number of workers. Collective.
+
+    Args:
+        run: Run directory.
+        engine: Engine of this rank; its weights and optimizer states are replaced.
+        step: Step of the checkpoint.
+        weights_only: Load weights (and their average) without optimizer states.
+
+    Returns:
+        Trainer state that was saved with the checkpoint.
 
     Raises:
-        CorruptCheckpointError: a file of it is missing or damaged; it is put aside, the workers must start again.
-        RunError: its ZeRO stage cannot be read.
+        CorruptCheckpointError: A file is missing or damaged. The checkpoint is quarantined; the workers must restart.
+        RunError: The ZeRO stage or the number of workers cannot load it, or a file cannot be read.
     """
-    found = [catalog.newest_files_dir(run, step)]
-    dist.broadcast_object_list(found)  # the same on all workers, whatever their mounts show them
-    source = found[0]
+    # Rank 0 decides: on a network file system other ranks may still see an older listing.
+    answers = [catalog.newest_files_dir(run, step)]
+    dist.broadcast_object_list(answers)
+    source = answers[0]
     if source is None:
-        raise CorruptCheckpointError(f"the checkpoint of step {step} is not there any more")
+        raise CorruptCheckpointError(f"the checkpoint of step {step} does not exist any more")
     with tempfile.TemporaryDirectory() as scratch:
-        host = _Host.of(engine, Path(scratch))
+        host = _Host.find(engine, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
-        directory = _on_this_host(run, source, host, engine.world_size)
-        problem = _verify(run.path(source), directory, manifest, _share(run, host, engine))
-        if problem is not None:
+        directory = _fetch(run, source, host)
+        corruption = _verify(run.path(source), directory, manifest, _files_to_verify(run, host, engine))
+        if corruption is not None:
             if engine.rank == 0:
-                catalog.quarantine(run, step, problem)
-            dist.barrier()
-            raise CorruptCheckpointError(f"the checkpoint of step {step} is damaged ({problem})")
+                catalog.quarantine(run, step, corruption)
+            dist.barrier()  # no rank raises, and so ends the group, before rank 0 has written the quarantine
+            raise CorruptCheckpointError(f"the checkpoint of step {step} is damaged ({corruption})")
         directory = directory / manifest.folder
         with weights_only_loads(run.path(source)):
-            if _fits(manifest, engine, weights_only):
+            if _loads_directly(manifest, engine, weights_only):
                 engine.load(directory, weights_only)
             else:
-                engine.load(_universal(directory, host, engine, manifest.zero), weights_only, universal=True)
+                engine.load(_convert(directory, host, engine, manifest.zero), weights_only, universal=True)
             if engine.ema is not None:
                 engine.ema.load(directory)
-        dist.barrier()  # others of this host may still read what the first has fetched, or converted
+        dist.barrier()  # other ranks of this host still read the downloaded or converted files of the leader
     return run.read_record(f"{source}/state.json", TrainerState)
 
 
-def _fits(manifest: ManifestRecord, engine: "Engine", weights_only: bool) -> bool:
-    """Whether the engine reads the checkpoint as it is.
+def _loads_directly(manifest: ManifestRecord, engine: "Engine", weights_only: bool) -> bool:
+    """Return True if the engine loads the checkpoint without conversion to the universal format.
 
     Raises:
-        RunError: it can be read in no way.
+        RunError: The engine cannot load it in either way.
     """
-    written, here = manifest.zero, engine.zero
-    catalog.check_stage(manifest, here)
-    # Without ZeRO every rank reads the same file, whatever their number; weights alone are whole below stage 3.
-    as_it_is = (
-        (written == 0 or weights_only) if here == 0 else (written > 0 and manifest.world_size == engine.world_size)
-    )
-    if not as_it_is and engine.moments is None:
+    catalog.check_stage(manifest, engine.zero)
+    if engine.zero == 0:
+        # Without ZeRO all ranks read the same file. Weights are stored whole by stages 1 and 2, too.
+        is_direct = manifest.zero == 0 or weights_only
+    else:
+        is_direct = manifest.zero > 0 and manifest.world_size == engine.world_size
+    if not is_direct and engine.moments is None:
         raise RunError(
-            f"the checkpoint of step {manifest.step} was written by {manifest.world_size} workers, and states of 8 "
-            f"bits cannot be dealt anew; set cluster.workers: {manifest.world_size} to go on"
+            f"the checkpoint of step {manifest.step} was written by {manifest.world_size} workers, and 8-bit optimizer "
+            f"states cannot be split differently; set cluster.workers: {manifest.world_size} to resume"
         )
-    return as_it_is
+    return is_direct
 
 
 @dataclass(frozen=True)
 class _Host:
-    """The workers of this machine, and a directory of their first one."""
+    """Ranks that share this rank's file system; the first one, the leader, downloads and converts for all."""
 
     scratch: Path
+    """Temporary directory of the leader."""
     ranks: tuple[int, ...]
     rank: int
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         return self.rank == self.ranks[0]
 
     @staticmethod
-    def of(engine: "Engine", scratch: Path) -> "_Host":
-        """Find the workers that see the same files (a collective)."""
-        hosts: list[tuple[str, str]] = [("", "")] * engine.world_size
-        dist.all_gather_object(hosts, (_file_view(), str(scratch)))
-        ranks = tuple(rank for rank, (host, _) in enumerate(hosts) if host == hosts[engine.rank][0])
-        return _Host(Path(hosts[ranks[0]][1]), ranks, engine.rank)
+    def find(engine: "Engine", scratch: Path) -> "_Host":
+        """Group the ranks that see the same files. Collective."""
+        hosts = _gather((_file_system_id(), scratch))
+        ranks = tuple(rank for rank, (name, _) in enumerate(hosts) if name == hosts[engine.rank][0])
+        return _Host(hosts[ranks[0]][1], ranks, engine.rank)
 
 
-def _file_view() -> str:
-    """Name what this process sees as its files: pods and cloned machines may share a host name, and no files."""
+def _file_system_id() -> str:
+    """Return an id of the file system that this process sees; pods may share a host name and no files."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/mnt')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return f"{socket.gethostname()} {uuid.getnode()}"
 
 
-def _on_this_host(run: RunDir, source: str, host: _Host, world_size: int) -> Path:
-    """The checkpoint's directory; a remote one is fetched once per host (a collective)."""
-    if run.local is not None:
-        return run.local / source
-    problem: RunError | None = None
-    if host.leads:
-        try:
-            run.download(source, host.scratch / "checkpoint")
-        except RunError as error:
-            problem = error
-        except OSError as error:
-            problem = storage_error(run.path(source), error)
-    _raise_first(problem, world_size)
-    return host.scratch / "checkpoint"
+def _gather(value: T) -> list[T]:
+    """Return the value of every rank, by rank. Collective."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def _raise_first(problem: RunError | None, world_size: int) -> None:
-    """Raise on all workers what went wrong on one of them (a collective)."""
-    problems: list[RunError | None] = [None] * world_size
-    dist.all_gather_object(problems, problem)
-    first = next((found for found in problems if found is not None), None)
+def _first(value: T | None) -> T | None:
+    """Return the first value of all ranks that is not None, the same on every rank. Collective."""
+    return next((other for other in _gather(value) if other is not None), None)
+
+
+def _raise_first(error: Exception | None) -> None:
+    """Raise the first error of all ranks on every rank. Collective: a rank that raised alone would block the others."""
+    first = _first(error)
     if first is not None:
         raise first
 
 
-def _share(run: RunDir, host: _Host, engine: "Engine") -> slice:
-    """Files this rank verifies: its part of the one directory all see, or of its host's copy."""
+def _fetch(run: RunDir, source: str, host: _Host) -> Path:
+    """Return the checkpoint's local directory; the leader of each host downloads a remote one. Collective."""
+    if run.local is not None:
+        return run.local / source
+    error: RunError | None = None
+    if host.is_leader:
+        try:
+            run.download(source, host.scratch / "checkpoint")
+        except RunError as refusal:
+            error = refusal
+        except OSError as refusal:
+            error = storage_error(run.path(source), refusal)
+    _raise_first(error)
+    return host.scratch / "checkpoint"
+
+
+def _files_to_verify(run: RunDir, host: _Host, engine: "Engine") -> slice:
+    """Return the files that this rank hashes: a part of the shared directory, or of its host's download."""
     if run.local is not None:
         return slice(engine.rank, None, engine.world_size)
     return slice(host.ranks.index(engine.rank), None, len(host.ranks))
 
 
-def _verify(shown: str, directory: Path, manifest: ManifestRecord, mine: slice) -> str | None:
-    """Return what is wrong with it, the same on all workers, each of which checks some of the files.
+def _verify(shown: str, directory: Path, manifest: ManifestRecord, files: slice) -> str | None:
+    """Return what is damaged, or None; each rank checks some files and all get the same answer. Collective.
+
+    Args:
+        shown: Path or URI of the checkpoint for messages.
+        directory: Local directory of the checkpoint.
+        manifest: Manifest of the checkpoint.
+        files: Files of the manifest that this rank checks.
 
     Raises:
-        RunError: A file cannot be read, which says nothing of its content (`StorageUnavailableError` where that may
-        pass), or it holds what no training has saved.
+        RunError: A file cannot be read, which says nothing about its content (`StorageUnavailableError` if that may be
+            temporary), or it contains what no training saves.
     """
-    problem, unreadable = None, None
-    for entry in manifest.files[mine]:
+    corruption: str | None = None
+    error: RunError | None = None
+    for entry in manifest.files[files]:
         path = directory / manifest.folder / entry.path
-        what = join(shown, path.relative_to(directory).as_posix())
+        name = join(shown, path.relative_to(directory).as_posix())
         try:
-            if catalog.checkpoint_bytes(path) != entry.size_bytes:
-                problem = f"{what}: missing or cut short"
+            if catalog.file_bytes(path) != entry.size_bytes:
+                corruption = f"{name}: missing or truncated"
             elif _sha256(path) != entry.sha256:
-                problem = f"{what}: its sha256 differs"
+                corruption = f"{name}: its sha256 differs"
             elif path.suffix == ".pt":
-                check_file_names(path, what)
-        except RunError as error:
-            unreadable = error
-        except OSError as error:
-            unreadable = storage_error(what, error)
-    _raise_first(unreadable, dist.get_world_size())
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next((p for p in problems if p), None)
+                check_pickled_classes(path, name)
+        except RunError as refusal:
+            error = refusal
+        except OSError as refusal:
+            error = storage_error(name, refusal)
+    _raise_first(error)
+    return _first(corruption)
 
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def _universal(directory: Path, host: _Host, engine: "Engine", zero: int) -> Path:
-    """The checkpoint in DeepSpeed's universal format, converted once per host, read by all its workers."""
-    target = host.scratch
-    problem: str | None = None
-    if host.leads:
+def _convert(directory: Path, host: _Host, engine: "Engine", zero: int) -> Path:
+    """Convert the checkpoint to the universal format, once per host, and return the new directory. Collective."""
+    source, target, moments = directory / "state", host.scratch / "universal", engine.moments or {}
+    error: TrainingError | None = None
+    if host.is_leader:
         try:
             if zero:
-                universal.convert_from_shards(directory / "state", target / "universal", zero, engine.moments or {})
+                universal.convert_from_shards(source, target, zero, moments)
             else:
-                universal.convert_from_full(
-                    directory / "state", target / "universal", engine.trained_names, engine.moments or {}
-                )
-        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-            problem = f"{directory}: cannot be converted for {engine.world_size} workers ({error})"
-    problems: list[str | None] = [None] * engine.world_size
-    dist.all_gather_object(problems, problem)
-    if any(problems):
-        raise TrainingError(next(p for p in problems if p))
-    return target
+                universal.convert_from_full(source, target, engine.trained_names, moments)
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as cause:
+            error = TrainingError(f"{directory}: cannot be converted for {engine.world_size} workers ({cause})")
+    _raise_first(error)
+    return host.scratch
+
+
+def check_pickled_classes(file: Path, shown: str) -> None:
+    """Check that a checkpoint file holds only classes that a training saves. Reads the pickle, not the tensors.
+
+    Args:
+        file: Local path.
+        shown: Path or URI for the message.
+
+    Raises:
+        RunError: The file holds other classes, or is no torch file.
+    """
+    with _safe_classes():
+        try:
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        except (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise RunError(f"{shown}: is not a file that torch has saved for a training; {_REMEDY}") from error
+    if foreign:
+        raise RunError(
+            f"{shown}: holds {', '.join(sorted(foreign)[:3])}, which no training saves and could run code when it is "
+            f"loaded; {_REMEDY}"
+        )
+
+
+@contextmanager
+def weights_only_loads(shown: str) -> Iterator[None]:
+    """Restrict every `torch.load` in the block to tensors, plain values and DeepSpeed's classes.
+
+    `check_pickled_classes` covers the files of the manifest. This covers any other file that DeepSpeed may open.
+
+    Args:
+        shown: Path or URI of the checkpoint for the message.
+
+    Raises:
+        RunError: A file holds another class.
+    """
+    # Workaround, DeepSpeed 0.19.8: about twenty calls pass weights_only=False (in runtime/ and checkpoint/). torch
+    # lets this variable override the argument (torch.serialization.load).
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with _safe_classes():
+            yield
+    except pickle.UnpicklingError as error:
+        match = re.search(r"(?:GLOBAL|global:|class) ([A-Za-z_][\w.]*\.\w+)", str(error))
+        name = match.group(1) if match else "no pickle of numbers"
+        raise RunError(f"{shown}: a file of it holds what no training saves ({name}); {_REMEDY}") from error
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def _safe_classes() -> "torch.serialization.safe_globals":
+    """Return a context in which torch's restricted unpickler knows the classes that DeepSpeed 0.19.8 saves."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])

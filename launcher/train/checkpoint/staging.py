@@ -1,6 +1,6 @@
-"""One worker's part of a checkpoint: copied out of the way of training, then written and hashed in one pass.
+"""One rank's files of a checkpoint: staged in reused memory, written and hashed in one pass. Runs in train workers.
 
-Train workers. `train/checkpoint/writer.py` decides when; `train/checkpoint/reader.py` reads what is written here.
+`writer.py` decides when; `reader.py` loads the files.
 """
 
 import hashlib
@@ -16,54 +16,59 @@ from launcher.rundir.records import FileEntry
 from launcher.rundir.uri import is_local, is_object_store, open_uri
 
 States = Mapping[str, Any]
-"""What a worker has to save: trees of tensors and plain values, by the name of their file."""
+"""File name -> tree of tensors and plain values that one rank saves."""
 
 
 class StagingBuffers:
-    """Copies states into memory of its own, which is used again the next time: new pages cost more than the copy."""
+    """Host memory that states are copied to, reused by every checkpoint.
+
+    New memory would cost more than the copy: pages must be faulted in, and pinned memory is slow to allocate.
+    """
 
     def __init__(self) -> None:
-        self._kept: list[torch.Tensor] = []
+        self._buffers: list[torch.Tensor] = []
 
     def copy(self, states: States) -> dict[str, Any]:
-        """The same states, which no later step changes; valid until the next call."""
-        old, self._kept = self._kept, []
-        done: dict[tuple[object, ...], torch.Tensor] = {}
-        copied = {name: self._tree(tree, old, done) for name, tree in states.items()}
+        """Return a copy of the states that later optimizer steps do not change; valid until the next call."""
+        old, self._buffers = self._buffers, []
+        copies: dict[tuple[object, ...], torch.Tensor] = {}
+        staged = {name: self._copy_tree(tree, old, copies) for name, tree in states.items()}
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies into pinned memory are under way until then
-        return copied
+            torch.cuda.synchronize()  # host-device sync, in the writer's thread: copies to pinned memory are async
+        return staged
 
-    def _tree(self, tree: Any, old: list[torch.Tensor], done: dict[tuple[object, ...], torch.Tensor]) -> Any:
+    def _copy_tree(self, tree: Any, old: list[torch.Tensor], copies: dict[tuple[object, ...], torch.Tensor]) -> Any:
         if isinstance(tree, torch.Tensor):
-            # Tied weights stand under two names.
+            # Tied weights have two names and one storage: one copy, or `torch.save` would write them twice.
             key = (tree.data_ptr(), tree.dtype, tree.shape, tree.stride(), tree.device)
-            if tree.numel() == 0 or key not in done:
-                done[key] = self._tensor(tree.detach(), old)
-            return done[key]
+            if tree.numel() == 0 or key not in copies:
+                copies[key] = self._copy_tensor(tree.detach(), old)
+            return copies[key]
         if isinstance(tree, dict):
-            whole = type(tree)() if type(tree).__init__ is dict.__init__ else {}
-            whole.update({key: self._tree(value, old, done) for key, value in tree.items()})
-            return whole
+            copy = type(tree)() if type(tree).__init__ is dict.__init__ else {}
+            copy.update({key: self._copy_tree(value, old, copies) for key, value in tree.items()})
+            return copy
         if type(tree) in (list, tuple):
-            return type(tree)(self._tree(value, old, done) for value in tree)
+            return type(tree)(self._copy_tree(value, old, copies) for value in tree)
         return tree
 
-    def _tensor(self, tensor: torch.Tensor, old: list[torch.Tensor]) -> torch.Tensor:
-        # The states of one engine come in the same order every time.
-        room = old[len(self._kept)] if len(self._kept) < len(old) else None
-        if room is None or room.shape != tensor.shape or room.dtype != tensor.dtype:
-            room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        room.copy_(tensor, non_blocking=True)
-        self._kept.append(room)
-        return room
+    def _copy_tensor(self, tensor: torch.Tensor, old: list[torch.Tensor]) -> torch.Tensor:
+        # An engine's states come in the same order every time, so the n-th tensor fits the n-th buffer.
+        buffer = old[len(self._buffers)] if len(self._buffers) < len(old) else None
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        buffer.copy_(tensor, non_blocking=True)
+        self._buffers.append(buffer)
+        return buffer
 
 
-class _Hashed(io.RawIOBase):
-    """Writes through to a stream, and knows size and sha256 of what passed."""
+class _HashingStream(io.RawIOBase):
+    """Stream that passes writes on and computes their size and sha256."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream, self.size, self.digest = stream, 0, hashlib.sha256()
+        self._stream = stream
+        self.size = 0
+        self.digest = hashlib.sha256()
 
     def writable(self) -> bool:
         return True
@@ -80,23 +85,24 @@ def write_state_files(run: RunDir, directory: str, name: str, tree: object) -> F
     """Write one file of a checkpoint.
 
     Args:
-        run: whose checkpoint it is.
-        directory: of the checkpoint in the run; is made.
-        name: of the file below it.
-        tree: tensors and plain values, as `torch.save` takes them.
+        run: Run directory.
+        directory: Directory of the checkpoint's files in the run; created if missing.
+        name: File name inside it.
+        tree: Tensors and plain values, as `torch.save` accepts them.
 
     Raises:
-        OSError: the storage refuses.
+        OSError: The storage rejects the write.
     """
     fs, root = open_uri(run.uri)
     path = f"{root}/{directory}/{name}"
     if not is_object_store(fs):
         fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    # A plain file where it can be had: it is forced to the disk, so that what a manifest names survives a power cut.
+    # pyarrow's streams cannot fsync. On a local file system a plain file is used: what a manifest names must survive a
+    # power failure, so the file reaches the disk before the manifest is written.
     with open(path, "wb") if is_local(fs) else fs.open_output_stream(path) as stream:
-        hashed = _Hashed(stream)
-        torch.save(tree, hashed)  # type: ignore[arg-type]  # writing is all it needs
+        hashing = _HashingStream(stream)
+        torch.save(tree, hashing)  # type: ignore[arg-type]  # `write` is all it needs
         if is_local(fs):
             stream.flush()
             os.fsync(stream.fileno())
-    return FileEntry(path=name, size_bytes=hashed.size, sha256=hashed.digest.hexdigest())
+    return FileEntry(path=name, size_bytes=hashing.size, sha256=hashing.digest.hexdigest())

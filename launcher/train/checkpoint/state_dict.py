@@ -1,71 +1,57 @@
-"""What DeepSpeed would write as a checkpoint, as trees of the training's own tensors. Train workers."""
+"""State trees that DeepSpeed would save, without its copies and files. Runs in train workers.
+
+`engine.py` asks for them, `writer.py` writes them, `reader.py` loads them with DeepSpeed's own `load_checkpoint`. All
+workarounds here are for DeepSpeed 0.19.8 and replace methods of one engine object for the time of one call.
+"""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # trees of DeepSpeed's making
 
 import torch
 
-from launcher.train.offload.nvme import is_swapped, map_files, without_copies
+from launcher.train.offload.nvme import is_swapped, map_files, overridden, without_copies
 
 if TYPE_CHECKING:
     import deepspeed
 
 
 def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
-    """The trees by their file, below `state/` (a collective)."""
-    found: dict[str, Any] = {}
-    sharded = bool(engine.zero_optimization_partition_weights())
+    """Return the trees of this rank by file name, under `state/`; the tensors are the training's own. Collective."""
+    trees: dict[str, Any] = {}
+    is_sharded = bool(engine.zero_optimization_partition_weights())
+    # ZeRO-3 (runtime/zero/stage3.py) releases all gathered weights before a save and gathers the persistent ones again
+    # after it, two thirds of the time. Only the weights in the module's tree depend on that, which
+    # `_clear_sharded_weights` empties.
+    no_gathering = dict.fromkeys(("checkpoint_event_prologue", "checkpoint_event_epilogue"), _do_nothing)
     with (
-        tempfile.TemporaryDirectory() as nothing,
-        _instead_of_files(engine, found),
-        _as_it_lies(engine, sharded),
+        tempfile.TemporaryDirectory() as empty,
+        overridden(
+            engine.checkpoint_engine,
+            save=lambda state_dict, path: trees.update({f"state/{Path(path).name}": state_dict}),
+            makedirs=_do_nothing,
+        ),
+        # It would copy `zero_to_fp32.py` into each checkpoint; a run exports its model instead.
+        overridden(engine, _copy_recovery_script=_do_nothing),
+        overridden(engine.optimizer, **(no_gathering if is_sharded else {})),
         without_copies(engine),
     ):
-        engine.save_checkpoint(nothing, tag="state", save_latest=False)
-    if sharded:
-        _without_whole(engine, found)
+        engine.save_checkpoint(empty, tag="state", save_latest=False)  # collective: has barriers of its own
+    if is_sharded:
+        _clear_sharded_weights(engine, trees)
     if is_swapped(engine):
-        map_files(engine, found)
-    return dict(found)
+        map_files(engine, trees)
+    return dict(trees)
 
 
-@contextmanager
-def _instead_of_files(engine: "deepspeed.DeepSpeedEngine", found: dict[str, Any]) -> Iterator[None]:
-    """Collect what DeepSpeed would write in `found`; `train/checkpoint/writer.py` writes it."""
-    files = engine.checkpoint_engine
-    files.save = lambda state_dict, path: found.update({f"state/{Path(path).name}": state_dict})
-    files.makedirs = lambda *_, **__: None
-    engine._copy_recovery_script = lambda _: None  # its `zero_to_fp32.py`; a run exports its model
-    try:
-        yield
-    finally:
-        del files.save, files.makedirs, engine._copy_recovery_script  # the class's own again
+def _do_nothing(*_: object, **__: object) -> None:
+    """Replace a method of DeepSpeed."""
 
 
-@contextmanager
-def _as_it_lies(engine: "deepspeed.DeepSpeedEngine", sharded: bool) -> Iterator[None]:
-    """Without gathering anything, which under ZeRO-3 takes two thirds of the time.
-
-    DeepSpeed lets go of all weights that are whole and gathers them again, one by one. Nothing that is saved depends
-    on it but the weights' places, which `_without_whole` empties.
-    """
-    optimizer = engine.optimizer
-    if sharded:
-        optimizer.checkpoint_event_prologue = optimizer.checkpoint_event_epilogue = lambda: None
-    try:
-        yield
-    finally:
-        if sharded:
-            del optimizer.checkpoint_event_prologue, optimizer.checkpoint_event_epilogue
-
-
-def _without_whole(engine: "deepspeed.DeepSpeedEngine", found: dict[str, Any]) -> None:
-    """A sharded weight has an empty place among the module's: its shards are the optimizer's."""
+def _clear_sharded_weights(engine: "deepspeed.DeepSpeedEngine", trees: dict[str, Any]) -> None:
+    """Replace sharded weights in the module's tree with empty tensors: their shards are in the optimizer's tree."""
     sharded = {n: p for n, p in engine.module.named_parameters(remove_duplicate=False) if hasattr(p, "ds_id")}
-    for tree in found.values():
+    for tree in trees.values():
         module = tree.get("module")
         if module is None:
             continue

@@ -1,9 +1,9 @@
-"""Checkpoints that change their shape on the way in: other workers, or shards where there were none. Train workers.
+"""Conversion of checkpoints to another number of workers, or between sharded and whole states. Runs in train workers.
 
-DeepSpeed's universal format (arXiv:2406.18820) holds one file per parameter and optimizer state, `zero/NAME/fp32.pt`.
-DeepSpeed writes and reads it for ZeRO's shards; without ZeRO every worker holds all, and the two functions here that
-say "whole" stand in. The format knows Adam's states alone, so those of another optimizer travel under their names.
-`train/checkpoint/reader.py` decides when a checkpoint takes this way.
+DeepSpeed's universal format (arXiv:2406.18820) has one file per parameter and optimizer state, `zero/NAME/fp32.pt`.
+DeepSpeed converts and loads it with ZeRO only. Without ZeRO every rank holds all states, and `convert_from_full` and
+`load_full` do the same. The format knows Adam's states only, so other optimizers' states are renamed on the way.
+`reader.py` decides when a checkpoint is converted.
 """
 
 import os
@@ -14,28 +14,32 @@ from pathlib import Path
 import torch
 
 _MODEL_STATES = "mp_rank_00_model_states.pt"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PADDINGS = "group_paddings"
 State = MutableMapping[str, object]
 Moments = Mapping[str, str]
-"""An optimizer's own names of its states, and under which of `_MOMENTS` each travels."""
+"""Name of an optimizer's state -> name in `_ADAM_MOMENTS` that it has in the universal format."""
 
-# By `train.optimizer.type`; what is missing here cannot change its shape.
-MOMENTS: Mapping[str, Moments] = {"adamw": {name: name for name in _MOMENTS}, "sgd": {"momentum_buffer": "exp_avg"}}
+# By `train.optimizer.type`. Checkpoints of other optimizers cannot be converted.
+MOMENTS: Mapping[str, Moments] = {
+    "adamw": {name: name for name in _ADAM_MOMENTS},
+    "sgd": {"momentum_buffer": "exp_avg"},
+}
 
 
 def convert_from_shards(source: Path, target: Path, zero: int, moments: Moments) -> None:
-    """DeepSpeed's own conversion of ZeRO shards.
+    """Convert ZeRO shards with DeepSpeed's own converter.
 
     Args:
-        source: what `save_checkpoint` wrote.
-        target: universal checkpoint to write.
-        zero: stage of the source, 1 to 3.
-        moments: of the optimizer.
+        source: Directory that `save_checkpoint` wrote.
+        target: Directory of the universal checkpoint to write.
+        zero: ZeRO stage of the source, 1 to 3.
+        moments: Names of the optimizer's states.
     """
     from deepspeed.checkpoint import ds_to_universal
 
-    if set(moments) != set(_MOMENTS):
-        source = _under_adams_names(source, target.parent / "renamed", zero, moments)
+    if set(moments) != set(_ADAM_MOMENTS):
+        source = _rename_shards(source, target.parent / "renamed", zero, moments)
     target.parent.mkdir(parents=True, exist_ok=True)
     ds_to_universal.main(
         Namespace(
@@ -50,8 +54,8 @@ def convert_from_shards(source: Path, target: Path, zero: int, moments: Moments)
     )
 
 
-def _under_adams_names(source: Path, target: Path, zero: int, moments: Moments) -> Path:
-    """The same shards with the states that DeepSpeed's conversion wants; all but the optimizer's files are links."""
+def _rename_shards(source: Path, target: Path, zero: int, moments: Moments) -> Path:
+    """Write the shards under Adam's names, as DeepSpeed's converter expects; files without states become links."""
     target.mkdir(parents=True)
     for file in source.iterdir():
         if not file.name.endswith("_optim_states.pt"):
@@ -59,57 +63,55 @@ def _under_adams_names(source: Path, target: Path, zero: int, moments: Moments) 
             continue
         saved = torch.load(file, map_location="cpu", weights_only=True)
         shards = saved["optimizer_state_dict"]
-        inner, flat = ("optimizer_state_dict", "fp32_flat_groups") if zero == 3 else _FLAT_BELOW_3
-        state, paddings = shards[inner]["state"], shards.get(_PADDINGS, [0] * len(shards[flat]))
-        # Weights are saved without what fills a shard up, states with it.
-        sizes = [part.numel() + padding for part, padding in zip(shards[flat], paddings, strict=True)]
-        shards[inner]["state"] = {i: _renamed(state.get(i, {}), size, moments) for i, size in enumerate(sizes)}
+        inner = shards["optimizer_state_dict" if zero == 3 else "base_optimizer_state"]
+        flat = shards["fp32_flat_groups" if zero == 3 else "single_partition_of_fp32_groups"]
+        paddings = shards.get(_PADDINGS, [0] * len(flat))
+        # DeepSpeed saves the weights of a shard without its padding, and the states with it.
+        sizes = [part.numel() + padding for part, padding in zip(flat, paddings, strict=True)]
+        states = inner["state"]
+        inner["state"] = {i: _with_adam_names(states.get(i, {}), size, moments) for i, size in enumerate(sizes)}
         torch.save(saved, target / file.name)
     return target
 
 
-_PADDINGS = "group_paddings"
-_FLAT_BELOW_3 = ("base_optimizer_state", "single_partition_of_fp32_groups")
-
-
-def _renamed(state: Mapping[str, torch.Tensor], size: int, moments: Moments) -> State:
-    """A flat shard's states by Adam's names; zeros where the optimizer has none, or has not stepped yet."""
-    nothing = torch.zeros(1).expand(size)
-    found = {there: state[here] for here, there in moments.items() if state.get(here) is not None}
-    return {"step": torch.tensor(0.0), **dict.fromkeys(_MOMENTS, nothing), **found}
+def _with_adam_names(state: Mapping[str, torch.Tensor], size: int, moments: Moments) -> State:
+    """Return a flat shard's states under Adam's names; zeros where the optimizer has none or has not stepped yet."""
+    zeros = torch.zeros(1).expand(size)
+    renamed = {adam: state[own] for own, adam in moments.items() if state.get(own) is not None}
+    return {"step": torch.tensor(0.0), **dict.fromkeys(_ADAM_MOMENTS, zeros), **renamed}
 
 
 def rename_moments(state: State, moments: Moments) -> None:
-    """Give an optimizer, that was loaded from a universal checkpoint, its states under its own names."""
-    if set(moments) == set(_MOMENTS):
+    """Rename states that were loaded from a universal checkpoint to the optimizer's own names, in place."""
+    if set(moments) == set(_ADAM_MOMENTS):
         return
-    found = {here: state[there] for here, there in moments.items()}
+    renamed = {own: state[adam] for own, adam in moments.items()}
     state.clear()
-    state.update(found)
+    state.update(renamed)
 
 
 def convert_from_full(source: Path, target: Path, names: Sequence[str], moments: Moments) -> None:
-    """A checkpoint without ZeRO as a universal one, for stages 1 and 2.
+    """Convert a checkpoint without ZeRO for loading with stage 1 or 2.
 
     Args:
-        source: what `save_checkpoint` wrote.
-        target: universal checkpoint to write.
-        names: of the trained parameters, in the optimizer's order.
-        moments: of the optimizer.
+        source: Directory that `save_checkpoint` wrote.
+        target: Directory of the universal checkpoint to write.
+        names: Names of the trained parameters, in the optimizer's order.
+        moments: Names of the optimizer's states.
     """
     saved = torch.load(source / _MODEL_STATES, map_location="cpu", weights_only=True)
     optimizer = saved.pop("optimizer")
     weights = [saved["module"][name] for name in names]
-    if "fp32_groups" in optimizer:  # half precision: the masters of the weights, in the optimizer's order
+    if "fp32_groups" in optimizer:  # half precision: the fp32 master weights, in the optimizer's order
         weights = [weight for group in optimizer["fp32_groups"] for weight in group]
         optimizer = optimizer["optimizer_state_dict"]
     for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         state = optimizer["state"].get(index, {})
         if "step" not in state:
-            state = _renamed(state, weight.numel(), moments)
+            state = _with_adam_names(state, weight.numel(), moments)
         folder = target / "zero" / name
         folder.mkdir(parents=True)
-        tensors = {"fp32": weight.detach(), **{key: state[key].view_as(weight) for key in _MOMENTS}}
+        tensors = {"fp32": weight.detach(), **{key: state[key].view_as(weight) for key in _ADAM_MOMENTS}}
         for key, tensor in tensors.items():
             torch.save({"param": tensor.clone()}, folder / f"{key}.pt")
         torch.save(state["step"].clone(), folder / "step.pt")
@@ -121,37 +123,37 @@ def convert_from_full(source: Path, target: Path, names: Sequence[str], moments:
 def load_full(
     source: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[str], moments: Moments
 ) -> None:
-    """A universal checkpoint of stage 1 or 2 into a model that is not sharded.
+    """Load a universal checkpoint of stage 1 or 2 into a model without ZeRO.
 
     Args:
-        source: universal checkpoint.
-        model: whose weights are replaced.
-        optimizer: Optimizer of the trained parameters themselves, or of their fp32 masters.
-        names: of the trained parameters.
-        moments: of the optimizer.
+        source: Directory of the universal checkpoint.
+        model: Model whose weights are replaced.
+        optimizer: Optimizer of the trained parameters, or of their fp32 master weights.
+        names: Names of the trained parameters, in the optimizer's order.
+        moments: Names of the optimizer's states.
     """
-    halves = dict(model.named_parameters())
+    weights = dict(model.named_parameters())
     stepped = [weight for group in optimizer.param_groups for weight in group["params"]]
     with torch.no_grad():
         for name, parameter in zip(names, stepped, strict=True):
             folder = source / "zero" / name
-            parameter.copy_(_tensor(folder / "fp32.pt").view_as(parameter))
-            halves[name].copy_(parameter)  # itself, where there are no masters
-            states = {key: _tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _MOMENTS}
+            parameter.copy_(_load_tensor(folder / "fp32.pt").view_as(parameter))
+            weights[name].copy_(parameter)  # the half-precision weight; itself in fp32
+            states = {key: _load_tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _ADAM_MOMENTS}
             step = torch.load(folder / "step.pt", weights_only=True)
             optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **states}
             rename_moments(optimizer.state[parameter], moments)
 
 
 def load_buffers(source: Path, model: torch.nn.Module) -> None:
-    """What is no parameter (BatchNorm's statistics): DeepSpeed leaves it out when it loads a universal checkpoint."""
-    files = sorted(source.glob("*mp_rank_00_model_states.pt"))
+    """Load a model's buffers (BatchNorm statistics), which DeepSpeed skips in a universal checkpoint."""
+    files = sorted(source.glob(f"*{_MODEL_STATES}"))
     saved = torch.load(files[0], map_location="cpu", weights_only=True)["module"]
     for name, buffer in model.named_buffers():
         if name in saved:
             buffer.copy_(saved[name])
 
 
-def _tensor(file: Path) -> torch.Tensor:
+def _load_tensor(file: Path) -> torch.Tensor:
     tensor: torch.Tensor = torch.load(file, map_location="cpu", weights_only=True)["param"]
     return tensor

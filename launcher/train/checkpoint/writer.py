@@ -1,8 +1,9 @@
-"""Saves checkpoints while training goes on: a thread copies the states beside the next step's passes and writes them.
+"""Asynchronous checkpoints: a thread copies the states during the next forward passes and writes them.
 
-Train workers. Every worker writes its own part and says so in `parts/`; rank 0 waits for all of them and completes the
-checkpoint with its manifest. Threads take part in no collective. A checkpoint that cannot be written costs the run
-nothing but that checkpoint, unless the job file says otherwise (`checkpoint.on_failure`).
+Runs in train workers. Each rank writes its files and then a part record in `parts/`. Rank 0 waits for the part records
+of all ranks and completes the checkpoint with its manifest. The threads call no collectives, as those would interleave
+with the training's own. A failed checkpoint does not stop the run unless the job says so (`checkpoint.on_failure`).
+`staging.py` copies and writes one rank's files, `catalog.py` removes old checkpoints, `reader.py` loads them.
 """
 
 import errno
@@ -37,53 +38,49 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LOG = logging.getLogger("launcher")
-_TRIES, _PAUSE_S = 3, 1.0
-# What does not pass while one waits.
-_FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-# A network file system may show a file to others only after half a minute (nfs(5), acdirmin).
-_UNSEEN_S = 60.0
-_MARGIN = 1.02
+_ATTEMPTS = 3
+_FIRST_DELAY_S = 1.0
+# Errors that do not pass by themselves: not worth a second attempt.
+_PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+# NFS clients cache directory listings: a new file may become visible only after half a minute (nfs(5), acdirmin).
+_VISIBLE_WITHIN_S = 60.0
+# Pickle headers on top of the tensors' bytes.
+_SIZE_MARGIN = 1.02
 _READERS = 16
 
 
 class PartRecord(Record):
-    """parts/rank-00003.json: one worker has written its part."""
+    """parts/rank-00003.json: one rank has written its files of a checkpoint."""
 
     rank: int
     files: tuple[FileEntry, ...]
 
 
 @dataclass
-class _Writing:
-    """One checkpoint of one worker on its way to the storage."""
+class _PendingSave:
+    """One rank's side of a checkpoint that is being written."""
 
     state: TrainerState
-    problem: LauncherError | None = None
-    copied: Event = field(default_factory=Event)
-    """No later step changes what is written."""
-    written: Event = field(default_factory=Event)
-    """This worker's part is there, or has failed."""
-    all_written: Event = field(default_factory=Event)
-    given_up: Event = field(default_factory=Event)
+    error: LauncherError | None = None
+    is_staged: Event = field(default_factory=Event)
+    """The states are copied: the next optimizer step may change the originals."""
+    is_written: Event = field(default_factory=Event)
+    """This rank's part is written, or has failed."""
+    is_written_everywhere: Event = field(default_factory=Event)
+    is_abandoned: Event = field(default_factory=Event)
+    """Some rank's part has failed: rank 0 stops waiting for it."""
     thread: Thread | None = None
 
 
-@dataclass(frozen=True)
-class _Room:
-    free: int
-    lacks: int | None
-    """Bytes that do not fit."""
-
-
 class CheckpointWriter:
-    """Writes the checkpoints of one training; all workers have one and call it together.
+    """Writer of one training's checkpoints. Every rank has one; all ranks call it in the same order.
 
     Args:
-        run: where they go.
-        job: of the run.
-        engine: this worker's.
-        lease: under which they are written; None where nobody else can write (a trial of a sweep).
-        chaos: faults on purpose.
+        run: Run directory.
+        job: Resolved job.
+        engine: Engine of this rank.
+        lease: Lease under which checkpoints are written; None if nobody else can write (a trial of a sweep).
+        chaos: Injector of `--chaos` faults; None injects none.
     """
 
     def __init__(
@@ -94,157 +91,175 @@ class CheckpointWriter:
         lease: Lease | None = None,
         chaos: FaultInjector | None = None,
     ) -> None:
-        self._run, self._job, self._engine, self._lease = run, job, engine, lease
+        self._run = run
+        self._job = job
+        self._engine = engine
+        self._lease = lease
         self._chaos = chaos or FaultInjector(run)
-        # Trials of a sweep hand their checkpoints to each other at once, and share the machine's memory.
-        self._background = lease is not None and job.checkpoint.background
+        # A trial's checkpoint may be loaded by another trial right away, and trials share the node's memory.
+        self._is_async = lease is not None and job.checkpoint.background
         self._token = lease.token if lease is not None else 0
-        self._copier = StagingBuffers()
-        self._writing: _Writing | None = None
+        self._staging = StagingBuffers()
+        self._pending: _PendingSave | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether this worker's part of the checkpoint under way has failed."""
-        return self._writing is not None and self._writing.problem is not None
+        """Return True if this rank's part of the pending checkpoint has failed."""
+        return self._pending is not None and self._pending.error is not None
 
     def save(self, state: TrainerState) -> None:
-        """Begin a checkpoint (a collective), once the one before it is complete.
+        """Start a checkpoint after the previous one is complete. Collective.
 
         Raises:
-            TrainingError: it, or the one before, failed, and the job file says to stop then.
+            TrainingError: This or the previous checkpoint failed, and the job says to stop in this case.
         """
         self.join()
         states = self._engine.local_state()
-        if not self._has_room(states, state):
+        if not self._fits_on_disk(states, state):
             return
-        writing = self._writing = _Writing(state)
-        if self._background:
-            # Forward and backward passes only read what is saved: it is copied beside them, until the next update.
-            self._engine.before_step = writing.copied.wait
-        writing.thread = Thread(target=self._write, args=(writing, states), name="checkpoint", daemon=True)
-        writing.thread.start()
-        if not self._background:
+        pending = self._pending = _PendingSave(state)
+        if self._is_async:
+            # Forward and backward passes only read what is saved. So the copy runs at the same time, and only the next
+            # optimizer step waits for its end.
+            self._engine.before_step = pending.is_staged.wait
+        pending.thread = Thread(target=self._write, args=(pending, states), name="checkpoint", daemon=True)
+        pending.thread.start()
+        if not self._is_async:
             self.join()
         elif self._engine.has_sync_batch_norm:
-            writing.copied.wait()
+            pending.is_staged.wait()  # forward passes change the running statistics, which are saved
 
     def join(self) -> None:
-        """Wait until the checkpoint under way is complete, or has failed (a collective).
+        """Wait until the pending checkpoint is complete or has failed. Collective.
 
         Raises:
-            TrainingError: it has failed, and the job file says to stop then.
-            StaleAttemptError: another attempt of the run has begun.
+            TrainingError: The checkpoint failed, and the job says to stop in this case.
+            StaleAttemptError: A newer attempt of the run has started.
         """
-        writing, self._writing = self._writing, None
-        if writing is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        assert writing.thread is not None
-        writing.written.wait()
-        problem = _first(writing.problem)
-        (writing.given_up if problem is not None else writing.all_written).set()
-        writing.thread.join()
-        problem = problem or _first(writing.problem)
-        if problem is not None:
-            self._failed(writing.state, problem)
+        assert pending.thread is not None
+        # Two rounds: rank 0's thread waits for the other ranks' parts, so all ranks first exchange whether theirs is
+        # written (or rank 0 would wait for a part that never comes), then whether rank 0 completed the checkpoint.
+        pending.is_written.wait()
+        error = _first_error(pending.error)
+        (pending.is_abandoned if error is not None else pending.is_written_everywhere).set()
+        pending.thread.join()
+        error = error or _first_error(pending.error)  # all ranks have the same first error, so all skip it or none
+        if error is not None:
+            self._handle_failure(pending.state, error)
 
     def join_if_failed(self, failed: bool) -> None:
-        """Say at once, not with the next checkpoint, that some worker has `failed` (a collective then)."""
+        """Report a failed checkpoint now instead of at the next save. Collective if `failed`, which all ranks share."""
         if failed:
             self.join()
 
-    def _failed(self, state: TrainerState, problem: LauncherError) -> None:
-        """The same on all workers."""
-        if isinstance(problem, StaleAttemptError):
-            raise problem
+    def _handle_failure(self, state: TrainerState, error: LauncherError) -> None:
+        """Remove a failed checkpoint, and raise or warn as the job says. All ranks call it with the same error."""
+        if isinstance(error, StaleAttemptError):
+            raise error
         if self._engine.rank == 0:
-            with suppress(LauncherError):  # the storage may be what has failed
-                # A manifest that seemed to fail may be there: its answer was lost, not the request.
-                if not self._run.exists(f"{self._place(state)}/manifest.json"):
-                    self._run.delete(self._place(state))
+            with suppress(LauncherError):  # the storage itself may have failed
+                # A write that raised may still have succeeded, when only its answer was lost. A checkpoint with a
+                # manifest is complete and stays.
+                if not self._run.exists(f"{self._files_dir(state)}/manifest.json"):
+                    self._run.delete(self._files_dir(state))
+        text = f"the checkpoint of step {state.step} was not saved ({error.message})"
         if self._job.checkpoint.on_failure == "stop":
-            raise TrainingError(f"the checkpoint of step {state.step} was not saved ({problem.message})")
+            raise TrainingError(text)
         if self._engine.rank == 0:
-            text = f"the checkpoint of step {state.step} was not saved ({problem.message}); training goes on"
+            text = f"{text}; training continues"
             _LOG.warning("%s", text)
             record_event(self._run, "checkpoint-failed", state.step, text)
 
-    def _place(self, state: TrainerState) -> str:
+    def _files_dir(self, state: TrainerState) -> str:
         return f"{catalog.checkpoint_dir(state.step)}/{catalog.files_dir(self._token)}"
 
-    def _has_room(self, states: States, state: TrainerState) -> bool:
-        """Whether the checkpoint fits onto a local storage; older ones than the last and the best give way to it."""
+    def _fits_on_disk(self, states: States, state: TrainerState) -> bool:
+        """Return True if the checkpoint fits on a local storage, after pruning if necessary. Collective."""
         sizes: list[int] = [0] * self._engine.world_size
-        dist.all_gather_object(sizes, _bytes(states))
-        needed, found = int(sum(sizes) * _MARGIN), [_Room(0, None)]
+        dist.all_gather_object(sizes, _count_bytes(states))
+        needed = int(sum(sizes) * _SIZE_MARGIN)
+        errors: list[RunError | None] = [None]
         if self._engine.rank == 0:
-            with self._best_effort("room for it was not looked for"):
-                self._run.delete(self._place(state))  # of an attempt that died before its manifest
-                found = [self._room(needed, state)]
-        dist.broadcast_object_list(found)
-        lacks = found[0].lacks
-        if lacks is None:
+            with self._best_effort("free space is not checked"):
+                # Left by an attempt with the same token that died before its manifest.
+                self._run.delete(self._files_dir(state))
+                errors = [self._check_disk(needed, state)]
+        dist.broadcast_object_list(errors)
+        if errors[0] is None:
             return True
-        self._failed(state, RunError(f"it takes {lacks >> 20} MiB, and {found[0].free >> 20} MiB are free"))
+        self._handle_failure(state, errors[0])
         return False
 
-    def _room(self, needed: int, state: TrainerState) -> _Room:
+    def _check_disk(self, needed: int, state: TrainerState) -> RunError | None:
+        """Return an error if a local disk has less than `needed` bytes free, even after pruning."""
         if self._run.local is None:
-            return _Room(0, None)
+            return None
         self._run.local.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._run.local).free
         if free < needed:
             catalog.prune(self._run, 1, state.best_step, self._token)
             free = shutil.disk_usage(self._run.local).free
-        return _Room(free, needed if free < needed else None)
+        return RunError(f"it takes {needed >> 20} MiB, and {free >> 20} MiB are free") if free < needed else None
 
     @contextmanager
-    def _best_effort(self, left: str) -> Iterator[None]:
-        """Go on where the storage refuses what no checkpoint depends on, and say what is left undone."""
+    def _best_effort(self, consequence: str) -> Iterator[None]:
+        """Log storage errors in the block, with their consequence, instead of raising them."""
         try:
             yield
         except StaleAttemptError:
             raise
         except (LauncherError, OSError) as error:
-            _LOG.warning("%s: %s (%s)", self._run.uri, left, error)
+            _LOG.warning("%s: %s (%s)", self._run.uri, consequence, error)
 
-    def _write(self, writing: _Writing, states: States) -> None:
-        """In a thread: this worker's part, and on rank 0 the whole."""
+    def _write(self, pending: _PendingSave, states: States) -> None:
+        """Write this rank's part; on rank 0 complete the checkpoint. Runs in a thread and calls no collective."""
+        directory = self._files_dir(pending.state)
+        rank = self._engine.rank
         try:
-            place = self._place(writing.state)
-            if self._background and not self._engine.saves_from_files:
-                states = self._copier.copy(states)
-                writing.copied.set()
+            # States that are mapped from swap files are written directly: a copy would need all of them in memory.
+            if self._is_async and not self._engine.saves_from_files:
+                states = self._staging.copy(states)
+                pending.is_staged.set()
             self._chaos.at("save")
-            step, rank = writing.state.step, self._engine.rank
-            files = tuple(retry_storage(partial(self._shard, place, step, name, tree)) for name, tree in states.items())
+            write = partial(self._write_file, pending.state)
+            files = tuple(_retry_storage(partial(write, name, tree)) for name, tree in states.items())
             part = PartRecord(rank=rank, files=files)
-            retry_storage(partial(self._run.write_record, f"{place}/parts/rank-{rank:05d}.json", part))
-            writing.written.set()
+            _retry_storage(partial(self._run.write_record, f"{directory}/parts/rank-{rank:05d}.json", part))
+            pending.is_written.set()
             self._chaos.at("upload")
             if rank == 0:
-                retry_storage(partial(self._complete, writing))
+                _retry_storage(partial(self._complete, pending))
         except LauncherError as error:
-            writing.problem = error
+            pending.error = error
         except OSError as error:
-            writing.problem = RunError(f"{self._run.path(self._place(writing.state))}: {describe_os_error(error)}")
-        except BaseException as error:  # noqa: BLE001  # thread border: told where it is waited for
-            writing.problem = TrainingError(f"{type(error).__name__}: {error}")
+            pending.error = RunError(f"{self._run.path(directory)}: {describe_os_error(error)}")
+        except BaseException as error:  # noqa: BLE001  # thread border: `join` raises it
+            pending.error = TrainingError(f"{type(error).__name__}: {error}")
         finally:
-            writing.copied.set()
-            writing.written.set()
+            # The main thread waits for both without a timeout.
+            pending.is_staged.set()
+            pending.is_written.set()
 
-    def _shard(self, place: str, step: int, name: str, tree: object) -> FileEntry:
-        self._chaos.before_write(step)
-        return write_state_files(self._run, place, name, tree)
+    def _write_file(self, state: TrainerState, name: str, tree: object) -> FileEntry:
+        self._chaos.before_write(state.step)
+        return write_state_files(self._run, self._files_dir(state), name, tree)
 
-    def _complete(self, writing: _Writing) -> None:
-        """Rank 0: once all parts are there, the manifest; then what is not kept goes."""
-        state, place = writing.state, self._place(writing.state)
-        files = self._parts(writing, f"{place}/parts")
+    def _complete(self, pending: _PendingSave) -> None:
+        """Write state and manifest once all parts are visible, then remove old checkpoints. Runs on rank 0.
+
+        The order makes a checkpoint atomic: files of all ranks (fsynced), state, manifest (fsynced). Only a manifest
+        makes a checkpoint count. The lease is checked right before, so that a stale attempt completes nothing.
+        """
+        state = pending.state
+        directory = self._files_dir(state)
+        files = self._wait_for_parts(pending, f"{directory}/parts")
         if files is None:
             return
         self._check_lease()
-        self._run.write_record(f"{place}/state.json", state, durable=True)
+        self._run.write_record(f"{directory}/state.json", state, durable=True)
         manifest = ManifestRecord(
             step=state.step,
             world_size=self._engine.world_size,
@@ -252,16 +267,16 @@ class CheckpointWriter:
             spec_hash=spec_hash(self._job),
             files=files,
         )
-        self._run.write_record(f"{place}/manifest.json", manifest, durable=True)
-        # The checkpoint is complete: whatever is refused from here on leaves something too much behind, no more.
-        with self._best_effort("what older attempts left of this checkpoint stays"):
+        self._run.write_record(f"{directory}/manifest.json", manifest, durable=True)
+        # The checkpoint is complete. A failure from here on only leaves files that are no longer needed.
+        with self._best_effort("files of older attempts remain in this checkpoint"):
             self._check_lease()
             catalog.remove_older(self._run, state.step, self._token)
-            self._run.delete(f"{place}/parts")
-        with self._best_effort("checkpoints that are not kept stay"):
+            self._run.delete(f"{directory}/parts")
+        with self._best_effort("checkpoints beyond checkpoint.keep_last remain"):
             self._check_lease()
             catalog.prune(self._run, self._job.checkpoint.keep_last, state.best_step, self._token)
-        with self._best_effort("what is left of incomplete checkpoints stays"):
+        with self._best_effort("incomplete checkpoints remain"):
             self._check_lease()
             catalog.remove_incomplete(self._run, state.step, self._token)
 
@@ -269,62 +284,64 @@ class CheckpointWriter:
         if self._lease is not None:
             self._lease.check()
 
-    def _parts(self, writing: _Writing, folder: str) -> tuple[FileEntry, ...] | None:
-        """The files of all workers; None when the checkpoint was given up.
+    def _wait_for_parts(self, pending: _PendingSave, directory: str) -> tuple[FileEntry, ...] | None:
+        """Return the files of all ranks; None if the checkpoint is abandoned.
 
         Raises:
-            RunError: all have written theirs, and some cannot be seen from here.
+            RunError: All ranks have written their parts, and rank 0 cannot see some of them.
         """
         deadline: float | None = None
-        while len(names := self._seen(folder)) < self._engine.world_size:
-            if writing.given_up.wait(0.05 if self._run.local is not None else 1.0):
+        while len(names := self._list_parts(directory)) < self._engine.world_size:
+            # Listing an object store is a paid request; a local directory costs nothing.
+            if pending.is_abandoned.wait(0.05 if self._run.local is not None else 1.0):
                 return None
-            if writing.all_written.is_set():
-                deadline = deadline or time.monotonic() + _UNSEEN_S
+            if pending.is_written_everywhere.is_set():
+                deadline = deadline or time.monotonic() + _VISIBLE_WITHIN_S
                 if time.monotonic() > deadline:
                     raise RunError(
-                        f"{self._run.path(folder)}: {len(names)} of {self._engine.world_size} workers' parts are seen "
-                        "from rank 0; is output.storage shared by all nodes?"
+                        f"{self._run.path(directory)}: rank 0 sees the parts of {len(names)} of "
+                        f"{self._engine.world_size} workers; set output.storage to a storage that all nodes share"
                     )
         with ThreadPoolExecutor(_READERS) as readers:
-            parts = readers.map(lambda name: self._run.read_record(f"{folder}/{name}", PartRecord), names)
+            parts = readers.map(lambda name: self._run.read_record(f"{directory}/{name}", PartRecord), names)
             return tuple(entry for part in parts for entry in part.files)
 
-    def _seen(self, folder: str) -> list[str]:
-        """Names of the parts that are there; what is being written has another ending."""
-        return [name for name in self._run.list(folder) if name.endswith(".json")]
+    def _list_parts(self, directory: str) -> list[str]:
+        """Return the names of the part records; one that is being written has another suffix."""
+        return [name for name in self._run.list(directory) if name.endswith(".json")]
 
 
-def retry_storage(act: Callable[[], T]) -> T:
-    """Do what a storage may refuse for now, a few times if it does."""
-    for tries in range(_TRIES):
+def _retry_storage(operation: Callable[[], T]) -> T:
+    """Return the result of a storage operation, repeating it after errors that may be temporary."""
+    for attempt in range(_ATTEMPTS):
         try:
-            return act()
+            return operation()
         except (OSError, StorageUnavailableError) as error:
-            if tries == _TRIES - 1 or getattr(error, "errno", None) in _FINAL:
+            if attempt == _ATTEMPTS - 1 or getattr(error, "errno", None) in _PERMANENT:
                 raise
-            time.sleep(_PAUSE_S * 2**tries)
-    raise AssertionError("the last try returns or raises")
+            time.sleep(_FIRST_DELAY_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _first(mine: LauncherError | None) -> LauncherError | None:
-    """What went wrong on some worker, the same answer everywhere (a collective)."""
-    found: list[LauncherError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    stale = (problem for problem in found if isinstance(problem, StaleAttemptError))
-    return next(stale, next((problem for problem in found if problem is not None), None))
+def _first_error(error: LauncherError | None) -> LauncherError | None:
+    """Return the error of the lowest failed rank, but a StaleAttemptError before all others. Collective."""
+    errors: list[LauncherError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    raised = [error for error in errors if error is not None]
+    stale = [error for error in raised if isinstance(error, StaleAttemptError)]
+    return next(iter([*stale, *raised]), None)
 
 
-def _bytes(states: States) -> int:
-    """Of all tensors, as they will be written."""
-    seen: dict[int, int] = {}
+def _count_bytes(states: States) -> int:
+    """Return the bytes of all tensors; a tensor with several names counts once, as `torch.save` writes it once."""
+    sizes: dict[int, int] = {}
     queue: list[object] = list(states.values())
     while queue:
         value = queue.pop()
         if isinstance(value, torch.Tensor):
-            seen[value.data_ptr()] = value.numel() * value.element_size()
+            sizes[value.data_ptr()] = value.numel() * value.element_size()
         elif isinstance(value, dict):
             queue += value.values()
         elif isinstance(value, list | tuple):
             queue += value
-    return sum(seen.values())
+    return sum(sizes.values())

@@ -1,6 +1,7 @@
-"""What a run writes down as it goes: metrics.jsonl, the sinks, progress for the console. Train workers.
+"""Log of a run: metrics.jsonl, the sinks and the progress callback. Runs in train workers; rank 0 writes.
 
-Losses stay on the device until they are due, then one all-reduce covers all steps since the last time.
+Losses stay on the device until a flush, where one all-reduce and one host-device sync cover all steps since the last
+one. `loop.py` adds steps and flushes, `timer.py` measures where the time goes, `sinks.py` has the sinks.
 """
 
 import logging
@@ -27,55 +28,64 @@ from launcher.rundir.records import (
     TrainerState,
 )
 from launcher.spec.job import JobSpec
-from launcher.train.loggers.sinks import Sink, open_sinks
+from launcher.train.loggers.sinks import Sink, open_sinks, scalars_of
 from launcher.train.loggers.timer import Timer
 
 OnMetrics = Callable[[MetricsLine], None]
-"""Told of every line of metrics.jsonl."""
+"""Callback for every line of metrics.jsonl."""
 _RANKS_PER_FLUSH = 16
-"""A line of times has numbers of every worker: of a thousand workers it is written as rarely as it is long."""
-_LOOK_S = 5.0
-"""Between two looks at the lease: a request to an object store."""
-_SILENT_S = 300.0
-"""So long a training goes on without knowing whether it was taken over; it completes no checkpoint meanwhile."""
+"""A line of times has numbers of every rank. It is written every `world_size / 16` flushes: the longer, the rarer."""
+_LEASE_CHECK_S = 5.0
+"""Interval of lease checks, each of which is a request on an object store."""
+_MAX_UNCHECKED_S = 300.0
+"""Longest time to train without an answer to the lease check; checkpoints check it separately."""
 _LOG = logging.getLogger("launcher")
 
 
 @dataclass(frozen=True)
-class _Pending:
+class PendingStep:
+    """A step whose loss is still on the device."""
+
     step: int
+    """Steps completed, this one included."""
     epoch: int
-    header: GlobalBatch
+    global_batch: GlobalBatch
     loss_sum: torch.Tensor | None
+    """Sum of this rank's sample losses, scalar on the device; None if the batch was skipped."""
     learning_rate: float
     grad_norm: "float | torch.Tensor | None"
 
 
 class RunLog:
-    """The log of one worker; only rank 0 writes.
+    """Log of one training; every rank has one, and only rank 0 writes.
 
     Args:
-        run: where metrics.jsonl goes.
-        job: names the sinks.
-        listener: told of every line, for the console; None tells nobody.
-        state: lines after its step are forgotten, their steps are done again.
-        lease: looked at now and then, so that an attempt that was taken over writes no more.
+        run: Run directory of metrics.jsonl.
+        job: Job that names the sinks.
+        on_metrics: Callback for every line, for the console; None for no callback.
+        state: State that the training starts from; later lines are removed, as their steps are repeated.
+        lease: Lease to check at intervals, so that a stale attempt stops writing; None if nobody else can write.
     """
 
     def __init__(
-        self, run: RunDir, job: JobSpec, listener: OnMetrics | None, state: TrainerState, lease: Lease | None = None
+        self, run: RunDir, job: JobSpec, on_metrics: OnMetrics | None, state: TrainerState, lease: Lease | None = None
     ) -> None:
-        self._run, self._listener, self._rank = run, listener, dist.get_rank()
-        self._lease, self._looked, self._answered = lease, -math.inf, time.monotonic()
-        self._late: dict[str, Record] = {}
-        self._unwritten: list[MetricsLine] = []
-        self._pending: list[_Pending] = []
-        self._started = self._flushed = time.monotonic()
+        self._run = run
+        self._on_metrics = on_metrics
+        self._rank = dist.get_rank()
+        self._lease = lease
+        self._lease_checked_at = -math.inf
+        self._lease_answered_at = time.monotonic()
+        self._unwritten_records: dict[str, Record] = {}
+        self._unwritten_lines: list[MetricsLine] = []
+        self._pending: list[PendingStep] = []
+        self._started_at = self._flushed_at = time.monotonic()
         self._earlier_s = state.elapsed_s
         self._step = state.step
-        self._untimed = self._untimed_steps = 0
+        self._untimed_flushes = 0
+        self._untimed_steps = 0
         self.timer = Timer()
-        """Told by the loop what it waits for."""
+        """Stopwatch of the phases that the loop marks."""
         self._sinks: list[Sink] = []
         if self._rank == 0:
             metrics_log.truncate_after(run, state.step)
@@ -83,110 +93,117 @@ class RunLog:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of training, over all attempts."""
-        return self._earlier_s + time.monotonic() - self._started
+        """Return the seconds of training over all attempts."""
+        return self._earlier_s + time.monotonic() - self._started_at
 
     @property
     def last_step(self) -> int:
-        """Steps done."""
+        """Return the number of steps completed."""
         return self._step
 
-    def step(self, pending: _Pending) -> None:
-        """Note a step, unless its batch was left out; nothing leaves the device yet."""
+    def step(self, pending: PendingStep) -> None:
+        """Add a step to the next flush, unless its batch was skipped. No host-device sync."""
         if pending.loss_sum is not None:
             self._pending.append(pending)
         self._step = pending.step
 
     def flush(
-        self, skipped_rows: int, flags: tuple[bool, bool], judge: Callable[[StepRecord], None]
+        self, skipped_rows: int, flags: tuple[bool, bool], check_step: Callable[[StepRecord], None]
     ) -> tuple[bool, bool]:
-        """Reduce and write all pending steps (a collective).
+        """Reduce, write and check all pending steps. Collective, with one host-device sync.
 
         Args:
-            skipped_rows: unusable rows so far, as this worker was told.
-            flags: told to all workers on the way.
-            judge: raises where a step's numbers are no good.
+            skipped_rows: Unusable rows so far, as this rank knows them.
+            flags: Two flags of this rank, reduced on the way at no extra cost.
+            check_step: Function that raises if the numbers of a step are unusable.
 
         Returns:
-            Each flag, set where any worker set it.
+            Each flag, True if any rank has set it.
 
         Raises:
-            TrainingError: `judge` does.
-            StaleAttemptError: another attempt of the run writes there now.
+            TrainingError: `check_step` raises it.
+            StaleAttemptError: A newer attempt of the run has started.
         """
-        sums = [p.loss_sum.detach().double() for p in self._pending if p.loss_sum is not None]
+        sums = [pending.loss_sum.detach().double() for pending in self._pending if pending.loss_sum is not None]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._untimed += 1
+        self._untimed_flushes += 1
         self._untimed_steps += len(self._pending)
-        timed = self._untimed * _RANKS_PER_FLUSH >= dist.get_world_size()
-        spent = self._spent_by_rank() if timed else []
-        stale = self._newer_attempt()
-        shared = [float(skipped_rows), float(stale is not None), *map(float, flags), *spent]
-        rest = torch.tensor(shared, dtype=torch.float64, device=device)
-        merged = torch.cat([torch.stack(sums), rest]) if sums else rest
+        is_timed = self._untimed_flushes * _RANKS_PER_FLUSH >= dist.get_world_size()
+        own_times = self._place_own_times() if is_timed else []
+        stale = self._check_lease()
+        extras = [float(skipped_rows), float(stale is not None), *map(float, flags), *own_times]
+        merged = torch.tensor(extras, dtype=torch.float64, device=device)
+        if sums:
+            merged = torch.cat([torch.stack(sums), merged])
         with self.timer.phase("communication"):
             dist.all_reduce(merged)
-        told = merged.tolist()  # the one sync point of these steps
-        losses, (skipped, newer, first, second, *spent) = told[: len(sums)], told[len(sums) :]
-        if newer:
-            raise stale or StaleAttemptError(f"{self._run.uri}: another attempt has begun, this one ends")
+        numbers = merged.tolist()  # the only host-device sync of these steps
+        losses = numbers[: len(sums)]
+        all_skipped_rows, is_stale, first_flag, second_flag, *times = numbers[len(sums) :]
+        if is_stale:
+            raise stale or StaleAttemptError(f"{self._run.uri}: a newer attempt has started, this one stops")
         now = time.monotonic()
-        times = [self._times(spent)] if timed else []
-        seconds, samples = now - self._flushed, sum(p.header.samples for p in self._pending)
+        time_lines = [self._times_line(times)] if is_timed else []
+        samples = sum(pending.global_batch.samples for pending in self._pending)
+        samples_per_s = samples / max(now - self._flushed_at, 1e-9)
         lines = [
-            self._line(p, loss / max(p.header.weight, 1e-12), int(skipped), samples / max(seconds, 1e-9))
-            for p, loss in zip(self._pending, losses, strict=True)
+            self._step_line(pending, loss, int(all_skipped_rows), samples_per_s)
+            for pending, loss in zip(self._pending, losses, strict=True)
         ]
-        self._flushed, self._pending = now, []
-        self._write([*lines, *times])
+        self._flushed_at = now
+        self._pending = []
+        # Written before they are checked: the log shows the step that stopped the run.
+        self._write([*lines, *time_lines])
         for line in lines:
-            judge(line)
-        return first > 0, second > 0
+            check_step(line)
+        return first_flag > 0, second_flag > 0
 
-    def evaluation(self, line: EvaluationRecord, written: list[GenerationRecord]) -> None:
-        """Write the outcome of an evaluation; its seconds are not counted as training throughput."""
-        self._flushed = time.monotonic()
-        self._write([line, *written])
+    def evaluation(self, line: EvaluationRecord, generations: list[GenerationRecord]) -> None:
+        """Write the result of an evaluation, whose time does not count towards the training throughput."""
+        self._flushed_at = time.monotonic()
+        self._write([line, *generations])
 
     def record(self, name: str, record: Record) -> None:
-        """Write a record of the run on rank 0; what the storage does not take now is tried again later."""
+        """Write a record of the run on rank 0; if the storage fails, `close` tries again."""
         if self._rank == 0:
-            self._late[name] = record
+            self._unwritten_records[name] = record
             try:
-                self._write_late()
+                self._write_records()
             except RunError as error:
-                _LOG.warning("%s; tried again later", error.message)
+                _LOG.warning("%s; trying again later", error.message)
 
-    def _write_late(self) -> None:
-        for name in list(self._late):
-            self._run.write_record(name, self._late[name])
-            del self._late[name]
+    def _write_records(self) -> None:
+        for name in list(self._unwritten_records):
+            self._run.write_record(name, self._unwritten_records[name])
+            del self._unwritten_records[name]
 
     def close(self) -> None:
-        """Finish the sinks.
+        """Write what is pending and close the sinks.
 
         Raises:
-            RunError: lines or records are left that the storage does not take.
+            RunError: The storage still rejects lines or records.
         """
-        if self._unwritten:
-            self._run.append_metrics(self._unwritten)
-        self._write_late()
+        if self._unwritten_lines:
+            self._run.append_metrics(self._unwritten_lines)
+        self._write_records()
         for sink in self._sinks:
             sink.close()
 
-    def _spent_by_rank(self) -> list[float]:
-        """This worker's seconds by phase at its place among all workers', zeros elsewhere: a sum gathers them."""
-        mine = self.timer.spent
-        spent = [0.0] * (dist.get_world_size() * len(mine))
-        spent[self._rank * len(mine) : (self._rank + 1) * len(mine)] = mine
-        return spent
+    def _place_own_times(self) -> list[float]:
+        """Return this rank's seconds by phase in its slot of a zero vector over all ranks: the sum gathers them."""
+        own = self.timer.spent
+        times = [0.0] * (dist.get_world_size() * len(own))
+        times[self._rank * len(own) : (self._rank + 1) * len(own)] = own
+        return times
 
-    def _times(self, spent: Sequence[float]) -> TimesRecord:
-        """What the timers of all workers said; ours begins anew."""
+    def _times_line(self, times: Sequence[float]) -> TimesRecord:
+        """Build the line of all ranks' times and reset this rank's timer."""
         seconds, phases = self.timer.take()
-        steps, self._untimed, self._untimed_steps = self._untimed_steps, 0, 0
+        steps = self._untimed_steps
+        self._untimed_flushes = 0
+        self._untimed_steps = 0
         data, communication, evaluation, checkpoint = (
-            tuple(round(s, 4) for s in spent[phase :: len(phases)]) for phase in range(len(phases))
+            tuple(round(second, 4) for second in times[phase :: len(phases)]) for phase in range(len(phases))
         )
         return TimesRecord(
             step=self._step,
@@ -198,14 +215,15 @@ class RunLog:
             checkpoint_s=checkpoint,
         )
 
-    def _line(self, pending: _Pending, loss: float, skipped_rows: int, samples_per_s: float) -> StepRecord:
+    def _step_line(self, pending: PendingStep, loss_sum: float, skipped_rows: int, samples_per_s: float) -> StepRecord:
         return StepRecord(
             step=pending.step,
             epoch=pending.epoch + 1,
-            loss=loss,
+            loss=loss_sum / max(pending.global_batch.weight, 1e-12),
             learning_rate=pending.learning_rate,
+            # A host-device sync per step, but after the all-reduce of a flush the device has nothing left to do.
             grad_norm=None if pending.grad_norm is None else float(pending.grad_norm),
-            samples=pending.header.samples,
+            samples=pending.global_batch.samples,
             skipped_rows=skipped_rows,
             samples_per_s=samples_per_s,
             elapsed_s=self.elapsed_s,
@@ -216,46 +234,46 @@ class RunLog:
             return
         self._append(lines)
         for line in lines:
-            if self._listener is not None:
-                self._listener(line)
+            if self._on_metrics is not None:
+                self._on_metrics(line)
             for sink in self._sinks:
-                sink.write(line)
+                sink.write(line, scalars_of(line))
 
-    def _newer_attempt(self) -> LauncherError | None:
-        """Rank 0's look at the lease, now and then."""
+    def _check_lease(self) -> LauncherError | None:
+        """Return an error if this attempt is stale or unchecked for too long. Rank 0 asks, at intervals."""
         now = time.monotonic()
-        if self._rank or self._lease is None or now - self._looked < _LOOK_S:
+        if self._rank or self._lease is None or now - self._lease_checked_at < _LEASE_CHECK_S:
             return None
-        self._looked = now
+        self._lease_checked_at = now
         try:
             self._lease.check()
-        except StaleAttemptError as stale:
-            return stale
-        except StorageUnavailableError as trouble:
-            if now - self._answered > _SILENT_S:
-                return trouble
-            _LOG.warning("%s: not known whether another attempt has begun; asking again", trouble.message)
+        except StaleAttemptError as error:
+            return error
+        except StorageUnavailableError as error:
+            if now - self._lease_answered_at > _MAX_UNCHECKED_S:
+                return error
+            _LOG.warning("%s: cannot check whether a newer attempt has started; trying again later", error.message)
             return None
-        self._answered = now
+        self._lease_answered_at = now
         return None
 
     def _append(self, lines: Sequence[MetricsLine]) -> None:
-        """To metrics.jsonl; what a full disk does not take waits for the next time."""
-        self._unwritten += lines
+        """Append to metrics.jsonl; lines that the storage rejects are appended with the next ones."""
+        self._unwritten_lines += lines
         try:
-            self._run.append_metrics(self._unwritten)
+            self._run.append_metrics(self._unwritten_lines)
         except (OSError, RunError) as error:
-            _LOG.warning("%s: not written, %d lines wait (%s)", self._run.uri, len(self._unwritten), error)
+            _LOG.warning("%s: not written, %d lines wait (%s)", self._run.uri, len(self._unwritten_lines), error)
             return
-        self._unwritten = []
+        self._unwritten_lines = []
 
 
 def pending_step(
     step: int,
     epoch: int,
-    header: GlobalBatch,
+    global_batch: GlobalBatch,
     loss_sum: torch.Tensor | None,
     rates: "tuple[float, float | torch.Tensor | None]",
-) -> _Pending:
-    """A step to note: steps done with it, its pass, its batch, this worker's loss sum, (learning rate, grad norm)."""
-    return _Pending(step, epoch, header, loss_sum, rates[0], rates[1])
+) -> PendingStep:
+    """Return a step for `RunLog.step`; `rates` are learning rate and gradient norm."""
+    return PendingStep(step, epoch, global_batch, loss_sum, rates[0], rates[1])

@@ -1,7 +1,7 @@
-"""Where a worker's time goes between two looks at the log: data, others, evaluations, checkpoints. Train workers.
+"""Stopwatch of a worker: seconds spent on data, communication, evaluation and checkpoints. Runs in train workers.
 
-What is left is the worker's own computing. Nothing here waits for the device: the log's own sync point bounds what it
-does, and what a GPU waited for is read behind it.
+The rest is computing. Nothing here syncs with the device: times on a GPU come from events that are read later, after
+the sync of `RunLog.flush`.
 """
 
 import time
@@ -23,30 +23,31 @@ class Timer:
 
     def __init__(self) -> None:
         self._spent = dict.fromkeys(PHASES, 0.0)
-        self._since = time.monotonic()
-        self._within: Phase | None = None
-        self._on_device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._started_at = time.monotonic()
+        self._phase: Phase | None = None
+        self._device_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
     def stage(self) -> str:
-        """The phase that is under way; `compute` outside of them all."""
-        return self._within or "compute"
+        """Return the current phase; `compute` outside of all phases."""
+        return self._phase or "compute"
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Count what happens in the block as `name`, unless it is part of another phase."""
-        if self._within is not None:
+        """Count the time of the block as `name`, unless the block is part of another phase."""
+        if self._phase is not None:
             yield
             return
-        self._within, start = name, time.monotonic()
+        self._phase = name
+        started_at = time.monotonic()
         try:
             yield
         finally:
-            self._within = None
-            self._spent[name] += time.monotonic() - start
+            self._phase = None
+            self._spent[name] += time.monotonic() - started_at
 
     def time_data_wait(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; waiting for each counts as waiting for data."""
+        """Yield the items; the time until each is there counts as data."""
         source = iter(items)
         while True:
             with self.phase("data"):
@@ -58,25 +59,26 @@ class Timer:
 
     @contextmanager
     def time_step(self) -> Iterator[None]:
-        """Count what the block waits for collectives, its own and DeepSpeed's, as communication.
+        """Count the time that the block waits in collectives, its own and DeepSpeed's, as communication.
 
-        On a CPU the process waits in `Work.wait`. On a GPU only the stream does, from where that is called on: two
-        events tell how long, without a wait of their own, and hidden communication costs nothing and counts as nothing.
+        On a CPU the process blocks in `Work.wait`. On a GPU only the stream waits: two events around `wait` measure how
+        long, so communication that overlaps with computing counts as nothing.
         """
         inner = Work.wait
 
         def wait(work: Work, *args: timedelta) -> bool:
-            if self._within is not None or not torch.cuda.is_available():
+            if self._phase is not None or not torch.cuda.is_available():
                 with self.phase("communication"):
                     return inner(work, *args)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            done = inner(work, *args)
+            result = inner(work, *args)
             end.record()
-            self._on_device.append((start, end))
-            return done
+            self._device_waits.append((start, end))
+            return result
 
-        Work.wait = wait  # type: ignore[method-assign, assignment]  # the one place all collectives pass
+        # Monkeypatch (torch 2.13): all collectives pass through `Work.wait`, and torch has no hook there.
+        Work.wait = wait  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
@@ -84,15 +86,17 @@ class Timer:
 
     @property
     def spent(self) -> tuple[float, ...]:
-        """Seconds spent in each of `PHASES` since the last `take`."""
-        done = [pair for pair in self._on_device if pair[1].query()]
-        self._on_device = [pair for pair in self._on_device if pair not in done]
-        self._spent["communication"] += sum(start.elapsed_time(end) for start, end in done) / 1000
+        """Return the seconds spent in each of `PHASES` since the last `take`."""
+        # `query` does not block: waits that the device has not finished count later.
+        finished = [pair for pair in self._device_waits if pair[1].query()]
+        self._device_waits = [pair for pair in self._device_waits if pair not in finished]
+        self._spent["communication"] += sum(start.elapsed_time(end) for start, end in finished) / 1000
         return tuple(self._spent[name] for name in PHASES)
 
     def take(self) -> tuple[float, tuple[float, ...]]:
-        """Seconds since the last time, and those of them spent in each of `PHASES`; begins anew."""
+        """Return the seconds since the last call, in all and in each of `PHASES`, and reset both."""
         now = time.monotonic()
-        taken = now - self._since, self.spent
-        self._since, self._spent = now, dict.fromkeys(PHASES, 0.0)
+        taken = now - self._started_at, self.spent
+        self._started_at = now
+        self._spent = dict.fromkeys(PHASES, 0.0)
         return taken

@@ -1,4 +1,4 @@
-"""The trackers of a run, together: MLflow (`train/loggers/mlflow.py`) and W&B (`train/loggers/wandb.py`). Head."""
+"""Experiment trackers of a run: MLflow (`mlflow.py`) and W&B (`wandb.py`) together. Runs on the head."""
 
 from collections.abc import Mapping
 
@@ -8,30 +8,30 @@ from launcher.train.loggers import mlflow, wandb
 
 
 def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str | None = None) -> None:
-    """Give a run its names in the job's trackers, or find the ones it has.
+    """Create the run in the job's trackers, or find the one it already has there.
 
     Args:
-        run: whose directory remembers them.
-        job: names the trackers.
-        params: what they show as the run's parameters.
-        parent: MLflow run of the sweep that the trial belongs to.
+        run: Run directory, which keeps the tracker's ids.
+        job: Job that names the trackers.
+        params: Parameters that the trackers show for the run.
+        parent: MLflow run id of the sweep that the trial belongs to; None outside of a sweep.
 
     Raises:
-        SpecError: a tracker's library is not installed.
-        RunError: MLflow cannot be reached, or refuses.
+        SpecError: A tracker's library is not installed.
+        RunError: MLflow cannot be reached, or rejects the run.
     """
     wandb.begin(run, job, params)
     mlflow.begin(run, job, params, parent)
 
 
 def end(run: RunDir, job: JobSpec, status: str, scores: Mapping[str, float] | None = None) -> None:
-    """Close a run in the job's trackers; returns at once.
+    """Close the run in the job's trackers. Returns at once; threads send the rest.
 
     Args:
-        run: whose directory remembers its names.
-        job: names the trackers.
+        run: Run directory, which keeps the tracker's ids.
+        job: Job that names the trackers.
         status: FINISHED, FAILED or KILLED.
-        scores: last numbers, as `test/accuracy`.
+        scores: Final numbers such as `test/accuracy`; None without any.
     """
     wandb.end(run, job, status, scores)
     mlflow.end(run, job, status, scores)

@@ -1,8 +1,9 @@
-"""Optimizer states in files on a node's disk (`parallel.offload_path`), saved and loaded. Train workers.
+"""Optimizer states in files on a node's disk (`parallel.offload_path`): saving and loading. Runs in train workers.
 
-DeepSpeed (0.19.8) copies these files beside its checkpoint, where neither its universal format nor another number of
-workers finds them, and knows no other way back. Here a checkpoint holds the same states in the same places as that of
-any ZeRO-3 run: it is read with or without a disk, by any number of workers.
+DeepSpeed 0.19.8 copies its swap files next to a checkpoint, where neither its universal format nor another number of
+workers finds them. Here a checkpoint has the same states in the same places as any ZeRO-3 run, so it can be loaded with
+or without a disk, by any number of workers. `swap_dir.py` owns the directory, `checkpoint/state_dict.py` and
+`engine.py` use this. All workarounds here are for DeepSpeed 0.19.8 and replace methods of one engine object.
 """
 
 import ctypes
@@ -10,8 +11,8 @@ import mmap
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any  # DeepSpeed ships no types
@@ -23,21 +24,26 @@ from launcher.train.checkpoint.universal import MOMENTS
 from launcher.train.deepspeed_config import swap_buffers
 from launcher.train.offload.swap_dir import NVMeSwapDir, check_free_space
 
-# Of a weight in fp32: itself, two moments and the gradient.
-_BYTES = 16
-_MOMENTS = tuple(MOMENTS["adamw"])  # no other optimizer is offloaded
-_INNER, _WEIGHTS = "optimizer_state_dict", "fp32_flat_groups"
+# Per weight on the disk, in fp32: the weight, two moments and the gradient.
+_BYTES_PER_WEIGHT = 16
+_MOMENTS = tuple(MOMENTS["adamw"])  # no other optimizer can be offloaded
+# Keys of DeepSpeed's ZeRO-3 optimizer state (checkpoint/constants.py).
+_INNER = "optimizer_state_dict"
+_WEIGHTS = "fp32_flat_groups"
 
 
 def create_swap_dir(path: str | None, elements: int) -> NVMeSwapDir | None:
-    """A directory for the states of this worker; None where the job offloads to no disk.
+    """Create this worker's directory for offloaded states.
 
     Args:
-        path: `parallel.offload_path`.
-        elements: of the trained weights that are this worker's.
+        path: Value of `parallel.offload_path`; None for no offloading to a disk.
+        elements: Number of trained weights in this worker's shard.
+
+    Returns:
+        Locked directory; None if `path` is None.
 
     Raises:
-        ClusterError: the disk cannot be used, is full, or this node has no libaio or lets no memory be locked.
+        ClusterError: The disk cannot be used or is full, or the node lacks libaio or forbids locking memory.
     """
     if path is None:
         return None
@@ -50,69 +56,79 @@ def create_swap_dir(path: str | None, elements: int) -> NVMeSwapDir | None:
                 f"parallel.offload_path: {socket.gethostname()} has no libaio to compile DeepSpeed's kernel with; "
                 "install libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
             )
-        _refuse_without_locks(swap_buffers(elements))
-        check_free_space(directory, elements * _BYTES * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        _check_lockable(swap_buffers(elements))
+        check_free_space(directory, elements * _BYTES_PER_WEIGHT * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except ClusterError:
         directory.close()
         raise
     return directory
 
 
-def _refuse_without_locks(size: int) -> None:
-    """Refuse where DeepSpeed could not lock its buffers into memory: it would abort the process.
+def _check_lockable(size: int) -> None:
+    """Check that the process may lock `size` bytes of memory; DeepSpeed's kernel aborts the process if it may not.
 
     Raises:
-        ClusterError: says how much may be locked.
+        ClusterError: The limit is lower.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as memory:
         view = ctypes.c_char.from_buffer(memory)
-        refused = libc.mlock(ctypes.byref(view), ctypes.c_size_t(len(memory)))
-        del view  # the mapping cannot be closed while it is looked at; closing unlocks it
-    if refused:
-        may = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        failed = libc.mlock(ctypes.byref(view), ctypes.c_size_t(len(memory)))
+        del view  # a mapping with a view cannot be closed; closing it unlocks the memory
+    if failed:
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
         raise ClusterError(
-            f"parallel.offload_path: {socket.gethostname()} lets a process lock {may >> 10} KiB of memory, and the "
+            f"parallel.offload_path: {socket.gethostname()} lets a process lock {limit >> 10} KiB of memory, and the "
             f"buffers of offloaded states take {size >> 10}; raise the limit (ulimit -l), or drop offload_path"
         )
 
 
 def is_swapped(engine: Any) -> bool:
-    """Whether a DeepSpeed engine keeps states in files."""
+    """Return True if a DeepSpeed engine keeps states in files."""
     return bool(getattr(engine.optimizer, "swap_optimizer", False))
 
 
 @contextmanager
-def without_copies(engine: Any) -> Iterator[None]:
-    """DeepSpeed saves and loads as if the states were in memory: it copies none of their files."""
-    engine.zero_nvme_offload_optimizer = lambda: False
+def overridden(target: Any, **methods: Callable[..., object]) -> Iterator[None]:
+    """Replace methods of one object inside the block."""
+    for name, method in methods.items():
+        setattr(target, name, method)
     try:
         yield
     finally:
-        del engine.zero_nvme_offload_optimizer  # the class's own again
+        for name in methods:
+            delattr(target, name)  # uncovers the method of the class
 
 
-def map_files(engine: Any, found: Mapping[str, Any]) -> None:
-    """Put the files' content where `save_checkpoint` found empty tensors; mapped, so that it takes no memory.
+def without_copies(engine: Any) -> AbstractContextManager[None]:
+    """Make DeepSpeed save and load in the block as if the states were in memory, without copying swap files."""
+    return overridden(engine, zero_nvme_offload_optimizer=lambda: False)
+
+
+def map_files(engine: Any, trees: Mapping[str, Any]) -> None:
+    """Replace the empty tensors that `save_checkpoint` found with the swap files, memory-mapped.
+
+    Mapping needs no memory, but the tensors are valid only until the next optimizer step writes to the files.
 
     Args:
-        engine: DeepSpeed's.
-        found: what it would have saved, by file; changed. Valid until the next step writes to the files.
+        engine: DeepSpeed engine.
+        trees: Trees to save, by file name; changed in place.
     """
     optimizer = engine.optimizer
-    for tree in (tree[_INNER] for tree in found.values() if _INNER in tree):
-        weights, states = list(tree[_WEIGHTS]), dict(tree[_INNER]["state"])
+    for tree in (tree[_INNER] for tree in trees.values() if _INNER in tree):
+        weights = list(tree[_WEIGHTS])
+        states = dict(tree[_INNER]["state"])
         for index, weight in enumerate(optimizer.fp32_partitioned_groups_flat):
             info = optimizer.optimizer_swapper.swap_params_info.get(weight.ds_id)
             if info is None:
-                continue  # a small group, which stays in memory
+                continue  # DeepSpeed keeps a group below 1 MiB in memory
             master, *moments = [
-                torch.from_file(it.swap_path, shared=False, size=info.numel(), dtype=info.dtype())
-                for it in info.tensors
+                torch.from_file(swapped.swap_path, shared=False, size=info.numel(), dtype=info.dtype())
+                for swapped in info.tensors
             ]
             weights[index] = master
             if moments:
-                names = [it.compute_tensor.ds_id.partition("-")[0] for it in info.tensors[1:]]
+                names = [swapped.compute_tensor.ds_id.partition("-")[0] for swapped in info.tensors[1:]]
                 states[index] = {**states[index], **dict(zip(names, moments, strict=True))}
         tree[_WEIGHTS] = weights
         tree[_INNER] = {**tree[_INNER], "state": states}
@@ -120,30 +136,26 @@ def map_files(engine: Any, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def reading_back(engine: Any, universal: bool) -> Iterator[None]:
-    """Inside, `load_checkpoint` brings the states of a ZeRO-3 checkpoint into the files.
+    """Make `load_checkpoint` in the block write the states of a ZeRO-3 checkpoint to the swap files.
 
     Args:
-        engine: DeepSpeed's.
-        universal: whether the checkpoint is in the universal format.
+        engine: DeepSpeed engine.
+        universal: True if the checkpoint is in the universal format.
     """
     if not is_swapped(engine):
         yield
         return
-    engine._load_zero_checkpoint = partial(_load, engine, universal)
-    try:
-        with without_copies(engine):
-            yield
-    finally:
-        del engine._load_zero_checkpoint
+    with overridden(engine, _load_zero_checkpoint=partial(_load_states, engine, universal)), without_copies(engine):
+        yield
 
 
-def _load(engine: Any, universal: bool, load_dir: str, tag: str, load_optimizer_states: bool = True) -> bool:
-    """In place of DeepSpeed's own method, which would copy into tensors that are empty."""
+def _load_states(engine: Any, universal: bool, load_dir: str, tag: str, load_optimizer_states: bool = True) -> bool:
+    """Load the optimizer's states. Replaces DeepSpeed's method, which copies into tensors that are empty here."""
     optimizer = engine.optimizer
     optimizer.optimizer_swapper.purge_state()
-    groups = _universal(optimizer, Path(load_dir, tag)) if universal else _shards(engine, load_dir, tag)
+    groups = _universal_groups(optimizer, Path(load_dir, tag)) if universal else _own_groups(engine, load_dir, tag)
     for index, (weight, state) in enumerate(groups):
-        _put(optimizer, index, weight, state)
+        _put_group(optimizer, index, weight, state)
         optimizer.fp16_partitioned_groups_flat[index].data.copy_(weight)
         optimizer._unflatten_partitioned_parameters(index)
     if optimizer.persistent_parameters:
@@ -151,8 +163,8 @@ def _load(engine: Any, universal: bool, load_dir: str, tag: str, load_optimizer_
     return True
 
 
-def _shards(engine: Any, load_dir: str, tag: str) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-    """This worker's groups of weights, and their states, as it has saved them."""
+def _own_groups(engine: Any, load_dir: str, tag: str) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    """Yield weights and states of each group from the shard that this rank has saved."""
     file = engine._get_zero_ckpt_name(load_dir, tag)
     saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)[_INNER]
     engine.optimizer._load_global_state_stage3(saved)
@@ -161,36 +173,38 @@ def _shards(engine: Any, load_dir: str, tag: str) -> Iterator[tuple[torch.Tensor
         yield weight.detach(), states.get(index, {})
 
 
-def _universal(optimizer: Any, directory: Path) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-    """The same, cut out of whole parameters."""
+def _universal_groups(optimizer: Any, directory: Path) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    """Yield weights and states of each group, cut out of whole parameters."""
     shared = torch.load(directory / "zero/optimizer_state.pt", map_location="cpu", weights_only=True)
     optimizer._load_global_state_stage3(shared)
     step = shared[_INNER]["state"][0]["step"]
     for group in optimizer.fp16_groups:
-        flat = partial(_flat, optimizer, directory / "zero", group)
+        flat = partial(_flat_shard, optimizer, directory / "zero", group)
         yield flat("fp32"), {"step": step, **{name: flat(name) for name in _MOMENTS}}
 
 
-def _flat(optimizer: Any, directory: Path, group: Any, name: str) -> torch.Tensor:
-    """This worker's part of a group: shards of its parameters, one after the other."""
+def _flat_shard(optimizer: Any, directory: Path, group: Any, name: str) -> torch.Tensor:
+    """Return this rank's shard of one state of a group: the shards of its parameters, concatenated."""
     folders = {weight: str(directory / optimizer.param_names[weight]) for weight in group}
     return torch.cat([optimizer.load_hp_checkpoint_state(at, name, param=weight) for weight, at in folders.items()])
 
 
-def _put(optimizer: Any, index: int, weight: torch.Tensor, state: dict[str, Any]) -> None:
-    """A group's weights and states into its files; into memory where it is a small one."""
-    here, swapper = optimizer.fp32_partitioned_groups_flat[index], optimizer.optimizer_swapper
+def _put_group(optimizer: Any, index: int, weight: torch.Tensor, state: dict[str, Any]) -> None:
+    """Write a group's weights and states to its swap files; a small group's to memory."""
+    master = optimizer.fp32_partitioned_groups_flat[index]
+    swapper = optimizer.optimizer_swapper
     moments = {name: state[name] for name in _MOMENTS if name in state}
-    swapped = here.ds_id in swapper.swap_params_info
-    # The CPU's kernel counts its steps in a plain int. Moments of a file are released below, those in memory are kept.
-    kept = moments if swapped else {name: tensor.clone() for name, tensor in moments.items()}
-    optimizer.optimizer.state[here] = {"step": int(state["step"]), **kept} if state else {}
-    if not swapped:
-        here.data.copy_(weight)
+    is_on_disk = master.ds_id in swapper.swap_params_info
+    # Moments on the disk are released below; those that stay in memory must not refer to the mapped checkpoint.
+    states = moments if is_on_disk else {name: tensor.clone() for name, tensor in moments.items()}
+    # DeepSpeed's CPU kernel (ops/adam/cpu_adam.py) counts steps in an int, torch's optimizers in a tensor.
+    optimizer.optimizer.state[master] = {"step": int(state["step"]), **states} if state else {}
+    if not is_on_disk:
+        master.data.copy_(weight)
         return
-    info = swapper._get_param_swap_info(here)  # which learns of the moments now
-    for it, tensor in zip(info.tensors, (weight, *moments.values()), strict=True):
-        whole = swapper._io_aligned_numel(info.numel())
-        file = torch.from_file(it.swap_path, shared=True, size=whole, dtype=info.dtype())
+    info = swapper._get_param_swap_info(master)  # registers the moments, which the optimizer's state has only now
+    for swapped, tensor in zip(info.tensors, (weight, *moments.values()), strict=True):
+        aligned = swapper._io_aligned_numel(info.numel())
+        file = torch.from_file(swapped.swap_path, shared=True, size=aligned, dtype=info.dtype())
         file[: info.numel()].copy_(tensor)
     info.release_memory()

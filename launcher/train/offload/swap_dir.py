@@ -1,7 +1,7 @@
-"""A directory of one process's own on a disk of its node, for offloaded states. Train workers; the client looks too.
+"""Directory of one process for offloaded states, on a disk of its node. Runs in train workers; the client checks it.
 
-Its files are of no use once the process has ended, and one that is killed cannot remove them: whoever comes next does.
-A file lock, which ends with the process that holds it (flock(2)), says whose directory is still in use.
+The files are useless after the process has ended, and a killed process cannot remove them: the next one does. A file
+lock, which the kernel releases when the process ends (flock(2)), shows which directories are in use.
 """
 
 import errno
@@ -15,33 +15,35 @@ from pathlib import Path
 from launcher.errors import ClusterError
 from launcher.rundir.uri import describe_os_error
 
-_PREFIX, _LOCK = "launcher-swap-", "in-use.lock"
+_PREFIX = "launcher-swap-"
+_LOCK = "in-use.lock"
 
 
 class NVMeSwapDir:
-    """Made, and locked, at once; directories of dead processes beside it are removed.
+    """Directory that exists and is locked; creating it removes the directories of dead processes.
 
     Args:
-        parent: `parallel.offload_path`.
+        parent: Value of `parallel.offload_path`.
 
     Raises:
-        ClusterError: nothing can be kept there.
+        ClusterError: The parent cannot hold states.
     """
 
     def __init__(self, parent: str) -> None:
         check_offload_path(parent)
         for old in Path(parent).glob(f"{_PREFIX}*"):
             _remove_if_dead(old)
-        held = None
-        while held is None:  # until nobody took it for a dead one's before it was locked
-            # One without a lock's file is nobody's to remove.
+        lock = None
+        # A process that starts at the same time may take the lock between `touch` and `_try_lock`, take the directory
+        # for a dead one's and remove it. A directory without a lock file is never removed.
+        while lock is None:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             (self.path / _LOCK).touch()
-            held = _locked(self.path)
-        self._lock = held
+            lock = _try_lock(self.path)
+        self._lock = lock
 
     def close(self) -> None:
-        """Remove it; may be called again."""
+        """Remove the directory. May be called again."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
@@ -49,10 +51,10 @@ class NVMeSwapDir:
 
 
 def check_offload_path(parent: str) -> None:
-    """Refuse a directory that can keep no states on this machine.
+    """Check that a directory of this machine can hold states.
 
     Raises:
-        ClusterError: says why.
+        ClusterError: The directory is missing, not writable, or has no direct I/O.
     """
     where = f"parallel.offload_path: {parent}"
     if not os.path.isdir(parent):
@@ -63,7 +65,7 @@ def check_offload_path(parent: str) -> None:
         descriptor, name = tempfile.mkstemp(dir=parent)
         os.close(descriptor)
         try:
-            os.close(os.open(name, os.O_RDWR | os.O_DIRECT))  # as the kernel that moves the states opens its files
+            os.close(os.open(name, os.O_RDWR | os.O_DIRECT))  # DeepSpeed's kernel opens its files with O_DIRECT
         finally:
             os.unlink(name)
     except OSError as error:
@@ -74,41 +76,42 @@ def check_offload_path(parent: str) -> None:
 
 
 def check_free_space(directory: NVMeSwapDir, needed: int) -> None:
-    """Refuse a disk without room.
+    """Check that the disk has enough free space.
 
     Args:
-        directory: where the states go.
-        needed: bytes, of all processes of this machine.
+        directory: Directory for the states.
+        needed: Bytes that all processes of this node write.
 
     Raises:
-        ClusterError: says what is missing.
+        ClusterError: The disk is too full.
     """
     free = shutil.disk_usage(directory.path).free
     if free < needed:
         raise ClusterError(
             f"parallel.offload_path: {directory.path.parent} on {socket.gethostname()} has {free / 2**30:.2f} GiB "
-            f"left, and the states of its workers take {needed / 2**30:.2f}; make room, or take more nodes"
+            f"free, and the states of its workers take {needed / 2**30:.2f} GiB; free space, or use more nodes"
         )
 
 
 def _remove_if_dead(directory: Path) -> None:
-    lock = _locked(directory)
+    lock = _try_lock(directory)
     if lock is not None:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
 
 
-def _locked(directory: Path) -> int | None:
-    """Descriptor of its lock; None where somebody else holds it, or has removed the directory."""
+def _try_lock(directory: Path) -> int | None:
+    """Return a descriptor that locks the directory; None if another process holds the lock or has removed it."""
     try:
         lock = os.open(directory / _LOCK, os.O_RDWR)
     except OSError:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The file may have been removed between open and flock; then the lock is on a deleted file.
         if os.path.samestat(os.fstat(lock), os.stat(directory / _LOCK)):
             return lock
-    except OSError:  # held, or gone meanwhile
+    except OSError:  # locked by another process, or removed
         pass
     os.close(lock)
     return None

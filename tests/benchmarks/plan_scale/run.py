@@ -140,7 +140,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
     from launcher.rundir.lease import Lease
     from launcher.rundir.records import FileEntry
     from launcher.train.checkpoint import catalog
-    from launcher.train.checkpoint.writer import CheckpointWriter, PartRecord, _Writing
+    from launcher.train.checkpoint.writer import CheckpointWriter, PartRecord, _PendingSave
     from launcher.train.worker_config import WorkerConfig
 
     seconds: dict[str, float] = {}
@@ -184,9 +184,9 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
     state = _state(step + 1)
     for rank in range(workers):
         part = PartRecord(rank=rank, files=(FileEntry(path=f"{rank:05d}/all.pt", size_bytes=1, sha256="0" * 64),))
-        run.write_record(f"{saver._place(state)}/parts/rank-{rank:05d}.json", part)
+        run.write_record(f"{saver._files_dir(state)}/parts/rank-{rank:05d}.json", part)
     with timed("checkpoint"):
-        saver._complete(_Writing(state))
+        saver._complete(_PendingSave(state))
     assert catalog.latest_step(run) == step + 1
     catalog.remove(run, step + 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,6 +1,6 @@
-"""Whatever call of the storage fails while a run goes on: no checkpoint is lost, and the curve is the undisturbed one.
+"""Whatever call of the storage fails during a run: no checkpoint is lost, and the curve is that of an undisturbed run.
 
-The real driver and the real worker, in one process without Ray. A fault is put before one call of a run directory.
+The real driver and the real worker run in one process without Ray. Faults replace calls of a run directory.
 """
 
 import errno
@@ -24,7 +24,7 @@ from launcher.rundir.lease import Lease
 from launcher.rundir.records import StepRecord
 from launcher.rundir.uri import storage_error
 from tests.support.jobs import prepared_job, write_splits
-from tests.support.worker_group import run_group, share_cells
+from tests.support.worker_group import run_group, share_cells, with_job
 
 _STEPS = 8
 _CALLS = ("exists", "list", "read_bytes", "write_bytes", "delete", "append_metrics")
@@ -43,8 +43,8 @@ def job(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedJo
 
 
 @contextmanager
-def _faults(fails: Callable[[int, str], int]) -> Iterator[list[int]]:
-    """Before each call of a run directory ask whether it fails, and how; yields their number so far."""
+def _storage_faults(fails: Callable[[int], int]) -> Iterator[list[int]]:
+    """Make each call of a run directory fail with the errno `fails(number)`, 0 for none; yield the count of calls."""
     count = [0]
 
     def wrap(name: str) -> Callable[..., Any]:
@@ -52,7 +52,7 @@ def _faults(fails: Callable[[int, str], int]) -> Iterator[list[int]]:
 
         def call(self: RunDir, *args: Any, **options: Any) -> Any:
             count[0] += 1
-            number = fails(count[0], name)
+            number = fails(count[0])
             if number:
                 raise storage_error(self.path(str(args[0]) if args else ""), OSError(number, os.strerror(number)))
             return real(self, *args, **options)
@@ -65,23 +65,19 @@ def _faults(fails: Callable[[int, str], int]) -> Iterator[list[int]]:
         yield count
 
 
-def _drive(prepared: PreparedJob, said: StringIO) -> list[int]:
-    """Train to the end as a command does; the steps from which workers were started."""
+def _run_driver(prepared: PreparedJob, output: StringIO) -> list[int]:
+    """Train to completion as a command does; return the steps from which workers were started."""
     from launcher.driver import controller
     from launcher.train import worker
     from launcher.train.checkpoint import writer
 
-    line = SimpleNamespace(
-        begin=lambda: None,
-        client=None,
-        request_restart=lambda: None,
-        request_stop=lambda: False,
-        hang=None,
+    control = SimpleNamespace(
+        begin=lambda: None, client=None, request_restart=lambda: None, request_stop=lambda: False, hang=None,
         is_stop_requested=False,
-    )
+    )  # fmt: skip
     starts: list[int] = []
 
-    def fit(_: object, work: object, config: dict[str, Any], ask_stop: object) -> None:
+    def run_worker_group(_: object, work: object, config: dict[str, Any], request_stop: object) -> None:
         starts.append(config["worker"].resume_step)
         worker.train_worker(config["worker"])
 
@@ -90,94 +86,85 @@ def _drive(prepared: PreparedJob, said: StringIO) -> list[int]:
         return share_cells(prepared, 1, 0, start)
 
     with (
-        mock.patch.object(controller, "run_worker_group", fit),
+        mock.patch.object(controller, "run_worker_group", run_worker_group),
         mock.patch.object(controller, "interruptible_sleep", lambda *_: None),
-        mock.patch.object(writer, "_PAUSE_S", 0.0),
+        mock.patch.object(writer, "_FIRST_DELAY_S", 0.0),
         mock.patch.object(worker, "iter_shards", cells),
         mock.patch.object(worker, "prepare_process", lambda _: None),
         mock.patch.object(worker, "is_node_draining", lambda: False),
     ):
         lease = Lease.acquire(prepared.run)
-        controller.TrainController(prepared, prepared.job, Console(file=said), line, lease).run()  # type: ignore[arg-type]
+        console = Console(file=output)
+        controller.TrainController(prepared, prepared.job, console, control, lease).run()  # type: ignore[arg-type]
     return starts
 
 
-def _try(prepared: PreparedJob, seed: int | None, number: int, reason: int) -> dict[str, Any]:
-    """Train with call `number` failing, or 5 % of them; then, where that has stopped it, without a fault."""
+def _run(prepared: PreparedJob, seed: int | None, number: int, reason: int) -> dict[str, Any]:
+    """Train with call `number` failing, or 5 % of all calls drawn from `seed`; if that fails, again without a fault."""
     dice = random.Random(seed)
 
-    def fails(count: int, _: str) -> int:
-        if seed is None:
-            return reason if count == number else 0
-        return reason if dice.random() < 0.05 else 0
+    def fails(count: int) -> int:
+        is_faulty = count == number if seed is None else dice.random() < 0.05
+        return reason if is_faulty else 0
 
     from launcher.train.checkpoint import catalog
 
-    told, starts, said = "", [], StringIO()
-    with _faults(fails) as count:
+    error = ""
+    starts: list[int] = []
+    output = StringIO()
+    with _storage_faults(fails) as count:
         try:
-            starts = _drive(prepared, said)
-        except UserError as error:
-            told = error.message
-        except LauncherError as error:
-            told = f"{type(error).__name__}: {error.message}"
-    left = catalog.complete_steps(prepared.run)
-    whole = [step for step in left if catalog.find_corruption(prepared.run, step) is None]
-    again = _drive(prepared, said) if told else []
+            starts = _run_driver(prepared, output)
+        except UserError as refusal:
+            error = refusal.message
+        except LauncherError as failure:
+            error = f"{type(failure).__name__}: {failure.message}"
+    complete = catalog.complete_steps(prepared.run)
+    intact = [step for step in complete if catalog.find_corruption(prepared.run, step) is None]
+    second_starts = _run_driver(prepared, output) if error else []
     curve = [(line.step, line.loss) for line in prepared.run.read_metrics() if isinstance(line, StepRecord)]
     model = Path(prepared.run.uri) / "model/model.safetensors"
-    return {"told": told, "starts": starts, "left": left, "whole": whole, "again": again, "calls": count[0],
-            "curve": curve, "said": said.getvalue(), "model": model.read_bytes().hex()}  # fmt: skip
-
-
-def _named(prepared: PreparedJob, name: str) -> PreparedJob:
-    from dataclasses import replace
-
-    from launcher.rundir.uri import join, parent
-
-    job = prepared.job.model_copy(update={"name": name})
-    return replace(prepared, job=job, run=RunDir(join(parent(prepared.run.uri), name)))
+    return {
+        "error": error, "starts": starts, "complete": complete, "intact": intact, "second_starts": second_starts,
+        "calls": count[0], "curve": curve, "output": output.getvalue(), "model": model.read_bytes().hex(),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def undisturbed(job: PreparedJob) -> dict[str, Any]:
-    found = run_group(1, _try, _named(job, "undisturbed"), None, 0, 0)
-    assert (found["told"], found["starts"], found["whole"]) == ("", [0], found["left"])
-    return found
+    run: dict[str, Any] = run_group(1, _run, with_job(job, name="undisturbed"), None, 0, 0)
+    assert (run["error"], run["starts"], run["intact"]) == ("", [0], run["complete"])
+    return run
 
 
-def _holds(found: dict[str, Any], undisturbed: dict[str, Any]) -> None:
-    assert found["curve"] == undisturbed["curve"], "every step once, and the same bits"
-    assert found["model"] == undisturbed["model"]
-    assert found["left"] == found["whole"], "a checkpoint with a manifest and without its files"
-    later = [*found["starts"][1:], *found["again"]]
-    back = later != sorted(later) or (found["whole"] and 0 in found["again"])
-    # The one way back: the best weights are to be exported, and their checkpoint could not be saved.
-    assert not back or "could not be saved and is made again" in found["said"], found["said"]
+def _check(job: PreparedJob, undisturbed: dict[str, Any], seed: int | None, number: int, reason: int) -> None:
+    """Run with faults and compare with the undisturbed run."""
+    run = run_group(1, _run, with_job(job, name=f"faults-{seed}-{number}-{reason}"), seed, number, reason)
+    assert run["curve"] == undisturbed["curve"], "every step once, and the same bits"
+    assert run["model"] == undisturbed["model"]
+    assert run["complete"] == run["intact"], "a checkpoint with a manifest and without its files"
+    later = [*run["starts"][1:], *run["second_starts"]]
+    goes_back = later != sorted(later) or (run["intact"] and 0 in run["second_starts"])
+    # The one reason to go back: the best weights are to be exported, and their checkpoint could not be saved.
+    assert not goes_back or "could not be saved and is made again" in run["output"], run["output"]
 
 
 # Spread over the run: its beginning, a checkpoint, an evaluation, the export.
-@pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
-def test_one_call_fails(job: PreparedJob, undisturbed: dict[str, Any], share: float) -> None:
-    number = int(share * undisturbed["calls"]) + 1
-    reason = list(_REASONS)[number % len(_REASONS)]
-    _holds(run_group(1, _try, _named(job, f"one-{number}"), None, number, _REASONS[reason]), undisturbed)
+@pytest.mark.parametrize("position", [0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
+def test_one_failing_call_changes_nothing(job: PreparedJob, undisturbed: dict[str, Any], position: float) -> None:
+    number = int(position * undisturbed["calls"]) + 1
+    _check(job, undisturbed, None, number, list(_REASONS.values())[number % len(_REASONS)])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("reason", _REASONS)
-def test_each_call_fails(job: PreparedJob, undisturbed: dict[str, Any], reason: str) -> None:
+def test_any_failing_call_changes_nothing(job: PreparedJob, undisturbed: dict[str, Any], reason: str) -> None:
     for number in range(1, undisturbed["calls"] + 1):
-        found = run_group(1, _try, _named(job, f"{reason}-{number}"), None, number, _REASONS[reason])
-        _holds(found, undisturbed)
+        _check(job, undisturbed, None, number, _REASONS[reason])
 
 
-@pytest.mark.parametrize("seed", range(1, 5))
-def test_five_calls_of_a_hundred_fail(job: PreparedJob, undisturbed: dict[str, Any], seed: int) -> None:
-    _holds(run_group(1, _try, _named(job, f"many-{seed}"), seed, 0, errno.EIO), undisturbed)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(100, 130))
-def test_many_times_five_calls_of_a_hundred_fail(job: PreparedJob, undisturbed: dict[str, Any], seed: int) -> None:
-    _holds(run_group(1, _try, _named(job, f"many-{seed}"), seed, 0, errno.EIO), undisturbed)
+@pytest.mark.parametrize(
+    "seed", [*range(1, 5), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(100, 130))]
+)
+def test_five_percent_failing_calls_change_nothing(job: PreparedJob, undisturbed: dict[str, Any], seed: int) -> None:
+    _check(job, undisturbed, seed, 0, errno.EIO)

@@ -1,10 +1,13 @@
-"""Checkpoints that are written while training goes on: the same bits, whatever the storage does meanwhile."""
+"""Checkpoints written during training: the same bits as without, and storage errors cost at most one checkpoint."""
 
 import errno
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,174 +30,150 @@ def _job(model: Path, folder: Path, **sections: Any) -> PreparedJob:
     return prepared_job(model, data, folder, checkpoint=checkpoint, evaluation={"every_steps": 8}, **sections)
 
 
-def _train(prepared: PreparedJob, stop_after: int | None = None, fault: str = "") -> Any:
-    """Train in this process, with a fault of the storage; LauncherErrors come back as text."""
-    restore = _FAULTS[fault](prepared) if fault else lambda: None
-    try:
-        lease = Lease(prepared.run, 1)
-        return train_here(prepared, stop_after, lease=lease)
-    except LauncherError as error:
-        return {"error": f"{type(error).__name__}: {error.message}"}
-    finally:
-        restore()
-
-
-def _fails(when: Any) -> Any:
-    """Writing a file of a checkpoint fails where `when(step, count)` says so."""
-
-    def install(_: PreparedJob) -> Any:
-        real, count = writer.write_state_files, [0]
-
-        def write(run: Any, directory: str, name: str, tree: object) -> Any:
-            count[0] += 1
-            number = when(int(directory.split("/")[1][5:]), count[0])
-            if number:
-                raise OSError(number, os.strerror(number))
-            return real(run, directory, name, tree)
-
-        writer.write_state_files = write
-        return lambda: setattr(writer, "write_state_files", real)
-
-    return install
-
-
-_FAULTS: dict[str, Any] = {
-    "full at 6": _fails(lambda step, _: errno.ENOSPC if step == 6 else 0),
-    "full from 6": _fails(lambda step, _: errno.ENOSPC if step >= 6 else 0),
-    "every third": _fails(lambda _, count: errno.EIO if count % 3 == 0 else 0),
-    "best fails": _fails(lambda step, _: errno.ENOSPC if step % 8 == 0 else 0),
+# Fault -> errno for writing a file of the checkpoint of a step; `count` numbers the files.
+_FAULTS: dict[str, Callable[[int, int], int]] = {
+    "none": lambda step, count: 0,
+    "full at 6": lambda step, count: errno.ENOSPC if step == 6 else 0,
+    "full from 6": lambda step, count: errno.ENOSPC if step >= 6 else 0,
+    "every third": lambda step, count: errno.EIO if count % 3 == 0 else 0,
 }
 
 
+def _train(prepared: PreparedJob, stop_after: int | None = None, fault: str = "none", free: int | None = None) -> Any:
+    """Train in this process's group with a fault of the storage, or `free` bytes of disk; return errors as text."""
+    write_files, disk_usage = writer.write_state_files, shutil.disk_usage
+    count = [0]
+
+    def write(run: Any, directory: str, name: str, tree: object) -> Any:
+        count[0] += 1
+        number = _FAULTS[fault](int(directory.split("/")[1][5:]), count[0])
+        if number:
+            raise OSError(number, os.strerror(number))
+        return write_files(run, directory, name, tree)
+
+    def usage(path: Any) -> Any:
+        return disk_usage(path) if free is None else disk_usage(path)._replace(free=free)
+
+    with mock.patch.object(writer, "write_state_files", write), mock.patch.object(shutil, "disk_usage", usage):
+        try:
+            return train_here(prepared, stop_after, lease=Lease(prepared.run, 1))
+        except LauncherError as error:
+            return {"error": f"{type(error).__name__}: {error.message}"}
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_in_the_background_the_same_bits_are_written(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
-    found = {}
+def test_background_writing_saves_the_same_bits(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
+    lines, files = {}, {}
     for background in (True, False):
-        prepared = _job(
-            tiny_bert, tmp_path / str(background), parallel={"zero": zero}, checkpoint={"background": background}
-        )
-        lines = run_group(2, _train, prepared)["lines"]
-        manifests = {step: catalog.read_manifest(prepared.run, step) for step in catalog.complete_steps(prepared.run)}
+        sections = {"parallel": {"zero": zero}, "checkpoint": {"background": background}}
+        prepared = _job(tiny_bert, tmp_path / str(background), **sections)
+        run = prepared.run
+        lines[background] = run_group(2, _train, prepared)["lines"]
+        manifests = {step: catalog.read_manifest(run, step) for step in catalog.complete_steps(run)}
         assert max(manifests) == 19 and len(manifests) in (2, 3)
-        tensors = {
-            (step, entry.path): _tensors(
-                prepared.run.path(f"{catalog.newest_files_dir(prepared.run, step)}/{entry.path}")
-            )
+        files[background] = {
+            (step, entry.path): _tensors(run.path(f"{catalog.newest_files_dir(run, step)}/{entry.path}"))
             for step, manifest in manifests.items()
             for entry in manifest.files
         }
-        found[background] = (lines, tensors)
         assert not list((tmp_path / str(background)).glob("test/checkpoints/*/*/parts"))
-    assert found[True][0] == found[False][0]
-    assert found[True][1].keys() == found[False][1].keys()
-    for name, tensors in found[True][1].items():
-        others = found[False][1][name]
+    assert lines[True] == lines[False]
+    assert files[True].keys() == files[False].keys()
+    for name, tensors in files[True].items():
+        others = files[False][name]
         assert len(tensors) == len(others) > 0
         assert all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True)), name
 
 
 def _tensors(path: str) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
     queue = [torch.load(path, map_location="cpu", weights_only=False)]
     while queue:
         value = queue.pop(0)
         if isinstance(value, torch.Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, dict):
             queue += [value[key] for key in sorted(value, key=str)]
         elif isinstance(value, list | tuple):
             queue += value
-    return found
+    return tensors
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-def test_a_run_goes_on_from_what_was_written_in_the_background(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
+def test_resume_from_a_background_checkpoint_matches_uninterrupted_run(
+    tiny_bert: Path, tmp_path: Path, zero: int
+) -> None:
     whole = run_group(2, _train, _job(tiny_bert, tmp_path / "whole", parallel={"zero": zero}))
     parts = _job(tiny_bert, tmp_path / "parts", parallel={"zero": zero})
     first = run_group(2, _train, parts, 11)  # the process ends with a window
     assert catalog.latest_step(parts.run) in (9, 12)
     second = run_group(2, _train, parts)
-    curve = dict(map(tuple, first["lines"])) | dict(map(tuple, second["lines"]))
-    assert curve == dict(map(tuple, whole["lines"]))
+    assert dict(first["lines"]) | dict(second["lines"]) == dict(whole["lines"])
 
 
-def test_a_full_disk_costs_one_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
+def test_full_disk_costs_one_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", checkpoint={"keep_last": 9})
-    found = run_group(2, _train, prepared, None, "full at 6")
-    assert found["result"]["steps"] == 19
+    assert run_group(2, _train, prepared, None, "full at 6")["result"]["steps"] == 19
     assert 6 not in catalog.complete_steps(prepared.run) and {3, 9} <= set(catalog.complete_steps(prepared.run))
     (event,) = read_events(prepared.run)
     assert event.kind == "checkpoint-failed" and "step 6 was not saved" in event.text
-    assert "No space left on device" in event.text and event.text.endswith("training goes on")
+    assert "No space left on device" in event.text and event.text.endswith("training continues")
     assert not list((tmp_path / "runs/test/checkpoints/step-00000006").glob("*/manifest.json"))
 
 
-def test_the_last_good_checkpoint_stays(tiny_bert: Path, tmp_path: Path) -> None:
+def test_last_intact_checkpoint_is_kept_while_writes_fail(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", checkpoint={"keep_last": 1})
-    found = run_group(2, _train, prepared, None, "full from 6")
-    assert found["result"]["steps"] == 19
+    assert run_group(2, _train, prepared, None, "full from 6")["result"]["steps"] == 19
     assert catalog.complete_steps(prepared.run) == [3]
 
 
-def test_stop_when_told_to(tiny_bert: Path, tmp_path: Path) -> None:
+def test_failed_checkpoint_stops_the_run_if_the_job_says_so(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", checkpoint={"on_failure": "stop"})
-    found = run_group(2, _train, prepared, None, "full at 6")
-    assert found["error"].startswith("TrainingError: the checkpoint of step 6 was not saved (")
+    error = run_group(2, _train, prepared, None, "full at 6")["error"]
+    assert error.startswith("TrainingError: the checkpoint of step 6 was not saved (")
     assert catalog.complete_steps(prepared.run) == [3]
 
 
-def test_a_storage_that_fails_now_and_then_is_asked_again(tiny_bert: Path, tmp_path: Path) -> None:
+def test_temporary_storage_error_is_retried(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", checkpoint={"keep_last": 9}, train={"max_steps": 6})
-    found = run_group(2, _train, prepared, None, "every third")
-    assert found["result"]["steps"] == 6
+    assert run_group(2, _train, prepared, None, "every third")["result"]["steps"] == 6
     assert catalog.complete_steps(prepared.run) == [3, 6] and not read_events(prepared.run)
 
 
-def _without_room(prepared: PreparedJob) -> Any:
-    import shutil
-
-    real = shutil.disk_usage
-    shutil.disk_usage = lambda path: real(path)._replace(free=1000)
-    try:
-        return _train(prepared)
-    finally:
-        shutil.disk_usage = real
-
-
-def test_a_disk_without_room_is_told_before_anything_is_written(tiny_bert: Path, tmp_path: Path) -> None:
+def test_missing_disk_space_is_reported_before_writing(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", train={"max_steps": 4})
-    assert run_group(2, _without_room, prepared)["result"]["steps"] == 4
+    assert run_group(2, _train, prepared, None, "none", 1000)["result"]["steps"] == 4
     assert not catalog.complete_steps(prepared.run)
     assert "and 0 MiB are free" in read_events(prepared.run)[0].text
 
 
-def test_a_stale_attempt_completes_nothing(tiny_bert: Path, tmp_path: Path) -> None:
+def test_stale_attempt_completes_no_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs")
     for _ in range(2):
         Lease.acquire(prepared.run)  # the workers hold the first
-    found = run_group(2, _train, prepared)
-    assert found["error"].startswith("StaleAttemptError: ") and "has taken over from attempt 1" in found["error"]
+    error = run_group(2, _train, prepared)["error"]
+    assert error.startswith("StaleAttemptError: ") and "has taken over from attempt 1" in error
     assert not catalog.complete_steps(prepared.run)
     assert not (tmp_path / "runs/test/metrics.jsonl").exists() or not list(prepared.run.read_metrics())
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_bert: Path, tmp_path: Path) -> None:
+def test_run_resumes_from_the_checkpoint_before_a_damaged_one(tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", checkpoint={"keep_last": 9})
     whole = run_group(2, _train, prepared)["lines"]
     shard = sorted((tmp_path / "runs/test/checkpoints/step-00000019").glob("*/state/*rank_1*"))[0]
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    said = run_group(2, _train, prepared)["error"]
-    assert said.startswith("CorruptCheckpointError: the checkpoint of step 19 is damaged (") and shard.name in said
+    error = run_group(2, _train, prepared)["error"]
+    assert error.startswith("CorruptCheckpointError: the checkpoint of step 19 is damaged (") and shard.name in error
     assert catalog.latest_step(prepared.run) == 18
     assert run_group(2, _train, prepared)["lines"] == whole[18:]
-    assert catalog.latest_step(prepared.run) == 19, "made again"
+    assert catalog.latest_step(prepared.run) == 19, "written again"
     assert not list((tmp_path / "runs/test/checkpoints/step-00000019").glob("*/*damaged*"))
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "manifest", "state"])
-def test_what_can_be_seen_without_reading_it_all(tiny_bert: Path, tmp_path: Path, harm: str) -> None:
+def test_obvious_corruption_is_found_without_hashing(tiny_bert: Path, tmp_path: Path, harm: str) -> None:
     prepared = _job(tiny_bert, tmp_path / "runs", train={"max_steps": 3})
     run_group(2, _train, prepared)
     assert catalog.find_corruption(prepared.run, 3) is None
@@ -206,18 +185,18 @@ def test_what_can_be_seen_without_reading_it_all(tiny_bert: Path, tmp_path: Path
         file.unlink()
     else:
         next(folder.glob(f"*/{harm}.json")).write_text(json.dumps({"step": 3})[:-3])
-    damage = catalog.find_corruption(prepared.run, 3)
-    assert damage is not None and (file.name if harm in ("cut", "gone") else harm) in damage
+    corruption = catalog.find_corruption(prepared.run, 3)
+    assert corruption is not None and (file.name if harm in ("cut", "gone") else harm) in corruption
 
 
-def test_a_copy_is_no_view() -> None:
+def test_staged_copy_is_no_view_and_reuses_memory() -> None:
     shared = torch.arange(4.0)
     states = {"a": {"x": shared, "again": shared, "list": [torch.ones(2), 3, ("y", None)], "empty": torch.ones(0)}}
-    copier = StagingBuffers()
-    first = copier.copy(states)
+    buffers = StagingBuffers()
+    first = buffers.copy(states)
     assert first["a"]["x"] is first["a"]["again"] and first["a"]["list"][1:] == [3, ("y", None)]
     shared += 1
     assert first["a"]["x"].tolist() == [0, 1, 2, 3]
-    second = copier.copy(states)
+    second = buffers.copy(states)
     assert second["a"]["x"].tolist() == [1, 2, 3, 4]
-    assert second["a"]["x"].data_ptr() == first["a"]["x"].data_ptr(), "the same memory again"
+    assert second["a"]["x"].data_ptr() == first["a"]["x"].data_ptr()

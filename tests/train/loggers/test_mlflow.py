@@ -1,4 +1,4 @@
-"""MLflow: a run, or the trials of a sweep as children of one run, with the numbers that metrics.jsonl has."""
+"""MLflow: a run, or the trials of a sweep as children of one run, with the numbers of metrics.jsonl."""
 
 from io import StringIO
 from pathlib import Path
@@ -10,12 +10,13 @@ from rich.console import Console
 from launcher.driver.prepare import with_absolute_paths
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import EvaluationRecord, StepRecord
+from launcher.rundir.records import EvaluationRecord
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.train.loggers import mlflow
 from launcher.tune.run import run_sweep
 from tests.support.jobs import make_job, write_splits
+from tests.support.records import step_record
 
 
 def _job(tiny_bert: Path, folder: Path, uri: str) -> JobSpec:
@@ -27,54 +28,48 @@ def _job(tiny_bert: Path, folder: Path, uri: str) -> JobSpec:
     )  # fmt: skip
 
 
-def _step(step: int, loss: float) -> StepRecord:
-    return StepRecord(
-        step=step, epoch=1, loss=loss, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0, samples_per_s=1.0,
-        elapsed_s=1.0,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_run_that_goes_on_keeps_its_name_there(tiny_bert: Path, tmp_path: Path, store: str) -> None:
+def test_resumed_run_continues_its_mlflow_run(tiny_bert: Path, tmp_path: Path, store: str) -> None:
     job, run = _job(tiny_bert, tmp_path, store), RunDir(str(tmp_path / "run"))
-    first = mlflow.begin(run, job, {"train.learning_rate": 1e-4, "long": "x" * 10_000})
-    assert first is not None
-    assert mlflow.begin(run, job, {}) == first
+    run_id = mlflow.begin(run, job, {"train.learning_rate": 1e-4, "long": "x" * 10_000})
+    assert run_id is not None
+    assert mlflow.begin(run, job, {}) == run_id
     for attempt in range(2):
-        tracker = mlflow.MlflowSink(store, first)
-        for step in range(5):
-            tracker.write(_step(5 * attempt + step, 1.0 / (1 + step)))
-        tracker.close()
-    found = MlflowClient(tracking_uri=store)
-    assert [m.step for m in found.get_metric_history(first, "train/loss")] == list(range(10))
-    assert found.get_run(first).data.params["train.learning_rate"] == "0.0001"
+        sink = mlflow.MlflowSink(store, run_id)
+        for step in range(5 * attempt, 5 * attempt + 5):
+            sink.write(step_record(step), {"train/loss": 1.0 / (1 + step)})
+        sink.close()
+    client = MlflowClient(tracking_uri=store)
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == list(range(10))
+    assert client.get_run(run_id).data.params["train.learning_rate"] == "0.0001"
 
 
-def test_a_server_that_is_not_there(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Before the run it is an error; a server that goes while the run trains costs a warning."""
+def test_unreachable_server_is_an_error_before_the_run_and_a_warning_during_it(
+    tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     job, run = _job(tiny_bert, tmp_path, "http://127.0.0.1:9"), RunDir(str(tmp_path / "run"))
-    with pytest.raises(RunError, match=r"logging\.mlflow: http://127\.0\.0\.1:9 cannot be used .*; mend it, or drop"):
+    with pytest.raises(RunError, match=r"logging\.mlflow: http://127\.0\.0\.1:9 cannot be used .*; fix it, or drop"):
         mlflow.begin(run, job, {})
     assert mlflow.find(run, job) is None
-    tracker = mlflow.MlflowSink("http://127.0.0.1:9", "gone")
-    tracker.write(_step(1, 1.0))
-    tracker.close()
-    assert "takes no more numbers" in caplog.text
+    sink = mlflow.MlflowSink("http://127.0.0.1:9", "gone")
+    sink.write(step_record(1), {"train/loss": 1.0})
+    sink.close()
+    assert "accepts no more numbers" in caplog.text
 
 
-def test_a_store_in_a_file_is_the_same_for_all_workers(tiny_bert: Path, tmp_path: Path) -> None:
+def test_relative_store_becomes_absolute(tiny_bert: Path, tmp_path: Path) -> None:
     job = _job(tiny_bert, tmp_path, "sqlite:///mlflow.db")
     assert with_absolute_paths(job).logging.mlflow == f"sqlite:///{Path.cwd()}/mlflow.db"
     assert with_absolute_paths(with_absolute_paths(job)) == with_absolute_paths(job)
 
 
 @pytest.mark.parametrize("uri", ["nowhere://x", "plain-folder"])
-def test_a_store_that_cannot_be(tiny_bert: Path, tmp_path: Path, uri: str) -> None:
-    with pytest.raises(RunError, match=r"logging\.mlflow: .* cannot be used .*; mend it, or drop logging\.mlflow"):
+def test_unsupported_store_is_rejected(tiny_bert: Path, tmp_path: Path, uri: str) -> None:
+    with pytest.raises(RunError, match=r"logging\.mlflow: .* cannot be used .*; fix it, or drop logging\.mlflow"):
         mlflow.begin(RunDir(str(tmp_path / "run")), _job(tiny_bert, tmp_path, uri), {})
 
 
@@ -83,16 +78,16 @@ def test_a_store_that_cannot_be(tiny_bert: Path, tmp_path: Path, uri: str) -> No
 def test_trials_are_children_of_the_sweep(tiny_bert: Path, tmp_path: Path, store: str, ray_cluster: None) -> None:
     job = _job(tiny_bert, tmp_path, store)
     run = run_sweep(job, Console(file=StringIO(), width=200))
-    sweep, found = mlflow.find(run, job), MlflowClient(tracking_uri=store)
+    sweep, client = mlflow.find(run, job), MlflowClient(tracking_uri=store)
     assert sweep is not None
     for number in range(2):
         trial = RunDir(run.path(f"sweep/trials/trial-{number:04d}"))
-        known = mlflow.find(trial, job)
-        assert known is not None
-        shown = found.get_run(known.run_id)
-        assert shown.data.tags["mlflow.parentRunId"] == sweep.run_id
+        record = mlflow.find(trial, job)
+        assert record is not None
+        logged = client.get_run(record.run_id)
+        assert logged.data.tags["mlflow.parentRunId"] == sweep.run_id
         params = trial.read_record("trial.json", TrialRecord).params
-        assert shown.data.params == {key: str(value) for key, value in params.items()}
-        losses = [(x.step, x.loss) for x in trial.read_metrics() if isinstance(x, EvaluationRecord)]
-        history = found.get_metric_history(known.run_id, "validation/loss")
+        assert logged.data.params == {key: str(value) for key, value in params.items()}
+        losses = [(line.step, line.loss) for line in trial.read_metrics() if isinstance(line, EvaluationRecord)]
+        history = client.get_metric_history(record.run_id, "validation/loss")
         assert [(m.step, m.value) for m in history] == losses

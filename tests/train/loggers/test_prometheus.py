@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for metrics that exist, by labels they have."""
+"""The dashboard and the alerts query metrics that exist, by labels they have."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from launcher.train.loggers import prometheus
 
 _FOLDER = Path(__file__).resolve().parents[3] / "cluster" / "monitoring"
-_OURS = re.compile(r"ray_(launcher_[a-z_]+)(?:\{([^}]*)\})?")
+_QUERY = re.compile(r"ray_(launcher_[a-z_]+)(?:\{([^}]*)\})?")
 _LABELS = {prometheus.SCORE: {"run", "split", "metric"}, prometheus.FAILURES: {"run", "kind"}}
 
 
@@ -28,18 +28,18 @@ def _expressions() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("where", _expressions())
-def test_what_is_asked_for_is_told(where: str) -> None:
-    for name, selectors in _OURS.findall(_expressions()[where]):
-        known = name in prometheus.GAUGES or name == prometheus.SCORE
+def test_queried_metrics_and_labels_exist(where: str) -> None:
+    for name, selectors in _QUERY.findall(_expressions()[where]):
+        is_known = name in prometheus.GAUGES or name == prometheus.SCORE
         counter = name.removesuffix("_total")
-        known |= name.endswith("_total") and (counter in prometheus.COUNTERS or counter == prometheus.FAILURES)
-        assert known, f"{where}: {name} is told by nobody"
-        asked = set(re.findall(r"(\w+)=~?", selectors))
-        assert asked <= _LABELS.get(counter, {"run"}), f"{where}: {name} has no such labels"
+        is_known |= name.endswith("_total") and (counter in prometheus.COUNTERS or counter == prometheus.FAILURES)
+        assert is_known, f"{where}: nothing exports {name}"
+        labels = set(re.findall(r"(\w+)=~?", selectors))
+        assert labels <= _LABELS.get(counter, {"run"}), f"{where}: {name} has no such labels"
 
 
-def test_every_number_has_its_place_on_the_dashboard() -> None:
-    shown = {name.removesuffix("_total") for text in _expressions().values() for name, _ in _OURS.findall(text)}
+def test_every_metric_is_on_the_dashboard() -> None:
+    shown = {name.removesuffix("_total") for text in _expressions().values() for name, _ in _QUERY.findall(text)}
     assert {*prometheus.GAUGES, *prometheus.COUNTERS, prometheus.SCORE, prometheus.FAILURES} - shown == {
         "launcher_epoch"
     }
@@ -56,6 +56,8 @@ def test_panels_do_not_overlap() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian's prometheus package)")
-def test_prometheus_takes_the_rules() -> None:
-    done = subprocess.run(["promtool", "check", "rules", str(_FOLDER / "alerts.yaml")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_promtool_accepts_the_rules() -> None:
+    process = subprocess.run(
+        ["promtool", "check", "rules", str(_FOLDER / "alerts.yaml")], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr

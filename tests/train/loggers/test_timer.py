@@ -12,7 +12,7 @@ from launcher.train.loggers.timer import PHASES, Timer
 from tests.support.worker_group import run_group
 
 
-def test_waiting_for_items_is_counted_and_work_on_them_is_not() -> None:
+def test_waiting_for_items_counts_as_data_and_work_on_them_does_not() -> None:
     def slow() -> Iterator[int]:
         for number in range(3):
             time.sleep(0.02)
@@ -32,7 +32,7 @@ def test_waiting_for_items_is_counted_and_work_on_them_is_not() -> None:
     assert seconds >= sum(phases) + 0.15
 
 
-def test_taking_begins_anew() -> None:
+def test_take_resets_the_timer() -> None:
     timer = Timer()
     with pytest.raises(ValueError, match="no"), timer.phase("evaluation"):
         raise ValueError("no")
@@ -40,8 +40,8 @@ def test_taking_begins_anew() -> None:
     assert timer.take()[1] == (0.0, 0.0, 0.0, 0.0)
 
 
-def _one_is_late(ranks: list[int]) -> Any:
-    """Seconds by phase of both ranks, where one comes 0.3 s late to a collective, waited for in three ways."""
+def _wait_for_late_ranks(ranks: list[int]) -> Any:
+    """Return both ranks' seconds by phase; the late ranks reach each of three collectives 0.3 s after the others."""
     timer, rank = Timer(), dist.get_rank()
     numbers = torch.zeros(4)
     inner = dist.Work.wait
@@ -58,13 +58,13 @@ def _one_is_late(ranks: list[int]) -> Any:
                 time.sleep(0.3)
             dist.all_reduce(numbers)
     assert dist.Work.wait is inner
-    dist.all_reduce(numbers)  # not watched
+    dist.all_reduce(numbers)  # outside of the block
     spent: list[Any] = [None, None]
     dist.all_gather_object(spent, dict(zip(PHASES, timer.spent, strict=True)))
     return spent
 
 
-def test_waiting_for_the_others_is_communication() -> None:
-    fast, late = run_group(2, _one_is_late, [1])
+def test_waiting_for_other_ranks_counts_as_communication() -> None:
+    fast, late = run_group(2, _wait_for_late_ranks, [1])
     assert 0.5 < fast["communication"] < 0.9 and 0.25 < fast["evaluation"] < 0.6
     assert late["communication"] < 0.2 and late["evaluation"] > 0.25

@@ -1,4 +1,4 @@
-"""W&B, offline: a run goes on under its id, trials are a group, and a dead server costs a warning."""
+"""W&B, offline: a resumed run keeps its id, trials form a group, and an unreachable server costs one warning."""
 
 import json
 import logging
@@ -12,12 +12,12 @@ import pytest
 
 from launcher.errors import SpecError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import StepRecord
 from launcher.spec.job import JobSpec
 from launcher.train.loggers import trackers
 from launcher.train.loggers import wandb as weights_biases
 from launcher.train.loggers.sinks import open_sinks
 from tests.support.jobs import make_job, write_splits
+from tests.support.records import step_record
 
 wandb = pytest.importorskip("wandb", reason="needs wandb (pip install launcher[wandb])")
 
@@ -36,15 +36,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()  # it reads its variables once
 
 
-def _step(step: int) -> StepRecord:
-    return StepRecord(
-        step=step, epoch=1, loss=1.0 / step, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0,
-        samples_per_s=1.0, elapsed_s=1.0,
-    )  # fmt: skip
-
-
 def _records(path: Path) -> Iterator[Any]:
-    """The records of wandb's offline file: LevelDB's log format behind seven bytes."""
+    """Yield the records of wandb's offline file: LevelDB's log format after a header of seven bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, parts = path.read_bytes(), 7, b""
@@ -63,21 +56,21 @@ def _files(run: RunDir) -> list[Path]:
     return sorted(Path(run.uri).glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_a_run_goes_on_under_its_name(job: JobSpec, tmp_path: Path, offline: None) -> None:
+def test_resumed_run_continues_its_wandb_run(job: JobSpec, tmp_path: Path, offline: None) -> None:
     run = RunDir(str(tmp_path / "runs" / "test"))
     for first in (1, 4):
         trackers.begin(run, job, {"train.learning_rate": 1e-3})
-        (reporter,) = [s for s in open_sinks(run, job, first - 1) if isinstance(s, weights_biases.WandbSink)]
+        (sink,) = [s for s in open_sinks(run, job, first - 1) if isinstance(s, weights_biases.WandbSink)]
         for step in range(first, first + 3):
-            reporter.write(_step(step))
-        reporter.close()
-        time.sleep(1.1)  # the name of an offline directory has seconds
-    opened = weights_biases._open(run, weights_biases.find(run, job))
-    opened.summary.update({"test/accuracy": 0.5})
-    opened.finish(exit_code=0)
+            sink.write(step_record(step), {"train/loss": 1.0 / step})
+        sink.close()
+        time.sleep(1.1)  # offline directories are named by the second
+    connection = weights_biases._open(run, weights_biases.find(run, job))
+    connection.summary.update({"test/accuracy": 0.5})
+    connection.finish(exit_code=0)
     files = _files(run)
-    found = [record for file in files for record in _records(file)]
-    begun = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    records = [record for file in files for record in _records(file)]
+    begun = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert {(r.run_id, r.entity, r.project, r.display_name) for r in begun} == {
         (weights_biases.find(run, job).run_id, "team", "reviews", "test")
     }
@@ -85,22 +78,22 @@ def test_a_run_goes_on_under_its_name(job: JobSpec, tmp_path: Path, offline: Non
     assert config["train.learning_rate"] == "0.001"
     rows = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in found
+        for record in records
         if record.WhichOneof("record_type") == "history"
     ]
     assert [(row["step"], row["train/loss"]) for row in rows] == [(n, 1.0 / n) for n in range(1, 7)]
-    summary = [item for r in found if r.WhichOneof("record_type") == "summary" for item in r.summary.update]
+    summary = [item for r in records if r.WhichOneof("record_type") == "summary" for item in r.summary.update]
     assert "0.5" in [item.value_json for item in summary if "test/accuracy" in (item.key, *item.nested_key)]
 
 
-def test_trials_are_a_group(job: JobSpec, tmp_path: Path) -> None:
+def test_trials_form_a_group(job: JobSpec, tmp_path: Path) -> None:
     trial = RunDir(str(tmp_path / "runs" / "my-sweep" / "sweep" / "trials" / "trial-0003"))
     weights_biases.begin(trial, job, {})
-    known = weights_biases.find(trial, job)
-    assert known is not None and (known.group, known.name) == ("my-sweep", "my-sweep/trial-0003")
+    record = weights_biases.find(trial, job)
+    assert record is not None and (record.group, record.name) == ("my-sweep", "my-sweep/trial-0003")
 
 
-def test_a_dead_server_is_warned_of_once(
+def test_unreachable_server_costs_one_warning(
     job: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -110,19 +103,21 @@ def test_a_dead_server_is_warned_of_once(
     wandb.teardown()
     run = RunDir(str(tmp_path / "runs" / "test"))
     weights_biases.begin(run, job, {})
-    began = time.monotonic()
+    started_at = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        reporter = weights_biases.WandbSink(run, weights_biases.find(run, job))
+        sink = weights_biases.WandbSink(run, weights_biases.find(run, job))
         for step in range(1, 4):
-            reporter.write(_step(step))
-        assert time.monotonic() - began < 1  # the training went on meanwhile
-        reporter.close()
-    told = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
-    assert len(told) == 1 and told[0].startswith("W&B takes no numbers of test (")
-    assert told[0].endswith("); metrics.jsonl has them")
+            sink.write(step_record(step), {"train/loss": 1.0 / step})
+        assert time.monotonic() - started_at < 1  # the training does not wait
+        sink.close()
+    warnings = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
+    assert len(warnings) == 1 and warnings[0].startswith("W&B accepts no numbers of test (")
+    assert warnings[0].endswith("); metrics.jsonl has them")
 
 
-def test_without_wandb_the_extra_is_named(job: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_an_error_that_names_the_extra(
+    job: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights_biases, "find_spec", lambda name: None)
     run = RunDir(str(tmp_path / "run"))
     with pytest.raises(SpecError, match=r"logging\.wandb: wandb is not installed; `pip install launcher\[wandb\]`"):

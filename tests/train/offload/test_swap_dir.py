@@ -1,6 +1,5 @@
-"""Directories for offloaded states: one for each process, none left behind by those that were killed."""
+"""Directories for offloaded states: one per process, and none left by killed processes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from launcher.errors import ClusterError
 from launcher.train.offload.swap_dir import NVMeSwapDir, check_free_space, check_offload_path
 
-_HOLDS = """
+_HOLD = """
 import sys, time
 from launcher.train.offload.swap_dir import NVMeSwapDir
 directory = NVMeSwapDir(sys.argv[1])
@@ -21,28 +20,31 @@ time.sleep(600)
 """
 
 
-def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
-    mine, (other, theirs) = NVMeSwapDir(str(tmp_path)), _holder(tmp_path)
-    later = NVMeSwapDir(str(tmp_path))
-    assert {mine.path, theirs, later.path} == set(tmp_path.iterdir())
-    assert (theirs / "0.tensor.swp").read_bytes() == b"states"
-    other.send_signal(signal.SIGKILL)
-    other.wait()
-    last = NVMeSwapDir(str(tmp_path))
-    assert {mine.path, later.path, last.path} == set(tmp_path.iterdir())
-    for directory in (mine, later, last, last):
+def test_directories_of_killed_processes_are_removed_and_those_in_use_stay(tmp_path: Path) -> None:
+    first = NVMeSwapDir(str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    other = Path(process.stdout.readline().strip())
+    second = NVMeSwapDir(str(tmp_path))
+    assert {first.path, other, second.path} == set(tmp_path.iterdir())
+    assert (other / "0.tensor.swp").read_bytes() == b"states"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    third = NVMeSwapDir(str(tmp_path))
+    assert {first.path, second.path, third.path} == set(tmp_path.iterdir())
+    for directory in (first, second, third, third):
         directory.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_but_its_own_directories_is_touched(tmp_path: Path) -> None:
+def test_other_files_are_not_removed(tmp_path: Path) -> None:
     (tmp_path / "launcher-swap-data").mkdir()
-    (tmp_path / "launcher-swap-notes.txt").write_text("mine")
+    (tmp_path / "launcher-swap-notes.txt").write_text("notes")
     NVMeSwapDir(str(tmp_path)).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["launcher-swap-data", "launcher-swap-notes.txt"]
 
 
-def test_what_cannot_keep_states_is_refused(tmp_path: Path) -> None:
+def test_unusable_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"parallel\.offload_path: .*/nowhere is no directory on .*make it on every"):
         check_offload_path(str(tmp_path / "nowhere"))
     (tmp_path / "file").touch()
@@ -52,14 +54,6 @@ def test_what_cannot_keep_states_is_refused(tmp_path: Path) -> None:
         check_offload_path("/proc")
     directory = NVMeSwapDir(str(tmp_path))
     check_free_space(directory, 1)
-    with pytest.raises(ClusterError, match=r"GiB left, and the states of its workers take 1048576\.00; make room"):
+    with pytest.raises(ClusterError, match=r"GiB free, and the states of its workers take 1048576\.00 GiB; free"):
         check_free_space(directory, 1 << 50)
     directory.close()
-
-
-def _holder(folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that holds a directory in `folder`, and the directory."""
-    command = [sys.executable, "-c", _HOLDS, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-    assert process.stdout is not None
-    return process, Path(process.stdout.readline().strip())

@@ -1,15 +1,13 @@
-"""Lines of metrics.jsonl as trackers and Prometheus get them."""
+"""Lines of metrics.jsonl as trackers and Prometheus receive them."""
 
 import pytest
 
-from launcher.rundir.records import EvaluationRecord, GenerationRecord, MetricsLine, StepRecord, TimesRecord
+from launcher.rundir.records import EvaluationRecord, GenerationRecord, MetricsLine, TimesRecord
 from launcher.train.loggers import prometheus
-from launcher.train.loggers.scalars import scalars_of
+from launcher.train.loggers.sinks import scalars_of
+from tests.support.records import step_record
 
-_STEP = StepRecord(
-    step=3, epoch=1, loss=0.5, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0, samples_per_s=4.0,
-    elapsed_s=2.0,
-)  # fmt: skip
+_STEP = step_record(3, loss=0.5)
 _TIMES = TimesRecord(
     step=3, steps=3, seconds=9.0, data_s=(1.0, 2.0), communication_s=(0.7, 0.1), evaluation_s=(0.0, 0.0),
     checkpoint_s=(0.5, 0.4),
@@ -17,7 +15,7 @@ _TIMES = TimesRecord(
 _EVALUATION = EvaluationRecord(
     split="validation", step=3, loss=0.7, metrics={"accuracy": 0.6}, rows=9, skipped_rows=0, seconds=1.0, best=True
 )
-_WRITTEN = GenerationRecord(step=3, row=0, inputs={"text": "a"}, prediction="b")
+_GENERATION = GenerationRecord(step=3, row=0, inputs={"text": "a"}, prediction="b")
 
 
 @pytest.mark.parametrize(
@@ -28,18 +26,18 @@ _WRITTEN = GenerationRecord(step=3, row=0, inputs={"text": "a"}, prediction="b")
          {"train/loss": 0.5, "train/learning_rate": 1e-3, "train/samples_per_s": 4.0, "train/grad_norm": 2.0}),
         (_TIMES, {"time/data_s": 2.0, "time/communication_s": 0.7, "time/evaluation_s": 0.0, "time/checkpoint_s": 0.5}),
         (_EVALUATION, {"validation/loss": 0.7, "validation/accuracy": 0.6}),
-        (_WRITTEN, {}),
+        (_GENERATION, {}),
     ],
     ids=["step", "step with norm", "times", "evaluation", "generation"],
 )  # fmt: skip
-def test_a_line_has_these_numbers(line: MetricsLine, scalars: dict[str, float]) -> None:
+def test_line_has_these_scalars(line: MetricsLine, scalars: dict[str, float]) -> None:
     assert scalars_of(line) == scalars
 
 
 class _Metric:
-    """Stands for Ray's Gauge and Counter; notes what it is told."""
+    """Stand-in for Ray's Gauge and Counter that records values."""
 
-    told: list[tuple[str, float, dict[str, str]]]
+    values: list[tuple[str, float, dict[str, str]]]
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
         assert description
@@ -47,23 +45,22 @@ class _Metric:
 
     def set(self, value: float, tags: dict[str, str]) -> None:
         assert set(tags) == set(self.tag_keys)
-        self.told.append((self.name, value, tags))
+        self.values.append((self.name, value, tags))
 
     inc = set
 
 
-def test_prometheus_is_told_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    _Metric.told = []
+def test_prometheus_receives_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Metric.values = []
     monkeypatch.setattr(prometheus, "Gauge", _Metric)
     monkeypatch.setattr(prometheus, "Counter", _Metric)
-    exporter = prometheus.PrometheusSink("a-run")
-    for line in (_STEP, _TIMES, _EVALUATION, _WRITTEN):
-        exporter.write(line)
-    told = {name: value for name, value, tags in _Metric.told if tags == {"run": "a-run"}}
-    assert told == {
+    sink = prometheus.PrometheusSink("a-run")
+    for line in (_STEP, _TIMES, _EVALUATION, _GENERATION):
+        sink.write(line, {})
+    assert {name: value for name, value, tags in _Metric.values if tags == {"run": "a-run"}} == {
         "launcher_step": 3, "launcher_epoch": 1, "launcher_loss": 0.5, "launcher_learning_rate": 1e-3,
         "launcher_samples_per_second": 4.0, "launcher_samples": 8, "launcher_training_seconds": 9.0,
         "launcher_data_wait_seconds": 2.0, "launcher_communication_seconds": 0.7, "launcher_checkpoint_seconds": 0.5,
     }  # fmt: skip
-    scores = [(value, tags["split"], tags["metric"]) for name, value, tags in _Metric.told if name == prometheus.SCORE]
+    scores = [(value, tags["split"], tags["metric"]) for name, value, tags in _Metric.values if "metric" in tags]
     assert scores == [(0.7, "validation", "loss"), (0.6, "validation", "accuracy")]
