@@ -13,7 +13,6 @@ from launcher.errors import RunError
 from launcher.rundir.directory import RESTORE, RunDir, read_job
 from launcher.rundir.events import Event, read_events
 from launcher.rundir.leakage import LeakageRecord
-from launcher.rundir.micro_batch import MicroBatchReduction, read_reductions
 from launcher.rundir.records import (
     EnvironmentRecord,
     EvaluationRecord,
@@ -24,6 +23,7 @@ from launcher.rundir.records import (
     StepRecord,
     TimesRecord,
 )
+from launcher.rundir.recovery import MicroBatchReduction, read_reductions
 from launcher.spec.job import JobSpec
 
 # Test first: it is the number a reader came for.

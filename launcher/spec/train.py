@@ -74,7 +74,7 @@ class TrainSpec(Section):
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do at a loss that is not a number: stop; skip the batch, at the price of a look at each step's loss
     (under ZeRO 2 and 3 the workers start again from the last checkpoint for it); or roll back to the last checkpoint
-    and leave the batch out then, which costs nothing before. Its rows are written to left-out.json."""
+    and leave the batch out then, which costs nothing before. Its rows are written to skipped-batches.json."""
 
     compile: bool = False
     """Compile the model (`torch.compile`) in the first steps, a minute or more, for faster ones; not under ZeRO-3. On a

@@ -18,8 +18,8 @@ from launcher.data.batch_rows import read_batch_rows
 from launcher.data.windows import TRAIN
 from launcher.errors import NonFiniteLossError, TrainingError
 from launcher.rundir.events import record_event
-from launcher.rundir.left_out import BadRow, SkippedBatch, read_skipped_batches, record_skipped_batch
 from launcher.rundir.records import StepRecord
+from launcher.rundir.recovery import BadRow, SkippedBatch, read_skipped_batches, record_skipped_batch
 from launcher.train.oom import Gradients, OOMRecovery
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class NonFinitePolicy:
         if len(self._left_out) >= _MOST:
             raise TrainingError(
                 f"{why}, and {_MOST} batches are left out already; lower train.learning_rate, or look at the rows in "
-                "left-out.json"
+                "skipped-batches.json"
             )
         self._left_out.add(step)
         if self._it.engine.rank == 0:
@@ -108,7 +108,9 @@ class NonFinitePolicy:
         places = ((int(row), *it.splits[TRAIN].locate(int(row))) for row in ids)
         rows = tuple(BadRow(row=row, file=file, file_row=at) for row, file, at in places)
         record_skipped_batch(it.run, SkippedBatch(step=step, reason=why, rows=rows))
-        record_event(it.run, "batch-left-out", step, f"{why}: its batch is left out, {len(rows)} rows (left-out.json)")
+        record_event(
+            it.run, "batch-left-out", step, f"{why}: its batch is left out, {len(rows)} rows (skipped-batches.json)"
+        )
 
 
 def describe_non_finite(line: StepRecord) -> str | None:

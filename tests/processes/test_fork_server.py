@@ -314,7 +314,7 @@ def test_a_process_with_threads_or_with_ray_is_not_forked() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=True)
     assert fork_server.ForkServerError.__name__ not in done.stderr
     ray, threads = done.stdout.splitlines()
-    assert "ray is imported" in ray and "threads run" in threads
+    assert "ray is imported" in ray and "threads are running" in threads
 
 
 def test_hundreds_of_forks_leave_nothing_behind(server: Server, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ class TestAddresses:
         [
             ("http://h:8265", "is the address of a dashboard"),
             ("foo://h", "is not an address of a Ray cluster"),
-            ("h:x", "x is no number of a port"),
-            ("h:99999", "99999 is no number of a port"),
+            ("h:x", "x is not a port number"),
+            ("h:99999", "99999 is not a port number"),
             ("ray://", "is not an address of a Ray cluster"),
         ],
     )
@@ -70,7 +70,7 @@ class TestReachable:
             ray_address.check_reachable(gone)
 
     def test_no_such_host(self) -> None:
-        with pytest.raises(ClusterError, match=r"the host no-such-host\.invalid is not known here"):
+        with pytest.raises(ClusterError, match=r"the host no-such-host\.invalid cannot be resolved"):
             ray_address.check_reachable("no-such-host.invalid:6379")
 
     def test_a_name_server_that_is_silent(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,14 +81,16 @@ class TestReachable:
 
     def test_a_server_that_is_silent(self, listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray_address, "_CONNECT_S", 0.5)
-        with pytest.raises(ClusterError, match="the connection is taken, but nothing answers within 0 s; look whether"):
+        with pytest.raises(
+            ClusterError, match="the connection is accepted, but nothing answers within 0 s; check whether"
+        ):
             ray_address.check_reachable(listener)
 
     @pytest.mark.parametrize(
         ("scheme", "status", "says"),
         [
-            ("", grpc.StatusCode.UNAUTHENTICATED, "asks for a token"),
-            ("ray://", grpc.StatusCode.UNAUTHENTICATED, "asks for a token"),
+            ("", grpc.StatusCode.UNAUTHENTICATED, "requires a token"),
+            ("ray://", grpc.StatusCode.UNAUTHENTICATED, "requires a token"),
             ("", grpc.StatusCode.UNIMPLEMENTED, "is not Ray's own port"),
             ("ray://", grpc.StatusCode.UNIMPLEMENTED, "is not the Ray Client server"),
             ("ray://", grpc.StatusCode.NOT_FOUND, None),
@@ -113,7 +115,7 @@ class TestTokens:
 
     def test_not_sent(self, tmp_path: Path) -> None:
         said = ray_address.token_problem("h:1", {}, tmp_path)
-        assert said.startswith("h:1: the cluster asks for a token and none was sent, as RAY_AUTH_MODE is not set; set ")
+        assert said.startswith("h:1: the cluster requires a token and none was sent, as RAY_AUTH_MODE is not set; set ")
         assert "set RAY_AUTH_MODE=token, and put the cluster's token" in said and "RAY_AUTH_TOKEN_PATH" in said
 
     def test_there_but_not_sent(self, tmp_path: Path) -> None:
@@ -127,8 +129,8 @@ class TestTokens:
     @pytest.mark.parametrize(
         ("environment", "says"),
         [
-            ({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_TOKEN_PATH": "/p"}, "refuses the token in RAY_AUTH_TOKEN;"),
-            ({"RAY_AUTH_TOKEN_PATH": __file__}, f"refuses the token in the file of RAY_AUTH_TOKEN_PATH, {__file__};"),
+            ({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_TOKEN_PATH": "/p"}, "rejects the token in RAY_AUTH_TOKEN;"),
+            ({"RAY_AUTH_TOKEN_PATH": __file__}, f"rejects the token in the file of RAY_AUTH_TOKEN_PATH, {__file__};"),
             ({"RAY_AUTH_TOKEN_PATH": "/p"}, "there is none (the file of RAY_AUTH_TOKEN_PATH, /p does not exist)"),
             ({}, "/.ray/auth_token does not exist)"),
         ],
@@ -152,7 +154,7 @@ class TestBeforeRayConnects:
             ray_address.check_address(address)
         monkeypatch.setenv("RAY_ADDRESS", address)
         for given in (None, "auto"):
-            with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS: {address}: nothing listens there .*; unset it for"):
+            with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS: {address}: nothing listens there .*; unset it to"):
                 ray_address.check_address(given)
 
     def test_a_silent_host_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_a_second_start_on_the_same_machine_is_refused(tmp_path: Path) -> None:
 import time
 from launcher.rundir.lease import Lease
 from launcher.rundir.directory import RunDir
-print(Lease.take(RunDir({run.uri!r})).token, flush=True)
+print(Lease.acquire(RunDir({run.uri!r})).token, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:

@@ -142,9 +142,7 @@ def test_wrong_keys_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(None) as address:
         for name, value in clean_environment(address).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(
-            RunError, match=r"\(the access key is not known\); look at AWS_ACCESS_KEY_ID and AWS_SECRET_"
-        ):
+        with pytest.raises(RunError, match=r"\(the access key is unknown\); check AWS_ACCESS_KEY_ID and AWS_SECRET_"):
             check_storage("s3://bucket/runs")
         with pytest.raises(DataError, match=r"data\.train: s3://bucket/x cannot be listed \(access is denied\); check"):
             list_files("train", "s3://bucket/x")
@@ -179,7 +177,7 @@ def test_a_picture_is_read_there(here: str, tmp_path: Path) -> None:
 
 def test_a_dead_endpoint_is_told_in_seconds(dead: None, tiny_bert: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(RunError, match=r"s3://bucket/runs: cannot be used \(no answer: .*\); look at AWS_ENDPOINT_URL"):
+    with pytest.raises(RunError, match=r"s3://bucket/runs: cannot be used \(no answer: .*\); check AWS_ENDPOINT_URL"):
         check_storage("s3://bucket/runs")
     assert time.monotonic() - began < 25
 
@@ -193,5 +191,5 @@ def test_the_command_says_it_in_one_sentence(here: str, tiny_bert: Path, tmp_pat
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,
-        "output.storage: s3://none/runs: cannot be used (there is no such bucket); create it, or give another\n",
+        "output.storage: s3://none/runs: cannot be used (there is no such bucket); create it, or give another one\n",
     )

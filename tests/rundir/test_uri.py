@@ -38,8 +38,8 @@ class _SilentFileSystem(MemoryFileSystem):
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     fsspec.register_implementation("silent", _SilentFileSystem, clobber=True)
-    monkeypatch.setattr(storage, "_ASKED_S", 0.2)
-    monkeypatch.setattr(storage, "_MOVED_S", 0.3)
+    monkeypatch.setattr(storage, "_QUICK_CALL_S", 0.2)
+    monkeypatch.setattr(storage, "_LONG_CALL_S", 0.3)
     _OVER.clear()
     yield "silent://runs/first"
     _OVER.set()

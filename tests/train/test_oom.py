@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.rundir.micro_batch import read_reductions
+from launcher.rundir.recovery import read_reductions
 from launcher.train.oom import attempt, is_out_of_memory
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job

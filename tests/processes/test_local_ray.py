@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from launcher.errors import ClusterError
-from launcher.processes.environment import refuse_environment
+from launcher.processes.local_ray import check_environment
 
 
 @pytest.fixture(autouse=True)
@@ -21,24 +21,24 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
 def test_a_directory_too_long_for_sockets_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, f"/tmp/{'x' * 40}")
-    with pytest.raises(ClusterError, match=rf"^{name}: /tmp/x+ is 45 bytes long, and with more than 39 .*; set RAY_"):
-        refuse_environment()
+    with pytest.raises(ClusterError, match=rf"^{name}: /tmp/x+ is 45 bytes long, and above 39 bytes .*; set RAY_"):
+        check_environment()
 
 
 def test_the_limit_is_rays_own() -> None:
     from ray._private.utils import validate_socket_filepath
 
-    from launcher.processes import environment
+    from launcher.processes import local_ray
 
-    validate_socket_filepath("x" * environment._LONGEST + environment._SOCKET)
+    validate_socket_filepath("x" * local_ray._LONGEST + local_ray._SOCKET)
     with pytest.raises(OSError, match="AF_UNIX path length"):
-        validate_socket_filepath("x" * (environment._LONGEST + 1) + environment._SOCKET)
+        validate_socket_filepath("x" * (local_ray._LONGEST + 1) + local_ray._SOCKET)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nothing")
     with pytest.raises(ClusterError, match=r"^RAY_TMPDIR: /proc/nothing/ray cannot be written \(No such file"):
-        refuse_environment()
+        check_environment()
 
 
 def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,14 +47,14 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(ClusterError, match=r"cannot be written \(No space left on device\), where Ray keeps"):
-        refuse_environment()
+        check_environment()
 
 
 def test_a_home_without_a_place_for_the_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/proc/nothing")
-    refuse_environment()  # no token is asked for
+    check_environment()  # no token is asked for
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(ClusterError, match=r"^HOME: /proc/nothing/\.ray cannot be written .*; set HOME to a directory"):
-        refuse_environment()
+    with pytest.raises(ClusterError, match=r"^HOME: /proc/nothing/\.ray cannot be written .*; set HOME to a writable"):
+        check_environment()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
-    refuse_environment()
+    check_environment()
