@@ -14,11 +14,10 @@ from launcher.cli.options import OUT
 from launcher.errors import DataError, SpecError, UserError
 
 if TYPE_CHECKING:
+    from launcher.init.defaults import Draft, Model
     from launcher.init.guess import Guess, UserChoices
-    from launcher.init.look import DataProfile
-    from launcher.init.order import Data, Fitted
-    from launcher.init.pretrained import Model
-    from launcher.init.settle import Draft
+    from launcher.init.profile import DataProfile
+    from launcher.init.user_data import Data, Fitted
 
 commands = typer.Typer()
 
@@ -54,12 +53,11 @@ def init(  # noqa: PLR0913 -- the options of a command
 
     On a terminal it shows what it found and asks; flags answer in advance. What it guesses it says, with the reason.
     """
-    from launcher.init.cut import check_room
+    from launcher.init.defaults import fill_defaults, find_model
     from launcher.init.guess import UserChoices
-    from launcher.init.order import as_read, draft, fit_splits, open_training, set_aside
-    from launcher.init.pretrained import find_model
-    from launcher.init.splits import job_name
-    from launcher.init.write import check_target, publish
+    from launcher.init.job_file import check_target, job_name, publish
+    from launcher.init.splits import check_room
+    from launcher.init.user_data import as_read, fit_splits, open_training, set_aside
 
     folder = output.with_name(f"{output.stem}-data")
     check_target(output, force)
@@ -78,7 +76,8 @@ def init(  # noqa: PLR0913 -- the options of a command
     share = _share(fitted, split, folder, ask)
     if share is not None:
         fitted = set_aside(found, fitted, share, folder, force)
-    made = draft(name or job_name(data, output.stem), found, guess, fitted, chosen)
+    title = name or job_name(data, output.stem)
+    made = fill_defaults(title, found.profile, guess, fitted.labels, chosen, fitted.sources)
     publish(made, output, force)
     _tell(made, output, (*guess.notes, *fitted.notes), fitted)
 
@@ -151,7 +150,7 @@ def _try(data: "Data", wishes: "UserChoices") -> "Guess | None":
 
 
 def _model(guess: "Guess", ask: bool) -> "Model":
-    from launcher.init.pretrained import default_model, find_model
+    from launcher.init.defaults import default_model, find_model
 
     usual = default_model(guess)
     while ask:
@@ -165,7 +164,7 @@ def _model(guess: "Guess", ask: bool) -> "Model":
 
 def _with_beside(data: "Data") -> "Data":
     """Offer the files beside a single training file whose names tell another split."""
-    from launcher.init.order import with_splits
+    from launcher.init.user_data import with_splits
 
     beside = {name: place for name, place in data.found.beside.items() if name not in data.found.locations}
     taken = {name: place for name, place in beside.items() if typer.confirm(f"Take {place} for {name}?", default=True)}
@@ -203,8 +202,8 @@ def _show(look: "DataProfile", found: "Guess | None") -> None:
 
 def _tell(made: "Draft", output: Path, notes: tuple[str, ...], fitted: "Fitted") -> None:
     """What was guessed, what is missing, and what to do next."""
-    from launcher.init.settle import summary
-    from launcher.init.write import scalar
+    from launcher.init.defaults import summary
+    from launcher.init.job_file import scalar
 
     rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in summary(made)]
     width = max(len(value) for _, value, _ in rows if len(value) <= _WIDE)

@@ -14,9 +14,9 @@ from sklearn.metrics import f1_score
 from launcher.data.checks import check_first_rows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
+from launcher.init.defaults import default_model, fill_defaults
 from launcher.init.guess import UserChoices, guess
-from launcher.init.order import draft, fit_splits, open_training
-from launcher.init.pretrained import default_model
+from launcher.init.user_data import fit_splits, open_training
 from launcher.tasks import build_task
 from launcher.tasks.metrics.entities import EntityMetrics
 from launcher.tasks.metrics.labels import Labels, remarks
@@ -195,7 +195,8 @@ def test_init_says_that_tags_need_names(tmp_path: Path) -> None:
     data = open_training(str(tmp_path / "train.parquet"), {})
     found = guess(data.profile, UserChoices())
     assert found.notes == ("tags in column ner_tags are numbers; name them in order in task.labels before training",)
-    made = draft("x", data, found, fit_splits(data, found, {}), default_model(found))
+    fitted = fit_splits(data, found, {})
+    made = fill_defaults("x", data.profile, found, fitted.labels, default_model(found), fitted.sources)
     assert [line.off for line in made.sections["task"] if line.key == "labels"] == [True]
 
 

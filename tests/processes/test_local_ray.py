@@ -1,4 +1,4 @@
-"""r23: an environment in which no local Ray can start is told by its variable, before Ray starts."""
+"""An environment in which a local Ray cannot start is refused before Ray starts, by the name of its variable."""
 
 import errno
 import os
@@ -13,19 +13,19 @@ from launcher.processes.local_ray import check_environment
 
 
 @pytest.fixture(autouse=True)
-def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+def clear_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
-def test_a_directory_too_long_for_sockets_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_too_long_for_sockets_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, f"/tmp/{'x' * 40}")
     with pytest.raises(ClusterError, match=rf"^{name}: /tmp/x+ is 45 bytes long, and above 39 bytes .*; set RAY_"):
         check_environment()
 
 
-def test_the_limit_is_rays_own() -> None:
+def test_length_limit_matches_ray() -> None:
     from ray._private.utils import validate_socket_filepath
 
     from launcher.processes import local_ray
@@ -35,13 +35,13 @@ def test_the_limit_is_rays_own() -> None:
         validate_socket_filepath("x" * (local_ray._LONGEST + 1) + local_ray._SOCKET)
 
 
-def test_a_directory_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directory_that_cannot_be_created_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nothing")
     with pytest.raises(ClusterError, match=r"^RAY_TMPDIR: /proc/nothing/ray cannot be written \(No such file"):
         check_environment()
 
 
-def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -50,9 +50,9 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         check_environment()
 
 
-def test_a_home_without_a_place_for_the_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_that_cannot_hold_the_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/proc/nothing")
-    check_environment()  # no token is asked for
+    check_environment()  # no token is needed
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(ClusterError, match=r"^HOME: /proc/nothing/\.ray cannot be written .*; set HOME to a writable"):
         check_environment()
