@@ -24,19 +24,16 @@ _CHAT_WORDS = ("instruct", "chat", "-it")
 
 @dataclass(frozen=True)
 class Model:
-    """Pretrained model to start from.
-
-    Args:
-        name: Local directory, or name on the hub.
-        why: Reason for this model.
-        positions: Longest input in tokens; None if unknown.
-        has_template: Whether its tokenizer has a chat template.
-    """
+    """Pretrained model to start from."""
 
     name: str
+    """Local directory, or name on the hub."""
     why: str
+    """Reason for this model."""
     positions: int | None
+    """Longest input in tokens; None if unknown."""
     has_template: bool
+    """Whether its tokenizer has a chat template."""
 
 
 def default_model(guess: Guess) -> Model:
@@ -107,81 +104,60 @@ _METRICS = {"single-label": "accuracy", "multi-label": "f1", "regression": "pear
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the job file: a key, its value and a comment.
-
-    Args:
-        key: Name of the key.
-        value: Scalar, list or mapping.
-        why: Comment with the reason.
-        off: Whether the line is commented out, for the user to fill in.
-    """
+    """One line of the job file: a key, its value and a comment."""
 
     key: str
+    """Name of the key."""
     value: object
+    """Scalar, list or mapping."""
     why: str
+    """Comment with the reason."""
     off: bool = False
+    """Whether the line is commented out, for the user to fill in."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Content of a new job file.
-
-    Args:
-        title: Comment lines at its top.
-        name: Name of the run.
-        sections: Lines by section, in order.
-    """
+    """Content of a new job file."""
 
     title: tuple[str, ...]
+    """Comment lines at its top."""
     name: str
+    """Name of the run."""
     sections: Mapping[str, tuple[Line, ...]]
+    """Lines by section, in order."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Data of a new job.
-
-    Args:
-        locations: Locations by split, as the job file names them.
-        rows: Number of rows by split.
-        bad_rows: Number of unusable rows, as far as they were read.
-        missing: Reason and advice for missing validation data, by split; empty if there is some.
-    """
+    """Data of a new job."""
 
     locations: Mapping[str, tuple[str, ...]]
+    """Locations by split, as the job file names them."""
     rows: Mapping[str, int]
+    """Number of rows by split."""
     bad_rows: int = 0
+    """Number of unusable rows, as far as they were read."""
     missing: Mapping[str, str] = field(default_factory=dict)
+    """Reason and advice for missing validation data, by split; empty if there is some."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Length and learning rate of the training.
-
-    Args:
-        epochs: Passes over the data.
-        batch_size: Global batch size in rows.
-        learning_rate: Peak learning rate.
-    """
+    """Length and learning rate of the training."""
 
     epochs: int
+    """Passes over the data."""
     batch_size: int
+    """Global batch size in rows."""
     learning_rate: float
+    """Peak learning rate."""
 
 
 def fill_defaults(
     name: str, profile: DataProfile, guess: Guess, labels: Labels | None, model: Model, sources: Sources
 ) -> Draft:
-    """Return a draft of the job file with a value and a reason for every key.
-
-    Args:
-        name: Name of the run.
-        profile: Profile of the training data.
-        guess: Task and columns.
-        labels: Counts of the labels; None if the task has none.
-        model: Model to start from.
-        sources: Locations and rows of the splits.
-    """
+    """Return a draft of the job file, with a value and a reason for every key. `labels` is None for tasks without."""
     steps = steps_for(guess, sources.rows["train"])
     sections = {
         "task": _task(guess, labels, model),
@@ -211,12 +187,7 @@ def steps_for(guess: Guess, rows: int) -> Steps:
 
 
 def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
-    """Choose `max_length` so that 99 % of the rows fit, within the limits of model and task; return it with the reason.
-
-    Args:
-        guess: Task and columns.
-        positions: Longest input of the model in tokens; None if unknown.
-    """
+    """Choose `max_length` so that 99 % of the rows fit, limited by model and task; return it with a reason."""
     columns = [*guess.inputs, *([guess.label] if guess.form == "prompt" and guess.label else [])]
     sizes = sorted(map(sum, zip(*(column.tokens for column in columns), strict=False)))
     usual = (

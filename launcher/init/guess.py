@@ -6,6 +6,7 @@ refused with a reason. Read `defaults.py` next for the other keys of the job fil
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from launcher.errors import DataError
@@ -107,10 +108,6 @@ class Guess:
 
 def guess(profile: DataProfile, choices: UserChoices) -> Guess:
     """Choose the task and its columns.
-
-    Args:
-        profile: Profile of the training data.
-        choices: Choices of the user, which are never changed.
 
     Raises:
         DataError: A column that the user named is missing or does not fit, or no rule matches. The text has the remedy.
@@ -310,17 +307,17 @@ def _label(
         profile: Profile of the data.
         choices: Choices of the user.
         taken: Names of input columns.
-        sole: Whether to ignore other texts and to accept only a column with few distinct values (`lone_category`).
+        sole: Whether the remaining column must have few distinct values, and may have texts next to it.
     """
     if choices.label:
         return profile.column(choices.label, "--label")
     named = label_columns(profile.columns, taken)
     if named:
         return named[0]
+    if sole:
+        return lone_category(profile.columns, taken)
     rest = [c for c in profile.columns if c.name not in taken and not is_id(c)]
-    return (
-        lone_category(profile.columns, taken) if sole else rest[0] if len(rest) == 1 and rest[0].distinct > 1 else None
-    )
+    return rest[0] if len(rest) == 1 and rest[0].distinct > 1 else None
 
 
 def _text_reason(column: Column) -> str:
@@ -346,20 +343,16 @@ _PREFERRED = {"chosen", "rejected"}
 
 def unsupported_reason(profile: DataProfile) -> str | None:
     """Return why the data belongs to a task that the launcher does not have, as a clause; None if it may have one."""
-    checks = (
-        _find_audio, _find_preferences, _find_boxes, _find_image_pairs, _find_answers, _find_translations,
-        _find_other_conversations, _find_one_hot,
-    )  # fmt: skip
-    return next((reason for reason in (check(profile) for check in checks) if reason is not None), None)
+    return next((reason for reason in (check(profile) for check in _UNSUPPORTED) if reason is not None), None)
 
 
 def _shaped(profile: DataProfile, *shapes: str) -> list[Column]:
     return [column for column in profile.columns if column.shape in shapes]
 
 
-def _find_audio(profile: DataProfile) -> str | None:
-    columns = _shaped(profile, "sound")
-    return f"column {columns[0].name} holds audio, for which the launcher has no task" if columns else None
+def _find_column(what: str, matches: Callable[[Column], bool], profile: DataProfile) -> str | None:
+    names = [column.name for column in profile.columns if matches(column)]
+    return f"column {names[0]} {what}, for which the launcher has no task" if names else None
 
 
 def _find_preferences(profile: DataProfile) -> str | None:
@@ -376,13 +369,6 @@ def _find_preferences(profile: DataProfile) -> str | None:
     return None
 
 
-def _find_boxes(profile: DataProfile) -> str | None:
-    for column in profile.columns:
-        if {"bbox", "bboxes", "boxes"} & {column.name.lower(), *map(str.lower, column.keys)}:
-            return f"column {column.name} holds boxes (object detection), for which the launcher has no task"
-    return None
-
-
 def _find_image_pairs(profile: DataProfile) -> str | None:
     columns = _shaped(profile, "picture")
     if len(columns) < 2:
@@ -393,20 +379,7 @@ def _find_image_pairs(profile: DataProfile) -> str | None:
     return f"{names} both hold pictures, and the launcher's image-classification reads one per row"
 
 
-def _find_answers(profile: DataProfile) -> str | None:
-    for column in profile.columns:
-        if "answer_start" in column.keys or column.name == "answer_start":
-            return (
-                f"column {column.name} marks answers in a context (extractive question answering), for which the "
-                "launcher has no task"
-            )
-    return None
-
-
-def _find_translations(profile: DataProfile) -> str | None:
-    for column in profile.columns:
-        if column.feature.startswith("Translation") or (len(column.keys) > 1 and set(column.keys) <= _LANGUAGES):
-            return f"column {column.name} holds translations, for which the launcher has no task"
+def _find_translated_texts(profile: DataProfile) -> str | None:
     texts = [column.name for column in _shaped(profile, "text") if column.mean_tokens >= 3]
     names = [n for n in texts if n.lower()[:2] in _LANGUAGES and (len(n) == 2 or n[2:3] in ("_", "-"))]
     if len(names) >= 2:
@@ -431,3 +404,29 @@ def _find_one_hot(profile: DataProfile) -> str | None:
                 "that apply; write [2, 5] for [0, 0, 1, 0, 0, 1]"
             )
     return None
+
+
+# The first match is reported.
+_UNSUPPORTED: tuple[Callable[[DataProfile], str | None], ...] = (
+    partial(_find_column, "holds audio", lambda c: c.shape == "sound"),
+    _find_preferences,
+    partial(
+        _find_column,
+        "holds boxes (object detection)",
+        lambda c: bool({"bbox", "bboxes", "boxes"} & {c.name.lower(), *map(str.lower, c.keys)}),
+    ),
+    _find_image_pairs,
+    partial(
+        _find_column,
+        "marks answers in a context (extractive question answering)",
+        lambda c: "answer_start" in (c.name, *c.keys),
+    ),
+    partial(
+        _find_column,
+        "holds translations",
+        lambda c: c.feature.startswith("Translation") or (len(c.keys) > 1 and set(c.keys) <= _LANGUAGES),
+    ),
+    _find_translated_texts,
+    _find_other_conversations,
+    _find_one_hot,
+)

@@ -408,12 +408,7 @@ class Labels:
 
 
 def profile_data(split: Split, where: str) -> DataProfile:
-    """Read a sample of a split and describe its columns.
-
-    Args:
-        split: Training data.
-        where: Location as the user wrote it, for messages.
-    """
+    """Read a sample of a split and describe its columns. `where` names the data in messages."""
     names = split.schema.names
     metadata = hub_features(schema_of(split)).items()
     features = {name: str(value["_type"]) for name, value in metadata if isinstance(value, dict) and "_type" in value}
@@ -434,12 +429,7 @@ def profile_data(split: Split, where: str) -> DataProfile:
 
 
 def count_labels(split: Split, column: str) -> Labels:
-    """Count the labels of a split: values, or the items of lists.
-
-    Args:
-        split: Split to read.
-        column: Name of the label column.
-    """
+    """Count the labels of a split: values, or the items of lists."""
     counter: Counter[object] = Counter()
     rows = nulls = 0
     names = dict(split.class_names).get(column)

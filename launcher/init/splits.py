@@ -32,17 +32,14 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class FoundSplits:
-    """Files of a location, by split.
-
-    Args:
-        locations: Locations for the job file, by split. Always contains `train`.
-        left_out: Data files without a split, if other files have one.
-        beside: Files next to a single training file, by the split that their names say.
-    """
+    """Files of a location, by split."""
 
     locations: dict[str, tuple[str, ...]]
+    """Locations for the job file, by split. Always contains `train`."""
     left_out: tuple[str, ...] = ()
+    """Data files without a split, if other files have one."""
     beside: dict[str, str] = field(default_factory=dict)
+    """Files next to a single training file, by the split that their names say."""
 
 
 def find_splits(location: str) -> FoundSplits:
@@ -79,11 +76,7 @@ def find_splits(location: str) -> FoundSplits:
 
 
 def split_of(relative: str) -> str:
-    """Return the split that a file's directories or name say; "" if they say none, or several.
-
-    Args:
-        relative: Path of the file below the location.
-    """
+    """Return the split that a file's directories or name say; "" if they say none, or several."""
     *folders, name = relative.split("/")
     for folder in reversed(folders):
         if folder.lower() in _WORDS:

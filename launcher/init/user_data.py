@@ -25,18 +25,15 @@ _MAX_DISTINCT = 20
 
 
 @dataclass(frozen=True)
-class FirstRowsCheck:
-    """Result of comparing a split with the training data.
-
-    Args:
-        rows: Number of rows.
-        problem: Reason why the split cannot be used; "" if it can.
-        bad_rows: Number of rows without a usable label.
-    """
+class SplitCheck:
+    """Result of comparing a split with the training data."""
 
     rows: int
+    """Number of rows."""
     problem: str = ""
+    """Reason why the split cannot be used; "" if it can."""
     bad_rows: int = 0
+    """Number of rows without a usable label."""
 
 
 def open_data(name: str, locations: Sequence[str], kinds: Mapping[str, ColumnKind] = MappingProxyType({})) -> Split:
@@ -92,41 +89,32 @@ def training_labels(split: Split, guess: Guess) -> Labels:
     return labels
 
 
-def check_rows(split: Split, guess: Guess, known: Sequence[str]) -> FirstRowsCheck:
-    """Check that a split has the columns and labels of the training data.
-
-    Args:
-        split: Validation or test split.
-        guess: Task and columns.
-        known: Classes of the training data; empty if labels are not classes.
-    """
+def check_rows(split: Split, guess: Guess, known: Sequence[str]) -> SplitCheck:
+    """Check that a split has the columns and classes of the training data (`known`; empty if there are none)."""
     columns = [*guess.inputs, *guess.beside.values(), *([guess.label] if guess.label else [])]
     missing = [column.name for column in columns if column.name not in split.schema.names]
     if missing:
-        return FirstRowsCheck(split.rows, f"it has no column {missing[0]}")
+        return SplitCheck(split.rows, f"it has no column {missing[0]}")
     if guess.label is None or guess.form == "prompt":
-        return FirstRowsCheck(split.rows)
+        return SplitCheck(split.rows)
     labels = count_labels(split, guess.label.name)
     bad = labels.nulls + sum(count for label, count in labels.counts if known and label not in known)
     good = sum(count for label, count in labels.counts if label in known) if known else labels.rows - labels.nulls
     if not good:
-        return FirstRowsCheck(split.rows, f"none of its labels is one of the training data ({guess.label.name})")
-    return FirstRowsCheck(split.rows, "", bad)
+        return SplitCheck(split.rows, f"none of its labels is one of the training data ({guess.label.name})")
+    return SplitCheck(split.rows, "", bad)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Data of the user before the task is chosen.
-
-    Args:
-        found: Locations of the splits.
-        train: Opened training split.
-        profile: Profile of the training rows.
-    """
+    """Data of the user before the task is chosen."""
 
     found: FoundSplits
+    """Locations of the splits."""
     train: Split
+    """Opened training split."""
     profile: DataProfile
+    """Profile of the training rows."""
 
 
 def open_training(location: str, named: Mapping[str, str]) -> Data:
@@ -152,38 +140,25 @@ def as_read(data: Data, guess: Guess) -> Data:
 
 
 def with_splits(data: Data, named: Mapping[str, str]) -> Data:
-    """Return the data with further splits.
-
-    Args:
-        data: Data of the user.
-        named: Location of each further split.
-    """
+    """Return the data with further splits, given by name and location."""
     added = {name: (place,) for name, place in named.items()}
     return replace(data, found=replace(data.found, locations={**data.found.locations, **added}))
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Splits that match task and columns.
-
-    Args:
-        sources: Locations and rows for the job file.
-        labels: Counted labels of the training data; None if the task has none.
-        notes: Notes for the user on splits that are not used, and on unusual labels.
-    """
+    """Splits that match task and columns."""
 
     sources: Sources
+    """Locations and rows for the job file."""
     labels: Labels | None
+    """Counted labels of the training data; None if the task has none."""
     notes: tuple[str, ...]
+    """Notes for the user on splits that are not used, and on unusual labels."""
 
 
 def fit_splits(data: Data, guess: Guess, named: Mapping[str, str]) -> Fitted:
-    """Count the labels, and keep the splits that match the training data.
-
-    Args:
-        data: Data of the user.
-        guess: Task and columns.
-        named: Locations that the user named, by split. These must match.
+    """Count the labels, and keep the splits that match the training data. Those that the user named must match.
 
     Raises:
         DataError: The labels are not usable, or a split that the user named does not match.
@@ -217,15 +192,7 @@ def fit_splits(data: Data, guess: Guess, named: Mapping[str, str]) -> Fitted:
 
 
 def set_aside(data: Data, fitted: Fitted, fraction: float, folder: Path, force: bool) -> Fitted:
-    """Hold out validation rows of the training data in separate files.
-
-    Args:
-        data: Data of the user.
-        fitted: Splits without validation.
-        fraction: Fraction of rows to hold out.
-        folder: Directory of the files.
-        force: Whether to replace existing files.
-    """
+    """Hold out a fraction of the training rows for validation, in files of their own; see `splits.hold_out`."""
     _check_source(data.train, folder)
     parts = hold_out(data.train, fraction, folder, force)
     locations = {**fitted.sources.locations, "train": (parts.train,), "validation": (parts.validation,)}

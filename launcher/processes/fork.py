@@ -24,15 +24,12 @@ _FILTERS = list(warnings.filters)  # as at the start of Python, before a command
 
 @dataclass(frozen=True)
 class Added:
-    """Changes that imports have made to a process, and would make in a new process too.
-
-    Args:
-        path: Entries added at the front of `sys.path`.
-        environment: Variables added, used where a request does not set them.
-    """
+    """Changes that imports have made to a process, and would make in a new process too."""
 
     path: tuple[str, ...] = ()
+    """Entries added at the front of `sys.path`."""
     environment: dict[str, str] = field(default_factory=dict)
+    """Variables added, used where a request does not set them."""
 
 
 def become(request: Request, streams: list[int], path: Sequence[str], added: Added) -> NoReturn:
@@ -48,6 +45,7 @@ def become(request: Request, streams: list[int], path: Sequence[str], added: Add
     try:
         # A session of its own: Ray kills the process group of a worker that ends, which must not be the server's.
         os.setsid()
+        # The fork has inherited the server's handlers; a new process has the defaults.
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,6 +57,7 @@ def become(request: Request, streams: list[int], path: Sequence[str], added: Add
             if stream >= STREAMS:
                 os.close(stream)
         _set_limits(request)
+        # The request comes second: a variable that the client has set wins over the one that an import would set.
         set_environment({**added.environment, **request["environment"]})
         os.chdir(request["directory"])
         sys.argv = request["arguments"]

@@ -10,7 +10,6 @@ Ray runs it in one of two ways:
 - as the `py_executable` of a runtime environment on a cluster: `fork_client.py default_worker.py ...`.
 """
 
-import array
 import json
 import os
 import resource
@@ -36,7 +35,8 @@ _CONTEXT = "--serialized-runtime-env-context="
 _LANGUAGE = "--language="
 _ANSWER_S = 60.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""Directory that contains the package, in which `python -m launcher...` finds it."""
 
 
 def main(arguments: list[str]) -> None:
@@ -67,11 +67,7 @@ def ray_executable() -> str | None:
     """
     job_environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     own_interpreter = ("pip", "uv", "conda", "container", "image_uri", "py_executable")
-    if (
-        os.environ.get(OFF) == "0"
-        or sys.platform != "linux"
-        or any(job_environment.get(key) for key in own_interpreter)
-    ):
+    if is_off() or any(job_environment.get(key) for key in own_interpreter):
         return None
     client = os.path.abspath(__file__)
     plain = 'exec "$(dirname "$(command -v ray)")/python" "$@"'
@@ -172,6 +168,28 @@ def peer_of(connection: socket.socket) -> int:
     return int(struct.unpack("3i", credentials)[1])
 
 
+def send(connection: socket.socket, body: bytes, descriptors: list[int]) -> None:
+    """Send one message with file descriptors over a stream socket."""
+    socket.send_fds(connection, [LENGTH.pack(len(body))], descriptors)
+    connection.sendall(body)
+
+
+def redirect_streams(log: str) -> None:
+    """Redirect standard input to /dev/null, and standard output and error to a log file that only this user reads."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    for number, descriptor in enumerate((null, file, file)):
+        os.dup2(descriptor, number)
+    for descriptor in (null, file):
+        if descriptor >= STREAMS:
+            os.close(descriptor)
+
+
+def is_off() -> bool:
+    """Return True if workers must be plain processes."""
+    return os.environ.get(OFF) == "0" or sys.platform != "linux"
+
+
 def run_in_fork(
     path: str, arguments: list[str], modules: Sequence[str] = (), script_folder: str | None = None
 ) -> str | None:
@@ -202,9 +220,7 @@ def run_in_fork(
     body = json.dumps(request).encode()
     try:
         with connect(path) as server:
-            streams = array.array("i", range(STREAMS))
-            server.sendmsg([LENGTH.pack(len(body))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
-            server.sendall(body)
+            send(server, body, list(range(STREAMS)))
             answers = server.makefile("r", encoding="utf-8")
             answer = json.loads(answers.readline() or "{}")
             if "pid" not in answer:
@@ -301,13 +317,10 @@ def _start_server(path: str) -> None:
     if os.fork():
         os._exit(0)
     try:
-        null = os.open(os.devnull, os.O_RDONLY)
-        log = os.open(f"{path}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        for number, file in enumerate((null, log, log)):
-            os.dup2(file, number)
+        redirect_streams(f"{path}.log")
         os.closerange(STREAMS, os.sysconf("SC_OPEN_MAX"))
         os.environ.pop(SOCKET, None)
-        os.chdir(_ROOT)
+        os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "launcher.processes.fork_server", raylet])
     finally:
         os._exit(1)

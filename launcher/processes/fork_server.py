@@ -26,7 +26,6 @@ Rules that keep a fork equivalent to a new process (ray 2.60; tests/processes/):
   or the launcher's code change. Forks outlive a killed server, which therefore costs speed only.
 """
 
-import array
 import contextlib
 import gc
 import json
@@ -43,7 +42,16 @@ from typing import NoReturn
 
 from launcher.processes import preload
 from launcher.processes.fork import Added, Request, become, draws_differ, entries_of, import_ray, set_environment
-from launcher.processes.fork_client import LENGTH, STREAMS, node_socket, peer_of, process_began
+from launcher.processes.fork_client import (
+    LENGTH,
+    ROOT,
+    STREAMS,
+    node_socket,
+    peer_of,
+    process_began,
+    redirect_streams,
+    send,
+)
 
 _ACCEPT_S = 5.0
 _KILL_AFTER_S = 5.0
@@ -58,17 +66,14 @@ class ForkServerError(Exception):
 
 @dataclass(frozen=True)
 class Baseline:
-    """State of the server after its imports, with which requests are compared.
-
-    Args:
-        loaded: Environment that its imports depended on.
-        path: Value of `sys.path` in a process without a script and without PYTHONPATH.
-        fingerprint: Hash-like text of the installed packages and the launcher's code.
-    """
+    """State of the server after its imports, with which requests are compared."""
 
     loaded: preload.Loaded
+    """Environment that its imports depended on."""
     path: tuple[str, ...] = field(default_factory=lambda: _bare_path())
+    """Value of `sys.path` in a process without a script and without PYTHONPATH."""
     fingerprint: str = field(default_factory=lambda: fingerprint())
+    """Hash-like text of the installed packages and the launcher's code."""
 
     def refusal(self, request: Request) -> str | None:
         """Return the reason why a fork would differ from a new process, or None if it would not."""
@@ -99,11 +104,7 @@ def start_beside(path: str, watch: int) -> None:
         # Close all inherited files: a reader at the other end of the command's pipes would wait for the server to end.
         os.closerange(STREAMS, to_child)
         os.closerange(to_child + 1, os.sysconf("SC_OPEN_MAX"))
-        null = os.open(os.devnull, os.O_RDONLY)
-        log = os.open(f"{path}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        for number, file in enumerate((null, log, log)):
-            os.dup2(file, number)
-        _close(null, log)
+        redirect_streams(f"{path}.log")
         _run_server(path, watch, loaded, lambda: os.close(to_child))
     os.close(to_child)
     os.read(ready, 1)  # returns when the child closes its end: the socket is listening
@@ -158,36 +159,25 @@ def fingerprint() -> str:
         with contextlib.suppress(OSError):
             entries = [entry for entry in os.scandir(directory) if entry.name.endswith("-info")]
             lines += [f"{entry.path} {entry.stat().st_mtime_ns}" for entry in entries]
-    for directory, _, files in os.walk(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
+    for directory, _, files in os.walk(os.path.join(ROOT, "launcher")):
         paths = [os.path.join(directory, name) for name in files if name.endswith(".py")]
         lines += [f"{path} {os.stat(path).st_mtime_ns}" for path in paths]
     return "\n".join(sorted(lines))
 
 
-def send(connection: socket.socket, body: bytes, descriptors: list[int]) -> None:
-    """Send one message with file descriptors over a stream socket."""
-    rights = array.array("i", descriptors)
-    connection.sendmsg([LENGTH.pack(len(body))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    connection.sendall(body)
-
-
 def receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
     """Receive one message with its file descriptors; None if the other side has closed."""
-    size = array.array("i").itemsize
-    header, rights, _, _ = connection.recvmsg(LENGTH.size, socket.CMSG_SPACE(size * (STREAMS + 1)))
+    header, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, STREAMS + 1)
     if len(header) < LENGTH.size:
         return None
-    descriptors = array.array("i")
-    for level, kind, data in rights:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data[: len(data) - len(data) % size])
-    (length,), body = LENGTH.unpack(header), bytearray()
+    (length,) = LENGTH.unpack(header)
+    body = bytearray()
     while len(body) < length:  # never read beyond this message: the descriptors of the next one would be lost
         part = connection.recv(length - len(body))
         if not part:
             return None
         body += part
-    return bytes(body), list(descriptors)
+    return bytes(body), descriptors
 
 
 class _Server:
@@ -211,6 +201,7 @@ class _Server:
         self._wake, self._woken = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)
+        # A signal writes a byte to this pipe, which wakes `select`: no work is done inside a signal handler.
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         # Ctrl-C in a terminal signals the whole process group; only the command handles it.

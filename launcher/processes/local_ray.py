@@ -44,7 +44,6 @@ _SOCKET = "/ray/session_2026-11-29_04-08-46_123456_4194304/sockets/plasma_store"
 _LONGEST = (107 if sys.platform.startswith("linux") else 103) - len(_SOCKET)
 # Size of Ray's first log files. A disk with less free space counts as full.
 _PROBE_BYTES = 1 << 16
-_CLIENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_client.py")
 
 
 class LocalRayError(Exception):
@@ -53,19 +52,16 @@ class LocalRayError(Exception):
 
 @dataclass
 class LocalRay:
-    """Handle of a local Ray in the command that uses it.
-
-    Args:
-        process: Process of the node; None if another command started it (`launcher up`).
-        note: Reason why workers are plain processes, for the user; None if they are forks.
-        known_address: Address of the GCS, once known.
-        log: File with the standard error of the node's process.
-    """
+    """Handle of a local Ray in the command that uses it."""
 
     process: "subprocess.Popen[str] | None"
+    """Process of the node; None if another command started it (`launcher up`)."""
     note: str | None = None
+    """Reason why workers are plain processes, for the user; None if they are forks."""
     known_address: str = ""
+    """Address of the GCS, once known."""
     log: IO[str] | None = None
+    """File with the standard error of the node's process."""
 
     @staticmethod
     def start(num_cpus: int, *, fork_here: bool, idle_s: float | None = None) -> "LocalRay":
@@ -84,7 +80,7 @@ class LocalRay:
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
         note = path = None
-        if fork_here and not _is_off():
+        if fork_here and not fork_client.is_off():
             try:
                 path = _command_socket()
             except OSError as error:
@@ -96,7 +92,7 @@ class LocalRay:
         log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- stays open as long as the node runs
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher.processes.local_ray", json.dumps(settings)],
-            cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            cwd=fork_client.ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             text=True, start_new_session=True,
         )  # fmt: skip
         ray = LocalRay(process, note, log=log)
@@ -236,7 +232,7 @@ def up(idle_s: float) -> WarmRay:
     environment = warm_ray.digests()  # before imports add variables
     ray = LocalRay.start(_MANY_CPUS, fork_here=True, idle_s=idle_s)
     assert ray.process is not None and ray.process.stdin is not None
-    if ray.note is not None or _is_off():
+    if ray.note is not None or fork_client.is_off():
         ray.stop()
         raise LocalRayError(f"commands cannot be forked here: {ray.note or f'{fork_client.OFF}=0'}")
     path = _command_socket()
@@ -244,7 +240,7 @@ def up(idle_s: float) -> WarmRay:
     warm = WarmRay(ray.process.pid, began, ray.address(), path, environment, sys.executable, time.time())
     warm_ray.write(warm)
     subprocess.run(
-        [sys.executable, "-m", "launcher.processes.warm_ray"], cwd=_root_of_package(),
+        [sys.executable, "-m", "launcher.processes.warm_ray"], cwd=fork_client.ROOT,
         env=warm_ray.initial_environment(), check=False,
     )  # fmt: skip
     ray.process.stdin.write(_STAY)
@@ -255,14 +251,6 @@ def up(idle_s: float) -> WarmRay:
 def _command_socket() -> str:
     """Return the socket path of this command's fork server."""
     return os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
-
-
-def _is_off() -> bool:
-    return os.environ.get(fork_client.OFF) == "0" or sys.platform != "linux"
-
-
-def _root_of_package() -> str:
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def main() -> None:
@@ -317,7 +305,7 @@ def _start_node(num_cpus: int) -> Any:
         include_dashboard=False,
         include_log_monitor=False,  # type: ignore[arg-type]  # a boolean that Ray annotates as str
         no_monitor=True,
-        setup_worker_path=None if _is_off() else _CLIENT,
+        setup_worker_path=None if fork_client.is_off() else os.path.abspath(fork_client.__file__),
         # Prestarted workers have no runtime environment; all of ours have one, so they would never be used.
         _system_config={"prestart_worker_first_driver": False},  # type: ignore[dict-item]  # annotated for strings
     )

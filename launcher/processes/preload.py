@@ -38,18 +38,8 @@ SERVER = (
 
 # Read by C libraries when they are loaded, invisible to Python.
 _C_PREFIXES = (
-    "LD_",
-    "OMP_",
-    "GOMP_",
-    "KMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "MALLOC_",
-    "ARROW_",
-    "PYTHON",
-    "CUDA_HOME",
-    "GLIBC_",
-)
+    "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "ARROW_", "PYTHON", "CUDA_HOME", "GLIBC_",
+)  # fmt: skip
 # Read by imports without an effect on their results: paths that a fork sets itself, properties of the terminal, and
 # variables that are read again at each use.
 _WITHOUT_EFFECT = frozenset(
@@ -73,17 +63,14 @@ class _RecordingEnviron(type(os.environ)):  # type: ignore[misc]  # os._Environ 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Environment that the imports of this process depended on.
-
-    Args:
-        names: Names of variables that they read.
-        environment: All variables before the imports.
-        added: Variables set by imports, as they would be in a new process.
-    """
+    """Environment that the imports of this process depended on."""
 
     names: frozenset[str]
+    """Names of variables that they read."""
     environment: dict[str, str]
+    """All variables before the imports."""
     added: dict[str, str]
+    """Variables set by imports, as they would be in a new process."""
 
 
 def load(modules: tuple[str, ...], before: "Loaded | None" = None) -> Loaded:

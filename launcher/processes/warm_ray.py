@@ -23,13 +23,9 @@ from launcher.processes.fork_client import is_process
 ADDRESS = "LAUNCHER_UP_ADDRESS"
 """Environment variable of a forked command: address of the GCS of its Ray."""
 MODULES = (
-    "ray",
-    "ray.data",
-    "ray.train.torch",
-    "launcher.cli.main",
-    "launcher.driver.run",
+    "ray", "ray.data", "ray.train.torch", "launcher.cli.main", "launcher.driver.run",
     "launcher.driver.memory.activations",
-)
+)  # fmt: skip
 """Modules that are loaded when a command is forked."""
 _COMMANDS = ("train", "tune", "predict", "evaluate", "check")
 _STOP_S = 30.0
@@ -53,25 +49,22 @@ _SHELL_PREFIXES = ("SSH_", "TMUX", "VTE_", "XDG_SESSION", "DBUS_", "TERM_", "ITE
 
 @dataclass(frozen=True)
 class WarmRay:
-    """Content of up.json.
-
-    Args:
-        pid: Process id of the node.
-        began: Start time of the node's process, in clock ticks since boot.
-        address: Address of its GCS.
-        socket: Path of the fork server's socket.
-        environment: Digest of each environment variable at its start.
-        python: Path of its interpreter.
-        started_at: Start time, seconds since the epoch.
-    """
+    """Content of up.json."""
 
     pid: int
+    """Process id of the node."""
     began: int
+    """Start time of the node's process, in clock ticks since boot."""
     address: str
+    """Address of its GCS."""
     socket: str
+    """Path of the fork server's socket."""
     environment: dict[str, str]
+    """Digest of each environment variable at its start."""
     python: str
+    """Path of its interpreter."""
     started_at: float
+    """Start time, seconds since the epoch."""
 
     def is_alive(self) -> bool:
         """Return True if its process is running."""
@@ -133,13 +126,7 @@ def run_command(arguments: list[str]) -> None:
         arguments: Value of `sys.argv`.
     """
     words = [word for word in arguments[1:] if not word.startswith("-")]
-    if (
-        not words
-        or words[0] not in _COMMANDS
-        or "--fresh" in arguments
-        or "--help" in arguments
-        or ADDRESS in os.environ
-    ):
+    if not words or words[0] not in _COMMANDS or {"--fresh", "--help"} & set(arguments) or ADDRESS in os.environ:
         return
     warm = find()
     if warm is None:

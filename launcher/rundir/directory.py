@@ -329,12 +329,7 @@ def sync(path: Path) -> None:
 
 
 def read_line(where: str, number: int, line: bytes) -> MetricsLine:
-    """Parse a line of metrics.jsonl.
-
-    Args:
-        where: Path or URI of the file, for the error.
-        number: Line number from 1, for the error.
-        line: JSON text.
+    """Parse a line of metrics.jsonl. Path and line number (from 1) are for the error.
 
     Raises:
         RunError: The line is not a record.

@@ -1,6 +1,5 @@
 """A fork behaves like a new process, and a killed server costs only speed."""
 
-import array
 import json
 import os
 import pwd
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.processes.fork_client import LENGTH
+from launcher.processes.fork_client import send
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,13 +109,15 @@ def _wait(happened: Callable[[], object], limit_s: float = 20) -> None:
 
 _DESCRIBE = """
 import json, os, resource, sys, signal, random, warnings
+descriptors = len(os.listdir("/proc/self/fd"))  # before popen, whose pipe stays open until its child is reaped
 print(json.dumps({
+    "descriptors": descriptors,
     "argv": sys.argv[1:], "name": __name__, "directory": os.getcwd(), "path": sys.path, "umask": os.umask(0),
     "value": os.environ.get("VALUE"), "c_value": os.popen("echo $VALUE").read().strip(), "niceness": os.nice(0),
     "open_files": resource.getrlimit(resource.RLIMIT_NOFILE), "affinity": sorted(os.sched_getaffinity(0)),
     "oom": open("/proc/self/oom_score_adj").read(), "interrupt": str(signal.getsignal(signal.SIGINT)),
     "child": str(signal.getsignal(signal.SIGCHLD)), "filters": len(warnings.filters),
-    "descriptors": len(os.listdir("/proc/self/fd")), "stdin": sys.stdin.read(),
+    "stdin": sys.stdin.read(),
 }))
 print("to stderr", file=sys.stderr)
 sys.exit(7)
@@ -252,13 +253,10 @@ def test_removed_socket_is_reported(server: Server, tmp_path: Path) -> None:
 
 
 def test_malformed_request_does_not_end_the_server(server: Server, tmp_path: Path) -> None:
-    streams = array.array("i", range(3))
     for body in (b"{", b"[]", b'{"arguments": []}'):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(server.socket))
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
-            connection.sendmsg([LENGTH.pack(len(body))], rights)
-            connection.sendall(body)
+            send(connection, body, [0, 1, 2])
             assert connection.recv(64) == b""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(server.socket))  # and sends nothing
