@@ -123,64 +123,34 @@ _TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
 @pytest.mark.parametrize(
     ("table", "choices", "message"),
     [
-        (
-            _TWO_TEXTS,
-            {},
-            "toy.parquet has the columns a (string), b (string): no task fits them; "
-            "if one is meant, name it: --task, --text COLUMN, --label COLUMN",
-        ),
-        (
-            pa.table({"age": range(ROWS), "job": cycle("x", "y"), "income": [0.5] * ROWS}),
-            {},
-            "toy.parquet has the columns age (int64), job (string), income (double): these are numbers and categories, "
-            "and the launcher has no task for tables; if one is meant, name it: --task, --text COLUMN, --label COLUMN",
-        ),
-        (
-            toy_data.SINGLE,
-            {"task": "image-classification"},
-            "image-classification needs a column of pictures and one of classes; toy.parquet has id (int64), "
-            "review (string), stars (int64); name columns by --text and --label",
-        ),
-        (
-            toy_data.SINGLE,
-            {"task": "token-classification", "inputs": ("review",), "label": "stars"},
-            "token-classification needs words with a tag for each, or a text and a list of {start, end, label}; the "
-            "columns named are review (string), stars (int64); name columns by --text and --label",
-        ),
-        (
-            toy_data.SINGLE,
-            {"inputs": ("reviews",)},
-            "--text reviews: toy.parquet has no such column; did you mean review?",
-        ),
-        (
-            toy_data.PAIR,
-            {"task": "text-classification", "inputs": ("premise", "hypothesis", "label")},
-            "--text premise,hypothesis,label: text-classification reads one column, or two as a pair",
-        ),
-        (
-            toy_data.IMAGES.select(["image"]),
-            {},
-            "toy.parquet: column image holds pictures, and no other column looks like their class (image "
-            "({bytes, path})); name it with --label",
-        ),
-        (
-            pa.table({"messages": chats(answerer="narrator")}),
-            {},
-            "toy.parquet: column messages has the roles narrator, user, and none of them is the assistant, whose "
-            "messages are learned; rename a role to assistant",
-        ),
-        (
-            toy_data.SPANS,
-            {"task": "text-classification", "label": "entities"},
-            "--label entities: its values are list of {start, end, label}, which is not a label of a text",
-        ),
-        (
-            toy_data.IMAGES.append_column("weight", pa.array([0.5] * ROWS)),
-            {"label": "weight"},
-            "--label weight: its values are numbers with a fraction, and pictures have classes only",
-        ),
+        (_TWO_TEXTS, {},
+         "toy.parquet has the columns a (string), b (string): no task fits them; "
+         "if one is meant, name it: --task, --text COLUMN, --label COLUMN"),
+        (pa.table({"age": range(ROWS), "job": cycle("x", "y"), "income": [0.5] * ROWS}), {},
+         "toy.parquet has the columns age (int64), job (string), income (double): these are numbers and categories, "
+         "and the launcher has no task for tables; if one is meant, name it: --task, --text COLUMN, --label COLUMN"),
+        (toy_data.SINGLE, {"task": "image-classification"},
+         "image-classification needs a column of pictures and one of classes; toy.parquet has id (int64), "
+         "review (string), stars (int64); name columns by --text and --label"),
+        (toy_data.SINGLE, {"task": "token-classification", "inputs": ("review",), "label": "stars"},
+         "token-classification needs words with a tag for each, or a text and a list of {start, end, label}; the "
+         "columns named are review (string), stars (int64); name columns by --text and --label"),
+        (toy_data.SINGLE, {"inputs": ("reviews",)},
+         "--text reviews: toy.parquet has no such column; did you mean review?"),
+        (toy_data.PAIR, {"task": "text-classification", "inputs": ("premise", "hypothesis", "label")},
+         "--text premise,hypothesis,label: text-classification reads one column, or two as a pair"),
+        (toy_data.IMAGES.select(["image"]), {},
+         "toy.parquet: column image holds pictures, and no other column looks like their class (image "
+         "({bytes, path})); name it with --label"),
+        (pa.table({"messages": chats(answerer="narrator")}), {},
+         "toy.parquet: column messages has the roles narrator, user, and none of them is the assistant, whose "
+         "messages are learned; rename a role to assistant"),
+        (toy_data.SPANS, {"task": "text-classification", "label": "entities"},
+         "--label entities: its values are list of {start, end, label}, which is not a label of a text"),
+        (toy_data.IMAGES.append_column("weight", pa.array([0.5] * ROWS)), {"label": "weight"},
+         "--label weight: its values are numbers with a fraction, and pictures have classes only"),
     ],
-)
+)  # fmt: skip
 def test_ambiguous_data_is_refused_in_one_sentence(
     table: pa.Table, choices: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
@@ -210,29 +180,23 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
     ("columns", "reason"),
     [
         ({"audio": [_SOUND] * ROWS, "text": words(), "label": cycle(0, 1)}, "column audio holds audio"),
-        (
-            {"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)},
-            "chosen and rejected are preferences",
-        ),
+        ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)},
+         "chosen and rejected are preferences"),
         ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, "judged answers (KTO)"),
         ({"prompt": chats(), "completion": chats()}, "join them into one column of messages"),
         ({"image": _PICTURES, "objects": cycle({"bbox": [[1.0, 2.0]], "category": [1]})}, "column objects holds boxes"),
         ({"image": _PICTURES, "mask": _PICTURES}, "pictures and masks (segmentation)"),
         ({"left": _PICTURES, "right": _PICTURES, "same": cycle(0, 1)}, "left and right both hold pictures"),
-        (
-            {"context": words(), "question": words(), "answers": cycle({"text": ["a"], "answer_start": [0]})},
-            "(extractive",
-        ),
+        ({"context": words(), "question": words(), "answers": cycle({"text": ["a"], "answer_start": [0]})},
+         "(extractive"),
         ({"en": words(), "de": words(seed=1)}, "columns en and de are translations"),
         ({"translation": cycle({"en": "a", "de": "b"})}, "column translation holds translations"),
-        (
-            {"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
-            "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image', and only "
-            "parts of type 'text' are read)",
-        ),
+        ({"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
+         "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image', and only "
+         "parts of type 'text' are read)"),
         ({"text": words(), "labels": cycle([0, 1, 0], [1, 1, 0])}, "holds a 0 or 1 for each class"),
     ],
-)
+)  # fmt: skip
 def test_data_of_unsupported_tasks_is_refused(columns: dict[str, object], reason: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         _guess(pa.table(columns), tmp_path)
