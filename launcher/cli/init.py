@@ -14,11 +14,10 @@ from launcher.cli.options import OUT, print_line
 from launcher.errors import DataError, SpecError, UserError
 
 if TYPE_CHECKING:
+    from launcher.init.defaults import Draft, Model
     from launcher.init.guess import Guess, UserChoices
-    from launcher.init.look import DataProfile
-    from launcher.init.order import Data, Fitted
-    from launcher.init.pretrained import Model
-    from launcher.init.settle import Draft
+    from launcher.init.profile import DataProfile
+    from launcher.init.user_data import Data, Fitted
 
 commands = typer.Typer()
 
@@ -51,12 +50,11 @@ def init(  # noqa: PLR0913 -- the options of a command
     It guesses the task, the columns and the model, and prints every guess with its reason. On a terminal it asks you to
     confirm; options answer in advance.
     """
-    from launcher.init.cut import check_room
+    from launcher.init.defaults import fill_defaults, find_model
     from launcher.init.guess import UserChoices
-    from launcher.init.order import as_read, draft, fit_splits, open_training, set_aside
-    from launcher.init.pretrained import find_model
-    from launcher.init.splits import job_name
-    from launcher.init.write import check_target, publish
+    from launcher.init.job_file import check_target, job_name, publish
+    from launcher.init.splits import check_room
+    from launcher.init.user_data import as_read, fit_splits, open_training, set_aside
 
     # Refuse wrong options before the data is read, which may take minutes.
     folder = output.with_name(f"{output.stem}-data")
@@ -76,7 +74,8 @@ def init(  # noqa: PLR0913 -- the options of a command
     fraction = _validation_fraction(fitted, split, folder, ask)
     if fraction is not None:
         fitted = set_aside(opened, fitted, fraction, folder, force)
-    job_draft = draft(name or job_name(data, output.stem), opened, guess, fitted, chosen_model)
+    title = name or job_name(data, output.stem)
+    job_draft = fill_defaults(title, opened.profile, guess, fitted.labels, chosen_model, fitted.sources)
     publish(job_draft, output, force)
     _print_result(job_draft, output, (*guess.notes, *fitted.notes), fitted)
 
@@ -149,7 +148,7 @@ def _try_guess(data: "Data", choices: "UserChoices") -> "Guess | None":
 
 
 def _choose_model(guess: "Guess", ask: bool) -> "Model":
-    from launcher.init.pretrained import default_model, find_model
+    from launcher.init.defaults import default_model, find_model
 
     default = default_model(guess)
     while ask:
@@ -163,7 +162,7 @@ def _choose_model(guess: "Guess", ask: bool) -> "Model":
 
 def _offer_other_splits(data: "Data") -> "Data":
     """Offer the files next to a single training file whose names suggest another split."""
-    from launcher.init.order import with_splits
+    from launcher.init.user_data import with_splits
 
     others = {name: place for name, place in data.found.beside.items() if name not in data.found.locations}
     accepted = {
@@ -202,8 +201,8 @@ def _print_profile(profile: "DataProfile", guess: "Guess | None") -> None:
 
 def _print_result(job_draft: "Draft", output: Path, notes: tuple[str, ...], fitted: "Fitted") -> None:
     """Print what was guessed, what is missing, and what to do next."""
-    from launcher.init.settle import summary
-    from launcher.init.write import scalar
+    from launcher.init.defaults import summary
+    from launcher.init.job_file import scalar
 
     rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in summary(job_draft)]
     width = max(len(value) for _, value, _ in rows if len(value) <= _MAX_VALUE_WIDTH)

@@ -30,7 +30,7 @@ from launcher.errors import (
 from launcher.rundir.events import record_event
 from launcher.rundir.lease import Lease
 from launcher.rundir.metrics_log import summarize
-from launcher.rundir.micro_batch import read_reductions
+from launcher.rundir.recovery import read_reductions
 from launcher.spec.fault_injection import Fault
 from launcher.spec.job import JobSpec
 from launcher.train.checkpoint import catalog

@@ -28,9 +28,9 @@ from launcher.processes import local_ray
 from launcher.report.render import write_report
 from launcher.rundir.directory import RunDir
 from launcher.rundir.lease import Lease, check_not_running
-from launcher.rundir.micro_batch import read_reductions
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import EnvironmentRecord, MetricsLine, ResultRecord, ScoresRecord, StepRecord, WorkerRecord
+from launcher.rundir.recovery import read_reductions
 from launcher.rundir.run_status import publish_run_status
 from launcher.rundir.uri import join
 from launcher.spec.curve import curve_values

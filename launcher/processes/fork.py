@@ -1,7 +1,7 @@
-"""What happens in a fork of the fork server, so that it is what a new process would be. Runs in the fork.
+"""Set-up of a forked worker, so that it behaves like a new process. Runs in the fork.
 
-A fork inherits what a new process would not have (signal handlers, random states, the server's environment) and lacks
-what it would inherit from its parent (limits, niceness): all of it is set here.
+A fork inherits state of the server that a new process would not have (signal handlers, random states, environment),
+and lacks what a new process inherits from the one that starts it (limits, niceness, umask). Both are corrected here.
 """
 
 import contextlib
@@ -19,34 +19,33 @@ from typing import Any, NoReturn
 from launcher.processes.fork_client import STREAMS
 
 Request = dict[str, Any]
-_FILTERS = list(warnings.filters)  # before a command silences them
+_FILTERS = list(warnings.filters)  # as at the start of Python, before a command changes them
 
 
 @dataclass(frozen=True)
 class Added:
-    """What imports have added to a process, which they would add in a new one likewise.
-
-    Args:
-        path: Entries in front of `sys.path`.
-        environment: Variables, where a new process was not given them.
-    """
+    """Changes that imports have made to a process, and would make in a new process too."""
 
     path: tuple[str, ...] = ()
+    """Entries added at the front of `sys.path`."""
     environment: dict[str, str] = field(default_factory=dict)
+    """Variables added, used where a request does not set them."""
 
 
 def become(request: Request, streams: list[int], path: Sequence[str], added: Added) -> NoReturn:
-    """Run the script of a request in this fork, as a new process would.
+    """Run the script of a request in this fork, as a new process would, and exit.
 
     Args:
-        request: What `fork_client.run_in_fork` has sent.
-        streams: Descriptors of standard input, output and error.
-        path: `sys.path` of a process without a script and without PYTHONPATH.
-        added: What imports of the server have added.
+        request: Request of `fork_client.run_in_fork`.
+        streams: File descriptors of standard input, output and error.
+        path: Value of `sys.path` in a process without a script and without PYTHONPATH.
+        added: Changes made by the imports of the server.
     """
     code = 1
     try:
+        # A session of its own: Ray kills the process group of a worker that ends, which must not be the server's.
         os.setsid()
+        # The fork has inherited the server's handlers; a new process has the defaults.
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,6 +57,7 @@ def become(request: Request, streams: list[int], path: Sequence[str], added: Add
             if stream >= STREAMS:
                 os.close(stream)
         _set_limits(request)
+        # The request comes second: a variable that the client has set wins over the one that an import would set.
         set_environment({**added.environment, **request["environment"]})
         os.chdir(request["directory"])
         sys.argv = request["arguments"]
@@ -69,19 +69,20 @@ def become(request: Request, streams: list[int], path: Sequence[str], added: Add
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)  # noqa: T201 -- as Python itself does
-    except BaseException:  # noqa: BLE001 -- as Python itself does with whatever a script raises
+            print(end.code, file=sys.stderr)  # noqa: T201 -- as Python does
+    except BaseException:  # noqa: BLE001 -- as Python does with an uncaught exception
         traceback.print_exc()
     finally:
         _exit_as_python_does(code)
 
 
 def _exit_as_python_does(code: int) -> NoReturn:
+    """Finish as the interpreter would, then call `os._exit`: a normal exit would return into the server's code."""
     import atexit
     import threading
 
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for non-daemon threads
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -90,60 +91,68 @@ def _exit_as_python_does(code: int) -> NoReturn:
 
 
 def set_environment(environment: dict[str, str]) -> None:
-    """Make these the variables of this process, for Python and for C alike."""
+    """Replace the environment of this process, for Python and for C libraries (`putenv`)."""
     os.environ.clear()
     os.environ.update(environment)
 
 
 def _set_limits(request: Request) -> None:
-    """Take over what a process inherits from its parent, which is another one here."""
+    """Apply what a process inherits from its parent: the client stands for the parent, not the server."""
     import resource
 
     os.umask(request["umask"])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, asked = request["open_files"]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, asked) if asked <= hard else (min(soft, hard), hard))
+    soft, wanted_hard = request["open_files"]
+    limits = (
+        (soft, wanted_hard) if wanted_hard <= hard else (min(soft, hard), hard)
+    )  # only root may raise the hard limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     os.sched_setaffinity(0, request["affinity"])
-    with contextlib.suppress(PermissionError):  # only a lower niceness than the server's needs a right
+    with contextlib.suppress(PermissionError):  # a lower niceness than the server's needs a privilege
         os.setpriority(os.PRIO_PROCESS, 0, request["niceness"])
     with contextlib.suppress(PermissionError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(request["oom_score"]))
 
 
 def _renew_random_states() -> None:
-    """Seed what would be the same in every fork; Python's own `random`, `tempfile` and `uuid` do it themselves."""
+    """Seed NumPy, which would draw the same numbers in every fork. `random` and `uuid` reseed themselves."""
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()
 
 
 def entries_of(environment: dict[str, str]) -> list[str]:
-    """Return the entries of PYTHONPATH as Python puts them into `sys.path`."""
+    """Return the entries of PYTHONPATH as Python adds them to `sys.path`."""
     return [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def import_ray(modules: list[str]) -> None:
-    """Import modules, ray among them, without drawing from the random state of its C++ part."""
+    """Import modules, including ray, without drawing from the random state of Ray's C++ core.
+
+    If the generator of the C++ core is used before a fork, all forks inherit its state and draw the same ids for their
+    tasks and objects, and Ray confuses them. Modules that define actor classes draw an id for each class at import
+    (ray 2.60, actor.py), so `ActorClassID.from_random` is replaced during the imports.
+    """
     actor: Any = importlib.import_module("ray.actor")
-    plain = actor.ActorClassID
+    original = actor.ActorClassID
 
     class FromSystem:
-        """Ids of the actor classes that modules define, from the system's random numbers (ray 2.60, actor.py)."""
+        """Source of actor class ids that uses the system's random numbers instead."""
 
         @staticmethod
         def from_random() -> object:
-            return plain(os.urandom(plain.size()))
+            return original(os.urandom(original.size()))
 
     actor.ActorClassID = FromSystem
     try:
         for name in modules:
             importlib.import_module(name)
     finally:
-        actor.ActorClassID = plain
+        actor.ActorClassID = original
 
 
 def draws_differ() -> bool:
-    """Return True if two forks of this process draw different ids."""
+    """Return True if two forks of this process draw different Ray ids (a check on `import_ray`)."""
     import ray
 
     drawn = []

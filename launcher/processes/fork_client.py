@@ -1,15 +1,15 @@
-"""Start one of Ray's worker processes as a fork of the node's fork server. Runs on any node, in place of the worker.
+"""Client of the fork server: Ray starts it in place of a worker process. Runs on every node; Linux.
 
-Uses the standard library alone, so that it starts in 10 ms (`python -I -S -E`); the server is `fork_server.py`. Where
-no server serves, this process becomes the plain worker that Ray asked for, and one line in raylet.err says why.
+It sends its arguments, environment and streams to the server (`fork_server.py`), follows the fork, and exits with its
+exit code. If no server answers, it becomes the plain worker that Ray asked for, and one line in raylet.err says why.
+It imports only the standard library, so that it starts in 10 ms (`python -I -S -E`).
 
 Ray runs it in one of two ways:
 - as the `setup_worker_path` of a local Ray: `fork_client.py --serialized-runtime-env-context=... --language=PYTHON
-  default_worker.py ...` (what Ray's own `setup_worker.py` is given, which spends half a second on importing ray);
-- as the `py_executable` of a runtime environment, on a cluster: `fork_client.py default_worker.py ...`.
+  default_worker.py ...` (the arguments of Ray's `setup_worker.py`, which takes half a second to import ray);
+- as the `py_executable` of a runtime environment on a cluster: `fork_client.py default_worker.py ...`.
 """
 
-import array
 import json
 import os
 import resource
@@ -22,33 +22,37 @@ from collections.abc import Sequence
 from typing import TextIO
 
 OFF = "LAUNCHER_FORK_SERVER"
-"""Environment variable: `0` starts every worker as a plain process."""
+"""Environment variable; `0` starts every worker as a plain process."""
 SOCKET = "LAUNCHER_FORK_SOCKET"
-"""Environment variable: path of the server that a command started before its Ray."""
+"""Environment variable with the socket path of the server that a command started before its Ray."""
 LENGTH = struct.Struct("I")
+"""Length prefix of a message."""
 STREAMS = 3
+"""Standard input, output and error, sent as file descriptors with each request."""
 
-_OF_A_WORKER = ("ray", "ray.data", "ray.train.torch", "ray.tune", "launcher.train.worker")
-_CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
+_WORKER_MODULES = ("ray", "ray.data", "ray.train.torch", "ray.tune", "launcher.train.worker")
+_CONTEXT = "--serialized-runtime-env-context="
+_LANGUAGE = "--language="
 _ANSWER_S = 60.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""Directory that contains the package, in which `python -m launcher...` finds it."""
 
 
 def main(arguments: list[str]) -> None:
-    """Become the worker that Ray asked for; never returns."""
-    from_raylet = any(argument.startswith((_CONTEXT, _LANGUAGE)) for argument in arguments)
-    worker = _apply_context(arguments) if from_raylet else arguments
-    why = "the runtime environment needs more than a fork can give" if worker is None else None
+    """Become the worker that Ray asked for. Never returns."""
+    is_from_raylet = any(argument.startswith((_CONTEXT, _LANGUAGE)) for argument in arguments)
+    worker = _apply_context(arguments) if is_from_raylet else arguments
+    why = "the runtime environment needs more than a fork can provide" if worker is None else None
     if worker is not None:
         try:
             why = _run_worker(worker)
-        except OSError as error:  # whatever is wrong with sockets, it costs speed alone
+        except OSError as error:  # socket failures cost speed only
             why = str(error)
     if why is not None:
         _log(f"a worker starts without the fork server: {why}")
-    if from_raylet:
-        # Ray's own way, which knows containers and other languages, too.
+    if is_from_raylet:
+        # Ray's own start of a worker, which also handles containers and other languages.
         script = next(argument for argument in arguments if argument.endswith("default_worker.py"))
         arguments = [os.path.join(os.path.dirname(script), "setup_worker.py"), *arguments]
     os.execv(sys.executable, [sys.executable, *arguments])
@@ -58,77 +62,93 @@ def ray_executable() -> str | None:
     """Return the `py_executable` with which Ray starts workers through this client on every node of a cluster.
 
     Returns:
-        Shell command that falls back to the plain interpreter where this file is missing; None where the runtime
-        environment brings an interpreter of its own, or there is no fork.
+        Shell command, which falls back to the plain interpreter on nodes without this file. None if the runtime
+        environment has its own interpreter, or if forks are off or not supported.
     """
-    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
-    others = ("pip", "uv", "conda", "container", "image_uri", "py_executable")
-    if os.environ.get(OFF) == "0" or sys.platform != "linux" or any(given.get(key) for key in others):
+    job_environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    own_interpreter = ("pip", "uv", "conda", "container", "image_uri", "py_executable")
+    if is_off() or any(job_environment.get(key) for key in own_interpreter):
         return None
-    here = os.path.abspath(__file__)
+    client = os.path.abspath(__file__)
     plain = 'exec "$(dirname "$(command -v ray)")/python" "$@"'
     choose = (
-        f'if [ -x {sys.executable} ] && [ -f {here} ]; then exec {sys.executable} -I -S -E {here} "$@"; fi; {plain}'
+        f'if [ -x {sys.executable} ] && [ -f {client} ]; then exec {sys.executable} -I -S -E {client} "$@"; fi; {plain}'
     )
     return f"bash -c '{choose}' launcher"
 
 
 def _run_worker(worker: list[str]) -> str | None:
-    """Run a worker in a fork, and end as it ends.
+    """Run a worker in a fork and exit as it exits; return only if no server could fork it.
 
     Returns:
-        Reason why no server serves. One is started then, for the workers after this one.
+        Reason why no server could. The node's server is started then, for later workers.
     """
     if os.environ.get(OFF) == "0":
         return f"{OFF}=0"
-    given = os.environ.get(SOCKET)
-    why = run_in_fork(given, worker, _OF_A_WORKER) if given else "none is named"
+    command_socket = os.environ.get(SOCKET)
+    why = run_in_fork(command_socket, worker, _WORKER_MODULES) if command_socket else f"{SOCKET} is not set"
     path = node_socket()
     if os.path.exists(path):
-        why = run_in_fork(path, worker, _OF_A_WORKER)
-    if not os.path.exists(path) or (why or "").startswith(ConnectionRefusedError.__name__):  # it was killed
+        why = run_in_fork(path, worker, _WORKER_MODULES)
+    # A server that was killed leaves its socket behind, which refuses connections.
+    if not os.path.exists(path) or (why or "").startswith(ConnectionRefusedError.__name__):
         _start_server(path)
     return why
 
 
 def folder() -> str:
-    """Return the folder of this user's sockets, made if it is missing.
+    """Return the directory of this user's sockets; create it if it is missing.
 
     Raises:
-        OSError: Somebody else could write to it.
+        OSError: Another user could write to it.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = os.path.join(base, "launcher") if base and os.path.isdir(base) else f"/tmp/launcher-{os.getuid()}"
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        found = os.lstat(path)
-        if found.st_uid != os.getuid() or found.st_mode & 0o170077 != 0o040000:
-            raise PermissionError(f"{path}: must be a folder of this user alone (chmod 700), or be removed") from None
+        # Security: requests run code as this user. A symlink, or a directory that others can enter, is refused.
+        status = os.lstat(path)
+        if status.st_uid != os.getuid() or status.st_mode & 0o170077 != 0o040000:
+            raise PermissionError(
+                f"{path}: must belong to this user alone; run chmod 700 on it, or remove it"
+            ) from None
     return path
 
 
 def node_socket() -> str:
-    """Return the path of the socket of this node's own server, which the first worker starts that finds none."""
-    # One server per raylet: nodes that share a machine may have namespaces or limits of their own.
+    """Return the socket path of this node's server, which the first worker without a server starts."""
+    # One server per raylet: nodes that share a machine may differ in namespaces or limits.
     raylet = os.environ.get("RAY_RAYLET_PID", "0")
-    return os.path.join(folder(), f"node-{raylet}-{process_began(int(raylet))}.sock")
+    return os.path.join(folder(), f"node-{raylet}-{process_began(int(raylet)) or 0}.sock")
 
 
-def process_began(pid: int) -> int:
-    """Return when a process began, in clock ticks since boot (proc(5), field 22); 0 where there is none."""
+def process_began(pid: int) -> int | None:
+    """Return the start time of a process in clock ticks since boot (proc(5), field 22 of /proc/PID/stat).
+
+    Pid and start time together identify a process; the pid alone may belong to a later one.
+
+    Returns:
+        Start time; None if there is no such process, if it is a zombie, or if the system is not Linux.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
+            fields = file.read().rpartition(")")[2].split()  # the name, in brackets, may contain spaces
     except OSError:
-        return 0
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_process(pid: int, began: int | None) -> bool:
+    """Return True if the process is running that had this pid and start time (`process_began`)."""
+    return began is not None and process_began(pid) == began
 
 
 def connect(path: str) -> socket.socket:
-    """Connect to a server of this same user.
+    """Connect to a server of this user.
 
     Raises:
-        OSError: There is none, or it is another user's.
+        OSError: There is no server, or another user runs it.
     """
     server = socket.socket(socket.AF_UNIX)
     server.settimeout(_ANSWER_S)
@@ -143,21 +163,43 @@ def connect(path: str) -> socket.socket:
 
 
 def peer_of(connection: socket.socket) -> int:
-    """Return the user id of the process at the other end."""
+    """Return the user id of the process at the other end (SO_PEERCRED; the kernel guarantees it)."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
+
+
+def send(connection: socket.socket, body: bytes, descriptors: list[int]) -> None:
+    """Send one message with file descriptors over a stream socket."""
+    socket.send_fds(connection, [LENGTH.pack(len(body))], descriptors)
+    connection.sendall(body)
+
+
+def redirect_streams(log: str) -> None:
+    """Redirect standard input to /dev/null, and standard output and error to a log file that only this user reads."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    for number, descriptor in enumerate((null, file, file)):
+        os.dup2(descriptor, number)
+    for descriptor in (null, file):
+        if descriptor >= STREAMS:
+            os.close(descriptor)
+
+
+def is_off() -> bool:
+    """Return True if workers must be plain processes."""
+    return os.environ.get(OFF) == "0" or sys.platform != "linux"
 
 
 def run_in_fork(
     path: str, arguments: list[str], modules: Sequence[str] = (), script_folder: str | None = None
 ) -> str | None:
-    """Run a Python script in a fork, and end as it ends: same streams, environment, directory, limits, exit code.
+    """Run a Python script in a fork and exit as it exits: same streams, environment, directory, limits, exit code.
 
     Args:
         path: Path of the server's socket.
-        arguments: Path of the script, and its arguments.
-        modules: What the fork has loaded already, ray among them; the server keeps a process that has, for the next.
-        script_folder: First entry of `sys.path`; None is the folder of the script.
+        arguments: Path of the script and its arguments.
+        modules: Modules to preload, including ray. The server keeps a process with them (a zygote) for later requests.
+        script_folder: First entry of `sys.path`; None means the folder of the script.
 
     Returns:
         Reason why the server does not serve; otherwise this process ends with the fork.
@@ -178,9 +220,7 @@ def run_in_fork(
     body = json.dumps(request).encode()
     try:
         with connect(path) as server:
-            streams = array.array("i", range(STREAMS))
-            server.sendmsg([LENGTH.pack(len(body))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
-            server.sendall(body)
+            send(server, body, list(range(STREAMS)))
             answers = server.makefile("r", encoding="utf-8")
             answer = json.loads(answers.readline() or "{}")
             if "pid" not in answer:
@@ -192,37 +232,37 @@ def run_in_fork(
     return None  # not reached: _follow ends the process
 
 
-def _follow(pid: int, began: int, answers: TextIO) -> None:
-    """Pass signals on to the fork, wait for its end, and end likewise."""
+def _follow(pid: int, began: int | None, answers: TextIO) -> None:
+    """Forward signals to the fork, wait for it, and exit as it exits."""
     for number in (n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN):
         signal.signal(number, lambda received, _: _send(pid, began, received))
     try:
-        answer = answers.readline()  # nothing where the server has died
+        answer = answers.readline()  # empty if the server has died
     except OSError:
         answer = ""
     if not answer:
-        # The fork outlives its server; this process stays until it has ended, or Ray would count it as lost.
+        # The fork outlives its server. This process must outlive the fork, or Ray would count the worker as lost.
         _wait(pid, began)
         os._exit(1)
     code = int(json.loads(answer)["exit"])
-    if code < 0:  # ended by a signal
+    if code < 0:  # killed by a signal: die by the same one, as Ray reads the cause from the status
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code & 255)
 
 
-def _wait(pid: int, began: int) -> None:
+def _wait(pid: int, began: int | None) -> None:
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return
-    if process_began(pid) == began:
+    if is_process(pid, began):  # checked after pidfd_open, so that the descriptor cannot be of a later process
         select.select([descriptor], [], [])
 
 
-def _send(pid: int, began: int, number: int) -> None:
-    if process_began(pid) == began:  # else the number may be another process's by now
+def _send(pid: int, began: int | None, number: int) -> None:
+    if is_process(pid, began):  # the pid may have been reused
         os.kill(pid, number)
 
 
@@ -243,16 +283,16 @@ def _oom_score() -> int:
 
 
 def _apply_context(arguments: list[str]) -> list[str] | None:
-    """Apply the runtime environment that the raylet gives, as Ray's `setup_worker.py` does (ray 2.60).
+    """Apply the runtime environment in the arguments, as Ray's `setup_worker.py` does (ray 2.60).
 
     Returns:
-        Script of the worker and its arguments; None where the environment is more than variables.
+        Script of the worker and its arguments; None if the environment needs more than variables.
     """
-    given = next((a[len(_CONTEXT) :] for a in arguments if a.startswith(_CONTEXT)), "{}")
-    context = json.loads(given or "{}")
+    serialized = next((a[len(_CONTEXT) :] for a in arguments if a.startswith(_CONTEXT)), "{}")
+    context = json.loads(serialized or "{}")
     language = next((a[len(_LANGUAGE) :] for a in arguments if a.startswith(_LANGUAGE)), "PYTHON")
-    others = any(context.get(key) for key in ("command_prefix", "override_worker_entrypoint", "java_jars"))
-    if language != "PYTHON" or others or context.get("py_executable", sys.executable) != sys.executable:
+    needs_more = any(context.get(key) for key in ("command_prefix", "override_worker_entrypoint", "java_jars"))
+    if language != "PYTHON" or needs_more or context.get("py_executable", sys.executable) != sys.executable:
         return None
     import re
 
@@ -262,9 +302,9 @@ def _apply_context(arguments: list[str]) -> list[str] | None:
 
 
 def _start_server(path: str) -> None:
-    """Start a server for the workers after this one, which ends with the raylet.
+    """Start a server for later workers; it ends with the raylet.
 
-    It becomes a grandchild that is nobody's: a worker of Ray kills its children when it ends.
+    It is forked twice, so that init adopts it: a Ray worker kills its children when it ends.
     """
     raylet = os.environ.get("RAY_RAYLET_PID")
     if not raylet:
@@ -277,13 +317,10 @@ def _start_server(path: str) -> None:
     if os.fork():
         os._exit(0)
     try:
-        null = os.open(os.devnull, os.O_RDONLY)
-        log = os.open(f"{path}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        for number, file in enumerate((null, log, log)):
-            os.dup2(file, number)
+        redirect_streams(f"{path}.log")
         os.closerange(STREAMS, os.sysconf("SC_OPEN_MAX"))
         os.environ.pop(SOCKET, None)
-        os.chdir(_ROOT)
+        os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "launcher.processes.fork_server", raylet])
     finally:
         os._exit(1)

@@ -1,9 +1,9 @@
-"""Start a Ray of this machine alone, side by side with whatever the command does meanwhile.
+"""Local Ray: a single-node cluster on this machine, started in the background of a command.
 
-`start_for_command()` starts it in a process of its own (the node), which ends when the command does;
-`LocalRay.address()` waits for it. Compared with `ray.init()`: no dashboard, log monitor, autoscaler or API server,
-which nobody looks at here, and workers are forks (`fork_server.py`). A user who wants Ray's dashboard starts `ray
-start --head` and names its address. Runs in the command (LocalRay) and in the node's process (main).
+`start_for_command()` starts it in a separate process (the node), which ends with the command; `LocalRay.address()`
+waits for it. It starts faster than `ray.init()`: no dashboard, log monitor, autoscaler or API server, and its workers
+are forks (`fork_server.py`). For Ray's dashboard, run `ray start --head` and set `cluster.address`. Runs in the
+command (`LocalRay`) and in the node's process (`main`).
 """
 
 import contextlib
@@ -16,67 +16,71 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
+from launcher.errors import ClusterError
 from launcher.processes import fork_client, fork_server, warm_ray
-from launcher.processes.environment import refuse_environment
 from launcher.processes.fork_server import ForkServerError
 from launcher.processes.warm_ray import WarmRay
 
-_START_S, _LOOK_S = 60.0, 1.0
+_START_S = 60.0
+_POLL_S = 1.0
 _STAY = "stay\n"
 _MANY_CPUS = 256
-"""Logical CPUs of a Ray that stays: they only schedule, and nobody knows yet what will run on it."""
+"""Logical CPUs of a Ray that stays. They matter only for scheduling, and later commands are not known yet."""
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray's workers yield to every other process (niceness 15), and nearly stop where another one computes.
+    # Ray's default niceness of 15 lets workers nearly stop while another process computes.
     "RAY_worker_niceness": "0",
-    # A process at each start that watches whether nodes are taken away, which nobody does with this one.
+    # Saves one process per start: a local node is never preempted.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Ray Train and Ray Data give it to some of their workers; where all have it, one zygote serves them.
+    # Ray Train and Ray Data set it for some workers. Set for all, one zygote serves them (zygotes differ by RAY_*).
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
-_CLIENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_client.py")
+# Longest socket path below Ray's temporary directory (ray 2.60, _private/node.py), with a pid of seven digits. The
+# kernel limits the whole path (sun_path, unix(7)).
+_SOCKET = "/ray/session_2026-11-29_04-08-46_123456_4194304/sockets/plasma_store"
+_LONGEST = (107 if sys.platform.startswith("linux") else 103) - len(_SOCKET)
+# Size of Ray's first log files. A disk with less free space counts as full.
+_PROBE_BYTES = 1 << 16
 
 
 class LocalRayError(Exception):
-    """Ray could not be started here; says what its process wrote."""
+    """Ray could not be started on this machine; the text has the last line that its process wrote."""
 
 
 @dataclass
 class LocalRay:
-    """A Ray of this machine, as its command sees it.
-
-    Args:
-        process: The node's process; None where it is not this command's (`launcher up`).
-        note: Reason why workers are plain processes, for a person; None where they are forks.
-        known_address: Address of its GCS, once it is known.
-        log: What the node's process writes to standard error.
-    """
+    """Handle of a local Ray in the command that uses it."""
 
     process: "subprocess.Popen[str] | None"
+    """Process of the node; None if another command started it (`launcher up`)."""
     note: str | None = None
+    """Reason why workers are plain processes, for the user; None if they are forks."""
     known_address: str = ""
+    """Address of the GCS, once known."""
     log: IO[str] | None = None
+    """File with the standard error of the node's process."""
 
     @staticmethod
     def start(num_cpus: int, *, fork_here: bool, idle_s: float | None = None) -> "LocalRay":
-        """Begin to start Ray and the fork server; returns when the server has its imports.
+        """Start Ray in the background, and the fork server; return when the server's imports are done.
 
         Args:
-            num_cpus: Logical CPUs that Ray schedules with.
-            fork_here: Whether this process may become the server's parent: it has one thread and has not imported ray.
-                The imports are then there for the command as well. Otherwise the server is started by the first worker.
-            idle_s: Seconds without a command after which it ends; None lets it end with this process.
+            num_cpus: Logical CPUs for Ray's scheduler.
+            fork_here: Whether to fork the server off this process, which must have one thread and no ray imported. The
+                command then has the same imports already. Otherwise the first worker starts the server.
+            idle_s: Seconds without a command after which Ray ends; None means that it ends with this process.
 
         Raises:
-            ClusterError: The environment keeps it from starting.
+            ClusterError: The environment keeps Ray from starting.
         """
-        refuse_environment()
+        check_environment()
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
         note = path = None
-        if fork_here and not _is_off():
+        if fork_here and not fork_client.is_off():
             try:
                 path = _command_socket()
             except OSError as error:
@@ -85,10 +89,10 @@ class LocalRay:
         if path is not None:
             environment[fork_client.SOCKET] = path
         settings = {"num_cpus": num_cpus, "directory": os.getcwd(), "idle_s": idle_s}
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- stays open as long as both processes need it
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- stays open as long as the node runs
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher.processes.local_ray", json.dumps(settings)],
-            cwd=_root_of_package(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            cwd=fork_client.ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             text=True, start_new_session=True,
         )  # fmt: skip
         ray = LocalRay(process, note, log=log)
@@ -97,16 +101,16 @@ class LocalRay:
                 fork_server.start_beside(path, os.getpid() if idle_s is None else process.pid)
             except (ForkServerError, OSError) as error:
                 ray.note = str(error)
-            except BaseException:  # Ctrl-C in the middle of the imports: nobody else knows of the node yet
+            except BaseException:  # Ctrl-C during the imports: no other code would stop the node
                 ray.stop()
                 raise
         return ray
 
     def address(self) -> str:
-        """Return the address of its GCS, as soon as it runs.
+        """Wait until Ray runs and return the address of its GCS.
 
         Raises:
-            LocalRayError: It did not start.
+            LocalRayError: Ray did not start.
         """
         if not self.known_address:
             assert self.process is not None and self.process.stdout is not None and self.log is not None
@@ -116,18 +120,18 @@ class LocalRay:
                 self.process.kill()
                 self.process.wait()
                 self.log.seek(0)
-                written = self.log.read().strip().splitlines() or ["it wrote nothing"]
-                raise LocalRayError(f"a local Ray did not start ({written[-1]})")
+                lines = self.log.read().strip().splitlines() or ["its process wrote nothing"]
+                raise LocalRayError(f"a local Ray did not start ({lines[-1]})")
             self.known_address = json.loads(line)["address"]
         return self.known_address
 
     def stop(self) -> None:
-        """End Ray and all its processes, and wait for that; one that is not this command's stays."""
+        """Stop Ray with all its processes and wait for them; do nothing if another command started it."""
         if self.process is None:
             return
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            self.process.stdin.close()  # what its process waits for
+            self.process.stdin.close()  # the node waits for this (`main`)
         try:
             self.process.wait(_START_S)
         except subprocess.TimeoutExpired:
@@ -135,59 +139,108 @@ class LocalRay:
             self.process.wait()
 
 
-_begun: LocalRay | None = None
+_current: LocalRay | None = None
 
 
 def local_cpus(demand: float) -> int:
-    """Return how many logical CPUs a local Ray has, however few cores there are: they only schedule."""
+    """Return the logical CPUs of a local Ray: enough for the demand, even above the number of cores."""
     return max(os.cpu_count() or 1, int(demand + 1))
 
 
 def start_for_command(num_cpus: int, *, fork_here: bool = False) -> LocalRay:
-    """Start the Ray of this command, or return the one that was begun; see `LocalRay.start`."""
-    global _begun
-    if _begun is None:
+    """Start the Ray of this command (see `LocalRay.start`), or return the one that is already starting."""
+    global _current
+    if _current is None:
         address = os.environ.get(warm_ray.ADDRESS)
-        _begun = LocalRay(None, None, address) if address else LocalRay.start(num_cpus, fork_here=fork_here)
-    return _begun
+        _current = LocalRay(None, None, address) if address else LocalRay.start(num_cpus, fork_here=fork_here)
+    return _current
 
 
 def current() -> LocalRay | None:
-    """Return the Ray that this command has begun, or None."""
-    return _begun
+    """Return the Ray that this command has started, or None."""
+    return _current
 
 
 def stop_current() -> None:
-    """Stop the Ray that this command has begun, if there is one."""
-    global _begun
-    if _begun is not None:
-        _begun.stop()
-        _begun = None
+    """Stop the Ray that this command has started, if any."""
+    global _current
+    if _current is not None:
+        _current.stop()
+        _current = None
+
+
+def check_environment() -> None:
+    """Check that Ray can create its sockets, logs and token; Ray itself would hang or fail with an obscure error.
+
+    Raises:
+        ClusterError: It cannot. Names the variable to change.
+    """
+    name, place = _find_temporary()
+    if len(os.fsencode(place)) > _LONGEST:
+        raise ClusterError(
+            f"{name}: {place} is {len(os.fsencode(place))} bytes long, and above {_LONGEST} bytes the paths of Ray's "
+            "sockets are too long for the system; set RAY_TMPDIR to a shorter directory, such as /tmp"
+        )
+    try:
+        os.makedirs(f"{place}/ray", exist_ok=True)
+        with tempfile.TemporaryFile(dir=f"{place}/ray", buffering=0) as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        raise ClusterError(
+            f"{name}: {place}/ray cannot be written ({os.strerror(error.errno or 0)}), where Ray keeps its sockets and "
+            "logs; free space and set permissions there, or set RAY_TMPDIR to another directory of this machine"
+        ) from error
+    _check_home()
+
+
+def _find_temporary() -> tuple[str, str]:
+    """Return the variable that sets Ray's temporary directory, and the directory, in the order in which Ray looks."""
+    for name in ("RAY_TMPDIR", *(("TMPDIR",) if sys.platform.startswith("linux") else ())):
+        if name in os.environ:
+            return name, os.path.abspath(os.environ[name])
+    return "RAY_TMPDIR", "/tmp" if os.name == "posix" else tempfile.gettempdir()
+
+
+def _check_home() -> None:
+    """Check that Ray can write its token to the home directory, if it needs one there."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    folder = Path.home() / ".ray"
+    try:
+        if os.access(folder / "auth_token", os.R_OK):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ClusterError(
+            f"HOME: {folder} cannot be written ({os.strerror(error.errno or 0)}), where Ray keeps its token "
+            "(RAY_AUTH_MODE is token); set HOME to a writable directory, or RAY_AUTH_TOKEN to a token"
+        ) from error
 
 
 def up(idle_s: float) -> WarmRay:
-    """Start a Ray with a fork server that stays when this command has ended.
+    """Start a Ray with a fork server that keeps running after this command.
 
     Args:
         idle_s: Seconds without a command after which it ends.
 
     Raises:
-        LocalRayError: It did not start, or commands could not be forked.
+        LocalRayError: Ray did not start, or commands cannot be forked.
     """
-    environment = warm_ray.digests()  # before imports add variables of their own
+    environment = warm_ray.digests()  # before imports add variables
     ray = LocalRay.start(_MANY_CPUS, fork_here=True, idle_s=idle_s)
     assert ray.process is not None and ray.process.stdin is not None
-    if ray.note is not None or _is_off():
+    if ray.note is not None or fork_client.is_off():
         ray.stop()
         raise LocalRayError(f"commands cannot be forked here: {ray.note or f'{fork_client.OFF}=0'}")
     path = _command_socket()
-    warm = WarmRay(
-        ray.process.pid, fork_client.process_began(ray.process.pid), ray.address(), path, environment, sys.executable,
-        time.time(),
-    )  # fmt: skip
+    began = fork_client.process_began(ray.process.pid) or 0
+    warm = WarmRay(ray.process.pid, began, ray.address(), path, environment, sys.executable, time.time())
     warm_ray.write(warm)
     subprocess.run(
-        [sys.executable, "-m", "launcher.processes.warm_ray"], cwd=_root_of_package(),
+        [sys.executable, "-m", "launcher.processes.warm_ray"], cwd=fork_client.ROOT,
         env=warm_ray.initial_environment(), check=False,
     )  # fmt: skip
     ray.process.stdin.write(_STAY)
@@ -196,25 +249,17 @@ def up(idle_s: float) -> WarmRay:
 
 
 def _command_socket() -> str:
-    """Return the path of the fork server's socket of this command."""
+    """Return the socket path of this command's fork server."""
     return os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
 
 
-def _is_off() -> bool:
-    return os.environ.get(fork_client.OFF) == "0" or sys.platform != "linux"
-
-
-def _root_of_package() -> str:
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-
 def main() -> None:
-    """Run the node: start Ray, print its address, and stop it when standard input is closed, or after idle minutes."""
+    """Run the node: start Ray, print its address, stop it when standard input closes or after the idle time."""
     settings: dict[str, Any] = json.loads(sys.argv[1])
-    os.chdir(settings["directory"])  # which workers inherit
+    os.chdir(settings["directory"])  # workers inherit it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Python's own way to make an import fail: without the packages of Ray's dashboard, the agent that Ray starts on
-    # each node loads a fifth of what it would (ray 2.60, services.start_raylet: --minimal).
+    # `None` makes an import fail. Without the optional packages of its dashboard, Ray starts the agent of each node
+    # with --minimal, which loads a fifth of the modules (ray 2.60, services.start_raylet).
     sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
     node = _start_node(settings["num_cpus"])
 
@@ -232,24 +277,24 @@ def main() -> None:
 
 
 def _wait_until_idle(idle_s: float, node: Any) -> None:
-    """Wait until no command has used this Ray for some seconds, or Ray itself has died."""
-    used = time.monotonic()
+    """Wait until no command has used this Ray for `idle_s` seconds, or until one of its processes has died."""
+    last_used = time.monotonic()
     while not node.dead_processes():
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
         if warm_ray.is_used():
-            used = time.monotonic()
-        elif time.monotonic() - used > idle_s and warm_ray.close_if_unused():
+            last_used = time.monotonic()
+        elif time.monotonic() - last_used > idle_s and warm_ray.close_if_unused():
             return
 
 
 def _start_node(num_cpus: int) -> Any:
-    """Start GCS and raylet as `ray.init()` does (ray 2.60, _private/worker.py), with less beside them."""
+    """Start GCS and raylet as `ray.init()` does (ray 2.60, _private/worker.py), without optional services."""
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     class LeanNode(Node):
-        """A node without an API server."""
+        """Ray node without an API server."""
 
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             self._webui_url = ""
@@ -258,11 +303,11 @@ def _start_node(num_cpus: int) -> Any:
     parameters = RayParams(
         num_cpus=num_cpus,
         include_dashboard=False,
-        include_log_monitor=False,  # type: ignore[arg-type]  # a flag, typed as a string
+        include_log_monitor=False,  # type: ignore[arg-type]  # a boolean that Ray annotates as str
         no_monitor=True,
-        setup_worker_path=None if _is_off() else _CLIENT,
-        # Workers that Ray starts before anybody asks have no runtime environment, which all of ours have.
-        _system_config={"prestart_worker_first_driver": False},  # type: ignore[dict-item]  # typed for strings
+        setup_worker_path=None if fork_client.is_off() else os.path.abspath(fork_client.__file__),
+        # Prestarted workers have no runtime environment; all of ours have one, so they would never be used.
+        _system_config={"prestart_worker_first_driver": False},  # type: ignore[dict-item]  # annotated for strings
     )
     return LeanNode(ray_params=parameters, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
 

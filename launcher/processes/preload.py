@@ -1,4 +1,8 @@
-"""Import what workers will need, and record what the imports looked at. Runs in the fork server, before it serves."""
+"""Imports of the fork server, and a record of the environment variables they read. Runs in the server at its start.
+
+The result of an import may depend on the environment. The record lets the server refuse a request whose environment
+would have led to other results.
+"""
 
 import importlib
 import importlib.util
@@ -9,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-# What a command and its workers import alike: loaded once, before the server is forked off the command.
+# Imports of both the command and its workers: done once, before the server is forked off the command.
 SHARED = (
     "numpy", "pyarrow", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.fs", "pyarrow.compute", "fsspec", "pydantic",
     "filelock", "yaml", "jsonschema", "psutil", "requests", "click", "rich.progress", "ruamel.yaml",
@@ -19,8 +23,8 @@ SHARED = (
     "transformers.tokenization_utils_tokenizers", "transformers.models.bert.modeling_bert", "tokenizers",
     "safetensors.torch", "launcher.tasks.base", "launcher.models.pretrained", "launcher.data.stream",
 )  # fmt: skip
-# What workers alone import, but for ray: loaded by the server, while the command goes on. What is missing here costs a
-# worker some time, no more.
+# Imports of workers only, without ray: done by the server while the command continues. A module that is missing here
+# only costs each worker the time to import it.
 SERVER = (
     "pyarrow.acero", "pandas", "fsspec.implementations.local", "msgpack", "logging.config", "pdb", "html", "colorful",
     "pydantic.dataclasses", "pydantic.deprecated.class_validators", "google.protobuf.wrappers_pb2", "aiohttp",
@@ -32,22 +36,12 @@ SERVER = (
     "transformers.models.auto.image_processing_auto", "transformers.models.llama.modeling_llama",
     "transformers.models.vit.modeling_vit", )  # fmt: skip
 
-# Read by C libraries when they are loaded, where Python does not see it.
+# Read by C libraries when they are loaded, invisible to Python.
 _C_PREFIXES = (
-    "LD_",
-    "OMP_",
-    "GOMP_",
-    "KMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "MALLOC_",
-    "ARROW_",
-    "PYTHON",
-    "CUDA_HOME",
-    "GLIBC_",
-)
-# Looked at by imports, without bearing on what they make: paths of Python's own, which a fork sets anew, terminals,
-# and what a process asks for each time that it needs it.
+    "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "ARROW_", "PYTHON", "CUDA_HOME", "GLIBC_",
+)  # fmt: skip
+# Read by imports without an effect on their results: paths that a fork sets itself, properties of the terminal, and
+# variables that are read again at each use.
 _WITHOUT_EFFECT = frozenset(
     ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONBREAKPOINT", "CUDA_VISIBLE_DEVICES", "PATH", "PWD", "OLDPWD", "COLUMNS",
      "LINES", "TERM", "SHLVL", "_", "DEBUG", "USER", "LOGNAME")
@@ -55,7 +49,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 class _RecordingEnviron(type(os.environ)):  # type: ignore[misc]  # os._Environ has no public name
-    """`os.environ` that notes which variables are asked for by name."""
+    """`os.environ` that records which variables are read by name. Reading all of them (`items`) does not count."""
 
     names: set[str] = set()  # noqa: RUF012 -- one environment per process
 
@@ -69,31 +63,30 @@ class _RecordingEnviron(type(os.environ)):  # type: ignore[misc]  # os._Environ 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the imports of this process depended on.
-
-    Args:
-        names: Environment variables that they asked for.
-        environment: All variables as they were before.
-        added: Variables that imports have set, which a new process would set likewise.
-    """
+    """Environment that the imports of this process depended on."""
 
     names: frozenset[str]
+    """Names of variables that they read."""
     environment: dict[str, str]
+    """All variables before the imports."""
     added: dict[str, str]
+    """Variables set by imports, as they would be in a new process."""
 
 
 def load(modules: tuple[str, ...], before: "Loaded | None" = None) -> Loaded:
-    """Import modules that are installed, in order.
+    """Import modules in order and record the variables they read; skip those that are not installed.
 
     Args:
-        modules: Their names.
-        before: What earlier imports of this process depended on.
+        modules: Module names.
+        before: Record of earlier imports in this process, to which this one adds.
 
     Returns:
-        What all of them depended on.
+        Record of all imports so far.
     """
-    plain, environment = type(os.environ), dict(os.environ) if before is None else before.environment
-    # torch then asks NVML whether there is a GPU, where it would initialise CUDA, which no fork could use.
+    original_class = type(os.environ)
+    environment = dict(os.environ) if before is None else before.environment
+    # Makes `torch.cuda.is_available()` ask NVML. By default it initialises CUDA, and CUDA cannot be used in a fork of a
+    # process that has initialised it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.__class__ = _RecordingEnviron
     try:
@@ -103,15 +96,15 @@ def load(modules: tuple[str, ...], before: "Loaded | None" = None) -> Loaded:
             try:
                 importlib.import_module(name)
             except ImportError:
-                continue  # an optional package, or one that lays its modules out otherwise
+                continue  # an optional package, or a version with another layout
     finally:
-        os.environ.__class__ = plain
+        os.environ.__class__ = original_class
     added = {name: value for name, value in os.environ.items() if environment.get(name) != value}
     return Loaded(frozenset(_RecordingEnviron.names), environment, added)
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed for the device that this process sees, without what its autotuner alone would use.
+    """Import DeepSpeed for the device that this process sees, without the slow imports of its autotuner.
 
     Returns:
         The module `deepspeed`.
@@ -120,12 +113,12 @@ def import_deepspeed() -> Any:
 
     has_gpu = torch.cuda.is_available()
     if not has_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it tries, and prints, every accelerator it knows
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it probes every accelerator and prints warnings
     is_loaded = "deepspeed" in sys.modules
-    with _hidden("mlflow"):  # deepspeed 0.19.8, autotuning/autotuner.py: 1.2 s; it does without
+    with _hidden("mlflow"):  # optional import of deepspeed 0.19.8, autotuning/autotuner.py; costs 1.2 s
         deepspeed = importlib.import_module("deepspeed")
     if is_loaded and not has_gpu and deepspeed.accelerator.get_accelerator().device_name() != "cpu":
-        # A fork that Ray gives no GPU, of a server that saw one.
+        # DeepSpeed chose the accelerator when the server saw a GPU; Ray has given this fork none.
         cpu = importlib.import_module("deepspeed.accelerator.cpu_accelerator")
         deepspeed.accelerator.set_accelerator(cpu.CPU_Accelerator())
     return deepspeed
@@ -133,7 +126,7 @@ def import_deepspeed() -> Any:
 
 @contextmanager
 def _hidden(name: str) -> Iterator[None]:
-    """Make a module look uninstalled inside the block, unless it is loaded already."""
+    """Make a module appear not installed inside the block, unless it is loaded already."""
     if name in sys.modules:
         yield
         return
@@ -145,12 +138,12 @@ def _hidden(name: str) -> Iterator[None]:
 
 
 def difference(loaded: Loaded, wanted: Mapping[str, str]) -> str | None:
-    """Return a variable that the imports depend on and that has another value in `wanted`, or None.
+    """Return the name of a variable that the imports depend on and that differs in `wanted`; None if there is none.
 
-    The value that an import has set itself is the same to it: the command hands it on to its workers.
+    A value that an import has set itself does not count as different: a command passes it on to its workers.
     """
-    here = loaded.environment
-    from_c = {name for name in (*here, *wanted) if name.startswith(_C_PREFIXES)}
-    # What differs in RAY_* has a zygote of its own (fork_server.py).
-    decisive = sorted(n for n in (loaded.names | from_c) - _WITHOUT_EFFECT if not n.startswith("RAY_"))
-    return next((n for n in decisive if wanted.get(n) not in (here.get(n), loaded.added.get(n, here.get(n)))), None)
+    before = loaded.environment
+    read_by_c = {name for name in (*before, *wanted) if name.startswith(_C_PREFIXES)}
+    # RAY_* variables may differ: each set of values has its own zygote (fork_server.py).
+    decisive = sorted(n for n in (loaded.names | read_by_c) - _WITHOUT_EFFECT if not n.startswith("RAY_"))
+    return next((n for n in decisive if wanted.get(n) not in (before.get(n), loaded.added.get(n, before.get(n)))), None)

@@ -1,6 +1,6 @@
-"""The address of a Ray cluster: what it stands for, and whether anything answers there. Runs on the client and head.
+"""Address of a Ray cluster: resolve it, and check that Ray answers there. Runs on the client and the head.
 
-`ray.init` alone waits for many minutes for an address that is dead, and takes a refused token for one.
+`ray.init` waits ten minutes for a dead address, and treats a rejected token like one (ray 2.60).
 """
 
 import os
@@ -13,104 +13,108 @@ from launcher.errors import ClusterError
 
 _CONNECT_S = 5.0
 _PORTS = {"ray": 10001, "gcs": 6379}
-# The first call of each service; both take an empty message.
+# One cheap call of each service; both accept an empty message.
 _CALLS = {"ray": "/ray.rpc.RayletDriver/ClusterInfo", "gcs": "/ray.rpc.NodeInfoGcsService/GetClusterId"}
 _FORMS = "give auto, HOST:6379 (on a node of the cluster), or ray://HOST:10001 (from elsewhere)"
 _DOCS = "https://docs.ray.io/en/latest/ray-security/token-auth.html"
 
 
 def check_address(address: str | None) -> None:
-    """Refuse a cluster that does not answer; nothing where a job joins none.
+    """Check that the cluster of a job answers; do nothing if the job uses a local Ray.
 
     Args:
-        address: `cluster.address` of the job; None looks at RAY_ADDRESS.
+        address: Value of `cluster.address`; None uses RAY_ADDRESS.
 
     Raises:
-        ClusterError: Names the key or variable, and what to do.
+        ClusterError: It does not answer. Names the key or variable, and the remedy.
     """
     from_job = address is not None and (address != "auto" or not os.environ.get("RAY_ADDRESS"))
     if not address and not os.environ.get("RAY_ADDRESS"):
         return
     try:
-        wanted = resolve(address, os.environ)
-        if wanted:
-            check_reachable(wanted)
+        resolved = resolve(address, os.environ)
+        if resolved:
+            check_reachable(resolved)
     except ClusterError as error:
-        key, leave_out = ("cluster.address", "leave it out") if from_job else ("RAY_ADDRESS", "unset it")
-        raise ClusterError(f"{key}: {error.message}; {leave_out} for a Ray of this machine alone") from error
+        key, remedy = ("cluster.address", "leave it out") if from_job else ("RAY_ADDRESS", "unset it")
+        raise ClusterError(f"{key}: {error.message}; {remedy} to use a local Ray") from error
 
 
 def resolve(address: str | None, environment: Mapping[str, str]) -> str:
-    """The address to join: HOST:PORT or ray://HOST:PORT; empty for a local Ray.
+    """Return the address to connect to: HOST:PORT or ray://HOST:PORT; "" for a local Ray.
+
+    Args:
+        address: Value of `cluster.address`. None and `auto` use RAY_ADDRESS if it is set.
+        environment: Environment variables.
 
     Raises:
-        ClusterError: it is of no form that can be joined, or `auto` finds nothing.
+        ClusterError: The address is malformed, or `auto` finds no Ray.
     """
-    found = address if address not in (None, "auto") else environment.get("RAY_ADDRESS") or address
-    if found is None or found == "local":
+    resolved = address if address not in (None, "auto") else environment.get("RAY_ADDRESS") or address
+    if resolved is None or resolved == "local":
         return ""
-    if found == "auto":
-        from ray._private.services import canonicalize_bootstrap_address  # what ray.init("auto") does first
+    if resolved == "auto":
+        from ray._private.services import canonicalize_bootstrap_address  # as in ray.init("auto")
 
         try:
-            found = canonicalize_bootstrap_address("auto") or ""
+            resolved = canonicalize_bootstrap_address("auto") or ""
         except ConnectionError as error:
             raise ClusterError(
-                "no Ray runs on this machine, so that address auto finds none; start one (`ray start --head`), "
-                "or give the address of another: HOST:6379 on a node of it, ray://HOST:10001 from elsewhere"
+                "address auto finds no Ray on this machine; start one (`ray start --head`), or give the address of a "
+                "cluster: HOST:6379 on one of its nodes, ray://HOST:10001 from elsewhere"
             ) from error
-    scheme, _, rest = found.rpartition("://")
+    scheme, _, rest = resolved.rpartition("://")
     if scheme in ("http", "https"):
         raise ClusterError(
-            f"{found} is the address of a dashboard, where jobs are submitted; this command joins the cluster: {_FORMS}"
+            f"{resolved} is the address of a dashboard, for submitting jobs; this command joins the cluster: {_FORMS}"
         )
     if scheme not in ("", "ray") or not rest:
-        raise ClusterError(f"{found} is not an address of a Ray cluster; {_FORMS}")
-    host, port = split(found)
+        raise ClusterError(f"{resolved} is not an address of a Ray cluster; {_FORMS}")
+    host, port = split(resolved)
     return f"ray://{host}:{port}" if scheme else f"{host}:{port}"
 
 
 def split(address: str) -> tuple[str, int]:
-    """Host and port; a port that is not given is Ray's own.
+    """Split an address into host and port; without a port it is Ray's default.
 
     Raises:
-        ClusterError: the port is not a number.
+        ClusterError: The port is not a valid number.
     """
     scheme, _, rest = address.rpartition("://")
     host, colon, port = rest.rpartition(":")
     if not colon:
         return rest, _PORTS["ray" if scheme else "gcs"]
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
-        raise ClusterError(f"{address}: {port or 'nothing'} is no number of a port; {_FORMS}")
+        raise ClusterError(f"{address}: {port or 'an empty text'} is not a port number; {_FORMS}")
     return host, int(port)
 
 
 def check_reachable(address: str) -> bytes:
-    """Look up the host, connect, and let Ray answer one call, each within seconds.
+    """Resolve the host, connect, and make one call, each with a timeout of 5 s.
 
     Returns:
-        The answer; the cluster's identity is in it where the address is the GCS.
+        Answer of the service; contains the cluster id if the address is the GCS.
 
     Raises:
-        ClusterError: which of them failed, and what to do.
+        ClusterError: One of the three failed. Names it, and the remedy.
     """
     host, port = split(address)
-    found: list[OSError | None] = []
+    outcome: list[OSError | None] = []
 
     def look_up() -> None:
         try:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found.append(None)
+            outcome.append(None)
         except OSError as error:
-            found.append(error)
+            outcome.append(error)
 
-    thread = threading.Thread(target=look_up, daemon=True)  # a dead name server is waited for without a limit
+    thread = threading.Thread(target=look_up, daemon=True)  # getaddrinfo has no timeout
     thread.start()
     thread.join(_CONNECT_S)
-    if not found or found[0] is not None:
-        why = str(found[0]) if found else f"no answer from the name server within {_CONNECT_S:.0f} s"
+    if not outcome or outcome[0] is not None:
+        why = str(outcome[0]) if outcome else f"no answer from the name server within {_CONNECT_S:.0f} s"
         raise ClusterError(
-            f"{address}: the host {host} is not known here ({why}); check the spelling, or give its IP address"
+            f"{address}: the host {host} cannot be resolved ({why}); check the spelling, or give its IP address"
         )
     try:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
@@ -128,9 +132,9 @@ def check_reachable(address: str) -> bytes:
 
 
 def _check_service(address: str) -> bytes:
-    """One call to the service that should be there; the token is looked at before anything else."""
+    """Make one call to the service that should be at an address, and return its answer. Ray checks the token first."""
     import grpc  # type: ignore[import-untyped]  # ships no types
-    from ray._private.grpc_utils import init_grpc_channel  # knows Ray's settings for TLS and tokens
+    from ray._private.grpc_utils import init_grpc_channel  # applies Ray's settings for TLS and tokens
     from ray.exceptions import AuthenticationError
 
     host, port = split(address)
@@ -147,30 +151,37 @@ def _check_service(address: str) -> bytes:
         code = error.code()
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise ClusterError(token_problem(address, os.environ, Path.home())) from error
-        if kind == "ray" and code == grpc.StatusCode.NOT_FOUND:  # it knows no client of that name: it is there
+        if kind == "ray" and code == grpc.StatusCode.NOT_FOUND:  # no such client: the server is up
             return b""
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             raise ClusterError(
-                f"{address}: the connection is taken, but nothing answers within {_CONNECT_S:.0f} s; look whether the "
-                f"head hangs or is overloaded (its logs, its memory), and whether {port} is Ray's port there"
+                f"{address}: the connection is accepted, but nothing answers within {_CONNECT_S:.0f} s; check whether "
+                f"the head hangs or is overloaded (logs, memory), and whether {port} is Ray's port there"
             ) from error
         service = "the Ray Client server" if kind == "ray" else "Ray's own port (the GCS)"
         raise ClusterError(
-            f"{address}: what listens there is not {service} ({code.name.lower().replace('_', ' ')}); {_FORMS}"
+            f"{address}: the server there is not {service} ({code.name.lower().replace('_', ' ')}); {_FORMS}"
         ) from error
 
 
 def token_problem(address: str, environment: Mapping[str, str], home: Path) -> str:
-    """Why the token was missing or wrong, by where Ray looks for it and in this order."""
-    file = home / ".ray" / "auth_token"
-    given = environment.get("RAY_AUTH_TOKEN_PATH")
+    """Explain why a token is missing or wrong, following the order in which Ray looks for it.
+
+    Args:
+        address: Address of the cluster.
+        environment: Environment variables.
+        home: Home directory of the user.
+    """
+    token_path = environment.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(token_path) if token_path else home / ".ray" / "auth_token"
     if environment.get("RAY_AUTH_TOKEN"):
-        source, has = "RAY_AUTH_TOKEN", True
-    elif given:
-        source, has = f"the file of RAY_AUTH_TOKEN_PATH, {given}", Path(given).is_file()
+        source = "RAY_AUTH_TOKEN"
+    elif token_path:
+        source = f"the file of RAY_AUTH_TOKEN_PATH, {token_path}"
     else:
-        source, has = str(file), file.is_file()
-    take = (
+        source = str(file)
+    has_token = source == "RAY_AUTH_TOKEN" or file.is_file()
+    remedy = (
         "put the cluster's token (on the head: `ray get-auth-token`; with KubeRay: key auth_token of the Secret that "
         "is named like the cluster) into RAY_AUTH_TOKEN, into a file named by RAY_AUTH_TOKEN_PATH, or into "
         "~/.ray/auth_token"
@@ -178,9 +189,9 @@ def token_problem(address: str, environment: Mapping[str, str], home: Path) -> s
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         mode = environment.get("RAY_AUTH_MODE") or "not set"
         return (
-            f"{address}: the cluster asks for a token and none was sent, as RAY_AUTH_MODE is {mode}; set "
-            f"RAY_AUTH_MODE=token{f' (there is a token in {source})' if has else f', and {take}'}; see {_DOCS}"
+            f"{address}: the cluster requires a token and none was sent, as RAY_AUTH_MODE is {mode}; set "
+            f"RAY_AUTH_MODE=token{f' (there is a token in {source})' if has_token else f', and {remedy}'}; see {_DOCS}"
         )
-    if has:
-        return f"{address}: the cluster refuses the token in {source}; {take}; see {_DOCS}"
-    return f"{address}: the cluster asks for a token and there is none ({source} does not exist); {take}; see {_DOCS}"
+    if has_token:
+        return f"{address}: the cluster rejects the token in {source}; {remedy}; see {_DOCS}"
+    return f"{address}: the cluster requires a token and there is none ({source} does not exist); {remedy}; see {_DOCS}"

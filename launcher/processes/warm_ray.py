@@ -1,9 +1,9 @@
-"""A local Ray with its fork server that stays between commands: `launcher up`, `launcher down`. Client.
+"""Warm Ray: a local Ray and fork server that keep running between commands (`launcher up`, `launcher down`). Client.
 
-`up.json` in the user's own folder names it. Commands are forked from its server with everything imported, and run on
-its Ray; each holds a shared lock meanwhile, and the node ends when nobody has held it for some minutes. It is not used,
-and says why, where the command's environment, the installed packages or the launcher's code differ from what it was
-started with. What this module imports is in the standard library: it runs before the command line is loaded.
+`up.json` in the user's socket directory describes it. Commands are forked from its server with all imports done, and
+run on its Ray. Each command holds a shared lock; the node ends when the lock has been free for the idle time. A command
+does not use it, and says why, if its environment, the installed packages or the launcher's code have changed since it
+started. This module imports only the standard library, as it runs before the command line is loaded.
 """
 
 import contextlib
@@ -18,21 +18,18 @@ import time
 from dataclasses import dataclass
 
 from launcher.processes import fork_client
-from launcher.processes.fork_client import process_began
+from launcher.processes.fork_client import is_process
 
 ADDRESS = "LAUNCHER_UP_ADDRESS"
-"""Environment variable of a forked command: the GCS of the Ray that it runs on."""
+"""Environment variable of a forked command: address of the GCS of its Ray."""
 MODULES = (
-    "ray",
-    "ray.data",
-    "ray.train.torch",
-    "launcher.cli.main",
-    "launcher.driver.run",
+    "ray", "ray.data", "ray.train.torch", "launcher.cli.main", "launcher.driver.run",
     "launcher.driver.memory.activations",
-)
-"""What a command has loaded when it is forked."""
+)  # fmt: skip
+"""Modules that are loaded when a command is forked."""
 _COMMANDS = ("train", "tune", "predict", "evaluate", "check")
-_STOP_S, _TRIES = 30.0, 10
+_STOP_S = 30.0
+_LOCK_TRIES = 10
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -41,9 +38,9 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Environment variables with which libraries say less, set for every command without `--debug`."""
-# Of the terminal and the shell; nothing that is started here depends on them.
-_OF_THE_SHELL = (
+"""Environment variables that reduce the output of libraries, set for every command without `--debug`."""
+# Variables of terminal and shell, which differ between terminals and do not affect a run.
+_SHELL_VARIABLES = (
     "_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "COLORTERM", "TERM", "WINDOWID", "DISPLAY", "LS_COLORS", "PS1",
     "HISTFILE", "EDITOR", "PAGER", "LESSOPEN", "LESSCLOSE",
 )  # fmt: skip
@@ -52,29 +49,26 @@ _SHELL_PREFIXES = ("SSH_", "TMUX", "VTE_", "XDG_SESSION", "DBUS_", "TERM_", "ITE
 
 @dataclass(frozen=True)
 class WarmRay:
-    """up.json.
-
-    Args:
-        pid: The node's process.
-        began: When it began, in clock ticks since boot.
-        address: Address of its GCS.
-        socket: Path of the fork server's socket.
-        environment: Digest of each variable in which it was started.
-        python: Interpreter that it runs.
-        started_at: Seconds since the epoch.
-    """
+    """Content of up.json."""
 
     pid: int
+    """Process id of the node."""
     began: int
+    """Start time of the node's process, in clock ticks since boot."""
     address: str
+    """Address of its GCS."""
     socket: str
+    """Path of the fork server's socket."""
     environment: dict[str, str]
+    """Digest of each environment variable at its start."""
     python: str
+    """Path of its interpreter."""
     started_at: float
+    """Start time, seconds since the epoch."""
 
     def is_alive(self) -> bool:
-        """Return True if its process is still the one that was started."""
-        return process_began(self.pid) == self.began
+        """Return True if its process is running."""
+        return is_process(self.pid, self.began)
 
 
 def state_path() -> str:
@@ -83,26 +77,26 @@ def state_path() -> str:
 
 
 def lock_path() -> str:
-    """Return the path of the lock that each command which uses it holds."""
+    """Return the path of the lock that each command holds while it uses the warm Ray."""
     return os.path.join(fork_client.folder(), "up.lock")
 
 
 def find() -> WarmRay | None:
-    """Return the Ray that stays, or None; what is left of one that was killed is removed."""
+    """Return the running warm Ray, or None. Remove the up.json of one that was killed."""
     try:
         with open(state_path(), encoding="utf-8") as file:
-            found = WarmRay(**json.load(file))
+            warm = WarmRay(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None
-    if found.is_alive():
-        return found
+    if warm.is_alive():
+        return warm
     with contextlib.suppress(OSError):
         os.unlink(state_path())
     return None
 
 
 def write(warm: WarmRay) -> None:
-    """Write up.json, whole or not at all."""
+    """Write up.json atomically."""
     path = state_path()
     with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(warm), file)
@@ -110,40 +104,34 @@ def write(warm: WarmRay) -> None:
 
 
 def initial_environment() -> dict[str, str]:
-    """Return the environment that this process was started with, without what imports and the command line added."""
+    """Return the environment at the start of this process, without variables that imports and the command line add."""
     with open("/proc/self/environ", "rb") as file:
         entries = [os.fsdecode(entry).partition("=") for entry in file.read().split(b"\0") if entry]
     return {name: value for name, _, value in entries}
 
 
 def digests() -> dict[str, str]:
-    """Return a digest of each environment variable that this process was started with and that could bear on a run."""
+    """Return a hash of each initial environment variable that can affect a run; values themselves may be secrets."""
     return {
         name: hashlib.sha256(os.fsencode(value)).hexdigest()[:16]
         for name, value in initial_environment().items()
-        if name not in _OF_THE_SHELL and not name.startswith(_SHELL_PREFIXES)
+        if name not in _SHELL_VARIABLES and not name.startswith(_SHELL_PREFIXES)
     }
 
 
 def run_command(arguments: list[str]) -> None:
-    """Run a command in a fork of the Ray that stays, and end as it ends; return where that is not possible.
+    """Run a command in a fork of the warm Ray's server and exit as it exits; return if that is not possible.
 
     Args:
-        arguments: `sys.argv`.
+        arguments: Value of `sys.argv`.
     """
     words = [word for word in arguments[1:] if not word.startswith("-")]
-    if (
-        not words
-        or words[0] not in _COMMANDS
-        or "--fresh" in arguments
-        or "--help" in arguments
-        or ADDRESS in os.environ
-    ):
+    if not words or words[0] not in _COMMANDS or {"--fresh", "--help"} & set(arguments) or ADDRESS in os.environ:
         return
     warm = find()
     if warm is None:
         return
-    lock = _join()
+    lock = _acquire_shared()
     if lock is None or not warm.is_alive():
         return
     why = _difference(warm) or _run_in_fork(warm, [os.path.abspath(arguments[0]), *arguments[1:]])
@@ -153,7 +141,7 @@ def run_command(arguments: list[str]) -> None:
 
 
 def _run_in_fork(warm: WarmRay, arguments: list[str]) -> str | None:
-    """Run a script as a command is run; returns the reason why that is not possible, with the environment as it was."""
+    """Run a script in a fork and exit as it exits, or restore the environment and return why that is not possible."""
     before = dict(os.environ)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -164,14 +152,14 @@ def _run_in_fork(warm: WarmRay, arguments: list[str]) -> str | None:
     return why
 
 
-def _join() -> int | None:
-    """Take the lock of those that use it; it is held until this process ends. None if the Ray is about to end."""
+def _acquire_shared() -> int | None:
+    """Acquire the lock as a user and hold it until this process ends; None if the warm Ray is about to end."""
     lock = os.open(lock_path(), os.O_CREAT | os.O_RDWR, 0o600)
-    for _ in range(_TRIES):
+    for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.02)  # it may only have been looked at (`is_used`)
+            time.sleep(0.02)  # `is_used` holds the lock for a moment
         else:
             return lock
     os.close(lock)
@@ -179,29 +167,30 @@ def _join() -> int | None:
 
 
 def _difference(warm: WarmRay) -> str | None:
+    """Return how this command's interpreter or environment differs from the warm Ray's, or None."""
     if warm.python != sys.executable:
         return f"it was started with {warm.python}"
-    here = digests()
-    names = sorted(name for name in {*here, *warm.environment} if here.get(name) != warm.environment.get(name))
+    current = digests()
+    names = sorted(name for name in {*current, *warm.environment} if current.get(name) != warm.environment.get(name))
     return f"it was started with another value of {names[0]}" if names else None
 
 
 def close_if_unused() -> bool:
-    """Keep commands from joining from now on, until this process ends; return False if one uses it already."""
-    return _lock_alone() is not None
+    """Lock out new commands until this process ends; return False if a command is using the warm Ray."""
+    return _acquire_exclusive() is not None
 
 
 def is_used() -> bool:
-    """Return True if a command uses it at this moment."""
-    lock = _lock_alone()
+    """Return True if a command is using the warm Ray."""
+    lock = _acquire_exclusive()
     if lock is None:
         return True
-    os.close(lock)  # which unlocks it, too
+    os.close(lock)  # also releases the lock
     return False
 
 
-def _lock_alone() -> int | None:
-    """Take the lock against all commands; None if one holds it."""
+def _acquire_exclusive() -> int | None:
+    """Acquire the lock against all commands; None if a command holds it."""
     lock = os.open(lock_path(), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,15 +201,15 @@ def _lock_alone() -> int | None:
 
 
 def forget(pid: int) -> None:
-    """Remove up.json if it names this process, which ends."""
-    found = find()
-    if found is not None and found.pid == pid:
+    """Remove up.json if it describes the process with this pid, which is about to end."""
+    warm = find()
+    if warm is not None and warm.pid == pid:
         with contextlib.suppress(OSError):
             os.unlink(state_path())
 
 
 def stop(warm: WarmRay) -> None:
-    """End it with all its processes, and wait for that."""
+    """Stop the warm Ray with all its processes, and wait until it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(warm.pid, signal.SIGTERM)
     until = time.monotonic() + _STOP_S
@@ -233,7 +222,7 @@ def stop(warm: WarmRay) -> None:
 
 
 if __name__ == "__main__":
-    # Run by `up`: a command that does nothing leaves a process behind that has loaded what commands need.
-    found = find()
-    if found is not None:
-        sys.exit(_run_in_fork(found, [os.devnull]))
+    # Run by `local_ray.up`: an empty command makes the server start the zygote that later commands are forked from.
+    running = find()
+    if running is not None:
+        sys.exit(_run_in_fork(running, [os.devnull]))

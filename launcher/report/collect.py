@@ -12,7 +12,6 @@ from launcher.errors import RunError
 from launcher.rundir.directory import RESTORE, RunDir, read_job
 from launcher.rundir.events import Event, read_events
 from launcher.rundir.leakage import LeakageRecord
-from launcher.rundir.micro_batch import MicroBatchReduction, read_reductions
 from launcher.rundir.records import (
     EnvironmentRecord,
     EvaluationRecord,
@@ -23,6 +22,7 @@ from launcher.rundir.records import (
     StepRecord,
     TimesRecord,
 )
+from launcher.rundir.recovery import MicroBatchReduction, read_reductions
 from launcher.rundir.uri import redact_uri
 from launcher.spec.job import JobSpec
 

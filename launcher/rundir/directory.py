@@ -1,7 +1,7 @@
-"""A run directory: the paths of one run, read and written atomically on any storage. Runs anywhere.
+"""Directory of one run, on local or remote storage: read, publish and copy its files atomically. Runs anywhere.
 
-`<storage>/<run name>/` is the whole truth about a run; what exists there is complete. Record types:
-`rundir/records.py`.
+`<storage>/<run name>/` holds all state of a run, and every file in it is complete. Read `rundir/records.py` for the
+record types, `rundir/uri.py` for storages.
 """
 
 import errno
@@ -36,14 +36,16 @@ from launcher.rundir.uri import (
     storage_error,
     translate_errors,
 )
-from launcher.rundir.uri import open_uri as open_uri  # a part of this module's interface
+from launcher.rundir.uri import open_uri as open_uri  # part of this module's interface
 from launcher.spec.job import JobSpec
 from launcher.spec.permissions import granted
 
 R = TypeVar("R", bound=Record)
-# Written anew every few seconds on an object store; a thousand steps and more fit in.
-_PART_BYTES, _BLOCK_BYTES, _METRICS_PART = 1 << 19, 1 << 22, re.compile(r"metrics(-\d+)?\.jsonl")
-RESTORE = "restore it from a copy, or begin a new run under another name"
+# An object store cannot append: the last part is uploaded again at every flush. 512 KiB hold over 1,000 steps.
+_PART_BYTES = 1 << 19
+_BLOCK_BYTES = 1 << 22
+_METRICS_PART = re.compile(r"metrics(-\d+)?\.jsonl")
+RESTORE = "restore it from a copy, or start a new run under another name"
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 
 
@@ -52,61 +54,61 @@ class RunDir:
     """The files of one run. Paths are relative to the run's own directory.
 
     Args:
-        uri: the directory, local or remote.
+        uri: Local path or URI of the directory.
     """
 
     uri: str
 
     def __str__(self) -> str:
-        """Return the URI for people: without its keys."""
+        """Return the URI with its secrets masked."""
         return mask_secrets(self.uri)
 
     def __repr__(self) -> str:
-        """Return the same for logs."""
+        """Return the masked URI for logs."""
         return f"RunDir({mask_secrets(self.uri)!r})"
 
     @property
     def name(self) -> str:
-        """The run's name: the last part of its path."""
+        """Name of the run: the last part of its path."""
         return split_options(self.uri)[0].rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def local(self) -> Path | None:
-        """The directory as a local path, or None on remote storage."""
+        """Directory as a local path; None on remote storage."""
         fs, path = open_uri(self.uri)
         return Path(path) if is_local(fs) else None
 
     def path(self, relative: str) -> str:
-        """`relative` as a path or URI of its own."""
+        """Return the full path or URI of a relative path."""
         return join(self.uri, relative)
 
     def exists(self, relative: str = "") -> bool:
-        """Whether a file or directory is there."""
+        """Return True if the file or directory exists."""
         fs, root = open_uri(self.uri)
         with translate_errors(self.path(relative)):
             return bool(fs.get_file_info(f"{root}/{relative}".rstrip("/")).type != pafs.FileType.NotFound)
 
     def list(self, relative: str) -> list[str]:
-        """Names inside a directory, sorted; empty where there is none.
+        """Return the sorted names inside a directory; empty if it does not exist.
 
         Raises:
-            RunError: it is a file.
+            RunError: The path is a file.
         """
         fs, root = open_uri(self.uri)
         try:
             with translate_errors(self.path(relative)):
-                found = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}".rstrip("/"), allow_not_found=True))
+                infos = fs.get_file_info(pafs.FileSelector(f"{root}/{relative}".rstrip("/"), allow_not_found=True))
         except RunError as error:
             if isinstance(error.__cause__, NotADirectoryError):
-                raise RunError(f"{self.path(relative)}: is no directory; {RESTORE}") from error
+                raise RunError(f"{self.path(relative)}: is not a directory; {RESTORE}") from error
             raise
-        return sorted(info.base_name for info in found)
+        return sorted(info.base_name for info in infos)
 
     def read_bytes(self, relative: str) -> bytes:
-        """A file's content.
+        """Return the content of a file.
 
         Raises:
-            RunError: there is no such file.
+            RunError: The file does not exist or cannot be read.
         """
         fs, root = open_uri(self.uri)
         try:
@@ -118,23 +120,23 @@ class RunDir:
             raise storage_error(self.path(relative), error, RESTORE) from error
 
     def write_bytes(self, relative: str, content: bytes | Iterable[bytes], durable: bool = False) -> None:
-        """Publish a file at once, given whole or in pieces: readers see the old content or the new, never a part.
+        """Publish a file atomically: readers see the old content or the new, never a part.
 
         Args:
-            relative: Its path.
-            content: What it holds.
-            durable: Whether it must outlast a power cut, which may leave a local file's new name without its content.
+            relative: Path inside the run.
+            content: Content, whole or in pieces.
+            durable: Whether to fsync. Without it, a power failure can leave a local file with no content.
 
         Raises:
-            RunError: the storage cannot be written.
+            RunError: The storage cannot be written.
         """
         fs, root = open_uri(self.uri)
         path = f"{root}/{relative}"
         local = is_local(fs)
-        # An object store publishes an object when its stream closes; a file system needs the rename.
+        # An object store publishes an object when its stream closes; a file system needs write-then-rename.
         target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if local else path
         folder = path.rsplit("/", 1)[0]
-        new = local and not os.path.isdir(folder)
+        is_new_folder = local and not os.path.isdir(folder)
         pieces = (content,) if isinstance(content, bytes) else content
         try:
             if not is_object_store(fs):
@@ -151,17 +153,18 @@ class RunDir:
         except OSError as error:
             if not local:
                 raise storage_error(self.path(relative), error) from error
-            with suppress(OSError):  # of what was begun nothing stays
+            with suppress(OSError):
                 Path(target).unlink(missing_ok=True)
-                os.rmdir(folder if new else "")
-            mend = "give the job another output.storage, or make room and rights there"
+                if is_new_folder:
+                    os.rmdir(folder)
+            remedy = "give the job another output.storage, or free space and set permissions there"
             kind = StorageUnavailableError if is_transient(error) else RunError
-            raise kind(f"{self.path(relative)}: cannot be written ({describe_os_error(error)}); {mend}") from error
+            raise kind(f"{self.path(relative)}: cannot be written ({describe_os_error(error)}); {remedy}") from error
 
     def delete(self, relative: str) -> None:
-        """Remove a file or a directory with all it holds; nothing happens where there is none."""
+        """Remove a file or a directory with its content; do nothing if it does not exist."""
         fs, root = open_uri(self.uri)
-        with translate_errors(self.path(relative)), suppress(FileNotFoundError):  # another process was faster
+        with translate_errors(self.path(relative)), suppress(FileNotFoundError):  # another process removed it first
             info = fs.get_file_info(f"{root}/{relative}")
             if info.type == pafs.FileType.Directory:
                 fs.delete_dir(info.path)
@@ -173,7 +176,7 @@ class RunDir:
         self._copy(pafs.LocalFileSystem(), str(source), relative)
 
     def copy_from(self, other: "RunDir", relative: str, immutable: bool = False) -> None:
-        """Take over a file or directory of another run; of a local directory that never changes, by hard links."""
+        """Copy a file or directory of another run; hard-link an immutable local directory instead."""
         if immutable and self.local is not None and other.local is not None:
             self._link(other.local / relative, self.local / relative)
             return
@@ -181,12 +184,12 @@ class RunDir:
         self._copy(source, f"{base}/{relative}", relative)
 
     def _link(self, source: Path, target: Path) -> None:
-        """Take over a local directory that never changes; what an interrupted call has left is replaced."""
+        """Hard-link a local directory, or copy it; replace what an interrupted call left behind."""
         staged = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
             try:
                 shutil.copytree(source, staged, copy_function=os.link)
-            except OSError:  # another file system, or one without links
+            except OSError:  # hard links need one file system that supports them
                 shutil.rmtree(staged, ignore_errors=True)
                 shutil.copytree(source, staged)
             shutil.rmtree(target, ignore_errors=True)
@@ -206,13 +209,13 @@ class RunDir:
             pafs.copy_files(path, target, source_filesystem=source, destination_filesystem=fs)
 
     def publish_directory(self, source: Path, relative: str, keep: bool = False) -> None:
-        """Copy a complete local directory to `relative`, at once.
+        """Copy a complete local directory into the run and publish it atomically (on remote storage, file by file).
 
         Args:
-            source: The directory.
-            relative: Where it goes.
-            keep: Whether a directory that is there already stays, as in a cache whose entries are all alike: others
-                may be reading it. Otherwise it is replaced.
+            source: Local directory.
+            relative: Path inside the run.
+            keep: Whether an existing directory stays, as in a cache with immutable entries that others may be reading.
+                Otherwise it is replaced.
         """
         local = self.local
         if local is None:
@@ -231,13 +234,13 @@ class RunDir:
                 os.replace(staged, target)
                 sync(target.parent)
         except OSError as error:
-            if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another publisher was faster
+            if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another publisher came first
                 raise storage_error(self.path(relative), error) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
     def download(self, relative: str, target: Path) -> Path:
-        """A local copy of a directory; the directory itself where the run is local."""
+        """Return a local copy of a directory; the directory itself if the run is local."""
         if self.local is not None:
             return self.local / relative
         fs, root = open_uri(self.uri)
@@ -253,27 +256,28 @@ class RunDir:
         self.write_bytes(relative, (record.model_dump_json(indent=1) + "\n").encode(), durable)
 
     def read_record(self, relative: str, kind: type[R]) -> R:
-        """One record, checked.
+        """Read and validate a record.
 
         Raises:
-            CorruptRecordError: It does not hold such a record.
-            RunError: There is no such file, it cannot be read, or a newer version of the launcher wrote it.
+            CorruptRecordError: The content is not a valid record.
+            RunError: The file is missing or unreadable, or a newer version of the launcher wrote it.
         """
         try:
             return kind.model_validate_json(self.read_bytes(relative))
         except ValidationError as error:
-            newer = any(found["type"] == "extra_forbidden" for found in error.errors(include_url=False))
-            told = f"{self.path(relative)}: {_unreadable(error, f'a valid {kind.__name__}')}"
-            raise (RunError if newer else CorruptRecordError)(told) from error
+            # An unknown key comes from a newer version: the record is intact, so it must not count as corrupt.
+            is_newer = any(problem["type"] == "extra_forbidden" for problem in error.errors(include_url=False))
+            message = f"{self.path(relative)}: {_describe_invalid(error, f'a valid {kind.__name__}')}"
+            raise (RunError if is_newer else CorruptRecordError)(message) from error
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:
-        """One record, or None where the file does not exist."""
+        """Read a record; None if the file does not exist."""
         return self.read_record(relative, kind) if self.exists(relative) else None
 
     def append_metrics(self, lines: Iterable[MetricsLine]) -> None:
-        """Add lines to metrics.jsonl; one writer at a time."""
+        """Append lines to metrics.jsonl. One writer at a time."""
         text = "".join(line.model_dump_json() + "\n" for line in lines)
-        if self.local is None:  # object stores cannot append: the last part is written anew while it is small
+        if self.local is None:  # an object store cannot append: the last part is rewritten until it reaches _PART_BYTES
             name, old = "metrics.jsonl", b""
             if parts := self.metrics_parts():
                 name, old = parts[-1], self.read_bytes(parts[-1])
@@ -285,10 +289,10 @@ class RunDir:
         append_whole(self.local / "metrics.jsonl", text.encode())
 
     def read_metrics(self) -> Iterator[MetricsLine]:
-        """The lines of metrics.jsonl, in order; none where there is no file. A torn last line is left out.
+        """Yield the lines of metrics.jsonl in order; nothing if there is no file. An incomplete last line is ignored.
 
         Raises:
-            RunError: a line is not a record.
+            RunError: A line is not a record.
         """
         for part in self.metrics_parts():
             lines = (line for block in self.blocks(part) for line in block.splitlines())
@@ -296,12 +300,12 @@ class RunDir:
                 yield read_line(self.path(part), number, line)
 
     def metrics_parts(self) -> tuple[str, ...]:
-        """metrics.jsonl and, on an object store, what follows it as metrics-000001.jsonl and so on."""
-        found = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
-        return tuple(sorted(found, key=lambda name: name.removesuffix(".jsonl")))
+        """Return the files of the log: metrics.jsonl and, on an object store, metrics-000001.jsonl and so on."""
+        names = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
+        return tuple(sorted(names, key=lambda name: name.removesuffix(".jsonl")))
 
     def blocks(self, relative: str) -> Iterator[bytes]:
-        """A file as blocks of whole lines, some MiB each where the run is local; a torn last line is left out."""
+        """Yield a file as blocks of whole lines, about 4 MiB each on local disks. Ignore an incomplete last line."""
         local = self.local
         with (
             translate_errors(self.path(relative)),
@@ -313,19 +317,23 @@ class RunDir:
 
 
 def sync(path: Path) -> None:
-    """Force a local file's content, or a directory's names, to the disk; not where its file system cannot."""
+    """Flush a local file or directory to disk (fsync), where the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # of a directory, on some network mounts
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network mounts, for directories
             raise
     finally:
         os.close(descriptor)
 
 
 def read_line(where: str, number: int, line: bytes) -> MetricsLine:
-    """A line of metrics.jsonl; a `RunError` names it by file and number where it is no record."""
+    """Parse a line of metrics.jsonl. Path and line number (from 1) are for the error.
+
+    Raises:
+        RunError: The line is not a record.
+    """
     try:
         return _LINE.validate_json(line)
     except ValidationError as error:
@@ -333,10 +341,10 @@ def read_line(where: str, number: int, line: bytes) -> MetricsLine:
 
 
 def find_run(location: str) -> RunDir:
-    """The run at a path or URI; a local path is made absolute, as it must mean the same in every process.
+    """Return the run at a path or URI. A local path is made absolute, so that it means the same in every process.
 
     Raises:
-        RunError: no run is there.
+        RunError: There is no run.
     """
     run = run_at(location)
     if not run.exists("job.yaml"):
@@ -347,21 +355,21 @@ def find_run(location: str) -> RunDir:
 
 
 def run_at(location: str) -> RunDir:
-    """The run directory at a path or URI, whatever is there; a local path is made absolute."""
+    """Return the run directory at a path or URI, which need not exist. A local path is made absolute."""
     bare, options = split_options(location if "://" in location else os.path.abspath(os.path.expanduser(location)))
     return RunDir(bare.rstrip("/") + options)
 
 
 def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
-    """The resolved job file of a run.
+    """Return the resolved job file of a run.
 
     Raises:
-        RunError: there is none, or it is not one.
+        RunError: The file is missing or invalid.
     """
     try:
         return JobSpec.model_validate(YAML(typ="safe", pure=True).load(run.read_bytes(name).decode()))
     except ValidationError as error:
-        raise RunError(f"{run.path(name)}: {_unreadable(error, 'a resolved job file')}") from error
+        raise RunError(f"{run.path(name)}: {_describe_invalid(error, 'a resolved job file')}") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise RunError(
             f"{run.path(name)}: not a resolved job file ({str(error).splitlines()[0]}); {RESTORE}"
@@ -369,27 +377,30 @@ def read_job(run: RunDir, name: str = "job.yaml") -> JobSpec:
 
 
 def runnable_job(run: RunDir) -> JobSpec:
-    """Return the resolved job file of a run, to be used without a user's changes.
+    """Return the resolved job file of a run, for use without overrides from the user.
 
     Raises:
-        SpecError: It asks for a permission, which only the user gives.
-        RunError: There is none, or it is not one.
+        SpecError: The job asks for a permission, which only the user can give.
+        RunError: The file is missing or invalid.
     """
     return beside(run, granted(read_job(run), run.path("job.yaml"), ()))
 
 
 def beside(run: RunDir, job: JobSpec) -> JobSpec:
-    """Return a run's job with a storage that holds the run: its file might name any place, to write to."""
+    """Return a run's job with `output.storage` set to the directory that holds the run.
+
+    Security: the job file of a copied run may name any storage, and the launcher would write there.
+    """
     storage = split_options(job.output.storage)[0].rstrip("/")
     if split_options(run.uri)[0].startswith(f"{storage}/"):
         return job
     return job.model_copy(update={"output": job.output.model_copy(update={"storage": parent(run.uri)})})
 
 
-def _unreadable(error: ValidationError, what: str) -> str:
-    """What is wrong with a record, and its remedy; a key that is unknown is a newer version's."""
-    found = error.errors(include_url=False)
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+def _describe_invalid(error: ValidationError, what: str) -> str:
+    """Describe what is wrong with a record, and the remedy. An unknown key means a newer version wrote it."""
+    problems = error.errors(include_url=False)
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"holds {key}, which this version of the launcher does not know; use the version that wrote it"

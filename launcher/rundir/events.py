@@ -1,6 +1,6 @@
-"""What happened to a run beside its curve: a checkpoint that failed, a worker that was lost. Runs anywhere.
+"""Events of a run outside its metrics: a failed checkpoint, a lost worker. Runs anywhere.
 
-Each event is a file of its own in `events/`, so that the driver and the workers never write to the same one.
+Each event is a separate file in `events/`, so that driver and workers never write to the same one.
 """
 
 import time
@@ -14,30 +14,30 @@ _FOLDER = "events"
 
 
 class Event(Record):
-    """events/<time>-<kind>.json."""
+    """Content of events/<time>-<kind>.json."""
 
     kind: str
-    """As `worker-lost`."""
+    """Type of event, such as `worker-lost`."""
     step: int
-    """Of the run, as far as it was known."""
+    """Step of the run, as far as known."""
     at: float
     """Seconds since the epoch."""
     text: str
-    """For people."""
+    """Sentence for log and report."""
 
 
 def record_event(run: RunDir, kind: str, step: int, text: str) -> Event:
-    """Write an event down; where the storage refuses, the run goes on without it."""
+    """Write an event and return it. A storage failure is ignored: the event may report that very failure."""
     event = Event(kind=kind, step=step, at=time.time(), text=text)
-    with suppress(RunError):  # it may be the storage's trouble that is told
+    with suppress(RunError):
         run.write_record(f"{_FOLDER}/{time.time_ns()}-{kind}.json", event)
     return event
 
 
 def read_events(run: RunDir) -> tuple[Event, ...]:
-    """All of a run's, in order.
+    """Return all events of a run, oldest first.
 
     Raises:
-        RunError: a file there is no event.
+        RunError: A file in the folder is not an event.
     """
     return tuple(run.read_record(f"{_FOLDER}/{name}", Event) for name in sorted(run.list(_FOLDER)))

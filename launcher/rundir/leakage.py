@@ -1,13 +1,13 @@
-"""What a comparison of the splits found: the typed record leakage.json, and it in words. Runs anywhere.
+"""Rows that splits have in common: the record leakage.json and its sentences. Runs anywhere.
 
-`data/leakage/duplicates.py` compares, `driver/preflight.py` decides when and what follows.
+`data/leakage/duplicates.py` compares the splits; `driver/preflight.py` decides when, and what happens then.
 """
 
 from launcher.rundir.records import Record
 
 
 class LeakExample(Record):
-    """One row that two splits have in common."""
+    """One row that occurs in two splits."""
 
     file: str
     file_row: int
@@ -17,55 +17,55 @@ class LeakExample(Record):
 
 
 class LeakPair(Record):
-    """How many rows of one split are in another too."""
+    """Rows of one split that another split contains too."""
 
     split: str
-    """Whose rows were looked for: validation, test."""
+    """Split whose rows were searched for: validation or test."""
     other: str
-    """Where: train, validation."""
+    """Split that was searched: train or validation."""
     rows: int
-    """Rows of the split that were looked for; those whose inputs are all null are not among them."""
+    """Rows searched for. Rows whose inputs are all null do not count."""
     share: float = 1.0
-    """Part of its contents that was looked for; below 1 where the evaluation splits are huge."""
+    """Fraction of the split's distinct rows that was searched for; below 1 for huge evaluation splits."""
     searched_rows: int
-    """Rows of the other split that were looked at; less than `other_rows` where it is huge."""
+    """Rows of the other split that were compared; fewer than `other_rows` if it is huge."""
     other_rows: int
     duplicates: int
-    """Rows of the split whose inputs are in the other one."""
+    """Rows of the split whose inputs occur in the other one."""
     other_label: int | None
-    """Those that have another label there, at least once; null where the task learns from its inputs alone."""
+    """Duplicates with a different label there, at least once; null if the task has no labels."""
     examples: tuple[LeakExample, ...]
-    """The first of them."""
+    """First duplicates."""
 
     @property
     def whole(self) -> bool:
-        """Whether all rows were compared, and not a part that stands for them."""
+        """Whether all rows were compared, not a sample."""
         return self.searched_rows == self.other_rows and self.share == 1
 
 
 class LeakageRecord(Record):
-    """leakage.json: the rows that the splits of a run have in common."""
+    """Content of leakage.json: the rows that the splits of a run have in common."""
 
     fingerprints: dict[str, str]
-    """Of the data of each split: other data are compared anew."""
+    """Fingerprint of each split's data. Changed data are compared again."""
     columns: tuple[str, ...]
-    """Whose values must be equal."""
+    """Columns whose values must be equal."""
     pairs: tuple[LeakPair, ...]
     seconds: float
 
     @property
     def leaks(self) -> tuple[LeakPair, ...]:
-        """The pairs of splits that have rows in common."""
+        """Pairs of splits that have rows in common."""
         return tuple(pair for pair in self.pairs if pair.duplicates)
 
 
 def leak_sentences(record: LeakageRecord) -> tuple[str, ...]:
-    """One sentence per pair of splits that have rows in common or were not compared whole; without a remedy."""
+    """Return one sentence per pair of splits with common rows or a partial comparison; without a remedy."""
     return tuple(_sentence(pair) for pair in record.pairs if pair.duplicates or not pair.whole)
 
 
 def clean_sentence(record: LeakageRecord) -> str:
-    """What can be said where no splits have rows in common; "" where some have."""
+    """Return the sentence for splits without common rows; "" if some have any."""
     if record.leaks or not record.pairs:
         return ""
     return "no row of " + ", none of ".join(f"{pair.split} is in {pair.other}" for pair in record.pairs)

@@ -1,4 +1,4 @@
-"""States of all runs of a storage, read from their directories. Runs on the client."""
+"""Summary of every run in a storage, for `launcher runs`. Runs on the client."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -14,68 +14,68 @@ _READERS = 16
 
 
 class RunSummary(Record):
-    """One run."""
+    """State and progress of one run."""
 
     name: str
     state: State | Literal["unreadable"]
     why: str = ""
-    """How it ended, where it did so too early."""
+    """Why it ended early, if it did."""
     task: str = ""
     step: int = 0
     total_steps: int = 0
     metric: str = ""
     best: float | None = None
-    """Of the metric that decides, on the validation data."""
+    """Best validation value of the job's metric."""
     best_step: int | None = None
     heartbeat: float | None = None
-    """Of its driver, seconds since the epoch."""
+    """Last heartbeat of the driver, seconds since the epoch."""
 
 
 def runs_of(storage: str) -> list[RunSummary]:
-    """All runs of a storage, by name.
+    """Return the runs of a storage, sorted by name.
 
     Raises:
-        RunError: there is no such storage.
+        RunError: The storage does not exist, or is itself a run.
     """
     place = run_at(storage)
     if not place.exists(""):
         raise RunError(f"{place.uri}: not found; give the output.storage of your job files")
     if place.exists("job.yaml"):
-        raise RunError(f"{place.uri}: is a run itself; give the directory that holds it")
+        raise RunError(f"{place.uri}: is itself a run; give the directory that holds it")
     with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(lambda name: _summary(RunDir(place.path(name)), name), place.list(""))
-        return [run for run in found if run is not None]
+        summaries = readers.map(lambda name: _summarize_run(RunDir(place.path(name)), name), place.list(""))
+        return [summary for summary in summaries if summary is not None]
 
 
-def _summary(run: RunDir, name: str) -> RunSummary | None:
-    """None where there is no run."""
+def _summarize_run(run: RunDir, name: str) -> RunSummary | None:
+    """Return the summary of a directory; None if it is not a run."""
     if not run.exists("job.yaml"):
         return None
     try:
-        return _read(run, name)
+        return _read_summary(run, name)
     except RunError as error:
         return RunSummary(name=name, state="unreadable", why=error.message)
 
 
-def _read(run: RunDir, name: str) -> RunSummary:
+def _read_summary(run: RunDir, name: str) -> RunSummary:
     plan = run.find_record("plan.json", Plan)
-    state, beat = run_state(run)
+    state, heartbeat = run_state(run)
     if state == "unknown" and run.find_record("result.json", ResultRecord) is not None:
         state = "finished"
-    seen = summarize(run)
-    bests = [line for line in seen.evaluations if line.split == "validation" and line.best]
+    log = summarize(run)
+    bests = [line for line in log.evaluations if line.split == "validation" and line.best]
     best = bests[-1] if bests else None
     metric = plan.metric if plan is not None else ""
     value = None if best is None else best.loss if metric == "loss" else best.metrics.get(metric)
     return RunSummary(
         name=name,
         state=state,
-        why=beat.reason if beat is not None else "",
+        why=heartbeat.reason if heartbeat is not None else "",
         task=plan.task if plan is not None else "",
-        step=seen.step,
+        step=log.step,
         total_steps=plan.total_steps if plan is not None else 0,
         metric=metric,
         best=value,
         best_step=best.step if best is not None and value is not None else None,
-        heartbeat=beat.at if beat is not None else None,
+        heartbeat=heartbeat.at if heartbeat is not None else None,
     )

@@ -1,6 +1,7 @@
-"""metrics.jsonl of a run: looked over, cut where the run goes on from, and what a glance at it tells. Any process.
+"""Log of a run, metrics.jsonl: validate it, truncate it at the resumed step, summarize it. Runs in every process.
 
-A run of a million steps has hundreds of MiB of it: it is read some MiB at a time, and of most lines no record is made.
+A run of a million steps has hundreds of MiB: the log is read some MiB at a time, and most lines are matched by a
+regular expression instead of being parsed.
 """
 
 import os
@@ -14,26 +15,26 @@ from launcher.rundir.directory import RunDir, read_line
 from launcher.rundir.records import EvaluationRecord
 
 _FORM = re.compile(rb'^\{"kind":"\w+",[^\n]*?"step":(\d+),[^\n]*\}$', re.MULTILINE)
-"""A line as records are written, and its step; to match it takes a tenth of the time of reading the record."""
+"""A line as `model_dump_json` writes it, and its step. Matching takes a tenth of the time of parsing."""
 _TRAINED = re.compile(rb'^\{"kind":"step","step":(\d+)', re.MULTILINE)
 _EVALUATION = re.compile(rb'^\{"kind":"evaluation",[^\n]*$', re.MULTILINE)
-_READ_WHOLE = 1000
+_PARSED_LINES = 1000
 _LONG_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class LogSummary:
-    """What a glance at a run's log tells."""
+    """Progress and evaluations of a run, from its log."""
 
     step: int
-    """The last one trained; 0 before the first."""
+    """Last trained step; 0 before the first."""
     evaluations: tuple[EvaluationRecord, ...]
-    """In order."""
+    """All evaluations, oldest first."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some whole lines."""
+    """A block of whole lines of one file."""
 
     content: bytes
     first: int
@@ -42,109 +43,110 @@ class _Block:
 
 
 def validate_log(run: RunDir) -> None:
-    """Refuse a file that is damaged: the first lines are read, the rest must look like records.
+    """Check that the log is intact: parse the first 1,000 lines, match the rest.
 
-    Of a long local file only beginning and end are looked at; `truncate_after` sees the rest.
+    Of a local file above 16 MiB only beginning and end are read; `truncate_after` reads the rest.
 
     Raises:
-        RunError: a line is not a record; names it.
+        RunError: A line is not a record. Names the line.
     """
     for part in run.metrics_parts():
         try:
-            for block in _ends_of(run, part):
-                _steps(block)
+            for block in _read_ends(run, part):
+                _read_steps(block)
                 if block.first == 1:
-                    for number, line in enumerate(block.content.splitlines()[:_READ_WHOLE], 1):
+                    for number, line in enumerate(block.content.splitlines()[:_PARSED_LINES], 1):
                         read_line(block.where, number, line)
         except RunError:
-            for block in _blocks_of(run, part):  # which line it is
-                _steps(block)
+            for block in _read_blocks(run, part):  # read from the start, to name the line
+                _read_steps(block)
             raise
 
 
 def truncate_after(run: RunDir, step: int) -> None:
-    """Forget what was logged after `step`: those steps are done again.
+    """Remove all lines of steps after `step`: the resumed run repeats those steps.
 
     Raises:
-        RunError: a line is not a record; names it.
+        RunError: A line is not a record. Names the line.
     """
     for part in run.metrics_parts():
-        if run.local is None:  # small, and never torn
-            blocks = list(_blocks_of(run, part))
-            if any(max(_steps(block)) > step for block in blocks):
-                run.write_bytes(part, b"".join(_until(block, step) for block in blocks))
+        if run.local is None:  # a part of an object store is small, and never incomplete
+            blocks = list(_read_blocks(run, part))
+            if any(max(_read_steps(block)) > step for block in blocks):
+                run.write_bytes(part, b"".join(_lines_until(block, step) for block in blocks))
             continue
-        kept, scattered = _kept(run, part, step)
-        if scattered:
-            run.write_bytes(part, (_until(block, step) for block in _blocks_of(run, part)))
+        size, is_scattered = _find_cut(run, part, step)
+        if is_scattered:
+            run.write_bytes(part, (_lines_until(block, step) for block in _read_blocks(run, part)))
         else:
-            os.truncate(run.local / part, kept)  # a torn last line goes, too
+            os.truncate(run.local / part, size)  # in place, at no cost; removes an incomplete last line too
 
 
 def summarize(run: RunDir) -> LogSummary:
-    """The last step and all evaluations.
+    """Return the last step and all evaluations.
 
     Raises:
-        RunError: a line is not a record; names it.
+        RunError: A line is not a record. Names the line.
     """
-    step, evaluations = 0, []
-    for block in _blocks(run):
-        _steps(block)
-        step = max(step, *map(int, _TRAINED.findall(block.content)), 0)
-        evaluations += [EvaluationRecord.model_validate_json(line) for line in _EVALUATION.findall(block.content)]
+    step = 0
+    evaluations: list[EvaluationRecord] = []
+    for part in run.metrics_parts():
+        for block in _read_blocks(run, part):
+            _read_steps(block)
+            step = max(step, *map(int, _TRAINED.findall(block.content)), 0)
+            evaluations += [EvaluationRecord.model_validate_json(line) for line in _EVALUATION.findall(block.content)]
     return LogSummary(step, tuple(evaluations))
 
 
-def _kept(run: RunDir, part: str, step: int) -> tuple[int, bool]:
-    """Bytes of the lines before the first later one, and whether there are others to keep behind it."""
-    kept, later = 0, False
-    for block in _blocks_of(run, part):
-        lines = _until(block, step)
-        if (later and lines) or not block.content.startswith(lines):
-            return kept, True
-        kept += len(lines)
-        later = later or len(lines) < len(block.content)
-    return kept, False
+def _find_cut(run: RunDir, part: str, step: int) -> tuple[int, bool]:
+    """Return the bytes before the first line of a later step, and whether lines to keep follow it.
+
+    They can follow: an attempt that did not know it was stale may have written between another's lines.
+    """
+    size = 0
+    has_later = False
+    for block in _read_blocks(run, part):
+        lines = _lines_until(block, step)
+        if (has_later and lines) or not block.content.startswith(lines):
+            return size, True
+        size += len(lines)
+        has_later = has_later or len(lines) < len(block.content)
+    return size, False
 
 
-def _until(block: _Block, step: int) -> bytes:
-    """The lines of a block that belong to steps up to `step`."""
-    steps = _steps(block)
+def _lines_until(block: _Block, step: int) -> bytes:
+    """Return the lines of a block that belong to steps up to `step`."""
+    steps = _read_steps(block)
     if max(steps) <= step:
         return block.content
     lines = block.content.splitlines(keepends=True)
     return b"".join(line for line, of in zip(lines, steps, strict=True) if of <= step)
 
 
-def _blocks(run: RunDir) -> Iterator[_Block]:
-    for part in run.metrics_parts():
-        yield from _blocks_of(run, part)
-
-
-def _blocks_of(run: RunDir, part: str) -> Iterator[_Block]:
+def _read_blocks(run: RunDir, part: str) -> Iterator[_Block]:
     first = 1
     for content in run.blocks(part):
         yield _Block(content, first, run.path(part))
         first += content.count(b"\n")
 
 
-def _ends_of(run: RunDir, part: str) -> Iterator[_Block]:
-    """All of a file, or the beginning and the end of a long one."""
+def _read_ends(run: RunDir, part: str) -> Iterator[_Block]:
+    """Yield the blocks of a file; of a long one only those at its beginning and end."""
     if run.local is None or (run.local / part).stat().st_size < _LONG_BYTES:
-        yield from _blocks_of(run, part)
+        yield from _read_blocks(run, part)
         return
-    yield from islice(_blocks_of(run, part), 1)
+    yield from islice(_read_blocks(run, part), 1)
     with (run.local / part).open("rb") as stream:
         stream.seek(-_LONG_BYTES // 2, os.SEEK_END)
         end = stream.read()
     yield _Block(end[end.find(b"\n") + 1 : end.rfind(b"\n") + 1], 0, run.path(part))
 
 
-def _steps(block: _Block) -> list[int]:
-    """The step of each line.
+def _read_steps(block: _Block) -> list[int]:
+    """Return the step of each line.
 
     Raises:
-        RunError: one is not a record.
+        RunError: A line is not a record.
     """
     steps = list(map(int, _FORM.findall(block.content)))
     if len(steps) == block.content.count(b"\n"):

@@ -1,6 +1,6 @@
-"""The plan of a run: steps, windows, evaluations and memory, from the job file and facts about data and model.
+"""Plan of a run: steps, windows, evaluations and memory, from the job file and facts about data and model.
 
-Pure; runs on the client and the head. `driver/prepare.py` collects the facts, `check` prints the plan.
+Pure functions; runs on the client and the head. `driver/prepare.py` collects the facts, `check` prints the plan.
 """
 
 from pydantic import Field
@@ -9,81 +9,81 @@ from launcher.rundir.records import Record
 from launcher.spec.job import JobSpec
 
 MAX_STEPS = 2**31 - 1
-"""More optimizer steps than that no run does; the numbers behind it fit everywhere."""
+"""Limit on optimizer steps, so that step numbers fit into a signed 32-bit integer."""
 
 
 class WorkerMemory(Record):
-    """Predicted bytes of one worker, on the device it trains on."""
+    """Estimated memory of one worker in bytes, on the device it trains on."""
 
     weights: int
-    """As the model holds them between two steps."""
+    """Weights between two steps."""
     gradients: int
-    """Kept until the step, or from one micro-batch to the next."""
+    """Gradients held until the step, or from one micro-batch to the next."""
     optimizer: int
-    """Optimizer states, the copy of the weights they belong to, and the average of the weights."""
+    """Optimizer states, fp32 master weights, and the average of the weights (EMA)."""
     buffers: int
-    """DeepSpeed's own beside them, at the peak: the bucket gradients are reduced in, gathered weights."""
+    """DeepSpeed's buffers at the peak: the bucket in which gradients are reduced, gathered weights."""
     activations: int
-    """Of a micro-batch, the batch and its loss among them, at the peak."""
+    """Activations of a micro-batch at the peak, including the batch and its loss."""
     peak: int
-    """The largest sum at any time; not that of the above, which peak at different times."""
+    """Largest sum at any time. Below the sum of the fields above, which peak at different times."""
     host: int
-    """Beside it, in the CPU's memory, what was offloaded; on a CPU it is part of the peak."""
+    """Offloaded states in CPU memory, in addition to the peak; on a CPU part of the peak."""
     disk: int = 0
-    """In files of `parallel.offload_path`."""
+    """Offloaded states in files below `parallel.offload_path`."""
     checkpoint: int
-    """Of one whole checkpoint, all workers together."""
+    """Size of one complete checkpoint, all workers together."""
     copy_bytes: int = 0
-    """Beside the peak, on a CPU: the copy from which a checkpoint is written while training goes on."""
+    """Staging copy of an asynchronous checkpoint on a CPU, in addition to the peak."""
 
     @property
     def needed(self) -> int:
-        """All of it on the device that trains."""
+        """Total bytes on the device that trains."""
         return self.peak + self.copy_bytes
 
 
 class Plan(Record):
-    """plan.json: everything about a run that is known before it starts."""
+    """Content of plan.json: everything about a run that is known before it starts."""
 
     task: str
     train_rows: int
     validation_rows: int
     test_rows: int
     fingerprint: str
-    """Names the training data."""
+    """Hash that identifies the training data."""
     batch_size: int
     window_steps: int
     steps_per_epoch: int
     epochs: int
     total_steps: int
     evaluate_every_steps: int | None
-    """None evaluates at the end of each epoch."""
+    """None means at the end of each epoch."""
     metric: str
-    """The metric that decides which checkpoint is best."""
+    """Metric that decides which checkpoint is best."""
     metric_mode: str
     workers: int
     zero: int
     samples_per_worker: int
-    """Largest share of a global batch."""
+    """Largest local batch: samples of a global batch on one worker."""
     micro_batch: int
     accumulation: int
     """Micro-batches per step and worker."""
     model: dict[str, str | int | float | bool]
     """Facts about the model."""
     model_files: dict[str, str] = Field(default_factory=dict)
-    """What tells the model from a later one of its name: hashes and sizes, or a commit; {} in older runs."""
+    """Hashes and sizes of the model's files, or a commit, to detect a changed model; {} in older runs."""
     parameters: int
     state_bytes_per_worker: int
-    """Weights, gradients and optimizer states on one worker, activations not counted."""
+    """Weights, gradients and optimizer states on one worker, without activations."""
     memory: WorkerMemory | None = None
-    """Of one worker, predicted; null where it was not measured."""
+    """Estimate for one worker; null if it was not measured."""
     memory_limit_bytes: int | None = None
-    """A worker may use; null where it is not known."""
+    """Memory that a worker may use; null if unknown."""
     notes: tuple[str, ...] = ()
-    """What the user should know before spending hours."""
+    """Warnings to read before a long run."""
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether the validation data is scored once `step` steps are done."""
+        """Return True if validation runs after `step` completed steps."""
         if not self.validation_rows:
             return False
         every = self.evaluate_every_steps or self.steps_per_epoch
@@ -91,15 +91,15 @@ class Plan(Record):
 
 
 def state_bytes(parameters: int, trained: int, job: JobSpec) -> int:
-    """Bytes of weights, gradients and optimizer states per worker (ZeRO paper, arXiv:1910.02054, section 3).
+    """Return the bytes of weights, gradients and optimizer states per worker (ZeRO, arXiv:1910.02054, section 3).
 
-    With AdamW fp32 keeps 4 + 4 + 8 bytes a parameter; bf16/fp16 2 + 2 + 12, the fp32 master copy among the optimizer
-    states. Frozen parameters have weights only.
+    With AdamW, fp32 needs 4 + 4 + 8 bytes per parameter; bf16/fp16 needs 2 + 2 + 12, where the optimizer states
+    include the fp32 master weights. Frozen parameters have weights only.
 
     Args:
-        parameters: of the model.
-        trained: those that are not frozen.
-        job: precision, optimizer, ZeRO stage and workers.
+        parameters: Number of parameters of the model.
+        trained: Number of parameters that are not frozen.
+        job: Job with precision, optimizer, ZeRO stage and workers.
     """
     full = job.train.precision == "fp32"
     weights, gradients, optimizer = (4, 4, 0) if full else (2, 2, 4)
@@ -112,7 +112,7 @@ def state_bytes(parameters: int, trained: int, job: JobSpec) -> int:
 
 
 def _moment_bytes(job: JobSpec) -> int:
-    """Bytes of the optimizer's moments per trained parameter; a row and a column of a matrix are next to nothing."""
+    """Return the bytes of the optimizer's moments per trained parameter. Adafactor's factored moments count as 0."""
     optimizer = job.train.optimizer
     if optimizer.type == "sgd":
         return 4 if optimizer.momentum else 0
@@ -120,11 +120,11 @@ def _moment_bytes(job: JobSpec) -> int:
 
 
 def steps_of(rows: int, batch_size: int) -> int:
-    """Global batches that hold `rows` rows; the last may be smaller."""
+    """Return the number of global batches that hold `rows` rows; the last may be smaller."""
     return -(-rows // batch_size)
 
 
 def total_steps(rows: int, job: JobSpec) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     steps = steps_of(rows, job.train.batch_size) * job.train.epochs
     return min(steps, job.train.max_steps or steps)

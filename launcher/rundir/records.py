@@ -1,4 +1,4 @@
-"""The typed records of a run directory, checked as they are read back. Runs anywhere."""
+"""Typed records of a run directory, validated when they are read. Runs anywhere."""
 
 from typing import Annotated, Literal
 
@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
-    """Base of all records."""
+    """Base of all records. Field names are the JSON keys on disk."""
 
-    # A loss that is not finite must be readable afterwards; JSON's null would say that there was none.
+    # pydantic writes NaN as null by default, which would read as "no loss". `constants` writes NaN and Infinity.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
@@ -17,22 +17,22 @@ class StepRecord(Record):
 
     kind: Literal["step"] = "step"
     step: int
-    """Steps done, counted from 1."""
+    """Number of completed steps."""
     epoch: int
     """Pass over the data, counted from 1."""
     loss: float
-    """Sum of the samples' losses over the global weight."""
+    """Sum of the sample losses divided by the weight of the global batch."""
     learning_rate: float
     grad_norm: float | None
-    """L2 norm of the global batch's gradient before clipping; null where the engine does not tell."""
+    """L2 norm of the global batch's gradient before clipping; null if the engine does not report it."""
     samples: int
     """Samples in the global batch."""
     skipped_rows: int
-    """Unusable rows left out since the run began."""
+    """Unusable rows skipped since the run began."""
     samples_per_s: float
-    """Over the steps since the last log, all workers together."""
+    """Throughput of all workers together since the last log."""
     elapsed_s: float
-    """Seconds of training since the run began, over all attempts."""
+    """Seconds of training over all attempts."""
 
 
 class EvaluationRecord(Record):
@@ -45,15 +45,15 @@ class EvaluationRecord(Record):
     """Mean loss per unit of weight."""
     metrics: dict[str, float]
     rows: int
-    """Rows scored; equals the rows of the files less `skipped_rows`."""
+    """Scored rows: the rows of the files minus `skipped_rows`."""
     skipped_rows: int
     seconds: float
     best: bool
-    """Whether this was the best so far by the job's metric."""
+    """Whether this is the best value so far of the job's metric."""
 
 
 class GenerationRecord(Record):
-    """What the model wrote, at some step, for a row of the validation data."""
+    """Text that the model generated at some step for a row of the validation data."""
 
     kind: Literal["generation"] = "generation"
     step: int
@@ -64,19 +64,19 @@ class GenerationRecord(Record):
 
 
 class TimesRecord(Record):
-    """Where the time went since the line before it of this kind, worker by worker."""
+    """Time per phase and worker since the previous record of this kind. Tuples are indexed by rank."""
 
     kind: Literal["times"] = "times"
     step: int
-    """The last step it covers."""
+    """Last step covered."""
     steps: int
-    """How many it covers; 0 when only a checkpoint or an evaluation came since."""
+    """Number of steps covered; 0 if only a checkpoint or an evaluation came since."""
     seconds: float
-    """All of the time, on rank 0; what the phases, by rank, leave of it is the worker's own computing."""
+    """Total time on rank 0. The part outside of the phases below is computation."""
     data_s: tuple[float, ...]
-    """Waiting for the stream."""
+    """Time waiting for the stream of batches."""
     communication_s: tuple[float, ...] = ()
-    """Waiting for collectives, so for the slowest worker and the network; () in older runs."""
+    """Time waiting for collectives, so for the slowest worker and the network; () in older runs."""
     evaluation_s: tuple[float, ...]
     checkpoint_s: tuple[float, ...]
 
@@ -93,18 +93,18 @@ class ConfusionMatrix(Record):
 
 
 class ClassRow(Record):
-    """One class's line of the per-class table."""
+    """Scores of one class."""
 
     label: str
     precision: float
     recall: float
     f1: float
     support: int
-    """Rows whose true class this is."""
+    """Rows of this true class."""
 
 
 class Mark(Record):
-    """A place in a text: a span that was found, missed, or found where there is none (or with another label)."""
+    """Span in a text: predicted correctly (found), missed, or predicted wrongly (no such span, or another label)."""
 
     start: int
     """First character."""
@@ -115,7 +115,7 @@ class Mark(Record):
 
 
 class WorstRow(Record):
-    """One of the rows the model was most wrong about."""
+    """One of the rows with the highest loss."""
 
     row: int
     """Row number in the split, files in order."""
@@ -124,17 +124,17 @@ class WorstRow(Record):
     """Row number inside the file, from 0."""
     loss: float
     inputs: dict[str, str]
-    """The input columns, as text."""
+    """Input columns, as text."""
     target: str
     prediction: str
     marks: tuple[Mark, ...] = ()
-    """Places in the first of the inputs."""
+    """Spans in the first input."""
     image: str | None = None
-    """The input as a picture, a `data:` URI."""
+    """Input image as a `data:` URI."""
 
 
 class ScoresRecord(Record):
-    """Everything an evaluation found out about one split: scores-<split>.json."""
+    """Content of scores-<split>.json: results of an evaluation of one split."""
 
     split: str
     step: int
@@ -143,14 +143,14 @@ class ScoresRecord(Record):
     skipped_rows: int
     metrics: dict[str, float]
     baseline: dict[str, float]
-    """The same metrics for a model that only knows how often each class occurs; may be empty."""
+    """Metrics of a model that knows only the class frequencies; may be empty."""
     confusion: ConfusionMatrix | None
     classes: tuple[ClassRow, ...]
     worst: tuple[WorstRow, ...]
 
 
 class TrackerRecord(Record):
-    """What a run is called in its experiment tracker: tracker.json."""
+    """Content of tracker.json: identity of a run in its experiment tracker."""
 
     uri: str
     """Tracking server or store."""
@@ -158,7 +158,7 @@ class TrackerRecord(Record):
 
 
 class WorkerRecord(Record):
-    """What one train worker used."""
+    """Host, device and peak memory of one train worker."""
 
     rank: int
     host: str
@@ -166,18 +166,18 @@ class WorkerRecord(Record):
     peak_memory_bytes: int
     """Largest resident memory of the process."""
     peak_device_bytes: int
-    """Largest allocation on the GPU; 0 on a CPU."""
+    """Largest GPU allocation; 0 on a CPU."""
 
 
 class EnvironmentRecord(Record):
-    """environment.json: what the run ran on."""
+    """Content of environment.json: software and hardware of a run."""
 
     packages: dict[str, str]
     """Version of each package the result depends on."""
     python: str
     platform: str
     git_commit: str | None
-    """Commit of the directory the command was started in; `+dirty` behind it when files had changed."""
+    """Commit of the working directory of the command, followed by `+dirty` if files had changed."""
     workers: tuple[WorkerRecord, ...]
 
 
@@ -190,21 +190,21 @@ class FileEntry(Record):
 
 
 class ManifestRecord(Record):
-    """manifest.json, written last: a checkpoint without it does not exist."""
+    """Content of manifest.json. It is written last: a checkpoint without it is incomplete and does not count."""
 
     step: int
     world_size: int
     zero: int
     """ZeRO stage of the shards."""
     spec_hash: str
-    """Hash of the parts of the job file the curve depends on."""
+    """Hash of those parts of the job file that determine the loss curve."""
     files: tuple[FileEntry, ...]
     folder: str = ""
-    """Holds the files, below the manifest's directory; "" for that itself, but in checkpoints of older versions."""
+    """Directory of the files, relative to the manifest's; "" in checkpoints of older versions."""
 
 
 class TrainerState(Record):
-    """state.json beside a checkpoint's shards: what the loop must know to go on."""
+    """Content of state.json in a checkpoint: state of the training loop, needed to resume."""
 
     step: int
     skipped_rows: int
@@ -215,21 +215,21 @@ class TrainerState(Record):
 
 
 class ResultRecord(Record):
-    """result.json: training is over. Its presence makes `train` skip the training stage."""
+    """Content of result.json. Its presence means that training is finished, so that `train` skips it."""
 
     steps: int
     best_step: int
-    """Step of the exported weights."""
+    """Step whose weights are exported."""
     stopped_early: bool
     skipped_rows: int
     elapsed_s: float
 
 
 class MemoryUsage(Record):
-    """workers/memory-N.json: what a worker used while it trained, beside the plan."""
+    """Content of workers/memory-N.json: estimated and used memory of one worker."""
 
     rank: int
     predicted_bytes: int | None
-    """Null where it was not measured beforehand."""
+    """Estimate; null if there was none."""
     used_bytes: int | None
-    """Of the GPU's allocator, or the growth of the process's resident memory; null where the system does not tell."""
+    """Peak of the GPU allocator, or growth of the resident memory on a CPU; null if the system does not report it."""

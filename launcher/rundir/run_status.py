@@ -1,6 +1,6 @@
-"""Whether a run is being worked on, for whoever looks at its directory: heartbeat.json, written by the driver.
+"""Status of a run, visible from its directory: heartbeat.json, written by the driver every 10 s.
 
-Runs on the head; read anywhere. A run whose heartbeat has stopped is dead: its driver was killed, or its node.
+Written on the head, read anywhere. A run whose heartbeat has stopped is dead: its driver or node was killed.
 """
 
 import threading
@@ -17,49 +17,49 @@ from launcher.rundir.records import Record
 FILE = "heartbeat.json"
 _EVERY_S = 10.0
 _DEAD_S = 60.0
-"""Without a beat for so long a driver is dead: its clock may differ a little, its storage may be slow."""
+"""Age of the last heartbeat from which a driver counts as dead. Allows for clock skew and a slow storage."""
 State = Literal["running", "finished", "interrupted", "failed", "dead", "unknown"]
 
 
 class HeartbeatRecord(Record):
-    """heartbeat.json."""
+    """Content of heartbeat.json."""
 
     token: int
-    """Of the attempt that beats."""
+    """Token of the attempt that wrote it."""
     at: float
     """Seconds since the epoch."""
     state: Literal["running", "finished", "interrupted", "failed"]
     reason: str = ""
-    """How it ended, where it did so too early."""
+    """Why the run ended early, if it did."""
 
 
 @contextmanager
 def publish_run_status(run: RunDir) -> Iterator[None]:
-    """Beat until the block ends, then say how it ended; a newer attempt's heartbeat is left alone."""
+    """Write heartbeats from a thread until the block ends, then its outcome. Never overwrites a newer attempt's."""
     stop = threading.Event()
-    thread = threading.Thread(target=_beat, args=(run, stop), name="heartbeat", daemon=True)
+    thread = threading.Thread(target=_write_heartbeats, args=(run, stop), name="heartbeat", daemon=True)
     thread.start()
 
-    def end(state: Literal["finished", "interrupted", "failed"], why: str = "") -> None:
+    def finish(state: Literal["finished", "interrupted", "failed"], why: str = "") -> None:
         stop.set()
-        thread.join()
+        thread.join()  # before the last write, or the thread could overwrite it with "running"
         _write(run, state, why)
 
     try:
         yield
     except RunInterrupted as stopped:
-        end("interrupted", stopped.message)
+        finish("interrupted", stopped.message)
         raise
     except LauncherError as error:
-        end("failed", error.message)
+        finish("failed", error.message)
         raise
     except BaseException as error:
-        end("failed", type(error).__name__)
+        finish("failed", type(error).__name__)
         raise
-    end("finished")
+    finish("finished")
 
 
-def _beat(run: RunDir, stop: threading.Event) -> None:
+def _write_heartbeats(run: RunDir, stop: threading.Event) -> None:
     while True:
         _write(run, "running")
         if stop.wait(_EVERY_S):
@@ -67,26 +67,27 @@ def _beat(run: RunDir, stop: threading.Event) -> None:
 
 
 def _write(run: RunDir, state: Literal["running", "finished", "interrupted", "failed"], why: str = "") -> None:
-    with suppress(LauncherError):  # a storage that fails for a while must not end a training
+    with suppress(LauncherError):  # a temporary storage failure must not stop training
         newest = newest_attempt(run)
-        if newest is not None and is_own_heartbeat(newest):
+        if newest is not None and _is_own_attempt(newest):
             run.write_record(FILE, HeartbeatRecord(token=newest.token, at=time.time(), state=state, reason=why))
 
 
-def is_own_heartbeat(attempt: AttemptRecord) -> bool:
-    """Whether this very process began it."""
-    mine = AttemptRecord.here(attempt.token)
-    return (attempt.host, attempt.pid, attempt.process_began) == (mine.host, mine.pid, mine.process_began)
+def _is_own_attempt(attempt: AttemptRecord) -> bool:
+    """Return True if this process started the attempt."""
+    own = AttemptRecord.here(attempt.token)
+    return (attempt.host, attempt.pid, attempt.process_began) == (own.host, own.pid, own.process_began)
 
 
 def run_state(run: RunDir) -> tuple[State, HeartbeatRecord | None]:
-    """How a run is, and its last heartbeat."""
+    """Return the state of a run and its last heartbeat."""
     last = run.find_record(FILE, HeartbeatRecord)
     if last is None:
         return "unknown", None
     if last.state != "running":
         return last.state, last
     attempt = newest_attempt(run)
-    fresh = time.time() - last.at < _DEAD_S
-    gone = attempt is not None and attempt.is_here and not is_alive(attempt)
-    return ("running" if fresh and not gone else "dead"), last
+    is_recent = time.time() - last.at < _DEAD_S
+    # On this machine a killed driver is seen at once; on another one only when its heartbeat is old.
+    is_killed = attempt is not None and attempt.is_here and not is_alive(attempt)
+    return ("running" if is_recent and not is_killed else "dead"), last

@@ -1,4 +1,4 @@
-"""The typed records of a sweep: what is known of each trial, and what they have in common. Runs anywhere."""
+"""Typed records of a sweep and of its trials. Runs anywhere."""
 
 import math
 from collections.abc import Iterable
@@ -11,26 +11,26 @@ from launcher.rundir.records import Record
 
 
 class TrialEvaluation(Record):
-    """One look at a trial."""
+    """One evaluation of a trial."""
 
     step: int
     progress: float
-    """Percent of the trial's steps done."""
+    """Percentage of the trial's steps completed."""
     value: float
-    """The sweep's metric."""
+    """Value of the sweep's metric."""
     loss: float
 
 
 class TrialRecord(Record):
-    """trial.json: what a sweep knows of one trial."""
+    """Content of trial.json: parameters, status and results of one trial."""
 
     number: int
-    """In the order of suggestion, from 0."""
+    """Number in the order of suggestion, from 0."""
     params: dict[str, JsonValue]
-    """Values of the searched keys; of a trial whose values changed on the way (pbt) the last ones."""
+    """Values of the searched keys; the last ones where PBT changed them."""
     seed: int
     repeat_of: int | None = None
-    """The trial that this one repeats with another seed."""
+    """Number of the trial that this one repeats with another seed."""
     status: Literal["running", "finished", "pruned", "failed"]
     reason: str = ""
     """Why it failed or was stopped."""
@@ -38,18 +38,18 @@ class TrialRecord(Record):
     total_steps: int = 0
     workers: int = 1
     gpus: float = 0.0
-    """Of all its workers together."""
+    """GPUs of all its workers together."""
     seconds: float = 0.0
-    """Spent on it, starting and saving included."""
+    """Time spent on it, including start and checkpoints."""
 
     def best(self, mode: str) -> TrialEvaluation | None:
-        """Its best look so far, the first of equals; None before the first."""
+        """Return the best evaluation so far, the first of equal ones; None if there is no finite value."""
         sign = 1.0 if mode == "max" else -1.0
-        seen = [look for look in self.evaluations if math.isfinite(look.value)]
-        return max(seen, key=lambda look: sign * look.value) if seen else None
+        finite = [evaluation for evaluation in self.evaluations if math.isfinite(evaluation.value)]
+        return max(finite, key=lambda evaluation: sign * evaluation.value) if finite else None
 
     def score(self, mode: str) -> float:
-        """Its best value, so that more is better; -inf before its first look."""
+        """Return the best value with higher is better; -inf if there is none."""
         best = self.best(mode)
         if best is None:
             return -math.inf
@@ -57,39 +57,39 @@ class TrialRecord(Record):
 
 
 class SweepRecord(Record):
-    """sweep.json: what the trials have in common."""
+    """Content of sweep.json: settings and outcome of a sweep."""
 
     name: str
     metric: str
     mode: Literal["max", "min"]
     space: dict[str, dict[str, JsonValue]]
-    """As in the job file."""
+    """Search space, as in the job file."""
     trials: int
-    """Asked for."""
+    """Number of trials in the job file."""
     search: str
     scheduler: str
     seconds: float = 0.0
-    """The sweep took, over all attempts."""
+    """Duration over all attempts."""
     stopped: str = ""
-    """Why it ended before all its trials, if it did."""
+    """Why the sweep ended before all trials, if it did."""
     best: int | None = None
-    """Number of the best trial, once the sweep is over."""
+    """Number of the best trial, once the sweep is finished."""
     importances: dict[str, float] = Field(default_factory=dict)
-    """Share of the metric's variation that each searched key explains, most first; empty where nothing can be told."""
+    """Fraction of the metric's variance that each searched key explains, largest first; empty if unknown."""
     cpus_per_worker: float = 1.0
 
     def ranked(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """The trials that were searched, best first; those that failed or saw nothing last."""
+        """Return the trials without repetitions, best first; failed trials and those without evaluations last."""
         searched = [trial for trial in trials if trial.repeat_of is None]
         return sorted(searched, key=lambda t: (t.status == "failed", -t.score(self.mode), t.number))
 
 
 def read_trials(run: RunDir) -> list[TrialRecord]:
-    """What is known of each trial of a run's sweep, by number.
+    """Return the trials of a run's sweep, by number.
 
     Raises:
-        RunError: a record is not one.
+        RunError: A record is invalid.
     """
     names = sorted(run.list("sweep/trials"))
-    found = [run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord) for name in names]
-    return sorted((trial for trial in found if trial is not None), key=lambda trial: trial.number)
+    trials = [run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord) for name in names]
+    return sorted((trial for trial in trials if trial is not None), key=lambda trial: trial.number)

@@ -1,6 +1,6 @@
-"""Opens paths and URIs: one file system per bucket and process, patient with a server, though not for minutes.
+"""Storages: open local paths and URIs with bounded timeouts, and turn their errors into one sentence. Runs anywhere.
 
-Runs anywhere. What a storage says against a request becomes one sentence here. Read `rundir/directory.py` next.
+Read `rundir/directory.py` next.
 """
 
 import errno
@@ -19,54 +19,59 @@ import pyarrow.fs as pafs
 from launcher.errors import RunError, StorageUnavailableError
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-"""Variables that name an S3-compatible server, the more special one first, as the AWS SDKs read them."""
+"""Variables with the endpoint of an S3-compatible server, in the order in which the AWS SDKs read them."""
 SETTINGS = (*ENDPOINTS, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_EC2_METADATA_DISABLED")
-"""Variables of S3 that are no secrets."""
+"""S3 variables that hold no secrets."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
-# pyarrow's default for a URI tries again after a refused connection alone, for 6 s; a server that is busy (503) or
-# hangs up would end a run. Five attempts wait 8 s between them on the average, 15 s at most; with these timeouts a
-# server that is not there is told after 8 s, one that accepts and never answers after 40.
+# By default pyarrow retries only after a refused connection, for 6 s; a busy server (503) or a dropped connection would
+# end a run. Five attempts wait 8 s in total on average, 15 s at most. With these timeouts a missing server is reported
+# after 8 s, one that accepts connections and never answers after 40 s.
 _ATTEMPTS = 5
 _CONNECT_S = 3.0
 _REQUEST_S = 6.0
-# Google's own limit is 15 minutes, and Hadoop's 45 attempts of 20 s each.
+# Defaults without these options: 15 minutes for Google, 45 attempts of 20 s each for Hadoop.
 _OPTIONS = {
     "gs": {"retry_limit_seconds": "40"},
     "gcs": {"retry_limit_seconds": "40"},
     "hdfs": {"ipc.client.connect.timeout": "6000", "ipc.client.connect.max.retries.on.timeouts": "5"},
 }
-# A protocol of fsspec has whatever limits its author thought of. What moves content, or lists a large directory, may
-# take minutes where all is well.
-_ASKED_S, _MOVED_S = 60.0, 300.0
-_QUICK = frozenset(("info", "exists", "isdir", "isfile", "mkdir", "makedirs", "rm_file", "mv", "created", "modified"))
-# Stores whose objects appear when their stream closes, and whose directories are names alone.
+# fsspec defines no timeouts; each driver has its own, or none. Calls that transfer content or list a large directory
+# may take minutes in normal operation.
+_QUICK_CALL_S = 60.0
+_LONG_CALL_S = 300.0
+_QUICK_CALLS = frozenset(
+    ("info", "exists", "isdir", "isfile", "mkdir", "makedirs", "rm_file", "mv", "created", "modified")
+)
+# Stores whose objects appear when their stream closes, and whose directories are only prefixes of names.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path of a local path or URI (s3://, gs://, hdfs://, or any fsspec protocol).
+    """Return file system and path of a local path or URI (s3://, gs://, hdfs://, or any fsspec protocol).
+
+    S3 file systems are cached per bucket, options and environment, to reuse their connections.
 
     Raises:
-        RunError: the protocol is unknown, its driver is not installed, or its server does not answer.
+        RunError: The protocol is unknown, its driver is not installed, or its server does not answer.
     """
     if "://" not in uri:
         return _LOCAL, os.path.abspath(os.path.expanduser(uri))
     if uri.startswith("s3://"):
         bare, _, options = uri.partition("?")
         bucket, _, key = bare[len("s3://") :].partition("/")
-        # The account's part of `s3://key:secret@bucket` is no part of the path.
-        key_of = (bucket, options, *(os.environ.get(name) for name in (*SETTINGS, *_SECRETS)))
-        if key_of not in _BUCKETS:  # two threads at once make two, and one stays
-            _BUCKETS[key_of] = _bucket(bucket, options)
-        return _BUCKETS[key_of], f"{bucket.rpartition('@')[2]}/{key}".rstrip("/")
+        cache_key = (bucket, options, *(os.environ.get(name) for name in (*SETTINGS, *_SECRETS)))
+        if cache_key not in _BUCKETS:  # two threads may both open it; one entry stays
+            _BUCKETS[cache_key] = _open_bucket(bucket, options)
+        # In `s3://key:secret@bucket` the account is not part of the path.
+        return _BUCKETS[cache_key], f"{bucket.rpartition('@')[2]}/{key}".rstrip("/")
     try:
         return pafs.FileSystem.from_uri(_with_limits(uri))  # type: ignore[no-any-return]  # pyarrow ships no types
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        import fsspec  # heavy drivers are loaded only for the protocols pyarrow does not know
+        import fsspec  # imported only for protocols that pyarrow does not know
 
         try:
-            fs, path = _within(_ASKED_S, "opening it", lambda: fsspec.core.url_to_fs(uri))
+            fs, path = _call_within(_QUICK_CALL_S, "opening it", lambda: fsspec.core.url_to_fs(uri))
         except TimeoutError as error:
             raise storage_error(uri, error) from error
         except (ValueError, ImportError) as error:
@@ -77,40 +82,41 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 _LOCAL = pafs.LocalFileSystem()
-# Kept for their connections; by bucket, options and environment. A plain dict: the doctor sends this module by value.
+# A plain dict, not lru_cache: the doctor pickles this module by value.
 _BUCKETS: dict[tuple[str | None, ...], pafs.FileSystem] = {}
 
 
-def _bucket(bucket: str, options: str) -> pafs.FileSystem:
+def _open_bucket(bucket: str, options: str) -> pafs.FileSystem:
     uri = f"s3://{bucket}" + (f"?{options}" if options else "")
     try:
-        found, _ = pafs.FileSystem.from_uri(uri)
-    except OSError as error:  # the region of a bucket is asked for
+        fs, _ = pafs.FileSystem.from_uri(uri)
+    except OSError as error:  # from_uri asks the server for the bucket's region
         raise storage_error(f"s3://{bucket.rpartition('@')[2]}", error) from error
-    # from_uri reads the options and the environment; it takes no retry strategy.
-    _, (read,) = found.__reduce__()
-    if read["connect_timeout"] < 0:
-        read |= {"connect_timeout": _CONNECT_S, "request_timeout": _REQUEST_S}
-    if not read["proxy_options"]["host"]:
-        read["proxy_options"] = None
-    return pafs.S3FileSystem(**read, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
+    # Workaround for pyarrow: from_uri accepts no retry strategy. Pickling exposes the settings that it has read from
+    # options and environment; a second file system is built from them.
+    _, (settings,) = fs.__reduce__()
+    if settings["connect_timeout"] < 0:
+        settings |= {"connect_timeout": _CONNECT_S, "request_timeout": _REQUEST_S}
+    if not settings["proxy_options"]["host"]:
+        settings["proxy_options"] = None
+    return pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
 
 
 def _with_limits(uri: str) -> str:
-    """Return a URI whose options say how long its server may be silent; those that are given stay."""
-    bare, _, given = uri.partition("?")
-    options = given.split("&") if given else []
+    """Return a URI with timeouts among its options; options that the user has set stay."""
+    bare, _, query = uri.partition("?")
+    options = query.split("&") if query else []
     names = {option.partition("=")[0] for option in options}
-    wanted = _OPTIONS.get(uri.partition("://")[0], {})
-    more = [f"{name}={value}" for name, value in wanted.items() if name not in names]
-    return f"{bare}?{'&'.join((*options, *more))}" if more else uri
+    limits = _OPTIONS.get(uri.partition("://")[0], {})
+    added = [f"{name}={value}" for name, value in limits.items() if name not in names]
+    return f"{bare}?{'&'.join((*options, *added))}" if added else uri
 
 
 class _Limited:
-    """A file system of fsspec, or one of its open files, each of whose calls ends in time.
+    """Wrapper of an fsspec file system or open file that limits the time of each call.
 
     Args:
-        inner: The file system or file.
+        inner: Wrapped file system or file.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -120,30 +126,30 @@ class _Limited:
         return (_Limited, (self._inner,))
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if not callable(found):
-            return found
+        attribute = getattr(self._inner, name)
+        if not callable(attribute):
+            return attribute
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            seconds = _ASKED_S if name in _QUICK else _MOVED_S
-            answer = _within(seconds, name, lambda: found(*args, **kwargs))
+            seconds = _QUICK_CALL_S if name in _QUICK_CALLS else _LONG_CALL_S
+            answer = _call_within(seconds, name, lambda: attribute(*args, **kwargs))
             return _Limited(answer) if name == "open" else answer
 
         return call
 
 
-def _within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
-    """Return what a call returns, from a thread of its own that is left alone when the time is over.
+def _call_within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
+    """Run a call in a thread and return its result. A blocked thread cannot be stopped, so a late one keeps running.
 
     Raises:
-        TimeoutError: It is.
+        TimeoutError: The call has not returned in time.
     """
     done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
         try:
             done.put((call(), None))
-        except BaseException as error:  # noqa: BLE001  # border of a thread: raised again below
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
             done.put((None, error))
 
     threading.Thread(target=run, name="storage", daemon=True).start()
@@ -157,33 +163,34 @@ def _within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
 
 
 def is_local(fs: pafs.FileSystem) -> bool:
-    """Whether it is this machine's disks, or what is mounted like one."""
+    """Return True for a disk or mount of this machine."""
     return isinstance(fs, pafs.LocalFileSystem)
 
 
 def is_object_store(fs: pafs.FileSystem) -> bool:
-    """Whether objects appear whole when their stream closes, and directories are names alone."""
+    """Return True if objects appear when their stream closes, and directories are only prefixes of names."""
     return fs.type_name in _OBJECT_STORES
 
 
 def append_whole(path: Path, content: bytes) -> None:
-    """Add to a local file, all or nothing: a disk that fills up leaves no half of it.
+    """Append to a local file, or leave it unchanged if the disk is full.
 
     Raises:
-        OSError: nothing was added.
+        OSError: Nothing was appended.
     """
     with path.open("ab", buffering=0) as stream:
-        size, left = stream.tell(), memoryview(content)
+        size = stream.tell()
+        remaining = memoryview(content)
         try:
-            while left:
-                left = left[stream.write(left) or 0 :]
+            while remaining:  # an unbuffered write may be partial
+                remaining = remaining[stream.write(remaining) or 0 :]
         except OSError:
             stream.truncate(size)
             raise
 
 
 def split_options(uri: str) -> tuple[str, str]:
-    """A URI and its options with the question mark (`?endpoint_override=...`), which every path below it needs."""
+    """Split a URI from its options, `?` included (`?endpoint_override=...`). Every path below it needs them too."""
     if "://" not in uri:
         return uri, ""
     bare, mark, options = uri.partition("?")
@@ -191,20 +198,20 @@ def split_options(uri: str) -> tuple[str, str]:
 
 
 def redact_uri(uri: str) -> str:
-    """A path or URI for people: without its account and its options, where keys may stand."""
+    """Return a path or URI for messages: without account and options, which may hold keys."""
     scheme, mark, rest = split_options(uri)[0].rpartition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2] if mark else host}{slash}{path}"
 
 
 def join(uri: str, relative: str) -> str:
-    """A path or URI below another; options stay behind it."""
+    """Return the path or URI of `relative` below another one; its options stay at the end."""
     bare, options = split_options(uri)
     return f"{bare.rstrip('/')}/{relative}{options}"
 
 
 def parent(uri: str) -> str:
-    """The directory that holds a path or URI."""
+    """Return the directory that contains a path or URI."""
     bare, options = split_options(uri)
     return bare.rstrip("/").rpartition("/")[0] + options
 
@@ -212,77 +219,87 @@ def parent(uri: str) -> str:
 _WORDS = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "ACCESS_DENIED": "access is denied",
-    "INVALID_ACCESS_KEY_ID": "the access key is not known",
+    "INVALID_ACCESS_KEY_ID": "the access key is unknown",
     "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong",
     "EXPIRED_TOKEN": "the token has expired",
 }
 _REMEDIES = {
-    "NO_SUCH_BUCKET": "create it, or give another",
-    "NETWORK_CONNECTION": "look at AWS_ENDPOINT_URL (or endpoint_override), the network, and whether the server is up",
+    "NO_SUCH_BUCKET": "create it, or give another one",
+    "NETWORK_CONNECTION": "check AWS_ENDPOINT_URL (or endpoint_override), the network, and that the server is running",
 }
-_KEYS = "look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights of the account"
+_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the permissions of the account"
 
 
 def describe_os_error(error: OSError) -> str:
-    """Why a storage refused, in a few words: `Permission denied`, `there is no such bucket`."""
+    """Return the reason of a storage error in a few words: `Permission denied`, `there is no such bucket`."""
     if error.errno:
         return os.strerror(error.errno)
-    kind = _aws(error)
-    # One line, and nothing that a terminal would take for commands.
+    code = _aws_code(error)
+    # One line without control characters: the text comes from a server and goes to a terminal.
     line = str(error).strip().split("\n")[0] or type(error).__name__
     text = "".join(c if c.isprintable() else "?" for c in line)
-    if kind == "NETWORK_CONNECTION":
+    if code == "NETWORK_CONNECTION":
         details = re.search(r"(?:Details: |curlCode: \d+, )([^;]+)$", text)
         return f"no answer: {details.group(1) if details else 'the connection failed'}"[:200]
-    # What S3 adds in brackets (request ids) helps nobody here.
-    return _WORDS.get(kind, re.sub(r" \(Request ID: [^)]*\)$", "", text)[:200])
+    return _WORDS.get(code, re.sub(r" \(Request ID: [^)]*\)$", "", text)[:200])
 
 
-# What a mount says while its server, or the way to it, is gone for some time.
-_PASSING = frozenset(
+# Errors of a mount whose server or network is temporarily down.
+_TRANSIENT_ERRNOS = frozenset(
     (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EPIPE, errno.ENOTCONN,
      errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
      errno.ENETUNREACH, errno.ESHUTDOWN, getattr(errno, "EREMOTEIO", errno.EIO))
 )  # fmt: skip
-# AWS's names of answers that a later try would meet again, beside `_WORDS`.
-_LASTING = frozenset(("RESOURCE_NOT_FOUND", "NO_SUCH_KEY", "VALIDATION", "INVALID_PARAMETER_VALUE", "NOT_IMPLEMENTED"))
-_GCS_PASSING = re.compile(r"google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|RESOURCE_EXHAUSTED)")
+# AWS error codes that a retry cannot fix, in addition to `_WORDS`.
+_PERMANENT = frozenset(
+    ("RESOURCE_NOT_FOUND", "NO_SUCH_KEY", "VALIDATION", "INVALID_PARAMETER_VALUE", "NOT_IMPLEMENTED")
+)
+_GCS_TRANSIENT = re.compile(
+    r"google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|RESOURCE_EXHAUSTED)"
+)
 
 
 def is_transient(error: OSError) -> bool:
-    """Return whether what a storage said may be over by itself: no answer, or a refusal for now."""
+    """Return True if a retry may succeed: the storage did not answer, or refused temporarily."""
     if error.errno:
-        return error.errno in _PASSING
-    kind = _aws(error)
-    return bool(kind and kind not in _WORDS and kind not in _LASTING) or bool(_GCS_PASSING.search(str(error)))
+        return error.errno in _TRANSIENT_ERRNOS
+    code = _aws_code(error)
+    return bool(code and code not in _WORDS and code not in _PERMANENT) or bool(_GCS_TRANSIENT.search(str(error)))
 
 
 def storage_error(uri: str, error: OSError, remedy: str = "") -> RunError:
-    """What a storage said, as one sentence: URI, reason, remedy."""
-    kind = _aws(error)
-    mend = _REMEDIES.get(kind) or (_KEYS if kind in _WORDS else remedy or "look at the storage and your rights there")
-    error_kind = StorageUnavailableError if is_transient(error) else RunError
-    return error_kind(f"{redact_uri(uri)}: cannot be used ({describe_os_error(error)}); {mend}")
+    """Return a storage error as one sentence: URI, reason, remedy.
+
+    Args:
+        uri: Path or URI that was used; masked in the text.
+        error: Error of the storage.
+        remedy: Advice for errors without a known one; "" gives general advice.
+    """
+    code = _aws_code(error)
+    remedy = remedy or "check the storage and your permissions there"
+    remedy = _REMEDIES.get(code) or (_KEYS if code in _WORDS else remedy)
+    kind = StorageUnavailableError if is_transient(error) else RunError
+    return kind(f"{redact_uri(uri)}: cannot be used ({describe_os_error(error)}); {remedy}")
 
 
-def _aws(error: OSError) -> str:
-    """The AWS SDK's name of what went wrong; "" where none is given."""
+def _aws_code(error: OSError) -> str:
+    """Return the AWS error code in the text of an error; "" if there is none."""
     text = str(error)
     if re.search(r"Bucket '[^']*' not found", text):
         return "NO_SUCH_BUCKET"
-    named = re.search(r"AWS Error ([A-Z_]+)", text)
-    if named is None:
+    match = re.search(r"AWS Error ([A-Z_]+)", text)
+    if match is None:
         return ""
-    # Newer errors reach the SDK without a name of their own.
-    return next((kind for kind in _WORDS if kind.replace("_", "").lower() in text.lower()), named.group(1))
+    # The SDK reports codes that it does not know as UNKNOWN and puts the code into the text (ExpiredToken).
+    return next((code for code in _WORDS if code.replace("_", "").lower() in text.lower()), match.group(1))
 
 
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """What the storage says against the requests of the block becomes one sentence; a missing file stays itself.
+    """Raise storage errors of the block as `RunError` with one sentence; a `FileNotFoundError` passes unchanged.
 
     Raises:
-        RunError: the storage refuses, or does not answer.
+        RunError: The storage refuses a request, or does not answer.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether runs can be written where `output.storage` says, told before anything else is done. Runs on the client."""
+"""Check that runs can be written to `output.storage`, before any work is done. Runs on the client."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ import pyarrow.fs as pafs
 from launcher.errors import RunError
 from launcher.rundir.uri import describe_os_error, is_local, open_uri, translate_errors
 
-# A run's first records; less room than that is none.
+# Size of a run's first records. A disk with less free space counts as full.
 _PROBE_BYTES = 1 << 16
-# What a file system says that has no files without names.
+# Errors of file systems without O_TMPFILE.
 _NO_PROBE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _REMEDY = "give a directory that can be written"
 _NO_STORAGE = {"http://": "a web server takes no files", "https://": "a web server takes no files",
@@ -21,13 +21,13 @@ _NO_STORAGE = {"http://": "a web server takes no files", "https://": "a web serv
 
 
 def check_storage(storage: str) -> None:
-    """Refuse an `output.storage` that no run could be written to; leaves nothing there.
+    """Check that a run can be written to a storage, without creating anything.
 
-    A local one is tried with a file that has no name, where the file system knows such; an object store is listed.
+    Local directories are tested with an unnamed temporary file (O_TMPFILE), object stores by listing.
 
     Raises:
-        RunError: it, or the nearest directory above it that exists, is a file, full or read-only; it is no place; the
-            server does not answer, has no such bucket, or lets nobody in.
+        RunError: The storage, or its nearest existing parent directory, is a file, full or read-only; the URI is
+            incomplete; or the server does not answer, has no such bucket, or denies access.
     """
     for start, why in _NO_STORAGE.items():
         if storage.startswith(start):
@@ -35,17 +35,15 @@ def check_storage(storage: str) -> None:
     try:
         fs, path = open_uri(storage)
     except (OSError, pa.ArrowException) as error:
-        what = " ".join(str(error).split())[:200]
-        raise RunError(f"output.storage: {storage} cannot be opened ({what}); mend the URI, or its driver") from error
+        raise _cannot_be_opened(storage, " ".join(str(error).split())[:200]) from error
     except RunError as error:
         if isinstance(error.__cause__, OSError) and not storage.startswith("s3://"):
-            what = describe_os_error(error.__cause__)
-            raise RunError(
-                f"output.storage: {storage} cannot be opened ({what}); mend the URI, or its driver"
-            ) from error
+            raise _cannot_be_opened(storage, describe_os_error(error.__cause__)) from error
         raise RunError(f"output.storage: {error.message}") from error
     if "://" in storage and not storage.partition("://")[2].strip("/"):
-        raise RunError(f"output.storage: {storage} names no place; write it as {storage.rstrip('/')}//BUCKET/FOLDER")
+        raise RunError(
+            f"output.storage: {storage} names no directory; write it as {storage.rstrip('/')}//BUCKET/FOLDER"
+        )
     if is_local(fs):
         _check_local(Path(path))
         return
@@ -53,15 +51,20 @@ def check_storage(storage: str) -> None:
         with translate_errors(f"output.storage: {storage}"):
             fs.get_file_info(pafs.FileSelector(path))
     except FileNotFoundError:
-        pass  # the first write makes it
+        pass  # the first write creates it
+
+
+def _cannot_be_opened(storage: str, reason: str) -> RunError:
+    return RunError(f"output.storage: {storage} cannot be opened ({reason}); fix the URI, or install its driver")
 
 
 def _check_local(place: Path) -> None:
+    """Check the nearest existing directory at or above a local storage."""
     try:
         while not place.exists():
             if place.is_symlink():
                 raise RunError(
-                    f"output.storage: {place} is a link to {os.readlink(place)}, which is not there; {_REMEDY}"
+                    f"output.storage: {place} is a link to {os.readlink(place)}, which does not exist; {_REMEDY}"
                 )
             place = place.parent
     except OSError as error:
@@ -80,7 +83,7 @@ def _check_local(place: Path) -> None:
 
 
 def _probe(folder: Path) -> None:
-    if sys.platform != "linux":  # which alone has files without names
+    if sys.platform != "linux":  # only Linux has O_TMPFILE
         return
     file = os.open(folder, os.O_TMPFILE | os.O_RDWR)
     try:

@@ -77,7 +77,7 @@ class TrainSpec(Section):
     non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do at a non-finite loss. `stop` ends the run. `skip` skips the batch, and costs one device sync per step
     (under ZeRO 2 and 3 the workers restart from the last checkpoint). `rollback` restarts from the last checkpoint and
-    skips the batch then, at no cost before. The rows of skipped batches are written to left-out.json."""
+    skips the batch then, at no cost before. The rows of skipped batches are written to skipped-batches.json."""
 
     compile: bool = False
     """Compile the model with `torch.compile`. The first steps take a minute or more, later ones are faster. Not

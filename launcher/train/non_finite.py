@@ -16,8 +16,8 @@ from launcher.data.stream import read_batch_rows
 from launcher.data.windows import TRAIN
 from launcher.errors import NonFiniteLossError, TrainingError
 from launcher.rundir.events import record_event
-from launcher.rundir.left_out import BadRow, SkippedBatch, read_skipped_batches, record_skipped_batch
 from launcher.rundir.records import StepRecord
+from launcher.rundir.recovery import BadRow, SkippedBatch, read_skipped_batches, record_skipped_batch
 
 if TYPE_CHECKING:
     from launcher.train.loop import TrainContext

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from launcher.errors import MicroBatchOOMError, TrainingError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.micro_batch import MicroBatchReduction, record_reduction
+from launcher.rundir.recovery import MicroBatchReduction, record_reduction
 from launcher.train.engine import Engine
 
 _LOG = logging.getLogger(__name__)

@@ -82,13 +82,11 @@ def test_other_formats_are_converted_once(run: CommandLine, tiny_bert: Path) -> 
 def test_missing_validation_data_is_noted(run: CommandLine) -> None:
     _write(toy_data.TEXTS)
     _, out, _ = run("init", "d", "--yes")
-    assert (
-        "note: validation data: none was found; without it the last weights are kept, whatever they are worth; " in out
-    )
-    assert "--split 0.1 splits rows off, --validation names a file" in out
+    assert "note: validation data: none was found; without it the last weights are kept, not the best ones; " in out
+    assert "--split 0.1 sets rows aside, --validation names a file" in out
     assert "# validation: PATH" in Path("job.yaml").read_text() and not Path("job-data").exists()
     pq.write_table(toy_data.TEXTS, "d/dev.parquet")
-    assert "none was given (d/dev.parquet may be it); without it" in run("init", "d/train.parquet", "--force")[1]
+    assert "none was named (d/dev.parquet may be it); without it" in run("init", "d/train.parquet", "--force")[1]
 
 
 def test_splits_that_do_not_fit_are_left_out(run: CommandLine) -> None:
@@ -99,8 +97,8 @@ def test_splits_that_do_not_fit_are_left_out(run: CommandLine) -> None:
     )
     code, out, _ = run("init", "d")
     assert code == 0
-    assert "note: d/validation.parquet is left out: it has no column label; `launcher predict` reads it" in out
-    assert "note: d/test.parquet is left out: none of its labels is one of the training data (label)" in out
+    assert "note: d/validation.parquet is not used: it has no column label; `launcher predict` reads it" in out
+    assert "note: d/test.parquet is not used: none of its labels is one of the training data (label)" in out
     job = load_job("job.yaml")
     assert job.data.validation is None and job.data.test is None
     error = run("init", "d/train.parquet", "--test", "d/test.parquet", "--force").err
@@ -130,17 +128,17 @@ def test_data_is_not_overwritten_by_its_own_split(run: CommandLine) -> None:
         (["nowhere"], "nowhere does not exist; give a file, a directory or a glob that does"),
         (["empty.parquet"], "empty.parquet has no rows; give a file that has"),
         (["broken.parquet"], "/broken.parquet: not a readable parquet file ("),
-        (["d", "-o", "taken.yaml"], "--output taken.yaml: is there already; name another file, or --force"),
+        (["d", "-o", "taken.yaml"], "--output taken.yaml: exists already; name another file, or --force"),
         (["d", "-o", "d"], "--output d: is a directory; name a file in it, d/job.yaml"),
         (["d", "--task", "text-clasification"], "did you mean text-classification?"),
         (["d", "--name", "a b"], "--name a b: is not made of at most 63 letters, digits, dots, dashes and underscores"),
         (["d", "--model", "./no"], "--model ./no: there is no such directory; give one that exists, or a hub name"),
         (["d", "--label", "star"], "--label star: d has no such column; did you mean stars?"),
         (["d", "--label", "one"], "--label one: holds only the label 'x'; at least two classes are needed"),
-        (["d", "--label", "id"], "--label id: has 60 different values in 60 rows, which are no classes; name another"),
+        (["d", "--label", "id"], "--label id: has 60 different values in 60 rows, too many for classes; name another"),
         (["d", "--validation", "no.parquet"], "no.parquet does not exist; give a file, a directory or a glob"),
         (["d", "--validation", "d", "--split", "0.1"], "--split 0.1: there is validation data already (d); drop"),
-        (["d", "--split", "0.1", "-o", "cut.yaml"], "cut-data/train.parquet: is there already; give another --output"),
+        (["d", "--split", "0.1", "-o", "cut.yaml"], "cut-data/train.parquet: exists already; give another --output"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(arguments: list[str], sentence: str, run: CommandLine) -> None:

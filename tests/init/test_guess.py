@@ -1,4 +1,4 @@
-"""Every form of data is told from its facts; what is not told is asked for in one sentence."""
+"""Task and columns of every form of data, and the reasons for refusing data of other tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,14 @@ import pyarrow as pa
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.guess import Guess, UserChoices, guess
+from launcher.init.guess import Guess, UserChoices, guess, unsupported_reason
+from launcher.init.user_data import open_training
 from tests.support import toy_data
-from tests.support.toy_data import ROWS, chats, cycle, look_at, named_classes, words
+from tests.support.toy_data import ROWS, chats, cycle, look_at, named_classes, picture, words
 
 
-def _guess(table: pa.Table, folder: Path, **wishes: Any) -> Guess:
-    return guess(look_at(table, folder), UserChoices(**wishes))
+def _guess(table: pa.Table, folder: Path, **choices: Any) -> Guess:
+    return guess(look_at(table, folder), UserChoices(**choices))
 
 
 _NAMED = named_classes(pa.table({"body": words(), "kind_of_it": cycle(0, 1)}), "kind_of_it", ["no", "yes"])
@@ -69,16 +70,18 @@ _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
         (_CHAT_AND_PROMPT, "causal-lm", "messages", ["messages"], None),
     ],
 )
-def test_forms(table: pa.Table, task: str, form: str, inputs: list[str], label: str | None, tmp_path: Path) -> None:
-    found = _guess(table, tmp_path)
-    assert (found.task, found.form) == (task, form)
-    assert [column.name for column in found.inputs] == inputs
-    assert (found.label.name if found.label else None) == label
-    assert found.why and set(found.reasons) == {*inputs, *([label] if label else [])}
+def test_form_of_data_decides_task_and_columns(
+    table: pa.Table, task: str, form: str, inputs: list[str], label: str | None, tmp_path: Path
+) -> None:
+    result = _guess(table, tmp_path)
+    assert (result.task, result.form) == (task, form)
+    assert [column.name for column in result.inputs] == inputs
+    assert (result.label.name if result.label else None) == label
+    assert result.why and set(result.reasons) == {*inputs, *([label] if label else [])}
 
 
 @pytest.mark.parametrize(
-    ("table", "wishes", "form", "inputs", "label"),
+    ("table", "choices", "form", "inputs", "label"),
     [
         (toy_data.SINGLE, {"task": "causal-lm"}, "text", ["review"], None),
         (toy_data.PAIR, {"inputs": ("hypothesis",)}, "single-label", ["hypothesis"], "label"),
@@ -106,87 +109,57 @@ def test_forms(table: pa.Table, task: str, form: str, inputs: list[str], label: 
         (toy_data.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
     ],
 )
-def test_wishes_go_first(
-    table: pa.Table, wishes: dict[str, Any], form: str, inputs: list[str], label: str | None, tmp_path: Path
+def test_choices_of_the_user_take_precedence(
+    table: pa.Table, choices: dict[str, Any], form: str, inputs: list[str], label: str | None, tmp_path: Path
 ) -> None:
-    found = _guess(table, tmp_path, **wishes)
-    names = [column.name for column in found.inputs]
-    assert (found.form, names, found.label.name if found.label else None) == (form, inputs, label)
+    result = _guess(table, tmp_path, **choices)
+    names = [column.name for column in result.inputs]
+    assert (result.form, names, result.label.name if result.label else None) == (form, inputs, label)
 
 
 _TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
 
 
 @pytest.mark.parametrize(
-    ("table", "wishes", "said"),
+    ("table", "choices", "message"),
     [
-        (
-            _TWO_TEXTS,
-            {},
-            "toy.parquet has the columns a (string), b (string): no task fits them; "
-            "if one is meant, say so: --task, --text COLUMN, --label COLUMN",
-        ),
-        (
-            pa.table({"age": range(ROWS), "job": cycle("x", "y"), "income": [0.5] * ROWS}),
-            {},
-            "toy.parquet has the columns age (int64), job (string), income (double): these are numbers and categories, "
-            "and the launcher has no task for tables; if one is meant, say so: --task, --text COLUMN, --label COLUMN",
-        ),
-        (
-            toy_data.SINGLE,
-            {"task": "image-classification"},
-            "image-classification needs a column of pictures and one of classes; toy.parquet has id (int64), "
-            "review (string), stars (int64); name columns by --text and --label",
-        ),
-        (
-            toy_data.SINGLE,
-            {"task": "token-classification", "inputs": ("review",), "label": "stars"},
-            "token-classification needs words with a tag for each, or a text and a list of {start, end, label}; the "
-            "columns named are review (string), stars (int64); name columns by --text and --label",
-        ),
-        (
-            toy_data.SINGLE,
-            {"inputs": ("reviews",)},
-            "--text reviews: toy.parquet has no such column; did you mean review?",
-        ),
-        (
-            toy_data.PAIR,
-            {"task": "text-classification", "inputs": ("premise", "hypothesis", "label")},
-            "--text premise,hypothesis,label: text-classification reads one column, or two as a pair",
-        ),
-        (
-            toy_data.IMAGES.select(["image"]),
-            {},
-            "toy.parquet: column image holds pictures, and no other looks like their class (image ({bytes, path})); "
-            "name it by --label",
-        ),
-        (
-            pa.table({"messages": chats(answerer="narrator")}),
-            {},
-            "toy.parquet: in column messages speak narrator, user, and none of them is the assistant whose messages "
-            "are learned; rename a role to assistant",
-        ),
-        (
-            toy_data.SPANS,
-            {"task": "text-classification", "label": "entities"},
-            "--label entities: its values are list of {start, end, label}, which is no label of a text",
-        ),
-        (
-            toy_data.IMAGES.append_column("weight", pa.array([0.5] * ROWS)),
-            {"label": "weight"},
-            "--label weight: its values are numbers with a fraction, and pictures have classes only",
-        ),
+        (_TWO_TEXTS, {},
+         "toy.parquet has the columns a (string), b (string): no task fits them; "
+         "if one is meant, name it: --task, --text COLUMN, --label COLUMN"),
+        (pa.table({"age": range(ROWS), "job": cycle("x", "y"), "income": [0.5] * ROWS}), {},
+         "toy.parquet has the columns age (int64), job (string), income (double): these are numbers and categories, "
+         "and the launcher has no task for tables; if one is meant, name it: --task, --text COLUMN, --label COLUMN"),
+        (toy_data.SINGLE, {"task": "image-classification"},
+         "image-classification needs a column of pictures and one of classes; toy.parquet has id (int64), "
+         "review (string), stars (int64); name columns by --text and --label"),
+        (toy_data.SINGLE, {"task": "token-classification", "inputs": ("review",), "label": "stars"},
+         "token-classification needs words with a tag for each, or a text and a list of {start, end, label}; the "
+         "columns named are review (string), stars (int64); name columns by --text and --label"),
+        (toy_data.SINGLE, {"inputs": ("reviews",)},
+         "--text reviews: toy.parquet has no such column; did you mean review?"),
+        (toy_data.PAIR, {"task": "text-classification", "inputs": ("premise", "hypothesis", "label")},
+         "--text premise,hypothesis,label: text-classification reads one column, or two as a pair"),
+        (toy_data.IMAGES.select(["image"]), {},
+         "toy.parquet: column image holds pictures, and no other column looks like their class (image "
+         "({bytes, path})); name it with --label"),
+        (pa.table({"messages": chats(answerer="narrator")}), {},
+         "toy.parquet: column messages has the roles narrator, user, and none of them is the assistant, whose "
+         "messages are learned; rename a role to assistant"),
+        (toy_data.SPANS, {"task": "text-classification", "label": "entities"},
+         "--label entities: its values are list of {start, end, label}, which is not a label of a text"),
+        (toy_data.IMAGES.append_column("weight", pa.array([0.5] * ROWS)), {"label": "weight"},
+         "--label weight: its values are numbers with a fraction, and pictures have classes only"),
     ],
-)
-def test_what_cannot_be_guessed_is_one_sentence(
-    table: pa.Table, wishes: dict[str, Any], said: str, tmp_path: Path
+)  # fmt: skip
+def test_ambiguous_data_is_refused_in_one_sentence(
+    table: pa.Table, choices: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        _guess(table, tmp_path, **wishes)
-    assert caught.value.message == said
+        _guess(table, tmp_path, **choices)
+    assert caught.value.message == message
 
 
-def test_what_is_not_read_is_said(tmp_path: Path) -> None:
+def test_notes_name_columns_that_are_not_read(tmp_path: Path) -> None:
     assert _guess(toy_data.PROMPTS.append_column("history", toy_data.PROMPTS["input"]), tmp_path).notes == (
         "column history is not read; put it into the prompts or conversations if it matters",
     )
@@ -197,3 +170,94 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     letters = ["".join(rng.choice(list("ACGT"), 60)) for _ in range(ROWS)]
     (note,) = _guess(pa.table({"sequence": letters, "label": cycle(0, 1)}), tmp_path).notes
     assert note.startswith("texts in column sequence have no spaces: name a model")
+
+
+_PICTURES = [picture(i) for i in range(ROWS)]
+_SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"audio": [_SOUND] * ROWS, "text": words(), "label": cycle(0, 1)}, "column audio holds audio"),
+        ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)},
+         "chosen and rejected are preferences"),
+        ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, "judged answers (KTO)"),
+        ({"prompt": chats(), "completion": chats()}, "join them into one column of messages"),
+        ({"image": _PICTURES, "objects": cycle({"bbox": [[1.0, 2.0]], "category": [1]})}, "column objects holds boxes"),
+        ({"image": _PICTURES, "mask": _PICTURES}, "pictures and masks (segmentation)"),
+        ({"left": _PICTURES, "right": _PICTURES, "same": cycle(0, 1)}, "left and right both hold pictures"),
+        ({"context": words(), "question": words(), "answers": cycle({"text": ["a"], "answer_start": [0]})},
+         "(extractive"),
+        ({"en": words(), "de": words(seed=1)}, "columns en and de are translations"),
+        ({"translation": cycle({"en": "a", "de": "b"})}, "column translation holds translations"),
+        ({"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
+         "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image', and only "
+         "parts of type 'text' are read)"),
+        ({"text": words(), "labels": cycle([0, 1, 0], [1, 1, 0])}, "holds a 0 or 1 for each class"),
+    ],
+)  # fmt: skip
+def test_data_of_unsupported_tasks_is_refused(columns: dict[str, object], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _guess(pa.table(columns), tmp_path)
+    assert reason in caught.value.message and caught.value.message.startswith("toy.parquet: column")
+    assert ";" in caught.value.message  # a remedy
+
+
+@pytest.mark.parametrize("name", ["SINGLE", "PAIR", "MULTI", "TAGS", "SPANS", "TEXTS", "MESSAGES", "PROMPTS", "IMAGES"])
+def test_data_of_supported_tasks_is_not_refused(name: str, tmp_path: Path) -> None:
+    assert unsupported_reason(look_at(getattr(toy_data, name), tmp_path)) is None
+
+
+def test_named_task_overrides_the_refusal(tmp_path: Path) -> None:
+    table = pa.table({"en": words(), "de": words(seed=1)})
+    assert _guess(table, tmp_path, task="causal-lm", inputs=("en",), label="de").form == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "form", "columns"),
+    [
+        ("text-classification/sst2", "text-classification", "single-label", ["text", "label"]),
+        ("text-classification/chnsenticorp", "text-classification", "single-label", ["text", "label"]),
+        ("biology/splice_junctions", "text-classification", "single-label", ["sequence", "label"]),
+        ("token-classification/wnut17", "token-classification", "words", ["tokens", "ner_tags"]),
+        ("instruction-sft/alpaca_en", "causal-lm", "messages", ["messages"]),
+        ("instruction-sft/glaive_toolcall_en", "causal-lm", "messages", ["messages"]),
+        ("causal-lm/c4_demo", "causal-lm", "text", ["text"]),
+        ("causal-lm/tinyshakespeare", "causal-lm", "text", ["text"]),
+        ("image-classification/mnist_10k", "image-classification", "single-label", ["image", "label"]),
+        ("image-classification/sklearn_digits", "image-classification", "single-label", ["image", "label"]),
+        ("face-recognition/orl_faces", "image-classification", "single-label", ["image", "identity"]),
+    ],
+)
+def test_real_data_sets_get_the_right_task_and_columns(
+    name: str, task: str, form: str, columns: list[str], shared: Path
+) -> None:
+    data = open_training(str(shared / "data" / name), {})
+    result = guess(data.profile, UserChoices())
+    names = [column.name for column in (*result.inputs, *([result.label] if result.label else []))]
+    assert (result.task, result.form, names) == (task, form, columns)
+    assert set(data.found.locations) == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("translation/multi30k_en_de", "columns en and de are translations"),
+        ("audio/fsdd", "column audio holds audio"),
+        ("audio/emodb_4emotions", "column audio holds audio"),
+        ("object-detection/bccd", "column objects holds boxes (object detection)"),
+        ("semantic-segmentation/camvid", "columns image and mask are pictures and masks"),
+        ("question-answering/xquad_en", "column answers marks answers in a context"),
+        ("preference/dpo_en", "columns chosen and rejected are preferences"),
+        ("preference/kto_en", "columns prompt and completion are judged answers"),
+        ("face-recognition/orl_pairs", "columns image_a and image_b both hold pictures"),
+        ("tabular/credit_data", "numbers and categories, and the launcher has no task for tables"),
+        ("tabular/brca", "numbers and categories, and the launcher has no task for tables"),
+        ("recommender/movielens_100k_latest", "numbers and categories, and the launcher has no task for tables"),
+    ],
+)
+def test_real_data_sets_of_unsupported_tasks_are_refused(name: str, reason: str, shared: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        guess(open_training(str(shared / "data" / name), {}).profile, UserChoices())
+    assert reason in caught.value.message and "--task" in caught.value.message

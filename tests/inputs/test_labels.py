@@ -11,9 +11,9 @@ import pytest
 from launcher.data.checks import check_first_rows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
+from launcher.init.defaults import default_model, fill_defaults
 from launcher.init.guess import UserChoices, guess
-from launcher.init.order import draft, fit_splits, open_training
-from launcher.init.pretrained import default_model
+from launcher.init.user_data import fit_splits, open_training
 from launcher.tasks import build_task
 from launcher.tasks.metrics.labels import remarks
 from tests.support.jobs import make_job
@@ -169,7 +169,8 @@ def test_init_notes_that_numeric_tags_need_names(tmp_path: Path) -> None:
     data = open_training(str(tmp_path / "train.parquet"), {})
     guessed = guess(data.profile, UserChoices())
     assert guessed.notes == ("tags in column ner_tags are numbers; name them in order in task.labels before training",)
-    made = draft("x", data, guessed, fit_splits(data, guessed, {}), default_model(guessed))
+    fitted = fit_splits(data, guessed, {})
+    made = fill_defaults("x", data.profile, guessed, fitted.labels, default_model(guessed), fitted.sources)
     assert [line.off for line in made.sections["task"] if line.key == "labels"] == [True]
 
 

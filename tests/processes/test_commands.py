@@ -1,4 +1,4 @@
-"""Whole commands on a local Ray: the fork server killed beneath them, and `launcher up`, `launcher down`."""
+"""Whole commands on a local Ray: with the fork server killed while they run, and with `launcher up` and `down`."""
 
 import json
 import os
@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A folder of the user's own for sockets; its path is short, as that of a socket must be."""
+    """Return a directory for sockets. Its path is short, as socket paths are limited."""
     (tmp_path / "run").mkdir(mode=0o700)
     return tmp_path / "run"
 
@@ -46,24 +46,24 @@ def job(tiny_bert: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(run_folder: Path) -> Iterator[None]:
+def check_nothing_remains(run_folder: Path) -> Iterator[None]:
     yield
     _wait(lambda: not _processes(run_folder), 30)
-    # A server that is killed cannot remove its lock and its log.
-    left = [path.name for path in (run_folder / "launcher").glob("*") if path.suffix not in (".log", ".lock")]
-    assert left == []
+    # A killed server cannot remove its lock and its log.
+    remaining = [path.name for path in (run_folder / "launcher").glob("*") if path.suffix not in (".log", ".lock")]
+    assert remaining == []
 
 
 def _processes(run_folder: Path) -> list[psutil.Process]:
-    """Every process that was started with this folder in its environment."""
-    found = []
+    """Return all processes that were started with this directory in their environment, without zombies."""
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("XDG_RUNTIME_DIR") == str(run_folder) and process.pid != os.getpid():
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _start(run_folder: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -102,7 +102,7 @@ def _bits(job: Path, name: str) -> tuple[list[tuple[int, int, float]], bytes]:
 
 
 def _servers(run_folder: Path) -> list[psutil.Process]:
-    """Processes that listen at a socket of the folder."""
+    """Return the processes that listen at a socket in the directory."""
     sockets = {str(path) for path in (run_folder / "launcher").glob("*.sock")}
     return [
         process
@@ -113,32 +113,32 @@ def _servers(run_folder: Path) -> list[psutil.Process]:
 
 
 def _kill_servers(run_folder: Path) -> int:
-    doomed = _servers(run_folder)
-    for process in doomed:
+    servers = _servers(run_folder)
+    for process in servers:
         process.kill()
-    return len(doomed)
+    return len(servers)
 
 
 @pytest.mark.long
-def test_a_server_that_is_killed_costs_nothing_but_speed(run_folder: Path, job: Path) -> None:
-    """In a start, in a run, and in the recovery of a worker; the curve and the model have the same bits."""
+def test_run_with_killed_servers_matches_uninterrupted_run(run_folder: Path, job: Path) -> None:
+    # Servers are killed at the start, during training, and before a worker recovers.
     plain = _start(run_folder, "train", str(job), "name=plain")
     assert "done: 40 steps" in _end(plain)
-    command = _start(run_folder, "train", str(job), "name=struck", "--chaos", "kill=1@step12,kill=0@step25")
+    command = _start(run_folder, "train", str(job), "name=killed", "--chaos", "kill=1@step12,kill=0@step25")
     _wait(lambda: _servers(run_folder))
-    assert _kill_servers(run_folder)  # workers start as plain processes, and the first starts another server
-    _wait(lambda: _steps(job, "struck") >= 8)
+    assert _kill_servers(run_folder)  # workers then start as plain processes, and the first starts another server
+    _wait(lambda: _steps(job, "killed") >= 8)
     _wait(lambda: _servers(run_folder))
     assert _kill_servers(run_folder)
-    _wait(lambda: _steps(job, "struck") >= 20)
+    _wait(lambda: _steps(job, "killed") >= 20)
     for path in (run_folder / "launcher").glob("*.sock"):
         path.unlink()
     assert "done: 40 steps" in _end(command)
-    assert _bits(job, "struck") == _bits(job, "plain")
+    assert _bits(job, "killed") == _bits(job, "plain")
 
 
 @pytest.mark.long
-def test_commands_share_what_is_up_and_nothing_is_left_when_it_is_down(run_folder: Path, job: Path) -> None:
+def test_commands_share_a_warm_ray_and_down_leaves_no_process(run_folder: Path, job: Path) -> None:
     assert "up: Ray at" in _end(_start(run_folder, "up", "--idle-minutes", "5"))
     assert "is up already" in _end(_start(run_folder, "up"))
     both = [_start(run_folder, "train", str(job), f"name=shared-{n}") for n in (1, 2)]
@@ -164,7 +164,7 @@ def test_commands_share_what_is_up_and_nothing_is_left_when_it_is_down(run_folde
     assert "down: Ray at" in _end(_start(run_folder, "down"))
 
 
-def test_another_environment_or_installation_is_not_run_on_what_is_up(
+def test_command_with_another_environment_does_not_use_the_warm_ray(
     run_folder: Path, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _end(_start(run_folder, "up", "--idle-minutes", "0.1"))
@@ -174,10 +174,10 @@ def test_another_environment_or_installation_is_not_run_on_what_is_up(
     assert "another value of MY_OWN" in output and "steps" in output
     assert "not run on" not in _end(_start(run_folder, "--fresh", "check", str(job)))
     monkeypatch.delenv("MY_OWN")
-    _wait(lambda: not (run_folder / "launcher" / "up.json").exists(), 60)  # it has ended by itself
+    _wait(lambda: not (run_folder / "launcher" / "up.json").exists(), 60)  # it ends by itself when idle
 
 
-def test_a_command_that_crashes_leaves_nothing(run_folder: Path, job: Path) -> None:
+def test_killed_command_leaves_no_process(run_folder: Path, job: Path) -> None:
     command = _start(run_folder, "train", str(job), "name=crashed")
     _wait(lambda: _steps(job, "crashed") > 3)
     command.kill()

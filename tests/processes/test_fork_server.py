@@ -1,6 +1,5 @@
-"""A fork is what a new process would be, and a server that is gone costs nothing but speed."""
+"""A fork behaves like a new process, and a killed server costs only speed."""
 
-import array
 import json
 import os
 import pwd
@@ -17,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.processes.fork_client import LENGTH
+from launcher.processes.fork_client import send
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux alone")
 
-# A server in a process of its own, which lives as long as this one keeps its standard input open.
+# A server in a separate process, which runs until its standard input is closed.
 _SERVE = """
 import os, sys
 from launcher.processes import fork_server, preload
@@ -37,10 +36,10 @@ _ASK = "import sys; from launcher.processes.fork_client import run_in_fork; prin
 
 @dataclass
 class Server:
-    """A running server.
+    """A running fork server.
 
     Args:
-        parent: Process that it was forked off, and ends with.
+        parent: Process that it was forked off, and with which it ends.
         socket: Path of its socket.
     """
 
@@ -52,7 +51,7 @@ class Server:
         return psutil.Process(self.parent.pid).children()[0]
 
     def start(self, script: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        """Start a script in a fork; the process returned is its client."""
+        """Start a script in a fork and return the client process."""
         return subprocess.Popen(
             [sys.executable, "-c", _ASK.format(path=str(self.socket)), str(script), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=script.parent,
@@ -60,7 +59,7 @@ class Server:
         )  # fmt: skip
 
     def run(self, script: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Run a script in a fork; returns exit code and output."""
+        """Run a script in a fork and return exit code and output."""
         client = self.start(script, *arguments, **environment)
         output, errors = client.communicate(timeout=60)
         return client.returncode, output + errors
@@ -110,34 +109,36 @@ def _wait(happened: Callable[[], object], limit_s: float = 20) -> None:
 
 _DESCRIBE = """
 import json, os, resource, sys, signal, random, warnings
+descriptors = len(os.listdir("/proc/self/fd"))  # before popen, whose pipe stays open until its child is reaped
 print(json.dumps({
+    "descriptors": descriptors,
     "argv": sys.argv[1:], "name": __name__, "directory": os.getcwd(), "path": sys.path, "umask": os.umask(0),
     "value": os.environ.get("VALUE"), "c_value": os.popen("echo $VALUE").read().strip(), "niceness": os.nice(0),
     "open_files": resource.getrlimit(resource.RLIMIT_NOFILE), "affinity": sorted(os.sched_getaffinity(0)),
     "oom": open("/proc/self/oom_score_adj").read(), "interrupt": str(signal.getsignal(signal.SIGINT)),
     "child": str(signal.getsignal(signal.SIGCHLD)), "filters": len(warnings.filters),
-    "descriptors": len(os.listdir("/proc/self/fd")), "stdin": sys.stdin.read(),
+    "stdin": sys.stdin.read(),
 }))
 print("to stderr", file=sys.stderr)
 sys.exit(7)
 """
 
 
-def test_a_fork_is_what_a_new_process_would_be(server: Server, tmp_path: Path) -> None:
+def test_fork_behaves_like_a_new_process(server: Server, tmp_path: Path) -> None:
     script = _write(tmp_path, _DESCRIBE)
     prepare = f"ulimit -n 123; umask 026; echo 500 > /proc/self/oom_score_adj; cd {tmp_path}; exec nice -n 3 "
     ask = [sys.executable, "-c", _ASK.format(path=str(server.socket)), str(script), "a", "b c"]
     plain = [sys.executable, str(script), "a", "b c"]
     environment = _environment() | {"VALUE": "ü x"}
-    found = []
+    descriptions = []
     for command in (plain, ask):
         done = subprocess.run(
             ["bash", "-c", prepare + shlex.join(command)], input="hello", capture_output=True, text=True,
             env=environment, check=False,
         )  # fmt: skip
         assert done.returncode == 7 and done.stderr.endswith("to stderr\n"), done.stderr
-        found.append(json.loads(done.stdout))
-    assert found[0] == found[1]
+        descriptions.append(json.loads(done.stdout))
+    assert descriptions[0] == descriptions[1]
 
 
 def test_forks_draw_different_random_numbers(server: Server, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_forks_draw_different_random_numbers(server: Server, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "said"),
+    ("text", "code", "printed"),
     [
         ("import sys; sys.exit('a reason')", 1, "a reason"),
         ("raise ValueError('wrong')", 1, "ValueError: wrong"),
@@ -162,12 +163,12 @@ def test_forks_draw_different_random_numbers(server: Server, tmp_path: Path) -> 
         ("import threading as t, time\nt.Thread(target=lambda: [time.sleep(0.3), print('late')]).start()", 0, "late"),
     ],
 )  # fmt: skip
-def test_a_client_ends_as_its_fork_ends(server: Server, tmp_path: Path, text: str, code: int, said: str) -> None:
+def test_client_exits_as_its_fork_exits(server: Server, tmp_path: Path, text: str, code: int, printed: str) -> None:
     returned, output = server.run(_write(tmp_path, text))
-    assert returned == code and said in output
+    assert returned == code and printed in output
 
 
-def test_signals_reach_the_fork_and_a_killed_client_takes_it_along(server: Server, tmp_path: Path) -> None:
+def test_signals_reach_the_fork_and_a_killed_client_ends_it(server: Server, tmp_path: Path) -> None:
     script = _write(
         tmp_path,
         "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
@@ -185,7 +186,7 @@ def test_signals_reach_the_fork_and_a_killed_client_takes_it_along(server: Serve
     _wait(lambda: not psutil.pid_exists(fork))
 
 
-def test_forks_outlive_a_server_that_is_killed(server: Server, tmp_path: Path) -> None:
+def test_forks_outlive_a_killed_server(server: Server, tmp_path: Path) -> None:
     release = tmp_path / "release"
     os.mkfifo(release)
     script = _write(tmp_path, f"print('begun', flush=True)\nopen({str(release)!r}).read()\nprint('done')")
@@ -200,7 +201,7 @@ def test_forks_outlive_a_server_that_is_killed(server: Server, tmp_path: Path) -
     assert output == "done\n"
 
 
-def test_the_server_ends_with_the_process_that_it_watches_and_leaves_no_fork(server: Server, tmp_path: Path) -> None:
+def test_server_and_forks_end_with_the_watched_process(server: Server, tmp_path: Path) -> None:
     script = _write(tmp_path, "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)")
     client = server.start(script)
     assert client.stdout is not None
@@ -211,7 +212,7 @@ def test_the_server_ends_with_the_process_that_it_watches_and_leaves_no_fork(ser
     client.wait(20)
 
 
-def test_another_value_of_a_variable_that_imports_read_is_refused(serve: Callable[..., Server], tmp_path: Path) -> None:
+def test_changed_variable_that_imports_read_is_refused(serve: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "reads_it.py").write_text(
         "import os\nHOME = os.environ.get('MY_HOME', '/default')\nos.environ['SET'] = '1'"
     )
@@ -224,7 +225,7 @@ def test_another_value_of_a_variable_that_imports_read_is_refused(serve: Callabl
     assert "LD_LIBRARY_PATH" in server.run(script, LD_LIBRARY_PATH="/lib2", **path)[1]
 
 
-def test_a_package_of_the_users_own_is_never_shadowed(server: Server, tmp_path: Path) -> None:
+def test_package_of_the_user_is_never_shadowed(server: Server, tmp_path: Path) -> None:
     own = tmp_path / "own" / "numpy"
     own.mkdir(parents=True)
     (own / "__init__.py").write_text("MINE = True")
@@ -232,7 +233,7 @@ def test_a_package_of_the_users_own_is_never_shadowed(server: Server, tmp_path: 
     assert "numpy of its own" in server.run(script, PYTHONPATH=f"{_ROOT}:{own.parent}")[1]
 
 
-def test_a_changed_installation_ends_the_server(serve: Callable[..., Server], tmp_path: Path) -> None:
+def test_changed_installation_ends_the_server(serve: Callable[..., Server], tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     environment = {"PYTHONPATH": f"{_ROOT}:{site}"}
@@ -245,23 +246,20 @@ def test_a_changed_installation_ends_the_server(serve: Callable[..., Server], tm
     assert not server.socket.exists()
 
 
-def test_a_removed_socket_and_a_foreign_one_are_told(server: Server, tmp_path: Path) -> None:
+def test_removed_socket_is_reported(server: Server, tmp_path: Path) -> None:
     script = _write(tmp_path, "print('ran')")
     server.socket.unlink()
     assert "FileNotFoundError" in server.run(script)[1]
 
 
-def test_what_is_no_request_does_not_end_the_server(server: Server, tmp_path: Path) -> None:
-    streams = array.array("i", range(3))
+def test_malformed_request_does_not_end_the_server(server: Server, tmp_path: Path) -> None:
     for body in (b"{", b"[]", b'{"arguments": []}'):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(server.socket))
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
-            connection.sendmsg([LENGTH.pack(len(body))], rights)
-            connection.sendall(body)
+            send(connection, body, [0, 1, 2])
             assert connection.recv(64) == b""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(server.socket))  # and says nothing
+        connection.connect(str(server.socket))  # and sends nothing
     assert server.run(_write(tmp_path, "print('ran')")) == (0, "ran\n")
 
 
@@ -283,7 +281,7 @@ def test_another_user_is_refused(server: Server, tmp_path: Path) -> None:
     assert server.run(_write(tmp_path, "print('ran')")) == (0, "ran\n")
 
 
-def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path) -> None:
+def test_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "launcher").mkdir(mode=0o777)
     (tmp_path / "launcher").chmod(0o777)
     code = "from launcher.processes import fork_client; print(fork_client.folder())"
@@ -300,7 +298,7 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path) -> None:
     assert done.stdout == "ran all the same\n" and "chmod 700" in done.stderr
 
 
-def test_a_process_with_threads_or_with_ray_is_not_forked() -> None:
+def test_process_with_threads_or_with_ray_is_not_forked() -> None:
     from launcher.processes import fork_server
 
     code = (
@@ -314,10 +312,10 @@ def test_a_process_with_threads_or_with_ray_is_not_forked() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=True)
     assert fork_server.ForkServerError.__name__ not in done.stderr
     ray, threads = done.stdout.splitlines()
-    assert "ray is imported" in ray and "threads run" in threads
+    assert "ray is imported" in ray and "threads are running" in threads
 
 
-def test_hundreds_of_forks_leave_nothing_behind(server: Server, tmp_path: Path) -> None:
+def test_hundreds_of_forks_leak_no_memory_and_no_files(server: Server, tmp_path: Path) -> None:
     script = _write(tmp_path, "pass")
     process = server.process
 

@@ -21,8 +21,8 @@ from rich.console import Console
 from launcher.driver.run import run_job
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir
-from launcher.rundir.micro_batch import read_reductions
 from launcher.rundir.records import EvaluationRecord, ScoresRecord, StepRecord
+from launcher.rundir.recovery import read_reductions
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job

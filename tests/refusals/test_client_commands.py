@@ -49,7 +49,7 @@ ORDERS = [
         "init in.parquet --yes --output new.yaml",
         _rows(label=["a", "b"]),
         "in.parquet has the columns label (string): these are numbers and categories, and the launcher has no task for "
-        "tables; if one is meant, say so: --task, --text COLUMN, --label COLUMN",
+        "tables; if one is meant, name it: --task, --text COLUMN, --label COLUMN",
     ),
     Order(
         "submit job.yaml output.storage=runs",

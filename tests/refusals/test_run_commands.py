@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.desk import Desk, Order, well
 
-_RESTORE = "restore it from a copy, or begin a new run under another name"
+_RESTORE = "restore it from a copy, or start a new run under another name"
 _RUN = "runs/first"
 
 
@@ -80,7 +80,7 @@ ORDERS = [
             _gone,
             "RAY_ADDRESS: 127.0.0.1:1: nothing listens there (Connection refused); is Ray running on 127.0.0.1, and is "
             "1 its port? give auto, HOST:6379 (on a node of the cluster), or ray://HOST:10001 (from elsewhere); unset "
-            "it for a Ray of this machine alone",
+            "it to use a local Ray",
         )
         for command in ("train job.yaml", f"predict {_RUN} in.parquet --output out")
     ),

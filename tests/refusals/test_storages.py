@@ -10,7 +10,7 @@ import pytest
 from tests.support.desk import Case, Desk, fits
 
 _REMEDY = "give a directory that can be written"
-_RESTORE = "restore it from a copy, or begin a new run under another name"
+_RESTORE = "restore it from a copy, or start a new run under another name"
 _RUN = "runs/first"
 _STEP = f"{_RUN}/checkpoints/step-00000005"
 
@@ -36,12 +36,12 @@ STORAGES = [
     Case(
         "a link to nowhere",
         lambda desk: _link("gone/deep"),
-        f"output.storage: DESK/store is a link to gone/deep, which is not there; {_REMEDY}",
+        f"output.storage: DESK/store is a link to gone/deep, which does not exist; {_REMEDY}",
     ),
     Case(
         "a link to itself",
         lambda desk: _link("store"),
-        f"output.storage: DESK/store is a link to store, which is not there; {_REMEDY}",
+        f"output.storage: DESK/store is a link to store, which does not exist; {_REMEDY}",
     ),
     Case(
         "a name that is too long",
@@ -57,7 +57,7 @@ STORAGES = [
     Case(
         "no bucket",
         lambda desk: ["output.storage=s3://"],
-        "output.storage: s3:// names no place; write it as s3://BUCKET/FOLDER",
+        "output.storage: s3:// names no directory; write it as s3://BUCKET/FOLDER",
     ),
     Case(
         "a web server",
@@ -74,7 +74,7 @@ STORAGES = [
     Case(
         "HDFS without Java",
         lambda desk: desk.monkeypatch.setenv("JAVA_HOME", "/nowhere") or ["output.storage=hdfs://x/runs"],
-        "output.storage: hdfs://x/runs cannot be opened (...); mend the URI, or its driver",
+        "output.storage: hdfs://x/runs cannot be opened (...); fix the URI, or install its driver",
     ),
 ]  # fmt: skip
 
@@ -145,7 +145,7 @@ RUNS = [
     Case(
         "a file where the checkpoints were",
         lambda desk: _torn(desk, "checkpoints", ""),
-        f"DESK/{_RUN}/checkpoints: is no directory; {_RESTORE}",
+        f"DESK/{_RUN}/checkpoints: is not a directory; {_RESTORE}",
     ),
     Case(
         "shards of another ZeRO stage",

@@ -1,4 +1,4 @@
-"""Run directories: atomic, typed, on local and other file systems."""
+"""Run directories: atomic files and typed records, on local disks and on storages without append and rename."""
 
 import errno
 import math
@@ -28,11 +28,11 @@ def _step(step: int, loss: float = 0.5) -> StepRecord:
 
 @pytest.fixture(params=["local", "memory"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
-    """`memory://` is an fsspec file system that cannot append or rename in place, as object stores cannot."""
+    """Return a run on a local disk and on `memory://`, which like an object store cannot append or rename in place."""
     return RunDir(str(tmp_path / "run") if request.param == "local" else f"memory://runs/{tmp_path.name}")
 
 
-def test_records_come_back(run: RunDir) -> None:
+def test_record_is_read_as_it_was_written(run: RunDir) -> None:
     assert run.find_record("result.json", ResultRecord) is None
     run.write_record("result.json", _RESULT)
     assert run.read_record("result.json", ResultRecord) == _RESULT
@@ -46,7 +46,7 @@ def test_records_come_back(run: RunDir) -> None:
         run.read_record("result.json", ResultRecord)
 
 
-def test_metrics_grow_and_are_truncated(run: RunDir) -> None:
+def test_metrics_are_appended_and_truncated(run: RunDir) -> None:
     assert list(run.read_metrics()) == []
     run.append_metrics([_step(1), _step(2)])
     run.append_metrics([_step(3, math.nan)])
@@ -56,14 +56,14 @@ def test_metrics_grow_and_are_truncated(run: RunDir) -> None:
     assert list(run.read_metrics()) == [_step(1)]
 
 
-def test_lines_of_later_steps_are_forgotten_wherever_they_stand(run: RunDir) -> None:
-    """An attempt that did not know it was stale may have written between another's lines."""
+def test_lines_of_later_steps_are_removed_at_any_position(run: RunDir) -> None:
+    # Lines of a stale attempt may stand between those of the newer one.
     run.append_metrics([_step(1), _step(9), _step(2), _step(3)])
     metrics_log.truncate_after(run, 2)
     assert list(run.read_metrics()) == [_step(1), _step(2)]
 
 
-def test_a_long_log_is_cut_and_looked_over(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_log_is_truncated_and_validated_in_blocks(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.rundir.directory, "_BLOCK_BYTES", 1000)
     monkeypatch.setattr(metrics_log, "_LONG_BYTES", 4000)
     lines = [_step(step) for step in range(1, 101)]
@@ -84,7 +84,7 @@ def test_a_long_log_is_cut_and_looked_over(run: RunDir, monkeypatch: pytest.Monk
         metrics_log.truncate_after(run, 100)
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+def test_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     run.append_metrics([_step(1)])
     with (tmp_path / "metrics.jsonl").open("a") as stream:
@@ -97,7 +97,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         list(run.read_metrics())
 
 
-def test_directories_are_published_and_fetched(run: RunDir, tmp_path: Path) -> None:
+def test_directory_is_published_and_downloaded(run: RunDir, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "file").write_text("new")
@@ -107,12 +107,7 @@ def test_directories_are_published_and_fetched(run: RunDir, tmp_path: Path) -> N
     assert run.list("model") == ["deep"]
 
 
-def test_no_run_there(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run there"):
-        find_run(str(tmp_path))
-
-
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         RunError, match=r"file/run/a\.json: cannot be written \(Not a directory\); give the job another"
@@ -120,13 +115,15 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         RunDir(str(tmp_path / "file" / "run")).write_bytes("a.json", b"")
 
 
-def test_a_run_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="no run there"):
+        find_run(str(tmp_path / "runs" / "a"))
     RunDir(str(tmp_path / "runs" / "a")).write_bytes("job.yaml", b"")
     monkeypatch.chdir(tmp_path)
     assert find_run("runs/a/").uri == str(tmp_path / "runs" / "a")
 
 
-def test_a_storage_is_tried_without_making_it(tmp_path: Path) -> None:
+def test_storage_check_creates_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for storage in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(
@@ -138,13 +135,13 @@ def test_a_storage_is_tried_without_making_it(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_many_publishers_of_one_cache_entry(tmp_path: Path) -> None:
-    """Nobody fails, and a reader finds it at any time once it is there."""
+def test_concurrent_publishers_of_one_cache_entry_never_hide_it(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for number in range(5):
         (source / f"{number}.txt").write_text("x")
-    run, missing = RunDir(str(tmp_path / "cache")), []
+    run = RunDir(str(tmp_path / "cache"))
+    missing: list[int] = []
     run.publish_directory(source, "entry", keep=True)
 
     def read(_: int) -> None:
@@ -153,38 +150,38 @@ def test_many_publishers_of_one_cache_entry(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as many:
         publishing = [many.submit(run.publish_directory, source, "entry", keep=True) for _ in range(100)]
         list(many.map(read, range(500)))
-        for one in publishing:
-            one.result()
+        for publication in publishing:
+            publication.result()
     assert not missing and run.list("") == ["entry"]
 
 
-def test_what_was_taken_over_half_is_taken_over_again(tmp_path: Path) -> None:
-    """A sweep that is killed between its trials and its best job goes on."""
-    one, other = RunDir(str(tmp_path / "one")), RunDir(str(tmp_path / "other"))
-    one.write_bytes("checkpoints/step-00000003/state", b"states")
+def test_immutable_directory_can_be_copied_twice(tmp_path: Path) -> None:
+    # A sweep that was killed while it copied the best trial repeats the copy.
+    source, target = RunDir(str(tmp_path / "source")), RunDir(str(tmp_path / "target"))
+    source.write_bytes("checkpoints/step-00000003/state", b"states")
     for _ in range(2):
-        other.copy_from(one, "checkpoints", immutable=True)
-    assert other.read_bytes("checkpoints/step-00000003/state") == b"states" and other.list("") == ["checkpoints"]
+        target.copy_from(source, "checkpoints", immutable=True)
+    assert target.read_bytes("checkpoints/step-00000003/state") == b"states" and target.list("") == ["checkpoints"]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC, errno.EACCES])
-def test_what_may_pass_is_told_from_what_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_only_transient_errors_allow_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def replace(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as caught:
         RunDir(str(tmp_path / "run")).write_bytes("a/b.json", b"1")
-    assert isinstance(told.value, StorageUnavailableError) is (number not in (errno.ENOSPC, errno.EACCES))
-    assert os.strerror(number) in told.value.message and not (tmp_path / "run/a").exists()
+    assert isinstance(caught.value, StorageUnavailableError) is (number not in (errno.ENOSPC, errno.EACCES))
+    assert os.strerror(number) in caught.value.message and not (tmp_path / "run/a").exists()
 
 
-def test_a_key_of_a_newer_version_is_no_damage(tmp_path: Path) -> None:
+def test_record_of_a_newer_version_is_not_corrupt(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path / "run"))
     run.write_bytes("new.json", b'{"kind": "x", "step": 1, "at": 0.0, "text": "t", "later": 1}')
     run.write_bytes("torn.json", b'{"kind": "x", "step"')
-    with pytest.raises(RunError, match=r"holds later, which this version .* use the version that wrote it") as told:
+    with pytest.raises(RunError, match=r"holds later, which this version .* use the version that wrote it") as caught:
         run.read_record("new.json", Event)
-    assert not isinstance(told.value, CorruptRecordError)
+    assert not isinstance(caught.value, CorruptRecordError)
     with pytest.raises(CorruptRecordError, match=r"torn\.json: not a valid Event"):
         run.read_record("torn.json", Event)

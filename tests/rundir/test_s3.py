@@ -1,4 +1,4 @@
-"""Every path of a job on a real S3-compatible server: the same losses as on disk, stops and all; refusals in time."""
+"""A job with data, model and storage on an S3-compatible server: same losses as on disk, errors within seconds."""
 
 import subprocess
 import sys
@@ -39,20 +39,20 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def here(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The server by this process's environment."""
+def endpoint(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Set the variables of this process to the server, and return its address."""
     for name, value in clean_environment(server).items():
         monkeypatch.setenv(name, value)
     return server
 
 
 @pytest.fixture
-def dead(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def dead(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
 
 
-def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path: Path, server: str) -> None:
-    """Data, model and storage by URIs whose options name server and keys, as processes of other tests have none."""
+def test_resumed_run_on_s3_matches_uninterrupted_run_on_disk(tiny_bert: Path, tmp_path: Path, server: str) -> None:
+    # The URIs carry server and keys as options, as the worker processes do not have the variables.
     sections = {"checkpoint": {"every_minutes": None, "every_steps": 4}}
     splits = write_splits(tmp_path / "data", 97, validation=23, test=19)
     whole = run_group(2, train_here, prepared_job(tiny_bert, splits, tmp_path / "runs", **sections))["lines"]
@@ -73,7 +73,7 @@ def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path
     first = run_group(2, train_here, prepared, 4)["lines"]
     assert catalog.latest_step(prepared.run) == 4
     fewer = prepare(job.model_copy(update={"name": "fewer", "cluster": job.cluster.model_copy(update={"workers": 1})}))
-    fewer.run.copy_from(prepared.run, catalog.checkpoint_dir(4))  # before later ones push it out
+    fewer.run.copy_from(prepared.run, catalog.checkpoint_dir(4))  # before it is pruned
     rest = run_group(2, train_here, prepared)["lines"]
     assert first[:4] + rest == whole  # bit by bit
     alone = run_group(1, train_here, fewer)["lines"]
@@ -87,27 +87,27 @@ def test_stopped_and_going_on_there_is_the_run_on_disk(tiny_bert: Path, tmp_path
     assert b"tester:secret" not in prepared.run.read_bytes("report.html")
 
 
-def test_csv_there_is_turned_into_parquet_once(tiny_bert: Path, tmp_path: Path, here: str) -> None:
+def test_csv_on_s3_is_converted_once(tiny_bert: Path, tmp_path: Path, endpoint: str) -> None:
     write_splits(tmp_path / "data", 60)
     pyarrow.csv.write_csv(pq.read_table(tmp_path / "data/train.parquet"), tmp_path / "train.csv")
-    upload(here, tmp_path / "train.csv", "bucket/csv/train.csv")
+    upload(endpoint, tmp_path / "train.csv", "bucket/csv/train.csv")
     job = make_job(tiny_bert, {"train": "s3://bucket/csv"}, tmp_path)
     job = job.model_copy(update={"output": job.output.model_copy(update={"storage": "s3://bucket/csv-runs"})})
     fs, path = open_uri("s3://bucket/csv-runs/.cache")
 
     def cached() -> list[tuple[str, int]]:
-        found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
-        return [(info.path, info.mtime_ns) for info in found if info.is_file]
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+        return [(info.path, info.mtime_ns) for info in infos if info.is_file]
 
     assert prepare(job).plan.train_rows == 60
     before = cached()
     assert [name.rsplit("/", 1)[-1] for name, _ in before] == ["train.parquet"]
-    time.sleep(1.1)  # S3 tells whole seconds
+    time.sleep(1.1)  # S3 has times in whole seconds
     prepare(job)
     assert cached() == before
 
 
-def test_metrics_go_on_in_parts(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_split_into_parts(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.rundir.directory, "_PART_BYTES", 500)
     run = RunDir("s3://bucket/parts/run")
     lines = [
@@ -124,7 +124,7 @@ def test_metrics_go_on_in_parts(here: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(run.read_metrics()) == lines[:14]
 
 
-def test_what_is_not_there_is_told(here: str) -> None:
+def test_missing_bucket_or_model_is_refused(endpoint: str) -> None:
     with pytest.raises(
         RunError, match=r"output\.storage: s3://none/runs: cannot be used \(there is no such bucket\); cr"
     ):
@@ -138,23 +138,21 @@ def test_what_is_not_there_is_told(here: str) -> None:
         remote_files("s3://bucket/m")
 
 
-def test_wrong_keys_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(None) as address:
         for name, value in clean_environment(address).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(
-            RunError, match=r"\(the access key is not known\); look at AWS_ACCESS_KEY_ID and AWS_SECRET_"
-        ):
+        with pytest.raises(RunError, match=r"\(the access key is unknown\); check AWS_ACCESS_KEY_ID and AWS_SECRET_"):
             check_storage("s3://bucket/runs")
         with pytest.raises(DataError, match=r"data\.train: s3://bucket/x cannot be listed \(access is denied\); check"):
             list_files("train", "s3://bucket/x")
 
 
-def test_a_model_is_copied_once_and_its_weights_when_they_are_needed(
-    here: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_model_is_copied_once_and_its_weights_on_demand(
+    endpoint: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    upload(here, tiny_bert, "bucket/models/bert")
+    upload(endpoint, tiny_bert, "bucket/models/bert")
     names = {path.name for path in tiny_bert.iterdir()}
     part = Path(local_copy("s3://bucket/models/bert"))
     assert {path.name for path in part.iterdir()} == names - {"model.safetensors"}
@@ -163,35 +161,35 @@ def test_a_model_is_copied_once_and_its_weights_when_they_are_needed(
     local_copy.cache_clear()  # as another process
     assert local_copy("s3://bucket/models/bert") == local_copy("s3://bucket/models/bert", weights=True) == str(whole)
     (tmp_path / "more.txt").write_text("a change")
-    upload(here, tmp_path / "more.txt", "bucket/models/bert/more.txt")
+    upload(endpoint, tmp_path / "more.txt", "bucket/models/bert/more.txt")
     local_copy.cache_clear()
     assert (Path(local_copy("s3://bucket/models/bert")) / "more.txt").exists()
 
 
-def test_a_picture_is_read_there(here: str, tmp_path: Path) -> None:
+def test_picture_is_read_from_s3(endpoint: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
-    upload(here, tmp_path / "a.png", "bucket/pictures/a.png")
+    upload(endpoint, tmp_path / "a.png", "bucket/pictures/a.png")
     places = CellSource(remote=(("s3://bucket/pictures", ""),))
     assert cell_bytes({"path": "s3://bucket/pictures/a.png", "bytes": None}, places) == b"picture"
     with pytest.raises(ValueError, match=r"is 's3://bucket/pictures/b\.png', which cannot be read"):
         cell_bytes("s3://bucket/pictures/b.png", places)
 
 
-def test_a_dead_endpoint_is_told_in_seconds(dead: None, tiny_bert: Path, tmp_path: Path) -> None:
+def test_dead_endpoint_is_refused_within_seconds(dead: None, tiny_bert: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(RunError, match=r"s3://bucket/runs: cannot be used \(no answer: .*\); look at AWS_ENDPOINT_URL"):
+    with pytest.raises(RunError, match=r"s3://bucket/runs: cannot be used \(no answer: .*\); check AWS_ENDPOINT_URL"):
         check_storage("s3://bucket/runs")
     assert time.monotonic() - began < 25
 
 
-def test_the_command_says_it_in_one_sentence(here: str, tiny_bert: Path, tmp_path: Path) -> None:
+def test_command_reports_a_missing_bucket_in_one_sentence(endpoint: str, tiny_bert: Path, tmp_path: Path) -> None:
     job = make_job(tiny_bert, write_splits(tmp_path / "data", 20), tmp_path)
     (tmp_path / "job.yaml").write_text(dump_job(job))
     done = subprocess.run(
         [sys.executable, "-m", "launcher", "check", "job.yaml", "output.storage=s3://none/runs"],
-        capture_output=True, text=True, cwd=tmp_path, env=clean_environment(here), timeout=60,
+        capture_output=True, text=True, cwd=tmp_path, env=clean_environment(endpoint), timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,
-        "output.storage: s3://none/runs: cannot be used (there is no such bucket); create it, or give another\n",
+        "output.storage: s3://none/runs: cannot be used (there is no such bucket); create it, or give another one\n",
     )

@@ -1,4 +1,4 @@
-"""Storages that do not answer, and what is told of URIs (`launcher/rundir/uri.py`)."""
+"""Timeouts of storages that do not answer, and options of URIs."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _OVER = Event()
 
 
 class _SilentFileSystem(MemoryFileSystem):
-    """A storage whose server takes every request and answers none."""
+    """Storage whose server accepts every request and answers none."""
 
     protocol = "silent"
     store: dict[str, Any] = {}  # noqa: RUF012  # as fsspec declares it
@@ -38,15 +38,15 @@ class _SilentFileSystem(MemoryFileSystem):
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     fsspec.register_implementation("silent", _SilentFileSystem, clobber=True)
-    monkeypatch.setattr(storage, "_ASKED_S", 0.2)
-    monkeypatch.setattr(storage, "_MOVED_S", 0.3)
+    monkeypatch.setattr(storage, "_QUICK_CALL_S", 0.2)
+    monkeypatch.setattr(storage, "_LONG_CALL_S", 0.3)
     _OVER.clear()
     yield "silent://runs/first"
     _OVER.set()
 
 
 @pytest.mark.parametrize("ask", ["exists", "read_bytes"])
-def test_a_protocol_of_fsspec_that_never_answers_is_trouble_that_may_pass(silent: str, ask: str) -> None:
+def test_silent_fsspec_storage_is_a_transient_error(silent: str, ask: str) -> None:
     began = time.monotonic()
     with pytest.raises(
         StorageUnavailableError, match=r"silent://runs/first.*: cannot be used \(Connection timed out\)"
@@ -55,7 +55,7 @@ def test_a_protocol_of_fsspec_that_never_answers_is_trouble_that_may_pass(silent
     assert time.monotonic() - began < 30
 
 
-def test_a_protocol_of_fsspec_works_as_before() -> None:
+def test_fsspec_storage_reads_writes_and_pickles() -> None:
     import pickle
 
     run = RunDir("memory://runs/first")
@@ -68,7 +68,7 @@ def test_a_protocol_of_fsspec_works_as_before() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["gs", "gcs"])
-def test_google_gives_up_within_a_minute(scheme: str) -> None:
+def test_google_storage_retries_for_less_than_a_minute(scheme: str) -> None:
     fs, path = open_uri(f"{scheme}://bucket/x.png")
     assert isinstance(fs, pafs.GcsFileSystem) and path == "bucket/x.png"
     assert fs.__reduce__()[1][0]["retry_time_limit"].total_seconds() == 40
@@ -84,5 +84,5 @@ def test_google_gives_up_within_a_minute(scheme: str) -> None:
         ("file:///x", "file:///x"),
     ],
 )
-def test_options_that_are_given_stay(uri: str, limited: str) -> None:
+def test_timeouts_are_added_to_the_options_of_a_uri(uri: str, limited: str) -> None:
     assert storage._with_limits(uri) == limited

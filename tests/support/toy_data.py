@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from launcher.data.splits import open_split
-from launcher.init.look import DataProfile, profile_data
+from launcher.init.profile import DataProfile, profile_data
 
 ROWS = 60
 

@@ -8,7 +8,7 @@ import pytest
 from launcher.driver.prepare import PreparedJob
 from launcher.errors import LauncherError
 from launcher.rundir.events import read_events
-from launcher.rundir.left_out import SkippedBatch, SkippedBatchesRecord, read_skipped_batches
+from launcher.rundir.recovery import SkippedBatch, SkippedBatchesRecord, read_skipped_batches
 from launcher.spec.fault_injection import Fault
 from launcher.train.checkpoint import catalog
 from tests.support.jobs import prepared_job, write_splits

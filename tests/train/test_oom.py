@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.rundir.micro_batch import read_reductions
+from launcher.rundir.recovery import read_reductions
 from launcher.train.loop import forward_backward
 from launcher.train.oom import is_out_of_memory
 from tests.support.jobs import prepared_job, write_splits

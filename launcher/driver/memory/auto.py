@@ -25,8 +25,8 @@ from launcher.driver.memory.estimate import (
 from launcher.errors import LauncherError
 from launcher.formatting import format_bytes
 from launcher.rundir.directory import RunDir
-from launcher.rundir.micro_batch import effective_micro_batch
 from launcher.rundir.plan import Plan, WorkerMemory
+from launcher.rundir.recovery import effective_micro_batch
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Batch, Task

@@ -162,7 +162,7 @@ def test_an_interrupted_visit_leaves_nothing(cluster: Cluster) -> None:
     [
         (("-u", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE=disabled"), "none was sent, as RAY_AUTH_MODE is disabled"),
         (("-u", "RAY_AUTH_TOKEN"), "there is none (/tmp/home/.ray/auth_token does not exist)"),
-        (("RAY_AUTH_TOKEN=wrong-token-0123456789012345678901",), "refuses the token in RAY_AUTH_TOKEN"),
+        (("RAY_AUTH_TOKEN=wrong-token-0123456789012345678901",), "rejects the token in RAY_AUTH_TOKEN"),
     ],
 )
 @pytest.mark.parametrize("address", ["auto", "ray://{head}"])

@@ -1,27 +1,101 @@
-"""The whole of a new job: numbers for its task, data and model, each with a reason. Pure; read `write.py` next."""
+"""Defaults of a new job: model and values of all other keys, each with a reason. Pure but for reading a model's JSON.
 
+Runs on the client; does not import transformers. Read `job_file.py` next, which writes the draft.
+"""
+
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from launcher.errors import ModelError
 from launcher.formatting import format_percent
-from launcher.init.fit import has_gaps, known_labels
 from launcher.init.guess import Guess
-from launcher.init.look import DataProfile, Labels
-from launcher.init.pretrained import Model
+from launcher.init.profile import DataProfile, Labels
 from launcher.models.cells import CellSource
 from launcher.spec.data import DataSpec
+from launcher.spec.hub import is_path
+
+# Fraction of letters from which a text counts as non-Latin.
+_FOREIGN = 0.3
+_CHAT_WORDS = ("instruct", "chat", "-it")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Pretrained model to start from."""
+
+    name: str
+    """Local directory, or name on the hub."""
+    why: str
+    """Reason for this model."""
+    positions: int | None
+    """Longest input in tokens; None if unknown."""
+    has_template: bool
+    """Whether its tokenizer has a chat template."""
+
+
+def default_model(guess: Guess) -> Model:
+    """Return a well-known, small model of the hub for a task."""
+    is_foreign = max((column.foreign for column in guess.inputs), default=0.0) > _FOREIGN
+    script = "texts are not in a Latin script" if is_foreign else ""
+    if guess.task == "image-classification":
+        return Model("google/vit-base-patch16-224-in21k", "a ViT pretrained on ImageNet-21k", None, False)
+    if guess.task == "causal-lm" and guess.form == "text":
+        name = "Qwen/Qwen2.5-0.5B" if is_foreign else "gpt2"
+        return Model(name, script or "small; any causal language model will do", 1024, False)
+    if guess.task == "causal-lm" and ("tools" in guess.beside or any(column.has_calls for column in guess.inputs)):
+        return Model("Qwen/Qwen2.5-0.5B-Instruct", "small, and its template writes tools and their calls", 2048, True)
+    if guess.task == "causal-lm":
+        name = "Qwen/Qwen2.5-0.5B-Instruct" if is_foreign else "HuggingFaceTB/SmolLM2-360M-Instruct"
+        return Model(name, script or "small, and already follows instructions", 2048, True)
+    cased = "bert-base-cased" if guess.task == "token-classification" else "bert-base-uncased"
+    why = "capitals help to recognise names" if guess.task == "token-classification" else "a good first model"
+    return Model("bert-base-multilingual-cased" if is_foreign else cased, script or why, 512, False)
+
+
+def find_model(name: str) -> Model:
+    """Return the model that the user named.
+
+    Raises:
+        ModelError: The name is a path without a model.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        if folder.exists():
+            raise ModelError(f"--model {name}: is a file; give the directory it is in, or a hub name")
+        if is_path(name):
+            raise ModelError(f"--model {name}: there is no such directory; give one that exists, or a hub name")
+        return Model(name, "as asked", None, any(word in name.lower() for word in _CHAT_WORDS))
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise ModelError(f"--model {name}: holds no model (it has no config.json); give a directory that has one")
+    length = next((config[key] for key in ("max_position_embeddings", "n_positions") if key in config), None)
+    tokenizer = _read_json(folder / "tokenizer_config.json") or {}
+    has_template = (folder / "chat_template.jinja").is_file() or "chat_template" in tokenizer
+    return Model(str(folder), "as asked", length if isinstance(length, int) else None, has_template)
+
+
+def _read_json(path: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
-# What one sequence costs beyond this is for the user to decide.
+# Upper limits of `max_length`: longer sequences cost much memory, so the user decides.
 _LONGEST = {"text-classification": 512, "token-classification": 512, "causal-lm": 1024}
 _SPECIAL_TOKENS = 4
-# What a template says of how to call tools.
+# Instructions on tool calls that a chat template adds.
 _TOOL_TOKENS = 150
 _FAR_FROM_ONE = 20.0
 _WINDOW_BYTES = 512 << 20
 _DEFAULT_WINDOW = 32
 _BESIDE = {
-    "input": "what a prompt is about, set behind it",
+    "input": "what a prompt is about, appended to it",
     "system": "the system message",
     "tools": "tools that may be called",
 }
@@ -30,103 +104,82 @@ _METRICS = {"single-label": "accuracy", "multi-label": "f1", "regression": "pear
 
 @dataclass(frozen=True)
 class Line:
-    """One key of the job file.
-
-    Args:
-        key: its name.
-        value: a scalar, a list or a mapping of them.
-        why: the comment.
-        off: whether it is written as a comment, for the user to fill in.
-    """
+    """One line of the job file: a key, its value and a comment."""
 
     key: str
+    """Name of the key."""
     value: object
+    """Scalar, list or mapping."""
     why: str
+    """Comment with the reason."""
     off: bool = False
+    """Whether the line is commented out, for the user to fill in."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A job file to be.
-
-    Args:
-        title: comment at its top.
-        name: the run's.
-        sections: lines by section, in order.
-    """
+    """Content of a new job file."""
 
     title: tuple[str, ...]
+    """Comment lines at its top."""
     name: str
+    """Name of the run."""
     sections: Mapping[str, tuple[Line, ...]]
+    """Lines by section, in order."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The data of a job.
-
-    Args:
-        locations: by split, as the job file names them.
-        rows: by split.
-        bad_rows: rows that cannot be used, as far as they were seen.
-        missing: why there is no validation data and what to do, by split; empty where there is.
-    """
+    """Data of a new job."""
 
     locations: Mapping[str, tuple[str, ...]]
+    """Locations by split, as the job file names them."""
     rows: Mapping[str, int]
+    """Number of rows by split."""
     bad_rows: int = 0
+    """Number of unusable rows, as far as they were read."""
     missing: Mapping[str, str] = field(default_factory=dict)
+    """Reason and advice for missing validation data, by split; empty if there is some."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How long and how fast to train.
-
-    Args:
-        epochs: passes over the data.
-        batch_size: the global batch.
-        learning_rate: the peak.
-    """
+    """Length and learning rate of the training."""
 
     epochs: int
+    """Passes over the data."""
     batch_size: int
+    """Global batch size in rows."""
     learning_rate: float
+    """Peak learning rate."""
 
 
 def fill_defaults(
-    name: str, look: DataProfile, guess: Guess, labels: Labels | None, model: Model, sources: Sources
+    name: str, profile: DataProfile, guess: Guess, labels: Labels | None, model: Model, sources: Sources
 ) -> Draft:
-    """Everything a job file says.
-
-    Args:
-        name: the run's.
-        look: the training data.
-        guess: its task and columns.
-        labels: their counts, where the task has labels.
-        model: what to start from.
-        sources: the splits.
-    """
+    """Return a draft of the job file, with a value and a reason for every key. `labels` is None for tasks without."""
     steps = steps_for(guess, sources.rows["train"])
     sections = {
         "task": _task(guess, labels, model),
         "model": (Line("name", model.name, f"{model.why}; a directory, or a name on the hub"),),
-        "data": _data(guess, labels, sources, _window(look, steps), _has_long_prompts(guess, model)),
+        "data": _data(guess, labels, sources, _window(profile, steps), _has_long_prompts(guess, model)),
         "train": _train(guess, sources.rows["train"], steps),
-        "evaluation": _evaluation(guess, labels, look) if "validation" in sources.locations else (),
+        "evaluation": _evaluation(guess, labels, profile) if "validation" in sources.locations else (),
         "cluster": (
-            Line("workers", 1, "training processes; more of them give the same curve, sooner"),
-            Line("gpus_per_worker", 1, "without it a worker trains on CPUs", off=True),
+            Line("workers", 1, "training processes; more of them give the same loss curve, faster"),
+            Line("gpus_per_worker", 1, "without it, workers train on CPUs", off=True),
         ),
     }
     title = (
-        f"Made by `launcher init` from {look.where}: {guess.why}.",
-        "Everything here is a guess to begin with; `launcher schema` and `launcher tasks` describe all keys. "
-        "Relative paths start where the launcher runs.",
+        f"Made by `launcher init` from {profile.where}: {guess.why}.",
+        "All values are a first guess; `launcher schema` and `launcher tasks` describe all keys. "
+        "Relative paths start in the directory where the launcher runs.",
     )
     return Draft(title, name, {section: lines for section, lines in sections.items() if lines})
 
 
 def steps_for(guess: Guess, rows: int) -> Steps:
-    """Epochs, batch size and learning rate for a task and a number of rows."""
+    """Choose epochs, batch size and learning rate for a task and a number of rows."""
     batch_size = 8 if rows < 1000 else 16 if rows < 5000 else 32
     epochs = 5 if rows < 1000 else 3 if rows < 100_000 else 2 if rows < 1_000_000 else 1
     rate = 2e-5 if guess.task == "text-classification" or guess.form in ("messages", "prompt") else 5e-5
@@ -134,12 +187,7 @@ def steps_for(guess: Guess, rows: int) -> Steps:
 
 
 def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
-    """Tokens to keep of each row, and why: what 99 of 100 rows have, as far as the model goes.
-
-    Args:
-        guess: the task and its columns.
-        positions: the model's longest input; None where it is not known.
-    """
+    """Choose `max_length` so that 99 % of the rows fit, limited by model and task; return it with a reason."""
     columns = [*guess.inputs, *([guess.label] if guess.form == "prompt" and guess.label else [])]
     sizes = sorted(map(sum, zip(*(column.tokens for column in columns), strict=False)))
     usual = (
@@ -151,18 +199,18 @@ def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     longest = min(_LONGEST[guess.task], positions or _LONGEST[guess.task])
     least = 128 if guess.task == "causal-lm" else 32
     chosen = next((n for n in _LENGTHS if n >= max(usual, least)), _LENGTHS[-1])
-    said = f"99 of 100 have at most about {usual}"
-    return min(chosen, longest), said if chosen <= longest else f"{said}; longer ones are cut"
+    why = f"99 of 100 have at most about {usual}"
+    return min(chosen, longest), why if chosen <= longest else f"{why}; longer ones are cut"
 
 
 def _usual(sizes: Sequence[int]) -> int:
-    """Return what 99 of 100 sizes have at most, of sizes in order."""
+    """Return the 99th percentile of sorted sizes."""
     return sizes[min(len(sizes) - 1, int(0.99 * len(sizes)))] if sizes else 0
 
 
 def rare_class(guess: Guess, labels: Labels) -> tuple[str, float] | None:
-    """The rarest class and its share, where it is so rare that accuracy would hardly see it."""
-    known = known_labels(labels, guess)
+    """Return the rarest class and its share, if it is so rare that accuracy hardly depends on it; else None."""
+    known = guess.known_labels(labels)
     counts = [(label, count) for label, count in labels.counts if label in known]
     total = sum(count for _, count in counts)
     if not counts or guess.form not in ("single-label", "multi-label"):
@@ -177,19 +225,21 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         what = "lists of labels: any number of classes per row" if guess.form == "multi-label" else "numbers"
         lines.append(Line("kind", guess.form, what))
     elif guess.task == "text-classification" and _are_bare_numbers(guess):
-        lines.append(Line("kind", guess.form, "each number is a class; regression takes them as amounts"))
-    if labels is not None and guess.label is not None and not guess.label.class_names and has_gaps(labels, guess):
-        names = sorted(known_labels(labels, guess), key=int)
-        lines.append(Line("labels", names, "-1 is taken for a row without a label"))
+        lines.append(Line("kind", guess.form, "each number is a class; use regression if they are amounts"))
+    if labels is not None and guess.label is not None and not guess.label.class_names and guess.has_unlabelled(labels):
+        names = sorted(guess.known_labels(labels), key=int)
+        lines.append(Line("labels", names, "-1 marks rows without a label"))
     if guess.has_unnamed_tags:
         lines.append(Line("labels", ["O", "B-", "I-"], "needed: the name of each number, in order", off=True))
     if guess.form in ("messages", "prompt") and not model.has_template:
         lines.append(
-            Line("chat_template", "chatml", "how turns are written: the model brings no template; null takes its own")
+            Line("chat_template", "chatml", "format of messages, as the model has no template; null uses its own")
         )
     if guess.task == "image-classification":
         augment = {"crop_scale_min": 0.8, "flip_fraction": 0.5}
-        lines.append(Line("augment", augment, "changes training pictures at random; no flips where sides matter", True))
+        lines.append(
+            Line("augment", augment, "random changes to training pictures; no flips if left and right matter", True)
+        )
     else:
         size, why = max_length(guess, model.positions)
         packed = " and packed sequence" if guess.task == "causal-lm" else ""
@@ -198,7 +248,7 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
 
 
 def _are_bare_numbers(guess: Guess) -> bool:
-    """Whether the classes are numbers without names, which could be amounts too."""
+    """Return True if the classes are numbers without names, which could also be amounts."""
     return guess.label is not None and guess.label.shape in ("integer", "number") and not guess.label.class_names
 
 
@@ -222,13 +272,13 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
 
 def _label_reason(guess: Guess, labels: Labels) -> str:
     assert guess.label is not None
-    known = known_labels(labels, guess)
+    known = guess.known_labels(labels)
     if guess.form == "spans":
         return guess.reasons[guess.label.name]
     if guess.form == "regression":
         low, high = guess.label.low, guess.label.high
         far = max(abs(low), abs(high)) > _FAR_FROM_ONE
-        return f"numbers from {low:g} to {high:g}" + ("; scaled to about 0 to 1 they are learned sooner" * far)
+        return f"numbers from {low:g} to {high:g}" + ("; scaled to about 0 to 1 they are learned faster" * far)
     total = sum(count for _, count in labels.counts)
     shares = [f"{label} ({format_percent(count / total)})" for label, count in labels.counts if label in known]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
@@ -241,39 +291,39 @@ def _data(guess: Guess, labels: Labels | None, sources: Sources, window: int, lo
     for name in ("train", "validation", "test"):
         use = {"validation": "; decides which checkpoint is kept", "test": "; scored once, at the end"}.get(name, "")
         if name in sources.locations:
-            found = sources.locations[name]
-            value = found[0] if len(found) == 1 else list(found)
+            locations = sources.locations[name]
+            value = locations[0] if len(locations) == 1 else list(locations)
             lines.append(Line(name, value, f"{sources.rows[name]:,} rows{use}"))
         elif name in sources.missing:
             lines.append(Line(name, "PATH", sources.missing[name], off=True))
     bad = sources.bad_rows + _bad_rows(guess) + (labels.nulls if labels else 0)
     if long_prompts:
-        lines.append(Line("on_bad_row", "skip", "some answers may begin behind max_length; error stops at such rows"))
-    elif bad or (labels is not None and has_gaps(labels, guess)):
+        lines.append(Line("on_bad_row", "skip", "some answers may start beyond max_length; error stops at such rows"))
+    elif bad or (labels is not None and guess.has_unlabelled(labels)):
         lines.append(Line("on_bad_row", "skip", "some rows have no text or no known label; error stops at them"))
     folder = guess.inputs[0].folder
     if folder and not _is_beside(folder, sources):
-        lines.append(Line("files_below", folder, "the rows name files there; they may name no others"))
+        lines.append(Line("files_below", folder, "rows may name files below this directory only"))
     if window < _DEFAULT_WINDOW:
         lines.append(Line("window_steps", window, "batches read and encoded together; rows are large here"))
     return tuple(lines)
 
 
 def _is_beside(folder: str, sources: Sources) -> bool:
-    """Return whether a directory lies with the data of every split, so that cells may name its files."""
+    """Return True if a directory lies next to the data of every split, so that cells may name its files."""
     file = f"{folder}/x"
     places = [CellSource.of(DataSpec(train=locations)) for locations in sources.locations.values()]
     return all(place.holds_uri(file) if "://" in file else place.holds_path(file) for place in places)
 
 
-def _window(look: DataProfile, steps: Steps) -> int:
-    """Batches of a window: fewer where rows are so large that the usual number would not fit."""
-    held = look.row_bytes * steps.batch_size * _DEFAULT_WINDOW
-    return max(1, min(_DEFAULT_WINDOW, int(_DEFAULT_WINDOW * _WINDOW_BYTES / held))) if held else _DEFAULT_WINDOW
+def _window(profile: DataProfile, steps: Steps) -> int:
+    """Return the batches per window: the default, or fewer if that many rows would take more than 512 MiB."""
+    size = profile.row_bytes * steps.batch_size * _DEFAULT_WINDOW
+    return max(1, min(_DEFAULT_WINDOW, int(_DEFAULT_WINDOW * _WINDOW_BYTES / size))) if size else _DEFAULT_WINDOW
 
 
 def _has_long_prompts(guess: Guess, model: Model) -> bool:
-    """Whether rows may be cut before their first answer, which leaves nothing to learn."""
+    """Return True if some rows may be cut before their first answer, so that nothing remains to learn."""
     if guess.form not in ("messages", "prompt"):
         return False
     column = guess.inputs[0]
@@ -284,7 +334,7 @@ def _has_long_prompts(guess: Guess, model: Model) -> bool:
 
 
 def _bad_rows(guess: Guess) -> int:
-    """Rows of the sample that cannot be used: nulls, and lists of tags that do not fit their words."""
+    """Count unusable rows of the sample: nulls, and lists of tags of another length than their words."""
     bad = sum(column.nulls for column in guess.inputs)
     if guess.form == "words" and guess.label:
         bad += sum(a != b for a, b in zip(guess.inputs[0].lengths, guess.label.lengths, strict=False))
@@ -296,24 +346,24 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
     size = (
         "few rows need more passes" if steps.epochs > 3 else "many rows need fewer passes" if steps.epochs < 3 else ""
     )
-    usual = {2e-5: "usual for a first fine-tuning", 5e-5: "usual for this task"}[steps.learning_rate]
+    usual = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task"}[steps.learning_rate]
     return (
         Line("epochs", steps.epochs, f"passes over the {rows:,} rows{f'; {size}' if size else ''}"),
         Line("batch_size", steps.batch_size, f"rows per step over all workers: {per_epoch:,} steps per epoch"),
-        Line("learning_rate", steps.learning_rate, f"{usual}; the first thing to vary"),
+        Line("learning_rate", steps.learning_rate, f"{usual}; tune this value first"),
     )
 
 
-def _evaluation(guess: Guess, labels: Labels | None, look: DataProfile) -> tuple[Line, ...]:
+def _evaluation(guess: Guess, labels: Labels | None, profile: DataProfile) -> tuple[Line, ...]:
     rare = rare_class(guess, labels) if labels is not None else None
     if rare is not None:
         share = format_percent(rare[1])
-        why = f"only {share} of the labels are {rare[0]}: this mean over classes counts it like the others"
+        why = f"only {share} of the labels are {rare[0]}: this mean over classes weights it like the others"
         return (Line("metric", "macro_f1", why),)
     metric = _METRICS.get(guess.form, "perplexity")
-    return (Line("metric", metric, "decides which checkpoint is kept; others are reported beside it"),)
+    return (Line("metric", metric, "decides which checkpoint is kept; the other metrics are reported too"),)
 
 
 def summary(draft: Draft) -> Sequence[tuple[str, Line]]:
-    """The lines of a draft that a person should see before it is used, with their sections."""
+    """Return section and line of the values that the user should check first."""
     return [(s, line) for s in ("task", "model", "data", "train") for line in draft.sections[s] if not line.off]

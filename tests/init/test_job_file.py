@@ -1,4 +1,4 @@
-"""The job file as text: it means what the draft says, whatever the names are, and appears whole."""
+"""Text of the job file: it means what the draft says, for any names, and is published atomically."""
 
 from pathlib import Path
 
@@ -6,42 +6,23 @@ import pytest
 from ruamel.yaml import YAML
 
 from launcher.errors import SpecError
-from launcher.init.settle import Draft, Line
-from launcher.init.write import check_target, publish, render, scalar
+from launcher.init.defaults import Draft, Line
+from launcher.init.job_file import check_target, job_name, publish, render, scalar
 
 _ODD = [
-    "plain",
-    "with space",
-    "yes",
-    "null",
-    "12",
-    "1e5",
-    "a: b",
-    "# no",
-    "",
-    "ü",
-    '"q"',
-    "a\nb",
-    "\x85",
-    "-",
-    "*x",
-    "😀",
-]
+    "plain", "with space", "yes", "null", "12", "1e5", "a: b", "# no", "", "ü",
+    '"q"', "a\nb", "\x85", "-", "*x", "😀",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", _ODD)
-def test_text_stays_text(text: str) -> None:
+def test_any_text_survives_as_yaml(text: str) -> None:
     assert YAML(typ="safe", pure=True).load(f"key: {scalar(text)}\nin: [{scalar(text)}]") == {"key": text, "in": [text]}
 
 
-def test_numbers_are_written_as_people_do() -> None:
-    assert [scalar(value) for value in (2e-5, 3, 0.5, {"a": 0.8}, [1, "x"])] == [
-        "2e-5",
-        "3",
-        "0.5",
-        "{a: 0.8}",
-        "[1, x]",
-    ]
+def test_numbers_have_their_usual_form() -> None:
+    written = [scalar(value) for value in (2e-5, 3, 0.5, {"a": 0.8}, [1, "x"])]
+    assert written == ["2e-5", "3", "0.5", "{a: 0.8}", "[1, x]"]
 
 
 def _draft(**sections: tuple[Line, ...]) -> Draft:
@@ -53,7 +34,7 @@ def _draft(**sections: tuple[Line, ...]) -> Draft:
     return Draft(("From `x\ny`.",), "run", {**base, **sections})
 
 
-def test_comments_stand_behind_or_above() -> None:
+def test_comments_follow_their_values_or_precede_them() -> None:
     assert render(_draft()) == (
         "# From `x y`.\nname: run\n\ntask:\n"
         "  type: causal-lm                   # why\n"
@@ -65,12 +46,12 @@ def test_comments_stand_behind_or_above() -> None:
     )
 
 
-def test_what_is_published_loads(tmp_path: Path) -> None:
+def test_published_file_is_the_only_one(tmp_path: Path) -> None:
     publish(_draft(), tmp_path / "new" / "job.yaml", False)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["job.yaml"]
 
 
-def test_what_does_not_load_is_not_published(tmp_path: Path) -> None:
+def test_invalid_draft_is_not_published(tmp_path: Path) -> None:
     wrong = _draft(train=(Line("epochs", 0, "none"),))
     with pytest.raises(SpecError) as caught:
         publish(wrong, tmp_path / "job.yaml", False)
@@ -78,14 +59,30 @@ def test_what_does_not_load_is_not_published(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_are_taken(tmp_path: Path) -> None:
+def test_existing_or_impossible_target_is_refused(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("mine")
-    for path, said in (
-        (tmp_path / "job.yaml", "is there already; name another file, or --force to replace it"),
+    for path, reason in (
+        (tmp_path / "job.yaml", "exists already; name another file, or --force to replace it"),
         (tmp_path, f"is a directory; name a file in it, {tmp_path}/job.yaml"),
         (tmp_path / "job.yaml" / "x", f"nothing can be written to {tmp_path}/job.yaml; name a file elsewhere"),
     ):
         with pytest.raises(SpecError) as caught:
             check_target(path, False)
-        assert caught.value.problems == (f"--output {path}: {said}",)
+        assert caught.value.problems == (f"--output {path}: {reason}",)
     check_target(tmp_path / "job.yaml", True)
+
+
+@pytest.mark.parametrize(
+    ("location", "output", "name"),
+    [
+        ("data/sst2/train.parquet", "job", "sst2"),
+        ("data/my reviews/*.csv", "job", "my-reviews"),
+        ("reviews.csv", "job", "reviews"),
+        ("data/sst2/", "mine", "mine"),
+        ("hub:org/imdb#train", "job", "imdb"),
+        ("s3://bucket/texts?region=eu", "job", "texts"),
+        ("data/sst2", "ü.1", "1"),
+    ],
+)
+def test_run_is_named_after_the_job_file_or_the_data(location: str, output: str, name: str) -> None:
+    assert job_name(location, output) == name

@@ -1,4 +1,4 @@
-"""A draft as a commented job file, published at once and read back first. Runs on the client."""
+"""Job file of a draft: render YAML with comments, load it as a check, publish it atomically. Runs on the client."""
 
 import json
 import os
@@ -8,37 +8,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.errors import SpecError
-from launcher.init.settle import Draft, Line
+from launcher.init.defaults import Draft, Line
+from launcher.init.splits import split_of
 from launcher.rundir.uri import describe_os_error
+from launcher.spec.hub import PREFIX
 from launcher.spec.loader import load_job
 from launcher.spec.messages import one_line
 from launcher.tasks import params_of
 
 _WIDTH = 120
-# Comments stand behind their values in one column: not before this one, and not behind values that reach too far.
+# Comments follow their values, aligned in one column from here on; longer values than _MAX_ALIGNED do not count.
 _COLUMN = 34
-_FAR = 72
+_MAX_ALIGNED = 72
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 _NOT_TEXT = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n", ".", "..", ".inf", ".nan"))
 
 
 def check_target(path: Path, force: bool) -> None:
-    """Refuse a place for the job file before any work is done.
+    """Check that the job file can be written, before any work is done.
 
     Raises:
-        SpecError: something is there, or no file can be there.
+        SpecError: The file exists, or cannot be created.
     """
     if path.is_dir():
         raise SpecError((f"--output {path}: is a directory; name a file in it, {path / 'job.yaml'}",))
     if path.exists() and not force:
-        raise SpecError((f"--output {path}: is there already; name another file, or --force to replace it",))
+        raise SpecError((f"--output {path}: exists already; name another file, or --force to replace it",))
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise SpecError((f"--output {path}: nothing can be written to {above}; name a file elsewhere",))
 
 
 def render(draft: Draft) -> str:
-    """The job file's text."""
+    """Return the text of the job file."""
     title = [part for line in draft.title for part in textwrap.wrap(_comment(line), _WIDTH - 2, break_on_hyphens=False)]
     parts = ["".join(f"# {part}\n" for part in title), f"name: {scalar(draft.name)}\n"]
     for section, lines in draft.sections.items():
@@ -47,33 +49,33 @@ def render(draft: Draft) -> str:
 
 
 def publish(draft: Draft, path: Path, force: bool) -> None:
-    """Write a draft's job file: it appears when it is whole and `load_job` has read it.
+    """Write the job file atomically, after `load_job` has accepted it.
 
     Raises:
-        SpecError: it cannot be written, or it is wrong.
+        SpecError: The file cannot be written, or the draft is not a valid job.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staged.write_text(render(draft), encoding="utf-8")
         load_job(staged, (), params_of)
-        check_target(path, force)  # somebody may have been faster
+        check_target(path, force)  # the file may have been created in the meantime
         os.replace(staged, path)
     except OSError as error:
         raise SpecError(
             (f"--output {path}: cannot be written ({describe_os_error(error)}); name a file elsewhere",)
         ) from error
     except SpecError as error:
-        shown = one_line(str(staged))  # as problems begin with it
-        raise SpecError(tuple(problem.replace(shown, str(path), 1) for problem in error.problems)) from error
+        prefix = one_line(str(staged))  # problems begin with the path of the staged file
+        raise SpecError(tuple(problem.replace(prefix, str(path), 1) for problem in error.problems)) from error
     finally:
         staged.unlink(missing_ok=True)
 
 
 def _section(lines: Sequence[Line]) -> str:
-    """Keys with their comments: behind the values, in one column, where they fit; else above."""
+    """Return the lines of a section, each with its comment: after the value if it fits, else above."""
     texts = [_key(line) for line in lines]
-    column = max(_COLUMN, *(len(text) for text in texts if len(text) <= _FAR and "\n" not in text), 0)
+    column = max(_COLUMN, *(len(text) for text in texts if len(text) <= _MAX_ALIGNED and "\n" not in text), 0)
     parts = []
     for line, text in zip(lines, texts, strict=True):
         why = _comment(line.why)
@@ -91,22 +93,42 @@ def _key(line: Line) -> str:
 
 
 def scalar(value: object) -> str:
-    """A value as YAML that means it, on one line."""
+    """Return a value as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {scalar(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(scalar, value)) + "]"
     if isinstance(value, float):
-        # As people write a learning rate: 2e-5, not 2e-05.
+        # The usual form of a learning rate: 2e-5, not 2e-05.
         return re.sub(r"e([+-])0+", r"e\1", f"{value:g}")
     if isinstance(value, int):
         return str(value)
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT:
         return text
-    # JSON's quotes are YAML's; what cannot be printed is escaped.
+    # A JSON string is a valid YAML string; unprintable characters are escaped.
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _comment(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def job_name(location: str, output: str) -> str:
+    """Return a name for the run: the name of the job file, or of the data if that is `job`.
+
+    Args:
+        location: Location of the data.
+        output: File name of the job file, without its suffix.
+    """
+    if output != "job":
+        return _clean(output) or "my-job"
+    bare = location.removeprefix(PREFIX).split("#")[0].split("?")[0].rstrip("/")
+    parts = [part for part in os.path.abspath(bare).split("/") if not set("*?[") & set(part)]
+    names = [_clean(part.rsplit(".", 1)[0] if index == 0 else part) for index, part in enumerate(reversed(parts))]
+    return next((name for name in names if name and not split_of(name) and name != "data"), "my-job")
+
+
+def _clean(text: str) -> str:
+    """Replace the characters that the name of a run may not have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:63]

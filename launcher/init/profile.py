@@ -1,0 +1,460 @@
+"""Profile of the user's data: typed facts of each column from a sample of rows, and counts of its labels.
+
+Runs on the client. Reads footers, at most a few thousand rows, and the label column. Read `guess.py` next: it chooses
+the task from these facts.
+"""
+
+import difflib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from launcher.data.files import PICTURE_SUFFIXES
+from launcher.data.splits import BUFFER_BYTES, Reading, Split, hub_features, read_batches, row_bytes, sample, schema_of
+from launcher.errors import DataError
+from launcher.models.conversation import Turn, read_turns
+from launcher.tasks.padding import whole_numbers
+
+Shape = Literal[
+    "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "structs",
+    "picture", "sound", "other",
+]  # fmt: skip
+"""Kind of content. `words`, `integers`, `numbers`: lists of these. `messages`: lists of {role, content} or {from,
+value}, or their JSON text. `spans`: lists of {start, end, label}. `structs`: lists of other structs."""
+
+# First bytes of image and audio files. RIFF contains either (WEBP, WAVE) and names it at byte 8.
+_IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+_AUDIO_MAGIC = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")
+
+# Pieces of a text: a character of a script without spaces, a word, a number, or a single sign.
+_PIECES = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W\d_\u2e80-\u9fff\uac00-\ud7af]+|\d+|[^\w\s]|_")
+_LONGEST_READ = 20_000
+
+NO_ANSWER = 1 << 30
+"""Length of the opening of a conversation without an answer: longer than any real one."""
+_LONGEST_WORD = 20
+
+
+@dataclass(frozen=True)
+class Column:
+    """Facts of one column, from a sample of rows."""
+
+    name: str
+    type: str
+    shape: Shape
+    rows: int
+    """Rows in the sample."""
+    nulls: int = 0
+    """Rows that are null or empty."""
+    distinct: int = 0
+    """Distinct values; for lists, distinct items."""
+    lengths: tuple[int, ...] = ()
+    """Number of list items in each row."""
+    tokens: tuple[int, ...] = ()
+    """Estimated tokens of each row: of a text, a list of words or a conversation."""
+    characters: float = 0.0
+    """Mean length of the texts, in characters."""
+    spaced: float = 0.0
+    """Fraction of texts that contain a space."""
+    foreign: float = 0.0
+    """Fraction of letters outside the Latin script."""
+    whole: bool = False
+    """Whether all numbers are integers."""
+    low: float = 0.0
+    high: float = 0.0
+    """Smallest (`low`) and largest (`high`) number, also for lists of numbers."""
+    keys: tuple[str, ...] = ()
+    """Field names of a struct, or of the structs in a list."""
+    roles: tuple[str, ...] = ()
+    """Roles in conversations, most frequent first."""
+    has_calls: bool = False
+    """Whether conversations contain tool calls."""
+    problem: str = ""
+    """Why lists of {role, content} cannot be read as conversations; "" if they can."""
+    openings: tuple[int, ...] = ()
+    """Estimated tokens before the first answer of each conversation."""
+    class_names: tuple[str, ...] = ()
+    """Names of integer classes, from the metadata of the files."""
+    feature: str = ""
+    """Feature type in the metadata of `datasets`: Image, Audio, Translation, ClassLabel ..."""
+    folder: str = ""
+    """Common directory of all files that the cells name."""
+    example: str = ""
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean of the estimated tokens per row."""
+        return sum(self.tokens) / len(self.tokens) if self.tokens else 0.0
+
+    def describe(self) -> str:
+        """Return name and type, for messages."""
+        return f"{self.name} ({self.type})"
+
+
+def describe_column(name: str, values: pa.ChunkedArray, feature: str = "", class_names: tuple[str, ...] = ()) -> Column:
+    """Return the facts of one column.
+
+    Args:
+        name: Name of the column.
+        values: Sample of its values.
+        feature: Type of the feature in the metadata of `datasets`; "" if there is none.
+        class_names: Names of integer classes; empty if there are none.
+    """
+    cells = values.to_pylist()
+    known = [cell for cell in cells if cell is not None and cell != "" and cell != []]
+    shape = _shape(values.type, feature, known)
+    base = Column(
+        name, _type_text(values.type), shape, len(cells), len(cells) - len(known), class_names=class_names,
+        feature=feature, keys=_keys(values.type), example=_example(known),
+    )  # fmt: skip
+    collect = _FACTS.get(shape)
+    # Null lists count as empty ones, so that the lengths of two columns (words, tags) can be compared row by row.
+    rows = [cell or [] for cell in cells] if shape in ("words", "integers", "numbers") else known
+    return base if collect is None else replace(base, **collect(rows))
+
+
+def estimate_tokens(text: str) -> int:
+    """Estimate the number of subword tokens of a text without a tokenizer, from its words, numbers and signs."""
+    pieces = _PIECES.findall(text[:_LONGEST_READ])
+    count = sum(1 + (len(p) - 1) // (3 if p[0].isdigit() or len(p) > _LONGEST_WORD else 7) for p in pieces)
+    return int(count * max(1.0, len(text) / _LONGEST_READ))
+
+
+def _shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if feature == "Audio":
+        return "sound"
+    if pa.types.is_boolean(kind):
+        return "flag"
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if _is_text(kind):
+        return "picture" if _are_paths(known) else "messages" if _are_conversations(known) else "text"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _list_shape(kind.value_type, known)
+    return _content_shape(kind, feature, known)
+
+
+def _list_shape(item: pa.DataType, known: Sequence[object]) -> Shape:
+    if _is_text(item):
+        return "words"
+    if pa.types.is_integer(item) or pa.types.is_boolean(item):
+        return "integers"
+    if pa.types.is_floating(item):
+        return "numbers"
+    if not pa.types.is_struct(item):
+        return "other"
+    types = {field.name: field.type for field in item}
+    if {"role", "content"} <= set(types) or {"from", "value"} <= set(types):
+        return "messages" if not known or any(map(_turns_of, known[:100])) else "structs"
+    spans = {"start", "end", "label"} <= set(types)
+    return "spans" if spans and _is_text(types["label"]) and pa.types.is_integer(types["start"]) else "structs"
+
+
+def _content_shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
+    """Return the shape of a column of files: binary content, or structs {bytes, path}."""
+    if not _is_binary(kind) and not (pa.types.is_struct(kind) and {"bytes", "path"} <= set(_keys(kind))):
+        return "other"
+    contents = map(_content, known)
+    first = next((content for content in contents if isinstance(content, bytes) and content), b"")
+    paths = [cell["path"] for cell in known if isinstance(cell, dict) and cell.get("path")]
+    riff = first[8:12] if first.startswith(b"RIFF") else b""
+    if riff == b"WAVE" or first.startswith(_AUDIO_MAGIC):
+        return "sound"
+    if feature == "Image" or riff == b"WEBP" or first.startswith(_IMAGE_MAGIC) or (not first and _are_paths(paths)):
+        return "picture"
+    return "other"
+
+
+def _content(cell: object) -> object:
+    return cell.get("bytes") if isinstance(cell, dict) else cell
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return any(check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def is_heavy(kind: pa.DataType) -> bool:
+    """Return True if cells of a type may contain whole files, so that only few should be read."""
+    if pa.types.is_struct(kind):
+        return any(is_heavy(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return is_heavy(kind.value_type)
+    return _is_binary(kind)
+
+
+def _are_paths(known: Sequence[object]) -> bool:
+    return bool(known) and all(str(value).lower().endswith(PICTURE_SUFFIXES) for value in known[:100])
+
+
+def _are_conversations(known: Sequence[object]) -> bool:
+    """Return True if texts are conversations as JSON."""
+    return bool(known) and all(str(cell).lstrip().startswith("[") and _turns_of(cell) for cell in known[:100])
+
+
+def _turns_of(cell: object) -> list[Turn]:
+    """Return the messages of a conversation; empty if it cannot be read."""
+    try:
+        return read_turns(cell, "")
+    except ValueError:
+        return []
+
+
+def _keys(kind: pa.DataType) -> tuple[str, ...]:
+    item = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return tuple(field.name for field in item) if pa.types.is_struct(item) else ()
+
+
+def _type_text(kind: pa.DataType) -> str:
+    """Return a type in short form, without the wrappers that `datasets` and pandas add."""
+    if pa.types.is_dictionary(kind):
+        return str(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_type_text(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return "{" + ", ".join(field.name for field in kind) + "}"
+    return str(kind).removeprefix("large_")
+
+
+def _text_facts(known: list[str]) -> dict[str, Any]:
+    sizes = tuple(map(estimate_tokens, known))
+    count = max(1, len(known))
+    letters = [c for text in known[:200] for c in text[:500] if c.isalpha()]
+    return {
+        "distinct": len(set(known)), "tokens": sizes,
+        "characters": sum(map(len, known)) / count,
+        "spaced": sum(" " in text.strip() for text in known) / count,
+        "foreign": sum(ord(c) > 0x24F for c in letters) / max(1, len(letters)),
+    }  # fmt: skip
+
+
+def _number_facts(known: list[float]) -> dict[str, Any]:
+    values = [float(value) for value in known if value == value]  # drops NaN, which breaks min and max
+    return {
+        "distinct": len(set(values)), "whole": all(value.is_integer() for value in values),
+        "low": min(values, default=0.0), "high": max(values, default=0.0),
+    }  # fmt: skip
+
+
+def _list_facts(known: list[list[object]]) -> dict[str, Any]:
+    items = [item for row in known for item in row if item is not None]
+    facts: dict[str, Any] = {"distinct": len({str(item) for item in items}), "lengths": tuple(map(len, known))}
+    numbers = [float(item) for item in items if isinstance(item, int | float)]
+    if numbers:
+        return facts | {"low": min(numbers), "high": max(numbers)}
+    words = [[str(item) for item in row if item is not None] for row in known]
+    letters = [c for row in words[:200] for word in row for c in word if c.isalpha()]
+    foreign = sum(ord(c) > 0x24F for c in letters) / max(1, len(letters))
+    return facts | {"tokens": tuple(sum(map(estimate_tokens, row)) for row in words), "foreign": foreign}
+
+
+def _conversation_facts(known: list[object]) -> dict[str, Any]:
+    conversations = [turns for turns in map(_turns_of, known) if turns]
+    turns = [turn for conversation in conversations for turn in conversation]
+    roles = Counter(turn.role for turn in turns)
+    texts = _text_facts([turn.message["content"] for turn in turns[:2000]])
+    return {
+        "tokens": tuple(sum(map(_turn_tokens, conversation)) for conversation in conversations),
+        "openings": tuple(map(_opening_tokens, conversations)),
+        "roles": tuple(sorted(roles, key=lambda role: (-roles[role], role))),
+        "has_calls": any("tool_calls" in turn.message for turn in turns),
+        "foreign": texts["foreign"],
+    }
+
+
+def _turn_tokens(turn: Turn) -> int:
+    """Return the estimated tokens of a message, with five for the template."""
+    calls = turn.message.get("tool_calls")
+    call_tokens = estimate_tokens(json.dumps(calls, default=str)) if calls else 0
+    return 5 + estimate_tokens(turn.message["content"]) + call_tokens
+
+
+def _opening_tokens(conversation: list[Turn]) -> int:
+    """Return the estimated tokens before the first answer."""
+    tokens = 0
+    for turn in conversation:
+        if turn.role == "assistant":
+            return tokens
+        tokens += _turn_tokens(turn)
+    return NO_ANSWER
+
+
+def _struct_facts(known: list[list[dict[str, object]]]) -> dict[str, Any]:
+    problem = ""
+    try:
+        read_turns(known[0] if known else [], "row 0")
+    except ValueError as error:
+        problem = str(error) if known[0] and known[0][0].get("role") else ""
+    return {"tokens": tuple(estimate_tokens(json.dumps(cell, default=str)) for cell in known), "problem": problem}
+
+
+_Facts = Callable[[list[Any]], dict[str, Any]]  # cells of one shape -> fields of Column
+_FACTS: dict[str, _Facts] = {
+    "text": _text_facts,
+    "integer": _number_facts,
+    "number": _number_facts,
+    "flag": lambda known: {"distinct": len(set(known)), "high": 1.0, "whole": True},
+    "words": _list_facts,
+    "integers": _list_facts,
+    "numbers": _list_facts,
+    "spans": lambda known: {"lengths": tuple(map(len, known))},
+    "messages": _conversation_facts,
+    "structs": _struct_facts,
+    "picture": lambda known: {"folder": _common_folder(known)},
+}
+
+
+def _common_folder(known: Sequence[object]) -> str:
+    cells = (cell if isinstance(cell, str) else _path_of(cell) for cell in known)
+    folders = [cell.rpartition("/")[0] for cell in cells if cell]
+    parts = zip(*(folder.split("/") for folder in folders), strict=False)
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, parts)
+    return "/".join(names[0] for names in levels)
+
+
+def _path_of(cell: object) -> str:
+    """Return the path in a struct without content; "" if there is none."""
+    path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else None
+    return path if isinstance(path, str) else ""
+
+
+def _example(known: Sequence[object]) -> str:
+    """Return the first value on one short line; for a file its size."""
+    value = next(iter(known), "")
+    content = _content(value)
+    if isinstance(content, bytes):
+        return f"{len(content):,} bytes"
+    if isinstance(value, list):
+        value = ", ".join(str(item.get("content", item)) if isinstance(item, dict) else str(item) for item in value[:8])
+    text = " ".join(str(value)[:400].split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_SAMPLE_ROWS = 2000
+_SAMPLE_BYTES = 64 << 20
+_HEAVY_ROWS = 16
+_MAX_LISTED = 12
+# Counting stops here: more rows would not change the class frequencies noticeably.
+_COUNTED_ROWS = 5_000_000
+_COUNTING = Reading(65536, BUFFER_BYTES)
+
+
+@dataclass(frozen=True)
+class DataProfile:
+    """Facts of a split."""
+
+    where: str
+    """Location, as the user wrote it."""
+    rows: int
+    columns: tuple[Column, ...]
+    row_bytes: float = 0.0
+    """Mean uncompressed size of a row."""
+
+    def column(self, name: str, flag: str = "--text") -> Column:
+        """Return a column by its name.
+
+        Args:
+            name: Name of the column.
+            flag: Option with which the user named it, for the error.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        by_name = {column.name: column for column in self.columns}
+        if name in by_name:
+            return by_name[name]
+        names = list(by_name)
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:_MAX_LISTED])}"
+        raise DataError(f"{flag} {name}: {self.where} has no such column; {hint}")
+
+    def named(self, text: str) -> tuple[str, ...]:
+        """Return the column names in an option: one name, or several separated by commas. A name may contain commas."""
+        is_name = any(column.name == text for column in self.columns)
+        return (text,) if is_name else tuple(name.strip() for name in text.split(",") if name.strip())
+
+    def listed(self) -> str:
+        """Return the columns with their types, for messages."""
+        more = f" and {len(self.columns) - _MAX_LISTED} more" if len(self.columns) > _MAX_LISTED else ""
+        return ", ".join(column.describe() for column in self.columns[:_MAX_LISTED]) + more
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Frequency of each label in a split."""
+
+    counts: tuple[tuple[str, int], ...]
+    """Labels with their counts, most frequent first; empty if labels are numbers or spans."""
+    rows: int
+    """Counted rows."""
+    nulls: int
+    """Rows without a label."""
+
+
+def profile_data(split: Split, where: str) -> DataProfile:
+    """Read a sample of a split and describe its columns. `where` names the data in messages."""
+    names = split.schema.names
+    metadata = hub_features(schema_of(split)).items()
+    features = {name: str(value["_type"]) for name, value in metadata if isinstance(value, dict) and "_type" in value}
+    classes = dict(split.class_names)
+    heavy = [name for name in names if is_heavy(split.schema.field(name).type)]
+    size = row_bytes(split)
+    # Files (images, audio) are read from a few rows only; without them, wide rows still limit the sample to 64 MiB.
+    rows = min(split.rows, _SAMPLE_ROWS if heavy else max(32, min(_SAMPLE_ROWS, int(_SAMPLE_BYTES / size))))
+    light = sample(split, [name for name in names if name not in heavy], rows)
+    content = sample(split, heavy, min(split.rows, _HEAVY_ROWS))
+    columns = [
+        describe_column(
+            name, (content if name in heavy else light).column(name), features.get(name, ""), classes.get(name, ())
+        )
+        for name in names
+    ]
+    return DataProfile(where, split.rows, tuple(columns), size)
+
+
+def count_labels(split: Split, column: str) -> Labels:
+    """Count the labels of a split: values, or the items of lists."""
+    counter: Counter[object] = Counter()
+    rows = nulls = 0
+    names = dict(split.class_names).get(column)
+    for fragment in (split.named({column: names}) if names else split).fragments:
+        for batch in read_batches(fragment, [column], _COUNTING):
+            values = batch.column(0)
+            rows += len(values)
+            nulls += _count_missing(values)
+            counter.update(_count_values(values))
+        if rows >= _COUNTED_ROWS:
+            break
+    return Labels(tuple((str(value), count) for value, count in counter.most_common()), rows, nulls)
+
+
+def _count_missing(values: pa.Array) -> int:
+    nan = pc.sum(pc.is_nan(values)).as_py() if pa.types.is_floating(values.type) else 0
+    return int(values.null_count + (nan or 0))
+
+
+def _count_values(values: pa.Array) -> dict[object, int]:
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values = pc.list_flatten(values)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    values = whole_numbers(values)
+    if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
+        return {}
+    counted = pc.value_counts(values).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in counted if entry["values"] is not None}
