@@ -53,7 +53,7 @@ def _digests(job: Any) -> list[str]:
 
     def digest(engine: Any) -> None:
         for size in (100, 1 << 30):
-            module._DIGESTED = size
+            module._DIGEST_ELEMENTS = size
             digests.append(engine._digest().hex())
         next(engine.model.parameters()).data.flatten()[-1] += 1.0
         digests.append(engine._digest().hex())
