@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher.cli.options import MaskedConsole
-from launcher.cli.remote_command import words_of
+from launcher.cli.remote_command import parse_command
 from launcher.errors import RunError, SpecError, UserError
 from launcher.formatting import (
     clip,
@@ -95,7 +95,7 @@ def test_a_job_with_a_secret_is_not_sent(key: str, sections: dict[str, Any], tmp
 
 def test_a_remote_command_with_a_secret_is_refused() -> None:
     with pytest.raises(UserError, match="--command: s3://b/x holds an account, which is visible"):
-        words_of("evaluate --data s3://KEY:S3CR3T@b/x")
+        parse_command("evaluate --data s3://KEY:S3CR3T@b/x")
 
 
 def test_an_edited_manifest_with_a_secret_is_refused() -> None:

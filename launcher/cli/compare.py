@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.options import OUT, Overrides, Run, load_run, print_line
+from launcher.cli.options import OUT, Overrides, Run, load_run_job, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +46,10 @@ def compare_runs(
 
     Shows metrics, differences of the job files and environments, and whether the loss curves match.
     """
-    from launcher.report.compare import check_page, compare, write_comparison
+    from launcher.report.compare import check_output_path, compare, write_comparison
     from launcher.rundir.directory import find_run
 
-    check_page(output)
+    check_output_path(output)
     comparison = compare([find_run(run) for run in runs])
     for warning in comparison.warnings:
         print_line(f"note: {warning}")
@@ -71,14 +71,14 @@ def replay(
     from launcher.rundir.directory import find_run
 
     run_dir = find_run(run)
-    job = load_run(run_dir, overrides, _REPLAY_KEYS)
-    from launcher.driver.replay import outcome, replay_run
+    job = load_run_job(run_dir, overrides, _REPLAY_KEYS)
+    from launcher.driver.replay import describe_replay, replay_run
 
     replayed = replay_run(run_dir, job, name, OUT)
-    for sentence in outcome(replayed):
+    for sentence in describe_replay(replayed):
         print_line(sentence)
     print_line(f"comparison: {replayed.page}")
-    if not replayed.agreement.agrees:
+    if not replayed.agreement.is_same_curve:
         raise typer.Exit(1)
 
 

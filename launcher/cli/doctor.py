@@ -39,10 +39,10 @@ def doctor(
     """
     from launcher.spec.loader import load_job
     from launcher.submit.doctor.examine import examine
-    from launcher.tasks import params_of
+    from launcher.tasks import params_class
 
     # Not `load`: the nodes test the storage, which need not be writable from this machine.
-    spec = load_job(job, (), params_of) if job is not None else None
+    spec = load_job(job, (), params_class) if job is not None else None
     cluster = spec.cluster if spec is not None else None
     console = ERR if as_json else OUT
     try:

@@ -10,10 +10,10 @@ from launcher.cli.options import (
     OUT,
     Overrides,
     Run,
-    begin_ray,
     check_evaluate_options,
-    load_run,
+    load_run_job,
     print_line,
+    start_ray_early,
 )
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ def evaluate(
 
     check_evaluate_options(split, data, name)
     run_dir = find_run(run)
-    job = load_run(run_dir, overrides, EVALUATE_KEYS)
-    begin_ray(job)  # before the imports below load ray and torch
-    from launcher.driver.evaluate import differences, evaluate_data, evaluate_run
+    job = load_run_job(run_dir, overrides, EVALUATE_KEYS)
+    start_ray_early(job)  # before the imports below load ray and torch
+    from launcher.driver.evaluate import compare_with_own_scores, evaluate_data, evaluate_run
 
     if data is None:
         scores = evaluate_run(run_dir, split or "test", OUT, job)
     else:
         scores = evaluate_data(run_dir, data, OUT, name, job)
-    own_split, rows = differences(run_dir, scores)
+    own_split, rows = compare_with_own_scores(run_dir, scores)
     _print_scores(scores, own_split if data is not None else "", rows)
     print_line(f"{scores.rows} rows; details in {run_dir.path(f'scores-{scores.split}.json')}")
 

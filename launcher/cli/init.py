@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from launcher.init.defaults import Draft, Model
     from launcher.init.guess import Guess, UserChoices
     from launcher.init.profile import DataProfile
-    from launcher.init.user_data import Data, Fitted
+    from launcher.init.user_data import MatchedSplits, UserData
 
 commands = typer.Typer()
 
@@ -53,27 +53,27 @@ def init(  # noqa: PLR0913 -- the options of a command
     from launcher.init.defaults import fill_defaults, find_model
     from launcher.init.guess import UserChoices
     from launcher.init.job_file import check_target, job_name, publish
-    from launcher.init.splits import check_room
-    from launcher.init.user_data import as_read, fit_splits, open_training, set_aside
+    from launcher.init.splits import check_not_existing
+    from launcher.init.user_data import hold_out_validation, match_splits, open_training, reopen_for_task
 
     # Refuse wrong options before the data is read, which may take minutes.
     folder = output.with_name(f"{output.stem}-data")
     check_target(output, force)
     _check_flags(task, name)
     if split is not None:
-        check_room(folder, force)
+        check_not_existing(folder, force)
     chosen_model = find_model(model) if model else None
     splits = {kind: place for kind, place in (("validation", validation), ("test", test)) if place}
     ask = not yes and _is_terminal()
     opened = open_training(data, splits)
-    choices = UserChoices(task, opened.profile.named(text) if text else (), label)
+    choices = UserChoices(task, opened.profile.parse_names(text) if text else (), label)
     guess = _ask_guess(opened, choices) if ask else _guess(opened, choices)
     chosen_model = chosen_model or _choose_model(guess, ask)
-    opened = as_read(_offer_other_splits(opened) if ask else opened, guess)
-    fitted = fit_splits(opened, guess, splits)
+    opened = reopen_for_task(_offer_other_splits(opened) if ask else opened, guess)
+    fitted = match_splits(opened, guess, splits)
     fraction = _validation_fraction(fitted, split, folder, ask)
     if fraction is not None:
-        fitted = set_aside(opened, fitted, fraction, folder, force)
+        fitted = hold_out_validation(opened, fitted, fraction, folder, force)
     title = name or job_name(data, output.stem)
     job_draft = fill_defaults(title, opened.profile, guess, fitted.labels, chosen_model, fitted.sources)
     publish(job_draft, output, force)
@@ -87,22 +87,22 @@ def _is_terminal() -> bool:
 def _check_flags(task: str | None, name: str | None) -> None:
     """Refuse options that are wrong for any data."""
     from launcher.init.guess import TASKS
-    from launcher.spec.job import NO_NAME, is_name
+    from launcher.spec.job import INVALID_NAME, is_name
     from launcher.spec.messages import not_one_of
 
     if task is not None and task not in TASKS:
         raise SpecError((not_one_of("--task", task, list(TASKS)),))
     if name is not None and not is_name(name):
-        raise SpecError((f"--name {name}: is {NO_NAME}; give another",))
+        raise SpecError((f"--name {name}: is {INVALID_NAME}; give another",))
 
 
-def _guess(data: "Data", choices: "UserChoices") -> "Guess":
-    from launcher.init.guess import guess
+def _guess(data: "UserData", choices: "UserChoices") -> "Guess":
+    from launcher.init.guess import guess_task
 
-    return guess(data.profile, choices)
+    return guess_task(data.profile, choices)
 
 
-def _ask_guess(data: "Data", choices: "UserChoices") -> "Guess":
+def _ask_guess(data: "UserData", choices: "UserChoices") -> "Guess":
     """Show the data and the guess, and ask until the answers fit the data."""
     from launcher.init.guess import TASKS
 
@@ -122,7 +122,7 @@ def _ask_guess(data: "Data", choices: "UserChoices") -> "Guess":
             default=label if label or is_optional else None,
             show_default=bool(label),
         )
-        answered = _try_guess(data, replace(choices, inputs=data.profile.named(text), label=answer.strip()))
+        answered = _try_guess(data, replace(choices, inputs=data.profile.parse_names(text), label=answer.strip()))
         if answered is not None:
             return answered
     raise AssertionError("a task was asked for")
@@ -138,7 +138,7 @@ def _ask_task(guess: "Guess | None", tasks: tuple[str, ...]) -> str:
         print_line(f"{task} is none of them")
 
 
-def _try_guess(data: "Data", choices: "UserChoices") -> "Guess | None":
+def _try_guess(data: "UserData", choices: "UserChoices") -> "Guess | None":
     """Return a guess; None after printing why there is none."""
     try:
         return _guess(data, choices)
@@ -160,18 +160,18 @@ def _choose_model(guess: "Guess", ask: bool) -> "Model":
     return default
 
 
-def _offer_other_splits(data: "Data") -> "Data":
+def _offer_other_splits(data: "UserData") -> "UserData":
     """Offer the files next to a single training file whose names suggest another split."""
-    from launcher.init.user_data import with_splits
+    from launcher.init.user_data import add_splits
 
-    others = {name: place for name, place in data.found.beside.items() if name not in data.found.locations}
+    others = {name: place for name, place in data.splits.neighbours.items() if name not in data.splits.locations}
     accepted = {
         name: place for name, place in others.items() if typer.confirm(f"Use {place} for {name}?", default=True)
     }
-    return with_splits(data, accepted)
+    return add_splits(data, accepted)
 
 
-def _validation_fraction(fitted: "Fitted", split: float | None, folder: Path, ask: bool) -> float | None:
+def _validation_fraction(fitted: "MatchedSplits", split: float | None, folder: Path, ask: bool) -> float | None:
     """Return the fraction of the training rows to split off, if there is no validation data."""
     if not fitted.sources.missing:
         if split is not None:
@@ -199,12 +199,12 @@ def _print_profile(profile: "DataProfile", guess: "Guess | None") -> None:
     OUT.print(table)
 
 
-def _print_result(job_draft: "Draft", output: Path, notes: tuple[str, ...], fitted: "Fitted") -> None:
+def _print_result(job_draft: "Draft", output: Path, notes: tuple[str, ...], fitted: "MatchedSplits") -> None:
     """Print what was guessed, what is missing, and what to do next."""
-    from launcher.init.defaults import summary
+    from launcher.init.defaults import key_lines
     from launcher.init.job_file import scalar
 
-    rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in summary(job_draft)]
+    rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in key_lines(job_draft)]
     width = max(len(value) for _, value, _ in rows if len(value) <= _MAX_VALUE_WIDTH)
     for key, value, why in rows:
         print_line(f"{key:20} {value:{width}}  {why}")

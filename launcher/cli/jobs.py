@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from launcher.cli.options import ERR, OUT, JobFile, Overrides, load, print_line
-from launcher.cli.remote_command import words_of
+from launcher.cli.remote_command import parse_command
 
 if TYPE_CHECKING:
     from launcher.submit.package import Package
@@ -50,9 +50,9 @@ def submit(
     from launcher.submit.package import make_package
     from launcher.submit.ray_jobs import Submission
 
-    words_of(command)  # refuse a wrong command before the package reads any file
+    parse_command(command)  # refuse a wrong command before the package reads any file
     package = make_package(spec, working_dir)
-    submission = Submission(package.job, words_of(command, package))
+    submission = Submission(package.job, parse_command(command, package))
     _warn_about_size(package)
     cluster = _connect(address or _to_dashboard(spec.cluster.address))
     busy = cluster.at_work_on(package.job)

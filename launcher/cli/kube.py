@@ -201,9 +201,9 @@ def _render(path: Path, overrides: list[str] | None, kind: Kind, command: Comman
     from launcher.submit.kubernetes.job_file import load_for_pods
     from launcher.submit.kubernetes.objects import objects
     from launcher.submit.kubernetes.rules.check import check
-    from launcher.tasks import params_of
+    from launcher.tasks import params_class
 
-    manifests = objects(load_for_pods(path, overrides or (), params_of), command, kind)
+    manifests = objects(load_for_pods(path, overrides or (), params_class), command, kind)
     check(manifests)
     return manifests
 

@@ -57,15 +57,15 @@ def load(path: Path, overrides: list[str] | None, runs_locally: bool = True) -> 
     """
     from launcher.rundir.writable import check_storage
     from launcher.spec.loader import load_job
-    from launcher.tasks import params_of
+    from launcher.tasks import params_class
 
-    job = load_job(path, overrides or (), params_of)
+    job = load_job(path, overrides or (), params_class)
     if runs_locally:
         check_storage(job.output.storage)
     return job
 
 
-def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str]) -> "JobSpec":
+def load_run_job(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str]) -> "JobSpec":
     """Load the job file of a run with changes. It gets only the permissions that the command line gives.
 
     Args:
@@ -77,27 +77,27 @@ def load_run(run: "RunDir", overrides: list[str] | None, allowed: Sequence[str])
         UserError: A change is not allowed, or the job is invalid; one sentence per problem.
     """
     from launcher.errors import SpecError
-    from launcher.rundir.directory import beside
+    from launcher.rundir.directory import with_storage_of_run
     from launcher.spec.loader import load_job
     from launcher.spec.messages import one_line
-    from launcher.spec.permissions import granted
-    from launcher.tasks import params_of
+    from launcher.spec.permissions import grant_permissions
+    from launcher.tasks import params_class
 
     check_overrides(overrides or (), allowed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yaml"
         path.write_bytes(run.read_bytes("job.yaml"))  # the run may be on remote storage
         try:
-            job = load_job(path, overrides or (), params_of)
+            job = load_job(path, overrides or (), params_class)
         except SpecError as error:
             local_name = one_line(str(path))  # each problem starts with it
             problems = (problem.replace(local_name, run.path("job.yaml"), 1) for problem in error.problems)
             raise SpecError(tuple(problems)) from error
     is_training = "logging" in allowed
-    return beside(run, granted(job, run.path("job.yaml"), overrides or (), is_training))
+    return with_storage_of_run(run, grant_permissions(job, run.path("job.yaml"), overrides or (), is_training))
 
 
-def begin_ray(job: "JobSpec", at_once: int = 1) -> None:
+def start_ray_early(job: "JobSpec", at_once: int = 1) -> None:
     """Start a local Ray in the background, if the job will run on one.
 
     Call this before anything imports ray or torch: this process loads what the workers need and is forked for them.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import OUT, Overrides, Run, begin_ray, load_run, print_line
+from launcher.cli.options import OUT, Overrides, Run, load_run_job, print_line, start_ray_early
 
 commands = typer.Typer()
 
@@ -26,8 +26,8 @@ def predict(
     from launcher.rundir.directory import find_run
 
     run_dir = find_run(run)
-    job = load_run(run_dir, overrides, _PREDICT_KEYS)
-    begin_ray(job)  # before the imports below load ray and torch
+    job = load_run_job(run_dir, overrides, _PREDICT_KEYS)
+    start_ray_early(job)  # before the imports below load ray and torch
     from launcher.predict.run import predict_run
 
     result = predict_run(run_dir, input, output, OUT, job)

@@ -19,7 +19,7 @@ _FORMS = {
 }
 
 
-def words_of(command: str, package: "Package | None" = None) -> tuple[str, ...]:
+def parse_command(command: str, package: "Package | None" = None) -> tuple[str, ...]:
     """Split a command into words and check them.
 
     Args:
@@ -70,15 +70,15 @@ def _check_train(words: tuple[str, ...]) -> None:
 def _check_evaluate(words: tuple[str, ...], package: "Package | None") -> None:
     """Refuse what `launcher evaluate` would refuse on the cluster."""
     from launcher.spec.messages import not_one_of
-    from launcher.spec.scored import SPLITS, check_scores_name
+    from launcher.spec.scored import EVALUATION_SPLITS, check_scores_name
 
     options, overrides = _parse_options("evaluate", words)
     split = options.get("--split")
     data = options.get("--data")
     check_evaluate_options(split, data, options.get("--name"))
     check_overrides(overrides, EVALUATE_KEYS)
-    if split is not None and split not in SPLITS:
-        raise RunError(not_one_of("--split", split, SPLITS))
+    if split is not None and split not in EVALUATION_SPLITS:
+        raise RunError(not_one_of("--split", split, EVALUATION_SPLITS))
     if "--name" in options:
         check_scores_name(options["--name"])
     if data is not None and package is not None and not package.finds(data):

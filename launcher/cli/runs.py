@@ -26,9 +26,9 @@ def runs(
 
     A run whose driver stopped without a final state is listed as dead.
     """
-    from launcher.rundir.listing import runs_of
+    from launcher.rundir.listing import list_runs
 
-    entries = runs_of(storage)
+    entries = list_runs(storage)
     if as_json:
         for entry in entries:
             typer.echo(json.dumps(entry.model_dump(mode="json")))

@@ -16,10 +16,10 @@ def tasks(
     name: Annotated[str | None, typer.Argument(help="Name or import path of one task; the default is all.")] = None,
 ) -> None:
     """List the tasks with their columns, parameters and metrics."""
-    from launcher.tasks import describe, task_names
+    from launcher.tasks import describe_task, task_names
 
     for task in [name] if name else task_names():
-        description = describe(task)
+        description = describe_task(task)
         OUT.print(f"[bold]{task}[/bold]  {description.summary}", highlight=False, soft_wrap=True)
         targets = ", ".join(description.targets) or "from the same"
         OUT.print(f"  reads    {', '.join(description.inputs)}; learns {targets}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from launcher.cli.options import OUT, JobFile, Overrides, begin_ray, load, print_line
+from launcher.cli.options import OUT, JobFile, Overrides, load, print_line, start_ray_early
 
 if TYPE_CHECKING:
     from launcher.rundir.leakage import LeakageRecord
@@ -60,7 +60,7 @@ def train(
     faults = parse_faults(chaos) if chaos is not None else None
     spec = load(job, overrides)
     # Ray starts in the background, while the imports below take seconds.
-    begin_ray(spec)
+    start_ray_early(spec)
     if fork is not None:
         from launcher.driver.fork import fork_job
 
@@ -73,7 +73,7 @@ def train(
 def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     from launcher.driver.preflight import leak_notes
     from launcher.formatting import format_bytes
-    from launcher.rundir.leakage import clean_sentence
+    from launcher.rundir.leakage import no_leak_sentence
 
     table = Table(show_header=False, box=None)
     rows = {
@@ -89,7 +89,7 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
         rows["memory"] = _describe_memory(plan.memory, plan.memory_limit_bytes)
         rows["checkpoint"] = f"{format_bytes(plan.memory.checkpoint)} each"
     if leaks is not None and not leaks.leaks:
-        rows["leakage"] = clean_sentence(leaks)
+        rows["leakage"] = no_leak_sentence(leaks)
     for name, value in rows.items():
         table.add_row(name, value)
     OUT.print(table)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from launcher.cli.options import OUT, JobFile, Overrides, begin_ray, load
+from launcher.cli.options import OUT, JobFile, Overrides, load, start_ray_early
 
 commands = typer.Typer()
 sweeps = typer.Typer(help="Compare finished sweeps.", no_args_is_help=True)
@@ -21,7 +21,7 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
     """
     spec = load(job, overrides)
     # Before the import below loads ray and torch.
-    begin_ray(spec, (spec.tune and spec.tune.max_concurrent) or 1)
+    start_ray_early(spec, (spec.tune and spec.tune.max_concurrent) or 1)
     from launcher.tune.run import run_sweep
 
     run_sweep(spec, OUT)

@@ -21,7 +21,7 @@ def up(
     train, tune, predict, evaluate and check use it, if their environment (packages, variables) is the one in which it
     was started.
     """
-    warm = warm_ray.find()
+    warm = warm_ray.find_running()
     if warm is not None:
         print_line(f"is up already: {_describe(warm)}")
         return
@@ -37,7 +37,7 @@ def down(
     force: Annotated[bool, typer.Option("--force", help="Stop even if a command uses it, which is lost.")] = False,
 ) -> None:
     """Stop the Ray that 'launcher up' started."""
-    warm = warm_ray.find()
+    warm = warm_ray.find_running()
     if warm is None:
         print_line("nothing is up")
         return

@@ -84,7 +84,7 @@ def _name_classes(split: Split, columns: dict[str, tuple[str, ...]]) -> Split:
                 f"{split.locate(0)[0]}: column {column!r} holds numbers without names, and its classes "
                 f"{list_names(names)} are numbers themselves; write names instead of numbers"
             )
-    return split.named(present)
+    return split.with_named_classes(present)
 
 
 def _check_same_numbering(column: str, owns: list[tuple[Split, tuple[str, ...]]]) -> None:
@@ -103,7 +103,7 @@ def has_classes(task: Task) -> bool:
     return "labels" in type(task.params).model_fields and getattr(task.params, "kind", "") != "regression"
 
 
-def sorted_notes(job: JobSpec, task: Task, train: Split) -> list[str]:
+def note_sorted_rows(job: JobSpec, task: Task, train: Split) -> list[str]:
     """Return a note if rows are sorted by class and a shuffle pool holds few of the classes; reads the first pool."""
     names = getattr(task.params, "labels", None) or () if has_classes(task) else ()
     if not names:
@@ -162,13 +162,13 @@ def check_targets(task: Task, splits: Sequence[Split]) -> None:
     """
     for split in splits:
         for column in task.target_columns:
-            invalid = task.find_invalid_target(split.pieces(column), split.schema.field(column).type)
+            invalid = task.find_invalid_target(split.iter_column(column), split.schema.field(column).type)
             if invalid is not None:
                 file, row = split.locate(invalid[0])
                 raise DataError(f"{file}: row {row}: {invalid[1]}; {BAD_ROW_REMEDY}")
 
 
-def lost_notes(task: Task, splits: Sequence[Split]) -> list[str]:
+def note_lost_labels(task: Task, splits: Sequence[Split]) -> list[str]:
     """Return a note for each split with labels in its first rows that are neither learned nor scored.
 
     Raises:

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 
 from launcher.data.csv_files import CSV_NULLS, header_hint, read_csv, read_texts
 from launcher.data.files import ROW_GROUP, DataFile, first_line, list_files, open_data_file
-from launcher.data.footers import ORIGIN, plain
+from launcher.data.footers import ORIGIN, to_plain_types
 from launcher.data.json_files import changed_column, is_array, read_json
 from launcher.data.splits import unique_columns
 from launcher.errors import DataError, RunError
 from launcher.rundir.uri import describe_os_error, is_local, join, open_uri, storage_error, translate_errors
 from launcher.spec.data import COMPRESSED
-from launcher.spec.hub import PREFIX, parse_hub
+from launcher.spec.hub import HUB_PREFIX, parse_hub
 from launcher.tasks.base import ColumnKind
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def splittable_files(
     """
     ready: list[DataFile] = []
     for location in locations:
-        if location.startswith(PREFIX):
+        if location.startswith(HUB_PREFIX):
             ready += list_files(name, _load_hub(name, location, cache, kinds or {}))
             continue
         listed = list_files(name, location, format)
@@ -293,7 +293,7 @@ def _walk_values(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: Kinds | None = None) -> None:
     """Stream batches to a Parquet file that appears only when it is whole."""
-    batches = map(plain, batches)
+    batches = map(to_plain_types, batches)
     first = next(batches, None)
     if first is None:
         raise DataError(f"{origin}: has no rows; give a file that has")

@@ -173,7 +173,7 @@ def _gather(blocks: Sequence[tuple[Block, RowIds, RowIds]]) -> Encoded:
     )
 
 
-def root_of(job: JobSpec) -> str | None:
+def cache_root(job: JobSpec) -> str | None:
     """Return the directory of a job's cache; None if the job has none.
 
     Raises:
@@ -205,7 +205,7 @@ def encoded_rows(job: JobSpec, split: Split, task: Task, for_evaluation: bool, i
         for_evaluation: True if the task is used for evaluation.
         ids: Row ids.
     """
-    root = root_of(job)
+    root = cache_root(job)
     assert root is not None and job.data.cache is not None
     limit = int(job.data.cache.gib * 2**30)
     # `version`, not the fingerprint: another file of the same size and row count may have the same fingerprint.

@@ -64,7 +64,7 @@ def distinct_schemas(
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pause Python's garbage collector: it would walk millions of new objects again and again, and free none."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -100,7 +100,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+def to_plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Cast a batch to its `plain_schema`."""
     schema = plain_schema(batch.schema)
     return batch if schema.equals(batch.schema) else batch.cast(schema)

@@ -63,7 +63,7 @@ class _Columns:
         return self.split.schema.field(name).type
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
-        return self.split.pieces(name)
+        return self.split.iter_column(name)
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         return dict(self.split.class_names).get(name)

@@ -169,7 +169,7 @@ def _join_samples(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
     return pa.table(columns | {"segments": segments})
 
 
-def repeated(task: Task, samples: pa.Table, position: int, count: int, fill: int) -> Batch:
+def repeat_sample(task: Task, samples: pa.Table, position: int, count: int, fill: int) -> Batch:
     """Return a micro-batch of `count` sequences, each with the same sample `fill` times."""
     table = samples.take(pa.array(np.full(count * fill, position, np.int64)))
     if task.pack_length is not None:

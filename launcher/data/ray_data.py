@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from launcher.data.in_memory import can_read_in_workers, iter_shards_in_memory
 from launcher.data.splits import Split
 from launcher.data.stream import StreamSource
-from launcher.data.windows import TRAIN, Window, segments_of, windows_of
+from launcher.data.windows import TRAIN, Window, stream_segments, stream_windows
 from launcher.errors import LauncherError
 from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
@@ -161,7 +161,7 @@ class DeterministicDataConfig(DataConfig):
         for name, split in self._splits.items():
             later = _LATER.format(name)
             if name in datasets:
-                first = next(segments_of(name, split.rows, self._plan, self._job, self._start))
+                first = next(stream_segments(name, split.rows, self._plan, self._job, self._start))
                 for rank, iterator in enumerate(split_stream(source, first)):
                     shards[rank][name] = iterator
             elif later in datasets:
@@ -179,7 +179,7 @@ class _StreamSplitter:
 
     def __init__(self, source: StreamSource, name: str, plan: Plan, start: int) -> None:
         self._source = source
-        self._segments = enumerate(segments_of(name, source.splits[name].rows, plan, source.job, start))
+        self._segments = enumerate(stream_segments(name, source.splits[name].rows, plan, source.job, start))
         self._number, _ = next(self._segments)
         self._iterators: list[DataIterator] = []
 
@@ -220,9 +220,9 @@ def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, s
     if can_read_in_workers(job, splits):
         source = StreamSource(job, splits, job.cluster.workers)
         rank = ray.train.get_context().get_world_rank()
-        yield from iter_shards_in_memory(source, windows_of(name, rows, plan, job, start), rank)
+        yield from iter_shards_in_memory(source, stream_windows(name, rows, plan, job, start), rank)
         return
-    for number, _ in enumerate(segments_of(name, rows, plan, job, start)):
+    for number, _ in enumerate(stream_segments(name, rows, plan, job, start)):
         if number:
             later = ray.train.get_dataset_shard(_LATER.format(name))
             assert isinstance(later, _LazySplitter)

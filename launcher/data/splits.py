@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, is_integer, list_files
-from launcher.data.footers import Footer, OnProgress, arrow_reader, distinct_schemas, plain, read_footers
+from launcher.data.footers import Footer, OnProgress, arrow_reader, distinct_schemas, read_footers, to_plain_types
 from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
@@ -78,7 +78,7 @@ class Split:
         fragment = self.fragments[index]
         return redact_uri(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
 
-    def named(self, columns: ClassNames) -> "Split":
+    def with_named_classes(self, columns: ClassNames) -> "Split":
         """Return this split with integer columns read as names, each file by its own numbering.
 
         Args:
@@ -109,7 +109,7 @@ class Split:
         inverse[by_owner] = np.arange(len(ids))
         return pa.concat_tables(parts).take(pa.array(inverse)).combine_chunks()
 
-    def pieces(self, column: str) -> Iterator[pa.Array]:
+    def iter_column(self, column: str) -> Iterator[pa.Array]:
         """Yield a whole column in parts; only one part is in memory."""
         kind = self.schema.field(column).type
         for fragment in self.fragments:
@@ -156,7 +156,7 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
             reader = arrow_reader(fs, path)
             whole = reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns))
             batches = (whole.slice(begin, rows) for begin in range(0, whole.num_rows, rows))
-        for batch in with_partition(map(plain, batches), fragment, columns):
+        for batch in with_partition(map(to_plain_types, batches), fragment, columns):
             yield _with_names(batch, fragment.names)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable_file_error(fragment.path, error) from error
@@ -383,7 +383,7 @@ def _merge_schemas(
     return pa.schema(fields)
 
 
-def schema_of(split: Split) -> pa.Schema:
+def read_file_schema(split: Split) -> pa.Schema:
     """Return the schema of the split's first file, with the metadata of `datasets` and pandas."""
     fragment = split.fragments[0]
     fs, path = open_uri(fragment.path)
@@ -393,7 +393,7 @@ def schema_of(split: Split) -> pa.Schema:
         return pa.ipc.open_file(stream).schema
 
 
-def first_rows(split: Split) -> Reading:
+def small_batches(split: Split) -> Reading:
     """Return limits that read a batch of a few MiB."""
     return Reading(max(1, min(16384, int(_BATCH_BYTES / row_bytes(split)))), BUFFER_BYTES)
 
@@ -403,7 +403,7 @@ def row_bytes(split: Split) -> float:
     return max(1.0, float(split.fragments.size_bytes.sum()) / split.rows)
 
 
-def sample(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
+def sample_rows(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
     """Return up to `rows` rows of a few fragments that are spread over the split."""
     schema = pa.schema([split.schema.field(name) for name in columns])
     if not columns:
@@ -412,7 +412,7 @@ def sample(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
     chosen = np.unique(np.linspace(0, len(split.fragments) - 1, count).round().astype(int))
     parts = [schema.empty_table()]
     remaining = rows
-    reading = first_rows(split)
+    reading = small_batches(split)
     for position, index in enumerate(chosen):
         fragment = split.fragments[index]
         wanted = min(fragment.rows, -(-remaining // (len(chosen) - position)))

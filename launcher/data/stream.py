@@ -22,7 +22,7 @@ from launcher.data.rank_batches import (
     serialize_shard,
 )
 from launcher.data.sampler import EpochSampler, RowIds, cut_batches, generator, row_noise
-from launcher.data.splits import Split, sample
+from launcher.data.splits import Split, sample_rows
 from launcher.data.windows import TRAIN, Window, train_windows
 from launcher.errors import DataError, RowCountError
 from launcher.rundir.plan import Plan
@@ -210,7 +210,7 @@ def _sampler(key: _SamplerKey, epoch: int) -> EpochSampler:
 @lru_cache(maxsize=4)
 def _row_bytes(key: _SamplerKey, columns: tuple[str, ...]) -> float:
     """Return the mean size of a decoded row in memory, estimated from a few rows."""
-    rows = sample(key.split, columns, 32)
+    rows = sample_rows(key.split, columns, 32)
     return float(rows.nbytes) / max(1, len(rows))
 
 

@@ -36,7 +36,7 @@ class Window:
     """True in the last window of an evaluation."""
 
 
-def windows_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
+def stream_windows(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
     """Yield the windows of a stream.
 
     Args:
@@ -51,9 +51,9 @@ def windows_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> It
     return evaluation_windows(name, rows, job, plan.total_steps)
 
 
-def segments_of(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
-    """Yield the windows of a stream in lists, at least one list; arguments as in `windows_of`."""
-    windows = windows_of(name, rows, plan, job, start)
+def stream_segments(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
+    """Yield the windows of a stream in lists, at least one list; arguments as in `stream_windows`."""
+    windows = stream_windows(name, rows, plan, job, start)
     yield list(islice(windows, FIRST_SEGMENT))
     while segment := list(islice(windows, NEXT_SEGMENTS)):
         yield segment

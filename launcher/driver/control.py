@@ -211,7 +211,7 @@ def open_control_channel(
 def _poll(control: ControlChannel, listeners: Sequence[OnMetrics], watchdog: Watchdog, stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
         news = _take_news(control, listeners)
-        hang = None if news is None else watchdog.hang(news.beats, news.counts)
+        hang = None if news is None else watchdog.find_hang(news.beats, news.counts)
         if hang is not None:
             control.end_hung_workers(hang)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launcher.data.checks import check_columns, check_first_rows_of_split, lost_notes
+from launcher.data.checks import check_columns, check_first_rows_of_split, note_lost_labels
 from launcher.data.ray_data import DeterministicDataConfig
 from launcher.data.splits import Split, is_numbered
 from launcher.driver.control import open_control_channel
 from launcher.driver.preflight import check_model
-from launcher.driver.prepare import open_part
+from launcher.driver.prepare import open_split_file
 from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import DataError, RunError
 from launcher.formatting import list_names
@@ -22,7 +22,7 @@ from launcher.rundir.plan import Plan
 from launcher.rundir.records import ScoresRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.messages import not_one_of
-from launcher.spec.scored import SPLITS, check_scores_name, scores_name
+from launcher.spec.scored import EVALUATION_SPLITS, check_scores_name, scores_name
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 from launcher.train.entrypoint import train_loop_per_worker
@@ -64,13 +64,13 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
         RunError: The run has no model yet, or no such split.
     """
     job = job or runnable_job(run)
-    if split not in SPLITS:
-        raise RunError(not_one_of("--split", split, SPLITS))
+    if split not in EVALUATION_SPLITS:
+        raise RunError(not_one_of("--split", split, EVALUATION_SPLITS))
     check_model(run)
     locations = getattr(job.data, split)
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
-    part = open_part(job, split, locations)
+    part = open_split_file(job, split, locations)
     _check_rows(run, job, part, console)
     return _score(run, job, part, console)
 
@@ -97,13 +97,13 @@ def evaluate_data(
     # As training data: rows that name files (images) name them relative to their own file, not to the run's data.
     data = job.data.model_copy(update={"train": (location,), "validation": None, "test": None})
     job = job.model_copy(update={"data": data})
-    split = open_part(job, name, (location,))
+    split = open_split_file(job, name, (location,))
     _check_rows(run, job, split, console)
     _check_classes(split, build_task(job))
     return _score(run, job, split, console)
 
 
-def differences(run: RunDir, scores: ScoresRecord) -> tuple[str, tuple[Difference, ...]]:
+def compare_with_own_scores(run: RunDir, scores: ScoresRecord) -> tuple[str, tuple[Difference, ...]]:
     """Compare new scores with the run's own.
 
     Returns:
@@ -117,7 +117,7 @@ def differences(run: RunDir, scores: ScoresRecord) -> tuple[str, tuple[Differenc
     return own.split if own is not None else "", tuple(rows)
 
 
-def exported(run: RunDir, job: JobSpec) -> JobSpec:
+def with_exported_model(run: RunDir, job: JobSpec) -> JobSpec:
     """Return the job with the run's exported model, as the base model may be gone.
 
     Nothing is offloaded to a disk: no optimizer states change in an evaluation.
@@ -128,10 +128,10 @@ def exported(run: RunDir, job: JobSpec) -> JobSpec:
 
 def _check_rows(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:
     """Check columns, classes and first rows before Ray starts."""
-    task = build_task(exported(run, job))
+    task = build_task(with_exported_model(run, job))
     check_columns(split, task)
     check_first_rows_of_split(job, task, split)
-    for note in lost_notes(task, [split]):
+    for note in note_lost_labels(task, [split]):
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -153,7 +153,7 @@ def _check_classes(split: Split, task: Task) -> None:
 
 def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresRecord:
     plan = run.read_record("plan.json", Plan)
-    model_job = exported(run, job)
+    model_job = with_exported_model(run, job)
     splits = {split.name: split}
     group = WorkerGroupConfig(model_job, run, DeterministicDataConfig(model_job, plan, splits), (split.name,))
     with ray_session(model_job), open_control_channel(plan, console) as control:

@@ -21,29 +21,29 @@ from launcher.data.checks import (
     check_label_types,
     check_targets,
     has_classes,
-    lost_notes,
-    sorted_notes,
+    note_lost_labels,
+    note_sorted_rows,
     with_class_names,
 )
 from launcher.data.convert import splittable_files
-from launcher.data.encoded_cache import root_of
-from launcher.data.footers import OnProgress, uncollected
+from launcher.data.encoded_cache import cache_root
+from launcher.data.footers import OnProgress, gc_paused
 from launcher.data.label_inference import infer_task_params
-from launcher.data.splits import Split, open_files, row_bytes, sample
+from launcher.data.splits import Split, open_files, row_bytes, sample_rows
 from launcher.driver.memory.auto import MemoryPlan, largest_local_batch, resolve_auto_parallel
 from launcher.driver.preflight import missing_local_resources
 from launcher.errors import DataError, ModelError
 from launcher.models import from_config
-from launcher.models.fingerprint import model_files
+from launcher.models.fingerprint import fingerprint_model
 from launcher.models.pretrained import load_config, without_weights
 from launcher.rundir.directory import RunDir
-from launcher.rundir.plan import MAX_STEPS, Plan, state_bytes, steps_of, total_steps
+from launcher.rundir.plan import MAX_STEPS, Plan, count_batches, state_bytes, total_steps
 from launcher.rundir.uri import join, redact_uri, split_options
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.tasks import build_task
 from launcher.tasks.base import ColumnKind, Task
-from launcher.tasks.metrics.labels import remarks
+from launcher.tasks.metrics.labels import class_name_notes
 
 _BATCH_ROWS = 4096
 # Sample for remarks on the training data: tokenizers read some MiB a second.
@@ -87,7 +87,7 @@ def prepare(
     """
     _check_optimizer(job)
     job = with_absolute_paths(job)
-    root_of(job)  # checks data.cache
+    cache_root(job)  # checks data.cache
     splits = open_splits(job, on_progress, cache)
     job = _resolve_task(job, splits)
     task = build_task(job)
@@ -95,7 +95,7 @@ def prepare(
     if model_facts.get("packs") is False:
         unpacked = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
         job = job.model_copy(update={"task": unpacked})
-    data_notes = [*lost_notes(task, list(splits.values())), *sorted_notes(job, task, splits["train"])]
+    data_notes = [*note_lost_labels(task, list(splits.values())), *note_sorted_rows(job, task, splits["train"])]
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
         on_data(job, splits)
@@ -138,7 +138,7 @@ def _sample_remarks(task: Task, train: Split) -> tuple[str, ...]:
         return ()
     rows = max(1, min(_SAMPLE_ROWS, int(_SAMPLE_BYTES / row_bytes(train))))
     columns = [*dict.fromkeys(task.input_columns + task.target_columns)]
-    return task.remarks(sample(train, columns, rows), [name for name in train.schema.names if name not in columns])
+    return task.remarks(sample_rows(train, columns, rows), [name for name in train.schema.names if name not in columns])
 
 
 def with_absolute_paths(job: JobSpec) -> JobSpec:
@@ -214,7 +214,7 @@ def _kinds_of_training(kinds: dict[str, ColumnKind], train: Split) -> dict[str, 
     return kinds | dict.fromkeys(text_columns, "text")
 
 
-def open_part(job: JobSpec, name: str, locations: Sequence[str]) -> Split:
+def open_split_file(job: JobSpec, name: str, locations: Sequence[str]) -> Split:
     """Open one split of a job, or other data that is read as one.
 
     Args:
@@ -239,7 +239,7 @@ def _open_split(
     cache = cache or join(job.output.storage, ".cache")
     digest = hashlib.sha256(repr((tuple(locations), job.data.format)).encode()).hexdigest()[:24]
     # Without garbage collection: it would search the tuples of a hundred thousand files again and again.
-    with uncollected():
+    with gc_paused():
         files = splittable_files(name, locations, job.data.format, cache, kinds)
         return open_files(name, files, join(cache, f"footers/{digest}.arrow"), on_progress, kinds)
 
@@ -298,8 +298,8 @@ def _make_plan(
         raise DataError(not_one_of("evaluation.metric", metric, tuple(metric_modes)))
     if total_steps(rows["train"], job) > MAX_STEPS:
         raise DataError(
-            f"train.epochs: {job.train.epochs} epochs of {steps_of(rows['train'], job.train.batch_size)} steps are "
-            f"more than the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
+            f"train.epochs: {job.train.epochs} epochs of {count_batches(rows['train'], job.train.batch_size)} steps "
+            f"are more than the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
         )
     local_batch = largest_local_batch(job, splits["train"])
     requested = job.parallel.micro_batch
@@ -313,7 +313,7 @@ def _make_plan(
         fingerprint=splits["train"].fingerprint,
         batch_size=job.train.batch_size,
         window_steps=job.data.window_steps,
-        steps_per_epoch=steps_of(rows["train"], job.train.batch_size),
+        steps_per_epoch=count_batches(rows["train"], job.train.batch_size),
         epochs=job.train.epochs,
         total_steps=total_steps(rows["train"], job),
         evaluate_every_steps=job.evaluation.every_steps,
@@ -325,7 +325,7 @@ def _make_plan(
         micro_batch=micro_batch,
         accumulation=-(-local_batch // micro_batch),
         model={k: v for k, v in model_facts.items() if v and isinstance(v, (str, int, float, bool))},
-        model_files=model_files(job.model),
+        model_files=fingerprint_model(job.model),
         parameters=parameters,
         state_bytes_per_worker=state_bytes(parameters, int(str(model_facts.get("trained", parameters))), job),
         memory=memory.memory,
@@ -346,7 +346,7 @@ def _training_notes(job: JobSpec, task: Task, rows: dict[str, int]) -> list[str]
     if "validation" not in rows:
         notes.append("no validation data: the last weights are exported, whatever their quality")
     if has_classes(task):
-        notes += remarks(getattr(task.params, "labels", None) or (), task.target_columns[0])
+        notes += class_name_notes(getattr(task.params, "labels", None) or (), task.target_columns[0])
     if task.for_evaluation() is not task:
         notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
     if rows["train"] < job.train.batch_size:

@@ -14,11 +14,11 @@ from launcher.driver.prepare import PreparedJob, prepare
 from launcher.driver.run import run_job
 from launcher.errors import RunError
 from launcher.report.compare import Comparison, compare, render_comparison
-from launcher.report.curves_match import Agreement, agreement
+from launcher.report.curves_match import CurveComparison, compare_curves
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
 from launcher.rundir.uri import join, parent
-from launcher.spec.job import NO_NAME, JobSpec, is_name
+from launcher.spec.job import INVALID_NAME, JobSpec, is_name
 
 # Another machine or commit explains nothing by itself.
 _UNRELATED = ("hosts", "git commit")
@@ -30,7 +30,7 @@ class ReplayResult:
 
     run: RunDir
     """Second run."""
-    agreement: Agreement
+    agreement: CurveComparison
     comparison: Comparison
     page: str
     """Path or URI of the page that compares both."""
@@ -71,12 +71,12 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     comparison = compare((run, replay))
     replay.write_bytes("compare.html", render_comparison(comparison).encode())
     page = replay.path("compare.html")
-    return ReplayResult(replay, agreement(*comparison.runs), comparison, page, known_differences)
+    return ReplayResult(replay, compare_curves(*comparison.runs), comparison, page, known_differences)
 
 
 def _check_name(run: RunDir, name: str) -> str:
     if not is_name(name):
-        raise RunError(f"--name: {name} is {NO_NAME}; give one that is")
+        raise RunError(f"--name: {name} is {INVALID_NAME}; give one that is")
     if name == run.name:
         raise RunError(f"--name: {name} is the run itself; give another name")
     return name
@@ -115,10 +115,10 @@ def _known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def outcome(replayed: ReplayResult) -> Sequence[str]:
+def describe_replay(replayed: ReplayResult) -> Sequence[str]:
     """Return the result of a replay in sentences."""
     lines = [*replayed.agreement.sentences]
-    if not replayed.agreement.agrees:
+    if not replayed.agreement.is_same_curve:
         lines += [f"to be expected: {difference}" for difference in replayed.known_differences]
         changed = replayed.comparison.environment_differences
         versions = [f"{row.name} {row.values[0]} -> {row.values[1]}" for row in changed if row.name not in _UNRELATED]

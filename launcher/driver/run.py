@@ -69,7 +69,7 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
         with reading_progress(console) as on_progress:
             prepared = prepare(job, on_progress, measure=True, on_data=on_data)
         run = prepared.run
-        injected = faults.of(prepared.plan.total_steps, prepared.plan.workers) if faults is not None else ()
+        injected = faults.resolve(prepared.plan.total_steps, prepared.plan.workers) if faults is not None else ()
         leakage = preflight(prepared, "train")
         if is_finished(prepared):
             _write_job_and_plan(prepared)
@@ -124,7 +124,7 @@ def _train(
 
     def on_metrics(line: MetricsLine) -> None:
         if isinstance(line, StepRecord):
-            injector.at_step(line.step)
+            injector.inject_at_step(line.step)
 
     hang_s = job.fault_tolerance.hang_s
     with (

@@ -32,7 +32,7 @@ class Watchdog:
         self._last_heard: dict[int, float] = {}
         self._first_step: int | None = None
 
-    def hang(self, beats: Mapping[int, Heartbeat], counts: Mapping[int, int]) -> str | None:
+    def find_hang(self, beats: Mapping[int, Heartbeat], counts: Mapping[int, int]) -> str | None:
         """Return a sentence about the hang, or None if there is none.
 
         Args:

@@ -15,7 +15,7 @@ from launcher.init.guess import Guess
 from launcher.init.profile import DataProfile, Labels
 from launcher.models.cells import CellSource
 from launcher.spec.data import DataSpec
-from launcher.spec.hub import is_path
+from launcher.spec.hub import is_local_path
 
 # Fraction of letters from which a text counts as non-Latin.
 _FOREIGN = 0.3
@@ -65,7 +65,7 @@ def find_model(name: str) -> Model:
     if not folder.is_dir():
         if folder.exists():
             raise ModelError(f"--model {name}: is a file; give the directory it is in, or a hub name")
-        if is_path(name):
+        if is_local_path(name):
             raise ModelError(f"--model {name}: there is no such directory; give one that exists, or a hub name")
         return Model(name, "as asked", None, any(word in name.lower() for word in _CHAT_WORDS))
     config = _read_json(folder / "config.json")
@@ -112,7 +112,7 @@ class Line:
     """Scalar, list or mapping."""
     why: str
     """Comment with the reason."""
-    off: bool = False
+    is_commented: bool = False
     """Whether the line is commented out, for the user to fill in."""
 
 
@@ -167,7 +167,7 @@ def fill_defaults(
         "evaluation": _evaluation(guess, labels, profile) if "validation" in sources.locations else (),
         "cluster": (
             Line("workers", 1, "training processes; more of them give the same loss curve, faster"),
-            Line("gpus_per_worker", 1, "without it, workers train on CPUs", off=True),
+            Line("gpus_per_worker", 1, "without it, workers train on CPUs", is_commented=True),
         ),
     }
     title = (
@@ -230,7 +230,7 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         names = sorted(guess.known_labels(labels), key=int)
         lines.append(Line("labels", names, "-1 marks rows without a label"))
     if guess.has_unnamed_tags:
-        lines.append(Line("labels", ["O", "B-", "I-"], "needed: the name of each number, in order", off=True))
+        lines.append(Line("labels", ["O", "B-", "I-"], "needed: the name of each number, in order", is_commented=True))
     if guess.form in ("messages", "prompt") and not model.has_template:
         lines.append(
             Line("chat_template", "chatml", "format of messages, as the model has no template; null uses its own")
@@ -295,7 +295,7 @@ def _data(guess: Guess, labels: Labels | None, sources: Sources, window: int, lo
             value = locations[0] if len(locations) == 1 else list(locations)
             lines.append(Line(name, value, f"{sources.rows[name]:,} rows{use}"))
         elif name in sources.missing:
-            lines.append(Line(name, "PATH", sources.missing[name], off=True))
+            lines.append(Line(name, "PATH", sources.missing[name], is_commented=True))
     bad = sources.bad_rows + _bad_rows(guess) + (labels.nulls if labels else 0)
     if long_prompts:
         lines.append(Line("on_bad_row", "skip", "some answers may start beyond max_length; error stops at such rows"))
@@ -312,7 +312,7 @@ def _data(guess: Guess, labels: Labels | None, sources: Sources, window: int, lo
 def _is_beside(folder: str, sources: Sources) -> bool:
     """Return True if a directory lies next to the data of every split, so that cells may name its files."""
     file = f"{folder}/x"
-    places = [CellSource.of(DataSpec(train=locations)) for locations in sources.locations.values()]
+    places = [CellSource.from_data(DataSpec(train=locations)) for locations in sources.locations.values()]
     return all(place.holds_uri(file) if "://" in file else place.holds_path(file) for place in places)
 
 
@@ -364,6 +364,8 @@ def _evaluation(guess: Guess, labels: Labels | None, profile: DataProfile) -> tu
     return (Line("metric", metric, "decides which checkpoint is kept; the other metrics are reported too"),)
 
 
-def summary(draft: Draft) -> Sequence[tuple[str, Line]]:
+def key_lines(draft: Draft) -> Sequence[tuple[str, Line]]:
     """Return section and line of the values that the user should check first."""
-    return [(s, line) for s in ("task", "model", "data", "train") for line in draft.sections[s] if not line.off]
+    return [
+        (s, line) for s in ("task", "model", "data", "train") for line in draft.sections[s] if not line.is_commented
+    ]

@@ -106,7 +106,7 @@ class Guess:
         return is_counted or bool(self.label.class_names)
 
 
-def guess(profile: DataProfile, choices: UserChoices) -> Guess:
+def guess_task(profile: DataProfile, choices: UserChoices) -> Guess:
     """Choose the task and its columns.
 
     Raises:
@@ -127,14 +127,16 @@ def guess(profile: DataProfile, choices: UserChoices) -> Guess:
     if choices.task is not None:
         where = "the columns named are" if choices.inputs and choices.label else f"{profile.where} has"
         listed = ", ".join(profile.column(n).describe() for n in (*choices.inputs, choices.label or "") if n)
-        what = listed if choices.inputs and choices.label else profile.listed()
+        what = listed if choices.inputs and choices.label else profile.describe_columns()
         raise DataError(
             f"{choices.task} needs {_NEEDS[choices.task]}; {where} {what}; name columns by --text and --label"
         )
     kinds = {column.shape for column in profile.columns}
     table = kinds <= {"number", "integer", "flag", "text"} and not text_columns(profile.columns)
     what = "these are numbers and categories, and the launcher has no task for tables" if table else "no task fits them"
-    raise DataError(f"{profile.where} has the columns {profile.listed()}: {what}; if one is meant, name it: {_FLAGS}")
+    raise DataError(
+        f"{profile.where} has the columns {profile.describe_columns()}: {what}; if one is meant, name it: {_FLAGS}"
+    )
 
 
 def _guess_images(profile: DataProfile, choices: UserChoices) -> Guess | None:
@@ -146,7 +148,7 @@ def _guess_images(profile: DataProfile, choices: UserChoices) -> Guess | None:
     if label is None:
         raise DataError(
             f"{profile.where}: column {image.name} holds pictures, and no other column looks like their class "
-            f"({profile.listed()}); name it with --label"
+            f"({profile.describe_columns()}); name it with --label"
         )
     kind = kind_of(label)
     if kind == "regression" and label.shape == "integer":

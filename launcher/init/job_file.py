@@ -11,10 +11,10 @@ from launcher.errors import SpecError
 from launcher.init.defaults import Draft, Line
 from launcher.init.splits import split_of
 from launcher.rundir.uri import describe_os_error
-from launcher.spec.hub import PREFIX
+from launcher.spec.hub import HUB_PREFIX
 from launcher.spec.loader import load_job
 from launcher.spec.messages import one_line
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 
 _WIDTH = 120
 # Comments follow their values, aligned in one column from here on; longer values than _MAX_ALIGNED do not count.
@@ -58,7 +58,7 @@ def publish(draft: Draft, path: Path, force: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staged.write_text(render(draft), encoding="utf-8")
-        load_job(staged, (), params_of)
+        load_job(staged, (), params_class)
         check_target(path, force)  # the file may have been created in the meantime
         os.replace(staged, path)
     except OSError as error:
@@ -86,7 +86,7 @@ def _section(lines: Sequence[Line]) -> str:
 
 
 def _key(line: Line) -> str:
-    text = f"  {'# ' if line.off else ''}{line.key}: {scalar(line.value)}"
+    text = f"  {'# ' if line.is_commented else ''}{line.key}: {scalar(line.value)}"
     if isinstance(line.value, list) and len(text) > _WIDTH // 2:
         return f"  {line.key}:\n" + "\n".join(f"    - {scalar(item)}" for item in line.value)
     return text
@@ -123,7 +123,7 @@ def job_name(location: str, output: str) -> str:
     """
     if output != "job":
         return _clean(output) or "my-job"
-    bare = location.removeprefix(PREFIX).split("#")[0].split("?")[0].rstrip("/")
+    bare = location.removeprefix(HUB_PREFIX).split("#")[0].split("?")[0].rstrip("/")
     parts = [part for part in os.path.abspath(bare).split("/") if not set("*?[") & set(part)]
     names = [_clean(part.rsplit(".", 1)[0] if index == 0 else part) for index, part in enumerate(reversed(parts))]
     return next((name for name in names if name and not split_of(name) and name != "data"), "my-job")

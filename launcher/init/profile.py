@@ -17,10 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from launcher.data.files import PICTURE_SUFFIXES
-from launcher.data.splits import BUFFER_BYTES, Reading, Split, hub_features, read_batches, row_bytes, sample, schema_of
+from launcher.data.splits import (
+    BUFFER_BYTES,
+    Reading,
+    Split,
+    hub_features,
+    read_batches,
+    read_file_schema,
+    row_bytes,
+    sample_rows,
+)
 from launcher.errors import DataError
 from launcher.models.conversation import Turn, read_turns
-from launcher.tasks.padding import whole_numbers
+from launcher.tasks.padding import floats_to_integers
 
 Shape = Literal[
     "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "structs",
@@ -383,12 +392,12 @@ class DataProfile:
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:_MAX_LISTED])}"
         raise DataError(f"{flag} {name}: {self.where} has no such column; {hint}")
 
-    def named(self, text: str) -> tuple[str, ...]:
+    def parse_names(self, text: str) -> tuple[str, ...]:
         """Return the column names in an option: one name, or several separated by commas. A name may contain commas."""
         is_name = any(column.name == text for column in self.columns)
         return (text,) if is_name else tuple(name.strip() for name in text.split(",") if name.strip())
 
-    def listed(self) -> str:
+    def describe_columns(self) -> str:
         """Return the columns with their types, for messages."""
         more = f" and {len(self.columns) - _MAX_LISTED} more" if len(self.columns) > _MAX_LISTED else ""
         return ", ".join(column.describe() for column in self.columns[:_MAX_LISTED]) + more
@@ -409,15 +418,15 @@ class Labels:
 def profile_data(split: Split, where: str) -> DataProfile:
     """Read a sample of a split and describe its columns. `where` names the data in messages."""
     names = split.schema.names
-    metadata = hub_features(schema_of(split)).items()
+    metadata = hub_features(read_file_schema(split)).items()
     features = {name: str(value["_type"]) for name, value in metadata if isinstance(value, dict) and "_type" in value}
     classes = dict(split.class_names)
     heavy = [name for name in names if is_heavy(split.schema.field(name).type)]
     size = row_bytes(split)
     # Files (images, audio) are read from a few rows only; without them, wide rows still limit the sample to 64 MiB.
     rows = min(split.rows, _SAMPLE_ROWS if heavy else max(32, min(_SAMPLE_ROWS, int(_SAMPLE_BYTES / size))))
-    light = sample(split, [name for name in names if name not in heavy], rows)
-    content = sample(split, heavy, min(split.rows, _HEAVY_ROWS))
+    light = sample_rows(split, [name for name in names if name not in heavy], rows)
+    content = sample_rows(split, heavy, min(split.rows, _HEAVY_ROWS))
     columns = [
         describe_column(
             name, (content if name in heavy else light).column(name), features.get(name, ""), classes.get(name, ())
@@ -432,7 +441,7 @@ def count_labels(split: Split, column: str) -> Labels:
     counter: Counter[object] = Counter()
     rows = nulls = 0
     names = dict(split.class_names).get(column)
-    for fragment in (split.named({column: names}) if names else split).fragments:
+    for fragment in (split.with_named_classes({column: names}) if names else split).fragments:
         for batch in read_batches(fragment, [column], _COUNTING):
             values = batch.column(0)
             rows += len(values)
@@ -453,7 +462,7 @@ def _count_values(values: pa.Array) -> dict[object, int]:
         values = pc.list_flatten(values)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    values = whole_numbers(values)
+    values = floats_to_integers(values)
     if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
         return {}
     counted = pc.value_counts(values).to_pylist()

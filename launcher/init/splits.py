@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from launcher.data.files import list_files
 from launcher.data.footers import ORIGIN
-from launcher.data.splits import Split, first_rows, read_batches, schema_of
+from launcher.data.splits import Split, read_batches, read_file_schema, small_batches
 from launcher.errors import DataError
 from launcher.rundir.uri import describe_os_error
-from launcher.spec.hub import PREFIX
+from launcher.spec.hub import HUB_PREFIX
 
 SPLITS = ("train", "validation", "test")
 _WORDS = {
@@ -37,7 +37,7 @@ class FoundSplits:
     """Locations for the job file, by split. Always contains `train`."""
     left_out: tuple[str, ...] = ()
     """Data files without a split, if other files have one."""
-    beside: dict[str, str] = field(default_factory=dict)
+    neighbours: dict[str, str] = field(default_factory=dict)
     """Files next to a single training file, by the split that their names say."""
 
 
@@ -50,12 +50,12 @@ def find_splits(location: str) -> FoundSplits:
     Raises:
         DataError: There are no files, or none to train on.
     """
-    if location.startswith(PREFIX):
+    if location.startswith(HUB_PREFIX):
         return FoundSplits({"train": (location,)})
     listed = files_of(location)
     if len(listed) == 1:
         path = _user_path(listed[0][0], location)
-        return FoundSplits({"train": (path,)}, beside=_find_neighbours(path))
+        return FoundSplits({"train": (path,)}, neighbours=_find_neighbours(path))
     by_split: dict[str, list[tuple[str, str]]] = {}
     for path, relative in listed:
         by_split.setdefault(split_of(relative), []).append((path, relative))
@@ -178,7 +178,7 @@ def hold_out(split: Split, fraction: float, folder: Path, force: bool) -> HoldOu
     Raises:
         DataError: A file exists or cannot be written, or there are too few rows.
     """
-    check_room(folder, force)
+    check_not_existing(folder, force)
     if split.rows < 2:
         raise DataError(f"--split {fraction:g}: there is {split.rows} row, too few to divide; give more data")
     limit = _limit(split.rows, fraction)
@@ -197,7 +197,7 @@ def hold_out(split: Split, fraction: float, folder: Path, force: bool) -> HoldOu
     return HoldOut(str(targets[0]), str(targets[1]), counts[0], counts[1])
 
 
-def check_room(folder: Path, force: bool) -> None:
+def check_not_existing(folder: Path, force: bool) -> None:
     """Check that no file would be overwritten.
 
     Raises:
@@ -230,7 +230,7 @@ def _hash(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _write_parts(split: Split, limit: int, paths: list[Path]) -> list[int]:
-    metadata = {k: v for k, v in (schema_of(split).metadata or {}).items() if k not in (ORIGIN, b"ARROW:schema")}
+    metadata = {k: v for k, v in (read_file_schema(split).metadata or {}).items() if k not in (ORIGIN, b"ARROW:schema")}
     schema = split.schema.with_metadata(metadata)
     parts: list[list[pa.Table]] = [[], []]
     counts = [0, 0]
@@ -262,7 +262,7 @@ def _flush(writer: pq.ParquetWriter, held: list[pa.Table], at_least: int) -> Non
 def _numbered_batches(split: Split) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield the batches of all rows in order, each with the number of its first row."""
     row = 0
-    reading = first_rows(split)
+    reading = small_batches(split)
     for fragment in split.fragments:
         for batch in read_batches(fragment, split.schema.names, reading):
             yield row, batch

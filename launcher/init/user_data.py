@@ -1,7 +1,8 @@
 """Data of a new job: open it, check that its splits match, hold out validation rows. Runs on the client.
 
-`cli/init.py` calls these functions in order: `open_training`, `as_read`, `fit_splits`, `set_aside`. Profile:
-`profile.py`; task and columns: `guess.py`; other values: `defaults.py`; YAML: `job_file.py`.
+`cli/init.py` calls these functions in order: `open_training`, `reopen_for_task`, `match_splits`,
+`hold_out_validation`. Profile: `profile.py`; task and columns: `guess.py`; other values: `defaults.py`; YAML:
+`job_file.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from launcher.init.profile import DataProfile, Labels, count_labels, profile_dat
 from launcher.init.splits import FoundSplits, find_splits, hold_out
 from launcher.spec.job import OutputSpec
 from launcher.tasks.base import ColumnKind
-from launcher.tasks.metrics.labels import remarks
+from launcher.tasks.metrics.labels import class_name_notes
 
 # Text labels with more distinct values than this, and than half of the rows, identify rows instead of classes.
 _MAX_DISTINCT = 20
@@ -106,10 +107,10 @@ def check_rows(split: Split, guess: Guess, known: Sequence[str]) -> SplitCheck:
 
 
 @dataclass(frozen=True)
-class Data:
+class UserData:
     """Data of the user before the task is chosen."""
 
-    found: FoundSplits
+    splits: FoundSplits
     """Locations of the splits."""
     train: Split
     """Opened training split."""
@@ -117,7 +118,7 @@ class Data:
     """Profile of the training rows."""
 
 
-def open_training(location: str, named: Mapping[str, str]) -> Data:
+def open_training(location: str, named: Mapping[str, str]) -> UserData:
     """Find the splits of the data and profile the training rows.
 
     Args:
@@ -129,24 +130,24 @@ def open_training(location: str, named: Mapping[str, str]) -> Data:
     """
     splits = find_splits(location)
     train = open_data("train", splits.locations["train"])
-    return with_splits(Data(splits, train, profile_data(train, location)), named)
+    return add_splits(UserData(splits, train, profile_data(train, location)), named)
 
 
-def as_read(data: Data, guess: Guess) -> Data:
+def reopen_for_task(data: UserData, guess: Guess) -> UserData:
     """Open the training split again as the task reads it: in a CSV, `3.10` may be a class instead of a number."""
     if not any(fragment.origin for fragment in data.train.fragments):
         return data
-    return replace(data, train=open_data("train", data.found.locations["train"], kinds_of(guess)))
+    return replace(data, train=open_data("train", data.splits.locations["train"], kinds_of(guess)))
 
 
-def with_splits(data: Data, named: Mapping[str, str]) -> Data:
+def add_splits(data: UserData, named: Mapping[str, str]) -> UserData:
     """Return the data with further splits, given by name and location."""
     added = {name: (place,) for name, place in named.items()}
-    return replace(data, found=replace(data.found, locations={**data.found.locations, **added}))
+    return replace(data, splits=replace(data.splits, locations={**data.splits.locations, **added}))
 
 
 @dataclass(frozen=True)
-class Fitted:
+class MatchedSplits:
     """Splits that match task and columns."""
 
     sources: Sources
@@ -157,7 +158,7 @@ class Fitted:
     """Notes for the user on splits that are not used, and on unusual labels."""
 
 
-def fit_splits(data: Data, guess: Guess, named: Mapping[str, str]) -> Fitted:
+def match_splits(data: UserData, guess: Guess, named: Mapping[str, str]) -> MatchedSplits:
     """Count the labels, and keep the splits that match the training data. Those that the user named must match.
 
     Raises:
@@ -166,32 +167,34 @@ def fit_splits(data: Data, guess: Guess, named: Mapping[str, str]) -> Fitted:
     has_labels = guess.label is not None and guess.form != "prompt"
     labels = training_labels(data.train, guess) if has_labels else None
     known = guess.known_labels(labels) if labels is not None and labels.counts else ()
-    locations = {"train": data.found.locations["train"]}
+    locations = {"train": data.splits.locations["train"]}
     rows = {"train": data.train.rows}
     bad_rows = 0
     notes = []
     for name in ("validation", "test"):
-        if name not in data.found.locations:
+        if name not in data.splits.locations:
             continue
-        where = ", ".join(data.found.locations[name])
-        check = check_rows(open_data(name, data.found.locations[name], kinds_of(guess)), guess, known)
+        where = ", ".join(data.splits.locations[name])
+        check = check_rows(open_data(name, data.splits.locations[name], kinds_of(guess)), guess, known)
         if check.problem and name in named:
             raise DataError(f"--{name} {where}: {check.problem}; give one that matches the training data")
         if check.problem:
             notes.append(f"{where} is not used: {check.problem}; `launcher predict` reads it without labels")
             continue
-        locations[name] = data.found.locations[name]
+        locations[name] = data.splits.locations[name]
         rows[name] = check.rows
         bad_rows += check.bad_rows
-    if data.found.left_out:
-        notes.append(f"not used, as their names say no split: {', '.join(data.found.left_out[:5])}")
+    if data.splits.left_out:
+        notes.append(f"not used, as their names say no split: {', '.join(data.splits.left_out[:5])}")
     if labels is not None and guess.label is not None and guess.form != "regression":
-        notes += remarks(known, guess.label.name)
-    missing = {} if "validation" in locations else {"validation": _explain_missing(data.found)}
-    return Fitted(Sources(locations, rows, bad_rows, missing), labels, tuple(notes))
+        notes += class_name_notes(known, guess.label.name)
+    missing = {} if "validation" in locations else {"validation": _explain_missing(data.splits)}
+    return MatchedSplits(Sources(locations, rows, bad_rows, missing), labels, tuple(notes))
 
 
-def set_aside(data: Data, fitted: Fitted, fraction: float, folder: Path, force: bool) -> Fitted:
+def hold_out_validation(
+    data: UserData, fitted: MatchedSplits, fraction: float, folder: Path, force: bool
+) -> MatchedSplits:
     """Hold out a fraction of the training rows for validation, in files of their own; see `splits.hold_out`."""
     _check_source(data.train, folder)
     parts = hold_out(data.train, fraction, folder, force)
@@ -213,7 +216,7 @@ def _check_source(train: Split, folder: Path) -> None:
 
 def _explain_missing(splits: FoundSplits) -> str:
     """Explain that validation data is missing, and what follows."""
-    near = splits.beside.get("validation")
+    near = splits.neighbours.get("validation")
     if near:
         return f"none was named ({near} may be it); without it the last weights are kept, not the best ones"
     return "none was found; without it the last weights are kept, not the best ones"

@@ -73,7 +73,9 @@ def save_adapters(model: "PeftModel", state: "dict[str, torch.Tensor]", folder: 
     model.save_pretrained(str(folder), state_dict=state)
 
 
-def merged(model: "PeftModel", state: "dict[str, torch.Tensor]") -> "tuple[torch.nn.Module, dict[str, torch.Tensor]]":
+def merge_adapters(
+    model: "PeftModel", state: "dict[str, torch.Tensor]"
+) -> "tuple[torch.nn.Module, dict[str, torch.Tensor]]":
     """Merge the adapters into the weights of the base model, in fp32: W + scaling * B A.
 
     peft's own `merge_and_unload` works on the parameters of the model, which are shards under ZeRO-3.

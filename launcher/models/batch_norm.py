@@ -57,12 +57,12 @@ def _sum_over_ranks(total: torch.Tensor, count: torch.Tensor) -> tuple[torch.Ten
     return both[:-1], both[-1].detach()
 
 
-def batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
+def find_batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
     """Return all BatchNorm layers of a model."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def synchronize(model: torch.nn.Module) -> None:
+def convert_to_sync_batch_norm(model: torch.nn.Module) -> None:
     """Replace every BatchNorm that is trained by `SyncBatchNorm`, in place; weights and statistics stay."""
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
@@ -74,4 +74,4 @@ def synchronize(model: torch.nn.Module) -> None:
             layer.load_state_dict(child.state_dict())
             setattr(model, name, layer)
         else:
-            synchronize(child)
+            convert_to_sync_batch_norm(child)

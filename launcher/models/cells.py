@@ -21,7 +21,7 @@ from launcher.rundir.uri import (
     storage_error,
 )
 from launcher.spec.data import COMPRESSED, SUFFIXES, DataSpec
-from launcher.spec.hub import PREFIX
+from launcher.spec.hub import HUB_PREFIX
 
 # Others are refused: http fetches from anywhere, fsspec's `reference::` and `zip::` chain to any of them.
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs", "file")
@@ -41,10 +41,10 @@ class CellSource:
     remote: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, data: DataSpec) -> "CellSource":
+    def from_data(cls, data: DataSpec) -> "CellSource":
         """Return the directories of a job's data and its `data.files_below`."""
         locations = (*data.train, *(data.validation or ()), *(data.test or ()))
-        roots = [_directory(location) for location in locations if not location.startswith(PREFIX)]
+        roots = [_directory(location) for location in locations if not location.startswith(HUB_PREFIX)]
         roots += data.files_below
         local = (os.path.realpath(open_uri(root)[1]) for root in roots if _is_path(root))
         split = (split_options(root) for root in roots if not _is_path(root))
@@ -65,7 +65,7 @@ class CellSource:
         return any(uri.startswith(f"{root}/") and options in ("", known) for root, known in self.remote)
 
 
-def cell_bytes(cell: object, source: CellSource) -> bytes:
+def read_cell(cell: object, source: CellSource) -> bytes:
     """Return the content of the file in a cell, or of the file that the cell names.
 
     Args:

@@ -99,7 +99,7 @@ def read_tools(cell: object, column: str) -> list[dict[str, Any]] | None:
     return wrapped
 
 
-def readable(cell: object) -> str:
+def to_display_text(cell: object) -> str:
     """Return a text as it is, and a conversation as a line for each message, for the report."""
     try:
         turns = read_turns(cell, "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.models.pretrained import load_config
 from launcher.models.remote import local_copy
-from launcher.spec.hub import is_path
+from launcher.spec.hub import is_local_path
 from launcher.spec.model import ModelSpec
 
 _HASHED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
@@ -16,7 +16,7 @@ _HASHED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def model_files(model: ModelSpec) -> dict[str, str]:
+def fingerprint_model(model: ModelSpec) -> dict[str, str]:
     """Return the fingerprint of a model.
 
     Returns:
@@ -25,7 +25,7 @@ def model_files(model: ModelSpec) -> dict[str, str]:
     Raises:
         ModelError: There is no such model.
     """
-    if not is_path(model.name) and "://" not in model.name:
+    if not is_local_path(model.name) and "://" not in model.name:
         commit = getattr(load_config(model), "_commit_hash", None)
         return {} if commit is None else {"commit": str(commit)}
     fingerprint = {}

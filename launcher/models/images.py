@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.models.cells import CellSource, cell_bytes
+from launcher.models.cells import CellSource, read_cell
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +151,7 @@ class Pixels:
         """Return the pixels of a cell, uint8 (C, H, W), resized but not scaled.
 
         Args:
-            cell: Content, path or {bytes, path} (`cell_bytes`).
+            cell: Content, path or {bytes, path} (`read_cell`).
             change: Ranges of the augmentation.
             seed: Seed of the augmentation; None does not augment.
 
@@ -159,7 +159,7 @@ class Pixels:
             ValueError: The cell does not hold an image that can be used.
         """
         try:
-            image = open_image(cell_bytes(cell, self.source), self.channels)
+            image = open_image(read_cell(cell, self.source), self.channels)
         except ValueError as problem:
             raise ValueError(f"{self.column} {problem}") from problem
         image = image if seed is None else augmented(image, change, seed)

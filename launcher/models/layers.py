@@ -51,7 +51,7 @@ def find_stack(model: torch.nn.Module, key: str) -> Stack:
     return Stack(name, len(outer[name]))
 
 
-def depths(model: torch.nn.Module, stack: Stack) -> dict[str, int]:
+def parameter_depths(model: torch.nn.Module, stack: Stack) -> dict[str, int]:
     """Return the depth of each parameter by name: 0 before the n layers, 1 to n in them, n + 1 after them."""
     depth_of: dict[str, int] = {}
     outside = 0
@@ -81,7 +81,7 @@ def freeze(model: "PreTrainedModel", spec: FreezeSpec) -> None:
             raise ModelError(
                 f"model.freeze.layers: {spec.layers} is more than the {stack.layers} layers of {stack.name}; lower it"
             )
-        depth = depths(model, stack)
+        depth = parameter_depths(model, stack)
         frozen |= {name for name in names if (depth[name] == 0 and spec.embeddings) or 1 <= depth[name] <= spec.layers}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)

@@ -8,7 +8,7 @@ isolate them; models with recurrent layers, and a few others, do not (lists in `
 import logging
 from typing import TYPE_CHECKING, Any
 
-from launcher.models.pretrained import empty_model
+from launcher.models.pretrained import untrained_model
 
 if TYPE_CHECKING:
     import torch
@@ -83,12 +83,12 @@ def keeps_samples_apart(auto_model: str, config: "PretrainedConfig") -> bool:
     try:
         small = type(text)(**_shrink(text.to_dict()))
         with torch.device("meta"):
-            size = sum(weight.numel() for weight in empty_model(auto_model, small).parameters())
+            size = sum(weight.numel() for weight in untrained_model(auto_model, small).parameters())
         if size > _MAX_PARAMETERS:
             raise ValueError(f"its small copy has {size} parameters")
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            model = empty_model(auto_model, small).float().eval()
+            model = untrained_model(auto_model, small).float().eval()
             # Flash attention takes no masks: a model must pass the positions on by itself, so it is tested without.
             if "flash" not in (text._attn_implementation or ""):
                 mask_packed_samples(model)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from launcher.errors import ModelError
 from launcher.models.remote import local_copy
 from launcher.models.weights import check_loaded, check_place
-from launcher.spec.hub import is_path
+from launcher.spec.hub import is_local_path
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def without_weights(auto_model: str, spec: ModelSpec, config: "PretrainedConfig"
 
     try:
         with torch.device("meta"):
-            return empty_model(auto_model, config)
+            return untrained_model(auto_model, config)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
         is_new, kind = spec.from_config is not None, config.model_type
         key = "model.from_config" if is_new else "model.name"
@@ -187,7 +187,7 @@ def usable_positions(model: "PreTrainedModel") -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def empty_model(auto_model: str, config: "PretrainedConfig") -> "PreTrainedModel":
+def untrained_model(auto_model: str, config: "PretrainedConfig") -> "PreTrainedModel":
     """Return a model of a configuration with untrained weights, on torch's default device."""
     return _auto_class(auto_model).from_config(config)  # type: ignore[no-any-return]  # untyped
 
@@ -217,7 +217,7 @@ def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:
 
 def _model_error(spec: ModelSpec, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
-    if is_path(spec.name) and "://" not in spec.name and not Path(spec.name).is_dir():
+    if is_local_path(spec.name) and "://" not in spec.name and not Path(spec.name).is_dir():
         return ModelError(f"model.name: there is no directory {spec.name}; give one that exists, or a hub name")
     if "trust_remote_code" in text:
         return ModelError(

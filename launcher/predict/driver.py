@@ -135,7 +135,7 @@ class PredictionDriver:
             worker.progress = ray.get(answer)
             return
         assert isinstance(worker.progress, Part)  # the last answer of every stream that ends without an error
-        self._queue.done(key)
+        self._queue.mark_written(key)
         self.parts += worker.progress
         worker.stream = None
         worker.progress = 0
@@ -144,7 +144,7 @@ class PredictionDriver:
         worker = self._workers.pop(key)
         ray.kill(worker.actor)
         reason = " ".join(str(error).split())[:300]
-        lost = self._queue.lost(key)
+        lost = self._queue.requeue(key)
         if worker.loading is not None:
             self._load_failures += 1
         if self._load_failures >= _MAX_DEATHS:

@@ -45,7 +45,7 @@ def input_fingerprint(split: Split) -> str:
     return hashlib.sha256(f"{split.fingerprint}\n{split.schema.to_string()}".encode()).hexdigest()
 
 
-def options(job: JobSpec) -> dict[str, str]:
+def prediction_options(job: JobSpec) -> dict[str, str]:
     """Return the keys of the job file that predictions depend on, values as JSON.
 
     Workers, batch sizes and `data.on_bad_row` are not among them: a row's prediction is the same under each.

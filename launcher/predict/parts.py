@@ -113,11 +113,11 @@ class PartQueue:
         owner = min(self._next, key=lambda worker: self._next[worker], default=None)
         return None if owner is None else self._next.pop(owner)  # the next part of a busy worker
 
-    def done(self, worker: int) -> None:
+    def mark_written(self, worker: int) -> None:
         """Mark the worker's part as written."""
         del self._current[worker]
 
-    def lost(self, worker: int) -> tuple[int, int] | None:
+    def requeue(self, worker: int) -> tuple[int, int] | None:
         """Put a dead worker's parts back; return the one it was doing and how often that was lost, None if idle."""
         number, following = self._current.pop(worker, None), self._next.pop(worker, None)
         if following is not None:

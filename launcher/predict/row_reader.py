@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.footers import plain
+from launcher.data.footers import to_plain_types
 from launcher.data.fragments import Fragment
 from launcher.data.splits import Reading, Split, own_columns, read_batches, unreadable_file_error, with_partition
 from launcher.errors import RowCountError
@@ -106,6 +106,6 @@ def _stream(fragments: Sequence[Fragment], names: Sequence[str], reading: Readin
             groups = [fragment.index for fragment in fragments]
             own = own_columns(fragments[0], file.schema_arrow, names)
             batches = file.iter_batches(reading.rows_at_once, row_groups=groups, columns=own, use_threads=False)
-            yield from with_partition(map(plain, batches), fragments[0], names)
+            yield from with_partition(map(to_plain_types, batches), fragments[0], names)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable_file_error(path, error) from error

@@ -21,7 +21,7 @@ from launcher.driver.signals import ForcedStop, run_interruptibly
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, LauncherError, RunError, RunInterrupted, UserError
 from launcher.predict.driver import PredictionDriver
-from launcher.predict.fingerprint import input_fingerprint, model_fingerprint, options
+from launcher.predict.fingerprint import input_fingerprint, model_fingerprint, prediction_options
 from launcher.predict.output import (
     FINISHED,
     FinishedRecord,
@@ -93,7 +93,7 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
     layout = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
     requested = PredictionsRecord(
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),
-        options=options(job), rows=layout.rows, part_rows=layout.part_rows, piece_rows=layout.piece_rows,
+        options=prediction_options(job), rows=layout.rows, part_rows=layout.part_rows, piece_rows=layout.piece_rows,
     )  # fmt: skip
     config = PredictionConfig(job, split, create_output(output, requested).layout, output)
     try:

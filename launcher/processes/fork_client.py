@@ -96,7 +96,7 @@ def _run_worker(worker: list[str]) -> str | None:
     return why
 
 
-def folder() -> str:
+def socket_dir() -> str:
     """Return the directory of this user's sockets; create it if it is missing.
 
     Raises:
@@ -120,7 +120,7 @@ def node_socket() -> str:
     """Return the socket path of this node's server, which the first worker without a server starts."""
     # One server per raylet: nodes that share a machine may differ in namespaces or limits.
     raylet = os.environ.get("RAY_RAYLET_PID", "0")
-    return os.path.join(folder(), f"node-{raylet}-{process_began(int(raylet)) or 0}.sock")
+    return os.path.join(socket_dir(), f"node-{raylet}-{process_began(int(raylet)) or 0}.sock")
 
 
 def process_began(pid: int) -> int | None:

@@ -250,7 +250,7 @@ def up(idle_s: float) -> WarmRay:
 
 def _command_socket() -> str:
     """Return the socket path of this command's fork server."""
-    return os.path.join(fork_client.folder(), f"command-{os.getpid()}.sock")
+    return os.path.join(fork_client.socket_dir(), f"command-{os.getpid()}.sock")
 
 
 def main() -> None:
@@ -264,7 +264,7 @@ def main() -> None:
     node = _start_node(settings["num_cpus"])
 
     def stop(*_: object) -> None:
-        warm_ray.forget(os.getpid())
+        warm_ray.remove_state(os.getpid())
         node.kill_all_processes(check_alive=False, allow_graceful=True)
         os._exit(0)
 

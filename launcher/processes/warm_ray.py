@@ -73,15 +73,15 @@ class WarmRay:
 
 def state_path() -> str:
     """Return the path of up.json."""
-    return os.path.join(fork_client.folder(), "up.json")
+    return os.path.join(fork_client.socket_dir(), "up.json")
 
 
 def lock_path() -> str:
     """Return the path of the lock that each command holds while it uses the warm Ray."""
-    return os.path.join(fork_client.folder(), "up.lock")
+    return os.path.join(fork_client.socket_dir(), "up.lock")
 
 
-def find() -> WarmRay | None:
+def find_running() -> WarmRay | None:
     """Return the running warm Ray, or None. Remove the up.json of one that was killed."""
     try:
         with open(state_path(), encoding="utf-8") as file:
@@ -128,7 +128,7 @@ def run_command(arguments: list[str]) -> None:
     words = [word for word in arguments[1:] if not word.startswith("-")]
     if not words or words[0] not in _COMMANDS or {"--fresh", "--help"} & set(arguments) or ADDRESS in os.environ:
         return
-    warm = find()
+    warm = find_running()
     if warm is None:
         return
     lock = _acquire_shared()
@@ -200,9 +200,9 @@ def _acquire_exclusive() -> int | None:
     return lock
 
 
-def forget(pid: int) -> None:
+def remove_state(pid: int) -> None:
     """Remove up.json if it describes the process with this pid, which is about to end."""
-    warm = find()
+    warm = find_running()
     if warm is not None and warm.pid == pid:
         with contextlib.suppress(OSError):
             os.unlink(state_path())
@@ -223,6 +223,6 @@ def stop(warm: WarmRay) -> None:
 
 if __name__ == "__main__":
     # Run by `local_ray.up`: an empty command makes the server start the zygote that later commands are forked from.
-    running = find()
+    running = find_running()
     if running is not None:
         sys.exit(_run_in_fork(running, [os.devnull]))

@@ -15,7 +15,7 @@ from launcher.errors import RunError
 from launcher.formatting import format_duration, format_number, format_rounded, format_size
 from launcher.report.collect import ReportData, collect
 from launcher.report.compare_charts import colour_of_run, make_comparison_charts
-from launcher.report.curves_match import agreement
+from launcher.report.curves_match import compare_curves
 from launcher.report.render import render_page
 from launcher.rundir.directory import RunDir
 from launcher.rundir.uri import describe_os_error
@@ -125,7 +125,7 @@ class Comparison:
         """Sentences on whether two runs have the same curve. Empty if there are more runs, or the jobs differ in it."""
         if len(self.runs) != 2 or any(row.note == "yes" for row in self.job_differences):
             return ()
-        return agreement(*self.runs).sentences
+        return compare_curves(*self.runs).sentences
 
     def _make_metric_row(self, name: str, values: dict[int, float]) -> Row:
         metric = name.split(" ", 1)[1]
@@ -176,7 +176,7 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     Raises:
         RunError: The path holds another kind of file, or cannot be written.
     """
-    output = check_page(output)
+    output = check_output_path(output)
     staged = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     return output
 
 
-def check_page(output: Path) -> Path:
+def check_output_path(output: Path) -> Path:
     """Return the absolute path of a page after checking that it may be written.
 
     Raises:

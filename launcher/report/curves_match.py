@@ -33,7 +33,7 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class CurveComparison:
     """The result of comparing two runs.
 
     Args:
@@ -55,7 +55,7 @@ class Agreement:
     metric_divergence: Divergence | None
 
     @property
-    def agrees(self) -> bool:
+    def is_same_curve(self) -> bool:
         """True if both runs have the same curve."""
         divergences = (self.loss_divergence, self.metric_divergence)
         return bool(self.steps) and not self.unmatched_steps and divergences == (None, None)
@@ -85,7 +85,7 @@ class Agreement:
         return tuple(sentences)
 
 
-def agreement(first: ReportData, second: ReportData) -> Agreement:
+def compare_curves(first: ReportData, second: ReportData) -> CurveComparison:
     """Compare the losses and evaluations of two runs at the steps that both have."""
     first_losses = {line.step: line.loss for line in first.steps}
     second_losses = {line.step: line.loss for line in second.steps}
@@ -95,7 +95,7 @@ def agreement(first: ReportData, second: ReportData) -> Agreement:
     diverged = (i for i, difference in enumerate(differences) if difference > TOLERANCE)
     index = next(diverged, None)
     evaluated = {line.step for line in first.evaluations} & {line.step for line in second.evaluations}
-    return Agreement(
+    return CurveComparison(
         steps=len(steps),
         unmatched_steps=len(first_losses.keys() ^ second_losses.keys()),
         identical_steps=sum(_is_identical(*pair) for pair in pairs),

@@ -20,7 +20,7 @@ from launcher.report import charts, summary, texts
 from launcher.report.charts import Chart
 from launcher.report.collect import ReportData, collect, list_missing_parts
 from launcher.rundir.directory import RunDir
-from launcher.rundir.leakage import clean_sentence, leak_sentences
+from launcher.rundir.leakage import leak_sentences, no_leak_sentence
 from launcher.rundir.records import ConfusionMatrix, ScoresRecord
 
 _CLIP_CHARS = 300
@@ -69,11 +69,11 @@ def write_report(run: RunDir) -> str:
     Raises:
         RunError: The directory has no job.yaml, or one of its files is invalid.
     """
-    run.write_bytes("report.html", render(collect(run)).encode())
+    run.write_bytes("report.html", render_report(collect(run)).encode())
     return run.path("report.html")
 
 
-def render(data: ReportData) -> str:
+def render_report(data: ReportData) -> str:
     """Return the page as HTML."""
     time_chart = charts.make_time_chart(data.times)
     curves = charts.make_curve_charts(data) + ((time_chart,) if time_chart is not None else ())
@@ -88,7 +88,7 @@ def render(data: ReportData) -> str:
         tiles=summary.make_tiles(data),
         missing=list_missing_parts(data),
         leaks=leak_sentences(data.leakage) if data.leakage is not None else (),
-        no_leaks=clean_sentence(data.leakage) if data.leakage is not None else "",
+        no_leaks=no_leak_sentence(data.leakage) if data.leakage is not None else "",
         curves=curves,
         splits=splits,
         histories=texts.group_by_row(data.generations),

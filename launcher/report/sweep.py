@@ -43,7 +43,7 @@ class SweepData:
         """Exported trial, or the best one so far, with its best evaluation."""
         chosen = [trial for trial in self.trials if trial.number == self.record.best]
         for trial in chosen or self.trials:
-            evaluation = trial.best(self.record.mode)
+            evaluation = trial.best_evaluation(self.record.mode)
             if evaluation is not None:
                 return trial, evaluation
         return None
@@ -53,7 +53,7 @@ class SweepData:
         """Standard deviation of the metric over seeds, or None with fewer than two."""
         repeated = {trial.repeat_of for trial in self.repeats}
         same_params = (*(trial for trial in self.trials if trial.number in repeated), *self.repeats)
-        evaluations = [trial.best(self.record.mode) for trial in same_params]
+        evaluations = [trial.best_evaluation(self.record.mode) for trial in same_params]
         values = [evaluation.value for evaluation in evaluations if evaluation is not None]
         return statistics.stdev(values) if len(values) > 1 else None
 
@@ -106,7 +106,7 @@ def collect_sweep(run: RunDir) -> SweepData:
         name=run.name,
         location=redact_uri(run.uri),
         record=record,
-        trials=tuple(record.ranked(trials)),
+        trials=tuple(record.rank_trials(trials)),
         repeats=tuple(trial for trial in trials if trial.repeat_of is not None),
         best_job=run.read_bytes("sweep/best.yaml").decode() if run.exists("sweep/best.yaml") else "",
         test=run.find_record("scores-test.json", ScoresRecord),

@@ -113,7 +113,7 @@ class _Axis:
 
 def make_sweep_charts(record: SweepRecord, trials: Sequence[TrialRecord]) -> tuple[Chart, ...]:
     """Return the charts that the trials have data for."""
-    evaluated = [trial for trial in trials if trial.best(record.mode) is not None]
+    evaluated = [trial for trial in trials if trial.best_evaluation(record.mode) is not None]
     if not evaluated:
         return ()
     axes = {key: _make_axis(dimension) for key, dimension in record.space.items()}
@@ -142,7 +142,7 @@ def _make_axis(dimension: Mapping[str, JsonValue]) -> _Axis:
 
 
 def _best_value(record: SweepRecord, trial: TrialRecord) -> float:
-    best = trial.best(record.mode)
+    best = trial.best_evaluation(record.mode)
     assert best is not None
     return best.value
 

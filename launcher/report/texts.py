@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from launcher.rundir.records import GenerationRecord, Mark, WorstRow
+from launcher.rundir.records import GenerationRecord, SpanMark, WorstRow
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Piece:
     text: str
     kinds: tuple[str, ...]
     """Kinds of the marks that cover it: found, missed, wrong. Empty for plain text."""
-    ends: tuple[Mark, ...]
+    ends: tuple[SpanMark, ...]
     """Marks that end with this piece. The page shows their labels after it."""
 
 
@@ -27,7 +27,7 @@ class GenerationHistory:
     """Earlier generations, the newest first."""
 
 
-def split_at_marks(text: str, marks: tuple[Mark, ...]) -> tuple[Piece, ...]:
+def split_at_marks(text: str, marks: tuple[SpanMark, ...]) -> tuple[Piece, ...]:
     """Split a text wherever a mark begins or ends. Marks outside of the text are ignored."""
     inside = [mark for mark in marks if 0 <= mark.start < mark.end <= len(text)]
     cuts = sorted({0, len(text), *(mark.start for mark in inside), *(mark.end for mark in inside)})

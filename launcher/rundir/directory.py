@@ -38,7 +38,7 @@ from launcher.rundir.uri import (
 )
 from launcher.rundir.uri import open_uri as open_uri  # part of this module's interface
 from launcher.spec.job import JobSpec
-from launcher.spec.permissions import granted
+from launcher.spec.permissions import grant_permissions
 
 R = TypeVar("R", bound=Record)
 # An object store cannot append: the last part is uploaded again at every flush. 512 KiB hold over 1,000 steps.
@@ -383,10 +383,10 @@ def runnable_job(run: RunDir) -> JobSpec:
         SpecError: The job asks for a permission, which only the user can give.
         RunError: The file is missing or invalid.
     """
-    return beside(run, granted(read_job(run), run.path("job.yaml"), ()))
+    return with_storage_of_run(run, grant_permissions(read_job(run), run.path("job.yaml"), ()))
 
 
-def beside(run: RunDir, job: JobSpec) -> JobSpec:
+def with_storage_of_run(run: RunDir, job: JobSpec) -> JobSpec:
     """Return a run's job with `output.storage` set to the directory that holds the run.
 
     Security: the job file of a copied run may name any storage, and the launcher would write there.

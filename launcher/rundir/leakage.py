@@ -64,7 +64,7 @@ def leak_sentences(record: LeakageRecord) -> tuple[str, ...]:
     return tuple(_sentence(pair) for pair in record.pairs if pair.duplicates or not pair.whole)
 
 
-def clean_sentence(record: LeakageRecord) -> str:
+def no_leak_sentence(record: LeakageRecord) -> str:
     """Return the sentence for splits without common rows; "" if some have any."""
     if record.leaks or not record.pairs:
         return ""

@@ -31,7 +31,7 @@ class RunSummary(Record):
     """Last heartbeat of the driver, seconds since the epoch."""
 
 
-def runs_of(storage: str) -> list[RunSummary]:
+def list_runs(storage: str) -> list[RunSummary]:
     """Return the runs of a storage, sorted by name.
 
     Raises:

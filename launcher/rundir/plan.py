@@ -119,12 +119,12 @@ def _moment_bytes(job: JobSpec) -> int:
     return {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}[optimizer.type]
 
 
-def steps_of(rows: int, batch_size: int) -> int:
+def count_batches(rows: int, batch_size: int) -> int:
     """Return the number of global batches that hold `rows` rows; the last may be smaller."""
     return -(-rows // batch_size)
 
 
 def total_steps(rows: int, job: JobSpec) -> int:
     """Return the number of optimizer steps of the whole run."""
-    steps = steps_of(rows, job.train.batch_size) * job.train.epochs
+    steps = count_batches(rows, job.train.batch_size) * job.train.epochs
     return min(steps, job.train.max_steps or steps)

@@ -103,7 +103,7 @@ class ClassRow(Record):
     """Rows of this true class."""
 
 
-class Mark(Record):
+class SpanMark(Record):
     """Span in a text: predicted correctly (found), missed, or predicted wrongly (no such span, or another label)."""
 
     start: int
@@ -127,7 +127,7 @@ class WorstRow(Record):
     """Input columns, as text."""
     target: str
     prediction: str
-    marks: tuple[Mark, ...] = ()
+    marks: tuple[SpanMark, ...] = ()
     """Spans in the first input."""
     image: str | None = None
     """Input image as a `data:` URI."""

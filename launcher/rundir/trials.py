@@ -42,7 +42,7 @@ class TrialRecord(Record):
     seconds: float = 0.0
     """Time spent on it, including start and checkpoints."""
 
-    def best(self, mode: str) -> TrialEvaluation | None:
+    def best_evaluation(self, mode: str) -> TrialEvaluation | None:
         """Return the best evaluation so far, the first of equal ones; None if there is no finite value."""
         sign = 1.0 if mode == "max" else -1.0
         finite = [evaluation for evaluation in self.evaluations if math.isfinite(evaluation.value)]
@@ -50,7 +50,7 @@ class TrialRecord(Record):
 
     def score(self, mode: str) -> float:
         """Return the best value with higher is better; -inf if there is none."""
-        best = self.best(mode)
+        best = self.best_evaluation(mode)
         if best is None:
             return -math.inf
         return best.value if mode == "max" else -best.value
@@ -78,7 +78,7 @@ class SweepRecord(Record):
     """Fraction of the metric's variance that each searched key explains, largest first; empty if unknown."""
     cpus_per_worker: float = 1.0
 
-    def ranked(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    def rank_trials(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
         """Return the trials without repetitions, best first; failed trials and those without evaluations last."""
         searched = [trial for trial in trials if trial.repeat_of is None]
         return sorted(searched, key=lambda t: (t.status == "failed", -t.score(self.mode), t.number))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from launcher.spec.base import Section
-from launcher.spec.hub import PREFIX, parse_hub
+from launcher.spec.hub import HUB_PREFIX, parse_hub
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -30,7 +30,7 @@ def _to_tuple(value: object) -> object:
 
 
 def _check_hub(location: str) -> str:
-    if location.startswith(PREFIX):
+    if location.startswith(HUB_PREFIX):
         parse_hub(location)
     return location
 

@@ -41,12 +41,12 @@ class Fault:
     """
 
     kind: str
-    whom: int | str | None
+    target: int | str | None
     step: int | None = None
     place: str | None = None
 
     def __str__(self) -> str:
-        whom = "" if self.whom is None else f"={self.whom}"
+        whom = "" if self.target is None else f"={self.target}"
         return f"{self.kind}{whom}@{self.place or f'step{self.step}'}"
 
 
@@ -64,7 +64,7 @@ class Faults:
     num_random: int = 0
     seed: int = 0
 
-    def of(self, total_steps: int, workers: int) -> tuple[Fault, ...]:
+    def resolve(self, total_steps: int, workers: int) -> tuple[Fault, ...]:
         """Return all faults of a run, including the random kills.
 
         Args:
@@ -77,9 +77,9 @@ class Faults:
         for fault in self.explicit:
             if fault.step is not None and fault.step > total_steps:
                 raise UserError(f"--chaos: {fault} is beyond the run's {total_steps} steps; name one of them")
-            if isinstance(fault.whom, int) and fault.whom >= workers:
+            if isinstance(fault.target, int) and fault.target >= workers:
                 ranks = f"the ranks are 0 to {workers - 1}"
-                raise UserError(f"--chaos: {fault} is for rank {fault.whom}, and {ranks}; name one of them")
+                raise UserError(f"--chaos: {fault} is for rank {fault.target}, and {ranks}; name one of them")
         rng = random.Random(self.seed)
         drawn = (Fault("kill", rng.randrange(workers), rng.randint(1, total_steps)) for _ in range(self.num_random))
         return (*self.explicit, *sorted(drawn, key=lambda fault: fault.step or 0))

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-PREFIX = "hub:"
+HUB_PREFIX = "hub:"
 _FORMS = "write hub:NAME#SPLIT, hub:ORG/NAME#SPLIT or hub:ORG/NAME/CONFIG#SPLIT"
 
 
-def is_path(name: str) -> bool:
+def is_local_path(name: str) -> bool:
     """Return whether a name must be a local directory, because Hub names are NAME or ORG/NAME."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
@@ -32,7 +32,7 @@ def parse_hub(location: str) -> HubData:
     Raises:
         ValueError: The location has too many parts or an empty one.
     """
-    source, mark, split = location.removeprefix(PREFIX).partition("#")
+    source, mark, split = location.removeprefix(HUB_PREFIX).partition("#")
     if mark and not split:
         raise ValueError(f"{location} names no split after the #; {_FORMS}")
     if source.startswith(("/", ".", "~")):

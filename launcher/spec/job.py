@@ -15,7 +15,7 @@ from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
 from launcher.spec.tune import TuneSpec
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-NO_NAME = "not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit first"
+INVALID_NAME = "not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit first"
 """Explanation of an invalid name, for `NAME is ...` in an error message."""
 
 
@@ -48,7 +48,7 @@ class OutputSpec(Section):
 class JobSpec(Section):
     """A whole job file: task, model, data, and how and where to train."""
 
-    name: str = Field(pattern=_NAME.pattern, json_schema_extra={PATTERN_WORDS: NO_NAME})
+    name: str = Field(pattern=_NAME.pattern, json_schema_extra={PATTERN_WORDS: INVALID_NAME})
     """Name of the run and of its directory. Running the same job again resumes that run."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)

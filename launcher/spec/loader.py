@@ -22,7 +22,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from launcher.errors import SpecError, UserError
 from launcher.spec.base import KeyPath
 from launcher.spec.job import JobSpec
-from launcher.spec.messages import Document, Place, Problem, dotted, one_line, problems_of
+from launcher.spec.messages import Document, Place, Problem, dotted, one_line, translate_errors
 from launcher.spec.schema import JobKeys
 
 _MAX_INTEGER = 2**63 - 1
@@ -49,7 +49,7 @@ _FIXES = {
 }
 
 
-class ParamsOf(Protocol):
+class TaskParamsLookup(Protocol):
     """Function that returns the model of a task's parameters. Higher layers pass it in, since they know the tasks."""
 
     def __call__(self, type_name: str, /) -> type[BaseModel]:
@@ -61,7 +61,7 @@ class ParamsOf(Protocol):
         ...
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsOf | None = None) -> JobSpec:
+def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: TaskParamsLookup | None = None) -> JobSpec:
     """Read a job file, apply overrides and validate the result.
 
     Args:
@@ -88,7 +88,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: ParamsO
     try:
         job = JobSpec.model_validate(values)
     except ValidationError as error:
-        problems += problems_of(error, document, keys)
+        problems += translate_errors(error, document, keys)
     if params is not None:
         problems += _validate_params(values, document, params, keys)
     problems += document.problems
@@ -103,7 +103,9 @@ def _get_keys(params: type[BaseModel] | None) -> JobKeys:
     return JobKeys(params)
 
 
-def _resolve_params(document: Document, params_of: ParamsOf | None) -> tuple[type[BaseModel] | None, list[Problem]]:
+def _resolve_params(
+    document: Document, params_of: TaskParamsLookup | None
+) -> tuple[type[BaseModel] | None, list[Problem]]:
     task = document.values.get("task")
     type_name = task.get("type") if isinstance(task, dict) else None
     # JobSpec reports a missing or malformed `task:` or `type`.
@@ -126,7 +128,7 @@ def _validate_params(values: object, document: Document, params: type[BaseModel]
         # A model without an `extra` setting would silently drop unknown keys.
         params.model_validate(parameters, extra=None if "extra" in params.model_config else "forbid")
     except ValidationError as error:
-        return problems_of(error, document, keys, at=("task",))
+        return translate_errors(error, document, keys, at=("task",))
     return []
 
 

@@ -81,7 +81,7 @@ def one_line(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
-def problems_of(error: ValidationError, document: Document, keys: JobKeys, at: KeyPath = ()) -> list[Problem]:
+def translate_errors(error: ValidationError, document: Document, keys: JobKeys, at: KeyPath = ()) -> list[Problem]:
     """Translate pydantic's errors to problems with a place and a sentence.
 
     Args:

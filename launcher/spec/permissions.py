@@ -1,8 +1,8 @@
 """Permissions that only the user can give a job, and secrets that a job file must not hold. Runs anywhere.
 
 A run directory may belong to somebody else or be writable by others, so its job.yaml grants nothing: only the user's
-own job file and command line do. Commands that take a run call `granted`; a fork uses the permissions of its own job
-file.
+own job file and command line do. Commands that take a run call `grant_permissions`; a fork uses the permissions of
+its own job file.
 """
 
 import json
@@ -29,7 +29,7 @@ _LOCAL_ADDRESSES = (None, "auto", "local")
 _ONLY_SUBMITTED = ("cluster.prepare", "cluster.code")
 
 
-def granted(job: JobSpec, where: str, overrides: Sequence[str], is_training: bool = False) -> JobSpec:
+def grant_permissions(job: JobSpec, where: str, overrides: Sequence[str], is_training: bool = False) -> JobSpec:
     """Return a run's job with only those permissions that the command line gives it.
 
     Args:
@@ -69,7 +69,7 @@ def with_permissions_of(job: JobSpec, own: JobSpec) -> JobSpec:
     return _replace_values(job, {**own_values, "output.storage": own.output.storage})
 
 
-def as_overrides(job: JobSpec, words: Sequence[str] = ()) -> tuple[str, ...]:
+def permission_overrides(job: JobSpec, words: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the overrides that give a run the permissions of the user's own job, except those that `words` set."""
     values = {key: _get_value(job, key) for key in PERMISSIONS if not any(word.startswith(f"{key}=") for word in words)}
     return tuple(f"{key}={_to_yaml(value)}" for key, value in values.items() if value != _get_default(key))
@@ -111,7 +111,7 @@ class FoundSecret(NamedTuple):
     what: str
 
 
-def secrets_in(job: JobSpec) -> Iterator[FoundSecret]:
+def find_secrets(job: JobSpec) -> Iterator[FoundSecret]:
     """Yield the values of a job that hold credentials or an access key in a URI."""
     yield from _find_secrets(job.model_dump(mode="json"), ())
 

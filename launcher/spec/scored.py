@@ -3,9 +3,9 @@
 import re
 
 from launcher.errors import RunError
-from launcher.spec.job import NO_NAME, is_name
+from launcher.spec.job import INVALID_NAME, is_name
 
-SPLITS = ("validation", "test")
+EVALUATION_SPLITS = ("validation", "test")
 """Splits of a run's own data that can be evaluated; the training split cannot."""
 
 
@@ -15,10 +15,10 @@ def check_scores_name(name: str) -> str:
     Raises:
         RunError: The name is one of the run's own splits, or not a valid file name.
     """
-    if name in (*SPLITS, "train"):
+    if name in (*EVALUATION_SPLITS, "train"):
         raise RunError(f"--name: {name} is a split of the run, and its scores are not overwritten; give another name")
     if not is_name(name):
-        raise RunError(f"--name: {name} is {NO_NAME}; give one that is")
+        raise RunError(f"--name: {name} is {INVALID_NAME}; give one that is")
     return name
 
 
@@ -30,7 +30,7 @@ def scores_name(location: str) -> str:
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") for part in named]
     is_file = bool(parts) and parts[-1] == named[-1] and "#" not in location
     last = words[-1].rsplit(".", 1)[0].rstrip("-._") if is_file and "." in words[-1] else words[-1]
-    if last in (*SPLITS, "train", ""):
+    if last in (*EVALUATION_SPLITS, "train", ""):
         before = words[-2] if len(words) > 1 and words[-2] else "other"
         last = f"{before}-{last or 'data'}"
     return last[:63]

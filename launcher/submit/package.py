@@ -16,7 +16,7 @@ from launcher.errors import RunError, SpecError
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.spec.messages import dotted
-from launcher.spec.permissions import secrets_in
+from launcher.spec.permissions import find_secrets
 
 JOB_FILE = "launcher-job.yaml"
 """Name of the resolved job file in the package."""
@@ -118,7 +118,7 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
     problems += [
         f"{key}: {location} {_why_lost(location, working_dir)}; {mend}" for key, location, mend in _lost(package, base)
     ]
-    problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in secrets_in(job)]
+    problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in find_secrets(job)]
     if problems:
         raise SpecError(tuple(problems))
     return package

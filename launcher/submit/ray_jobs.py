@@ -22,7 +22,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from launcher.errors import ClusterError, RunError, UserError
 from launcher.rundir.uri import join
 from launcher.spec.job import JobSpec
-from launcher.spec.permissions import as_overrides
+from launcher.spec.permissions import permission_overrides
 from launcher.submit.package import JOB_FILE, MAX_BYTES
 
 LOCAL = "http://127.0.0.1:8265"
@@ -78,7 +78,7 @@ class Submission:
         run = join(self.job.output.storage, self.job.name)
         trains = self.command in ("train", "tune")
         # A run's own job file permits nothing; the one that was submitted is the user's.
-        permits = () if trains else as_overrides(self.job, self.words)
+        permits = () if trains else permission_overrides(self.job, self.words)
         words = [self.command, JOB_FILE if trains else run, *self.words[1:], *permits]
         line = "exec " + shlex.join(["python", "-m", "launcher", *words])
         prepare = self.job.cluster.prepare if trains else None

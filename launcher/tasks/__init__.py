@@ -59,14 +59,14 @@ def task_class(name: str) -> type[Task]:
     return module.TASK  # type: ignore[no-any-return]  # every task file has it (tests/tasks/test_contract.py)
 
 
-def params_of(name: str) -> type[TaskParams]:
+def params_class(name: str) -> type[TaskParams]:
     """Return the model of a task's parameters; `load_job` takes this function."""
     return task_class(name).Params
 
 
 def params_models() -> Mapping[str, type[TaskParams]]:
     """Return the parameters of all built-in tasks by name, for the JSON Schema of the job file."""
-    return {name: params_of(name) for name in task_names()}
+    return {name: params_class(name) for name in task_names()}
 
 
 def build_task(job: JobSpec) -> Task:
@@ -82,7 +82,7 @@ def build_task(job: JobSpec) -> Task:
         first = error.errors()[0]
         raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; fix the job file") from error
     task = kind(params, job.model, job.seed)
-    task.cell_source = CellSource.of(job.data)
+    task.cell_source = CellSource.from_data(job.data)
     return task
 
 
@@ -100,7 +100,7 @@ class TaskFacts:
     """Key, default and meaning."""
 
 
-def describe(name: str) -> TaskFacts:
+def describe_task(name: str) -> TaskFacts:
     """Return the summary of a task with its default parameters.
 
     Raises:

@@ -33,7 +33,7 @@ from launcher.formatting import format_percent
 from launcher.models.cells import CellSource
 from launcher.models.pretrained import load_config, load_model, usable_positions, without_weights
 from launcher.models.weights import check_layers, check_weights
-from launcher.rundir.records import ClassRow, ConfusionMatrix, Mark
+from launcher.rundir.records import ClassRow, ConfusionMatrix, SpanMark
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:  # data workers encode without the cost of importing torch
@@ -167,7 +167,7 @@ class RowResult:
 
     target: str
     prediction: str
-    marks: tuple[Mark, ...] = ()
+    marks: tuple[SpanMark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -327,13 +327,14 @@ class Task(Protocol):
         """Check that the model can do this task, without loading its weights.
 
         Returns:
-            Facts for the plan: `model_type`, `parameters`, `batch_norms`, and where they apply `classes`, `trained`,
-            `frozen`. `packs` is False if the task packs and the model would let packed samples attend to each other.
+            Facts for the plan: `model_type`, `parameters`, `find_batch_norms`, and where they apply `classes`,
+            `trained`, `frozen`. `packs` is False if the task packs and the model would let packed samples attend to
+            each other.
 
         Raises:
             ModelError: The model, its tokenizer or the job's settings of it do not fit the task.
         """
-        from launcher.models.batch_norm import batch_norms  # imports torch
+        from launcher.models.batch_norm import find_batch_norms  # imports torch
         from launcher.models.layers import freeze, frozen_modules
         from launcher.models.packing import keeps_samples_apart
 
@@ -354,7 +355,7 @@ class Task(Protocol):
             facts["frozen"] = " ".join(frozen_modules(model))
         if self.pack_length is not None and not keeps_samples_apart(self.auto_model, config):
             facts["packs"] = False
-        return {"model_type": config.model_type, **facts, "batch_norms": len(batch_norms(model)), **classes}
+        return {"model_type": config.model_type, **facts, "batch_norms": len(find_batch_norms(model)), **classes}
 
     def _check_vocabulary(self, model: "PreTrainedModel") -> None:
         """Refuse a tokenizer with a token, or a padding token, that has no embedding (an index error on a GPU)."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.models.chat import IGNORED, Writer, load_chat_tokenizer
-from launcher.models.conversation import readable
+from launcher.models.conversation import to_display_text
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Batch, ColumnKind, Encoded, RowInputs, RowResult, Task, TrainingColumns, with_replaced
@@ -136,7 +136,7 @@ class CausalLM(Task):
         return pa.table({name: [" ".join(str(text).split()[:4]) if text else text for text in texts]})
 
     def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
-        return RowInputs({name: readable(row[name]) for name in self.input_columns})
+        return RowInputs({name: to_display_text(row[name]) for name in self.input_columns})
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Return texts that count: each word of w0..w199 is followed by the next one."""

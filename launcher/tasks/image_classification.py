@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from launcher.models.cells import cell_bytes
+from launcher.models.cells import read_cell
 from launcher.models.images import Augment, Pixels, example_picture, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
@@ -98,7 +98,7 @@ class ImageClassification(TargetTask):
     def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
         cell = row[self.params.image]
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-        return RowInputs({self.params.image: str(path or "picture")}, thumbnail(cell_bytes(cell, self.cell_source)))
+        return RowInputs({self.params.image: str(path or "picture")}, thumbnail(read_cell(cell, self.cell_source)))
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Return noisy pictures of 16 x 16 pixels, bright in the upper half (class a) or in the lower half (b)."""

@@ -69,7 +69,7 @@ def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
     return np.stack(rows).astype(np.int64)
 
 
-def whole_numbers(values: pa.Array) -> pa.Array:
+def floats_to_integers(values: pa.Array) -> pa.Array:
     """Return floats as integers if all of them are whole; NaN is null.
 
     pandas stores an integer column with nulls as floats, with NaN for null.

@@ -15,7 +15,7 @@ _SUB_GROUP = 100_000_000
 _MAX_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default
 
 
-def swap_buffers(elements: int) -> int:
+def swap_buffer_bytes(elements: int) -> int:
     """Return the bytes of locked memory that states on a disk pass through.
 
     Args:

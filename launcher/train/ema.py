@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-FILE = "average.pt"
+EMA_FILE = "average.pt"
 
 
 class EMA:
@@ -61,7 +61,7 @@ class EMA:
 
     def load(self, directory: Path) -> None:
         """Load the average; from a checkpoint without one, start with the current weights."""
-        path = directory / FILE
+        path = directory / EMA_FILE
         full = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
         for average, (name, weight) in zip(self._average, self._weights, strict=True):
             average.copy_(self._own_shard(full[name], average) if name in full else self._local(weight))

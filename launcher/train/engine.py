@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from launcher.errors import TrainingError, WeightDivergenceError
 from launcher.models.adapters import add_adapters
-from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronize
+from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
 from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
@@ -24,7 +24,7 @@ from launcher.tasks.base import Batch, Task
 from launcher.train.checkpoint.state_dict import collect_state
 from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
 from launcher.train.deepspeed_config import deepspeed_config
-from launcher.train.ema import EMA, FILE
+from launcher.train.ema import EMA, EMA_FILE
 from launcher.train.flat_gradients import (
     FlatGradients,
     step_master_weights,
@@ -34,7 +34,7 @@ from launcher.train.flat_gradients import (
 )
 from launcher.train.offload.nvme import create_swap_dir, reading_back
 from launcher.train.op_builders import prepare_op_builds
-from launcher.train.param_groups import bitsandbytes_optimizer, check_shardable, parameter_groups
+from launcher.train.param_groups import bitsandbytes_optimizer, build_param_groups, check_shardable
 
 deepspeed = import_deepspeed()
 _DIGEST_ELEMENTS = 1 << 20
@@ -52,7 +52,7 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
     if job.train.compile:
         model.compile(dynamic=True)  # in place: names and hooks stay as they are
     if job.model.syncs_batch_norm:
-        synchronize(model)
+        convert_to_sync_batch_norm(model)
     return model, inner
 
 
@@ -73,7 +73,7 @@ class Engine:
         model, inner = _build(job, task)
         self._unwrapped = model
         self._sync_batch_norms = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
-        self._frozen_batch_norms = [m for m in batch_norms(model) if not isinstance(m, SyncBatchNorm)]
+        self._frozen_batch_norms = [m for m in find_batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
         self.num_forwards = 0
         """Forward passes so far, including those of generation; the heartbeat reports them as progress."""
@@ -83,7 +83,7 @@ class Engine:
         """Called before a step changes the weights: waits until the checkpoint writer has copied them."""
         self.grad_norm: float | torch.Tensor | None = None
         """L2 norm of the last gradient before clipping; a tensor stays on its device until it is logged."""
-        groups = parameter_groups(model, job.train)
+        groups = build_param_groups(model, job.train)
         self._groups = groups
         self.trained_names = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
@@ -234,7 +234,7 @@ class Engine:
         state = collect_state(self._engine)
         if self.ema is not None:
             averages = self.ema.full_weights()
-            state |= {FILE: averages} if averages else {}
+            state |= {EMA_FILE: averages} if averages else {}
         return state
 
     def load(self, directory: Path, weights_only: bool = False, universal: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from launcher.errors import TrainingError
-from launcher.models.adapters import merged, save_adapters
+from launcher.models.adapters import merge_adapters, save_adapters
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import ResultRecord, ScoresRecord
@@ -16,7 +16,7 @@ from launcher.tasks.base import Task
 from launcher.train.engine import Engine
 
 
-def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
+def export_model(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
     """Write `model/`, and `adapter/` for LoRA, to the run directory. Collective: gathers shards; rank 0 writes."""
     state = engine.full_state_dict()
     if engine.rank != 0 or state is None:
@@ -29,7 +29,7 @@ def export(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) ->
             adapters = Path(scratch) / "adapter"
             save_adapters(model, state, adapters)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
             run.publish_directory(adapters, "adapter")
-            model, state = merged(model, state)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
+            model, state = merge_adapters(model, state)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
         model.save_pretrained(target, state_dict=state)  # type: ignore[operator]  # a transformers model, kept as nn.Module
         task.processor().save_pretrained(target)
         (target / "README.md").write_text(_card(job, plan), encoding="utf-8")
@@ -50,7 +50,7 @@ def check_finite(state: dict[str, torch.Tensor]) -> None:
         )
 
 
-def write_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> None:
+def write_model_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord) -> None:
     """Write the model card with the scores of all evaluated splits."""
     lines = [_card(job, plan), "## Results\n", f"Weights of step {result.best_step} of {result.steps}.\n"]
     for split in ("validation", "test"):

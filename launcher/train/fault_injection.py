@@ -40,25 +40,25 @@ class FaultInjector:
         self._step = 0
         self._is_node_draining = False
 
-    def at_step(self, done: int) -> None:
+    def inject_at_step(self, done: int) -> None:
         """Inject the faults that are due after `done` steps."""
         self._step = done
         for number, fault in [*self._faults]:
             if fault.step is None or fault.step > done:
                 continue
-            if fault.whom == self._target and fault.kind in _SIGNALS:
+            if fault.target == self._target and fault.kind in _SIGNALS:
                 self._send_signal(number, fault)
-            elif fault.kind == "term" and fault.whom == "node" and self._rank is not None:
+            elif fault.kind == "term" and fault.target == "node" and self._rank is not None:
                 self._mark_done(number, fault)
                 self._is_node_draining = True
             elif fault.kind == "corrupt" and self._rank == 0 and self._run.list("checkpoints"):
                 self._mark_done(number, fault)
                 _corrupt_newest_checkpoint(self._run)
 
-    def at(self, place: str) -> None:
+    def inject_at_place(self, place: str) -> None:
         """Inject the faults of a place, one of `spec.fault_injection.PLACES`."""
         for number, fault in [*self._faults]:
-            if fault.place == place and fault.whom == self._target:
+            if fault.place == place and fault.target == self._target:
                 self._send_signal(number, fault)
 
     def is_node_draining(self) -> bool:
@@ -72,7 +72,7 @@ class FaultInjector:
         is_nan = any(fault.kind == "nan" and fault.step == step + 1 for _, fault in self._faults)
         return loss * math.nan if is_nan else loss
 
-    def before_write(self, step: int) -> None:
+    def inject_at_write(self, step: int) -> None:
         """Inject the faults of writing a file of the checkpoint of `step`.
 
         Raises:

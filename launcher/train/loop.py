@@ -108,7 +108,7 @@ def train(
         done = step + 1
         # Loss and norm stay on their device: reading them here would make the host wait for the device in every step.
         log.step(pending_step(done, epoch, batch.global_batch, loss_sum, (lr, engine.grad_norm)))
-        ctx.faults.at_step(done)
+        ctx.faults.inject_at_step(done)
         # Collective. Everything that decides about the collectives below must be the same on all ranks: the plan, the
         # step, and what this call or the flush has exchanged; never a local clock or a local error.
         is_leaving = should_stop()
@@ -123,13 +123,13 @@ def train(
             # all-reduce anyway, tells both to all ranks. It is the one host-device sync of the steps since the last.
             is_time = engine.rank == 0 and _minutes_passed(job, log.elapsed_s - saved_at_s)
             is_time, has_failed = log.flush(
-                stream.skipped_rows, (is_time, ctx.writer.failed), ctx.non_finite.check_logged
+                stream.skipped_rows, (is_time, ctx.writer.has_failed), ctx.non_finite.check_logged
             )
             must_save |= is_time
             # If one rank could not write its files, the checkpoint is incomplete: all ranks drop it together.
             ctx.writer.join_if_failed(has_failed)
         if must_evaluate:
-            ctx.faults.at("evaluation")
+            ctx.faults.inject_at_place("evaluation")
             # Evaluate before saving: the state in the checkpoint says which step is best, and it may be this one.
             # The evaluation comes from the same stream, which has prepared it behind the training batches.
             with log.timer.phase("evaluation"):
@@ -272,11 +272,11 @@ def _evaluate(
     best = state.best_value if state.best_value is not None and math.isfinite(state.best_value) else -sign * math.inf
     is_best = math.isfinite(value) and sign * value > sign * best
     evaluation = scores.line(is_best)
-    log.evaluation(evaluation, generate_samples(ctx.engine, ctx.task, ctx.splits[VALIDATION], step))
+    log.write_evaluation(evaluation, generate_samples(ctx.engine, ctx.task, ctx.splits[VALIDATION], step))
     if not is_best:
         count = state.evaluations_without_improvement + 1
         return state.model_copy(update={"evaluations_without_improvement": count}), False, evaluation
-    log.record(f"scores-{VALIDATION}.json", scores.record(ctx.task))
+    log.write_record(f"scores-{VALIDATION}.json", scores.record(ctx.task))
     update = {"best_step": step, "best_value": value, "evaluations_without_improvement": 0}
     return state.model_copy(update=update), True, evaluation
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from launcher.errors import RunError
-from launcher.models.layers import depths, find_stack
+from launcher.models.layers import find_stack, parameter_depths
 from launcher.spec.job import JobSpec
 from launcher.spec.train import TrainSpec
 
@@ -27,7 +27,7 @@ class ParamGroup:
         return {"params": list(self.parameters), "weight_decay": self.weight_decay}
 
 
-def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGroup]:
+def build_param_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGroup]:
     """Group the trained parameters: matrices decay, vectors (biases, norms) do not; one pair of groups per depth.
 
     Without `layer_decay` all depths have the same learning rate, and there is one pair.
@@ -39,7 +39,7 @@ def parameter_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGrou
     scales = dict.fromkeys((name for name, _ in trained), 1.0)
     if train.layer_decay is not None:
         stack = find_stack(model, "train.layer_decay")
-        depth = depths(model, stack)
+        depth = parameter_depths(model, stack)
         scales = {name: train.layer_decay ** (stack.layers + 1 - depth[name]) for name in scales}
     groups = []
     for scale in sorted(set(scales.values())):

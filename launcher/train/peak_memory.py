@@ -36,7 +36,7 @@ class PeakMemoryTracker:
             _reset_peak()
             self._resident_before = _read_status("VmRSS")
 
-    def used(self) -> int | None:
+    def used_bytes(self) -> int | None:
         """Return the peak in bytes; None if the system does not report it."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
@@ -44,7 +44,7 @@ class PeakMemoryTracker:
 
     def write(self, run: RunDir, rank: int, predicted: int | None) -> None:
         """Write the peak and the plan's estimate, in bytes, to the run's records."""
-        record = MemoryUsage(rank=rank, predicted_bytes=predicted, used_bytes=self.used())
+        record = MemoryUsage(rank=rank, predicted_bytes=predicted, used_bytes=self.used_bytes())
         run.write_record(f"workers/memory-{rank}.json", record)
 
 

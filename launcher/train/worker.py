@@ -27,7 +27,7 @@ from launcher.tasks.base import Task
 from launcher.train.checkpoint import catalog, reader
 from launcher.train.checkpoint.writer import CheckpointWriter
 from launcher.train.engine import Engine
-from launcher.train.export import export, write_card
+from launcher.train.export import export_model, write_model_card
 from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import RunLog
 from launcher.train.loop import INITIAL_STATE, TrainContext, run_to_completion, train
@@ -77,7 +77,7 @@ def train_worker(config: WorkerConfig) -> None:
         if "test" in config.splits and not run.exists("scores-test.json"):
             _write_scores(config, task, engine, "test", result.best_step)
         if engine.rank == 0:
-            write_card(run, config.job, plan, result)
+            write_model_card(run, config.job, plan, result)
         _write_worker_record(run, engine)
     finally:
         engine.remove_swap_dir()
@@ -102,7 +102,7 @@ def export_worker(config: WorkerConfig, destination: RunDir) -> None:
     engine = Engine(config.job, task, config.plan.micro_batch)
     try:
         reader.load(config.run, engine, config.resume_step, weights_only=True)
-        export(destination, engine, task, config.job, config.plan)
+        export_model(destination, engine, task, config.job, config.plan)
     finally:
         engine.remove_swap_dir()
 
@@ -158,8 +158,8 @@ def _export_best(config: WorkerConfig, ctx: TrainContext, result: ResultRecord) 
         _load_best(config.run, engine, result.best_step)
     if engine.rank == 0 and config.lease is not None:
         config.lease.check()
-    ctx.faults.at("export")
-    export(config.run, engine, ctx.task, config.job, config.plan)
+    ctx.faults.inject_at_place("export")
+    export_model(config.run, engine, ctx.task, config.job, config.plan)
     # After the export: an attempt that finds this record does not train again.
     if engine.rank == 0:
         config.run.write_record("result.json", result, durable=True)

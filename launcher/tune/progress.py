@@ -47,7 +47,7 @@ class _SweepView:
         self._console.print(self._format_line(trial), highlight=False, soft_wrap=True)
 
     def _format_line(self, trial: TrialRecord) -> str:
-        best = trial.best(self._mode)
+        best = trial.best_evaluation(self._mode)
         value = f"{self._metric} {best.value:.4f}" if best else "no evaluation"
         params = "  ".join(f"{_shorten_key(key)} {_format_value(v)}" for key, v in trial.params.items())
         reason = f" ({trial.reason})" if trial.status == "failed" else ""
@@ -60,7 +60,7 @@ class _SweepView:
     def __rich__(self) -> Group:
         trials = list(self._trials.values())
         ordered = sorted(trials, key=lambda t: -t.score(self._mode))
-        evaluated = [(t, best) for t in ordered if (best := t.best(self._mode)) is not None]
+        evaluated = [(t, best) for t in ordered if (best := t.best_evaluation(self._mode)) is not None]
         table = Table("trial", *(_shorten_key(key) for key in self._spec.space), self._metric, "progress", "", box=None)
         for trial, best in evaluated[:_MAX_BEST]:
             percent = trial.evaluations[-1].progress

@@ -28,12 +28,12 @@ from launcher.spec.curve import spec_difference
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.spec.tune import TuneSpec
-from launcher.tasks import build_task, params_of
+from launcher.tasks import build_task, params_class
 from launcher.tasks.base import MetricMode
 from launcher.train.loggers import mlflow, trackers
 from launcher.tune.progress import watch_sweep
 from launcher.tune.search import Search, compute_importances
-from launcher.tune.space import Params, check_space, metric_of, trial_job
+from launcher.tune.space import Params, check_space, choose_metric, trial_job
 from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.tables import write_tables
 from launcher.tune.trial import SweepContext
@@ -95,7 +95,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
             result = run_trials(prepared_sweep, listener)
     finally:
         write_sweep_report(run)
-    best = result.best.best(mode)
+    best = result.best.best_evaluation(mode)
     assert best is not None
     values = "  ".join(f"{key} {value}" for key, value in result.best.params.items())
     console.print(
@@ -125,7 +125,7 @@ def check_sweep(job: JobSpec) -> JobSpec:
         raise DataError("data.validation: missing; a sweep ranks its trials by the validation data")
     job = job.model_copy(update={"tune": _with_absolute_models(job.tune)})
     assert job.tune is not None
-    check_space(job, job.tune, params_of)
+    check_space(job, job.tune, params_class)
     for location in job.data.test or ():
         if not location.startswith("hub:"):
             list_files("test", location, job.data.format)  # checks that the files exist; their content stays unread
@@ -145,7 +145,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
     assert spec is not None
     for key, dimension in spec.space.items():
         for value in (dimension.choice or dimension.ends or ()) if key.startswith(("model.", "task.")) else ():
-            task = build_task(trial_job(job, {key: value}, params_of))
+            task = build_task(trial_job(job, {key: value}, params_class))
             try:
                 for split in prepared.splits.values():
                     check_columns(split, task)
@@ -153,7 +153,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
                     raise ModelError("this model attends across packed samples; set task.packing: false")
             except UserError as error:
                 raise RunError(f"tune.space: {key} {value}: {error.message}") from error
-    return metric_of(spec, job, build_task(job).metric_modes)
+    return choose_metric(spec, job, build_task(job).metric_modes)
 
 
 def prepare_sweep(job: JobSpec) -> PreparedSweep:
@@ -203,8 +203,8 @@ def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult
             shares = compute_importances(sweep.spec.space, sweep.trials.values(), sweep.record.mode)
             sweep.save(seconds=earlier_s + time.monotonic() - started, importances=shares)
             write_tables(sweep)
-    best = sweep.ranked()[0] if sweep.trials else None
-    if best is None or best.best(sweep.record.mode) is None:
+    best = sweep.rank_trials()[0] if sweep.trials else None
+    if best is None or best.best_evaluation(sweep.record.mode) is None:
         reason = next((t.reason for t in sweep.trials.values() if t.reason), "no reason is recorded")
         raise TrainingError(f"no trial reached an evaluation ({reason}); see {sweep.folder}")
     sweep.save(best=best.number)
@@ -231,7 +231,7 @@ def promote_best(result: SweepResult) -> None:
 
 def _make_best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
     """Return the job with the best trial's values. A refit trains on training and validation data together."""
-    job = trial_job(base, best.params, params_of).model_copy(update={"tune": None})
+    job = trial_job(base, best.params, params_class).model_copy(update={"tune": None})
     if spec.refit == "none":
         return job
     assert job.data.validation is not None
@@ -276,8 +276,8 @@ def _repeat_best(
     sweep: SweepDir, context: SweepContext, first_number: int, concurrent: int, listener: Listener
 ) -> None:
     """Run the best trial again with other seeds, to measure the noise of the metric. Ignores the time limit."""
-    spec, ranked = sweep.spec, sweep.ranked()
-    if not spec.repeats or not ranked or ranked[0].best(sweep.record.mode) is None:
+    spec, ranked = sweep.spec, sweep.rank_trials()
+    if not spec.repeats or not ranked or ranked[0].best_evaluation(sweep.record.mode) is None:
         return
     best = ranked[0]
     numbers = tuple(range(first_number, first_number + spec.repeats))

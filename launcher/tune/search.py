@@ -15,7 +15,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from launcher.data.sampler import generator
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.tune.space import Params, grid
+from launcher.tune.space import Params, list_grid
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -36,7 +36,7 @@ class Search:
     def __init__(self, spec: TuneSpec, seed: int, mode: str) -> None:
         self._spec = spec
         self._seed = seed
-        self._grid = grid(spec.space) if spec.search == "grid" else None
+        self._grid = list_grid(spec.space) if spec.search == "grid" else None
         self._distributions = _make_distributions(spec.space)
         self._study = _make_study(mode)
         self._running: dict[int, Trial] = {}
@@ -90,7 +90,7 @@ def compute_importances(space: Mapping[str, Dimension], trials: Iterable[TrialRe
     study = _make_study(mode)
     distributions = _make_distributions(space)
     for trial in trials:
-        best = trial.best(mode)
+        best = trial.best_evaluation(mode)
         if best is None or trial.repeat_of is not None or set(distributions) - set(trial.params):
             continue
         params = _to_optuna(space, trial.params)

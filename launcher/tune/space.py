@@ -12,7 +12,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from launcher.errors import SpecError, UserError
 from launcher.spec.job import JobSpec
-from launcher.spec.messages import Document, Place, not_one_of, problems_of
+from launcher.spec.messages import Document, Place, not_one_of, translate_errors
 from launcher.spec.schema import JobKeys
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tasks.base import MetricMode
@@ -62,7 +62,7 @@ def _describe_problems(
     kind = params_of(task["type"]) if isinstance(task, dict) and isinstance(task.get("type"), str) else None
     document = Document(raw, {(): Place((0, 0), "tune.space")})
     prefix = ("task",) if kind is not None and error.title == kind.__name__ else ()
-    return tuple(str(problem) for problem in problems_of(error, document, JobKeys(kind), prefix))
+    return tuple(str(problem) for problem in translate_errors(error, document, JobKeys(kind), prefix))
 
 
 def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[BaseModel]]) -> None:
@@ -103,7 +103,7 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
         raise SpecError(tuple(problems))
 
 
-def grid(space: Mapping[str, Dimension]) -> list[Params]:
+def list_grid(space: Mapping[str, Dimension]) -> list[Params]:
     """Return all combinations of the values, in which the last key changes fastest."""
     axes = [_grid_values(dimension) for dimension in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
@@ -119,7 +119,7 @@ def _count_values(dimension: Dimension) -> int:
     return len(dimension.choice) if dimension.choice else int(high) - int(low) + 1  # len(range) overflows at 2**63
 
 
-def metric_of(spec: TuneSpec, base: JobSpec, modes: Mapping[str, MetricMode]) -> tuple[str, MetricMode]:
+def choose_metric(spec: TuneSpec, base: JobSpec, modes: Mapping[str, MetricMode]) -> tuple[str, MetricMode]:
     """Return the metric that ranks the trials, and its direction.
 
     Args:

@@ -63,7 +63,7 @@ class SweepDir:
                 raise RunError(f"{path}: sets {key}, which is not in tune.space; remove the directory of this trial")
         self.trials = {trial.number: trial for trial in trials}
 
-    def put(self, trial: TrialRecord) -> None:
+    def record_trial(self, trial: TrialRecord) -> None:
         """Publish a trial if it changed, and end its tracker run if it is complete."""
         if self.trials.get(trial.number) != trial:
             self.trials[trial.number] = trial
@@ -77,9 +77,9 @@ class SweepDir:
         self.record = self.record.model_copy(update=changes)
         self.run.write_record("sweep/sweep.json", self.record)
 
-    def ranked(self) -> list[TrialRecord]:
+    def rank_trials(self) -> list[TrialRecord]:
         """Return the searched trials, the best first, those without an evaluation or failed last."""
-        return self.record.ranked(self.trials.values())
+        return self.record.rank_trials(self.trials.values())
 
     def free_space(self, budget_gib: float) -> None:
         """Remove checkpoints of pruned and failed trials, and of the worst finished ones beyond the budget.

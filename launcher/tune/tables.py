@@ -23,8 +23,8 @@ def write_tables(sweep: SweepDir) -> None:
     record = sweep.record
     rows = []
     repeats = [trial for trial in sweep.trials.values() if trial.repeat_of is not None]
-    for rank, trial in enumerate([*sweep.ranked(), *repeats], 1):
-        best = trial.best(record.mode)
+    for rank, trial in enumerate([*sweep.rank_trials(), *repeats], 1):
+        best = trial.best_evaluation(record.mode)
         hours = trial.seconds / 3600
         row: dict[str, object] = {"rank": rank if trial.repeat_of is None else None, "number": trial.number}
         row |= {"status": trial.status, "reason": trial.reason, "seed": trial.seed, "repeat_of": trial.repeat_of}
@@ -48,7 +48,7 @@ def write_hparams(run: RunDir, trial: TrialRecord, metric: str, mode: str) -> No
 
     TensorBoard appends to event files, which an object store cannot do.
     """
-    best = trial.best(mode)
+    best = trial.best_evaluation(mode)
     local = run.local
     if best is None or local is None:
         return

@@ -24,7 +24,7 @@ from launcher.rundir.trials import TrialEvaluation, TrialRecord
 from launcher.rundir.uri import join, parent
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 from launcher.train.checkpoint import catalog
 from launcher.train.loggers import trackers
 from launcher.train.loop import EvaluationEvent, should_stop_early
@@ -210,7 +210,7 @@ class TrialActor(tune.Trainable):
 
     def _make_job(self) -> JobSpec:
         """Return the job that `launcher train` would run with the same values."""
-        job = trial_job(self._context.base, self._params, params_of)
+        job = trial_job(self._context.base, self._params, params_class)
         output = job.output.model_copy(update={"storage": self._context.trials})
         return job.model_copy(update={"name": trial_name(self._number), "seed": self._seed, "output": output})
 

@@ -22,7 +22,7 @@ from launcher.errors import RunInterrupted
 from launcher.rundir.trials import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 from launcher.tune.schedulers import make_scheduler, scheduler_name
 from launcher.tune.search import Search
 from launcher.tune.space import Params, trial_job
@@ -115,7 +115,7 @@ def make_bundles(base: JobSpec, config: Mapping[str, object]) -> tune.PlacementG
     """Return the resources of a trial, one bundle per worker. Ray reserves all of them or none."""
     params = config["params"]
     assert isinstance(params, dict)
-    cluster = trial_job(base, params, params_of).cluster
+    cluster = trial_job(base, params, params_class).cluster
     bundle = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         bundle["GPU"] = cluster.gpus_per_worker
@@ -214,8 +214,8 @@ class _Recorder(tune.Callback):
     def begin(self, number: int, params: Params, seed: int) -> None:
         """Record a trial that is about to wait for its resources."""
         if number not in self._sweep.trials:
-            cluster = trial_job(self._phase.context.base, params, params_of).cluster
-            self._sweep.put(
+            cluster = trial_job(self._phase.context.base, params, params_class).cluster
+            self._sweep.record_trial(
                 TrialRecord(
                     number=number, params=params, seed=seed, repeat_of=self._phase.repeat_of, status="running",
                     workers=cluster.workers, gpus=cluster.gpus_per_worker * cluster.workers,
@@ -261,7 +261,7 @@ class _Recorder(tune.Callback):
         return self._sweep.trials[trial_number(trial.config, trial.trial_id)]
 
     def _put(self, record: TrialRecord) -> None:
-        self._sweep.put(record)
+        self._sweep.record_trial(record)
         self._listener(record)
 
     def _complete(self, record: TrialRecord) -> None:
@@ -271,6 +271,6 @@ class _Recorder(tune.Callback):
         mode = self._sweep.record.mode
         write_hparams(self._sweep.trial_run(record.number), record, self._sweep.record.metric, mode)
         if self._search is not None:
-            best = record.best(mode)
+            best = record.best_evaluation(mode)
             self._search.report(record.number, None if record.status == "failed" or best is None else best.value)
         self._sweep.free_space(self._phase.spec.storage_budget_gib)

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.driver.evaluate import differences, exported
+from launcher.driver.evaluate import compare_with_own_scores, with_exported_model
 from launcher.driver.prepare import prepare
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir, read_job
@@ -135,12 +135,12 @@ def test_scores_are_named_after_the_location(location: str, name: str) -> None:
 
 
 def test_scores_on_other_data_are_compared_with_the_runs_own(finished: RunDir) -> None:
-    split, rows = differences(finished, _scores("yelp", 0.7))
+    split, rows = compare_with_own_scores(finished, _scores("yelp", 0.7))
     accuracy = rows[0]
     assert split == "test" and accuracy.name == "accuracy" and accuracy.baseline == 0.5
     assert accuracy.change == pytest.approx(-0.1)
     finished.delete("scores-test.json")
-    split, rows = differences(finished, _scores("yelp", 0.7))
+    split, rows = compare_with_own_scores(finished, _scores("yelp", 0.7))
     assert split == "" and rows[0].change is None
     with pytest.raises(RunError, match="--name: a b is not made of"):
         check_scores_name("a b")
@@ -151,6 +151,6 @@ def test_evaluation_needs_no_offload_directory(finished: RunDir) -> None:
     parallel = {"offload_optimizer": True, "offload_path": "/mnt/nvme"}
     trained = read_job(finished)
     job = JobSpec.model_validate({**trained.model_dump(), "parallel": parallel})
-    evaluated = exported(finished, job)
+    evaluated = with_exported_model(finished, job)
     assert (evaluated.parallel.offload_path, evaluated.zero_stage) == (None, 3)
     assert evaluated.model.name == finished.path("model")

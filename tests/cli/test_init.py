@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import launcher.cli.main as cli
 from launcher.cli import init
 from launcher.spec.loader import load_job
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 from tests.support import toy_data
 from tests.support.command_line import CommandLine
 from tests.support.toy_data import ROWS, chats, cycle, words
@@ -56,7 +56,7 @@ def test_the_written_job_file_passes_check(
     _write(table, validation=table.slice(0, 20), test=table.slice(20, 10))
     code, out, err = run("init", "d", "--model", str(tiny_models[task]))
     assert (code, err) == (0, "") and out.endswith("Next:\n  launcher check job.yaml\n  launcher train job.yaml\n")
-    job = load_job("job.yaml", (), params_of)
+    job = load_job("job.yaml", (), params_class)
     task_keys = {key: value for key, value in job.task.parameters().items() if key != "max_length"}
     assert (job.name, job.task.type, task_keys) == ("d", task, written)
     assert (job.data.train, job.data.validation) == (("d/train.parquet",), ("d/validation.parquet",))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.remote_command import words_of
+from launcher.cli.remote_command import parse_command
 from launcher.errors import UserError
 from launcher.spec.loader import dump_job
 from launcher.submit.ray_jobs import Submission
@@ -87,12 +87,12 @@ def test_all_paths_that_the_cluster_cannot_find_are_reported(job: Path) -> None:
 )
 def test_a_wrong_remote_command_is_refused(command: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
-        words_of(command)
+        parse_command(command)
     assert sentence in refused.value.message
 
 
 def test_other_data_is_evaluated_on_the_cluster() -> None:
-    words = words_of("evaluate --data 's3://in/new data.csv' --name=new data.format=csv")
+    words = parse_command("evaluate --data 's3://in/new data.csv' --name=new data.format=csv")
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
     assert Submission(job, words).entrypoint == (
         "exec python -m launcher evaluate /mnt/runs/test --data 's3://in/new data.csv' --name=new data.format=csv"
@@ -103,7 +103,7 @@ def test_permissions_of_the_submitted_job_become_overrides() -> None:
     job = make_job(
         Path("m"), {"train": ["s3://t"]}, Path("/r"), model={"trust_remote_code": True}, cluster={"address": "auto"}
     )
-    words = words_of("predict in --output out model.trust_remote_code=false")
+    words = parse_command("predict in --output out model.trust_remote_code=false")
     assert Submission(job, words).entrypoint == (
         "exec python -m launcher predict /r/test in --output out model.trust_remote_code=false cluster.address=auto"
     )
@@ -111,7 +111,7 @@ def test_permissions_of_the_submitted_job_become_overrides() -> None:
 
 def test_a_submitted_run_may_fork_another() -> None:
     job = make_job(Path("m"), {"train": ["s3://t"]}, Path("/mnt/runs"))
-    assert Submission(job, words_of("train --fork /mnt/runs/first")).entrypoint == (
+    assert Submission(job, parse_command("train --fork /mnt/runs/first")).entrypoint == (
         "exec python -m launcher train launcher-job.yaml --fork /mnt/runs/first"
     )
 

@@ -190,7 +190,7 @@ def test_unwritable_cache_is_warned_about_and_changes_nothing(
 
 def test_cache_is_in_the_storage_unless_that_is_remote(tiny_bert: Path, tmp_path: Path) -> None:
     data = {**write_splits(tmp_path / "data", 20), "cache": {}}
-    assert encoded_cache.root_of(make_job(tiny_bert, data, tmp_path)) == f"{tmp_path}/.cache/encoded"
+    assert encoded_cache.cache_root(make_job(tiny_bert, data, tmp_path)) == f"{tmp_path}/.cache/encoded"
     remote = make_job(tiny_bert, data, tmp_path, output={"storage": "s3://key:secret@bucket/runs"})
     with pytest.raises(DataError, match=r"^data\.cache: s3://bucket/runs is remote, .* set data\.cache\.path to a"):
         prepare(remote)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from launcher.data import in_memory
 from launcher.data.in_memory import InMemorySource, can_read_in_workers, iter_shards_in_memory
 from launcher.data.stream import StreamSource
-from launcher.data.windows import TRAIN, train_windows, windows_of
+from launcher.data.windows import TRAIN, stream_windows, train_windows
 from launcher.driver.prepare import PreparedJob
 from tests.support.jobs import make_job, prepared_job, write_splits
 from tests.support.worker_group import share_cells
@@ -31,7 +31,7 @@ def test_shards_built_in_a_train_worker_are_those_of_the_stream(
     prepared: PreparedJob, world_size: int, start: int, data: st.DataObject
 ) -> None:
     rank = data.draw(st.integers(0, world_size - 1))
-    windows = windows_of(TRAIN, prepared.splits[TRAIN].rows, prepared.plan, prepared.job, start)
+    windows = stream_windows(TRAIN, prepared.splits[TRAIN].rows, prepared.plan, prepared.job, start)
     shards = iter_shards_in_memory(StreamSource(prepared.job, prepared.splits, world_size), windows, rank)
     assert list(shards) == list(share_cells(prepared, world_size, rank, start))
 

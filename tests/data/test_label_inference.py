@@ -19,8 +19,8 @@ def test_large_label_column_is_read_once(
 ) -> None:
     monkeypatch.setattr(launcher.data.label_inference, "_MIN_CACHED_ROWS", 1)
     reads: list[str] = []
-    pieces = Split.pieces
-    monkeypatch.setattr(Split, "pieces", lambda split, name: reads.append(name) or pieces(split, name))  # type: ignore[func-returns-value]
+    pieces = Split.iter_column
+    monkeypatch.setattr(Split, "iter_column", lambda split, name: reads.append(name) or pieces(split, name))  # type: ignore[func-returns-value]
     data = write_splits(tmp_path / "data", 60)
     job = make_job(tiny_bert, data, tmp_path / "runs", task={"class_weights": "balanced"})
     first = prepare(job).job.task

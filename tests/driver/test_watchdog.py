@@ -30,7 +30,7 @@ class _Group:
         self.watchdog = Watchdog(limit_s, lambda: self.now)
         self.beats = {rank: Heartbeat(rank, f"node-{rank}", step, 70, stage) for rank, stage in enumerate(stages)}
         self.counts = dict.fromkeys(self.beats, 0)
-        self.watchdog.hang({0: Heartbeat(0, "node-0", 6, 60, "compute")}, {0: 0})
+        self.watchdog.find_hang({0: Heartbeat(0, "node-0", 6, 60, "compute")}, {0: 0})
 
     def set(self, rank: int, **changes: Any) -> None:
         self.beats[rank] = replace(self.beats[rank], **changes)
@@ -42,7 +42,7 @@ class _Group:
             self.now += 5
             for rank in self.counts:
                 self.counts[rank] += rank not in silent
-            hang = hang or self.watchdog.hang(self.beats, self.counts)
+            hang = hang or self.watchdog.find_hang(self.beats, self.counts)
         return hang or ""
 
 
@@ -95,7 +95,7 @@ def test_a_hang_is_reported_after_the_limit_of_its_stage(
 
 def test_without_a_limit_or_a_heartbeat_nothing_is_reported() -> None:
     assert not _Group(limit_s=None).wait(9999, silent=(1,))
-    assert Watchdog(30).hang({}, {}) is None
+    assert Watchdog(30).find_hang({}, {}) is None
 
 
 def test_a_hung_worker_dumps_its_stacks_and_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

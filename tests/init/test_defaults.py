@@ -19,7 +19,7 @@ from launcher.init.defaults import (
     rare_class,
     steps_for,
 )
-from launcher.init.guess import Guess, UserChoices, guess
+from launcher.init.guess import Guess, UserChoices, guess_task
 from launcher.init.profile import Labels
 from tests.support import toy_data
 from tests.support.toy_data import chats, cycle, look_at, words
@@ -29,7 +29,7 @@ _BOTH = Sources({"train": ("a.parquet",), "validation": ("b.parquet",)}, {"train
 
 
 def _guess(table: pa.Table, folder: Path) -> Guess:
-    return guess(look_at(table, folder), UserChoices())
+    return guess_task(look_at(table, folder), UserChoices())
 
 
 def _lines(

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.guess import Guess, UserChoices, guess, unsupported_reason
+from launcher.init.guess import Guess, UserChoices, guess_task, unsupported_reason
 from launcher.init.user_data import open_training
 from tests.support import toy_data
 from tests.support.toy_data import ROWS, chats, cycle, look_at, named_classes, picture, words
 
 
 def _guess(table: pa.Table, folder: Path, **choices: Any) -> Guess:
-    return guess(look_at(table, folder), UserChoices(**choices))
+    return guess_task(look_at(table, folder), UserChoices(**choices))
 
 
 _NAMED = named_classes(pa.table({"body": words(), "kind_of_it": cycle(0, 1)}), "kind_of_it", ["no", "yes"])
@@ -234,10 +234,10 @@ def test_real_data_sets_get_the_right_task_and_columns(
     name: str, task: str, form: str, columns: list[str], shared: Path
 ) -> None:
     data = open_training(str(shared / "data" / name), {})
-    result = guess(data.profile, UserChoices())
+    result = guess_task(data.profile, UserChoices())
     names = [column.name for column in (*result.inputs, *([result.label] if result.label else []))]
     assert (result.task, result.form, names) == (task, form, columns)
-    assert set(data.found.locations) == {"train", "validation", "test"}
+    assert set(data.splits.locations) == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize(
@@ -259,5 +259,5 @@ def test_real_data_sets_get_the_right_task_and_columns(
 )
 def test_real_data_sets_of_unsupported_tasks_are_refused(name: str, reason: str, shared: Path) -> None:
     with pytest.raises(DataError) as caught:
-        guess(open_training(str(shared / "data" / name), {}).profile, UserChoices())
+        guess_task(open_training(str(shared / "data" / name), {}).profile, UserChoices())
     assert reason in caught.value.message and "--task" in caught.value.message

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.data.splits import open_split, sample
+from launcher.data.splits import open_split, sample_rows
 from launcher.errors import DataError
 from launcher.init.profile import Labels, count_labels, describe_column, estimate_tokens
 from tests.support.toy_data import SINGLE, chats, look_at, named_classes, picture, words
@@ -83,7 +83,7 @@ def test_an_example_is_one_short_line() -> None:
 def test_sample_is_spread_over_a_sorted_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [0] * 5000 + [1] * 5000}), tmp_path / "a.parquet", row_group_size=5000)
     split = open_split("train", [str(tmp_path)])
-    assert sample(split, ["label"], 100).column("label").to_pylist() == [0] * 50 + [1] * 50
+    assert sample_rows(split, ["label"], 100).column("label").to_pylist() == [0] * 50 + [1] * 50
     profile = look_at(pa.table({"text": words(3000), "label": [0] * 1500 + [1] * 1500}), tmp_path)
     assert (profile.rows, profile.column("label").distinct, profile.column("text").rows) == (3000, 2, 2000)
 
@@ -97,7 +97,7 @@ def test_arrow_files_are_sampled_and_counted(tmp_path: Path) -> None:
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, SINGLE.schema) as writer:
         writer.write_table(SINGLE, max_chunksize=25)
     split = open_split("train", [str(tmp_path / "a.arrow")])
-    assert sample(split, ["stars"], 9).num_rows == 9
+    assert sample_rows(split, ["stars"], 9).num_rows == 9
     assert count_labels(split, "stars") == Labels((("1", 20), ("2", 20), ("3", 20)), 60, 0)
 
 
@@ -136,4 +136,4 @@ def test_missing_column_is_refused_with_a_suggestion(tmp_path: Path) -> None:
 
 def test_option_with_commas_may_be_one_column_name(tmp_path: Path) -> None:
     profile = look_at(pa.table({"a,b": ["x"], "a": ["x"]}), tmp_path)
-    assert profile.named("a,b") == ("a,b",) and profile.named("a, c") == ("a", "c")
+    assert profile.parse_names("a,b") == ("a,b",) and profile.parse_names("a, c") == ("a", "c")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.data.splits import open_split
-from launcher.driver.evaluate import _check_classes, open_part
+from launcher.driver.evaluate import _check_classes, open_split_file
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.tasks import build_task
@@ -161,13 +161,13 @@ def test_data_to_evaluate_use_the_names_of_the_run(tiny_bert: Path, tmp_path: Pa
     job, task = prepared.job, build_task(prepared.job)
     for i, names in enumerate((["pos", "neg"], ["neg", "pos"])):
         place = _files(tmp_path / f"new{i}", x=[_numbered(["pos", "neg", "pos"], names)])["x"]
-        part = open_part(job, "x", (place,))
+        part = open_split_file(job, "x", (place,))
         encoded = task.encode(part.read(np.arange(3), ["text", "label"]), True)
         assert encoded.samples.column("target").to_pylist() == [[1.0], [0.0], [1.0]]
         _check_classes(part, task)
     place = _files(tmp_path / "other", x=[_numbered(["spam", "ham"], ["spam", "ham"])])["x"]
     with pytest.raises(DataError, match="the classes of label are spam, ham, but the model knows neg, pos; write"):
-        _check_classes(open_part(job, "x", (place,)), task)
+        _check_classes(open_split_file(job, "x", (place,)), task)
 
 
 def test_minus_100_is_not_a_tag_of_a_class_label(tiny_bert: Path, tmp_path: Path) -> None:
@@ -194,4 +194,4 @@ def test_dictionaries_are_read_as_their_values(tmp_path: Path, is_list: bool) ->
     assert kind == (pa.list_(pa.string()) if is_list else pa.string())
     flat = [[value] if is_list else value for value in (*rows[0], *rows[1])]
     assert split.read(np.arange(5), ["label"]).column("label").to_pylist() == flat
-    assert [value for piece in split.pieces("label") for value in piece.to_pylist()] == flat
+    assert [value for piece in split.iter_column("label") for value in piece.to_pylist()] == flat

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from launcher.models.chat import CHATML, Writer
-from launcher.models.conversation import Turn, read_tools, read_turns, readable
+from launcher.models.conversation import Turn, read_tools, read_turns, to_display_text
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.conversations import CausalParams
@@ -492,12 +492,12 @@ def test_an_answer_that_shares_its_first_token_with_a_space_is_learned_whole(lea
     ids=range(10),
 )  # fmt: skip
 def test_any_cell_can_be_displayed(cell: object) -> None:
-    assert isinstance(readable(cell), str)
+    assert isinstance(to_display_text(cell), str)
 
 
 def test_calls_are_displayed() -> None:
     text = 'user: Weather in T0?\nassistant: weather({"town": "T0"})\ntool: sunny\nassistant: It is sunny.'
-    assert readable(_calling()["messages"]) == text
+    assert to_display_text(_calling()["messages"]) == text
 
 
 def test_rows_of_several_files_keep_their_own_tools(tmp_path: Path) -> None:
@@ -562,4 +562,4 @@ def test_any_cell_is_read_or_refused(cell: object) -> None:
                 assert str(problem).startswith("c")
             else:
                 assert result is None or all(isinstance(item, Turn | dict) for item in result)
-    assert isinstance(readable(cell), str)
+    assert isinstance(to_display_text(cell), str)

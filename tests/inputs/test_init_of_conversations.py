@@ -15,7 +15,7 @@ import launcher.cli.main as cli
 from launcher.driver.prepare import open_splits
 from launcher.models.conversation import read_tools, read_turns
 from launcher.spec.loader import load_job
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 from tests.support.tiny_models import byte_letters, byte_tokenizer
 
 ROWS = 40
@@ -101,7 +101,7 @@ def test_the_job_file_names_the_columns_and_passes_check(
     code, output = launch("init", "train.jsonl", "--model", str(model), "--yes", *task)
     assert code == 0, output
     assert "is not read" not in output
-    job = load_job("job.yaml", (), params_of)
+    job = load_job("job.yaml", (), params_class)
     columns = {key: value for key, value in job.task.parameters().items() if key not in ("max_length", "chat_template")}
     assert columns == written
     code, output = launch(
@@ -128,7 +128,7 @@ def test_tools_without_parameters_can_be_converted(model: Path, launch: Callable
     Path("train.jsonl").write_text((json.dumps(CALLING) + "\n") * 4)
     task = "task: {type: causal-lm, messages: messages, chat_template: chatml}"
     Path("job.yaml").write_text(f"name: a\n{task}\nmodel: {{name: {model}}}\ndata: {{train: train.jsonl}}\n")
-    split = open_splits(load_job("job.yaml", (), params_of))["train"]
+    split = open_splits(load_job("job.yaml", (), params_class))["train"]
     rows = split.read(np.arange(4), ["tools"]).column(0).to_pylist()
     assert [read_tools(cell, "tools") for cell in rows] == [TOOLS] * 4
 
@@ -139,7 +139,7 @@ def test_dates_in_json_are_the_text_of_the_file(model: Path, launch: Callable[..
     Path("train.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 4)
     task = "task: {type: causal-lm, messages: messages, chat_template: chatml}"
     Path("job.yaml").write_text(f"name: a\n{task}\nmodel: {{name: {model}}}\ndata: {{train: train.jsonl}}\n")
-    split = open_splits(load_job("job.yaml", (), params_of))["train"]
+    split = open_splits(load_job("job.yaml", (), params_class))["train"]
     user, assistant = read_turns(split.read(np.arange(1), ["messages"]).column(0).to_pylist()[0], "messages")
     assert user.message["content"] == "2024-05-02"
     assert assistant.message["tool_calls"] == [call]

@@ -12,10 +12,10 @@ from launcher.data.checks import check_first_rows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.init.defaults import default_model, fill_defaults
-from launcher.init.guess import UserChoices, guess
-from launcher.init.user_data import fit_splits, open_training
+from launcher.init.guess import UserChoices, guess_task
+from launcher.init.user_data import match_splits, open_training
 from launcher.tasks import build_task
-from launcher.tasks.metrics.labels import remarks
+from launcher.tasks.metrics.labels import class_name_notes
 from tests.support.jobs import make_job
 
 _TEXT = {"type": "text-classification", "max_length": 32}
@@ -140,13 +140,13 @@ def test_class_names_that_look_alike_are_noted(tiny_bert: Path, tmp_path: Path) 
     prepared = _prepared(tiny_bert, tmp_path, _TEXT, train=table)
     assert prepared.plan.notes.count(_ALIKE) == 1
     data = open_training(str(tmp_path / "train.parquet"), {})
-    (note,) = fit_splits(data, guess(data.profile, UserChoices()), {}).notes
+    (note,) = match_splits(data, guess_task(data.profile, UserChoices()), {}).notes
     assert sorted(note) == sorted(_ALIKE)
-    assert remarks(("B-PER", "B-Per", "O"), "tags") == [
+    assert class_name_notes(("B-PER", "B-Per", "O"), "tags") == [
         "column tags has the classes 'B-PER', 'B-Per', which differ in spaces and capitals alone: write them alike if "
         "they are one class"
     ]
-    assert not remarks(("neg", "pos"), "label")
+    assert not class_name_notes(("neg", "pos"), "label")
 
 
 def test_numeric_tags_need_names(tiny_bert: Path, tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_init_notes_that_numeric_tags_need_names(tmp_path: Path) -> None:
     words = [[f"w{i}", f"w{i + 1}", "w3"] for i in range(40)]
     pq.write_table(pa.table({"tokens": words, "ner_tags": [[0, 1, 2]] * 40}), tmp_path / "train.parquet")
     data = open_training(str(tmp_path / "train.parquet"), {})
-    guessed = guess(data.profile, UserChoices())
+    guessed = guess_task(data.profile, UserChoices())
     assert guessed.notes == ("tags in column ner_tags are numbers; name them in order in task.labels before training",)
-    fitted = fit_splits(data, guessed, {})
+    fitted = match_splits(data, guessed, {})
     made = fill_defaults("x", data.profile, guessed, fitted.labels, default_model(guessed), fitted.sources)
-    assert [line.off for line in made.sections["task"] if line.key == "labels"] == [True]
+    assert [line.is_commented for line in made.sections["task"] if line.key == "labels"] == [True]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
@@ -189,9 +189,9 @@ def test_init_guesses_classes_for_few_whole_floats(
     else:
         pq.write_table(table, tmp_path / "train.parquet")
     data = open_training(str(tmp_path / f"train.{ending}"), {})
-    guessed = guess(data.profile, UserChoices())
+    guessed = guess_task(data.profile, UserChoices())
     assert (guessed.task, guessed.form) == ("text-classification", "single-label")
-    fitted = fit_splits(data, guessed, {})
+    fitted = match_splits(data, guessed, {})
     assert fitted.labels is not None
     assert fitted.labels.nulls == 2
     assert [count for _, count in fitted.labels.counts] == [20, 18]

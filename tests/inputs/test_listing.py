@@ -79,7 +79,7 @@ def test_hive_folders_add_a_column(tmp_path: Path) -> None:
     split = _open(tmp_path / "out")
     expected = {"text": ["neg 0", "neg 1", "neg 2", "pos 0", "pos 1", "pos 2"], "label": ["neg"] * 3 + ["pos"] * 3}
     assert read_all(split).to_pydict() == expected
-    assert [piece.to_pylist() for piece in split.pieces("label")] == [["neg"] * 3, ["pos"] * 3]
+    assert [piece.to_pylist() for piece in split.iter_column("label")] == [["neg"] * 3, ["pos"] * 3]
     assert RowReader(split, 2).read(range(1, 5)).to_pydict() == {name: values[1:5] for name, values in expected.items()}
     before = split.fingerprint
     (tmp_path / "out/label=neg").rename(tmp_path / "out/label=other")

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.driver.prepare import with_absolute_paths
-from launcher.models.cells import CellSource, cell_bytes
+from launcher.models.cells import CellSource, read_cell
 from launcher.spec.data import DataSpec
 from launcher.tasks import build_task
 from tests.support import jobs
@@ -29,14 +29,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _source(folder: Path, location: str = "data/train.parquet", *more: str) -> CellSource:
-    return CellSource.of(DataSpec(train=(str(folder / location),), files_below=more))
+    return CellSource.from_data(DataSpec(train=(str(folder / location),), files_below=more))
 
 
 @pytest.mark.parametrize("location", ["data/train.parquet", "data", "data/*.parquet", "data/**/x.csv"])
 def test_files_below_the_directories_of_the_data_are_read(folder: Path, location: str) -> None:
     path = str(folder / "data/pictures/a.png")
     for cell in (path, f"file://{path}", {"bytes": None, "path": path}, b"a"):
-        assert cell_bytes(cell, _source(folder, location)) == b"a"
+        assert read_cell(cell, _source(folder, location)) == b"a"
 
 
 @pytest.mark.parametrize("cell", ["secret/b.png", "data/../secret/b.png", "data/pictures/link/b.png", "database/c.png"])
@@ -46,22 +46,22 @@ def test_other_files_are_refused(folder: Path, cell: str, scheme: str) -> None:
     (folder / "database").mkdir()
     (folder / "database" / "c.png").touch()
     with pytest.raises(ValueError, match=_OUTSIDE):
-        cell_bytes(f"{scheme}{folder / cell}", _source(folder))
+        read_cell(f"{scheme}{folder / cell}", _source(folder))
 
 
 def test_files_below_allows_more_directories(folder: Path) -> None:
     source = _source(folder, "data/train.parquet", str(folder / "secret"))
-    assert cell_bytes(str(folder / "secret/b.png"), source) == b"b"
+    assert read_cell(str(folder / "secret/b.png"), source) == b"b"
 
 
 def test_a_linked_directory_is_resolved(folder: Path) -> None:
     os.symlink(folder / "data", folder / "linked")
-    assert cell_bytes(str(folder / "data/pictures/a.png"), _source(folder, "linked/train.parquet")) == b"a"
+    assert read_cell(str(folder / "data/pictures/a.png"), _source(folder, "linked/train.parquet")) == b"a"
 
 
 def test_nothing_is_read_without_directories(folder: Path) -> None:
     with pytest.raises(ValueError, match=_OUTSIDE):
-        cell_bytes(str(folder / "data/pictures/a.png"), CellSource())
+        read_cell(str(folder / "data/pictures/a.png"), CellSource())
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_nothing_is_read_without_directories(folder: Path) -> None:
     ],
 )
 def test_uris_must_be_below_the_data_on_the_same_server(root: str, cell: str, inside: bool) -> None:
-    source = CellSource.of(DataSpec(train=(root,)))
+    source = CellSource.from_data(DataSpec(train=(root,)))
     assert (source.holds_uri(cell) if "://" in cell else source.holds_path(cell)) == inside
 
 
@@ -98,11 +98,11 @@ def test_uris_must_be_below_the_data_on_the_same_server(root: str, cell: str, in
 )  # fmt: skip
 def test_other_protocols_are_refused_even_if_all_directories_are_allowed(cell: str) -> None:
     with pytest.raises(ValueError, match=r"files are read from paths and s3://, .* alone; copy it to one of them"):
-        cell_bytes(cell, CellSource(("/",), (("s3://b/data", ""),)))
+        read_cell(cell, CellSource(("/",), (("s3://b/data", ""),)))
 
 
 def test_data_sets_of_the_hub_allow_no_directory() -> None:
-    assert CellSource.of(DataSpec(train=("hub:org/name",))) == CellSource()
+    assert CellSource.from_data(DataSpec(train=("hub:org/name",))) == CellSource()
 
 
 def test_a_task_reads_files_below_the_directories_of_its_job(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from launcher.models.cells import CellSource, cell_bytes
+from launcher.models.cells import CellSource, read_cell
 from launcher.models.images import Augment, augmented, example_picture, open_image, thumbnail
 from launcher.spec.model import ModelSpec
 from launcher.tasks.image_classification import ImageClassification, ImageParams
@@ -28,7 +28,7 @@ def test_pictures_are_read_from_each_form_of_cell(picture: bytes, tmp_path: Path
     path = str(tmp_path / "x.png")
     cells: list[object] = [picture, path, {"bytes": picture, "path": None}, {"bytes": None, "path": path}]
     for cell in cells:
-        assert cell_bytes(cell, CellSource((str(tmp_path),))) == picture
+        assert read_cell(cell, CellSource((str(tmp_path),))) == picture
     assert open_image(picture, 3).size == (16, 16)
     assert open_image(picture, 1).mode == "L"
 

@@ -8,11 +8,11 @@ import transformers
 
 from launcher.driver.prepare import prepare
 from launcher.errors import ModelError
-from launcher.models.batch_norm import SyncBatchNorm, batch_norms, synchronize
-from launcher.models.layers import Stack, depths, find_stack, freeze, frozen_modules
+from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
+from launcher.models.layers import Stack, find_stack, freeze, frozen_modules, parameter_depths
 from launcher.spec.model import FreezeSpec
 from launcher.spec.train import TrainSpec
-from launcher.train.param_groups import parameter_groups
+from launcher.train.param_groups import build_param_groups
 from tests.support.jobs import make_job, write_splits
 from tests.support.tiny_models import make_tiny_resnet
 
@@ -50,14 +50,14 @@ def test_depths_set_the_learning_rates_of_layer_decay(name: str, folders: dict[s
     _, layers, places = _MODELS[name]
     stack = find_stack(model, "train.layer_decay")
     assert stack == Stack(layers, 2)
-    depth = depths(model, stack)
+    depth = parameter_depths(model, stack)
     for place, expected in zip(places, (0, 1, 3), strict=True):
         assert {d for n, d in depth.items() if n.startswith(place)} == {expected}
-    groups = parameter_groups(model, TrainSpec(layer_decay=0.5))
+    groups = build_param_groups(model, TrainSpec(layer_decay=0.5))
     rates = {name: group.scale for group in groups for name in group.names}
     assert rates == {name: 0.5 ** (3 - d) for name, d in depth.items()}
     assert all(p.dim() >= 2 if group.weight_decay else p.dim() < 2 for group in groups for p in group.parameters)
-    assert [group.scale for group in parameter_groups(model, TrainSpec())] == [1.0, 1.0]
+    assert [group.scale for group in build_param_groups(model, TrainSpec())] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", _MODELS)
@@ -67,7 +67,7 @@ def test_embeddings_and_first_layers_can_be_frozen(name: str, folders: dict[str,
     tied = ["lm_head"] if name == "gpt" else []  # it has the embeddings' weights
     assert frozen_modules(model)[-1 - len(tied) :] == [f"{layers}.0", *tied]
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert learning == {n for n, d in depths(model, Stack(layers, 2)).items() if d >= 2}
+    assert learning == {n for n, d in parameter_depths(model, Stack(layers, 2)).items() if d >= 2}
     assert not any(n.startswith(places[0]) for n in learning)
 
 
@@ -113,10 +113,10 @@ def test_impossible_freezing_is_refused(
 def test_frozen_batch_norm_keeps_its_statistics(folders: dict[str, Path]) -> None:
     model = _model("resnet", folders)
     freeze(model, FreezeSpec(embeddings=True))
-    synchronize(model)
-    norms = dict.fromkeys(batch_norms(model))
+    convert_to_sync_batch_norm(model)
+    norms = dict.fromkeys(find_batch_norms(model))
     frozen = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
-    assert frozen == batch_norms(model.resnet.embedder) and len(frozen) < len(norms)
+    assert frozen == find_batch_norms(model.resnet.embedder) and len(frozen) < len(norms)
 
 
 def test_the_plan_has_the_trained_parameters_and_their_memory(tiny_bert: Path, tmp_path: Path) -> None:

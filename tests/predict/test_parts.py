@@ -62,12 +62,12 @@ def test_every_part_is_done_once_when_random_workers_die(parts: int, workers: in
         worker = draw.choice(sorted(busy))
         number = busy.pop(worker)
         if draw.random() < 0.3:
-            lost = queue.lost(worker)
+            lost = queue.requeue(worker)
             assert lost is not None and lost[0] == number and lost[1] >= 1
             idle.append(born)
             born += 1
         else:
-            queue.done(worker)
+            queue.mark_written(worker)
             done.append(number)
             idle.append(worker)
     assert sorted(done) == list(range(parts))
@@ -77,24 +77,24 @@ def test_parts_are_assigned_in_order_and_lost_ones_first() -> None:
     queue = PartQueue([4, 0, 2, 6, 7])
     assert queue.take(1) == (0, 2)
     assert queue.take(2) == (4, 6)
-    assert queue.lost(1) == (0, 1)  # its next part goes back too
+    assert queue.requeue(1) == (0, 1)  # its next part goes back too
     assert queue.take(3) == (0, None)  # alone: part 2, read ahead, may have killed the worker
-    assert queue.lost(3) == (0, 2)
-    queue.done(2)
+    assert queue.requeue(3) == (0, 2)
+    queue.mark_written(2)
     assert queue.take(2) == (6, None)
     assert queue.take(4) == (0, None)
     assert queue.take(5) == (2, None)
     assert queue.take(6) == (7, None)
     assert queue.take(7) is None and queue.left == 4
-    queue.done(6)
-    assert queue.lost(7) is None and queue.left == 3
+    queue.mark_written(6)
+    assert queue.requeue(7) is None and queue.left == 3
 
 
 def test_an_idle_worker_takes_the_next_part_of_a_busy_one() -> None:
     queue = PartQueue(range(3))
     assert (queue.take(1), queue.take(2), queue.take(3)) == ((0, 1), (2, None), (1, None))
     assert queue.take(4) is None and queue.left == 3
-    queue.done(1)
+    queue.mark_written(1)
     assert queue.take(1) is None and queue.left == 2
 
 
@@ -102,6 +102,6 @@ def test_an_idle_worker_takes_the_next_part_of_a_busy_one() -> None:
 def test_a_worker_continues_with_the_part_it_read_ahead(worker: int) -> None:
     queue = PartQueue(range(4))
     first = {key: queue.take(key) for key in (0, 1)}
-    queue.done(worker)
+    queue.mark_written(worker)
     second, before = queue.take(worker), first[worker]
     assert second is not None and before is not None and second[0] == before[1]

@@ -81,7 +81,7 @@ def test_each_trial_of_a_sweep_matches_a_run_of_train(tiny_bert: Path, tmp_path:
     assert [trial.evaluations for trial in trials] == [t.evaluations for t in _trials(tune_job(job, _ignore))]
     scores = run.read_record("scores-test.json", ScoresRecord)
     assert (scores.rows, run.exists("model/config.json")) == (41, True)
-    best = tuned.best.best("max")
+    best = tuned.best.best_evaluation("max")
     assert (
         best is not None and run.read_record("scores-validation.json", ScoresRecord).metrics["accuracy"] == best.value
     )

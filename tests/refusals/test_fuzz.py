@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from launcher.errors import SpecError
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job, load_job
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 
 # The examples are the same in every run; FUZZ_EXAMPLES=5000 tries new ones.
 _EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
@@ -139,7 +139,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _check_loads_or_is_refused(file: Path) -> None:
     try:
-        job = load_job(file, (), params_of)
+        job = load_job(file, (), params_class)
     except SpecError as error:
         assert error.problems
         for problem in error.problems:
@@ -147,7 +147,7 @@ def _check_loads_or_is_refused(file: Path) -> None:
         return
     text = dump_job(job)
     file.write_text(text, encoding="utf-8", newline="")
-    again = load_job(file, (), params_of)
+    again = load_job(file, (), params_class)
     assert again == job and again.task.parameters() == job.task.parameters()
     assert dump_job(again) == text
 
@@ -206,5 +206,5 @@ def test_any_bytes_load_or_are_refused(file: Path, content: bytes) -> None:
 def test_every_job_file_survives_a_round_trip(file: Path) -> None:
     for job in _JOBS:
         file.write_text(_dump_yaml(job, False), encoding="utf-8")
-        assert isinstance(load_job(file, (), params_of), JobSpec)
+        assert isinstance(load_job(file, (), params_class), JobSpec)
         _check_loads_or_is_refused(file)

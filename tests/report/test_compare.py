@@ -13,7 +13,7 @@ import pytest
 from launcher.errors import RunError
 from launcher.report.collect import collect
 from launcher.report.compare import MARK, compare, render_comparison, write_comparison
-from launcher.report.curves_match import agreement
+from launcher.report.curves_match import compare_curves
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
 
@@ -188,8 +188,8 @@ def test_the_page_is_written_atomically_and_never_over_another_file(pair: Pair, 
 
 
 def test_bit_identical_curves(pair: Pair) -> None:
-    result = agreement(*map(collect, pair))
-    assert result.agrees and result.identical_steps == 30 and result.evaluations == 10
+    result = compare_curves(*map(collect, pair))
+    assert result.is_same_curve and result.identical_steps == 30 and result.evaluations == 10
     assert result.sentences == (
         "the losses of all 30 steps are bit-identical",
         "the metrics of all 10 evaluations agree within 1e-05",
@@ -199,8 +199,12 @@ def test_bit_identical_curves(pair: Pair) -> None:
 def test_curves_within_the_tolerance(pair: Pair) -> None:
     first, second = pair
     _change(second, _raise_loss(7, 3e-6))
-    result = agreement(collect(first), collect(second))
-    assert result.agrees and result.identical_steps == 29 and result.largest_difference == pytest.approx(3e-6, rel=1e-3)
+    result = compare_curves(collect(first), collect(second))
+    assert (
+        result.is_same_curve
+        and result.identical_steps == 29
+        and result.largest_difference == pytest.approx(3e-6, rel=1e-3)
+    )
     assert result.sentences[0] == (
         "the losses of all 30 steps agree within 1e-05 (largest difference 3e-06; 29 of 30 steps are bit-identical)"
     )
@@ -210,9 +214,9 @@ def test_the_first_step_that_differs_is_named_with_both_values(pair: Pair) -> No
     first, second = pair
     _change(second, _raise_loss(20, 0.5))
     _change(second, _raise_loss(11, 2e-5))
-    result = agreement(collect(first), collect(second))
+    result = compare_curves(collect(first), collect(second))
     first, second = (next(s.loss for s in collect(run).steps if s.step == 11) for run in (first, second))
-    assert not result.agrees and result.loss_divergence is not None and result.loss_divergence.step == 11
+    assert not result.is_same_curve and result.loss_divergence is not None and result.loss_divergence.step == 11
     assert (
         result.sentences[0]
         == f"the loss curves differ: loss at step 11: {first!r} and {second!r}; 28 of 30 steps are bit-identical"
@@ -227,9 +231,9 @@ def test_a_non_finite_loss_agrees_only_with_the_same_value(pair: Pair, value: fl
 
     first, second = pair
     _change(second, broken)
-    assert agreement(collect(first), collect(second)).agrees is agrees
+    assert compare_curves(collect(first), collect(second)).is_same_curve is agrees
     _change(first, broken)
-    assert agreement(collect(first), collect(second)).agrees
+    assert compare_curves(collect(first), collect(second)).is_same_curve
 
 
 def test_differing_evaluations_and_missing_steps_are_found(pair: Pair) -> None:
@@ -240,13 +244,13 @@ def test_differing_evaluations_and_missing_steps_are_found(pair: Pair) -> None:
         return line.model_copy(update={"metrics": {**line.metrics, "accuracy": 0.25}}) if hit else line
 
     _change(second, worse)
-    result = agreement(collect(first), collect(second))
-    assert not result.agrees and result.loss_divergence is None
+    result = compare_curves(collect(first), collect(second))
+    assert not result.is_same_curve and result.loss_divergence is None
     assert result.sentences[1].startswith("the evaluations differ: validation accuracy at step 9: 0.7")
     _change(second, lambda line: None if line.step > 20 else line)
-    result = agreement(collect(first), collect(second))
-    assert not result.agrees and result.unmatched_steps == 10
+    result = compare_curves(collect(first), collect(second))
+    assert not result.is_same_curve and result.unmatched_steps == 10
     assert "10 steps are in only one of the runs" in result.sentences
     _change(second, lambda line: None)
     second.append_metrics([])
-    assert agreement(collect(first), collect(second)).sentences == ("the runs have no step in common",)
+    assert compare_curves(collect(first), collect(second)).sentences == ("the runs have no step in common",)

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from launcher.report.collect import collect
-from launcher.report.render import render, write_report
+from launcher.report.render import render_report, write_report
 from launcher.rundir.directory import RunDir
 from launcher.rundir.events import record_event
 from launcher.rundir.records import ConfusionMatrix, ScoresRecord
@@ -54,11 +54,11 @@ def test_write_report_publishes_and_returns_the_path(make_run: Callable[..., Run
     run = make_run("done", ("negative", "positive"))
     path = write_report(run)
     assert path == run.path("report.html")
-    assert run.read_bytes("report.html").decode() == render(collect(run))
+    assert run.read_bytes("report.html").decode() == render_report(collect(run))
 
 
 def test_the_page_of_a_finished_run(make_run: Callable[..., RunDir]) -> None:
-    text = render(collect(make_run("sst2", ("negative", "positive"))))
+    text = render_report(collect(make_run("sst2", ("negative", "positive"))))
     page = Page(text)
     assert "sst2 text-classification: accuracy 0.771 on test (chance 0.584), 400 steps, 1 min 24 s" in page.text
     order = ["Curves", "Scores on test", "Scores on validation", "Memory per worker", "Environment", "Job"]
@@ -73,14 +73,14 @@ def test_the_page_of_a_finished_run(make_run: Callable[..., RunDir]) -> None:
 
 
 def test_every_figure_has_one_place_on_the_page(make_run: Callable[..., RunDir]) -> None:
-    page = Page(render(collect(make_run("done", ("a", "b", "c"), steps=30))))
+    page = Page(render_report(collect(make_run("done", ("a", "b", "c"), steps=30))))
     places = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
     assert places == list(json.loads(page.scripts[0]))
     assert len(places) == 8, "five curves, the times, two confusion matrices"
 
 
 def test_the_page_loads_nothing(make_run: Callable[..., RunDir]) -> None:
-    text = render(collect(make_run("done", ("a", "b"), steps=30)))
+    text = render_report(collect(make_run("done", ("a", "b"), steps=30)))
     page = Page(text)
     assert not [attrs for _, attrs in page.tags if "src" in attrs or "srcset" in attrs]
     assert page.count("link") == page.count("img") == page.count("iframe") == 0
@@ -92,7 +92,7 @@ def test_the_page_loads_nothing(make_run: Callable[..., RunDir]) -> None:
 
 
 def test_the_policy_allows_exactly_the_two_scripts(make_run: Callable[..., RunDir]) -> None:
-    page = Page(render(collect(make_run("done", ("a", "b"), steps=30))))
+    page = Page(render_report(collect(make_run("done", ("a", "b"), steps=30))))
     policy = next(attrs["content"] or "" for tag, attrs in page.tags if attrs.get("http-equiv"))
     data, *scripts = page.scripts
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
@@ -108,7 +108,7 @@ def test_hostile_text_is_escaped(make_run: Callable[..., RunDir], hostile: str) 
         "scores-x.json",
         scores.model_copy(update={"split": hostile, "metrics": {hostile: 0.5}, "baseline": {hostile: 0.1}}),
     )
-    text = render(collect(run))
+    text = render_report(collect(run))
     page = Page(text)
     assert page.count("script") == 3 and page.count("img") == 0
     assert "<script>alert" not in text and "<img" not in text.split("<script>")[0]
@@ -126,21 +126,21 @@ def test_hostile_metric_names_are_escaped(make_run: Callable[..., RunDir], hosti
     ]
     run.delete("metrics.jsonl")
     run.append_metrics(lines)
-    page = Page(render(collect(run)))
+    page = Page(render_report(collect(run)))
     assert page.count("script") == 3 and page.count("img") == 0
     names = [trace["name"] for trace in json.loads(page.scripts[0])["curve-1"]["data"]]
     assert all("<" not in name for name in names)
 
 
 def test_a_regression_has_no_classes(make_run: Callable[..., RunDir]) -> None:
-    page = Page(render(collect(make_run("sts", steps=30))))
+    page = Page(render_report(collect(make_run("sts", steps=30))))
     for part in ("Confusion", "confusions", "Classes", "chance"):
         assert part not in page.text
     assert "pearson 0.7870 0.0000" in page.text and "baseline" in page.text
 
 
 def test_a_run_with_only_a_job_file(begun: RunDir) -> None:
-    text = render(collect(begun))
+    text = render_report(collect(begun))
     page = Page(text)
     assert "No training step is logged yet (metrics.jsonl)." in page.text
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Job"]
@@ -153,11 +153,11 @@ def test_a_run_with_only_a_job_file(begun: RunDir) -> None:
 def test_any_part_may_be_missing(make_run: Callable[..., RunDir], name: str) -> None:
     run = make_run("partial", ("a", "b"), steps=30)
     run.delete(name)
-    assert "partial" in Page(render(collect(run))).text
+    assert "partial" in Page(render_report(collect(run))).text
 
 
 def test_long_texts_are_folded(make_run: Callable[..., RunDir], long_text: str) -> None:
-    page = Page(render(collect(make_run("done", ("a", "b"), steps=30))))
+    page = Page(render_report(collect(make_run("done", ("a", "b"), steps=30))))
     assert sum(attrs.get("class") == "clipped" for _, attrs in page.tags) == 2, "one long row in each split"
     assert long_text.strip() in page.text, "the whole text is in the fold"
     assert "Show 4 more" in page.text
@@ -168,7 +168,7 @@ def test_a_very_long_text_is_cut_with_a_note(make_run: Callable[..., RunDir]) ->
     scores = run.read_record("scores-test.json", ScoresRecord)
     long_row = scores.worst[0].model_copy(update={"inputs": {"text": "x" * 50_000}})
     run.write_record("scores-test.json", scores.model_copy(update={"worst": (long_row,)}))
-    text = render(collect(run))
+    text = render_report(collect(run))
     assert "30,000 more characters are not shown" in text and "x" * 20_001 not in text
 
 
@@ -179,13 +179,13 @@ def test_too_many_classes_for_a_matrix(make_run: Callable[..., RunDir]) -> None:
     counts = tuple(tuple(int(i == j) + 5 * (j == i + 1) for j in range(150)) for i in range(150))
     matrix = ConfusionMatrix(labels=labels, counts=counts)
     run.write_record("scores-test.json", scores.model_copy(update={"confusion": matrix}))
-    page = Page(render(collect(run)))
+    page = Page(render_report(collect(run)))
     assert "The confusion matrix of 150 classes is too large to show; see scores-test.json." in page.text
     assert "c0 c1 5 83.3 %" in page.text, "the largest confusions are still listed"
 
 
 def test_events_are_listed(begun: RunDir, hostile: str) -> None:
-    assert 'id="events"' not in render(collect(begun))
+    assert 'id="events"' not in render_report(collect(begun))
     record_event(begun, "worker-lost", 37, f"the worker of rank 1 was lost {hostile}")
-    page = render(collect(begun))
+    page = render_report(collect(begun))
     assert "<h2>Events</h2>" in page and "worker-lost" in page and hostile not in page

@@ -1,11 +1,11 @@
 """Marked and generated texts (`launcher/report/texts.py`)."""
 
 from launcher.report.texts import group_by_row, split_at_marks
-from launcher.rundir.records import GenerationRecord, Mark
+from launcher.rundir.records import GenerationRecord, SpanMark
 
 
-def _mark(start: int, end: int, kind: str, label: str = "person") -> Mark:
-    return Mark.model_validate({"start": start, "end": end, "label": label, "kind": kind})
+def _mark(start: int, end: int, kind: str, label: str = "person") -> SpanMark:
+    return SpanMark.model_validate({"start": start, "end": end, "label": label, "kind": kind})
 
 
 def test_a_text_is_split_where_marks_begin_and_end() -> None:

@@ -15,7 +15,7 @@ import launcher.rundir.directory
 from launcher.data.files import list_files
 from launcher.driver.prepare import prepare
 from launcher.errors import DataError, ModelError, RunError
-from launcher.models.cells import CellSource, cell_bytes
+from launcher.models.cells import CellSource, read_cell
 from launcher.models.remote import local_copy, remote_files
 from launcher.report.render import write_report
 from launcher.rundir import metrics_log
@@ -170,9 +170,9 @@ def test_picture_is_read_from_s3(endpoint: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     upload(endpoint, tmp_path / "a.png", "bucket/pictures/a.png")
     places = CellSource(remote=(("s3://bucket/pictures", ""),))
-    assert cell_bytes({"path": "s3://bucket/pictures/a.png", "bytes": None}, places) == b"picture"
+    assert read_cell({"path": "s3://bucket/pictures/a.png", "bytes": None}, places) == b"picture"
     with pytest.raises(ValueError, match=r"is 's3://bucket/pictures/b\.png', which cannot be read"):
-        cell_bytes("s3://bucket/pictures/b.png", places)
+        read_cell("s3://bucket/pictures/b.png", places)
 
 
 def test_dead_endpoint_is_refused_within_seconds(dead: None, tiny_bert: Path, tmp_path: Path) -> None:

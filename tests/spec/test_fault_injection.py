@@ -29,14 +29,14 @@ def test_an_invalid_fault_is_refused(text: str) -> None:
 
 def test_a_fault_beyond_the_steps_or_ranks_is_refused() -> None:
     with pytest.raises(UserError, match="kill=2@step3 is for rank 2, and the ranks are 0 to 1"):
-        parse_faults("kill=2@step3").of(10, 2)
+        parse_faults("kill=2@step3").resolve(10, 2)
     with pytest.raises(UserError, match="nan@step11 is beyond the run's 10 steps"):
-        parse_faults("nan@step11").of(10, 2)
+        parse_faults("nan@step11").resolve(10, 2)
 
 
 @given(st.integers(1, 60), st.integers(0, 1000), st.integers(1, 500), st.integers(1, 16))
 def test_random_kills_depend_only_on_the_seed(count: int, seed: int, steps: int, workers: int) -> None:
-    drawn = Faults(num_random=count, seed=seed).of(steps, workers)
-    assert drawn == Faults(num_random=count, seed=seed).of(steps, workers) and len(drawn) == count
+    drawn = Faults(num_random=count, seed=seed).resolve(steps, workers)
+    assert drawn == Faults(num_random=count, seed=seed).resolve(steps, workers) and len(drawn) == count
     for fault in drawn:
-        assert fault.kind == "kill" and 1 <= (fault.step or 0) <= steps and 0 <= int(fault.whom or 0) < workers
+        assert fault.kind == "kill" and 1 <= (fault.step or 0) <= steps and 0 <= int(fault.target or 0) < workers

@@ -7,7 +7,7 @@ import pytest
 
 from launcher.errors import SpecError
 from launcher.spec.job import JobSpec
-from launcher.spec.permissions import as_overrides, granted, with_permissions_of
+from launcher.spec.permissions import grant_permissions, permission_overrides, with_permissions_of
 from tests.support.jobs import make_job
 
 _EVIL: dict[str, tuple[dict[str, Any], str]] = {
@@ -26,7 +26,7 @@ def _job(**sections: Any) -> JobSpec:
 def test_a_run_cannot_grant_permissions(key: str) -> None:
     sections, typed = _EVIL[key]
     with pytest.raises(SpecError) as refused:
-        granted(_job(**sections), "there/job.yaml", ())
+        grant_permissions(_job(**sections), "there/job.yaml", ())
     (problem,) = refused.value.problems
     assert problem.startswith(f"there/job.yaml: asks for {key}: ") and f"add {typed}" in problem.replace("'", "")
 
@@ -35,26 +35,26 @@ def test_a_run_cannot_grant_permissions(key: str) -> None:
 @pytest.mark.parametrize("key", _EVIL)
 def test_the_command_line_grants_permissions(key: str, typed: str) -> None:
     job = _job(**_EVIL[key][0])
-    assert granted(job, "there", [typed.format(key=key, section=key.split(".")[0])]) == job
+    assert grant_permissions(job, "there", [typed.format(key=key, section=key.split(".")[0])]) == job
 
 
 def test_all_missing_permissions_are_reported_at_once() -> None:
     sections: dict[str, Any] = {"model": {"trust_remote_code": True, "allow_pickle": True}}
     with pytest.raises(SpecError) as refused:
-        granted(_job(**sections), "there", ["model.name=x"])
+        grant_permissions(_job(**sections), "there", ["model.name=x"])
     assert len(refused.value.problems) == 2
 
 
 def test_a_tracker_needs_permission_only_in_training() -> None:
     job = _job(logging={"mlflow": "http://evil:5000"})
-    assert granted(job, "there", ()) == job
+    assert grant_permissions(job, "there", ()) == job
     with pytest.raises(SpecError, match=r"asks for logging\.mlflow: http://evil:5000"):
-        granted(job, "there", (), is_training=True)
+        grant_permissions(job, "there", (), is_training=True)
 
 
 def test_local_addresses_are_allowed_and_keys_of_submitted_jobs_are_dropped() -> None:
     job = _job(cluster={"address": "auto", "prepare": "rm -rf ~", "code": ["x.py"]})
-    cluster = granted(job, "there", ()).cluster
+    cluster = grant_permissions(job, "there", ()).cluster
     assert (cluster.address, cluster.prepare, cluster.code) == ("auto", None, ())
 
 
@@ -69,6 +69,6 @@ def test_a_fork_uses_permissions_and_storage_of_its_own_job() -> None:
 
 def test_permissions_of_the_users_job_become_overrides() -> None:
     job = _job(model={"trust_remote_code": True}, cluster={"pass_env": ["A", "B"]})
-    typed = as_overrides(job)
+    typed = permission_overrides(job)
     assert typed == ("model.trust_remote_code=true", 'cluster.pass_env=["A","B"]')
-    assert granted(job, "there", typed) == job
+    assert grant_permissions(job, "there", typed) == job

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.errors import SpecError
 from launcher.spec.loader import load_job
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 
 _JOB = """\
 name: recipe
@@ -20,7 +20,7 @@ def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
     """Return the problems of the job with the overrides."""
     (folder / "job.yaml").write_text(_JOB)
     with pytest.raises(SpecError) as caught:
-        load_job(folder / "job.yaml", overrides, params_of)
+        load_job(folder / "job.yaml", overrides, params_class)
     return caught.value.problems
 
 
@@ -57,7 +57,7 @@ def test_loss_options_are_refused_for_regression(tmp_path: Path, key: str) -> No
 
 def test_class_names_may_be_numbers_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(_JOB)
-    job = load_job(tmp_path / "job.yaml", ("task.class_weights={0: 1, 1: 2}",), params_of)
+    job = load_job(tmp_path / "job.yaml", ("task.class_weights={0: 1, 1: 2}",), params_class)
     assert job.task.parameters()["class_weights"] == {"0": 1.0, "1": 2.0}
 
 
@@ -81,7 +81,9 @@ def test_contradicting_keys_are_refused(tmp_path: Path, overrides: tuple[str, ..
 
 def test_an_optimizer_without_a_type_is_adamw(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(_JOB)
-    job = load_job(tmp_path / "job.yaml", ("train.optimizer={weight_decay: 0.1}",), params_of)
+    job = load_job(tmp_path / "job.yaml", ("train.optimizer={weight_decay: 0.1}",), params_class)
     assert (job.train.optimizer.type, job.train.optimizer.weight_decay) == ("adamw", 0.1)
-    adafactor = load_job(tmp_path / "job.yaml", ("train.optimizer={type: adafactor}", "cluster.workers=4"), params_of)
+    adafactor = load_job(
+        tmp_path / "job.yaml", ("train.optimizer={type: adafactor}", "cluster.workers=4"), params_class
+    )
     assert adafactor.zero_stage == 0

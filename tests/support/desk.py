@@ -126,9 +126,9 @@ class Desk:
         """Create the run as `launcher train` leaves it when it is interrupted at once."""
         from launcher.driver.prepare import prepare
         from launcher.spec.loader import dump_job, load_job
-        from launcher.tasks import params_of
+        from launcher.tasks import params_class
 
-        prepared = prepare(load_job("job.yaml", (), params_of))
+        prepared = prepare(load_job("job.yaml", (), params_class))
         prepared.run.write_bytes("job.yaml", dump_job(prepared.job).encode())
         prepared.run.write_record("plan.json", prepared.plan)
 

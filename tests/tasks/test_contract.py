@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from launcher.errors import UserError
 from launcher.spec.model import ModelSpec
-from launcher.tasks import params_models, params_of, task_class, task_names
+from launcher.tasks import params_class, params_models, task_class, task_names
 from launcher.tasks.base import Task, TaskParams
 from launcher.tasks.text_classification import TextClassification, TextParams
 from tests.support.jobs import Columns
@@ -43,14 +43,14 @@ def test_the_module_exports_its_task(name: str) -> None:
     module = importlib.import_module(f"launcher.tasks.{name.replace('-', '_')}")
     assert module.TASK is task_class(name)
     assert issubclass(module.TASK.Params, TaskParams)
-    assert params_of(name) is params_models()[name] is module.TASK.Params
+    assert params_class(name) is params_models()[name] is module.TASK.Params
     members = [member for member in vars(Task) if not member.startswith("_") and callable(vars(Task)[member])]
     assert "encode" in members
     assert not [member for member in members if not callable(getattr(module.TASK, member, None))]
 
 
 def test_parameters_survive_a_round_trip_and_are_frozen(name: str, task: Task) -> None:
-    kind = params_of(name)
+    kind = params_class(name)
     learned = task.infer_params(Columns(task.example_rows(200, 0)))
     for params in (kind(), learned):
         assert kind.model_validate(params.model_dump()) == params
@@ -62,7 +62,7 @@ def test_parameters_survive_a_round_trip_and_are_frozen(name: str, task: Task) -
 
 
 def test_every_parameter_is_documented(name: str) -> None:
-    assert not [key for key, field in params_of(name).model_fields.items() if not field.description]
+    assert not [key for key, field in params_class(name).model_fields.items() if not field.description]
 
 
 def test_inferring_parameters_twice_changes_nothing(name: str, task: Task, model: ModelSpec) -> None:
@@ -285,7 +285,7 @@ def test_a_task_is_imported_from_outside_the_package(
     monkeypatch.syspath_prepend(tmp_path)
     kind = task_class("outside_task:Mine")
     assert (kind.__module__, kind.__name__) == ("outside_task", "Mine")
-    assert "shout" in params_of("outside_task:Mine").model_fields
+    assert "shout" in params_class("outside_task:Mine").model_fields
     task = kind(kind.Params.model_validate({"shout": True, "labels": ["a", "b"]}), ModelSpec(name=str(tiny_bert)), 0)
     assert len(task.encode(task.example_rows(3, 0), True).samples) == 3
     assert task_names() == list(params_models())

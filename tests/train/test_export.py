@@ -14,7 +14,7 @@ from launcher.driver.prepare import PreparedJob
 from launcher.errors import TrainingError
 from launcher.tasks import build_task
 from launcher.train.engine import Engine
-from launcher.train.export import check_finite, export
+from launcher.train.export import check_finite, export_model
 from launcher.train.loop import forward_backward
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, share_cells
@@ -29,7 +29,7 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     for step, batch in enumerate(batches[:3]):
         forward_backward(engine, task, batch.micro_batches, batch.global_batch.weight, step)
         engine.step(1e-2, step)
-    export(prepared.run, engine, task, prepared.job, prepared.plan)
+    export_model(prepared.run, engine, task, prepared.job, prepared.plan)
     inputs = collate(task, batches[0].micro_batches[0])
     Path(prepared.run.uri).mkdir(parents=True, exist_ok=True)
     torch.save(dict(inputs.inputs), f"{prepared.run.uri}/inputs-{engine.rank}.pt")

@@ -13,9 +13,9 @@ from launcher.errors import SpecError, UserError
 from launcher.rundir.trials import TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 from launcher.tune.search import Search, compute_importances
-from launcher.tune.space import check_space, grid, metric_of, trial_job
+from launcher.tune.space import check_space, choose_metric, list_grid, trial_job
 
 _SPACE: dict[str, Any] = {
     "train.learning_rate": {"loguniform": [1e-6, 1e-3]},
@@ -73,22 +73,22 @@ def test_a_space_with_an_impossible_trial_is_refused(
     space: dict[str, Any], more: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        check_space(_job(tmp_path), _spec(space, **more), params_of)
+        check_space(_job(tmp_path), _spec(space, **more), params_class)
 
 
 def test_a_trial_is_the_job_with_its_values(tmp_path: Path) -> None:
     job = _job(tmp_path)
-    trial = trial_job(job, {"train.learning_rate": 3e-4, "task.max_length": 64, "model.name": "other"}, params_of)
+    trial = trial_job(job, {"train.learning_rate": 3e-4, "task.max_length": 64, "model.name": "other"}, params_class)
     assert (trial.train.learning_rate, trial.task.parameters()["max_length"], trial.model.name) == (3e-4, 64, "other")
     back = trial_job(
-        trial, {"train.learning_rate": 2e-5, "task.max_length": 32, "model.name": str(tmp_path)}, params_of
+        trial, {"train.learning_rate": 2e-5, "task.max_length": 32, "model.name": str(tmp_path)}, params_class
     )
     assert back == job
 
 
 def test_a_grid_has_every_combination_once() -> None:
     space = _spec({"a.x": {"choice": ["p", "q"]}, "a.y": {"int": [1, 3]}}).space
-    rows = grid(space)
+    rows = list_grid(space)
     assert len(rows) == 6 and len({tuple(row.items()) for row in rows}) == 6
     assert rows[0] == {"a.x": "p", "a.y": 1} and rows[1] == {"a.x": "p", "a.y": 2}
     assert Search(_spec({"a.y": {"int": [1, 3]}}, search="grid", trials=50), 0, "max").trials == 3
@@ -149,7 +149,7 @@ def test_the_most_important_key_is_the_one_that_changes_the_metric() -> None:
 
 def test_the_metric_is_one_of_the_tasks_own(tmp_path: Path) -> None:
     job = _job(tmp_path)
-    assert metric_of(_spec(), job, {"accuracy": "max"}) == ("accuracy", "max")
-    assert metric_of(_spec(metric="loss"), job, {"accuracy": "max"}) == ("loss", "min")
+    assert choose_metric(_spec(), job, {"accuracy": "max"}) == ("accuracy", "max")
+    assert choose_metric(_spec(metric="loss"), job, {"accuracy": "max"}) == ("loss", "min")
     with pytest.raises(UserError, match=r"tune\.metric"):
-        metric_of(_spec(metric="f2"), job, {"accuracy": "max"})
+        choose_metric(_spec(metric="f2"), job, {"accuracy": "max"})

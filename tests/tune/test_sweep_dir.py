@@ -13,7 +13,7 @@ from launcher.rundir.records import FileEntry, ManifestRecord
 from launcher.rundir.trials import SweepRecord, TrialEvaluation, TrialRecord
 from launcher.spec.job import JobSpec
 from launcher.spec.tune import TuneSpec
-from launcher.tasks import params_of
+from launcher.tasks import params_class
 from launcher.train.checkpoint import catalog
 from launcher.tune.run import prepare_sweep
 from launcher.tune.search import Search
@@ -63,8 +63,8 @@ def _give_checkpoint(sweep: SweepDir, number: int, size: int) -> None:
 def test_trials_are_ranked_by_their_best_evaluation(tmp_path: Path, mode: str, order: list[int]) -> None:
     sweep = _sweep(tmp_path, mode)
     for trial in (_trial(0, 0.3, 0.5), _trial(1, 0.2), _trial(2, 0.9, 0.6), _trial(3, 0.95, status="failed")):
-        sweep.put(trial)
-    assert [trial.number for trial in sweep.ranked()] == order
+        sweep.record_trial(trial)
+    assert [trial.number for trial in sweep.rank_trials()] == order
     other = _sweep(tmp_path, mode)
     other.load()
     assert other.trials == sweep.trials
@@ -75,7 +75,7 @@ def test_checkpoints_beyond_the_budget_are_removed(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     statuses = ["finished", "finished", "pruned", "failed", "running", "finished"]
     for number, (value, status) in enumerate(zip([0.7, 0.9, 0.8, 0.1, 0.2, 0.3], statuses, strict=True)):
-        sweep.put(_trial(number, value, status=status))
+        sweep.record_trial(_trial(number, value, status=status))
         _give_checkpoint(sweep, number, 1 << 29)
     sweep.free_space(budget_gib=1.0)
     with_checkpoint = [number for number in range(6) if catalog.latest_step(sweep.trial_run(number))]
@@ -85,7 +85,7 @@ def test_checkpoints_beyond_the_budget_are_removed(tmp_path: Path) -> None:
 def test_tables_have_every_trial(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     for trial in (_trial(0, 0.3), _trial(1), _trial(2, 0.5, status="pruned"), _trial(4, 0.51, repeat_of=2)):
-        sweep.put(trial)
+        sweep.record_trial(trial)
     write_tables(sweep)
     table = pq.read_table(tmp_path / "s" / "sweep" / "trials.parquet").to_pylist()
     assert [(row["rank"], row["number"], row["status"]) for row in table] == [
@@ -99,7 +99,7 @@ def test_the_report_of_500_trials_stays_small(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path, trials=500)
     for number in range(500):
         values = [0.5 + 0.0008 * number + 0.01 * i for i in range(20)]
-        sweep.put(_trial(number, *values, status=("finished", "pruned", "failed")[number % 3]))
+        sweep.record_trial(_trial(number, *values, status=("finished", "pruned", "failed")[number % 3]))
     sweep.save(seconds=100.0, importances={"train.learning_rate": 0.8, "train.batch_size": 0.2})
     page = render_sweep(collect_sweep(sweep.run))
     assert len(page.encode()) < 5_000_000
@@ -111,7 +111,7 @@ def test_the_report_of_500_trials_stays_small(tmp_path: Path) -> None:
 def test_the_report_of_a_sweep_without_evaluations(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     sweep.save()
-    sweep.put(_trial(0, status="running"))
+    sweep.record_trial(_trial(0, status="running"))
     data = collect_sweep(sweep.run)
     assert "0 of 4 trials completed, no evaluation yet" in summarize_sweep(data)
     assert "trials.csv" in render_sweep(data)
@@ -120,7 +120,7 @@ def test_the_report_of_a_sweep_without_evaluations(tmp_path: Path) -> None:
 def test_noise_is_computed_from_repeats(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path)
     for trial in (_trial(0, 0.9), _trial(1, 0.5), _trial(4, 0.8, repeat_of=0), _trial(5, 1.0, repeat_of=0)):
-        sweep.put(trial)
+        sweep.record_trial(trial)
     sweep.save(best=0)
     assert collect_sweep(sweep.run).seed_std == pytest.approx(0.1)
     assert "standard deviation over 3 seeds" in render_sweep(collect_sweep(sweep.run))
@@ -134,7 +134,7 @@ def test_the_metric_of_the_sweep_chooses_each_trials_best_checkpoint(tiny_bert: 
     assert (sweep.prepared.job.evaluation.metric, sweep.prepared.job.evaluation.mode) == ("loss", "min")
     assert (sweep.prepared.plan.metric, sweep.prepared.plan.metric_mode) == ("loss", "min")
     trial = prepare(
-        trial_job(sweep.prepared.job, {"train.learning_rate": 1e-3}, params_of).model_copy(update={"tune": None})
+        trial_job(sweep.prepared.job, {"train.learning_rate": 1e-3}, params_class).model_copy(update={"tune": None})
     )
     assert (trial.plan.metric, trial.plan.metric_mode) == ("loss", "min")
 
@@ -142,9 +142,9 @@ def test_the_metric_of_the_sweep_chooses_each_trials_best_checkpoint(tiny_bert: 
 def test_a_trial_on_disk_that_sets_another_key_is_refused(tmp_path: Path) -> None:
     """Refuse a record by which someone with access to the directory could permit what the job file forbids."""
     sweep = _sweep(tmp_path)
-    sweep.put(_trial(0, 0.5))
+    sweep.record_trial(_trial(0, 0.5))
     tampered = _trial(1, 0.9)
-    sweep.put(tampered.model_copy(update={"params": {**tampered.params, "model.trust_remote_code": True}}))
+    sweep.record_trial(tampered.model_copy(update={"params": {**tampered.params, "model.trust_remote_code": True}}))
     with pytest.raises(
         RunError, match=r"trial-0001/trial\.json: sets model\.trust_remote_code, which is not in tune\.sp"
     ):

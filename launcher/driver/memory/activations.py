@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 
 from launcher.driver.memory.estimate import Activations, ParameterCounts
 from launcher.models.adapters import add_adapters
-from launcher.models.batch_norm import batch_norms, synchronize
-from launcher.models.pretrained import empty_model, load_config
+from launcher.models.batch_norm import convert_to_sync_batch_norm, find_batch_norms
+from launcher.models.pretrained import load_config, untrained_model
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
 
@@ -37,7 +37,7 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
     if type(task).build_model is not Task.build_model:
         raise RuntimeError("the task builds its model itself")
     with torch.device("meta"):
-        model = empty_model(task.auto_model, load_config(task.model, **task.head()))
+        model = untrained_model(task.auto_model, load_config(task.model, **task.head()))
         task.add_adapters(model)
         if job.parallel.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -45,9 +45,9 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
             model = add_adapters(model, task.auto_model, job.model, job.seed)  # type: ignore[assignment]  # a PeftModel forwards alike
         model.train()
         if job.model.syncs_batch_norm:
-            synchronize(model)
+            convert_to_sync_batch_norm(model)
         else:
-            for layer in batch_norms(model):
+            for layer in find_batch_norms(model):
                 layer.eval()
     torch.nn.Module.to(model, dtype=_DTYPES[job.train.precision])  # transformers' own `to` is untyped
     return model

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.rank_batches import repeated
+from launcher.data.rank_batches import repeat_sample
 from launcher.data.splits import Split
 from launcher.driver.memory.estimate import (
     Activations,
@@ -243,8 +243,8 @@ def _make_estimate(job: JobSpec, train: Split, local_batch: int) -> Estimate:
     def estimate(zero: int, micro_batch: int) -> WorkerMemory:
         count = micro_batch if task.pack_length is None else max(1, -(-micro_batch // rows_per_sample))
         if (key, count) not in _MEASURED:
-            train_batch = repeated(task, samples, longest, count, rows_per_sample)
-            evaluation_batch = repeated(task, samples, longest, evaluation_rows, 1)
+            train_batch = repeat_sample(task, samples, longest, count, rows_per_sample)
+            evaluation_batch = repeat_sample(task, samples, longest, evaluation_rows, 1)
             _MEASURED[key, count] = _measure(job, task, train_batch, evaluation_batch)
         parameters, activations = _MEASURED[key, count]
         return worker_memory(parameters, activations, _memory_config(job, zero, local_batch > micro_batch))

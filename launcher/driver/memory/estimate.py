@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from launcher.rundir.plan import WorkerMemory
 from launcher.rundir.records import Record
-from launcher.train.deepspeed_config import swap_buffers
+from launcher.train.deepspeed_config import swap_buffer_bytes
 
 _FP32_BYTES = 4
 # Elements. DeepSpeed's defaults where its config is silent: stage3_max_reuse_distance, stage3_prefetch_bucket_size.
@@ -93,7 +93,7 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
     disk = 0
     if config.offload_to_disk:
         disk = offloaded
-        offloaded = gradient_shard + swap_buffers(trained // shards)
+        offloaded = gradient_shard + swap_buffer_bytes(trained // shards)
     if config.offload_parameters:
         offloaded += weights
     ema = trained * _FP32_BYTES // (config.workers if config.zero == 3 else 1) if config.has_ema else 0

@@ -6,12 +6,12 @@ from pathlib import Path
 from launcher.errors import SpecError
 from launcher.spec.base import KeyPath
 from launcher.spec.job import JobSpec
-from launcher.spec.loader import ParamsOf, apply_override, load_job, read_document
+from launcher.spec.loader import TaskParamsLookup, apply_override, load_job, read_document
 from launcher.spec.messages import Problem
 from launcher.submit.kubernetes.places import misplaced
 
 
-def load_for_pods(path: Path, overrides: Sequence[str], params_of: ParamsOf | None) -> JobSpec:
+def load_for_pods(path: Path, overrides: Sequence[str], params_of: TaskParamsLookup | None) -> JobSpec:
     """A job file as pods would see it.
 
     Args:

@@ -6,11 +6,11 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from launcher.spec.base import KeyPath
-from launcher.spec.hub import PREFIX, is_path, parse_hub
+from launcher.spec.hub import HUB_PREFIX, is_local_path, parse_hub
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes import HOME, KubernetesSpec
 from launcher.spec.messages import dotted
-from launcher.spec.permissions import secrets_in
+from launcher.spec.permissions import find_secrets
 
 _KEYS = (
     "which everyone may read who may read the manifest; take it out, and give the pods a role (service_account), or "
@@ -27,12 +27,12 @@ class Misplaced(NamedTuple):
 
 def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
     """What of a job file cannot be used in pods as it is written; [] when everything can."""
-    found = [Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}") for key, shown, what in secrets_in(job)]
+    found = [Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}") for key, shown, what in find_secrets(job)]
     found += [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
     for split in ("train", "validation", "test"):
         for index, location in enumerate(getattr(job.data, split) or ()):
-            path = parse_hub(location).source if location.startswith(PREFIX) else location
-            if not location.startswith(PREFIX) or path.startswith(("/", ".", "~")):
+            path = parse_hub(location).source if location.startswith(HUB_PREFIX) else location
+            if not location.startswith(HUB_PREFIX) or path.startswith(("/", ".", "~")):
                 found += _readable(("data", split, index), path, spec)
     for index, location in enumerate(job.data.files_below):
         found += _readable(("data", "files_below", index), location, spec)
@@ -100,4 +100,4 @@ def _within(path: str, root: str) -> bool:
 
 def _is_directory(name: str) -> bool:
     """Whether a model's name is that of a directory: it can be none on the hub, or there is one here."""
-    return is_path(name) or (bool(name) and os.path.isdir(name))
+    return is_local_path(name) or (bool(name) and os.path.isdir(name))

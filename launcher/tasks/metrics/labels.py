@@ -21,7 +21,7 @@ from launcher.errors import DataError
 from launcher.formatting import list_names, show_value
 from launcher.tasks.base import MetricMode, RowResult
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
-from launcher.tasks.padding import whole_numbers
+from launcher.tasks.padding import floats_to_integers
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ class Labels:
         if self.kind != "single-label" or not any(fits(arrow_type) for fits in types):
             return None
         before = 0
-        for piece in map(whole_numbers, pieces):
+        for piece in map(floats_to_integers, pieces):
             problems = []
             for value in pc.unique(piece):
                 try:
@@ -165,7 +165,7 @@ class Labels:
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
         """Return the number of rows of each class in a column."""
-        return count_classes(map(whole_numbers, pieces), names, replace(self, names=names)._class)
+        return count_classes(map(floats_to_integers, pieces), names, replace(self, names=names)._class)
 
     def sample_weights(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
         """Return the weight of each row in its global batch, float64 (n,).
@@ -325,7 +325,7 @@ def check_placeholders(names: Sequence[str], column: str) -> None:
             )
 
 
-def remarks(names: Sequence[str], column: str) -> list[str]:
+def class_name_notes(names: Sequence[str], column: str) -> list[str]:
     """Return notes for the plan on class names that look alike, or that may mean "no label"."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -357,5 +357,5 @@ def distinct(pieces: Iterable[pa.Array]) -> tuple[str, ...]:
     values: set[str | int | bool | None] = set()
     for piece in pieces:
         is_list = pa.types.is_list(piece.type) or pa.types.is_large_list(piece.type)
-        values.update(pc.unique(whole_numbers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
+        values.update(pc.unique(floats_to_integers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
     return tuple(str(value) for value in sorted(values - {None}))  # type: ignore[type-var]  # of one type

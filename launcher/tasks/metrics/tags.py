@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from launcher.errors import DataError
 from launcher.formatting import list_names, show_value
 from launcher.models.chat import IGNORED
-from launcher.rundir.records import Mark
+from launcher.rundir.records import SpanMark
 from launcher.tasks.base import MetricMode, RowResult
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.metrics.labels import check_placeholders, distinct, infer_names
@@ -330,7 +330,7 @@ class Tags:
             predicted = {(e["start"], e["end"], e["label"]) for e in entities}
             groups = {"found": true & predicted, "missed": true - predicted, "wrong": predicted - true}
             marks = [
-                Mark(start=start, end=end, label=label, kind=cast("Literal['found', 'missed', 'wrong']", kind))
+                SpanMark(start=start, end=end, label=label, kind=cast("Literal['found', 'missed', 'wrong']", kind))
                 for kind, group in groups.items()
                 for start, end, label in group
             ]

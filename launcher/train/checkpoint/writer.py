@@ -103,7 +103,7 @@ class CheckpointWriter:
         self._pending: _PendingSave | None = None
 
     @property
-    def failed(self) -> bool:
+    def has_failed(self) -> bool:
         """Return True if this rank's part of the pending checkpoint has failed."""
         return self._pending is not None and self._pending.error is not None
 
@@ -223,13 +223,13 @@ class CheckpointWriter:
             if self._is_async and not self._engine.saves_from_files:
                 states = self._staging.copy(states)
                 pending.is_staged.set()
-            self._chaos.at("save")
+            self._chaos.inject_at_place("save")
             write = partial(self._write_file, pending.state)
             files = tuple(_retry_storage(partial(write, name, tree)) for name, tree in states.items())
             part = PartRecord(rank=rank, files=files)
             _retry_storage(partial(self._run.write_record, f"{directory}/parts/rank-{rank:05d}.json", part))
             pending.is_written.set()
-            self._chaos.at("upload")
+            self._chaos.inject_at_place("upload")
             if rank == 0:
                 _retry_storage(partial(self._complete, pending))
         except LauncherError as error:
@@ -244,7 +244,7 @@ class CheckpointWriter:
             pending.is_written.set()
 
     def _write_file(self, state: TrainerState, name: str, tree: object) -> FileEntry:
-        self._chaos.before_write(state.step)
+        self._chaos.inject_at_write(state.step)
         return write_state_files(self._run, self._files_dir(state), name, tree)
 
     def _complete(self, pending: _PendingSave) -> None:

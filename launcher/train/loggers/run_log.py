@@ -158,12 +158,12 @@ class RunLog:
             check_step(line)
         return first_flag > 0, second_flag > 0
 
-    def evaluation(self, line: EvaluationRecord, generations: list[GenerationRecord]) -> None:
+    def write_evaluation(self, line: EvaluationRecord, generations: list[GenerationRecord]) -> None:
         """Write the result of an evaluation, whose time does not count towards the training throughput."""
         self._flushed_at = time.monotonic()
         self._write([line, *generations])
 
-    def record(self, name: str, record: Record) -> None:
+    def write_record(self, name: str, record: Record) -> None:
         """Write a record of the run on rank 0; if the storage fails, `close` tries again."""
         if self._rank == 0:
             self._unwritten_records[name] = record

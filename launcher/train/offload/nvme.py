@@ -21,7 +21,7 @@ import torch
 
 from launcher.errors import ClusterError
 from launcher.train.checkpoint.universal import MOMENTS
-from launcher.train.deepspeed_config import swap_buffers
+from launcher.train.deepspeed_config import swap_buffer_bytes
 from launcher.train.offload.swap_dir import NVMeSwapDir, check_free_space
 
 # Per weight on the disk, in fp32: the weight, two moments and the gradient.
@@ -56,7 +56,7 @@ def create_swap_dir(path: str | None, elements: int) -> NVMeSwapDir | None:
                 f"parallel.offload_path: {socket.gethostname()} has no libaio to compile DeepSpeed's kernel with; "
                 "install libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
             )
-        _check_lockable(swap_buffers(elements))
+        _check_lockable(swap_buffer_bytes(elements))
         check_free_space(directory, elements * _BYTES_PER_WEIGHT * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except ClusterError:
         directory.close()

@@ -133,7 +133,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
     from launcher.data.checks import check_first_rows
     from launcher.data.rank_batches import BatchLayout, assign_to_ranks
     from launcher.data.stream import StreamSource
-    from launcher.data.windows import TRAIN, segments_of
+    from launcher.data.windows import TRAIN, stream_segments
     from launcher.driver.preflight import check_resumable
     from launcher.driver.prepare import prepare
     from launcher.rundir import metrics_log
@@ -172,7 +172,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         metrics_log.truncate_after(run, step)
     with timed("first_window"):
         source = StreamSource(prepared.job, prepared.splits, workers)
-        pieces = segments_of(TRAIN, plan.train_rows, plan, prepared.job, step)
+        pieces = stream_segments(TRAIN, plan.train_rows, plan, prepared.job, step)
         window = next(pieces)[0]
         ids = source.row_ids(window)
         lengths = np.zeros(len(ids), np.int64)

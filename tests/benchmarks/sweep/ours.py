@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.options import begin_ray, load
+from launcher.cli.options import load, start_ray_early
 
 if TYPE_CHECKING:
     from launcher.rundir.trials import TrialRecord
@@ -24,7 +24,7 @@ def note(trial: "TrialRecord") -> None:
 def main() -> None:
     started = time.monotonic()
     job = load(Path(sys.argv[1]), ())
-    begin_ray(
+    start_ray_early(
         job, (job.tune and job.tune.max_concurrent) or 1
     )  # before torch and ray are imported, as the command does
     from launcher.processes import local_ray

@@ -28,9 +28,9 @@ from launcher.data.splits import Split, open_split
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.report.collect import collect
-from launcher.report.render import render
+from launcher.report.render import render_report
 from launcher.rundir.directory import RunDir
-from launcher.rundir.leakage import LeakageRecord, LeakPair, clean_sentence, leak_sentences
+from launcher.rundir.leakage import LeakageRecord, LeakPair, leak_sentences, no_leak_sentence
 from launcher.tasks.base import Task
 from tests.support.jobs import example_table, make_job
 
@@ -406,10 +406,10 @@ def test_report_shows_leaks_or_that_there_are_none(make_leaky_run: Callable[[Lea
         examples=(),
     )  # fmt: skip
     record = LeakageRecord(fingerprints={}, columns=("text",), pairs=(clean,), seconds=0.1)
-    assert clean_sentence(record) == "no row of test is in train"
-    assert "Rows in common: no row of test is in train (text)." in render(collect(make_leaky_run(record)))
+    assert no_leak_sentence(record) == "no row of test is in train"
+    assert "Rows in common: no row of test is in train (text)." in render_report(collect(make_leaky_run(record)))
     leaky = record.model_copy(update={"pairs": (clean.model_copy(update={"duplicates": 12, "other_label": 2}),)})
-    page = render(collect(make_leaky_run(leaky)))
+    page = render_report(collect(make_leaky_run(leaky)))
     assert "12 of 1821 test rows are also in train (0.7 %), 2 of them with another label" in page
     assert "Test rows in train" in page and "Rows in common:" not in page
 

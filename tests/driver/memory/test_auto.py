@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.data.rank_batches import repeated
+from launcher.data.rank_batches import repeat_sample
 from launcher.driver.memory.activations import measure_activations, meta_model
 from launcher.driver.memory.auto import resolve_auto_parallel
 from launcher.driver.memory.estimate import (
@@ -54,7 +54,7 @@ def test_fake_tensors_measure_what_the_profiler_measures(
     task = build_task(job)
     split = prepare(job).splits["train"]
     encoded = task.encode(split.read(np.arange(8), task.input_columns + task.target_columns), True)
-    batch = repeated(task, encoded.samples, int(encoded.lengths.argmax()), 16, 1)
+    batch = repeat_sample(task, encoded.samples, int(encoded.lengths.argmax()), 16, 1)
     measured = measure_activations(meta_model(job, task), task, batch, batch)
     # A real batch without padding skips the attention mask; fake tensors have no values, so the mask stays.
     assert 0.95 < measured.joint / _profile_peak(task, batch) < 1.15
