@@ -39,7 +39,7 @@ def doctor(
     problems, each with its remedy.
     """
     from launcher.spec.loader import load_job
-    from launcher.submit.doctor.examine import examine
+    from launcher.submit.doctor.report import examine
     from launcher.tasks import params_of
 
     # The storage is tried on the nodes; that it can be written from here does not matter.
