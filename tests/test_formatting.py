@@ -13,7 +13,7 @@ from launcher.cli.remote_command import words_of
 from launcher.errors import RunError, SpecError, UserError
 from launcher.formatting import find_secret, mask_secrets
 from launcher.rundir.directory import RunDir
-from launcher.submit.kubernetes.places import misplaced
+from launcher.submit.kubernetes.job_file import misplaced
 from launcher.submit.package import make_package
 from tests.support.jobs import make_job
 

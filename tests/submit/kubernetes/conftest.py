@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.spec.loader import load_job
-from launcher.submit.kubernetes.objects import objects
+from launcher.submit.kubernetes.render import objects
 from tests.support.fake_kubernetes import FakeApi, Running
 
 _ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.spec.loader import load_job
 from launcher.submit.kubernetes.manifest import dump_manifests
-from launcher.submit.kubernetes.objects import objects
+from launcher.submit.kubernetes.render import objects
 from tests.submit.kubernetes.conftest import Validate
 from tests.submit.kubernetes.test_render import OPTIONS
 from tests.support.fake_kubernetes import Running

@@ -59,8 +59,8 @@ def test_files_are_read_in_order(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("a: [", "x.yaml: not valid YAML ("),
-        ("- 1\n", "x.yaml: document 1 is no Kubernetes object (it has no apiVersion and kind); remove it"),
-        ("apiVersion: v1\nkind: A\n---\nkind: B\n", "x.yaml: document 2 is no Kubernetes object"),
+        ("- 1\n", "x.yaml: document 1 is not a Kubernetes object (it has no apiVersion and kind); remove it"),
+        ("apiVersion: v1\nkind: A\n---\nkind: B\n", "x.yaml: document 2 is not a Kubernetes object"),
         (b"\xff", "x.yaml: cannot be read ("),
         (None, "x.yaml: cannot be read ("),
     ],
@@ -75,7 +75,7 @@ def test_what_is_no_manifest_is_told(tmp_path: Path, content: str | bytes | None
 
 
 def test_an_empty_directory_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"there is no \.yaml file in this directory; write some with"):
+    with pytest.raises(ClusterError, match=r"this directory has no \.yaml file; write some with"):
         read_manifests(tmp_path)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.spec.job import JobSpec
-from launcher.submit.kubernetes.names import config_name, job_name
+from launcher.submit.kubernetes.manifest import config_name, job_name
 
 RUNS = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 

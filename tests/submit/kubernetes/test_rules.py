@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from launcher.spec.loader import load_job
-from launcher.submit.kubernetes.objects import GATES, objects
+from launcher.submit.kubernetes.render import GATES, objects
 from launcher.submit.kubernetes.rules.check import problems_of
-from launcher.submit.kubernetes.rules.shell import live_character
+from launcher.submit.kubernetes.rules.job import live_character
 
 Object = dict[str, Any]
 Break = Callable[[Object], None]
@@ -93,23 +93,27 @@ NAMES: list[tuple[str, list[Break], str]] = [
     (
         "label",
         [At("metadata.labels.team")("a b")],
-        "metadata.labels has team with the value a b, which is no value of a",
+        "metadata.labels has team with the value a b, which is not a label",
     ),
-    ("label key", [At("metadata.labels.a b")("c")], "metadata.labels has a b, which is no key Kubernetes takes; write"),
+    (
+        "label key",
+        [At("metadata.labels.a b")("c")],
+        "metadata.labels has a b, which is not a key Kubernetes takes; write",
+    ),
     (
         "label type",
         [At("metadata.labels.team")(True)],
-        "metadata.labels has team with the value true, which is no text",
+        "metadata.labels has team with the value true, which is not text",
     ),
     (
         "annotation",
         [At("metadata.annotations.n")(3)],
-        "metadata.annotations has n with the value 3, which is no text; put",
+        "metadata.annotations has n with the value 3, which is not text; put",
     ),
     (
         "gate",
         [_GATE("Nope")],
-        "the annotation launcher/feature-gates names Nope, which is no feature gate that KubeRay",
+        "the annotation launcher/feature-gates names Nope, which is not a feature gate that",
     ),
 ]
 
@@ -128,7 +132,7 @@ SUBMISSION: list[tuple[str, list[Break], str]] = [
     (
         "both",
         [spec("clusterSelector", {"ray.io/cluster": "c"}), spec("backoffLimit", 0)],
-        "spec.rayClusterSpec is ignored beside clusterSelector; keep one",
+        "spec.rayClusterSpec is ignored with a clusterSelector; keep one",
     ),
     (
         "selector",
@@ -138,12 +142,12 @@ SUBMISSION: list[tuple[str, list[Break], str]] = [
     (
         "selector retries",
         [*_SELECTED, spec("backoffLimit", 1)],
-        "spec.backoffLimit does not go with clusterSelector, as a retry is a new cluster; set it to 0",
+        "spec.backoffLimit cannot be combined with clusterSelector, as a retry is a new cluster; set it to 0",
     ),
     (
         "selector suspend",
         [*_SELECTED, spec("suspend", True)],
-        "spec.suspend does not go with clusterSelector; remove one",
+        "spec.suspend cannot be combined with clusterSelector; remove one",
     ),
     (
         "selector sidecar",
@@ -153,22 +157,22 @@ SUBMISSION: list[tuple[str, list[Break], str]] = [
             spec("submitterPodTemplate", ...),
             spec("submitterConfig", ...),
         ],
-        "spec.submissionMode SidecarMode does not go with clusterSelector; choose K8sJobMode",
+        "spec.submissionMode SidecarMode cannot be combined with clusterSelector; choose K8sJobMode",
     ),
     (
         "interactive",
         [spec("submissionMode", "InteractiveMode")],
-        "spec.backoffLimit does not go with InteractiveMode; set it to 0",
+        "spec.backoffLimit cannot be combined with InteractiveMode; set it to 0",
     ),
     (
         "sidecar template",
         [spec("submissionMode", "SidecarMode"), spec("submitterConfig", ...)],
-        "spec.submitterPodTemplate does not go with SidecarMode, which has no submitting pod; remove it",
+        "spec.submitterPodTemplate cannot be combined with SidecarMode, which has no submitting pod; remove it",
     ),
     (
         "sidecar config",
         [spec("submissionMode", "SidecarMode"), spec("submitterPodTemplate", ...)],
-        "spec.submitterConfig does not go with SidecarMode",
+        "spec.submitterConfig cannot be combined with SidecarMode",
     ),
     (
         "sidecar restarts",
@@ -188,7 +192,7 @@ SUBMISSION: list[tuple[str, list[Break], str]] = [
     (
         "deadline",
         [spec("activeDeadlineSeconds", 0)],
-        "spec.activeDeadlineSeconds is 0, which is not above 0; give seconds or leave it out",
+        "spec.activeDeadlineSeconds is 0, which is not above 0; give seconds or remove it",
     ),
     (
         "start deadline",
@@ -210,12 +214,12 @@ SUBMISSION: list[tuple[str, list[Break], str]] = [
     (
         "upgrade",
         [cluster("upgradeStrategy", {"type": "Recreate"})],
-        "spec.rayClusterSpec.upgradeStrategy is for a RayCluster of its own; remove it",
+        "spec.rayClusterSpec.upgradeStrategy is only for a RayCluster without a RayJob; remove it",
     ),
     (
         "cluster tokens",
         [cluster("authOptions.enableK8sTokenAuth", True)],
-        "spec.rayClusterSpec.authOptions.enableK8sTokenAuth does not go with a RayJob; remove it",
+        "spec.rayClusterSpec.authOptions.enableK8sTokenAuth cannot be combined with a RayJob; remove it",
     ),
     (
         "kueue stays",
@@ -230,17 +234,17 @@ SUBMISSION: list[tuple[str, list[Break], str]] = [
     (
         "kueue autoscaling",
         [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), *_AUTO],
-        "the label kueue.x-k8s.io/queue-name does not go with enableInTreeAutoscaling; Kueue admits a fixed number",
+        "the label kueue.x-k8s.io/queue-name cannot be combined with enableInTreeAutoscaling; Kueue",
     ),
     (
         "kueue selector",
         [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), *_SELECTED],
-        "the label kueue.x-k8s.io/queue-name does not go with clusterSelector; remove one",
+        "the label kueue.x-k8s.io/queue-name cannot be combined with clusterSelector; remove one",
     ),
     (
         "resources",
         [spec("entrypointResources", "TPU: 4")],
-        'spec.entrypointResources is TPU: 4, which is no JSON mapping; write it like {"TPU": 4}',
+        'spec.entrypointResources is TPU: 4, which is not a JSON mapping; write it like {"TPU": 4}',
     ),
 ]
 
@@ -258,7 +262,7 @@ DELETION: list[tuple[str, list[Break], str]] = [
     (
         "both ways",
         [spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules does not go with shutdownAfterJobFinishes: true; remove one",
+        "spec.deletionStrategy.deletionRules cannot be combined with shutdownAfterJobFinishes: true; remove one",
     ),
     (
         "legacy and rules",
@@ -292,7 +296,7 @@ DELETION: list[tuple[str, list[Break], str]] = [
             *_RULED,
             spec("deletionStrategy.deletionRules", rules(("DeleteSelf", "FAILED", 0), ("DeleteSelf", "FAILED", 5))),
         ],
-        "spec.deletionStrategy.deletionRules[1] says DeleteSelf for FAILED again, first in rule 0; remove one",
+        "spec.deletionStrategy.deletionRules[1] repeats DeleteSelf for FAILED, first in rule 0; remove one",
     ),
     (
         "order",
@@ -306,7 +310,7 @@ DELETION: list[tuple[str, list[Break], str]] = [
     (
         "negative",
         [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteSelf", "FAILED", -5)))],
-        "spec.deletionStrategy.deletionRules[0] has ttlSeconds -5, which is below 0; give 0 or more",
+        "spec.deletionStrategy.deletionRules[0].condition.ttlSeconds is -5, which is below 0; give 0 or more",
     ),
     (
         "no ending",
@@ -316,13 +320,13 @@ DELETION: list[tuple[str, list[Break], str]] = [
     (
         "workers scale",
         [*_RULED, *_AUTO, spec("deletionStrategy.deletionRules", rules(("DeleteWorkers", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules[0] says DeleteWorkers, which does not go with autoscaling; write "
+        "spec.deletionStrategy.deletionRules[0] is DeleteWorkers, which cannot be combined with autoscaling; write "
         "DeleteCluster",
     ),
     (
         "others' cluster",
         [*_RULED, *_SELECTED, spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules[0] says DeleteCluster, which does not go with clusterSelector; remove it",
+        "spec.deletionStrategy.deletionRules[0] is DeleteCluster, which cannot be combined with clusterSelector",
     ),
 ]
 
@@ -346,7 +350,7 @@ SHELL: list[tuple[str, list[Break], str]] = [
     (
         "env no mapping",
         [spec("runtimeEnvYAML", "- pip")],
-        "spec.runtimeEnvYAML is no mapping; write keys such as working_dir and env_vars",
+        "spec.runtimeEnvYAML is not a mapping; write keys such as working_dir and env_vars",
     ),
     (
         "env variable",
@@ -358,7 +362,7 @@ SHELL: list[tuple[str, list[Break], str]] = [
         [spec("metadata.x", "`date`")],
         "spec.metadata.x holds '`', which the submitter's shell would act on; write it without",
     ),
-    ("metadata type", [spec("metadata.x", 3)], "spec.metadata.x is 3, which is no text; put it in quotes"),
+    ("metadata type", [spec("metadata.x", 3)], "spec.metadata.x is 3, which is not text; put it in quotes"),
 ]
 
 CLUSTER: list[tuple[str, list[Break], str]] = [
@@ -385,7 +389,7 @@ CLUSTER: list[tuple[str, list[Break], str]] = [
     (
         "no group name",
         [group("groupName", "")],
-        "spec.rayClusterSpec.workerGroupSpecs has the groupName '', which is no label",
+        "spec.rayClusterSpec.workerGroupSpecs has the groupName '', which is not a label",
     ),
     ("min above max", [group("minReplicas", 5)], f"{_GROUP}.minReplicas is 5, above maxReplicas 4; swap them"),
     (
@@ -408,7 +412,7 @@ CLUSTER: list[tuple[str, list[Break], str]] = [
     (
         "param type",
         [group("rayStartParams.num-cpus", 1)],
-        f"{_GROUP}.rayStartParams.num-cpus is 1, which is no text; put it in quotes",
+        f"{_GROUP}.rayStartParams.num-cpus is 1, which is not text; put it in quotes",
     ),
     (
         "params and resources",
@@ -423,7 +427,7 @@ CLUSTER: list[tuple[str, list[Break], str]] = [
     (
         "ray label",
         [group("labels", {"a b": "c"})],
-        f"{_GROUP}.labels has a b: c, which is no label; use at most 63 plain letters each",
+        f"{_GROUP}.labels has a b: c, which is not a label; use at most 63 plain letters each",
     ),
 ]
 
@@ -457,20 +461,19 @@ AUTOSCALING: list[tuple[str, list[Break], str]] = [
     (
         "variable beside",
         [*_AUTO, env("RAY_enable_autoscaler_v2")],
-        f"{_HEAD} sets RAY_enable_autoscaler_v2 beside autoscalerOptions.version; keep the option",
+        f"{_HEAD} sets RAY_enable_autoscaler_v2 in addition to autoscalerOptions.version; keep the option",
     ),
     (
         "group idle",
         [cluster("enableInTreeAutoscaling", True), group("idleTimeoutSeconds", 9)],
-        f"{_GROUP}.idleTimeoutSeconds needs the autoscaler's version 2, said in words; write "
-        "autoscalerOptions.version: v2",
+        f"{_GROUP}.idleTimeoutSeconds needs autoscaler version 2, set explicitly; write autoscalerOptions.version: v2",
     ),
     (
         "group idle below",
         [*_AUTO, group("idleTimeoutSeconds", -9)],
         f"{_GROUP}.idleTimeoutSeconds is -9, which is below 0; give 0 or more",
     ),
-    ("priority", [group("priority", 9)], f"{_GROUP}.priority needs the autoscaler's version 2"),
+    ("priority", [group("priority", 9)], f"{_GROUP}.priority needs autoscaler version 2"),
     (
         "old priority",
         [*_AUTO, group("priority", 9), cluster("rayVersion", "2.55.1")],
@@ -479,9 +482,9 @@ AUTOSCALING: list[tuple[str, list[Break], str]] = [
     (
         "restarts",
         [*_AUTO, pod("restartPolicy", "Always")],
-        f"{_GROUP} has restartPolicy Always, which the autoscaler's version 2 refuses; write Never or leave it out",
+        f"{_GROUP} has restartPolicy Always, which autoscaler version 2 refuses; write Never or remove it",
     ),
-    ("suspended", [*_AUTO, group("suspend", True)], f"{_GROUP}.suspend does not go with autoscaling; remove it"),
+    ("suspended", [*_AUTO, group("suspend", True)], f"{_GROUP}.suspend cannot be combined with autoscaling; remove it"),
 ]
 
 _REDIS = cluster("gcsFaultToleranceOptions", {"redisAddress": "redis:6379"})
@@ -496,12 +499,12 @@ SERVICES: list[tuple[str, list[Break], str]] = [
     (
         "redis twice",
         [_REDIS, env("RAY_REDIS_ADDRESS")],
-        f"{_HEAD} sets RAY_REDIS_ADDRESS beside gcsFaultToleranceOptions; write it there as redisAddress",
+        f"{_HEAD} sets RAY_REDIS_ADDRESS in addition to gcsFaultToleranceOptions; move it there as redisAddress",
     ),
     (
         "redis password",
         [_REDIS, env("REDIS_PASSWORD")],
-        f"{_HEAD} sets REDIS_PASSWORD beside gcsFaultToleranceOptions; write it there as redisPassword",
+        f"{_HEAD} sets REDIS_PASSWORD in addition to gcsFaultToleranceOptions; move it there as redisPassword",
     ),
     (
         "redis user",
@@ -516,12 +519,12 @@ SERVICES: list[tuple[str, list[Break], str]] = [
     (
         "ft annotation",
         [_REDIS, At("metadata.annotations.ray~io/ft-enabled")("true")],
-        "the annotation ray.io/ft-enabled does not go with gcsFaultToleranceOptions; remove it",
+        "the annotation ray.io/ft-enabled cannot be combined with gcsFaultToleranceOptions; remove it",
     ),
     (
         "storage of redis",
         [_REDIS, cluster("gcsFaultToleranceOptions.storage", {"size": "1Gi"})],
-        "spec.rayClusterSpec.gcsFaultToleranceOptions.storage is for the rocksdb backend alone; remove it",
+        "spec.rayClusterSpec.gcsFaultToleranceOptions.storage is only for the rocksdb backend; remove it",
     ),
     (
         "rocksdb",
@@ -532,7 +535,7 @@ SERVICES: list[tuple[str, list[Break], str]] = [
     (
         "rocksdb and redis",
         [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), cluster("gcsFaultToleranceOptions.redisAddress", "r:1")],
-        "spec.rayClusterSpec.gcsFaultToleranceOptions.redisAddress does not go with the rocksdb backend; remove it",
+        "spec.rayClusterSpec.gcsFaultToleranceOptions.redisAddress cannot be combined with the rocksdb backend",
     ),
     (
         "rocksdb claim",
@@ -579,7 +582,7 @@ SERVICES: list[tuple[str, list[Break], str]] = [
     (
         "nightly",
         [cluster("rayVersion", "nightly")],
-        "spec.rayClusterSpec.rayVersion is nightly, which is no version; write it like 2.52.0",
+        "spec.rayClusterSpec.rayVersion is nightly, which is not a version; write it like 2.52.0",
     ),
     (
         "network",
@@ -608,7 +611,7 @@ SERVICES: list[tuple[str, list[Break], str]] = [
             _GATE("RayClusterNetworkPolicy"),
             cluster("networkPolicy", {"mode": "DenyAllEgress", "head": {"ingressRules": [{}]}}),
         ],
-        f"{_NET}.head.ingressRules has no effect with mode DenyAllEgress; remove it or deny that way too",
+        f"{_NET}.head.ingressRules has no effect with mode DenyAllEgress; remove it or deny that direction too",
     ),
     (
         "network group",
@@ -635,7 +638,7 @@ PODS: list[tuple[str, list[Break], str]] = [
     (
         "mount without volume",
         [pod(f"{_C0}.volumeMounts.0.name", "data")],
-        f"{_GROUP} mounts data, which is none of its volumes; add that volume",
+        f"{_GROUP} mounts data, which is not one of its volumes; add that volume",
     ),
     (
         "two volumes",
@@ -648,7 +651,7 @@ PODS: list[tuple[str, list[Break], str]] = [
         f"{_GROUP} mounts 2 volumes at /tmp; give each its own path",
     ),
     ("env twice", [env("HOME", head=False)], f"{_GROUP} sets HOME 2 times; keep one of them"),
-    ("env type", [env("N", 3)], f"{_HEAD} sets N to 3, which is no text; put it in quotes"),
+    ("env type", [env("N", 3)], f"{_HEAD} sets N to 3, which is not text; put it in quotes"),
     (
         "env both",
         [cluster("headGroupSpec.template.spec.containers.0.env.0.valueFrom", {})],
@@ -662,7 +665,7 @@ PODS: list[tuple[str, list[Break], str]] = [
     (
         "amount",
         [pod(f"{_C0}.resources.limits.memory", "8 GB")],
-        f"{_GROUP}, container ray-worker, has memory: 8 GB, which is no amount; write it like 2, 500m or 8Gi",
+        f"{_GROUP}, container ray-worker, has memory: 8 GB, which is not a quantity; write it like 2, 500m or 8Gi",
     ),
     (
         "gpu differs",
@@ -739,7 +742,7 @@ def test_a_shell_that_is_the_drivers_own_may_do_what_it_likes(rayjob: Object) ->
     ("kind", "name", "said"),
     [
         ("RayCluster", "a" * 54, "metadata.name has 54 characters, more than the 53 KubeRay takes; shorten it"),
-        ("ConfigMap", "A", "metadata.name is A, which is no name Kubernetes takes; use lower-case letters"),
+        ("ConfigMap", "A", "metadata.name is A, which is not an object name; use lower-case letters"),
         ("RayService", "a", "kind is RayService, which is not one of RayJob, RayCluster, ConfigMap; apply it with"),
     ],
 )
