@@ -71,8 +71,7 @@ JobName = Annotated[
 Namespace = Annotated[
     str,
     _pattern(
-        r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
-        "not a namespace: at most 63 lower-case letters, digits and dashes",
+        r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", "not a namespace: at most 63 lower-case letters, digits and dashes"
     ),
 ]
 Resource = Annotated[
@@ -108,8 +107,7 @@ LabelValue = Annotated[
 Interfaces = Annotated[
     str,
     _pattern(
-        r"^[\^=]?[A-Za-z0-9_.,:-]+$",
-        "not a list of interfaces as NCCL reads it, such as eth0, eth0,eth1 or ^docker",
+        r"^[\^=]?[A-Za-z0-9_.,:-]+$", "not a list of interfaces as NCCL reads it, such as eth0, eth0,eth1 or ^docker"
     ),
 ]
 RelativePath = Annotated[
@@ -118,8 +116,7 @@ RelativePath = Annotated[
 MountPath = Annotated[
     str,
     _pattern(
-        r"^(/[A-Za-z0-9._@+-]+)+$",
-        "not an absolute path of plain letters, digits and ._@+- without a slash at its end",
+        r"^(/[A-Za-z0-9._@+-]+)+$", "not an absolute path of plain letters, digits and ._@+- without a slash at its end"
     ),
 ]
 

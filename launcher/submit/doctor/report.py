@@ -50,7 +50,7 @@ def examine(address: str | None, storage: str | None, cluster: ClusterSpec | Non
     Args:
         address: Address of the cluster; None takes RAY_ADDRESS, otherwise a local Ray.
         storage: Storage that all nodes should share; None skips it.
-        cluster: What a job asks for; None skips it.
+        cluster: Resources of a job; None skips the check.
         say: Function that shows the findings of a completed check.
     """
     start = time.monotonic()

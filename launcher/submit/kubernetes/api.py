@@ -33,6 +33,10 @@ class AwayError(ClusterError):
     """The API server does not answer at the moment; a caller that waits for a long job retries."""
 
 
+class NotFoundError(ClusterError):
+    """There is no object of that name."""
+
+
 class ForbiddenError(ClusterError):
     """The account lacks the permission."""
 
@@ -108,7 +112,7 @@ class Api:
         """Create an object or change the launcher's fields of it, by server-side apply.
 
         Args:
-            manifest: The object.
+            manifest: Object to apply.
             force: Whether to overwrite fields that another manager has changed.
             dry_run: Whether the server only checks it.
 
@@ -116,42 +120,24 @@ class Api:
             ClusterError: The server refuses it.
         """
         options: Manifest = {"field_manager": _MANAGER, "field_validation": "Strict", "_content_type": _APPLY}
-        options |= {"_request_timeout": _TIMEOUT_S} | ({"force": True} if force else {})
-        options |= {"dry_run": "All"} if dry_run else {}
-        namespace, name = self.namespace_of(manifest), name_of(manifest)
-        with self._translate_errors(f"{_what(manifest)} in namespace {namespace}", manifest["kind"]):
-            if manifest["kind"] == "ConfigMap":
-                patch = self._core().patch_namespaced_config_map
-                return _json(patch(name, namespace, manifest, _preload_content=False, **options))
-            plural = KINDS[manifest["kind"]]
-            patch = self._custom().patch_namespaced_custom_object
-            return dict(patch(_GROUP, _VERSION, namespace, plural, name, manifest, **options))
+        options |= ({"force": True} if force else {}) | ({"dry_run": "All"} if dry_run else {})
+        kind, name, namespace = manifest["kind"], name_of(manifest), self.namespace_of(manifest)
+        return self._call("patch", kind, name, namespace, manifest, **options)
 
     def find_as(self, manifest: Manifest) -> Manifest | None:
         """Return the current object of a manifest; None when there is none."""
-        return self._find(manifest["kind"], name_of(manifest), self.namespace_of(manifest))
+        return self.find(manifest["kind"], name_of(manifest), self.namespace_of(manifest))
 
-    def find(self, kind: str, name: str) -> Manifest | None:
+    def find(self, kind: str, name: str, namespace: str | None = None) -> Manifest | None:
         """Return the current object of a name; None when there is none.
 
         Raises:
             ClusterError: The server refuses, or knows no such kind.
         """
-        return self._find(kind, name, self.namespace)
-
-    def _find(self, kind: str, name: str, namespace: str) -> Manifest | None:
-        with self._translate_errors(f"{kind} {name} in namespace {namespace}", kind):
-            options: Manifest = {"_request_timeout": _TIMEOUT_S}
-            try:
-                if kind == "ConfigMap":
-                    read = self._core().read_namespaced_config_map
-                    return _json(read(name, namespace, _preload_content=False, **options))
-                read = self._custom().get_namespaced_custom_object
-                return dict(read(_GROUP, _VERSION, namespace, KINDS[kind], name, **options))
-            except ApiException as error:
-                if error.status == 404 and is_about(error, name):
-                    return None
-                raise
+        try:
+            return self._call("get", kind, name, namespace or self.namespace)
+        except NotFoundError:
+            return None
 
     def get(self, kind: str, name: str) -> Manifest:
         """Return the current object of a name.
@@ -173,20 +159,11 @@ class Api:
         Raises:
             ClusterError: The server refuses.
         """
-        with self._translate_errors(f"{kind} {name} in namespace {self.namespace}", kind):
-            options: Manifest = {"propagation_policy": "Background", "_request_timeout": _TIMEOUT_S}
-            try:
-                if kind == "ConfigMap":
-                    delete = self._core().delete_namespaced_config_map
-                    delete(name, self.namespace, _preload_content=False, **options)
-                else:
-                    delete = self._custom().delete_namespaced_custom_object
-                    delete(_GROUP, _VERSION, self.namespace, KINDS[kind], name, **options)
-            except ApiException as error:
-                if error.status == 404 and is_about(error, name):
-                    return False
-                raise
-            return True
+        try:
+            self._call("delete", kind, name, self.namespace, propagation_policy="Background")
+        except NotFoundError:
+            return False
+        return True
 
     def pods(self, selector: str) -> list[Manifest]:
         """Return the pods with some labels, oldest first."""
@@ -252,8 +229,21 @@ class Api:
     def _core(self) -> Any:  # its types do not know what _preload_content=False returns
         return client.CoreV1Api(self.rest)
 
-    def _custom(self) -> Any:  # its types call every answer an object
-        return client.CustomObjectsApi(self.rest)
+    def _call(self, verb: str, kind: str, name: str, namespace: str, *body: Manifest, **options: Any) -> Manifest:
+        """Get, patch or delete an object; `options` are keyword arguments of the generated methods."""
+        options |= {"_preload_content": False, "_request_timeout": _TIMEOUT_S}
+        what = f"{kind} {name} in namespace {namespace}"
+        with self._translate_errors(what, kind):
+            try:
+                if kind == "ConfigMap":
+                    method = getattr(self._core(), f"{'read' if verb == 'get' else verb}_namespaced_config_map")
+                    return _json(method(name, namespace, *body, **options))
+                method = getattr(client.CustomObjectsApi(self.rest), f"{verb}_namespaced_custom_object")
+                return _json(method(_GROUP, _VERSION, namespace, KINDS[kind], name, *body, **options))
+            except ApiException as error:
+                if error.status == 404 and verb != "patch" and is_about(error, name):
+                    raise NotFoundError(f"{what}: not found") from error
+                raise
 
     @contextmanager
     def _translate_errors(self, what: str, kind: str) -> Iterator[None]:

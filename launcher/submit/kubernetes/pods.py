@@ -54,7 +54,7 @@ class PodTemplates:
     Args:
         name: Name of the RayJob or RayCluster.
         cluster: Section `cluster` of the job.
-        spec: Its `kubernetes` section.
+        spec: Section `cluster.kubernetes` of the job.
     """
 
     name: str
@@ -316,10 +316,7 @@ def _interfaces() -> dict[str, str]:
     """Return GKE's annotations for the adapters, which the pods see as eth2, eth3, ..."""
     first = {"interfaceName": "eth0", "network": "default"}
     others = [{"interfaceName": f"eth{n}", "network": network} for n, network in enumerate(_GIB_NETWORKS, start=2)]
-    return {
-        "networking.gke.io/default-interface": "eth0",
-        "networking.gke.io/interfaces": json.dumps([first, *others]),
-    }
+    return {"networking.gke.io/default-interface": "eth0", "networking.gke.io/interfaces": json.dumps([first, *others])}
 
 
 def _patched(template: Manifest, patch: PodTemplate) -> Manifest:

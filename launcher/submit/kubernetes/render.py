@@ -29,7 +29,7 @@ def objects(job: JobSpec, command: Command, kind: Kind) -> list[Manifest]:
     Args:
         job: Job with a `cluster.kubernetes` section.
         command: Command that the RayJob runs.
-        kind: A RayJob that runs the command, or a RayCluster to work on by hand.
+        kind: Kind of object: a RayJob that runs the command, or a RayCluster to work on by hand.
 
     Raises:
         ClusterError: The job has no `cluster.kubernetes` section.
@@ -114,11 +114,7 @@ def _rayjob_spec(job: JobSpec, command: Command, pods: PodTemplates) -> Manifest
         body |= {
             "entrypoint": entrypoint(job, command),
             "runtimeEnvYAML": _runtime_env(job, spec),
-            "metadata": {
-                "launcher.run": job.name,
-                "launcher.storage": job.output.storage,
-                "launcher.command": command,
-            },
+            "metadata": {"launcher.run": job.name, "launcher.storage": job.output.storage, "launcher.command": command},
         }
         if job.cluster.driver == "worker":
             # The head offers no CPUs, so a driver that needs one is placed on a worker.

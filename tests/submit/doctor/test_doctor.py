@@ -319,7 +319,7 @@ class TestStorage:
 
 
 def transfer(nodes: str, mb_per_s: float, latency_s: float = 1e-4, error: str = "") -> Transfer:
-    """An all-reduce of two ranks moves each byte over the link once."""
+    """Return an all-reduce; with two ranks each byte crosses the link once."""
     ranks = len(nodes)
     seconds = 0.0 if error else 2 * (ranks - 1) / ranks * 1e6 / (mb_per_s * 1e6)
     return Transfer(nodes=tuple(nodes), ranks=ranks, num_bytes=10**6, seconds=seconds, latency_s=latency_s, error=error)

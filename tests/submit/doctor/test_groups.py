@@ -96,7 +96,7 @@ class Broken:
         raise RuntimeError("no torch here")
 
     def ready(self) -> None:
-        """Never reached."""
+        """Do nothing; never called."""
 
 
 @pytest.mark.ray

@@ -88,16 +88,16 @@ def test_the_matrix_is_large() -> None:
 
 
 def _moved(path: Path) -> list[str]:
-    """Overrides that put a job file's local paths onto the volume."""
+    """Return overrides that move a job file's local paths onto the volume."""
     job = load_job(path)
-    found = [*_HERE]
+    overrides = [*_HERE]
     for split in ("train", "validation", "test"):
         locations = getattr(job.data, split) or ()
         if locations and not locations[0].startswith(("s3://", "hub:")):
-            found.append(f"data.{split}=/mnt/all/{locations[0]}")
+            overrides.append(f"data.{split}=/mnt/all/{locations[0]}")
     if job.model.name.startswith("data/"):
-        found.append(f"model.name=/mnt/all/{job.model.name}")
-    return found
+        overrides.append(f"model.name=/mnt/all/{job.model.name}")
+    return overrides
 
 
 # Every option meets every fourth job file, and every job file every fourth option.
@@ -133,7 +133,7 @@ def _pods(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _env(pod: dict[str, Any]) -> dict[str, Any]:
-    return {one["name"]: one.get("value", one.get("valueFrom")) for one in pod["containers"][0]["env"]}
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod["containers"][0]["env"]}
 
 
 def test_the_job_travels_in_a_config_map(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_nothing_runs_as_root_or_writes_into_the_image(tmp_path: Path) -> None:
 
 def test_shared_memory_is_a_part_of_the_memory(tmp_path: Path) -> None:
     _, body = _render(tmp_path, f"{K}.groups.workers.memory_gib=64", f"{K}.head.shm_gib=1.5")
-    shm = [next(one for one in pod["volumes"] if one["name"] == "own-shm")["emptyDir"] for pod in _pods(body)]
+    shm = [next(entry for entry in pod["volumes"] if entry["name"] == "own-shm")["emptyDir"] for pod in _pods(body)]
     assert shm == [{"medium": "Memory", "sizeLimit": "1536Mi"}, {"medium": "Memory", "sizeLimit": "32Gi"}]
 
 
@@ -229,7 +229,6 @@ def test_autoscaling_is_version_2_and_said(tmp_path: Path) -> None:
 
 
 def test_a_service_account_gives_no_pod_the_token_of_the_api_server(tmp_path: Path) -> None:
-    """It is there for a bucket, and workers decode data that nobody vouches for."""
     _, body = _render(tmp_path, f"{K}.service_account=trainer")
     for pod in _pods(body):
         assert pod["serviceAccountName"] == "trainer" and pod["automountServiceAccountToken"] is False
@@ -246,12 +245,7 @@ def test_a_service_account_gives_no_pod_the_token_of_the_api_server(tmp_path: Pa
             None,
         ),
         ("{type: ethernet, interface: ^docker}", {"NCCL_IB_DISABLE": "1", "NCCL_SOCKET_IFNAME": "^docker"}, {}, None),
-        (
-            "{type: infiniband, per_pod: 8}",
-            {"NCCL_IB_DISABLE": "0"},
-            {"rdma/ib": "8"},
-            ["IPC_LOCK"],
-        ),
+        ("{type: infiniband, per_pod: 8}", {"NCCL_IB_DISABLE": "0"}, {"rdma/ib": "8"}, ["IPC_LOCK"]),
         (
             "{type: roce, interface: ens1}",
             {"NCCL_IB_DISABLE": "0", "NCCL_SOCKET_IFNAME": "ens1"},
@@ -286,7 +280,7 @@ def test_the_job_files_environment_wins(tmp_path: Path) -> None:
     _, body = _render(tmp_path, f"{K}.fabric={{type: ethernet}}", f"{K}.env={{NCCL_IB_DISABLE: '0', USER: me}}")
     worker = _pods(body)[1]
     assert _env(worker)["NCCL_IB_DISABLE"] == "0" and _env(worker)["USER"] == "me"
-    names = [one["name"] for one in worker["containers"][0]["env"]]
+    names = [entry["name"] for entry in worker["containers"][0]["env"]]
     assert len(names) == len(set(names))
 
 
@@ -341,7 +335,7 @@ def test_rendering_is_deterministic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "expected"),
     [
         (
             ["output.storage=runs"],
@@ -377,10 +371,10 @@ def test_rendering_is_deterministic(tmp_path: Path) -> None:
         (["cluster.kubernetes=null"], "override cluster.kubernetes=null: cluster.kubernetes is missing; add it with"),
     ],
 )
-def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], said: str) -> None:
+def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], expected: str) -> None:
     with pytest.raises(SpecError) as caught:
         load_for_pods(job_file, overrides, None)
-    assert len(caught.value.problems) == 1 and said in caught.value.problems[0]
+    assert len(caught.value.problems) == 1 and expected in caught.value.problems[0]
 
 
 @pytest.mark.parametrize(

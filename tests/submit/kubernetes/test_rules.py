@@ -25,9 +25,9 @@ class At:
         self.keys = [int(key) if key.isdigit() else key.replace("~", ".") for key in path.split(".")]
 
     def __call__(self, value: Any) -> Break:
-        def set_it(found: Object) -> None:
+        def set_value(obj: Object) -> None:
             new = copy.deepcopy(value)
-            place: Any = found
+            place: Any = obj
             for key, following in zip(self.keys, self.keys[1:], strict=False):
                 if isinstance(place, dict) and key not in place:
                     place[key] = [] if isinstance(following, int) else {}
@@ -39,7 +39,7 @@ class At:
             else:
                 place[self.keys[-1]] = new
 
-        return set_it
+        return set_value
 
 
 def spec(key: str, value: Any) -> Break:
@@ -59,16 +59,16 @@ def pod(key: str, value: Any) -> Break:
 
 
 def env(name: str, value: Any = "1", head: bool = True) -> Break:
-    def add(found: Object) -> None:
-        part = found["spec"]["rayClusterSpec"]
+    def add(obj: Object) -> None:
+        part = obj["spec"]["rayClusterSpec"]
         part = part["headGroupSpec"] if head else part["workerGroupSpecs"][0]
         part["template"]["spec"]["containers"][0]["env"].append({"name": name, "value": value})
 
     return add
 
 
-def rules(*found: tuple[str, str, int]) -> list[Object]:
-    return [{"policy": policy, "condition": {"jobStatus": end, "ttlSeconds": ttl}} for policy, end, ttl in found]
+def rules(*entries: tuple[str, str, int]) -> list[Object]:
+    return [{"policy": policy, "condition": {"jobStatus": end, "ttlSeconds": ttl}} for policy, end, ttl in entries]
 
 
 _AUTO = (cluster("enableInTreeAutoscaling", True), cluster("autoscalerOptions", {"version": "v2"}))
@@ -90,11 +90,7 @@ NAMES: list[tuple[str, list[Break], str]] = [
         [At("metadata.name")("a" * 48)],
         "metadata.name has 48 characters, more than the 47 KubeRay takes; shorten",
     ),
-    (
-        "label",
-        [At("metadata.labels.team")("a b")],
-        "metadata.labels has team with the value a b, which is not a label",
-    ),
+    ("label", [At("metadata.labels.team")("a b")], "metadata.labels has team with the value a b, which is not a label"),
     (
         "label key",
         [At("metadata.labels.a b")("c")],
@@ -110,11 +106,7 @@ NAMES: list[tuple[str, list[Break], str]] = [
         [At("metadata.annotations.n")(3)],
         "metadata.annotations has n with the value 3, which is not text; put",
     ),
-    (
-        "gate",
-        [_GATE("Nope")],
-        "the annotation launcher/feature-gates names Nope, which is not a feature gate that",
-    ),
+    ("gate", [_GATE("Nope")], "the annotation launcher/feature-gates names Nope, which is not a feature gate that"),
 ]
 
 SUBMISSION: list[tuple[str, list[Break], str]] = [
@@ -380,8 +372,8 @@ CLUSTER: list[tuple[str, list[Break], str]] = [
     (
         "same name",
         [
-            lambda found: found["spec"]["rayClusterSpec"]["workerGroupSpecs"].append(
-                found["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+            lambda obj: obj["spec"]["rayClusterSpec"]["workerGroupSpecs"].append(
+                obj["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
             )
         ],
         "spec.rayClusterSpec.workerGroupSpecs has the groupName workers 2 times; give each group its own",
@@ -445,7 +437,7 @@ AUTOSCALING: list[tuple[str, list[Break], str]] = [
     (
         "version",
         [*_AUTO, cluster("autoscalerOptions.version", "v3")],
-        "spec.rayClusterSpec.autoscalerOptions.version is v3, which is not one of v1, v2; write v2",
+        "spec.rayClusterSpec.autoscalerOptions.version is v3, which is not one of v1, v2; choose",
     ),
     (
         "reserved",
@@ -552,7 +544,7 @@ SERVICES: list[tuple[str, list[Break], str]] = [
         [
             _ROCKS,
             _GATE("GCSFaultToleranceEmbeddedStorage"),
-            lambda found: found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"].append(
+            lambda obj: obj["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"].append(
                 {"name": "gcs-storage"}
             ),
         ],
@@ -700,9 +692,9 @@ SUBJECTS = {
     "autoscaling": AUTOSCALING, "services": SERVICES, "pods": PODS,
 }  # fmt: skip
 CASES = [
-    pytest.param(breaks, said, id=f"{subject}-{name}")
+    pytest.param(breaks, expected, id=f"{subject}-{name}")
     for subject, cases in SUBJECTS.items()
-    for name, breaks, said in cases
+    for name, breaks, expected in cases
 ]
 
 
@@ -710,47 +702,47 @@ def test_a_good_manifest_has_no_problems(rayjob: Object) -> None:
     assert problems_of([rayjob]) == []
 
 
-@pytest.mark.parametrize(("breaks", "said"), CASES)
-def test_a_broken_manifest_has_one_problem(rayjob: Object, breaks: list[Break], said: str) -> None:
-    for break_it in breaks:
-        break_it(rayjob)
+@pytest.mark.parametrize(("breaks", "expected"), CASES)
+def test_a_broken_manifest_has_one_problem(rayjob: Object, breaks: list[Break], expected: str) -> None:
+    for break_object in breaks:
+        break_object(rayjob)
     (problem,) = problems_of([rayjob])
     name = rayjob["metadata"].get("name", "(no name)")
-    assert problem.startswith(f"RayJob {name}: {said}")
+    assert problem.startswith(f"RayJob {name}: {expected}")
     assert ";" in problem or problem.endswith("?")
 
 
 def test_all_problems_come_at_once(rayjob: Object) -> None:
-    for break_it in (spec("submissionMode", "x"), spec("backoffLimit", -1), group("minReplicas", 9)):
-        break_it(rayjob)
+    for break_object in (spec("submissionMode", "x"), spec("backoffLimit", -1), group("minReplicas", 9)):
+        break_object(rayjob)
     assert len(problems_of([rayjob, rayjob])) == 6
 
 
 def test_a_gate_that_is_confirmed_is_believed(rayjob: Object) -> None:
-    for break_it in (_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage,RayClusterMTLS"), cluster("tlsOptions", {})):
-        break_it(rayjob)
+    for break_object in (_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage,RayClusterMTLS"), cluster("tlsOptions", {})):
+        break_object(rayjob)
     assert problems_of([rayjob]) == []
 
 
 def test_a_shell_that_is_the_drivers_own_may_do_what_it_likes(rayjob: Object) -> None:
-    for break_it in (spec("submissionMode", "HTTPMode"), spec("entrypoint", "cd $X && python x.py > log")):
-        break_it(rayjob)
+    for break_object in (spec("submissionMode", "HTTPMode"), spec("entrypoint", "cd $X && python x.py > log")):
+        break_object(rayjob)
     assert problems_of([rayjob]) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("kind", "name", "expected"),
     [
         ("RayCluster", "a" * 54, "metadata.name has 54 characters, more than the 53 KubeRay takes; shorten it"),
         ("ConfigMap", "A", "metadata.name is A, which is not an object name; use lower-case letters"),
         ("RayService", "a", "kind is RayService, which is not one of RayJob, RayCluster, ConfigMap; apply it with"),
     ],
 )
-def test_other_kinds(job_file: Any, kind: str, name: str, said: str) -> None:
-    found = objects(load_job(job_file), "train", "cluster")
-    manifest = found[0] if kind == "ConfigMap" else {**found[1], "kind": kind}
+def test_other_kinds(job_file: Any, kind: str, name: str, expected: str) -> None:
+    obj = objects(load_job(job_file), "train", "cluster")
+    manifest = obj[0] if kind == "ConfigMap" else {**obj[1], "kind": kind}
     manifest["metadata"]["name"] = name
-    assert problems_of([manifest])[0].startswith(f"{kind} {name}: {said}")
+    assert problems_of([manifest])[0].startswith(f"{kind} {name}: {expected}")
 
 
 def test_an_alpha_version_and_a_large_file(job_file: Any) -> None:
@@ -766,8 +758,8 @@ def test_an_alpha_version_and_a_large_file(job_file: Any) -> None:
 def test_any_rubbish_is_survived(value: Any) -> None:
     problems_of([{"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": value, "spec": value}])
     nested = {"rayClusterSpec": {"headGroupSpec": value, "workerGroupSpecs": value}, "deletionStrategy": value}
-    found = problems_of([{"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": {"name": "a"}, "spec": nested}])
-    assert all(isinstance(problem, str) for problem in found)
+    obj = problems_of([{"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": {"name": "a"}, "spec": nested}])
+    assert all(isinstance(problem, str) for problem in obj)
 
 
 @pytest.mark.parametrize(

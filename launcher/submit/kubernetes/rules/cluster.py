@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from launcher.spec.kubernetes_pods import is_label_key, is_label_value
 from launcher.spec.messages import not_one_of
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.rules.view import RayObject, below, env_names, listing, mapping, number, version
+from launcher.submit.kubernetes.rules.view import RayObject, below, choice, env_names, listing, mapping, number, version
 
 _START_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
 _GROUP_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -91,9 +91,9 @@ def _ray_labels(obj: RayObject) -> Iterator[str]:
 
 
 def _upgrade(obj: RayObject) -> Iterator[str]:
-    kind = mapping(obj.cluster, "upgradeStrategy").get("type")
-    if not obj.is_job and kind is not None and kind not in ("Recreate", "None"):
-        yield f"spec.upgradeStrategy.type is {kind}, which is not one of Recreate, None; choose one of them"
+    if not obj.is_job:
+        kind = mapping(obj.cluster, "upgradeStrategy").get("type")
+        yield from choice("spec.upgradeStrategy.type", kind, ("Recreate", "None"))
 
 
 def _all_groups(obj: RayObject) -> Iterator[tuple[str, Manifest]]:
@@ -106,9 +106,7 @@ def _autoscaler_options(obj: RayObject) -> Iterator[str]:
     if options and not obj.autoscales:
         yield f"{obj.at}.autoscalerOptions has no effect without enableInTreeAutoscaling: true; set it"
     yield from below(f"{obj.at}.autoscalerOptions.idleTimeoutSeconds", number(options, "idleTimeoutSeconds"))
-    chosen = options.get("version")
-    if chosen is not None and chosen not in ("v1", "v2"):
-        yield f"{obj.at}.autoscalerOptions.version is {chosen}, which is not one of v1, v2; write v2"
+    yield from choice(f"{obj.at}.autoscalerOptions.version", options.get("version"), ("v1", "v2"))
     if _RESERVED in env_names(options):
         yield f"{obj.at}.autoscalerOptions.env sets {_RESERVED}, which is KubeRay's own; remove it"
 
@@ -220,8 +218,7 @@ def _auth(obj: RayObject) -> Iterator[str]:
     if mode is None:
         # KubeRay 1.7 documents token as the default, but its operator (IsAuthEnabled) reads a missing mode as off.
         yield f"{at} has no mode, which leaves the cluster open; write mode: token, or mode: disabled on purpose"
-    elif mode not in ("token", "disabled"):
-        yield f"{at}.mode is {mode}, which is not one of token, disabled; choose one of them"
+    yield from choice(f"{at}.mode", mode, ("token", "disabled"))
     by_kubernetes = options.get("enableK8sTokenAuth") is True
     if by_kubernetes and mode != "token":
         yield f"{at}.enableK8sTokenAuth needs mode: token; set it"

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from launcher.spec.messages import not_one_of
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.rules.view import RayObject, below, listing, mapping, number
+from launcher.submit.kubernetes.rules.view import RayObject, below, choice, listing, mapping, number
 
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 _MANAGERS = ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
@@ -27,10 +26,10 @@ _LIVE_IN_DOUBLE = set("$`")
 _WITH_SHELL = ("K8sJobMode", "SidecarMode")
 
 
-def _mode(obj: RayObject) -> Iterator[str]:
-    # The schema accepts any text; with an unknown mode KubeRay never submits anything.
-    if obj.mode not in _MODES:
-        yield not_one_of("spec.submissionMode", obj.mode, _MODES)
+def _choices(obj: RayObject) -> Iterator[str]:
+    # The schema accepts any text; with an unknown submissionMode KubeRay never submits anything.
+    yield from choice("spec.submissionMode", obj.mode, _MODES)
+    yield from choice("spec.managedBy", obj.spec.get("managedBy"), _MANAGERS)
 
 
 def _one_cluster(obj: RayObject) -> Iterator[str]:
@@ -53,11 +52,6 @@ def _selected_cluster(obj: RayObject) -> Iterator[str]:
         yield "spec.suspend cannot be combined with clusterSelector; remove one of them"
 
 
-def _interactive(obj: RayObject) -> Iterator[str]:
-    if obj.mode == "InteractiveMode" and number(obj.spec, "backoffLimit"):
-        yield "spec.backoffLimit cannot be combined with InteractiveMode; set it to 0"
-
-
 def _sidecar(obj: RayObject) -> Iterator[str]:
     if obj.mode != "SidecarMode":
         return
@@ -71,9 +65,24 @@ def _sidecar(obj: RayObject) -> Iterator[str]:
         )
 
 
-def _suspend(obj: RayObject) -> Iterator[str]:
-    if obj.spec.get("suspend") is True and obj.spec.get("shutdownAfterJobFinishes") is not True:
+def _combinations(obj: RayObject) -> Iterator[str]:
+    is_shut_down = obj.spec.get("shutdownAfterJobFinishes") is True
+    if obj.mode == "InteractiveMode" and number(obj.spec, "backoffLimit"):
+        yield "spec.backoffLimit cannot be combined with InteractiveMode; set it to 0"
+    if obj.spec.get("suspend") is True and not is_shut_down:
         yield "spec.suspend needs shutdownAfterJobFinishes: true; set it"
+    if mapping(obj.cluster, "upgradeStrategy"):
+        yield "spec.rayClusterSpec.upgradeStrategy is only for a RayCluster without a RayJob; remove it"
+    if mapping(obj.cluster, "authOptions").get("enableK8sTokenAuth") is True:
+        yield "spec.rayClusterSpec.authOptions.enableK8sTokenAuth cannot be combined with a RayJob; remove it"
+    if _KUEUE not in mapping(obj.manifest, "metadata", "labels"):
+        return
+    if not is_shut_down:
+        yield f"the label {_KUEUE} needs spec.shutdownAfterJobFinishes: true, or the quota is never given back; set it"
+    if obj.selects_cluster:
+        yield f"the label {_KUEUE} cannot be combined with clusterSelector; remove one of them"
+    if obj.autoscales:
+        yield f"the label {_KUEUE} cannot be combined with enableInTreeAutoscaling; Kueue admits a fixed number of pods"
 
 
 def _limits(obj: RayObject) -> Iterator[str]:
@@ -85,33 +94,6 @@ def _limits(obj: RayObject) -> Iterator[str]:
         yield from below(f"spec.{key}", number(obj.spec, key))
     submitter = mapping(obj.spec, "submitterConfig")
     yield from below("spec.submitterConfig.backoffLimit", number(submitter, "backoffLimit"))
-
-
-def _managed_by(obj: RayObject) -> Iterator[str]:
-    manager = obj.spec.get("managedBy")
-    if manager is not None and manager not in _MANAGERS:
-        yield not_one_of("spec.managedBy", str(manager), _MANAGERS)
-
-
-def _no_upgrade(obj: RayObject) -> Iterator[str]:
-    if mapping(obj.cluster, "upgradeStrategy"):
-        yield "spec.rayClusterSpec.upgradeStrategy is only for a RayCluster without a RayJob; remove it"
-
-
-def _no_cluster_token(obj: RayObject) -> Iterator[str]:
-    if mapping(obj.cluster, "authOptions").get("enableK8sTokenAuth") is True:
-        yield "spec.rayClusterSpec.authOptions.enableK8sTokenAuth cannot be combined with a RayJob; remove it"
-
-
-def _kueue(obj: RayObject) -> Iterator[str]:
-    if _KUEUE not in mapping(obj.manifest, "metadata", "labels"):
-        return
-    if obj.spec.get("shutdownAfterJobFinishes") is not True:
-        yield f"the label {_KUEUE} needs spec.shutdownAfterJobFinishes: true, or the quota is never given back; set it"
-    if obj.selects_cluster:
-        yield f"the label {_KUEUE} cannot be combined with clusterSelector; remove one of them"
-    if obj.autoscales:
-        yield f"the label {_KUEUE} cannot be combined with enableInTreeAutoscaling; Kueue admits a fixed number of pods"
 
 
 def _entrypoint_resources(obj: RayObject) -> Iterator[str]:
@@ -171,8 +153,7 @@ def _deletion_rules(obj: RayObject) -> Iterator[str]:
 
 
 def _fitting(where: str, policy: str, obj: RayObject) -> Iterator[str]:
-    if policy not in _POLICIES:
-        yield not_one_of(f"{where}.policy", policy, _POLICIES)
+    yield from choice(f"{where}.policy", policy, _POLICIES)
     if obj.selects_cluster and policy in ("DeleteCluster", "DeleteWorkers"):
         yield f"{where} is {policy}, which cannot be combined with clusterSelector; remove it"
     if obj.autoscales and policy == "DeleteWorkers":
@@ -283,24 +264,6 @@ def _not_live(where: str, text: str) -> Iterator[str]:
 
 
 RULES = (
-    _mode,
-    _one_cluster,
-    _selected_cluster,
-    _interactive,
-    _sidecar,
-    _suspend,
-    _limits,
-    _managed_by,
-    _no_upgrade,
-    _no_cluster_token,
-    _kueue,
-    _entrypoint_resources,
-    _time_to_live,
-    _one_deletion_strategy,
-    _legacy_deletion,
-    _deletion_rules,
-    _deletion_order,
-    _entrypoint,
-    _runtime_env,
-    _metadata,
-)
+    _choices, _one_cluster, _selected_cluster, _sidecar, _combinations, _limits, _entrypoint_resources, _time_to_live,
+    _one_deletion_strategy, _legacy_deletion, _deletion_rules, _deletion_order, _entrypoint, _runtime_env, _metadata,
+)  # fmt: skip

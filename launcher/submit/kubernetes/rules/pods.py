@@ -139,11 +139,4 @@ def _unknown_keys(value: Any, kind: str, path: str) -> Iterator[str]:  # any par
             yield f"{path}.{key} is not a field of a Kubernetes {kind.removeprefix('V1')}; {remedy}"
 
 
-RULES = (
-    _unknown_fields,
-    _names,
-    _mounts,
-    _environment,
-    _resources,
-    _time_to_stop,
-)
+RULES = (_unknown_fields, _names, _mounts, _environment, _resources, _time_to_stop)
