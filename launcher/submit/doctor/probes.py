@@ -160,7 +160,7 @@ class ProbeGroup:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        actor = ray.remote(self._actor).options(
+        actor: Any = ray.remote(self._actor).options(
             num_cpus=0,
             num_gpus=self._gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
