@@ -72,7 +72,7 @@ def test_a_job_that_travels_holds_none(key: str, sections: dict[str, Any], tmp_p
     with pytest.raises(SpecError) as refused:
         make_package(job, None)
     (said,) = [problem for problem in refused.value.problems if problem.startswith(key)]
-    assert "S3CR3T" not in said and "for all who can see the cluster" in said and "a role" in said
+    assert "S3CR3T" not in said and "for everyone who can see the cluster" in said and "a role" in said
     cluster = {**job.cluster.model_dump(), "kubernetes": kubernetes}
     pods = make_job(Path("m"), {"train": []} | job.data.model_dump(), Path("x"),
                     **{**job.model_dump(exclude={"data", "cluster"}), "cluster": cluster})  # fmt: skip

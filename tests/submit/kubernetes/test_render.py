@@ -324,6 +324,30 @@ def test_modes_have_what_belongs_to_them(tmp_path: Path) -> None:
     assert "entrypoint" not in body["spec"] and body["spec"]["backoffLimit"] == 0
 
 
+def test_a_pod_template_is_merged_over_the_pods(tmp_path: Path) -> None:
+    patch = "{spec: {dnsPolicy: Default, containers: [{name: ray-worker, securityContext: {privileged: true}}]}}"
+    _, body = _render(
+        tmp_path,
+        f"{K}.pod_template={{metadata: {{annotations: {{a: b}}}}, spec: {{automountServiceAccountToken: null}}}}",
+        f"{K}.groups.workers.pod_template={patch}",
+    )
+    head, worker = _pods(body)
+    assert "automountServiceAccountToken" not in head and "dnsPolicy" not in head
+    assert worker["dnsPolicy"] == "Default" and len(worker["containers"]) == 1
+    security = worker["containers"][0]["securityContext"]
+    assert security["privileged"] is True and security["readOnlyRootFilesystem"] is True
+    group = body["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert group["template"]["metadata"]["annotations"]["a"] == "b"
+
+
+def test_an_unknown_field_of_a_pod_template_is_refused(tmp_path: Path) -> None:
+    _, body = _render(tmp_path, f"{K}.head.pod_template={{spec: {{nodeSelectr: {{a: b}}}}}}")
+    (problem,) = problems_of([body])
+    assert problem.endswith(
+        "template.spec.nodeSelectr is not a field of a Kubernetes PodSpec; did you mean nodeSelector?"
+    )
+
+
 def test_a_cluster_to_work_on_by_hand(tmp_path: Path) -> None:
     config_map, body = _render(tmp_path, kind="cluster")
     assert (config_map["kind"], body["kind"], body["metadata"]["name"]) == ("ConfigMap", "RayCluster", "sst2")
