@@ -24,7 +24,7 @@ from launcher.formatting import (
     mask_secrets,
 )
 from launcher.rundir.directory import RunDir
-from launcher.submit.kubernetes.places import misplaced
+from launcher.submit.kubernetes.job_file import misplaced
 from launcher.submit.package import make_package
 from tests.support.jobs import make_job
 
@@ -83,7 +83,7 @@ def test_a_job_with_a_secret_is_not_sent(key: str, sections: dict[str, Any], tmp
     with pytest.raises(SpecError) as refused:
         make_package(job, None)
     (sentence,) = [problem for problem in refused.value.problems if problem.startswith(key)]
-    assert "S3CR3T" not in sentence and "for all who can see the cluster" in sentence and "a role" in sentence
+    assert "S3CR3T" not in sentence and "for everyone who can see the cluster" in sentence and "a role" in sentence
     cluster = {**job.cluster.model_dump(), "kubernetes": kubernetes}
     pods = make_job(Path("m"), {"train": []} | job.data.model_dump(), Path("x"),
                     **{**job.model_dump(exclude={"data", "cluster"}), "cluster": cluster})  # fmt: skip

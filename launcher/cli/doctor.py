@@ -38,7 +38,7 @@ def doctor(
     each with its fix.
     """
     from launcher.spec.loader import load_job
-    from launcher.submit.doctor.examine import examine
+    from launcher.submit.doctor.report import examine
     from launcher.tasks import params_class
 
     # Not `load`: the nodes test the storage, which need not be writable from this machine.

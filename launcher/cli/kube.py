@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from launcher.submit.kubernetes.api import Api
+    from launcher.submit.kubernetes.job_file import Target
     from launcher.submit.kubernetes.manifest import Manifest
     from launcher.submit.kubernetes.state import JobState
-    from launcher.submit.kubernetes.target import Target
 
 commands = typer.Typer()
 kube = typer.Typer(help="Run a job on Kubernetes with KubeRay.", no_args_is_help=True)
@@ -93,10 +93,10 @@ def apply(  # noqa: PLR0913 -- the options of a command
 
     check(manifests)  # refuse wrong manifests without a cluster
     api = _connect(context, namespace)
-    from launcher.submit.kubernetes.apply import How
+    from launcher.submit.kubernetes.apply import ApplyOptions
     from launcher.submit.kubernetes.apply import apply as send
 
-    send(api, manifests, How(force_conflicts, dry_run, replace), print_line)
+    send(api, manifests, ApplyOptions(force_conflicts, dry_run, replace), print_line)
 
 
 @kube.command()
@@ -119,7 +119,7 @@ def status(
         rows = _make_job_rows(state)
     else:
         cluster = target.name
-        rows = {"state": str((manifest.get("status") or {}).get("state") or "not taken up yet")}
+        rows = {"state": str((manifest.get("status") or {}).get("state") or "not yet seen by the operator")}
     for name, value in {target.kind: f"{target.name} in namespace {api.namespace}", **rows}.items():
         if value:
             table.add_row(name, value)
@@ -169,7 +169,7 @@ def logs(
         state = JobState.of(api.get("RayJob", target.name))
         log = following.Log(api, _print_note, typer.echo, follow=False)
         log.catch_up(state)
-    if not log.found:
+    if not log.has_source:
         raise ClusterError(
             f"RayJob {target.name} has no log to read ({state.line}): its pods have not started, or are gone; what the "
             "run wrote is in its output.storage"
@@ -199,7 +199,7 @@ def delete(
 
 def _render(path: Path, overrides: list[str] | None, kind: Kind, command: Command) -> "list[Manifest]":
     from launcher.submit.kubernetes.job_file import load_for_pods
-    from launcher.submit.kubernetes.objects import objects
+    from launcher.submit.kubernetes.render import objects
     from launcher.submit.kubernetes.rules.check import check
     from launcher.tasks import params_class
 
@@ -233,7 +233,7 @@ def _connect(context: str | None, namespace: str | None) -> "Api":
 def _find(
     source: str, overrides: list[str] | None, kind: Kind, context: str | None, namespace: str | None
 ) -> "tuple[Target, Api]":
-    from launcher.submit.kubernetes.target import find_target
+    from launcher.submit.kubernetes.job_file import find_target
 
     target = find_target(source, overrides or (), kind)
     api = _connect(context, namespace)
@@ -244,7 +244,7 @@ def _find(
 
 def _make_job_rows(state: "JobState") -> dict[str, str]:
     return {
-        "deployment": state.deployment or "not taken up by the operator yet",
+        "deployment": state.deployment or "not yet seen by the operator",
         "job": state.status or "not started",
         "reason": state.reason,
         "message": state.message,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from launcher.spec.base import PATTERN_WORDS, Section
 from launcher.spec.kubernetes import KubernetesSpec
-from launcher.spec.kubernetes_sizes import Demand, room_problem
+from launcher.spec.kubernetes_pods import Demand, capacity_problem
 
 EnvName = Annotated[
     str,
@@ -108,7 +108,7 @@ class ClusterSpec(Section):
     def _check_pods(self) -> "ClusterSpec":
         if self.kubernetes is None:
             return self
-        problem = room_problem(self.kubernetes, self.demand)
+        problem = capacity_problem(self.kubernetes.head, self.kubernetes.groups, self.demand)
         if problem is not None:
             raise ValueError(problem)
         if self.kubernetes.fault_tolerance is not None and self.driver == "head":

@@ -1,50 +1,202 @@
-"""`cluster.kubernetes:` how the job becomes a RayJob of KubeRay. Nothing here changes the curve. Runs anywhere.
+"""`cluster.kubernetes:` how KubeRay runs the job. Nothing here changes the loss curve. Runs anywhere.
 
-`launcher kube render` turns it into manifests (`launcher/submit/kube/`); `kubernetes_sizes.py` says how large pods are.
+A short key stands for what takes a user real work in Kubernetes' own words; `pod_template`, `source` of a volume and
+`fault_tolerance` take those words as they are. `launcher kube render` makes manifests of it
+(`launcher/submit/kubernetes/render.py`); `kubernetes_pods.py` has the pods and their sizes.
 """
 
 import re
-from typing import Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from launcher.spec.base import Section
-from launcher.spec.kubernetes_names import (
-    Annotations,
+from launcher.spec.kubernetes_pods import (
     ArchiveUri,
+    HeadPod,
     ImageName,
+    Interfaces,
     JobName,
     Labels,
+    LabelValue,
+    MountPath,
     Namespace,
     ObjectName,
+    PodTemplate,
     RayVersion,
+    RelativePath,
+    Resource,
+    SecretEntry,
+    WorkerGroup,
 )
-from launcher.spec.kubernetes_pods import HeadPod, WorkerGroup
-from launcher.spec.kubernetes_services import Fabric, FaultTolerance, Queue, SecretKey
-from launcher.spec.kubernetes_volumes import MountPath, Volume
 
 HOME = "/home/launcher"
-"""Home directory in the pods: an empty volume, as the image's own files are read-only."""
+"""Home directory in the pods: an empty volume, because the image itself is read-only."""
 
 JOB_DIR = "/etc/launcher"
-"""Where the pods see the job file."""
+"""Directory of the job file in the pods."""
 
 RESERVED_PATHS = ("/tmp", "/dev/shm", JOB_DIR, HOME)
-"""Mounted by the launcher in every pod."""
+"""Paths that the launcher mounts in every pod."""
 
 _PART = re.compile(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?")
 _SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET|SECRET_ACCESS_KEY|API_KEY|PRIVATE_KEY)$")
-# Set by KubeRay or by the launcher from other keys.
+# Set by KubeRay, or by the launcher from other keys.
 _MANAGED = {
     "HOME", "RAY_ADDRESS", "RAY_IP", "FQ_RAY_IP", "RAY_PORT", "RAY_CLUSTER_NAME", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN",
     "RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME", "RAY_external_storage_namespace", "RAY_gcs_storage",
     "RAY_gcs_storage_path", "RAY_enable_autoscaler_v2", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
     "RAY_JOB_STOP_WAIT_TIME_S", "RAY_USE_TLS", "KUBERAY_GEN_RAY_START_CMD",
 }  # fmt: skip
-
-# Kueue's Workload has at most 8 pod sets: the head and these.
+# A Workload of Kueue has at most 8 pod sets: the head and these.
 _KUEUE_GROUPS = 7
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# These CSI drivers have no ephemeral volumes; their PersistentVolume is created once, with a claim.
+_ONLY_CLAIMS = ("s3.csi.aws.com", "efs.csi.aws.com", "fsx.csi.aws.com", "filestore.csi.storage.gke.io")
+_READ_ONLY_SOURCES = ("secret", "configMap", "projected", "downwardAPI")
+_POD_LOCAL_SOURCES = (*_READ_ONLY_SOURCES, "emptyDir", "ephemeral")
+
+
+class _Volume(Section):
+    path: MountPath
+    """Mount path in the pods."""
+
+    read_only: bool = False
+    """Mount it so that nothing can be written."""
+
+
+class ClaimVolume(_Volume):
+    """An existing PersistentVolumeClaim; on several nodes its access mode must be ReadWriteMany."""
+
+    type: Literal["pvc"]
+    claim: ObjectName
+    """Name of the claim."""
+    sub_path: RelativePath | None = None
+    """Directory inside the volume to mount instead of all of it."""
+
+    @property
+    def can_write(self) -> bool:
+        """Return whether the pods can write to it."""
+        return not self.read_only
+
+    @property
+    def holds_runs(self) -> bool:
+        """Return whether each pod can write to it and read what another pod wrote."""
+        return self.can_write
+
+
+class SourceVolume(_Volume):
+    """A volume as Kubernetes writes it: `nfs`, `csi`, `hostPath`, `secret`, `configMap`, `emptyDir` and so on.
+
+    Runs may lie on a `hostPath` only where all nodes see the same files (Lustre, a mounted NFS).
+    """
+
+    type: Literal["source"]
+    source: dict[str, dict[str, JsonValue]]
+    """One kind of volume with its fields: `{nfs: {server: nas, path: /exports/team}}`."""
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of volume, the only key of `source`."""
+        return next(iter(self.source))
+
+    @property
+    def can_write(self) -> bool:
+        """Return whether the pods can write to it."""
+        return not self.read_only and self.kind not in _READ_ONLY_SOURCES
+
+    @property
+    def holds_runs(self) -> bool:
+        """Return whether each pod can write to it and read what another pod wrote."""
+        return self.can_write and self.kind not in _POD_LOCAL_SOURCES
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "SourceVolume":
+        if len(self.source) != 1:
+            raise ValueError(f"source has {len(self.source)} kinds of volumes; give exactly one, such as nfs or csi")
+        driver = self.source[self.kind].get("driver")
+        if self.kind == "csi" and driver in _ONLY_CLAIMS:
+            raise ValueError(
+                f"source: driver {driver} has no ephemeral volumes; create a PersistentVolume with a claim and mount "
+                "that with type: pvc"
+            )
+        return self
+
+
+Volume = Annotated[ClaimVolume | SourceVolume, Field(discriminator="type")]
+
+
+class SecretKey(Section):
+    """One value of a Secret; the value itself never enters a manifest."""
+
+    secret: ObjectName
+    """Name of the Secret."""
+    key: SecretEntry
+    """Key in it."""
+
+
+class Queue(Section):
+    """The scheduler that starts all pods of the job together."""
+
+    type: Literal["kueue", "volcano", "yunikorn", "kai", "scheduler-plugins"]
+    """Kueue admits the job when its quota has room for all pods; the others gang-schedule the pods."""
+
+    queue: LabelValue | None = None
+    """Queue (for kueue the LocalQueue of the namespace); null takes the default of volcano, scheduler-plugins has
+    none. Other labels of the scheduler go into `pod_labels`."""
+
+    priority: ObjectName | None = None
+    """WorkloadPriorityClass of kueue, which decides about preemption."""
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> "Queue":
+        if self.queue is None and self.type in ("kueue", "yunikorn", "kai"):
+            raise ValueError(f"queue is missing, which {self.type} needs; add the name of the queue")
+        if self.queue is not None and self.type == "scheduler-plugins":
+            raise ValueError(f"queue is {self.queue}, but scheduler-plugins has no queues; remove it")
+        if self.priority is not None and self.type != "kueue":
+            raise ValueError(f"priority is {self.priority}, which is for kueue; use priorityClassName in pod_template")
+        return self
+
+
+# Keys that mean something for each type of network.
+_FABRIC_KEYS = {
+    "ethernet": ("interface",),
+    "infiniband": ("per_pod", "resource", "interface"),
+    "roce": ("per_pod", "resource", "interface"),
+    "efa": ("per_pod",),
+    "gcp-rdma": (),
+}
+
+
+class Fabric(Section):
+    """The network between the workers: devices of the pods, and the NCCL variables that follow from them.
+
+    Other NCCL variables (NCCL_IB_HCA, NCCL_IB_GID_INDEX, NCCL_IB_TC) go into `env`, which takes precedence.
+    """
+
+    type: Literal["ethernet", "infiniband", "roce", "efa", "gcp-rdma"]
+    """TCP; InfiniBand or RDMA over Ethernet (with IPC_LOCK, which only helps root: other users need nodes without a
+    limit on locked memory); AWS EFA (the image needs libfabric and aws-ofi-nccl); GPUDirect RDMA of GKE nodes with
+    eight adapters (A3 Ultra, A4), where a pod must take a whole node."""
+
+    per_pod: int = Field(default=1, ge=1)
+    """Devices of a pod; EFA has 4 on p4d, 32 on p5."""
+
+    resource: Resource | None = None
+    """Resource of the device plug-in; null takes rdma/ib for infiniband and rdma/roce for roce."""
+
+    interface: Interfaces | None = None
+    """Interface of NCCL and gloo (NCCL_SOCKET_IFNAME), `eth0`; null lets them choose."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "Fabric":
+        for key in ("per_pod", "resource", "interface"):
+            value = getattr(self, key)
+            if key not in _FABRIC_KEYS[self.type] and value not in (None, 1):
+                raise ValueError(f"{key} is {value}, which has no meaning for {self.type}; remove it")
+        return self
 
 
 class KubernetesSpec(Section):
@@ -54,28 +206,25 @@ class KubernetesSpec(Section):
     """Image of all pods: the launcher with its dependencies and the `ray` command (`cluster/Dockerfile`)."""
 
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
-    """When a node fetches the image."""
-
-    pull_secrets: tuple[ObjectName, ...] = ()
-    """Secrets to fetch the image with."""
+    """When a node pulls the image."""
 
     ray_version: RayVersion = "2.60.0"
     """Ray in the image."""
 
     name: JobName | None = None
-    """Name of the RayJob; null makes one of the run's name."""
+    """Name of the RayJob; null derives it from the run's name."""
 
     namespace: Namespace | None = None
-    """Namespace; null leaves it to kubectl's context."""
+    """Namespace; null takes that of the kubeconfig's context."""
 
     service_account: ObjectName | None = None
     """Service account of the pods (a cloud identity for buckets); null takes the default, without a token."""
 
     pod_labels: Labels = Field(default_factory=dict)
-    """Labels of all pods, and of the objects they come from."""
+    """Labels of all pods, and of the objects that create them."""
 
-    pod_annotations: Annotations = Field(default_factory=dict)
-    """Annotations of all pods."""
+    pod_template: PodTemplate = PodTemplate()
+    """Patch of all pods, the submitting one included, in Kubernetes' own words."""
 
     head: HeadPod = HeadPod()
     """The pod that schedules."""
@@ -84,16 +233,16 @@ class KubernetesSpec(Section):
     """Pods of the train workers, by the group's name."""
 
     volumes: dict[str, Volume] = Field(default_factory=dict)
-    """Volumes of all pods, by name."""
+    """Volumes of all Ray pods, by name."""
 
     image_paths: tuple[MountPath, ...] = ()
-    """Directories that are in the image itself (a model, small data), so that the job may name paths in them."""
+    """Directories in the image itself (a model, small data), so that the job may name paths in them."""
 
     working_dir: ArchiveUri | None = None
-    """Archive with code that Ray unpacks as the working directory of driver and workers; null runs the image's."""
+    """Archive with code that Ray unpacks as the working directory of driver and workers; null uses the image's."""
 
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of all pods; no secrets."""
+    """Environment variables of all Ray pods; no secrets."""
 
     env_from_secret: dict[str, SecretKey] = Field(default_factory=dict)
     """Environment variables whose values are in Secrets: `HF_TOKEN: {secret: hub, key: token}`."""
@@ -102,69 +251,67 @@ class KubernetesSpec(Section):
     """Secrets all of whose keys become environment variables."""
 
     queue: Queue | None = None
-    """Who decides when the pods start, all together; null leaves each pod to the default scheduler."""
-
-    priority_class: ObjectName | None = None
-    """PriorityClass of all pods."""
+    """Scheduler that starts the pods together; null leaves each pod to the default scheduler."""
 
     spread: Literal["required", "preferred", "none"] = "none"
-    """Whether worker pods avoid each other's nodes. Not by default: workers on one node talk faster."""
+    """Whether worker pods avoid each other's nodes. Not by default: workers on one node communicate faster."""
 
     fabric: Fabric | None = None
-    """Network between the workers; null lets NCCL find one."""
+    """Network between the workers; null lets NCCL choose."""
 
-    fault_tolerance: FaultTolerance | None = None
-    """Where Ray keeps its state when the head restarts; needs `cluster.driver: worker`."""
+    fault_tolerance: dict[str, JsonValue] | None = None
+    """State of Ray that outlives the head, as KubeRay's `gcsFaultToleranceOptions`: `{redisAddress: redis:6379}`. Needs
+    `cluster.driver: worker`."""
+
+    feature_gates: tuple[str, ...] = ()
+    """Alpha feature gates that the KubeRay operator runs with, such as GCSFaultToleranceEmbeddedStorage for `{backend:
+    rocksdb, storage: {size: 1Gi}}`; a manifest that needs another one is refused."""
 
     auth: Literal["token", "disabled"] = "token"
-    """Whether Ray's dashboard and ports ask for a token, which KubeRay makes."""
+    """Whether Ray's dashboard and ports require a token, which KubeRay creates."""
 
     submission: Literal["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"] = "K8sJobMode"
-    """How KubeRay starts the driver: by a pod of its own whose log is the run's, by HTTP, by a container beside the
-    head; InteractiveMode waits for `ray job submit`."""
+    """How KubeRay starts the driver: from a pod of its own whose log is the run's, by HTTP, from a container in the
+    head's pod; InteractiveMode waits for `ray job submit`."""
 
     retries: int | None = Field(default=None, ge=0)
-    """New clusters after a failure, on which the run goes on from its last checkpoint; null means 2, and 0 where
-    InteractiveMode allows none."""
+    """New clusters after a failure, on which the run resumes from its last checkpoint; null means 2, and 0 in
+    InteractiveMode, which allows none."""
 
     submitter_retries: int = Field(default=10, ge=0)
     """How often the submitting pod may lose the log before KubeRay calls the job failed (K8sJobMode)."""
 
     active_deadline_s: int | None = Field(default=None, ge=1)
-    """Seconds after which KubeRay ends the job, waiting included; null never does."""
+    """Seconds after which KubeRay ends the job, queueing included; null never does."""
 
     pre_running_deadline_s: int | None = Field(default=None, ge=1)
-    """Seconds the pods may take to start, waiting in a queue included; null waits for ever."""
+    """Seconds the pods may take to start, queueing included; null waits for ever."""
 
     ttl_s: int = Field(default=600, ge=0)
     """Seconds the cluster stays after the end, for its dashboard and logs."""
 
     run_as_user: int = Field(default=1000, ge=0)
-    """User and group of the processes, who own what the volumes take; 0 is root."""
+    """User and group of the processes, who own what the volumes hold; 0 is root."""
 
     read_only_root: bool = True
     """Whether the image's own files are read-only; /tmp and the home directory are empty volumes anyway."""
 
     @property
     def autoscales(self) -> bool:
-        """Whether the cluster may be smaller than the job at first."""
+        """Return whether the cluster may start smaller than the job."""
         return any(group.autoscales for group in self.groups.values())
 
     @property
-    def is_queued_by_kueue(self) -> bool:
-        """Whether Kueue admits the job."""
-        return self.queue is not None and self.queue.type == "kueue"
-
-    @property
     def backoff_limit(self) -> int:
-        """The retries that `retries` stands for."""
+        """Return the number of retries, with the default of the submission mode."""
         default = 0 if self.submission == "InteractiveMode" else 2
         return default if self.retries is None else self.retries
 
     @model_validator(mode="after")
-    def _names(self) -> "KubernetesSpec":
-        for key, names in {"groups": list(self.groups), "volumes": list(self.volumes)}.items():
-            for name in names:
+    def _check_names(self) -> "KubernetesSpec":
+        names: dict[str, Iterable[str]] = {"groups": self.groups, "volumes": self.volumes}
+        for key in names:
+            for name in names[key]:
                 if not _PART.fullmatch(name):
                     raise ValueError(
                         f"{key} has the name {name!r}; use at most 42 lower-case letters, digits and dashes, with a "
@@ -172,36 +319,37 @@ class KubernetesSpec(Section):
                     )
         for name in self.volumes:
             if name.startswith("own-"):
-                raise ValueError(f"volumes has the name {name}, of the kind the launcher's own have; choose another")
+                raise ValueError(f"volumes has the name {name}, a prefix of the launcher's own volumes; rename it")
         if "headgroup" in self.groups:
-            raise ValueError("groups has the name headgroup, which is the head's; give the group another")
+            raise ValueError("groups has the name headgroup, which is the head's; rename the group")
         return self
 
     @model_validator(mode="after")
-    def _mounts(self) -> "KubernetesSpec":
-        seen: dict[str, str] = {}
+    def _check_mounts(self) -> "KubernetesSpec":
+        names: dict[str, str] = {}
         for name, volume in self.volumes.items():
             if volume.path in RESERVED_PATHS:
                 raise ValueError(
                     f"volumes has {name} at {volume.path}, which the launcher mounts itself; choose another path"
                 )
-            if volume.path in seen:
+            if volume.path in names:
                 raise ValueError(
-                    f"volumes has {seen[volume.path]} and {name} at the same path {volume.path}; move one of them"
+                    f"volumes has {names[volume.path]} and {name} at the same path {volume.path}; move one of them"
                 )
-            seen[volume.path] = name
+            names[volume.path] = name
         return self
 
     @model_validator(mode="after")
-    def _environment(self) -> "KubernetesSpec":
-        for key, names in {"env": list(self.env), "env_from_secret": list(self.env_from_secret)}.items():
-            for name in names:
+    def _check_environment(self) -> "KubernetesSpec":
+        names: dict[str, Iterable[str]] = {"env": self.env, "env_from_secret": self.env_from_secret}
+        for key in names:
+            for name in names[key]:
                 if not _ENV_NAME.fullmatch(name):
                     raise ValueError(
                         f"{key} has the name {name!r}; use letters, digits, underscores, and no digit first"
                     )
                 if name in _MANAGED:
-                    raise ValueError(f"{key} sets {name}, which KubeRay and the launcher set; leave it out")
+                    raise ValueError(f"{key} sets {name}, which KubeRay and the launcher set; remove it")
         for name in self.env:
             if _SECRET.search(name):
                 raise ValueError(
@@ -209,20 +357,21 @@ class KubernetesSpec(Section):
                     "that in env_from_secret"
                 )
             if name in self.env_from_secret:
-                raise ValueError(f"env and env_from_secret both set {name}; keep one of them")
+                raise ValueError(f"env and env_from_secret both set {name}; remove one of them")
         return self
 
     @model_validator(mode="after")
-    def _modes(self) -> "KubernetesSpec":
+    def _check_modes(self) -> "KubernetesSpec":
+        is_kueue = self.queue is not None and self.queue.type == "kueue"
         if self.submission == "InteractiveMode" and self.retries:
             raise ValueError(
-                f"retries is {self.retries}, but InteractiveMode has none; leave it out or choose another submission"
+                f"retries is {self.retries}, but InteractiveMode has none; remove it or choose another submission"
             )
-        if self.is_queued_by_kueue and self.autoscales:
+        if is_kueue and self.autoscales:
             raise ValueError(
                 "queue kueue admits a fixed number of pods; give the groups pods instead of min_pods and max_pods"
             )
-        if self.is_queued_by_kueue and len(self.groups) > _KUEUE_GROUPS:
+        if is_kueue and len(self.groups) > _KUEUE_GROUPS:
             raise ValueError(
                 f"groups has {len(self.groups)} names, but kueue admits at most {_KUEUE_GROUPS} of them; join some"
             )

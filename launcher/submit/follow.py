@@ -1,7 +1,7 @@
-"""Follows a job's log to the job's true end, through dropped connections. Runs on the client.
+"""Follow the log of a submitted job until the job has ended, across dropped connections. Runs on the client.
 
-The log comes over a WebSocket that begins at the first line each time, may die without a word, and says nothing about
-how the job ended: what was shown is counted, and the job's own state decides.
+The log arrives over a WebSocket that starts at the first line each time, may die silently, and does not say how the job
+ended. So the characters already shown are counted, and the job's own state decides.
 """
 
 import asyncio
@@ -13,127 +13,127 @@ from launcher.errors import ClusterError
 from launcher.submit.ray_jobs import Job
 
 _QUIET_S = 10.0
-"""After so long without a line the job is asked for its state."""
+"""Seconds without a line after which the job's state is read."""
 _SILENT_S = 120.0
-"""After so long the connection is taken for dead; making a new one loses nothing."""
+"""Seconds without a line after which the connection is replaced, which loses nothing."""
 _RETRY_S = 2.0
 _GIVE_UP_S = 300.0
 
 
 class Source(Protocol):
-    """Where a job's log and state come from."""
+    """The source of a job's log and state."""
 
     def get(self, job_id: str, /) -> Job:
-        """The job as it is now."""
+        """Return the current state of the job."""
 
     def logs(self, job_id: str, /) -> str:
-        """All that was printed."""
+        """Return the whole log so far."""
 
     def tail(self, job_id: str, /) -> AsyncIterator[str]:
-        """What is printed, from the beginning."""
+        """Yield the log from the beginning."""
 
 
 class Follower:
-    """Shows each character of a log once.
+    """A follower of a job's log that shows each character once.
 
     Args:
-        source: the cluster.
-        job_id: the submission.
-        show: prints a piece of text.
-        notice: tells that the connection was lost, or is back.
+        source: Cluster of the job.
+        job_id: Id of the submission.
+        show: Function that prints a piece of the log.
+        notice: Function that reports a lost connection.
     """
 
     def __init__(self, source: Source, job_id: str, show: Callable[[str], None], notice: Callable[[str], None]) -> None:
-        self._source, self._id, self._show, self._notice = source, job_id, show, notice
-        self._shown = 0
-        self._heard = time.monotonic()
+        self._source = source
+        self._id = job_id
+        self._show = show
+        self._notice = notice
+        self._num_shown = 0
+        self._last_answer = time.monotonic()
 
     def follow(self) -> Job:
-        """Follow until the job is over; returns its last state.
+        """Follow until the job has ended, and return its last state.
 
         Raises:
-            ClusterError: the cluster has not answered for minutes; the job may go on.
-            RunError: the cluster has forgotten the job.
+            ClusterError: The cluster has not answered for minutes; the job may still run.
+            RunError: The cluster no longer knows the job.
         """
-        lost = False
+        is_lost = False
         while True:
             try:
                 asyncio.run(self._stream())
                 job = self._source.get(self._id)
                 if job.over:
-                    self._rest()
+                    self._add(self._source.logs(self._id), 0)
                     return job
             except (OSError, RuntimeError, ClusterError, asyncio.TimeoutError) as error:
-                if time.monotonic() - self._heard > _GIVE_UP_S:
+                if time.monotonic() - self._last_answer > _GIVE_UP_S:
                     raise ClusterError(
-                        f"no answer for {int(_GIVE_UP_S)} s ({error}); the job may go on: "
-                        f"`launcher jobs logs {self._id} --follow` looks again"
+                        f"no answer for {int(_GIVE_UP_S)} s ({error}); the job may still run: "
+                        f"`launcher jobs logs {self._id} --follow` resumes the log"
                     ) from error
-                if not lost:
-                    self._notice("the connection was lost; the job goes on, trying again")
-                lost = True
+                if not is_lost:
+                    self._notice("the connection was lost; the job continues, reconnecting")
+                is_lost = True
             else:
-                lost = False
+                is_lost = False
             time.sleep(_RETRY_S)
 
     async def _stream(self) -> None:
-        """Show what comes until the connection ends, or the job does."""
-        seen = 0
+        """Show the log until the connection or the job ends."""
+        num_received = 0
         lines = self._source.tail(self._id)
-        waiting: asyncio.Task[str | None] | None = None
+        pending: asyncio.Task[str | None] | None = None
         silent_since = time.monotonic()
         try:
             while True:
-                waiting = waiting or asyncio.ensure_future(_next(lines))
-                done, _ = await asyncio.wait([waiting], timeout=_QUIET_S)
+                pending = pending or asyncio.ensure_future(_next(lines))
+                done, _ = await asyncio.wait([pending], timeout=_QUIET_S)
                 if not done:
                     job = await asyncio.to_thread(self._source.get, self._id)
-                    self._heard = time.monotonic()
-                    if job.over or self._heard - silent_since > _SILENT_S:
+                    self._last_answer = time.monotonic()
+                    if job.over or self._last_answer - silent_since > _SILENT_S:
                         return
                     continue
-                finished, waiting = waiting, None
-                text = finished.result()
+                text = pending.result()
+                pending = None
                 if text is None:
                     return
-                silent_since = self._heard = time.monotonic()
-                self._add(text, seen)
-                seen += len(text)
+                silent_since = self._last_answer = time.monotonic()
+                self._add(text, num_received)
+                num_received += len(text)
         finally:
-            if waiting is not None:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
+            if pending is not None:
+                pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)
 
     def _add(self, text: str, position: int) -> None:
-        """Show the part of `text`, which begins at `position` of the log, that was not shown before."""
-        new = text[max(0, self._shown - position) :]
+        """Show the part of `text`, which starts at `position` of the log, that has not been shown."""
+        new = text[max(0, self._num_shown - position) :]
         if new:
             self._show(new)
-            self._shown += len(new)
-
-    def _rest(self) -> None:
-        self._add(self._source.logs(self._id), 0)
+            self._num_shown += len(new)
 
 
 async def _next(lines: AsyncIterator[str]) -> str | None:
-    return await anext(lines, None)
+    return await anext(lines, None)  # a coroutine, which asyncio.ensure_future needs
 
 
 def wait(source: Source, job_id: str) -> Job:
-    """Wait until a job is over; returns its last state.
+    """Wait until a job has ended, and return its last state.
 
     Raises:
-        ClusterError: the cluster has not answered for minutes.
+        ClusterError: The cluster has not answered for minutes.
     """
-    heard = time.monotonic()
+    last_answer = time.monotonic()
     while True:
         try:
             job = source.get(job_id)
         except ClusterError:
-            if time.monotonic() - heard > _GIVE_UP_S:
+            if time.monotonic() - last_answer > _GIVE_UP_S:
                 raise
         else:
-            heard = time.monotonic()
+            last_answer = time.monotonic()
             if job.over:
                 return job
         time.sleep(_RETRY_S)

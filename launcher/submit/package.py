@@ -1,6 +1,6 @@
-"""What travels with a submitted job: the resolved job file, its code, or a whole working directory. Runs on the client.
+"""The package of a submitted job: the resolved job file, its code, or a whole working directory. Runs on the client.
 
-The package is one zip file; the same content gives the same bytes, so Ray uploads it once.
+The package is one zip file. The same content gives the same bytes, so Ray uploads it once. Read `ray_jobs.py` next.
 """
 
 import glob
@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from launcher.errors import RunError, SpecError
@@ -24,7 +25,7 @@ JOB_FILE = "launcher-job.yaml"
 MAX_BYTES = 100 * 2**20
 """Ray's dashboard refuses larger uploads (`dashboard_max_request_body_size`)."""
 
-# Keys of people and clouds, which nobody means to send; a file among them that a job needs is named in cluster.code.
+# Files with keys of people and clouds are never packed; a job that needs one names it in cluster.code.
 _PRIVATE = (
     ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
     ".netrc", ".pgpass", ".git-credentials", ".pypirc", ".npmrc", "credentials.json", "service-account*.json",
@@ -37,37 +38,36 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file can hold
 
 
 _KEYS = (
-    "which Ray keeps with the job for all who can see the cluster; take it out, and give the cluster's nodes a role, "
-    "or the keys as variables of their own (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+    "which Ray stores with the job for everyone who can see the cluster; remove it, and give the cluster's nodes a "
+    "role, or the keys as variables of their own (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
 )
 
 
 @dataclass(frozen=True)
 class Package:
-    """Files by their path in the package, and the job file that is not one yet."""
+    """The files of a package by their path in it, and the job whose file is written into it."""
 
     job: JobSpec
     files: dict[str, Path]
 
     @property
     def size_bytes(self) -> int:
-        """Of the files as they are; the zip may be smaller."""
+        """Return the size of the files; the zip may be smaller."""
         return sum(path.stat().st_size for path in self.files.values())
 
     def holds(self, pattern: str) -> bool:
-        """Whether a file, anything in a directory, or anything that fits a glob travels along."""
+        """Return whether the package has a file, any file of a directory, or any below the fixed part of a glob."""
         path = PurePosixPath(os.path.normpath(pattern))
         if glob.has_magic(pattern):
-            steady = PurePosixPath(*[part for part in path.parts if not glob.has_magic(part)][: _steady(path)])
-            return any(PurePosixPath(name).is_relative_to(steady) for name in self.files)
+            path = PurePosixPath(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         return any(PurePosixPath(name).is_relative_to(path) for name in self.files)
 
     def finds(self, location: str) -> bool:
-        """Whether a location of a command means something on the cluster."""
-        return _travels_well(location) or self.holds(location)
+        """Return whether a location of a command exists on the cluster."""
+        return _is_global(location) or self.holds(location)
 
     def largest(self, count: int) -> list[tuple[str, int]]:
-        """The largest files with their sizes in bytes."""
+        """Return the largest files with their sizes in bytes."""
         sizes = [(name, path.stat().st_size) for name, path in self.files.items()]
         return sorted(sizes, key=lambda entry: -entry[1])[:count]
 
@@ -79,11 +79,6 @@ class Package:
                 _add(archive, name, self.files[name].read_bytes(), self.files[name].stat().st_mode)
 
 
-def _steady(path: PurePosixPath) -> int:
-    """How many parts of a pattern come before its first glob."""
-    return next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
-
-
 def _add(archive: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
     info = zipfile.ZipInfo(name, _EPOCH)
     info.external_attr = (mode & 0o777 | 0o100000) << 16
@@ -92,31 +87,32 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644)
 
 
 def make_package(job: JobSpec, working_dir: Path | None) -> Package:
-    """What `job` needs on the cluster.
+    """Return the package that a job needs on the cluster.
 
     Args:
-        job: the job with its overrides.
-        working_dir: a directory that travels whole, but for what git ignores; None ships `cluster.code` alone.
+        job: Job with its overrides.
+        working_dir: Directory to pack whole, without what git ignores; None packs only `cluster.code`.
 
     Raises:
-        SpecError: a path of the job file would mean nothing on the cluster.
-        RunError: the working directory cannot be read.
+        SpecError: A path of the job file would not exist on the cluster.
+        RunError: The working directory cannot be read.
     """
     base = working_dir if working_dir is not None else Path.cwd()
     files: dict[str, Path] = {}
     if working_dir is not None:
         if not working_dir.is_dir():
-            raise RunError(f"--working-dir: {working_dir} is no directory; name the one that should travel")
+            raise RunError(f"--working-dir: {working_dir} is not a directory; name the one to pack")
         files |= {name: base / name for name in _unignored(base)}
     problems = []
     for entry in job.cluster.code:
-        found, problem = _code(base, entry)
-        files |= found
-        problems += problem
+        code, code_problems = _code(base, entry)
+        files |= code
+        problems += code_problems
     cluster = job.cluster.model_copy(update={"address": "auto"})
     package = Package(job.model_copy(update={"cluster": cluster}), files)
     problems += [
-        f"{key}: {location} {_why_lost(location, working_dir)}; {mend}" for key, location, mend in _lost(package, base)
+        f"{key}: {location} {_missing_reason(location, working_dir)}; {remedy}"
+        for key, location, remedy in _missing(package, base)
     ]
     problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in find_secrets(job)]
     if problems:
@@ -125,13 +121,13 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
 
 
 def _unignored(base: Path) -> list[str]:
-    """Files of a directory without what git, or a .rayignore, ignores; all of them where it is no git checkout."""
+    """Return the files of a directory that neither git nor a .rayignore ignores; all outside of a checkout."""
     listed = _ls_files(base, "--cached", "--others", "--exclude-standard")
     if listed is None:
         listed = list(_all_files(base))
     else:
-        kept_back = _ls_files(base, "--cached", "--others", "--ignored", "--exclude-per-directory=.rayignore")
-        listed = sorted(set(listed) - set(kept_back or ()))
+        ignored = _ls_files(base, "--cached", "--others", "--ignored", "--exclude-per-directory=.rayignore")
+        listed = sorted(set(listed) - set(ignored or ()))
     real = base.resolve()
     return [
         name
@@ -141,7 +137,7 @@ def _unignored(base: Path) -> list[str]:
 
 
 def _ls_files(base: Path, *options: str) -> list[str] | None:
-    """What git lists of a directory; None where there is no checkout, or no git."""
+    """Return the files of a directory that git lists; None outside of a checkout, or without git."""
     try:
         listed = subprocess.run(["git", "-C", str(base), "ls-files", "-z", *options], capture_output=True, text=True)
     except FileNotFoundError:
@@ -150,35 +146,37 @@ def _ls_files(base: Path, *options: str) -> list[str] | None:
 
 
 def _all_files(folder: Path, base: Path | None = None) -> Iterator[str]:
-    """Files below a directory; links are followed inside of the base alone, each directory once.
+    """Yield the files below a directory; links are followed only inside the base, each directory once.
 
     Raises:
         RunError: There are too many to be code.
     """
-    real, seen, count = (base or folder).resolve(), set[Path](), 0
+    real = (base or folder).resolve()
+    visited: set[Path] = set()
+    count = 0
     for root, directories, names in os.walk(folder, followlinks=True):
-        here = Path(root)
-        kept = (name for name in directories if name not in _NEVER | _PRIVATE_FOLDERS)
-        directories[:] = sorted(name for name in kept if _leads_on(here / name, real, seen))
+        parent = Path(root)
+        public = (name for name in directories if name not in _NEVER | _PRIVATE_FOLDERS)
+        directories[:] = sorted(name for name in public if _must_visit(parent / name, real, visited))
         for name in sorted(names):
-            if _is_private(name) or not _is_within(here / name, real):
+            if _is_private(name) or not _is_within(parent / name, real):
                 continue
             count += 1
             if count > _MOST_FILES:
                 raise RunError(
-                    f"{folder}: holds more than {_MOST_FILES} files, which is no code; name the files that are needed, "
+                    f"{folder}: holds more than {_MOST_FILES} files, too many for code; name those that are needed, "
                     "and keep data on storage that all nodes share"
                 )
-            yield (here / name).relative_to(folder).as_posix()
+            yield (parent / name).relative_to(folder).as_posix()
 
 
-def _leads_on(folder: Path, base: Path, seen: set[Path]) -> bool:
-    """Return whether a walk goes into a directory: not by a link out of the base or in a circle, nor twice."""
+def _must_visit(folder: Path, base: Path, visited: set[Path]) -> bool:
+    """Return whether to enter a directory: not by a link out of the base or in a circle, nor twice."""
     real = folder.resolve()
     is_circle = folder.is_symlink() and folder.parent.resolve().is_relative_to(real)
-    if real in seen or is_circle or not real.is_relative_to(base):
+    if real in visited or is_circle or not real.is_relative_to(base):
         return False
-    seen.add(real)
+    visited.add(real)
     return True
 
 
@@ -188,50 +186,50 @@ def _is_private(name: str) -> bool:
 
 
 def _is_within(path: Path, base: Path) -> bool:
-    """Return whether it is a file that lies below a directory, when its links are followed."""
+    """Return whether a path is a file below a directory, with links resolved."""
     return path.is_file() and path.resolve().is_relative_to(base)
 
 
 def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
-    """The files of one entry of `cluster.code`, or what is wrong with it."""
+    """Return the files of one entry of `cluster.code`, or its problem."""
     path = Path(os.path.normpath(entry))
     if path.is_absolute() or ".." in path.parts:
         remedy = "give a path below the directory you submit from, as it will have the same path on the cluster"
         return {}, [f"cluster.code: {entry} lies outside of {base}; {remedy}"]
     if (base / path).exists() and not (base / path).resolve().is_relative_to(base.resolve()):
-        return {}, [f"cluster.code: {entry} is a link that leads out of {base}; put a copy there"]
+        return {}, [f"cluster.code: {entry} is a link out of {base}; put a copy there"]
     if (base / path).is_file():
         return {path.as_posix(): base / path}, []
     if (base / path).is_dir():
         return {(path / name).as_posix(): base / path / name for name in _all_files(base / path, base)}, []
-    return {}, [f"cluster.code: {entry} is not in {base}; give a file or directory that is there"]
+    return {}, [f"cluster.code: {entry} is not in {base}; give an existing file or directory"]
 
 
 _SPLITS = ("train", "validation", "test")
 _SHARED = "give a URI or an absolute path on storage that all nodes share"
 
 
-def _lost(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
-    """Key, relative path and remedy of what the cluster would look for in vain."""
+def _missing(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield key, path and remedy of each relative path that would not exist on the cluster."""
     job = package.job
-    if not _travels_well(job.output.storage):
+    if not _is_global(job.output.storage):
         yield "output.storage", job.output.storage, _SHARED
-    inputs = [(f"data.{name}", where) for name in _SPLITS for where in getattr(job.data, name) or ()]
-    inputs += [("data.files_below", where) for where in job.data.files_below]
-    if job.model.name and (base / job.model.name).is_dir():  # else it is a name on the hub
+    inputs = [(f"data.{name}", location) for name in _SPLITS for location in getattr(job.data, name) or ()]
+    inputs += [("data.files_below", location) for location in job.data.files_below]
+    if job.model.name and (base / job.model.name).is_dir():  # otherwise a name on the hub
         inputs.append(("model.name", job.model.name))
     for key, location in inputs:
-        if not _travels_well(location) and not package.holds(location):
+        if not _is_global(location) and not package.holds(location):
             yield key, location, f"{_SHARED}, or name it in cluster.code if it is small"
 
 
-def _why_lost(location: str, working_dir: Path | None) -> str:
+def _missing_reason(location: str, working_dir: Path | None) -> str:
     if working_dir is not None and _ls_files(
         working_dir, "--others", "--ignored", "--exclude-standard", "--", location
     ):
-        return "is ignored by git, so it does not travel with the job"
-    return "is a relative path that does not travel with the job"
+        return "is ignored by git, so it is not packed with the job"
+    return "is a relative path that is not packed with the job"
 
 
-def _travels_well(location: str) -> bool:
+def _is_global(location: str) -> bool:
     return "://" in location or location.startswith("hub:") or os.path.isabs(location)

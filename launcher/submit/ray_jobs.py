@@ -1,6 +1,6 @@
-"""The Jobs API of one Ray cluster, spoken through Ray's own client. Runs on the client.
+"""Requests to the Jobs API of one Ray cluster, through Ray's own client. Runs on the client.
 
-Every answer comes within a time limit and every failure is one sentence. Read `follow.py` next.
+Every request has a time limit, and every failure is one sentence. Read `follow.py` next.
 """
 
 import json
@@ -27,20 +27,20 @@ from launcher.submit.package import JOB_FILE, MAX_BYTES
 
 LOCAL = "http://127.0.0.1:8265"
 _CONNECT_S, _ANSWER_S = 10.0, 60.0
-# A driver mostly waits, and train workers leave as little of their CPUs (`driver/worker_group.py`).
+# A driver mostly waits; train workers leave this much of their CPUs unreserved (`driver/worker_group.py`).
 _DRIVER_CPUS = 0.001
 _RUN, _STORAGE, _COMMAND = "launcher.run", "launcher.storage", "launcher.command"
-_AT_WORK = (JobStatus.PENDING, JobStatus.RUNNING)
+_ACTIVE = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a cluster knows of one submission."""
+    """A submission as the cluster knows it."""
 
     id: str
     status: JobStatus
     run: str
-    """Name of the launcher's run, or nothing for a job of another kind."""
+    """Name of the launcher's run; empty for another kind of job."""
     storage: str
     command: str
     entrypoint: str
@@ -51,17 +51,17 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Return whether the job has ended."""
         return self.status.is_terminal()
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What to send.
+    """A command to run on the cluster.
 
     Args:
-        job: the job as it is in the package.
-        words: train, tune, evaluate or predict, with the latter two's arguments.
+        job: Job as it is in the package.
+        words: Command (train, tune, evaluate or predict) with the arguments of the latter two.
     """
 
     job: JobSpec
@@ -69,66 +69,67 @@ class Submission:
 
     @property
     def command(self) -> str:
-        """What is done with the job."""
+        """Return the name of the command."""
         return self.words[0]
 
     @property
     def entrypoint(self) -> str:
-        """The shell command of the driver; `exec` gives it the stop signal, and Ray its exit."""
+        """Return the shell command of the driver; `exec` passes on the stop signal and the exit code."""
         run = join(self.job.output.storage, self.job.name)
-        trains = self.command in ("train", "tune")
-        # A run's own job file permits nothing; the one that was submitted is the user's.
-        permits = () if trains else permission_overrides(self.job, self.words)
-        words = [self.command, JOB_FILE if trains else run, *self.words[1:], *permits]
+        is_training = self.command in ("train", "tune")
+        # The job file in a run directory grants no permissions; those of the submitted one are passed as overrides.
+        permissions = () if is_training else permission_overrides(self.job, self.words)
+        words = [self.command, JOB_FILE if is_training else run, *self.words[1:], *permissions]
         line = "exec " + shlex.join(["python", "-m", "launcher", *words])
-        prepare = self.job.cluster.prepare if trains else None
+        prepare = self.job.cluster.prepare if is_training else None
         return f"{prepare} && {line}" if prepare else line
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with time limits: it has none, and hangs where a network drops packets."""
+    """Ray's client with time limits. Without them it hangs where a network drops packets (Ray 2.60)."""
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:  # Ray's own signature
         return super()._do_request(method, endpoint, timeout=(_CONNECT_S, _ANSWER_S), **kwargs)
 
 
 class RayJobs:
-    """One cluster's Jobs API.
+    """The Jobs API of one cluster.
 
     Args:
-        address: of its dashboard: `http://host:8265`, https behind a proxy, or `host:8265`.
+        address: Address of the dashboard: `http://host:8265`, https behind a proxy, or `host:8265`.
 
     Raises:
-        ClusterError: nobody answers there, or the token is missing or wrong.
+        ClusterError: The dashboard does not answer, or the token is missing or wrong.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
-        for name in ("job.sdk", "dashboard_sdk"):  # which set their own levels when they are imported
+        for name in ("job.sdk", "dashboard_sdk"):  # they set their own levels at import
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
-        with _told(self.address):
-            # The requests library reads this variable by itself; the log's WebSocket does not.
+        with _translated_errors(self.address):
+            # requests reads this variable by itself, but the log's WebSocket (aiohttp) does not.
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
             self._client = _Client(self.address, headers=_headers(), verify=verify)
 
-    def submit(self, it: Submission, package: Path) -> str:
-        """Upload the package, a zip file, and start the driver; returns the submission id.
+    def submit(self, submission: Submission, package: Path) -> str:
+        """Upload the package, a zip file, start the driver, and return the submission id.
 
         Raises:
-            ClusterError: the cluster refuses.
+            ClusterError: The cluster refuses.
         """
-        cluster = it.job.cluster
+        job = submission.job
+        cluster = job.cluster
         passed = {name: os.environ[name] for name in cluster.pass_env if name in os.environ}
-        with _told(self.address):
+        with _translated_errors(self.address):
             return str(
                 self._client.submit_job(
-                    entrypoint=it.entrypoint,
-                    submission_id=f"{it.job.name}-{it.command}-{uuid.uuid4().hex[:8]}",
+                    entrypoint=submission.entrypoint,
+                    submission_id=f"{job.name}-{submission.command}-{uuid.uuid4().hex[:8]}",
                     runtime_env={
                         "working_dir": str(package),
                         "env_vars": {**passed, "RAY_JOB_STOP_WAIT_TIME_S": str(cluster.grace_s)},
                     },
-                    metadata={_RUN: it.job.name, _STORAGE: it.job.output.storage, _COMMAND: it.command},
+                    metadata={_RUN: job.name, _STORAGE: job.output.storage, _COMMAND: submission.command},
                     **self._placement(cluster.driver),
                 )
             )
@@ -138,62 +139,58 @@ class RayJobs:
             return {}
         nodes = self._client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
         heads = [node["raylet"]["nodeId"] for node in nodes if node["raylet"].get("isHeadNode")]
-        away = {"ray.io/node-id": f"!in({','.join(heads)})"} if heads else {}
-        return {"entrypoint_num_cpus": _DRIVER_CPUS, "entrypoint_label_selector": away}
+        selector = {"ray.io/node-id": f"!in({','.join(heads)})"} if heads else {}
+        return {"entrypoint_num_cpus": _DRIVER_CPUS, "entrypoint_label_selector": selector}
 
     def jobs(self) -> list[Job]:
-        """All submissions the cluster remembers, newest first."""
-        with _told(self.address):
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        """Return all submissions that the cluster knows, newest first."""
+        with _translated_errors(self.address):
+            jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         oldest = datetime.fromtimestamp(0, timezone.utc)
-        return sorted(found, key=lambda job: job.started or oldest, reverse=True)
+        return sorted(jobs, key=lambda job: job.started or oldest, reverse=True)
 
     def find(self, name: str) -> Job:
-        """The submission of that id, or the newest one of the run of that name.
+        """Return the submission of that id, or the newest one of the run of that name.
 
         Raises:
-            RunError: there is none.
+            RunError: There is none.
         """
-        found = self.jobs()
-        for job in found:
-            if name == job.id:
-                return job
-        for job in found:
-            if name == job.run:
-                return job
-        raise RunError(f"{self.address}: no job {name} there; `launcher jobs list` shows what there is")
+        jobs = self.jobs()
+        for job in (*(job for job in jobs if job.id == name), *(job for job in jobs if job.run == name)):
+            return job
+        raise RunError(f"{self.address}: there is no job {name}; `launcher jobs list` lists the jobs")
 
     def get(self, job_id: str) -> Job:
-        """The submission of that id.
+        """Return the submission of that id.
 
         Raises:
-            RunError: the cluster does not know it.
+            RunError: The cluster does not know it.
         """
-        with _told(self.address):
+        with _translated_errors(self.address):
             try:
                 return _job(self._client.get_job_info(job_id))
             except RuntimeError as error:
                 if "404" not in str(error):
                     raise
-                raise RunError(f"{self.address}: no job {job_id} there (any more)") from error
+                raise RunError(f"{self.address}: there is no job {job_id} (any more)") from error
 
-    def at_work_on(self, it: JobSpec) -> Job | None:
-        """The submission that works on the job's run now: a second one would write the same files."""
-        same = [job for job in self.jobs() if (job.run, job.storage) == (it.name, it.output.storage)]
-        return next((job for job in same if job.status in _AT_WORK), None)
+    def at_work_on(self, spec: JobSpec) -> Job | None:
+        """Return the active submission of the job's run, to which a second one would write the same files."""
+        same = [job for job in self.jobs() if (job.run, job.storage) == (spec.name, spec.output.storage)]
+        return next((job for job in same if job.status in _ACTIVE), None)
 
     def stop(self, job_id: str) -> None:
-        """Ask the driver to stop; it has its grace to save a checkpoint."""
-        with _told(self.address):
+        """Stop the driver, which has `cluster.grace_s` to save a checkpoint."""
+        with _translated_errors(self.address):
             self._client.stop_job(job_id)
 
     def logs(self, job_id: str) -> str:
-        """All that the driver printed so far."""
-        with _told(self.address):
+        """Return the driver's log so far."""
+        with _translated_errors(self.address):
             return str(self._client.get_job_logs(job_id))
 
     def tail(self, job_id: str) -> AsyncIterator[str]:
-        """What the driver printed and prints, from the beginning; ends, or raises, when the connection does."""
+        """Yield the driver's log from the beginning; ends or raises when the connection does."""
         return self._client.tail_job_logs(job_id)
 
 
@@ -218,41 +215,41 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 def _headers() -> dict[str, str]:
-    """Headers for a proxy before the cluster, as the `ray job` commands read them.
+    """Return headers for a proxy in front of the cluster, as the `ray job` commands read them.
 
     Raises:
-        ClusterError: they are no JSON object.
+        ClusterError: They are not a JSON object.
     """
     text = os.environ.get("RAY_JOB_HEADERS", "{}")
     try:
         return {str(name): str(value) for name, value in json.loads(text).items()}
     except (ValueError, AttributeError) as error:
-        raise ClusterError('RAY_JOB_HEADERS: is no JSON object; write it as {"Name": "value"}') from error
+        raise ClusterError('RAY_JOB_HEADERS: is not a JSON object; write it as {"Name": "value"}') from error
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
-    """What the client raises, in one sentence."""
+def _translated_errors(address: str) -> Iterator[None]:
+    """Turn whatever the client raises into one sentence."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # process border: the client raises whatever its libraries raise
+    except Exception as error:  # process border: the client passes on the errors of its libraries
         raise ClusterError(_sentence(address, error)) from error
 
 
 def _sentence(address: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AuthenticationError):
-        missing = "401" in text or "no authentication token" in text.lower() or "Unauthenticated" in text
-        what = "asks for a token and got none" if missing else "does not accept this token"
+        is_missing = "401" in text or "no authentication token" in text.lower() or "Unauthenticated" in text
+        what = "requires a token and got none" if is_missing else "does not accept this token"
         return (
             f"{address}: {what}; set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
             "(`ray get-auth-token` on the head prints the token)"
         )
     if isinstance(error, (ConnectionError, requests.ConnectionError, requests.Timeout)):
         return (
-            f"{address}: no Ray dashboard answers there ({type(error).__name__}); give --address http://HEAD:8265, or "
+            f"{address}: no Ray dashboard answers ({type(error).__name__}); give --address http://HEAD:8265, or "
             "forward its port"
         )
     if "413" in text:

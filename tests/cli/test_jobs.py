@@ -36,8 +36,7 @@ def test_a_dead_address_is_reported_within_seconds(job: Path) -> None:
     done = _submit(job.parent, "submit", "job.yaml", "--address", _DEAD)
     assert done.returncode == 2
     assert done.stderr == (
-        f"{_DEAD}: no Ray dashboard answers there (ConnectionError); give --address http://HEAD:8265, or forward its "
-        "port\n"
+        f"{_DEAD}: no Ray dashboard answers (ConnectionError); give --address http://HEAD:8265, or forward its port\n"
     )
     assert time.monotonic() - began < 30
     assert _submit(job.parent, "jobs", "list", "--address", _DEAD).returncode == 2

@@ -21,7 +21,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _commands(config: dict[str, Any]) -> list[str]:
-    return [command for key, found in config.items() if key.endswith("_commands") for command in found]
+    return [command for key, commands in config.items() if key.endswith("_commands") for command in commands]
 
 
 def test_there_are_files() -> None:
@@ -40,7 +40,7 @@ def test_ray_takes_it(path: Path) -> None:
 
 
 def test_ray_takes_no_misspelt_key() -> None:
-    """So that the test above is one."""
+    """Show that the test above can fail."""
     import jsonschema
 
     with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minuts"):
@@ -68,7 +68,7 @@ def test_its_commands_are_commands(path: Path) -> None:
 
 
 def _spot_notice(folder: Path) -> Path:
-    """The script as the setup command writes it."""
+    """Return the script as the setup command writes it."""
     (command,) = _load(_FOLDER / "ray-cluster.yaml")["worker_setup_commands"]
     subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "HOME": str(folder)})
     return folder / "spot-notice.sh"

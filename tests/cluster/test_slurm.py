@@ -63,7 +63,7 @@ class Batch:
     """The script with commands that pretend.
 
     Args:
-        folder: of the job file, the commands and their log.
+        folder: Directory of the job file, the commands and their log.
     """
 
     folder: Path
@@ -91,8 +91,8 @@ class Batch:
     def run(self, launcher_does: str, *words: str, **env: str) -> tuple[int, str]:
         """Run it to its end: the exit code and what it said."""
         started = self.start(launcher_does, *words, **env)
-        said, _ = started.communicate(timeout=60)
-        return started.returncode, said
+        output, _ = started.communicate(timeout=60)
+        return started.returncode, output
 
     def signalled(self, number: signal.Signals, launcher_does: str = _SAVES, **env: str) -> tuple[int, str]:
         """Run it and send it a signal when the launcher trains."""
@@ -102,8 +102,8 @@ class Batch:
             assert time.monotonic() < until and started.poll() is None, self.log
             time.sleep(0.05)
         started.send_signal(number)
-        said, _ = started.communicate(timeout=60)
-        return started.returncode, said
+        output, _ = started.communicate(timeout=60)
+        return started.returncode, output
 
     @property
     def log(self) -> str:
@@ -123,8 +123,8 @@ def batch(tmp_path: Path) -> Iterator[Batch]:
 
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_its_exit_code_is_the_launchers(batch: Batch, code: int) -> None:
-    found, said = batch.run(f"exit {code}", "tune", "job.yaml", "cluster.workers=4")
-    assert found == code, said
+    exit_code, output = batch.run(f"exit {code}", "tune", "job.yaml", "cluster.workers=4")
+    assert exit_code == code, output
     assert "python -m launcher tune job.yaml cluster.workers=4" in batch.log
     assert "scontrol" not in batch.log
     assert "rm -rf /tmp/ray-9" in batch.log
@@ -137,22 +137,22 @@ def test_rays_directory_is_this_users_alone(batch: Batch, tmp_path: Path) -> Non
     folder.mkdir(mode=0o777)  # of an attempt that was killed
     folder.chmod(0o777)
     try:
-        code, said = batch.run("sleep 1; exit 0", RAY_DOES=asks)
-        assert code == 0 and "mode 700" in batch.log, said
+        code, output = batch.run("sleep 1; exit 0", RAY_DOES=asks)
+        assert code == 0 and "mode 700" in batch.log, output
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     (tmp_path / "elsewhere").mkdir()
     folder.symlink_to(tmp_path / "elsewhere")
     try:
-        code, said = batch.run("exit 0", RAY_DOES="echo started >> $LOG; exec sleep 60")
-        assert f"{folder} on " in said and "is not this user's own" in said and "started" not in batch.log
+        code, output = batch.run("exit 0", RAY_DOES="echo started >> $LOG; exec sleep 60")
+        assert f"{folder} on " in output and "is not this user's own" in output and "started" not in batch.log
     finally:
         folder.unlink(missing_ok=True)
 
 
 def test_ray_is_the_jobs_own(batch: Batch) -> None:
-    code, said = batch.run("exit 0", SLURM_GPUS_ON_NODE="8", LAUNCHER_HEAD_IP="10.1.2.3", LAUNCHER_DASHBOARD="1")
-    assert code == 0, said
+    code, output = batch.run("exit 0", SLURM_GPUS_ON_NODE="8", LAUNCHER_HEAD_IP="10.1.2.3", LAUNCHER_DASHBOARD="1")
+    assert code == 0, output
     (ray,) = re.findall("^ray .*", batch.log, re.MULTILINE)
     for word in ("--head", "--node-ip-address=10.1.2.3", "--port=7001", "--dashboard-port=7002", "--num-cpus=4",
                  "--num-gpus=8", "--ray-client-server-port=7003", "--min-worker-port=0", "--block"):  # fmt: skip
@@ -167,28 +167,28 @@ def test_a_token_of_the_users_own_is_kept(batch: Batch) -> None:
 
 @pytest.mark.parametrize("words", [("train",), ("evaluate", "job.yaml"), ("train", "other.yaml")])
 def test_bad_words_start_nothing(batch: Batch, words: tuple[str, ...]) -> None:
-    code, said = batch.run("exit 0", *words)
+    code, output = batch.run("exit 0", *words)
     assert code == 2
-    assert "usage: sbatch" in said or "other.yaml: no such job file" in said
+    assert "usage: sbatch" in output or "other.yaml: no such job file" in output
     assert batch.log == ""
 
 
 def test_term_saves_and_puts_the_job_back(batch: Batch) -> None:
-    code, said = batch.signalled(signal.SIGTERM)
-    assert code == 130, said
+    code, output = batch.signalled(signal.SIGTERM)
+    assert code == 130, output
     assert "saved" in batch.log and f"scontrol requeue 9{os.getpid()}" in batch.log
     assert batch.log.index("rm -rf") < batch.log.index("scontrol requeue"), "requeue ends the job's steps"
 
 
 def test_int_saves_and_ends_the_job(batch: Batch) -> None:
-    code, said = batch.signalled(signal.SIGINT)
-    assert code == 130, said
+    code, output = batch.signalled(signal.SIGINT)
+    assert code == 130, output
     assert "saved" in batch.log and "scontrol" not in batch.log
 
 
 def test_a_run_that_ends_after_the_signal_is_not_put_back(batch: Batch) -> None:
-    code, said = batch.signalled(signal.SIGTERM, _SAVES.replace("130", "0"))
-    assert code == 0, said
+    code, output = batch.signalled(signal.SIGTERM, _SAVES.replace("130", "0"))
+    assert code == 0, output
     assert "scontrol" not in batch.log
 
 
@@ -200,21 +200,21 @@ def test_a_run_that_ends_after_the_signal_is_not_put_back(batch: Batch) -> None:
     ],
 )
 def test_some_jobs_stay_ended(batch: Batch, env: dict[str, str], why: str) -> None:
-    code, said = batch.signalled(signal.SIGTERM, **env)
-    assert code == 1 and why in said
+    code, output = batch.signalled(signal.SIGTERM, **env)
+    assert code == 1 and why in output
     assert "saved" in batch.log and "scontrol" not in batch.log
 
 
 def test_a_run_that_does_not_leave_is_killed_and_goes_on(batch: Batch) -> None:
     deaf = "trap '' TERM; echo training >> $LOG; sleep 30 > /dev/null 2>&1 & wait; wait"
-    code, said = batch.signalled(signal.SIGTERM, deaf, LAUNCHER_GRACE_S="2")
-    assert code == 137 and "did not leave within 2 s" in said
+    code, output = batch.signalled(signal.SIGTERM, deaf, LAUNCHER_GRACE_S="2")
+    assert code == 137 and "did not leave within 2 s" in output
     assert "scontrol requeue" in batch.log
 
 
 def test_a_signal_before_the_run_puts_the_job_back(batch: Batch) -> None:
-    code, said = batch.signalled(signal.SIGTERM, "exit 0", JOINING_DOES="echo training >> $LOG; exec sleep 30")
-    assert code == 130, said
+    code, output = batch.signalled(signal.SIGTERM, "exit 0", JOINING_DOES="echo training >> $LOG; exec sleep 30")
+    assert code == 130, output
     assert "python -m launcher" not in batch.log and "scontrol requeue" in batch.log
 
 
@@ -228,23 +228,23 @@ def test_a_signal_before_the_run_puts_the_job_back(batch: Batch) -> None:
     ],
 )
 def test_what_fails_before_the_run_is_said(batch: Batch, env: dict[str, str], why: str) -> None:
-    code, said = batch.run("exit 0", **env)
-    assert code in (1, 2) and why in said, said
+    code, output = batch.run("exit 0", **env)
+    assert code in (1, 2) and why in output, output
     assert "python -m launcher" not in batch.log
 
 
 def test_ray_that_ends_before_the_run_ends_it(batch: Batch) -> None:
-    code, said = batch.run(_SAVES, RAY_DOES="sleep 4; exit 1")
-    assert code == 1 and "Ray ended on a node before the run did" in said
+    code, output = batch.run(_SAVES, RAY_DOES="sleep 4; exit 1")
+    assert code == 1 and "Ray ended on a node before the run did" in output
     assert "saved" in batch.log and "scontrol" not in batch.log
 
 
 def test_setup_and_image(batch: Batch) -> None:
-    code, said = batch.run(
+    code, output = batch.run(
         "exit 0", LAUNCHER_SETUP="export RAY_AUTH_TOKEN=abc", LAUNCHER_IMAGE="image.sif", SLURM_GPUS_ON_NODE="2",
         LAUNCHER_APPTAINER="--bind /scratch",
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, output
     assert "token 3 token" in batch.log
     wrapped = "apptainer exec --bind /scratch --nv image.sif"
     assert f"{wrapped} python -m launcher train job.yaml" in batch.log
@@ -269,7 +269,7 @@ output: {storage: FOLDER/runs}
 
 @pytest.fixture
 def allocation() -> Iterator[Allocation]:
-    """Two nodes; a train worker of 1.5 CPUs has room on the second one alone."""
+    """Start two nodes; a train worker of 1.5 CPUs fits only on the second."""
     folder = Path(tempfile.mkdtemp(prefix="launcher-slurm-", dir="/var/tmp"))
     made = Allocation(folder, f"sl{os.getpid() % 10000}", cpus=(1, 2))
     made.make()
@@ -292,17 +292,17 @@ def test_a_run_that_is_stopped_goes_on_in_the_next_start(allocation: Allocation)
     first = _sbatch(allocation)
     _wait_for_step(folder, 20, first)
     first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=180)
-    assert first.returncode == 130, said
-    saved = int(re.search(r"stopped after step (\d+), which is saved", said).group(1))
+    output, _ = first.communicate(timeout=180)
+    assert first.returncode == 130, output
+    saved = int(re.search(r"stopped after step (\d+), which is saved", output).group(1))
     assert 20 <= saved < _STEPS
     assert list((folder / f"runs/steady/checkpoints/step-{saved:08d}").glob("*/manifest.json"))
     assert allocation.called() == ["requeue 4711"]
     assert _left(allocation) == []
 
-    said, _ = (second := _sbatch(allocation, SLURM_RESTART_COUNT="1")).communicate(timeout=300)
-    assert second.returncode == 0, said
-    assert f"resuming from step {saved}" in said and f"done: {_STEPS} steps" in said
+    output, _ = (second := _sbatch(allocation, SLURM_RESTART_COUNT="1")).communicate(timeout=300)
+    assert second.returncode == 0, output
+    assert f"resuming from step {saved}" in output and f"done: {_STEPS} steps" in output
     assert _steps(folder) == [1, *range(5, _STEPS + 1, 5)] or _steps(folder) == list(range(1, _STEPS + 1))
     hosts = {json.loads(path.read_text())["host"] for path in (folder / "runs/steady/workers").glob("rank-*.json")}
     assert hosts == {f"{allocation.name}-1"}
@@ -311,9 +311,9 @@ def test_a_run_that_is_stopped_goes_on_in_the_next_start(allocation: Allocation)
 
 
 def _sbatch(allocation: Allocation, **env: str) -> "subprocess.Popen[str]":
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
+    remaining = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
     settings = {
-        **kept, "PATH": f"{allocation.folder / 'bin'}:{sys.prefix}/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
+        **remaining, "PATH": f"{allocation.folder / 'bin'}:{sys.prefix}/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
         "PYTHONPATH": str(_ROOT), "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2",
         # A node of two CPUs keeps no idle process for the stream's next window, and each new one imports for seconds.
         "RAY_idle_worker_killing_time_threshold_ms": "600000",
@@ -341,7 +341,7 @@ def _wait_for_step(folder: Path, step: int, started: "subprocess.Popen[str]") ->
 
 
 def _left(allocation: Allocation) -> list[str]:
-    """Processes and files of Ray on the nodes."""
+    """Return the processes and files of Ray on the nodes."""
     until = time.monotonic() + 5  # what was killed takes a moment to be gone
     while allocation.processes() and time.monotonic() < until:
         time.sleep(0.1)

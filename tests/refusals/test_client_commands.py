@@ -54,7 +54,7 @@ ORDERS = [
     Order(
         "submit job.yaml output.storage=runs",
         _elsewhere,
-        "output.storage: runs is a relative path that does not travel with the job; give a URI or an absolute path on "
+        "output.storage: runs is a relative path that is not packed with the job; give a URI or an absolute path on "
         "storage that all nodes share",
     ),
     Order(
@@ -70,17 +70,17 @@ ORDERS = [
     Order(
         "submit job.yaml --working-dir nowhere",
         well,
-        "--working-dir: nowhere is no directory; name the one that should travel",
+        "--working-dir: nowhere is not a directory; name the one to pack",
     ),
     Order(
         "submit job.yaml cluster.code=[helpers.py]",
         _elsewhere,
-        "cluster.code: helpers.py is not in DESK; give a file or directory that is there",
+        "cluster.code: helpers.py is not in DESK; give an existing file or directory",
     ),
     Order(
         "submit job.yaml --address http://127.0.0.1:1",
         _elsewhere,
-        "http://127.0.0.1:1: no Ray dashboard answers there (ConnectionError); give --address http://HEAD:8265, or "
+        "http://127.0.0.1:1: no Ray dashboard answers (ConnectionError); give --address http://HEAD:8265, or "
         "forward its port",
     ),
     Order(

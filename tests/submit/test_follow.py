@@ -22,9 +22,9 @@ class Scripted:
     """A cluster whose connections end after so many characters, and whose answers may fail.
 
     Args:
-        text: the whole log.
-        drops: for each connection, how many characters come before it breaks; the last one comes through.
-        chunk: characters per message.
+        text: Whole log.
+        drops: Number of characters before each connection breaks; the last one does not break.
+        chunk: Number of characters per message.
     """
 
     def __init__(self, text: str, drops: list[int], chunk: int = 3, end: JobStatus = JobStatus.SUCCEEDED) -> None:
@@ -83,7 +83,7 @@ def test_a_lost_connection_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
     source.failures = 2
     shown, _, notices = _follow(source)
     assert shown == "0123456789"
-    assert notices == ["the connection was lost; the job goes on, trying again"]
+    assert notices == ["the connection was lost; the job continues, reconnecting"]
 
 
 @pytest.mark.parametrize("end", [JobStatus.FAILED, JobStatus.STOPPED])
@@ -124,7 +124,7 @@ def test_a_silent_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_silence_for_minutes_gives_up_and_says_how_to_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "_GIVE_UP_S", -1.0)
-    with pytest.raises(ClusterError, match="the job may go on: `launcher jobs logs id --follow` looks again"):
+    with pytest.raises(ClusterError, match="the job may still run: `launcher jobs logs id --follow` resumes the log"):
         _follow(Scripted("0123", [2, 2]))
 
 

@@ -45,7 +45,7 @@ _STEPS = 50 * _EPOCHS
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Netns]:
-    """Which asks for a token."""
+    """Start a Ray cluster that requires a token."""
     env = {
         # As a rendered pod has it, for the grace of these jobs.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "40",
@@ -57,7 +57,7 @@ def cluster() -> Iterator[Netns]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """A job file on the client."""
+    """Write a job file on the client."""
     return _job(tmp_path, "steady")
 
 
@@ -72,7 +72,7 @@ def _outside(cluster: Netns, *words: str) -> list[str]:
 
 
 def _client(cluster: Netns, *words: str, timeout: float = 200) -> "subprocess.CompletedProcess[str]":
-    """A command of the launcher on a machine outside of the cluster, with the cluster's token."""
+    """Run a launcher command on a machine outside of the cluster, with the cluster's token."""
     return cluster.run(_outside(cluster, *words), timeout, **_env(cluster))
 
 
@@ -81,14 +81,14 @@ def _env(cluster: Netns) -> dict[str, str]:
 
 
 def _steps(cluster: Netns, name: str) -> list[tuple[int, float]]:
-    """(step, loss) of each line of a run's metrics, in the order of the file."""
+    """Return (step, loss) of each line of a run's metrics, in the order of the file."""
     path = cluster.shared / "runs" / name / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
 
 
 def _wait_for_step(cluster: Netns, name: str, step: int, timeout_s: float = 600) -> None:
-    """The first start may have to compile DeepSpeed's kernel, which takes minutes on a busy machine."""
+    """Wait for a step; the first start may compile DeepSpeed's kernel, which takes minutes on a busy machine."""
     until = time.monotonic() + timeout_s
     while max((number for number, _ in _steps(cluster, name)), default=0) < step:
         assert time.monotonic() < until, f"{name}: no step {step} within {timeout_s} s"
@@ -101,19 +101,19 @@ def _hosts(cluster: Netns, name: str) -> list[str]:
 
 
 def _nodes_at_work(cluster: Netns) -> list[int]:
-    """Nodes that hold a train worker now."""
+    """Return the nodes that run a train worker now."""
     count = "ps -eo args | grep -c '[R]ayTrainWorker'"
     return [node for node in (1, 2, 3) if int(cluster.run(cluster.inside(node, "bash", "-c", count)).stdout or 0)]
 
 
 def test_without_the_token_nothing_is_sent(cluster: Netns, job: Path) -> None:
-    for env, said in (({}, "asks for a token and got none"), ({"RAY_AUTH_TOKEN": "x" * 40}, "does not accept")):
+    for env, expected in (({}, "requires a token and got none"), ({"RAY_AUTH_TOKEN": "x" * 40}, "does not accept")):
         mode = {"RAY_AUTH_MODE": "token"} if env else {}
         done = cluster.run(
             _outside(cluster, "submit", str(job), "--address", cluster.dashboard), **env, **mode, HOME="/nonexistent"
         )
         assert done.returncode == 2
-        assert said in done.stderr and "RAY_AUTH_TOKEN" in done.stderr and done.stderr.count("\n") == 1
+        assert expected in done.stderr and "RAY_AUTH_TOKEN" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_stopped_job_saves_and_the_next_submission_goes_on(cluster: Netns, job: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_stopped_job_saves_and_the_next_submission_goes_on(cluster: Netns, job
 
 
 def test_kuberays_submitter_does_the_same(cluster: Netns, tmp_path: Path) -> None:
-    """The line KubeRay runs for the rendered RayJob, on a node; the run is the one above, never interrupted."""
+    """Run the line that KubeRay runs for the rendered RayJob, on a node: the same run, never interrupted."""
     from tests.support.kubernetes_submitter import submitter_command
 
     kubernetes = (
@@ -163,7 +163,7 @@ def test_kuberays_submitter_does_the_same(cluster: Netns, tmp_path: Path) -> Non
                     "cluster:\n  workers: 2\n  cpus_per_worker: 1.5\n  grace_s: 45\n" + kubernetes))  # fmt: skip
     rendered = cluster.run([*_LAUNCHER, "kube", "render", str(path)])
     assert rendered.returncode == 0, rendered.stderr
-    manifests = {found["kind"]: found for found in YAML(typ="safe").load_all(rendered.stdout)}
+    manifests = {line["kind"]: line for line in YAML(typ="safe").load_all(rendered.stdout)}
     (cluster.shared / "job.yaml").write_text(manifests["ConfigMap"]["data"]["job.yaml"])
     # What the kubelet would do: the ConfigMap at its place, in the pods alone.
     mounting = (
@@ -211,7 +211,7 @@ def test_a_sweep_uses_all_nodes(cluster: Netns, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_plain_way_of_ray_works(cluster: Netns, tmp_path: Path) -> None:
-    """`ray job submit --working-dir . -- python -m launcher train x.yaml`, as the README has it."""
+    """Run `ray job submit --working-dir . -- python -m launcher train x.yaml`, as the README has it."""
     _job(tmp_path, "plain", epochs=1)
     done = cluster.run(
         cluster.outside(

@@ -57,8 +57,8 @@ class FakeApi:
     """The server's state and the switches of its faults.
 
     Args:
-        validate: problems of a custom resource, as (path, message); what a strict server would refuse.
-        token: that clients must send; None asks for none.
+        validate: Function that returns the problems of a custom resource, as (path, message).
+        token: Token that clients must send; None requires none.
     """
 
     validate: Callable[[Object], list[tuple[str, str]]] = lambda _: []
@@ -93,25 +93,25 @@ class FakeApi:
 
     # What tests do by hand.
 
-    def put(self, plural: str, namespace: str, found: Object) -> None:
+    def put(self, plural: str, namespace: str, obj: Object) -> None:
         """Store an object as it is."""
         with self.lock:
-            self._store(plural, namespace, copy.deepcopy(found), "ADDED")
+            self._store(plural, namespace, copy.deepcopy(obj), "ADDED")
 
     def get(self, plural: str, namespace: str, name: str) -> Object:
-        """A copy of an object."""
+        """Return a copy of an object."""
         with self.lock:
             return copy.deepcopy(self.objects[plural, namespace, name])
 
     def set_status(self, plural: str, namespace: str, name: str, **status: Any) -> None:
-        """What an operator would do."""
+        """Set the status of an object, as the operator does."""
         with self.lock:
-            found = self.objects[plural, namespace, name]
-            found["status"] = found.get("status", {}) | status
-            self._store(plural, namespace, found, "MODIFIED")
+            obj = self.objects[plural, namespace, name]
+            obj["status"] = obj.get("status", {}) | status
+            self._store(plural, namespace, obj, "MODIFIED")
 
     def log_line(self, pod: str, line: str, at: str | None = None) -> None:
-        """A line of a container, with the time of now."""
+        """Add a line to a container's log, with the current time."""
         with self.lock:
             now = time.time_ns()
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
@@ -119,7 +119,7 @@ class FakeApi:
             self.lock.notify_all()
 
     def end_log(self, pod: str) -> None:
-        """The container is over."""
+        """End the log of a container."""
         with self.lock:
             self.open_logs.discard(pod)
             self.lock.notify_all()
@@ -127,48 +127,48 @@ class FakeApi:
     # What requests do.
 
     def read(self, plural: str, namespace: str, name: str) -> Object:
-        """An object, or 404."""
-        found = self.objects.get((plural, namespace, name))
-        if found is None:
+        """Return an object, or raise 404."""
+        obj = self.objects.get((plural, namespace, name))
+        if obj is None:
             group = KINDS[plural][0].partition("/")[0] if "/" in KINDS[plural][0] else ""
             full = f"{plural}.{group}" if group else plural
             raise Refusal(404, "NotFound", f'{full} "{name}" not found', name, plural)
-        return found
+        return obj
 
     def listed(self, plural: str, namespace: str | None, query: dict[str, str]) -> list[Object]:
-        """Objects that a list or watch shows."""
-        kept = [
-            found
-            for (kind, space, _), found in self.objects.items()
-            if kind == plural and namespace in (None, space) and selected(found, query)
+        """Return the objects of a list or watch."""
+        selected_objects = [
+            obj
+            for (kind, space, _), obj in self.objects.items()
+            if kind == plural and namespace in (None, space) and selected(obj, query)
         ]
-        return sorted(kept, key=lambda found: found["metadata"]["name"])
+        return sorted(selected_objects, key=lambda obj: obj["metadata"]["name"])
 
-    def write(self, plural: str, namespace: str, found: Object, query: dict[str, str]) -> Object:
+    def write(self, plural: str, namespace: str, obj: Object, query: dict[str, str]) -> Object:
         """Create or change an object, unless the request is a dry run."""
-        before = self.objects.get((plural, namespace, found["metadata"]["name"]))
-        self._check(plural, found, query)
-        metadata = found["metadata"]
+        before = self.objects.get((plural, namespace, obj["metadata"]["name"]))
+        self._check(plural, obj, query)
+        metadata = obj["metadata"]
         metadata["namespace"] = namespace
         metadata.setdefault("uid", str(uuid.uuid4()))
         metadata.setdefault("creationTimestamp", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        if before is None or before.get("spec") != found.get("spec"):
+        if before is None or before.get("spec") != obj.get("spec"):
             metadata["generation"] = metadata.get("generation", 0) + 1
-        if query.get("dryRun") != "All" and found != before:
-            self._store(plural, namespace, found, "ADDED" if before is None else "MODIFIED")
-        return found
+        if query.get("dryRun") != "All" and obj != before:
+            self._store(plural, namespace, obj, "ADDED" if before is None else "MODIFIED")
+        return obj
 
     def apply(self, plural: str, namespace: str, name: str, patch: Object, query: dict[str, str]) -> Object:
         """Server-side apply: what the manager leaves out goes, what others own is a conflict."""
         key, manager = (plural, namespace, name), query.get("fieldManager", "")
         if not manager:
             raise Refusal(400, "BadRequest", "fieldManager is required for apply requests", name, plural)
-        found = copy.deepcopy(self.objects.get(key, {"metadata": {"name": name}}))
+        obj = copy.deepcopy(self.objects.get(key, {"metadata": {"name": name}}))
         owners = dict(self.owners.get(key, {}))
         wanted = dict(leaves(patch))
         conflicts = [
             path for path, value in wanted.items()
-            if owners.get(path, manager) != manager and at(found, path) != value
+            if owners.get(path, manager) != manager and at(obj, path) != value
         ]  # fmt: skip
         if conflicts and query.get("force") != "true":
             other = owners[conflicts[0]]
@@ -177,16 +177,16 @@ class FakeApi:
                 409, "Conflict", f'Apply failed with 1 conflict: conflict with "{other}": .{text}', name, plural
             )
         for path in [path for path, owner in owners.items() if owner == manager and path not in wanted]:
-            remove(found, path)
+            remove(obj, path)
             del owners[path]
-        merge(found, patch)
-        written = self.write(plural, namespace, found, query)
+        merge(obj, patch)
+        written = self.write(plural, namespace, obj, query)
         if query.get("dryRun") != "All":
             self.owners[key] = owners | dict.fromkeys(wanted, manager)
         return written
 
     def edit(self, plural: str, namespace: str, name: str, patch: Object, manager: str = "kubectl-edit") -> None:
-        """What somebody else does to an object."""
+        """Change an object as another manager."""
         with self.lock:
             self.patch((plural, namespace, name), patch, {"fieldManager": manager})
 
@@ -197,48 +197,48 @@ class FakeApi:
 
     def patch(self, key: tuple[str, str, str], patch: Object, query: dict[str, str], *, status: bool = False) -> Object:
         """JSON merge patch, of the object or of its status alone."""
-        found = copy.deepcopy(self.read(*key))
+        obj = copy.deepcopy(self.read(*key))
         if status:
             patch = {"status": patch.get("status", {})}
-        merge(found, patch)
+        merge(obj, patch)
         manager = query.get("fieldManager", "somebody")
         self.owners.setdefault(key, {}).update({path: manager for path, _ in leaves(patch)})
-        written = self.write(key[0], key[1], found, query)
-        if found["metadata"].get("deletionTimestamp") and not found["metadata"].get("finalizers"):
+        written = self.write(key[0], key[1], obj, query)
+        if obj["metadata"].get("deletionTimestamp") and not obj["metadata"].get("finalizers"):
             self._drop(key)
         return written
 
     def delete(self, plural: str, namespace: str, name: str) -> Object:
         """Delete, or mark what has finalizers."""
-        found = self.read(plural, namespace, name)
-        if found["metadata"].get("finalizers"):
-            found["metadata"]["deletionTimestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self._store(plural, namespace, found, "MODIFIED")
-            return found
+        obj = self.read(plural, namespace, name)
+        if obj["metadata"].get("finalizers"):
+            obj["metadata"]["deletionTimestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            self._store(plural, namespace, obj, "MODIFIED")
+            return obj
         self._drop((plural, namespace, name))
         return {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": {"name": name, "kind": plural}}
 
-    def _check(self, plural: str, found: Object, query: dict[str, str]) -> None:
+    def _check(self, plural: str, obj: Object, query: dict[str, str]) -> None:
         if KINDS[plural][0] == "ray.io/v1" and query.get("fieldValidation", "Strict") == "Strict":
-            stripped = {**found, "metadata": {k: v for k, v in found["metadata"].items() if k != "managedFields"}}
+            stripped = {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"}}
             problems = self.validate(stripped)
             if problems:
                 path, message = problems[0]
-                name = found["metadata"]["name"]
-                raise Refusal(422, "Invalid", f'{found["kind"]} "{name}" is invalid: {path}: {message}', name, plural)
+                name = obj["metadata"]["name"]
+                raise Refusal(422, "Invalid", f'{obj["kind"]} "{name}" is invalid: {path}: {message}', name, plural)
 
-    def _store(self, plural: str, namespace: str, found: Object, change: str) -> None:
+    def _store(self, plural: str, namespace: str, obj: Object, change: str) -> None:
         self._version += 1
-        found["metadata"]["resourceVersion"] = str(self._version)
-        found["metadata"]["namespace"] = namespace
-        self.objects[plural, namespace, found["metadata"]["name"]] = found
-        self.changes.append(Change(plural, namespace, change, copy.deepcopy(found)))
+        obj["metadata"]["resourceVersion"] = str(self._version)
+        obj["metadata"]["namespace"] = namespace
+        self.objects[plural, namespace, obj["metadata"]["name"]] = obj
+        self.changes.append(Change(plural, namespace, change, copy.deepcopy(obj)))
         self.lock.notify_all()
 
     def _drop(self, key: tuple[str, str, str]) -> None:
-        found = self.objects.pop(key)
+        obj = self.objects.pop(key)
         self.owners.pop(key, None)
-        self.changes.append(Change(key[0], key[1], "DELETED", found))
+        self.changes.append(Change(key[0], key[1], "DELETED", obj))
         self.lock.notify_all()
 
 
@@ -256,7 +256,7 @@ class Running:
         return f"http://{host!s}:{port}"
 
     def kubeconfig(self, namespace: str = "team") -> str:
-        """For clients."""
+        """Return a kubeconfig for clients."""
         user: Object = {"token": self.api.token} if self.api.token else {}
         return yaml.safe_dump(
             {
@@ -278,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_api: FakeApi
 
     def log_message(self, *_: object) -> None:
-        """Silence."""
+        """Log nothing."""
 
     def _handle(self) -> None:
         api, parts = self.server_api, urlsplit(self.path)
@@ -303,9 +303,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 
     def _route(self, api: FakeApi, path: list[str], query: dict[str, str], body: bytes) -> None:
-        found = discovery(api, path)
-        if found is not None:
-            self._json(found)
+        obj = discovery(api, path)
+        if obj is not None:
+            self._json(obj)
             return
         place = resource(path)
         if place is None or place.plural not in KINDS or place.plural in api.missing:
@@ -417,8 +417,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
 
-    def _json(self, found: Object, code: int = 200) -> None:
-        self._send(code, "application/json", json.dumps(found).encode())
+    def _json(self, obj: Object, code: int = 200) -> None:
+        self._send(code, "application/json", json.dumps(obj).encode())
 
     def _text(self, code: int, text: str) -> None:
         self._send(code, "text/plain", text.encode())
@@ -443,7 +443,7 @@ class Place:
 
 
 def resource(path: list[str]) -> Place | None:
-    """The object or list of a URL."""
+    """Return the object or list of a URL."""
     if path[0] == "api" and len(path) > 2:
         group_version, rest = path[1], path[2:]
     elif path[0] == "apis" and len(path) > 3:
@@ -458,7 +458,7 @@ def resource(path: list[str]) -> Place | None:
 
 
 def discovery(api: FakeApi, path: list[str]) -> Object | None:
-    """What the server offers."""
+    """Return the resources that the server offers."""
     text = "/".join(path)
     if text == "version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
@@ -478,7 +478,7 @@ def discovery(api: FakeApi, path: list[str]) -> Object | None:
 
 
 def _resources(api: FakeApi, group_version: str) -> Object:
-    found = [
+    resources = [
         {
             "name": plural,
             "singularName": kind.lower(),
@@ -489,11 +489,11 @@ def _resources(api: FakeApi, group_version: str) -> Object:
         for plural, (version, kind) in KINDS.items()
         if version == group_version and plural not in api.missing
     ]
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": found}
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}
 
 
 def _openapi(name: str) -> Object:
-    """No schemas, but the parameters by which kubectl sees that the server checks fields itself."""
+    """Return no schemas, but the parameters that show kubectl that the server validates fields itself."""
     group_version = name.partition("/")[2]
     paths = {}
     for plural, (version, kind) in KINDS.items():
@@ -517,23 +517,23 @@ def _openapi(name: str) -> Object:
     }
 
 
-def selected(found: Object, query: dict[str, str]) -> bool:
-    """Whether an object fits labelSelector and fieldSelector."""
-    labels = found["metadata"].get("labels", {})
+def selected(obj: Object, query: dict[str, str]) -> bool:
+    """Return whether an object matches labelSelector and fieldSelector."""
+    labels = obj["metadata"].get("labels", {})
     for part in filter(None, query.get("labelSelector", "").split(",")):
         key, _, value = part.partition("=")
         if labels.get(key) != value.lstrip("="):
             return False
     for part in filter(None, query.get("fieldSelector", "").split(",")):
         key, _, value = part.partition("=")
-        if key == "metadata.name" and found["metadata"]["name"] != value.lstrip("="):
+        if key == "metadata.name" and obj["metadata"]["name"] != value.lstrip("="):
             return False
     return True
 
 
-def leaves(found: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Paths of all values but the object's identity; a list is one value."""
-    for key, value in found.items():
+def leaves(obj: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the paths of all values but the object's identity; a list is one value."""
+    for key, value in obj.items():
         if (not path and key in ("apiVersion", "kind")) or (path == ("metadata",) and key in ("name", "namespace")):
             continue
         if isinstance(value, dict) and value:
@@ -542,27 +542,27 @@ def leaves(found: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
             yield (*path, key), value
 
 
-def at(found: Object, path: tuple[str, ...]) -> Any:
-    """A value by its path."""
-    value: Any = found
+def at(obj: Object, path: tuple[str, ...]) -> Any:
+    """Return a value by its path."""
+    value: Any = obj
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def remove(found: Object, path: tuple[str, ...]) -> None:
+def remove(obj: Object, path: tuple[str, ...]) -> None:
     """Take a value away."""
-    parent = at(found, path[:-1])
+    parent = at(obj, path[:-1])
     if isinstance(parent, dict):
         parent.pop(path[-1], None)
 
 
-def merge(found: Object, patch: Object) -> None:
+def merge(obj: Object, patch: Object) -> None:
     """RFC 7386."""
     for key, value in patch.items():
         if value is None:
-            found.pop(key, None)
-        elif isinstance(value, dict) and isinstance(found.get(key), dict):
-            merge(found[key], value)
+            obj.pop(key, None)
+        elif isinstance(value, dict) and isinstance(obj.get(key), dict):
+            merge(obj[key], value)
         else:
-            found[key] = copy.deepcopy(value)
+            obj[key] = copy.deepcopy(value)

@@ -1,7 +1,7 @@
-"""What KubeRay's submitter pod would run for a RayJob: the same words in the same order, so that they can be executed.
+"""The command of KubeRay's submitter pod for a RayJob: the same words in the same order, so that tests can run it.
 
-Rebuilt from KubeRay 1.7.0 (`BuildJobSubmitCommand` for K8sJobMode). The one part that is not KubeRay's own is how the
-dashboard's health is asked, which does the same with the same effect.
+Rebuilt from KubeRay 1.7.0 (`BuildJobSubmitCommand` for K8sJobMode). Only the check of the
+dashboard's health is not KubeRay's own; it has the same effect.
 """
 
 import json
@@ -18,12 +18,12 @@ JOB_ID = "launcher-test-1"
 
 
 def submitter_command(rayjob: dict[str, Any], address: str, job_id: str = JOB_ID) -> list[str]:
-    """The argv of the submitter's container.
+    """Return the argv of the submitter's container.
 
     Args:
-        rayjob: a rendered manifest in K8sJobMode.
-        address: of the dashboard, `host:8265` or `http://host:8265`.
-        job_id: submission id, which the operator draws.
+        rayjob: Rendered manifest in K8sJobMode.
+        address: Address of the dashboard, `host:8265` or `http://host:8265`.
+        job_id: Submission id, which the operator draws.
 
     Returns:
         `/bin/bash -ce -- LINE`; the line waits for the dashboard, submits unless it is submitted, follows the log.
@@ -56,7 +56,7 @@ def submitter_command(rayjob: dict[str, Any], address: str, job_id: str = JOB_ID
 
 
 def go_quoted(text: str) -> str:
-    """Go's strconv.Quote for printable text: double quotes and backslashes escaped, nothing else.
+    """Quote printable text like Go's strconv.Quote: only double quotes and backslashes are escaped.
 
     Dollar signs and backticks stay as they are, which is why the shell acts on them.
     """

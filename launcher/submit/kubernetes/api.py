@@ -1,6 +1,6 @@
-"""One Kubernetes cluster, through the `kubernetes` package: read, apply, delete, logs. Runs on the client.
+"""Requests to one Kubernetes cluster through the `kubernetes` package: read, apply, delete, logs. Runs on the client.
 
-Every refusal becomes one sentence (`submit/kubernetes/refusals.py`). Read `submit/kubernetes/follow.py` next.
+Every refusal becomes one sentence. Read `follow.py` next.
 """
 
 import base64
@@ -18,10 +18,9 @@ from kubernetes.config import ConfigException
 
 from launcher.errors import ClusterError
 from launcher.submit.kubernetes.manifest import KINDS, Manifest, name_of
-from launcher.submit.kubernetes.refusals import AwayError, is_about, refusal
 
 _GROUP, _VERSION = "ray.io", "v1"
-_MANAGER = "launcher"  # whose fields these are, for server-side apply
+_MANAGER = "launcher"  # field manager of server-side apply
 _APPLY = "application/apply-patch+yaml"
 _TIMEOUT_S = (5.0, 30.0)
 _LOG_TIMEOUT_S = (5.0, 60.0)
@@ -30,42 +29,54 @@ _RAY_HEADER = "x-ray-authorization"
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
+class AwayError(ClusterError):
+    """The API server does not answer at the moment; a caller that waits for a long job retries."""
+
+
+class NotFoundError(ClusterError):
+    """There is no object of that name."""
+
+
+class ForbiddenError(ClusterError):
+    """The account lacks the permission."""
+
+
 def connect(context: str | None, namespace: str | None) -> "Api":
-    """The cluster of a kubeconfig, or the one this runs in.
+    """Return the cluster of a kubeconfig, or the one this process runs in.
 
     Args:
-        context: of the kubeconfig; None takes its current one.
-        namespace: None takes the context's.
+        context: Context of the kubeconfig; None takes the current one.
+        namespace: Namespace to work in; None takes the context's.
 
     Raises:
-        ClusterError: there is no kubeconfig, or no such context in it.
+        ClusterError: There is no kubeconfig, or no such context in it.
     """
     settings = client.Configuration()
-    settings.retries = False  # who waits tries again by itself
-    settings.safe_chars_for_path_param = "/:"  # of a service's port, and of paths behind a proxy
+    settings.retries = False  # `follow.py` retries by itself
+    settings.safe_chars_for_path_param = "/:"  # in the port of a service, and in paths behind a proxy
     try:
         config.load_kube_config(context=context, client_configuration=settings)  # type: ignore[no-untyped-call]
-        contexts, current = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]  # ships no types
+        contexts, current = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         where = os.environ.get("KUBECONFIG") or "~/.kube/config"
         if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             return _inside(settings, namespace)
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
-            f"no cluster to talk to: {where} cannot be used ({reason}); set KUBECONFIG, or choose a --context in it"
+            f"no Kubernetes cluster: {where} cannot be used ({reason}); set KUBECONFIG, or choose a --context in it"
         ) from error
-    chosen = next((one for one in contexts if one["name"] == context), current)
-    found = namespace or chosen.get("context", {}).get("namespace") or "default"
-    return Api(client.ApiClient(settings), found, settings.host, namespace is not None)
+    chosen = next((entry for entry in contexts if entry["name"] == context), current)
+    default = chosen.get("context", {}).get("namespace") or "default"
+    return Api(client.ApiClient(settings), namespace or default, settings.host, namespace is not None)
 
 
 def _inside(settings: client.Configuration, namespace: str | None) -> "Api":
-    config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # ships no types
-    own = "default"
+    config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+    default = "default"
     if os.path.exists(_NAMESPACE_FILE):
         with open(_NAMESPACE_FILE, encoding="utf-8") as file:
-            own = file.read().strip()
-    return Api(client.ApiClient(settings), namespace or own, settings.host, namespace is not None)
+            default = file.read().strip()
+    return Api(client.ApiClient(settings), namespace or default, settings.host, namespace is not None)
 
 
 @dataclass(frozen=True)
@@ -73,10 +84,10 @@ class Api:
     """A cluster and the namespace to work in.
 
     Args:
-        rest: holds the address and the credentials.
-        namespace: where objects are that name none themselves.
-        host: address, for messages.
-        namespace_given: whether it was asked for, and wins over the objects' own.
+        rest: Client with the address and the credentials.
+        namespace: Namespace of objects that name none themselves.
+        host: Address, for messages.
+        namespace_given: Whether the user chose the namespace, so that objects must not name another.
     """
 
     rest: client.ApiClient
@@ -85,130 +96,97 @@ class Api:
     namespace_given: bool
 
     def namespace_of(self, manifest: Manifest) -> str:
-        """Where an object goes.
+        """Return the namespace of an object.
 
         Raises:
-            ClusterError: it names another namespace than was asked for.
+            ClusterError: The object names another namespace than the user.
         """
-        own = manifest.get("metadata", {}).get("namespace")
-        if own and self.namespace_given and own != self.namespace:
+        named = manifest.get("metadata", {}).get("namespace")
+        if named and self.namespace_given and named != self.namespace:
             raise ClusterError(
-                f"{_what(manifest)} belongs to namespace {own}, not to {self.namespace}; leave --namespace out"
+                f"{_what(manifest)} belongs to namespace {named}, not to {self.namespace}; remove --namespace"
             )
-        return str(own or self.namespace)
+        return str(named or self.namespace)
 
     def apply(self, manifest: Manifest, force: bool, dry_run: bool = False) -> Manifest:
-        """Server-side apply: create an object, or change what of it is ours.
+        """Create an object or change the launcher's fields of it, by server-side apply.
 
         Args:
-            manifest: the object.
-            force: whether to take over fields that somebody else has changed.
-            dry_run: let the server check it and change nothing.
+            manifest: Object to apply.
+            force: Whether to overwrite fields that another manager has changed.
+            dry_run: Whether the server only checks it.
 
         Raises:
-            ClusterError: the server refuses it.
+            ClusterError: The server refuses it.
         """
         options: Manifest = {"field_manager": _MANAGER, "field_validation": "Strict", "_content_type": _APPLY}
-        options |= {"_request_timeout": _TIMEOUT_S} | ({"force": True} if force else {})
-        options |= {"dry_run": "All"} if dry_run else {}
-        namespace, name = self.namespace_of(manifest), name_of(manifest)
-        with self._told(f"{_what(manifest)} in namespace {namespace}", manifest["kind"]):
-            if manifest["kind"] == "ConfigMap":
-                core = self._core()
-                found = core.patch_namespaced_config_map(name, namespace, manifest, _preload_content=False, **options)
-                return _json(found)
-            rays, plural = self._rays(), KINDS[manifest["kind"]]
-            changed = rays.patch_namespaced_custom_object(
-                _GROUP, _VERSION, namespace, plural, name, manifest, **options
-            )
-            return dict(changed)
+        options |= ({"force": True} if force else {}) | ({"dry_run": "All"} if dry_run else {})
+        kind, name, namespace = manifest["kind"], name_of(manifest), self.namespace_of(manifest)
+        return self._call("patch", kind, name, namespace, manifest, **options)
 
     def find_as(self, manifest: Manifest) -> Manifest | None:
-        """The object that a manifest would change, as it is now; None when there is none."""
-        return self._find(manifest["kind"], name_of(manifest), self.namespace_of(manifest))
+        """Return the current object of a manifest; None when there is none."""
+        return self.find(manifest["kind"], name_of(manifest), self.namespace_of(manifest))
 
-    def find(self, kind: str, name: str) -> Manifest | None:
-        """An object as it is now; None when there is none of that name.
+    def find(self, kind: str, name: str, namespace: str | None = None) -> Manifest | None:
+        """Return the current object of a name; None when there is none.
 
         Raises:
-            ClusterError: the server refuses, or knows no such kind.
+            ClusterError: The server refuses, or knows no such kind.
         """
-        return self._find(kind, name, self.namespace)
-
-    def _find(self, kind: str, name: str, namespace: str) -> Manifest | None:
-        with self._told(f"{kind} {name} in namespace {namespace}", kind):
-            options: Manifest = {"_request_timeout": _TIMEOUT_S}
-            try:
-                if kind == "ConfigMap":
-                    return _json(
-                        self._core().read_namespaced_config_map(name, namespace, _preload_content=False, **options)
-                    )
-                plural = KINDS[kind]
-                found = self._rays().get_namespaced_custom_object(_GROUP, _VERSION, namespace, plural, name, **options)
-                return dict(found)
-            except ApiException as error:
-                if error.status == 404 and is_about(error, name):
-                    return None
-                raise
+        try:
+            return self._call("get", kind, name, namespace or self.namespace)
+        except NotFoundError:
+            return None
 
     def get(self, kind: str, name: str) -> Manifest:
-        """An object as it is now.
+        """Return the current object of a name.
 
         Raises:
-            ClusterError: there is none of that name, or the server refuses.
+            ClusterError: There is none of that name, or the server refuses.
         """
-        found = self.find(kind, name)
-        if found is None:
+        manifest = self.find(kind, name)
+        if manifest is None:
             raise ClusterError(
                 f"there is no {kind} {name} in namespace {self.namespace}; check the name and --namespace, or apply it "
                 "first"
             )
-        return found
+        return manifest
 
     def delete(self, kind: str, name: str) -> bool:
-        """Delete an object with what it owns; False when there is none of that name.
+        """Delete an object with what it owns; return False when there is none of that name.
 
         Raises:
-            ClusterError: the server refuses.
+            ClusterError: The server refuses.
         """
-        with self._told(f"{kind} {name} in namespace {self.namespace}", kind):
-            options: Manifest = {"propagation_policy": "Background", "_request_timeout": _TIMEOUT_S}
-            try:
-                if kind == "ConfigMap":
-                    core = self._core()
-                    core.delete_namespaced_config_map(name, self.namespace, _preload_content=False, **options)
-                else:
-                    rays = self._rays()
-                    rays.delete_namespaced_custom_object(_GROUP, _VERSION, self.namespace, KINDS[kind], name, **options)
-            except ApiException as error:
-                if error.status == 404 and is_about(error, name):
-                    return False
-                raise
-            return True
+        try:
+            self._call("delete", kind, name, self.namespace, propagation_policy="Background")
+        except NotFoundError:
+            return False
+        return True
 
     def pods(self, selector: str) -> list[Manifest]:
-        """The pods with some labels, oldest first."""
-        with self._told(f"pods in namespace {self.namespace}", "Pod"):
-            core = self._core()
-            found = core.list_namespaced_pod(
+        """Return the pods with some labels, oldest first."""
+        with self._translate_errors(f"pods in namespace {self.namespace}", "Pod"):
+            response = self._core().list_namespaced_pod(
                 self.namespace, label_selector=selector, _preload_content=False, _request_timeout=_TIMEOUT_S
             )
-            items: list[Manifest] = _json(found).get("items") or []
+            items: list[Manifest] = _json(response).get("items") or []
         return sorted(items, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def log(self, pod: str, container: str | None, follow: bool, since_s: int | None) -> Iterator[bytes]:
-        """A container's log as it comes, with the time at the start of each line.
+        """Yield a container's log as it arrives, with the time at the start of each line.
 
         Args:
-            pod: its name.
-            container: None takes the only one.
-            follow: go on while it grows; a minute without a line ends it with `AwayError`.
-            since_s: leave out what is older.
+            pod: Name of the pod.
+            container: Name of the container; None takes the only one.
+            follow: Whether to wait for more while it grows; a minute without a line ends it with `AwayError`.
+            since_s: Age in seconds of the oldest line; None reads all.
 
         Raises:
-            ClusterError: there is no such pod, or the connection breaks.
+            ClusterError: There is no such pod, or the connection breaks.
         """
-        with self._told(f"the log of pod {pod}", "Pod"):
+        with self._translate_errors(f"the log of pod {pod}", "Pod"):
             options: Manifest = {} if container is None else {"container": container}
             options |= {} if since_s is None else {"since_seconds": since_s}
             response = self._core().read_namespaced_pod_log(
@@ -221,16 +199,16 @@ class Api:
                 response.release_conn()
 
     def dashboard(self, cluster: str, path: str) -> Manifest:
-        """An answer of Ray's dashboard, through the API server's own way to the head's service.
+        """Return an answer of Ray's dashboard, through the API server's proxy to the head's service.
 
         Args:
-            cluster: name of the RayCluster.
-            path: below the dashboard's address, `api/jobs/`.
+            cluster: Name of the RayCluster.
+            path: Path below the dashboard's address, `api/jobs/`.
 
         Raises:
-            ClusterError: there is no such service, or the dashboard refuses.
+            ClusterError: There is no such service, or the dashboard refuses.
         """
-        with self._told(f"the Ray dashboard of {cluster}", "Service"):
+        with self._translate_errors(f"the Ray dashboard of {cluster}", "Service"):
             service = f"{cluster}-head-svc:{_DASHBOARD_PORT}"
             core: Any = client.CoreV1Api(self._with_ray_token(cluster))
             return _json(
@@ -240,28 +218,41 @@ class Api:
             )
 
     def _with_ray_token(self, cluster: str) -> client.ApiClient:
-        """A client that sends Ray's token too, in the header that the API server hands on."""
-        try:  # KubeRay keeps the token in a Secret of the cluster's name
+        """Return a client that also sends Ray's token, in the header that the API server forwards."""
+        try:  # KubeRay stores the token in a Secret of the cluster's name
             secret = _json(self._core().read_namespaced_secret(cluster, self.namespace, _preload_content=False))
         except ApiException:
-            return self.rest  # the cluster asks for none, or the dashboard will say that one is missing
+            return self.rest  # the cluster requires none, or the dashboard will report that it is missing
         token = base64.b64decode((secret.get("data") or {}).get("auth_token", "")).decode()
         return client.ApiClient(self.rest.configuration, _RAY_HEADER, f"Bearer {token}")
 
     def _core(self) -> Any:  # its types do not know what _preload_content=False returns
         return client.CoreV1Api(self.rest)
 
-    def _rays(self) -> Any:  # its types call every answer an object
-        return client.CustomObjectsApi(self.rest)
+    def _call(self, verb: str, kind: str, name: str, namespace: str, *body: Manifest, **options: Any) -> Manifest:
+        """Get, patch or delete an object; `options` are keyword arguments of the generated methods."""
+        options |= {"_preload_content": False, "_request_timeout": _TIMEOUT_S}
+        what = f"{kind} {name} in namespace {namespace}"
+        with self._translate_errors(what, kind):
+            try:
+                if kind == "ConfigMap":
+                    method = getattr(self._core(), f"{'read' if verb == 'get' else verb}_namespaced_config_map")
+                    return _json(method(name, namespace, *body, **options))
+                method = getattr(client.CustomObjectsApi(self.rest), f"{verb}_namespaced_custom_object")
+                return _json(method(_GROUP, _VERSION, namespace, KINDS[kind], name, *body, **options))
+            except ApiException as error:
+                if error.status == 404 and verb != "patch" and is_about(error, name):
+                    raise NotFoundError(f"{what}: not found") from error
+                raise
 
     @contextmanager
-    def _told(self, what: str, kind: str) -> Iterator[None]:
+    def _translate_errors(self, what: str, kind: str) -> Iterator[None]:
         try:
             yield
         except ApiException as error:
             raise refusal(error, what, kind, self.host) from error
         except urllib3.exceptions.HTTPError as error:
-            # urllib3 begins with the objects involved; what happened stands behind the last colon.
+            # urllib3 begins with the objects involved; the reason follows the last colon.
             reason = " ".join(str(getattr(error, "reason", None) or error).split()).rpartition(": ")[2][:200]
             raise AwayError(
                 f"the API server {self.host} does not answer ({reason}); check --context, and the network to it"
@@ -274,5 +265,61 @@ def _what(manifest: Manifest) -> str:
 
 def _json(response: Any) -> Manifest:  # a response of urllib3 or of the package, which differ by version
     data = response.data if response.data is not None else response.read()
-    found: Manifest = json.loads(data)
-    return found
+    manifest: Manifest = json.loads(data)
+    return manifest
+
+
+def refusal(error: ApiException, what: str, kind: str, host: str) -> ClusterError:
+    """Return the error for a refusal of the API server.
+
+    Args:
+        error: Answer of the server.
+        what: Object of the request, for the message.
+        kind: Kind of that object.
+        host: Address of the server.
+    """
+    status = error.status or 0
+    reason = _reason(error)
+    if status == 401:
+        return ForbiddenError(
+            f"the API server {host} does not know this account ({reason}); log in again, or fix the kubeconfig"
+        )
+    if status == 403:
+        return ForbiddenError(
+            f"{what}: forbidden ({reason}); ask for a Role that allows it, or choose another --namespace"
+        )
+    if status == 404 and kind in ("RayJob", "RayCluster") and not _status(error):
+        return ClusterError(
+            f"the API server {host} knows no {kind}: KubeRay is not installed there; "
+            "`helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0`"
+        )
+    if status == 404:
+        return ClusterError(f"{what}: not found ({reason}); check the name and --namespace")
+    if status == 409:
+        return ClusterError(
+            f"{what}: another manager has changed it ({reason}); copy that change into the job file, or repeat with "
+            "--force-conflicts"
+        )
+    if status in (400, 422):
+        return ClusterError(f"{what}: refused by the API server ({reason}); fix it in the job file or manifest")
+    if status == 429 or status >= 500 or status == 0:
+        return AwayError(f"the API server {host} cannot answer now ({status} {reason}); try again later")
+    return ClusterError(f"{what}: the API server answers {status} ({reason})")
+
+
+def _status(error: ApiException) -> Manifest:
+    try:
+        body: Any = json.loads(error.body or "")  # whatever the server sent
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
+
+
+def _reason(error: ApiException) -> str:
+    return " ".join(str(_status(error).get("message") or error.reason or "no reason given").split())[:400]
+
+
+def is_about(error: ApiException, name: str) -> bool:
+    """Return whether a 404 means this object, and not its namespace or its kind."""
+    details = _status(error).get("details") or {}
+    return bool(details.get("name") == name and details.get("kind") != "namespaces")

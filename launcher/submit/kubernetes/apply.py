@@ -1,6 +1,6 @@
-"""Manifests go to a cluster, and away again. Runs on the client.
+"""Apply manifests to a cluster and delete objects. Runs on the client.
 
-Nothing is changed before the rules and a dry run on the server have passed for all of them.
+Nothing is changed before the rules and a dry run on the server have passed for all manifests.
 """
 
 import time
@@ -20,13 +20,13 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class How:
-    """How manifests are applied.
+class ApplyOptions:
+    """Options of `apply`.
 
     Args:
-        force: take over fields that somebody else has changed.
-        dry_run: change nothing.
-        replace: delete a RayJob of the same name first.
+        force: Whether to overwrite fields that another manager has changed.
+        dry_run: Whether to change nothing.
+        replace: Whether to delete a RayJob of the same name first.
     """
 
     force: bool = False
@@ -34,66 +34,66 @@ class How:
     replace: bool = False
 
 
-def apply(api: Api, manifests: Sequence[Manifest], how: How, say: Say) -> None:
-    """Send manifests.
+def apply(api: Api, manifests: Sequence[Manifest], options: ApplyOptions, say: Say) -> None:
+    """Apply manifests to a cluster.
 
     Raises:
-        SpecError: the rules found something.
-        ClusterError: the server refuses one, or a RayJob of that name is there and would not run again.
+        SpecError: A manifest breaks a rule.
+        ClusterError: The server refuses one, or a RayJob of that name exists and would not run again.
     """
     check(manifests)
-    tried = [(one, api.find_as(one), api.apply(one, how.force, dry_run=True)) for one in manifests]
-    changed = [_changes(before, after) for _, before, after in tried]
-    for one, before, _ in tried:
-        if one["kind"] == "RayJob" and before is not None:
-            _may_run_again(JobState.of(before), any(changed), how)
-            if how.replace and not how.dry_run:
-                delete(api, "RayJob", name_of(one), say)
-    for (one, before, _), is_changed in zip(tried, changed, strict=True):
-        replaced = how.replace and one["kind"] == "RayJob"
-        verb = "created" if before is None or replaced else "changed" if is_changed else "unchanged"
-        if not how.dry_run:
-            api.apply(one, how.force)
-        say(f"{one['kind']} {name_of(one)} {verb}{' (dry run)' if how.dry_run else ''}")
+    before = [api.find_as(manifest) for manifest in manifests]
+    after = [api.apply(manifest, options.force, dry_run=True) for manifest in manifests]
+    changed = [_has_changed(old, new) for old, new in zip(before, after, strict=True)]
+    for manifest, old in zip(manifests, before, strict=True):
+        if manifest["kind"] == "RayJob" and old is not None:
+            if not options.replace:
+                _check_runs_again(JobState.of(old), any(changed))
+            elif not options.dry_run:
+                delete(api, "RayJob", name_of(manifest), say)
+    for manifest, old, is_changed in zip(manifests, before, changed, strict=True):
+        is_new = old is None or (options.replace and manifest["kind"] == "RayJob")
+        verb = "created" if is_new else "changed" if is_changed else "unchanged"
+        if not options.dry_run:
+            api.apply(manifest, options.force)
+        say(f"{manifest['kind']} {name_of(manifest)} {verb}{' (dry run)' if options.dry_run else ''}")
 
 
-def _changes(before: Manifest | None, after: Manifest) -> bool:
+def _has_changed(before: Manifest | None, after: Manifest) -> bool:
     return before is None or any(before.get(key) != after.get(key) for key in ("spec", "data"))
 
 
-def _may_run_again(state: JobState, is_changed: bool, how: How) -> None:
-    if how.replace:
-        return
+def _check_runs_again(state: JobState, is_changed: bool) -> None:
     if state.is_final:
         raise ClusterError(
             f"RayJob {state.name} is over ({state.line}) and KubeRay never runs it again; repeat with --replace to "
-            "delete it first: the run goes on from its last checkpoint, in a new cluster"
+            "delete it first: the run resumes from its last checkpoint, in a new cluster"
         )
     if is_changed:
         raise ClusterError(
-            f"RayJob {state.name} is there already ({state.line}), and KubeRay ignores changes of its pods; repeat "
-            "with --replace to stop it first: the run goes on from its last checkpoint, in a new cluster"
+            f"RayJob {state.name} already exists ({state.line}), and KubeRay ignores changes of its pods; repeat "
+            "with --replace to stop it first: the run resumes from its last checkpoint, in a new cluster"
         )
 
 
 def delete(api: Api, kind: str, name: str, say: Say) -> bool:
-    """Delete an object and wait until it is gone; False when there was none.
+    """Delete an object and wait until it is gone; return False when there was none.
 
     Raises:
-        ClusterError: the server refuses, or it is still there after five minutes.
+        ClusterError: The server refuses, or the object still exists after five minutes.
     """
     if not api.delete(kind, name):
         return False
     deadline = time.monotonic() + _GONE_S
-    waiting = False
+    is_waiting = False
     while api.find(kind, name) is not None:
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"{kind} {name} is still there after {_GONE_S:g} s; is the KubeRay operator running? It must take its "
-                "finalizers away"
+                f"{kind} {name} is still there after {_GONE_S:g} s; check that the KubeRay operator runs, which must "
+                "remove its finalizers"
             )
-        if not waiting:
-            waiting = True
+        if not is_waiting:
+            is_waiting = True
             say(f"{kind} {name}: waiting until it has stopped")
         time.sleep(_POLL_S)
     say(f"{kind} {name} deleted")

@@ -1,7 +1,7 @@
-"""Waiting for a RayJob, and its log while it runs. Runs on the client.
+"""Wait for a RayJob and read its log while it runs. Runs on the client.
 
-A connection that drops, and a server that is away for a while, cost nothing: the job runs on without us, and its own
-status says how it ended. The thread of the story is `wait`; `Log` reads beside it.
+A dropped connection or an API server that is unavailable for a while does no harm: the job continues by itself, and its
+own status says how it ended. Start reading at `wait`; `Log` reads the log between two looks at the status.
 """
 
 import time
@@ -11,90 +11,90 @@ from dataclasses import dataclass, field
 import urllib3
 
 from launcher.errors import ClusterError, TrainingError
-from launcher.submit.kubernetes.api import Api
+from launcher.submit.kubernetes.api import Api, AwayError
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.refusals import AwayError
 from launcher.submit.kubernetes.state import JobState
 
 _POLL_S = 2.0
 _PATIENCE_S = 900.0
-# Lines are read again for so long before a break, and told from new ones by their times.
+# After a break the log is read again from this long before it; old lines are recognised by their times.
 _OVERLAP_S = 30
 
 Say = Callable[[str], None]
 
 
 def wait(api: Api, name: str, timeout_s: float | None, say: Say) -> JobState:
-    """Wait until a RayJob is over.
+    """Wait until a RayJob has ended, and return its last state.
 
     Args:
-        api: where it is.
-        name: of the RayJob.
-        timeout_s: give up after so long; None never does.
-        say: told every change of its state.
+        api: Cluster of the RayJob.
+        name: Name of the RayJob.
+        timeout_s: Time limit in seconds; None waits for ever.
+        say: Function that shows each change of the state.
 
     Raises:
-        TrainingError: the time is over, somebody deleted it, or the API server was away for a quarter of an hour.
+        TrainingError: The time is over, the RayJob was deleted, or the API server was unavailable for 15 minutes.
     """
-    return _until_final(api, name, timeout_s, say, lambda state: None)
+    return _poll(api, name, timeout_s, say, lambda state: None)
 
 
 def follow(api: Api, name: str, say: Say, write: Callable[[str], None]) -> JobState:
-    """Hand on a RayJob's log until it is over.
+    """Print a RayJob's log until the job has ended, and return its last state.
 
     Args:
-        api: where it is.
-        name: of the RayJob.
-        say: told where the log comes from, and every change of the job's state.
-        write: gets the lines.
+        api: Cluster of the RayJob.
+        name: Name of the RayJob.
+        say: Function that shows the source of the log and each change of the state.
+        write: Function that prints a line of the log.
 
     Raises:
-        TrainingError: as `wait` does.
+        TrainingError: The RayJob was deleted, or the API server was unavailable for 15 minutes.
     """
     log = Log(api, say, write, follow=True)
-    return _until_final(api, name, None, say, log.catch_up)
+    return _poll(api, name, None, say, log.catch_up)
 
 
-def _until_final(
-    api: Api, name: str, timeout_s: float | None, say: Say, meanwhile: Callable[[JobState], None]
-) -> JobState:
-    state = JobState.of(api.get("RayJob", name))  # a name that is wrong is told at once
-    shown, heard, start = "", time.monotonic(), time.monotonic()
+def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Callable[[JobState], None]) -> JobState:
+    state = JobState.of(api.get("RayJob", name))  # fails at once if the name is wrong
+    shown = ""
+    start = answered = time.monotonic()
     while True:
         if state.line != shown:
             shown = state.line
             say(f"RayJob {name}: {shown}")
-        meanwhile(state)
+        on_state(state)
         if state.is_final:
             return state
         now = time.monotonic()
         if timeout_s is not None and now - start >= timeout_s:
-            raise TrainingError(f"RayJob {name} is not over after {timeout_s:g} s ({state.line}); it runs on by itself")
+            raise TrainingError(
+                f"RayJob {name} has not ended after {timeout_s:g} s ({state.line}); it continues by itself"
+            )
         time.sleep(_POLL_S if timeout_s is None else min(_POLL_S, max(0.0, timeout_s - (now - start))))
         try:
-            found = api.find("RayJob", name)
+            rayjob = api.find("RayJob", name)
         except AwayError as error:
-            if time.monotonic() - heard > _PATIENCE_S:
-                raise TrainingError(f"{error.message}; RayJob {name} runs on by itself") from error
+            if time.monotonic() - answered > _PATIENCE_S:
+                raise TrainingError(f"{error.message}; RayJob {name} continues by itself") from error
             if shown != "away":
                 say(f"{error.message.split(';')[0]}; waiting")
                 shown = "away"
             continue
-        heard = time.monotonic()
-        if found is None:
-            raise TrainingError(f"RayJob {name} is gone: somebody deleted it; the run goes on when it is applied again")
-        state = JobState.of(found)
+        answered = time.monotonic()
+        if rayjob is None:
+            raise TrainingError(f"RayJob {name} was deleted; apply it again to resume the run")
+        state = JobState.of(rayjob)
 
 
 @dataclass
 class Log:
-    """A RayJob's log, read as far as it goes; remembers what was read.
+    """A reader of a RayJob's log that remembers what it has printed.
 
     Args:
-        api: where the job is.
-        say: told where the log comes from.
-        write: gets the lines.
-        follow: stay with a pod's log while it grows.
+        api: Cluster of the RayJob.
+        say: Function that shows the source of the log.
+        write: Function that prints a line of the log.
+        follow: Whether to wait for more of a pod's log while it grows.
     """
 
     api: Api
@@ -102,51 +102,54 @@ class Log:
     write: Callable[[str], None]
     follow: bool
     _source: str = field(default="", init=False)
-    _last: str = field(default="", init=False)  # time of the last line, by the node's clock
-    _at_last: int = field(default=0, init=False)  # lines that had this time
-    _heard: float = field(default=0.0, init=False)  # when it came, by our clock
-    _length: int = field(default=0, init=False)  # of what the dashboard sent
+    _last_time: str = field(default="", init=False)  # time of the last line, by the node's clock
+    _lines_at_last_time: int = field(default=0, init=False)
+    _received: float = field(default=0.0, init=False)  # time.monotonic() of the last line
+    _length: int = field(default=0, init=False)  # characters that the dashboard has sent
 
     def catch_up(self, state: JobState) -> None:
-        """Hand on what is new. Follows a pod's log while the job runs, and returns when the connection ends."""
+        """Print new lines. With `follow`, return when the connection to the pod ends."""
         try:
             pod = submitter_pod(self.api, state)
             if pod is not None:
                 self._from_pod(pod, state)
             elif state.job_id and (state.mode != "K8sJobMode" or (state.status and not self.follow)):
-                # While following, a submitting pod that is not there yet will come.
+                # While following, a submitting pod that does not exist yet will be created.
                 self._from_dashboard(state)
         except (AwayError, urllib3.exceptions.HTTPError):
-            return  # asked again with the next look at the job
+            return  # retried at the next poll
         except ClusterError as error:
-            # The log is a courtesy; a pod that goes away while it is read must not end the wait.
+            # A pod that disappears while its log is read must not end the wait.
             if self._source != error.message:
                 self._source = error.message
                 self.say(error.message)
 
     @property
-    def found(self) -> bool:
-        """Whether there was anything to read from."""
+    def has_source(self) -> bool:
+        """Return whether there was a log to read."""
         return bool(self._source)
 
     def _from_pod(self, pod: "SubmitterPod", state: JobState) -> None:
         if pod.phase == "Pending":
             return
         self._announce(f"log of the submitting pod {pod.name}")
-        growing = self.follow and pod.phase == "Running" and not state.is_final
-        since_s = int(time.monotonic() - self._heard) + _OVERLAP_S if self._last else None
-        seen = 0
-        for time_of, line in _lines(self.api.log(pod.name, pod.container, growing, since_s)):
-            if time_of < self._last:
+        is_growing = self.follow and pod.phase == "Running" and not state.is_final
+        since_s = int(time.monotonic() - self._received) + _OVERLAP_S if self._last_time else None
+        # Several lines may have the same time: those printed before are skipped by their number.
+        number = 0
+        for line_time, line in _lines(self.api.log(pod.name, pod.container, is_growing, since_s)):
+            if line_time < self._last_time:
                 continue
-            seen = seen + 1 if time_of == self._last else 1
-            if time_of == self._last and seen <= self._at_last:
+            number = number + 1 if line_time == self._last_time else 1
+            if line_time == self._last_time and number <= self._lines_at_last_time:
                 continue
-            self._last, self._at_last, self._heard = time_of, seen, time.monotonic()
+            self._last_time = line_time
+            self._lines_at_last_time = number
+            self._received = time.monotonic()
             self.write(line)
 
     def _from_dashboard(self, state: JobState) -> None:
-        self._announce(f"log of the driver, from the Ray dashboard of {state.cluster} (there is no submitting pod)")
+        self._announce(f"log of the driver, from the Ray dashboard of {state.cluster} (no submitting pod)")
         text = str(self.api.dashboard(state.cluster, f"api/jobs/{state.job_id}/logs").get("logs") or "")
         for line in text[self._length :].splitlines():
             self.write(line)
@@ -154,7 +157,9 @@ class Log:
 
     def _announce(self, source: str) -> None:
         if source != self._source:
-            self._source, self._last, self._at_last, self._length = source, "", 0, 0
+            self._source = source
+            self._last_time = ""
+            self._lines_at_last_time = self._length = 0
             self.say(source)
 
 
@@ -168,9 +173,9 @@ class SubmitterPod:
 
 
 def submitter_pod(api: Api, state: JobState) -> SubmitterPod | None:
-    """The pod whose log is the run's; None where the job is submitted without one, or it is gone."""
+    """Return the pod whose log is the run's; None where the job is submitted without one, or it no longer exists."""
     if state.mode == "K8sJobMode":
-        # KubeRay names the submitting Job like the RayJob; the last pod is the one that goes on.
+        # KubeRay names the submitting Job like the RayJob; the last pod is the current one.
         pods = api.pods(f"job-name={state.name}")
         return _submitter(pods[-1], None) if pods else None
     if state.mode == "SidecarMode" and state.cluster:
@@ -184,16 +189,16 @@ def _submitter(pod: Manifest, container: str | None) -> SubmitterPod:
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
-    """Whole lines with their times; a line that a dropped connection cut is read again next time."""
+    """Yield lines with their times. A line cut by a dropped connection is read again next time."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
-            yield _timed(line)
+            yield _split_time(line)
     if rest:
-        yield _timed(rest)
+        yield _split_time(rest)
 
 
-def _timed(line: bytes) -> tuple[str, str]:
-    time_of, _, text = line.decode(errors="replace").partition(" ")
-    return time_of.rstrip("Z"), text  # without it, times with fewer digits sort as they should
+def _split_time(line: bytes) -> tuple[str, str]:
+    line_time, _, text = line.decode(errors="replace").partition(" ")
+    return line_time.rstrip("Z"), text  # without the Z, times with fewer digits sort correctly

@@ -1,5 +1,6 @@
-"""Manifests as plain values, and as YAML that kubectl reads the same. Runs on the client."""
+"""Manifests as plain values, their names, and as YAML that kubectl reads the same way. Runs on the client."""
 
+import hashlib
 import io
 import re
 import warnings
@@ -13,29 +14,63 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from launcher.errors import ClusterError
+from launcher.spec.job import JobSpec
 
 # JSON whose form depends on the kind of object; the API server knows the schema.
 Manifest: TypeAlias = dict[str, Any]
 
 KINDS = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "ConfigMap": "configmaps"}
-"""Kinds of objects the launcher makes, with the last part of their URL."""
+"""Kinds of objects that the launcher creates, with the last part of their URL."""
+
+GATES = "launcher/feature-gates"
+"""Annotation that names the operator's feature gates a manifest relies on."""
 
 _WORDS = {"", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+_LONGEST = 47  # KubeRay's limit for a RayJob: with KubeRay's suffixes the name must still fit a label
+_HASH = 6
 _PLAIN = re.compile(r"[A-Za-z/(]([A-Za-z0-9 ._/()+=%@-]|:(?=[A-Za-z0-9/]))*(?<! )")
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:
-    """The name in the metadata; "" where there is none."""
+    """Return the name in the metadata; "" where there is none."""
     metadata = manifest.get("metadata")
     return str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
 
 
+def job_name(job: JobSpec) -> str:
+    """Return the RayJob's name: the run's where KubeRay takes it, otherwise one derived from it that is unique.
+
+    Returns:
+        RFC 1035 label of at most 47 characters; where it differs from the run's name it ends with a hash of that.
+    """
+    spec = job.cluster.kubernetes
+    if spec is not None and spec.name is not None:
+        return spec.name
+    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")
+    if not name or not name[0].isalpha():
+        name = f"run-{name}".rstrip("-")
+    if name == job.name and len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(job.name.encode()).hexdigest()[:_HASH]
+    return f"{name[: _LONGEST - _HASH - 1].rstrip('-')}-{digest}"
+
+
+def config_name(name: str) -> str:
+    """Return the name of the ConfigMap with the job file."""
+    return f"{name}-job"
+
+
+def quantity(mib: int) -> str:
+    """Return an amount of memory as Kubernetes writes it."""
+    return f"{mib}Mi" if mib % 1024 else f"{mib // 1024}Gi"
+
+
 def dump_manifests(manifests: Sequence[Manifest], comment: str = "") -> str:
-    """A multi-document YAML stream.
+    """Return a multi-document YAML stream.
 
     Args:
-        manifests: the objects, in the order in which they should be applied.
-        comment: lines put at the top.
+        manifests: Objects, in the order in which they must be applied.
+        comment: Lines at the top.
     """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     return head + "---\n".join(_dump(manifest) for manifest in manifests)
@@ -53,7 +88,7 @@ def _dump(manifest: Manifest) -> str:
 
 
 class _Representer(RoundTripRepresenter):
-    """Quotes what YAML 1.1, which Kubernetes reads, would take for something else than text."""
+    """A YAML writer that quotes text which YAML 1.1, Kubernetes' version, would read as another type."""
 
     def represent_text(self, text: str) -> ScalarNode:
         if "\n" in text and text.replace("\n", "").isprintable() and not text[0].isspace():
@@ -62,23 +97,21 @@ class _Representer(RoundTripRepresenter):
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
     def ignore_aliases(self, _data: object) -> bool:
-        return True  # an anchor is shorter, and unreadable
+        return True  # anchors and aliases are hard to read
 
 
 _Representer.add_representer(str, _Representer.represent_text)
 
 
 def read_manifests(path: Path) -> list[Manifest]:
-    """The objects of a file, or of all YAML files of a directory in the order of their names.
+    """Return the objects of a file, or of all YAML files of a directory in the order of their names.
 
     Raises:
-        ClusterError: it cannot be read, or holds something that is no object.
+        ClusterError: The path cannot be read, or holds something that is not an object.
     """
     files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
     if not files:
-        raise ClusterError(
-            f"{path}: there is no .yaml file in this directory; write some with `launcher kube render -o`"
-        )
+        raise ClusterError(f"{path}: this directory has no .yaml file; write some with `launcher kube render -o`")
     return [manifest for file in files for manifest in _read(file)]
 
 
@@ -87,25 +120,25 @@ def _read(path: Path) -> Iterable[Manifest]:
     yaml.version = (1, 1)  # as kubectl reads it: `yes` is true
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # 5e-5 is a number to kubectl too
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # kubectl reads 5e-5 as a number too
             documents = list(yaml.load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterError(f"{path}: cannot be read ({error}); check the path") from error
     except YAMLError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ClusterError(f"{path}: not valid YAML ({reason}); mend it there") from error
+        raise ClusterError(f"{path}: not valid YAML ({reason}); fix it there") from error
     for number, document in enumerate(documents, start=1):
         if document is None:
             continue
         if not isinstance(document, dict) or "kind" not in document or "apiVersion" not in document:
             raise ClusterError(
-                f"{path}: document {number} is no Kubernetes object (it has no apiVersion and kind); remove it"
+                f"{path}: document {number} is not a Kubernetes object (it has no apiVersion and kind); remove it"
             )
         yield document
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a path holds manifests, and no job file."""
+    """Return whether a path holds manifests rather than a job file."""
     if path.is_dir():
         return True
     try:

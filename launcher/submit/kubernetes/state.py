@@ -1,6 +1,6 @@
-"""What a RayJob or RayCluster says about itself. Pure; runs on the client.
+"""The status of a RayJob and of its pods. Pure; runs on the client.
 
-The RayJob's own status is what counts: the pod that submits can end well for a job that failed, and the other way.
+Only the RayJob's own status counts: the submitting pod can succeed for a job that failed, and the other way round.
 """
 
 from collections import Counter
@@ -10,34 +10,34 @@ from typing import Any
 
 from launcher.submit.kubernetes.manifest import Manifest, name_of
 
-_AGAIN = "`launcher kube apply --replace` goes on from the last checkpoint"
+_RESUME = "`launcher kube apply --replace` resumes from the last checkpoint"
 _REMEDIES = {
-    "SubmissionFailed": "the submitting pod lost the job's log or could not submit, and the training may go on: look "
+    "SubmissionFailed": "the submitting pod lost the job's log or could not submit, and training may continue: look "
     "at the Ray dashboard, and raise cluster.kubernetes.submitter_retries",
-    "DeadlineExceeded": f"raise cluster.kubernetes.active_deadline_s; {_AGAIN}",
+    "DeadlineExceeded": f"raise cluster.kubernetes.active_deadline_s; {_RESUME}",
     "PreRunningDeadlineExceeded": "its pods did not start in time: see what they wait for with `launcher kube status`, "
     "or raise cluster.kubernetes.pre_running_deadline_s",
-    "AppFailed": f"`launcher kube logs` says why; {_AGAIN}",
-    "JobStatusCheckTimeoutExceeded": f"the operator could not reach Ray's dashboard; {_AGAIN}",
-    "ValidationFailed": "KubeRay refuses the manifest; mend it there",
+    "AppFailed": f"`launcher kube logs` says why; {_RESUME}",
+    "JobStatusCheckTimeoutExceeded": f"the operator could not reach Ray's dashboard; {_RESUME}",
+    "ValidationFailed": "KubeRay refuses the manifest; fix it there",
 }
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A RayJob's status.
+    """The status of a RayJob.
 
     Args:
-        name: of the RayJob.
-        deployment: what KubeRay does with it: Initializing, Running, Complete, Failed, Suspended ...; "" at first.
-        status: what Ray says of the driver: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED; "" before it starts.
-        reason: why it failed, in one word.
-        message: the same in KubeRay's words.
-        failed: attempts that failed.
-        cluster: name of the RayCluster of the present attempt.
-        job_id: Ray's submission id of the present attempt.
-        dashboard: address of Ray's dashboard inside the Kubernetes cluster.
-        mode: how it is submitted.
+        name: Name of the RayJob.
+        deployment: KubeRay's state: Initializing, Running, Complete, Failed, Suspended ...; "" at first.
+        status: Ray's state of the driver: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED; "" before it starts.
+        reason: Reason of a failure, in one word.
+        message: Reason in KubeRay's words.
+        failed: Number of attempts that failed.
+        cluster: Name of the RayCluster of the current attempt.
+        job_id: Ray's submission id of the current attempt.
+        dashboard: Address of Ray's dashboard inside the Kubernetes cluster.
+        mode: Submission mode.
     """
 
     name: str
@@ -53,7 +53,7 @@ class JobState:
 
     @classmethod
     def of(cls, rayjob: Manifest) -> "JobState":
-        """Read off an object of the API server."""
+        """Return the status of an object from the API server."""
         status: Mapping[str, Any] = rayjob.get("status") or {}
 
         def text(key: str) -> str:
@@ -74,31 +74,33 @@ class JobState:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will happen."""
+        """Return whether the job has ended."""
         return self.deployment in ("Complete", "Failed", "ValidationFailed")
 
     @property
     def succeeded(self) -> bool:
-        """Whether the job did what it should."""
+        """Return whether the job has ended successfully."""
         return self.deployment == "Complete" and self.status == "SUCCEEDED"
 
     @property
     def line(self) -> str:
-        """The state in a few words."""
-        words = self.deployment or "not taken up by the operator yet"
+        """Return the state in a few words."""
+        deployment = self.deployment or "not yet seen by the operator"
         ray = f", job {self.status}" if self.status else ""
-        again = f", {self.failed} failed before" if self.failed and not self.is_final else ""
-        return f"{words}{ray}{again}"
+        failed = f", {self.failed} failed before" if self.failed and not self.is_final else ""
+        return f"{deployment}{ray}{failed}"
 
     @property
     def failure(self) -> str:
-        """Why it did not succeed, as one sentence."""
+        """Return why it did not succeed, as one sentence."""
         if self.status == "STOPPED" and self.deployment == "Complete":
-            return f"RayJob {self.name} was stopped; {_AGAIN}"
-        why = f"{self.reason or self.deployment}{': ' + ' '.join(self.message.split())[:300] if self.message else ''}"
+            return f"RayJob {self.name} was stopped; {_RESUME}"
+        reason = (
+            f"{self.reason or self.deployment}{': ' + ' '.join(self.message.split())[:300] if self.message else ''}"
+        )
         attempts = f" after {self.failed} attempts" if self.failed > 1 else ""
         remedy = _REMEDIES.get(self.reason or self.deployment, _REMEDIES["AppFailed"])
-        return f"RayJob {self.name} failed{attempts} ({why}); {remedy}"
+        return f"RayJob {self.name} failed{attempts} ({reason}); {remedy}"
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ class PodGroup:
     group: str
     phases: Mapping[str, int]
     waiting: str
-    """Why the first pod that waits does, or ""."""
+    """Reason why the first waiting pod waits, or ""."""
 
 
 def pod_groups(pods: Sequence[Manifest]) -> list[PodGroup]:
-    """Pods by their group, the head first."""
+    """Return pods by their group, the head first."""
     groups: dict[str, list[Manifest]] = {}
     for pod in pods:
         groups.setdefault(pod["metadata"].get("labels", {}).get("ray.io/group", "submitter"), []).append(pod)
@@ -121,7 +123,7 @@ def pod_groups(pods: Sequence[Manifest]) -> list[PodGroup]:
         PodGroup(
             "head" if name == "headgroup" else name,
             Counter(_phase(pod) for pod in groups[name]),
-            next((why for why in map(_waiting, groups[name]) if why), ""),
+            next((reason for reason in map(_waiting_reason, groups[name]) if reason), ""),
         )
         for name in order
     ]
@@ -133,7 +135,7 @@ def _phase(pod: Manifest) -> str:
     return str(pod.get("status", {}).get("phase", "Unknown"))
 
 
-def _waiting(pod: Manifest) -> str:
+def _waiting_reason(pod: Manifest) -> str:
     status = pod.get("status", {})
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":

@@ -42,7 +42,7 @@ class Cluster:
         assert done.returncode == 0, done.stderr
 
     def doctor(self, *arguments: str, code: int) -> DoctorRecord:
-        """What the doctor finds on the head; `code` is how it must end."""
+        """Run the doctor on the head and check its exit code."""
         command = [sys.executable, "-m", "launcher", "doctor", "--json", "--address", "auto", *arguments]
         done = self.net.run(self.net.inside(0, *command), timeout=120)
         assert done.returncode == code, done.stderr + done.stdout
@@ -82,8 +82,8 @@ def _sick(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sick(cluster: Cluster) -> DoctorRecord:
-    """One visit finds all of it."""
+def unhealthy(cluster: Cluster) -> DoctorRecord:
+    """Run the doctor once with all faults present."""
     with _sick(cluster):
         return cluster.doctor("--storage", "/tmp/runs", code=2)
 
@@ -110,37 +110,37 @@ def test_a_healthy_cluster_has_no_problem(cluster: Cluster) -> None:
     assert list(cluster.net.shared.iterdir()) == []
 
 
-def test_storage_that_is_not_shared(sick: DoctorRecord, cluster: Cluster) -> None:
-    (found,) = _of(sick, "storage")
+def test_storage_that_is_not_shared(unhealthy: DoctorRecord, cluster: Cluster) -> None:
+    (finding,) = _of(unhealthy, "storage")
     nodes = ", ".join(cluster.name(number) for number in range(3))
-    assert found.found == f"/tmp/runs is another directory on each of {nodes}: not shared"
+    assert finding.found == f"/tmp/runs is another directory on each of {nodes}: not shared"
     for number in range(3):
         left = cluster.net.run(cluster.net.inside(number, "ls", "-a", "/tmp")).stdout.split()
         assert "runs" not in left
 
 
-def test_another_version_and_another_launcher_on_one_node(sick: DoctorRecord, cluster: Cluster) -> None:
-    (found,) = _of(sick, "versions")
-    assert found.found.startswith(f"{cluster.name(2)}: torchmetrics 0.0.1 (here ")
-    assert "other code of launcher" in found.found
-    assert sick.nodes[cluster.name(2)].software.packages["torchmetrics"] == "0.0.1"
+def test_another_version_and_another_launcher_on_one_node(unhealthy: DoctorRecord, cluster: Cluster) -> None:
+    (finding,) = _of(unhealthy, "versions")
+    assert finding.found.startswith(f"{cluster.name(2)}: torchmetrics 0.0.1 (here ")
+    assert "other code of launcher" in finding.found
+    assert unhealthy.nodes[cluster.name(2)].software.packages["torchmetrics"] == "0.0.1"
 
 
-def test_a_full_disk(sick: DoctorRecord, cluster: Cluster) -> None:
-    (found,) = _of(sick, "disk")
-    assert found.found.startswith(
+def test_a_full_disk(unhealthy: DoctorRecord, cluster: Cluster) -> None:
+    (finding,) = _of(unhealthy, "disk")
+    assert finding.found.startswith(
         f"{cluster.name(1)}: Ray's spill directory, {_SPILL}, is 100% full, 0 B of 8.0 MiB free"
     )
 
 
-def test_a_slow_link(sick: DoctorRecord, cluster: Cluster) -> None:
-    (found,) = _of(sick, "network")
-    assert found.found.startswith(f"{cluster.name(2)} is slow: 2.")  # 20 Mbit/s are 2.5 MB/s
-    assert cluster.name(2) in found.remedy
+def test_a_slow_link(unhealthy: DoctorRecord, cluster: Cluster) -> None:
+    (finding,) = _of(unhealthy, "network")
+    assert finding.found.startswith(f"{cluster.name(2)} is slow: 2.")  # 20 Mbit/s are 2.5 MB/s
+    assert cluster.name(2) in finding.remedy
 
 
-def test_nothing_else_is_a_problem(sick: DoctorRecord) -> None:
-    assert sorted(finding.check for finding in _problems(sick)) == ["disk", "network", "storage", "versions"]
+def test_nothing_else_is_a_problem(unhealthy: DoctorRecord) -> None:
+    assert sorted(finding.check for finding in _problems(unhealthy)) == ["disk", "network", "storage", "versions"]
 
 
 def test_an_interrupted_visit_leaves_nothing(cluster: Cluster) -> None:
@@ -174,9 +174,9 @@ def test_a_token_that_is_missing_or_wrong(
     command = ["env", *environment, sys.executable, "-m", "launcher", "doctor", "--json", "--address", where]
     done = cluster.net.run(cluster.net.inside(1, *command), timeout=60)
     assert time.monotonic() - start < 10
-    (found,) = DoctorRecord.model_validate(json.loads(done.stdout)).findings
-    assert done.returncode == 2 and found.level == "problem"
-    assert says in found.found and "~/.ray/auth_token" in found.remedy
+    (finding,) = DoctorRecord.model_validate(json.loads(done.stdout)).findings
+    assert done.returncode == 2 and finding.level == "problem"
+    assert says in finding.found and "~/.ray/auth_token" in finding.remedy
 
 
 def test_a_machine_that_is_no_node(cluster: Cluster) -> None:

@@ -1,26 +1,28 @@
-"""What the doctor's probes tell of this machine, how they travel, and how a cluster that cannot be joined is told."""
+"""The doctor's probes of this machine, how their code travels, and the errors of a cluster that cannot be joined."""
 
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launcher.rundir.uri import open_uri
-from launcher.submit.doctor import host, probes, session
-from launcher.submit.doctor.closure import dependency_closure
+from launcher.submit.doctor import actors, probes
+from launcher.submit.doctor.actors import Probe
 from launcher.submit.doctor.facts import Imports, NodeFacts, Software
-from launcher.submit.doctor.probes import Probe
-from launcher.submit.doctor.team import by_value
+from launcher.submit.doctor.probes import by_value
+from launcher.submit.doctor.report import dependency_closure
 
 
 def launcher(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     return subprocess.run(
-        [sys.executable, "-m", "launcher", *arguments], capture_output=True, text=True, env=kept | env, timeout=60
+        [sys.executable, "-m", "launcher", *arguments], capture_output=True, text=True, env=inherited | env, timeout=60
     )
 
 
@@ -33,15 +35,15 @@ class TestThisMachine:
         assert facts.gpus == () and facts.gpu_error == ""
 
     def test_a_disk_of_a_directory_that_is_still_to_come(self, tmp_path: Path) -> None:
-        found = host.disk(str(tmp_path / "a" / "b"))
-        assert found is not None and found["path"] == str(tmp_path / "a" / "b")
-        assert 0 < found["free_bytes"] <= found["total_bytes"]
-        assert host.disk("") is None
+        usage = actors.disk(str(tmp_path / "a" / "b"))
+        assert usage is not None and usage["path"] == str(tmp_path / "a" / "b")
+        assert 0 < usage["free_bytes"] <= usage["total_bytes"]
+        assert actors.disk("") is None
 
     def test_imports_of_a_new_process(self) -> None:
-        found = Imports.model_validate(Probe().imports(["json", "no_such_library"], 60))
-        assert list(found.seconds) == ["json", "no_such_library"] and found.torch_gpus is None
-        assert found.errors == {"no_such_library": "ModuleNotFoundError: No module named 'no_such_library'"}
+        result = Imports.model_validate(Probe().imports(["json", "no_such_library"], 60))
+        assert list(result.seconds) == ["json", "no_such_library"] and result.torch_gpus is None
+        assert result.errors == {"no_such_library": "ModuleNotFoundError: No module named 'no_such_library'"}
 
     def test_imports_that_end_the_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "deadly.py").write_text("import os, sys; print('no driver', file=sys.stderr); os._exit(3)")
@@ -55,18 +57,18 @@ class TestThisMachine:
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Typing.Extensions\nVersion: 0.1\n")
         monkeypatch.syspath_prepend(str(tmp_path))
-        assert Software.model_validate(probes.software()).packages["typing-extensions"] == "0.1"
+        assert Software.model_validate(actors.software()).packages["typing-extensions"] == "0.1"
 
     def test_a_hash_tells_other_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         package = tmp_path / "some_package"
         package.mkdir()
         (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
         monkeypatch.syspath_prepend(str(tmp_path))
-        first = probes.source_hash("some_package")
+        first = actors.source_hash("some_package")
         (package / "more.py").write_text("")
-        second = probes.source_hash("some_package")
+        second = actors.source_hash("some_package")
         assert first and second and first != second
-        assert probes.source_hash("no_such_package") is None
+        assert actors.source_hash("no_such_package") is None
 
 
 class TestContainers:
@@ -81,10 +83,10 @@ class TestContainers:
         (tmp_path / "pod/container/memory.current").write_text("900\n")
         (tmp_path / "pod/container/memory.stat").write_text("anon 300\nactive_file 200\ninactive_file 400\n")
         (tmp_path / "pod/memory.max").write_text("max\n")
-        folders = list(host.cgroup_folders(tmp_path, own))
+        folders = list(actors.cgroup_folders(tmp_path, own))
         assert folders[:3] == [tmp_path / "pod/container", tmp_path / "pod", tmp_path]
-        assert host.usable_cpus(folders) == 0.5
-        assert host.host_memory(folders) == (1000, 700)  # what files left in memory is free
+        assert actors.usable_cpus(folders) == 0.5
+        assert actors.host_memory(folders) == (1000, 700)  # what files left in memory is free
 
     def test_limits_of_version_1(self, tmp_path: Path) -> None:
         own = tmp_path / "own"
@@ -97,37 +99,87 @@ class TestContainers:
         ):
             (tmp_path / controller).mkdir(exist_ok=True)
             (tmp_path / controller / name).write_text(f"{value}\n")
-        folders = list(host.cgroup_folders(tmp_path, own))
-        assert host.usable_cpus(folders) == 0.75
-        assert host.host_memory(folders) == (1000, 600)
+        folders = list(actors.cgroup_folders(tmp_path, own))
+        assert actors.usable_cpus(folders) == 0.75
+        assert actors.host_memory(folders) == (1000, 600)
 
     def test_no_limits(self, tmp_path: Path) -> None:
-        folders = list(host.cgroup_folders(tmp_path, tmp_path / "none"))
-        total, free = host.host_memory(folders)
-        assert host.usable_cpus(folders) >= 1 and total and free and total > 2**30
+        folders = list(actors.cgroup_folders(tmp_path, tmp_path / "none"))
+        total, free = actors.host_memory(folders)
+        assert actors.usable_cpus(folders) >= 1 and total and free and total > 2**30
 
 
-def test_one_line_of_nvidia_smi() -> None:
-    line = "1, NVIDIA H100 80GB HBM3, 81559, 12, 3, Not Active, Active, Not Active, Active"
-    assert host.gpu_of(line) == {
-        "index": 1, "name": "NVIDIA H100 80GB HBM3", "memory_bytes": 81559 * 2**20, "memory_used_bytes": 12 * 2**20,
-        "ecc_errors": 3, "slowed_by": ["hw_thermal_slowdown", "hw_power_brake_slowdown"],
+class FakeNvml:
+    """A driver with the given answers; a GPU does not report what is None."""
+
+    NVML_ERROR_LIBRARY_NOT_FOUND, NVML_ERROR_NOT_SUPPORTED = 12, 3
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
+    nvmlClocksThrottleReasonHwSlowdown, nvmlClocksThrottleReasonSwThermalSlowdown = 8, 32
+    nvmlClocksThrottleReasonHwThermalSlowdown, nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 64, 128
+
+    class NVMLError(Exception):
+        def __init__(self, value: int) -> None:
+            super().__init__("Driver/library version mismatch" if value == 18 else f"error {value}")
+            self.value = value
+
+    def __init__(self, init_error: int = 0, ecc: int | None = None, reasons: int | None = None) -> None:
+        self.init_error, self.ecc, self.reasons = init_error, ecc, reasons
+
+    def nvmlInit(self) -> None:  # NVML's names
+        if self.init_error:
+            raise self.NVMLError(self.init_error)
+
+    def nvmlShutdown(self) -> None: ...
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return "NVIDIA H100 80GB HBM3"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(total=80 * 2**30, used=2**30)
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: int, kind: int, counter: int) -> int:
+        return self._reported(self.ecc)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
+        return self._reported(self.reasons)
+
+    def _reported(self, value: int | None) -> int:
+        if value is None:
+            raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return value
+
+
+@pytest.mark.parametrize(
+    ("ecc", "reasons", "slowed_by"),
+    [(3, 64 | 128 | 4, ["hw_thermal_slowdown", "hw_power_brake_slowdown"]), (None, None, [])],
+)
+def test_gpus_as_nvml_reports_them(
+    ecc: int | None, reasons: int | None, slowed_by: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(ecc=ecc, reasons=reasons))  # type: ignore[arg-type]
+    gpu = {
+        "index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * 2**30, "memory_used_bytes": 2**30,
+        "ecc_errors": ecc, "slowed_by": slowed_by,
     }  # fmt: skip
-    silent = host.gpu_of("0, GTX, 100, 0, [N/A], [N/A], [N/A], [N/A], [N/A]")
-    assert silent["ecc_errors"] is None and silent["slowed_by"] == []
+    assert actors.nvidia_gpus() == ([gpu], "")
 
 
-def test_nvidia_smi_as_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = tmp_path / "nvidia-smi"
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    command.write_text("#!/bin/sh\necho '0, A100, 40000, 10, 0, Not Active, Not Active, Not Active, Not Active'\n")
-    command.chmod(0o755)
-    assert [gpu["name"] for gpu in host.nvidia_gpus()[0]] == ["A100"]
-    command.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n")
-    assert host.nvidia_gpus() == ([], "Failed to initialize NVML: Driver/library version mismatch")
-    monkeypatch.setattr(host, "_NVIDIA_S", 0.2)
-    command.write_text("#!/bin/sh\nexec sleep 20\n")
-    assert host.nvidia_gpus() == ([], "nvidia-smi gave no answer within 0 s")
+def test_nvml_that_fails_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init_error=18))  # type: ignore[arg-type]
+    assert actors.nvidia_gpus() == ([], "NVML: Driver/library version mismatch")
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init_error=12))  # type: ignore[arg-type]
+    assert actors.nvidia_gpus() == ([], "")  # no driver, no GPUs
+    blocked = threading.Event()
+    monkeypatch.setattr(actors, "_query_nvml", blocked.wait)
+    monkeypatch.setattr(actors, "_NVML_S", 0.05)
+    assert actors.nvidia_gpus() == ([], "NVML gave no answer within 0 s")
+    blocked.set()
 
 
 class TestStorageProbes:
@@ -193,54 +245,42 @@ print(json.dumps([probe.facts(), wrote["wrote"], unknown["wrote"], read, [m for 
 
 
 def test_the_closure_of_a_package() -> None:
-    found = dependency_closure("launcher")
-    assert {"launcher", "ray", "torch", "typing-extensions", "aiohttp"} <= found  # aiohttp by ray's extra `default`
-    assert not {"pytest", "mypy", "ruff"} & found  # needed by launcher's extra `dev` alone
+    names = dependency_closure("launcher")
+    assert {"launcher", "ray", "torch", "typing-extensions", "aiohttp"} <= names  # aiohttp by ray's extra `default`
+    assert not {"pytest", "mypy", "ruff"} & names  # needed by launcher's extra `dev` alone
     assert dependency_closure("no-such-package") == frozenset()
 
 
-class TestIsNode:
-    @pytest.fixture
-    def processes(self, tmp_path: Path) -> Path:
-        """As /proc: a process that cannot be read, one that is no Ray, a raylet of the cluster 0a0b."""
-        (tmp_path / "self").mkdir()
-        (tmp_path / "1").mkdir()
-        self.process(tmp_path / "2", "bash", "-c", "--x=1")
-        self.process(tmp_path / "3", "raylet", f"--raylet_socket_name={tmp_path}/socket", "--cluster-id=0a0b")
-        return tmp_path
-
-    def process(self, folder: Path, *words: str) -> None:
-        folder.mkdir()
-        (folder / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
-
-    def test_by_cluster_and_socket(self, processes: Path) -> None:
-        answer = b"\x12\x02\x0a\x0b"
-        assert not session.is_node(answer, processes)  # a container's, whose socket is not seen
-        (processes / "socket").touch()
-        assert session.is_node(answer, processes)
-        assert not session.is_node(b"\x12\x02\x0a\x0c", processes)  # another cluster's
-
-    def test_without_proc(self, tmp_path: Path) -> None:
-        assert session.is_node(b"", tmp_path)
+def test_a_node_is_recognised_by_cluster_and_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raylet = ["raylet", f"--raylet_socket_name={tmp_path}/socket", "--cluster-id=0a0b"]
+    processes = [SimpleNamespace(info={"cmdline": words}) for words in (None, ["bash", "-c", "--x=1"], raylet)]
+    monkeypatch.setattr(probes.psutil, "process_iter", lambda names: processes)
+    answer = b"\x12\x02\x0a\x0b"
+    assert not probes.is_node(answer)  # the socket of a container's raylet is not visible
+    (tmp_path / "socket").touch()
+    assert probes.is_node(answer)
+    assert not probes.is_node(b"\x12\x02\x0a\x0c")  # another cluster
 
 
-class TestRefused:
-    """What `ray.init` says, in one sentence."""
+class TestJoinError:
+    """One sentence for each error of `ray.init`."""
 
     def test_other_versions(self) -> None:
-        said = "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.10.1\nThis process"
-        found = session.why_refused("h:1", RuntimeError(said))
-        assert found.startswith("h:1: Version mismatch: The cluster was started with: Ray: 2.59.0 Python: 3.10.1 This")
-        assert "run the doctor with the cluster's own versions" in found
+        message = "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.10.1\nThis process"
+        sentence = probes.join_error("h:1", RuntimeError(message))
+        assert sentence.startswith(
+            "h:1: Version mismatch: The cluster was started with: Ray: 2.59.0 Python: 3.10.1 This"
+        )
+        assert "run the doctor with the cluster's own versions" in sentence
 
     def test_no_node(self) -> None:
         error = ConnectionError("Failed to connect to Ray cluster at h:1")
         error.__cause__ = RuntimeError("No node info found matching attributes: '' when trying to resolve node")
-        assert "this machine is no node of it" in session.why_refused("h:1", error)
+        assert "this machine is no node of it" in probes.join_error("h:1", error)
 
     def test_anything_else(self) -> None:
-        assert session.why_refused("h:1", ValueError("odd\nmore")) == "h:1: Ray could not join (odd)"
-        assert session.why_refused("", RuntimeError()) == "no local Ray could be started (RuntimeError)"
+        assert probes.join_error("h:1", ValueError("odd\nmore")) == "h:1: Ray could not join (odd)"
+        assert probes.join_error("", RuntimeError()) == "no local Ray could be started (RuntimeError)"
 
 
 class TestCommand:
@@ -256,8 +296,8 @@ class TestCommand:
     def test_json_is_all_of_standard_output(self) -> None:
         done = launcher("doctor", "--json", RAY_ADDRESS="127.0.0.1:1")
         assert done.returncode == 2 and "nothing listens" in done.stderr
-        found = json.loads(done.stdout)
-        assert [(each["check"], each["level"]) for each in found["findings"]] == [("cluster", "problem")]
+        record = json.loads(done.stdout)
+        assert [(finding["check"], finding["level"]) for finding in record["findings"]] == [("cluster", "problem")]
 
     def test_a_job_file_that_is_wrong(self, tmp_path: Path) -> None:
         (tmp_path / "job.yaml").write_text("nam: x\n")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.spec.loader import load_job
-from launcher.submit.kubernetes.objects import objects
+from launcher.submit.kubernetes.render import objects
 from tests.support.fake_kubernetes import FakeApi, Running
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +32,7 @@ output: {storage: s3://bucket/runs}
 
 @pytest.fixture(scope="session")
 def validate() -> Validate:
-    """What a strict API server with KubeRay's CRDs would say of a custom resource."""
+    """Return the validator of a strict API server with KubeRay's CRDs."""
     if not (_TOOLS / "crdvalidate.py").is_file():
         pytest.skip("needs ../shared/tools/crdvalidate.py and KubeRay's schemas, which are not part of the repository")
     sys.path.insert(0, str(_TOOLS))
@@ -40,13 +40,13 @@ def validate() -> Validate:
         import crdvalidate
     finally:
         sys.path.remove(str(_TOOLS))
-    found: Validate = crdvalidate.validate
-    return found
+    validate_object: Validate = crdvalidate.validate
+    return validate_object
 
 
 @pytest.fixture
 def job_file(tmp_path: Path) -> Path:
-    """A job file that needs nothing but the cluster."""
+    """Write a job file whose paths exist in the pods."""
     path = tmp_path / "job.yaml"
     path.write_text(JOB)
     return path
@@ -54,13 +54,13 @@ def job_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rayjob(job_file: Path) -> dict[str, Any]:
-    """Its RayJob, to be broken."""
+    """Return the RayJob of the job file."""
     return objects(load_job(job_file), "train", "job")[1]
 
 
 @pytest.fixture
 def server() -> Iterator[Running]:
-    """A fake API server that takes everything."""
+    """Start a fake API server that accepts everything."""
     running = FakeApi().start()
     yield running
     running.stop()

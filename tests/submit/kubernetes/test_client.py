@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import urllib3
 from kubernetes import client
+from kubernetes.client import CustomObjectsApi
 from typer.testing import CliRunner
 
 from launcher.cli import kube as cli
@@ -22,11 +23,10 @@ from launcher.errors import ClusterError, SpecError, TrainingError
 from launcher.spec.loader import load_job
 from launcher.submit.kubernetes import apply as applying
 from launcher.submit.kubernetes import follow as following
-from launcher.submit.kubernetes.api import Api
-from launcher.submit.kubernetes.apply import How, apply
+from launcher.submit.kubernetes.api import Api, AwayError, ForbiddenError
+from launcher.submit.kubernetes.apply import ApplyOptions, apply
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.objects import objects
-from launcher.submit.kubernetes.refusals import AwayError, ForbiddenError
+from launcher.submit.kubernetes.render import objects
 from launcher.submit.kubernetes.state import JobState, pod_groups
 from tests.submit.kubernetes.conftest import Validate
 from tests.support.fake_kubernetes import FakeApi, Running
@@ -80,7 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applying, "_POLL_S", 0.02)
 
 
-class Said(list[str]):
+class Lines(list[str]):
     """What somebody was told."""
 
     def __call__(self, line: str) -> None:
@@ -88,7 +88,7 @@ class Said(list[str]):
 
 
 def _run(api: FakeApi, **status: Any) -> None:
-    """The operator has started the job."""
+    """Set the status of a job that the operator has started."""
     at = {"rayClusterName": "sst2-abc", "jobId": "sst2-xyz", "dashboardURL": "sst2-abc-head-svc.team.svc:8265"}
     api.set_status(*KEY, **{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", **at, **status})
 
@@ -107,7 +107,7 @@ def _submitter(api: FakeApi, *lines: str, ended: bool = True) -> None:
 
 @contextmanager
 def _later(*steps: Callable[[], None]) -> Iterator[None]:
-    """Do things beside the block, a moment apart."""
+    """Run functions in a thread during the block, a moment apart."""
 
     def run() -> None:
         for step in steps:
@@ -166,7 +166,7 @@ def test_the_exit_code_is_the_jobs_and_not_the_submitters(
     assert (code, out) == (1, "all is well\n")
     assert err.endswith(
         "RayJob sst2 failed (AppFailed: exit code 1); `launcher kube logs` says why; `launcher kube apply --replace` "
-        "goes on from the last checkpoint\n"
+        "resumes from the last checkpoint\n"
     )
 
 
@@ -193,10 +193,10 @@ def test_nobody_there(kube: Command, server: Running, tmp_path: Path) -> None:
     code, _, err = kube("apply", "job.yaml")
     assert code == 2 and f"the API server {server.url} does not answer (" in err and "Connection refused" in err
     code, _, err = kube("apply", "job.yaml", "--context", "prod")
-    assert code == 2 and "no cluster to talk to: " in err and "choose a --context in it" in err
+    assert code == 2 and "no Kubernetes cluster: " in err and "choose a --context in it" in err
     kube.config.unlink()
     code, _, err = kube("wait", "sst2")
-    assert code == 2 and "no cluster to talk to: " in err and "set KUBECONFIG, or" in err
+    assert code == 2 and "no Kubernetes cluster: " in err and "set KUBECONFIG, or" in err
 
 
 def test_render_writes_a_file_per_object(job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,44 +249,44 @@ def test_importing_the_command_line_does_not_import_kubernetes() -> None:
 
 
 def test_the_same_again_changes_nothing(api: Api, server: Running, manifests: list[Manifest]) -> None:
-    said = Said()
+    lines = Lines()
     for _ in range(2):
-        apply(api, manifests, How(), said)
-    assert said[2:] == ["ConfigMap sst2-job unchanged", "RayJob sst2 unchanged"]
+        apply(api, manifests, ApplyOptions(), lines)
+    assert lines[2:] == ["ConfigMap sst2-job unchanged", "RayJob sst2 unchanged"]
     assert server.api.get(*KEY)["metadata"]["generation"] == 1
 
 
 def test_a_dry_run_stores_nothing(api: Api, server: Running, manifests: list[Manifest]) -> None:
-    said = Said()
-    apply(api, manifests, How(dry_run=True), said)
-    assert said == ["ConfigMap sst2-job created (dry run)", "RayJob sst2 created (dry run)"]
+    lines = Lines()
+    apply(api, manifests, ApplyOptions(dry_run=True), lines)
+    assert lines == ["ConfigMap sst2-job created (dry run)", "RayJob sst2 created (dry run)"]
     assert server.api.objects == {}
 
 
 def test_a_job_that_runs_is_not_changed(api: Api, server: Running, manifests: list[Manifest], job_file: Path) -> None:
-    apply(api, manifests, How(), Said())
+    apply(api, manifests, ApplyOptions(), Lines())
     _run(server.api)
     other = objects(load_job(job_file, ["train.epochs=9"]), "train", "job")
-    with pytest.raises(ClusterError, match=r"RayJob sst2 is there already .Running, job RUNNING., and KubeRay ignores"):
-        apply(api, other, How(), Said())
+    with pytest.raises(ClusterError, match=r"RayJob sst2 already exists .Running, job RUNNING., and KubeRay ignores"):
+        apply(api, other, ApplyOptions(), Lines())
     assert "epochs: 3" in server.api.get("configmaps", "team", "sst2-job")["data"]["job.yaml"]
-    said = Said()
-    apply(api, other, How(replace=True), said)
-    assert said == ["RayJob sst2 deleted", "ConfigMap sst2-job changed", "RayJob sst2 created"]
+    lines = Lines()
+    apply(api, other, ApplyOptions(replace=True), lines)
+    assert lines == ["RayJob sst2 deleted", "ConfigMap sst2-job changed", "RayJob sst2 created"]
     assert "status" not in server.api.get(*KEY)
 
 
 def test_a_job_that_is_over_is_replaced_on_request(api: Api, server: Running, manifests: list[Manifest]) -> None:
-    apply(api, manifests, How(), Said())
+    apply(api, manifests, ApplyOptions(), Lines())
     _run(server.api, jobDeploymentStatus="Failed", jobStatus="FAILED")
     with pytest.raises(
         ClusterError, match=r"is over .Failed, job FAILED. and KubeRay never runs it again; repeat with"
     ):
-        apply(api, manifests, How(), Said())
-    found = server.api.get(*KEY)
-    found["metadata"]["finalizers"] = ["ray.io/rayjob-finalizer"]
-    server.api.put("rayjobs", "team", found)
-    said = Said()
+        apply(api, manifests, ApplyOptions(), Lines())
+    obj = server.api.get(*KEY)
+    obj["metadata"]["finalizers"] = ["ray.io/rayjob-finalizer"]
+    server.api.put("rayjobs", "team", obj)
+    lines = Lines()
 
     def stop_the_job() -> None:
         while "deletionTimestamp" not in server.api.get(*KEY)["metadata"]:
@@ -295,37 +295,37 @@ def test_a_job_that_is_over_is_replaced_on_request(api: Api, server: Running, ma
         server.api.edit(*KEY, {"metadata": {"finalizers": None}})
 
     with _later(stop_the_job):
-        apply(api, manifests, How(replace=True), said)
-    assert said[:2] == ["RayJob sst2: waiting until it has stopped", "RayJob sst2 deleted"]
+        apply(api, manifests, ApplyOptions(replace=True), lines)
+    assert lines[:2] == ["RayJob sst2: waiting until it has stopped", "RayJob sst2 deleted"]
 
 
 def test_nothing_is_sent_when_one_object_is_refused(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.validate = lambda _: [("spec.ttl", "unknown field")]
     with pytest.raises(ClusterError) as caught:
-        apply(api, manifests, How(), Said())
+        apply(api, manifests, ApplyOptions(), Lines())
     assert caught.value.message == (
         'RayJob sst2 in namespace team: refused by the API server (RayJob "sst2" is invalid: spec.ttl: unknown field); '
-        "mend it in the job file or manifest"
+        "fix it in the job file or manifest"
     )
     assert server.api.objects == {}
 
 
 def test_somebody_elses_change_is_a_conflict(api: Api, server: Running, manifests: list[Manifest]) -> None:
-    apply(api, manifests, How(), Said())
+    apply(api, manifests, ApplyOptions(), Lines())
     server.api.edit(*KEY, {"spec": {"ttlSecondsAfterFinished": 5}})
-    with pytest.raises(ClusterError, match=r"somebody else has changed it .*kubectl-edit.*ttlSecondsAfterFinished"):
-        apply(api, manifests, How(), Said())
-    apply(api, manifests, How(force=True, replace=True), Said())
+    with pytest.raises(ClusterError, match=r"another manager has changed it .*kubectl-edit.*ttlSecondsAfterFinished"):
+        apply(api, manifests, ApplyOptions(), Lines())
+    apply(api, manifests, ApplyOptions(force=True, replace=True), Lines())
     assert server.api.get(*KEY)["spec"]["ttlSecondsAfterFinished"] == 600
 
 
 def test_namespaces(api: Api, server: Running, job_file: Path) -> None:
-    mine = objects(load_job(job_file, ["cluster.kubernetes.namespace=mine"]), "train", "job")
-    apply(api, mine, How(), Said())
+    first = objects(load_job(job_file, ["cluster.kubernetes.namespace=mine"]), "train", "job")
+    apply(api, first, ApplyOptions(), Lines())
     assert ("rayjobs", "mine", "sst2") in server.api.objects
     other = Api(api.rest, "other", api.host, namespace_given=True)
-    with pytest.raises(ClusterError, match=r"belongs to namespace mine, not to other; leave --namespace out"):
-        apply(other, mine, How(), Said())
+    with pytest.raises(ClusterError, match=r"belongs to namespace mine, not to other; remove --namespace"):
+        apply(other, first, ApplyOptions(), Lines())
 
 
 # What the server says no with
@@ -334,14 +334,16 @@ def test_namespaces(api: Api, server: Running, job_file: Path) -> None:
 def test_refusals(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.forbidden.add(("rayjobs", "patch"))
     with pytest.raises(
-        ForbiddenError, match=r"RayJob sst2 in namespace team: you may not .rayjobs is forbidden.*ask for"
+        ForbiddenError, match=r"RayJob sst2 in namespace team: forbidden .rayjobs is forbidden.*ask for"
     ):
-        apply(api, manifests, How(), Said())
+        apply(api, manifests, ApplyOptions(), Lines())
     server.api.missing.add("rayjobs")
     with pytest.raises(ClusterError, match=r"knows no RayJob: KubeRay is not installed there; `helm install kuberay"):
-        apply(api, manifests, How(), Said())
+        apply(api, manifests, ApplyOptions(), Lines())
     server.api.token = "secret"
-    with pytest.raises(ForbiddenError, match=r"does not know you .Unauthorized.; log in again, or mend the kubeconfig"):
+    with pytest.raises(
+        ForbiddenError, match=r"does not know this account .Unauthorized.; log in again, or fix the kubeconfig"
+    ):
         api.find("RayJob", "sst2")
     server.api.token, server.api.unavailable = None, 1
     with pytest.raises(AwayError, match=r"cannot answer now .503 the server is currently unable to handle the request"):
@@ -367,7 +369,7 @@ def test_a_namespace_that_is_not_there(api: Api, monkeypatch: pytest.MonkeyPatch
 
 def test_waiting_survives_a_server_that_is_away(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.put("rayjobs", "team", manifests[1])
-    said = Said()
+    lines = Lines()
 
     def go_away() -> None:
         server.api.unavailable = 4
@@ -376,32 +378,34 @@ def test_waiting_survives_a_server_that_is_away(api: Api, server: Running, manif
         _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
     with _later(go_away, lambda: _run(server.api), succeed):
-        state = following.wait(api, "sst2", None, said)
+        state = following.wait(api, "sst2", None, lines)
     assert state.succeeded
-    assert said[0] == "RayJob sst2: not taken up by the operator yet"
-    assert any("cannot answer now" in line and line.endswith("; waiting") for line in said)
-    assert said[-1] == "RayJob sst2: Complete, job SUCCEEDED"
+    assert lines[0] == "RayJob sst2: not yet seen by the operator"
+    assert any("cannot answer now" in line and line.endswith("; waiting") for line in lines)
+    assert lines[-1] == "RayJob sst2: Complete, job SUCCEEDED"
 
 
 def test_waiting_has_an_end(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.put("rayjobs", "team", manifests[1])
     _run(server.api)
-    with pytest.raises(TrainingError, match=r"RayJob sst2 is not over after 0.2 s .Running, job RUNNING.; it runs on"):
-        following.wait(api, "sst2", 0.2, Said())
+    with pytest.raises(
+        TrainingError, match=r"RayJob sst2 has not ended after 0.2 s .Running, job RUNNING.; it continues"
+    ):
+        following.wait(api, "sst2", 0.2, Lines())
     with (
         _later(lambda: server.api.drop(*KEY)),
-        pytest.raises(TrainingError, match=r"RayJob sst2 is gone: somebody deleted it"),
+        pytest.raises(TrainingError, match=r"RayJob sst2 was deleted; apply it again"),
     ):
-        following.wait(api, "sst2", None, Said())
+        following.wait(api, "sst2", None, Lines())
     with pytest.raises(ClusterError, match=r"there is no RayJob sst2 in namespace team"):
-        following.wait(api, "sst2", None, Said())
+        following.wait(api, "sst2", None, Lines())
 
 
 def test_a_retry_is_not_the_end(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.put("rayjobs", "team", manifests[1])
     _run(server.api, jobDeploymentStatus="Retrying", jobStatus="FAILED", failed=1)
     with _later(lambda: _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED", failed=1)):
-        assert following.wait(api, "sst2", None, Said()).succeeded
+        assert following.wait(api, "sst2", None, Lines()).succeeded
 
 
 @pytest.mark.parametrize("cuts", [[0], [3], [1, 2, 4], [5]])
@@ -412,7 +416,7 @@ def test_a_log_that_breaks_off_goes_on_without_gaps(
     _run(server.api)
     _submitter(server.api, *(f"step {n}" for n in range(5)), ended=False)
     server.api.cut_after = list(cuts)
-    written = Said()
+    written = Lines()
 
     def end() -> None:
         server.api.log_line("sst2-sub", "last")
@@ -420,7 +424,7 @@ def test_a_log_that_breaks_off_goes_on_without_gaps(
         server.api.end_log("sst2-sub")
 
     with _later(lambda: server.api.log_line("sst2-sub", "step 5"), end):
-        state = following.follow(api, "sst2", Said(), written)
+        state = following.follow(api, "sst2", Lines(), written)
     assert state.succeeded and written == [*(f"step {n}" for n in range(6)), "last"]
 
 
@@ -431,8 +435,8 @@ def test_lines_of_the_same_moment_are_told_apart(api: Api, server: Running, mani
     for number, moment in enumerate(times):
         server.api.log_line("sst2-sub", str(number), f"2026-01-01T00:{moment}")
     server.api.cut_after = [1, 2, 4]
-    written = Said()
-    log = following.Log(api, Said(), written, follow=True)
+    written = Lines()
+    log = following.Log(api, Lines(), written, follow=True)
     for _ in range(5):
         log.catch_up(state)
     assert written == ["0", "1", "2", "3", "4"]
@@ -447,16 +451,16 @@ def test_without_a_submitting_pod_the_dashboard_has_the_log(
     place = "sst2-abc-head-svc:8265/api/jobs/sst2-xyz/logs"
     _run(server.api)
     server.api.dashboard[place] = {"logs": "step 1\n"}
-    said, written = Said(), Said()
+    lines, written = Lines(), Lines()
 
     def more() -> None:
         server.api.dashboard[place] = {"logs": "step 1\nstep 2\n"}
         _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
     with _later(more):
-        following.follow(api, "sst2", said, written)
+        following.follow(api, "sst2", lines, written)
     assert written == ["step 1", "step 2"]
-    assert "log of the driver, from the Ray dashboard of sst2-abc (there is no submitting pod)" in said
+    assert "log of the driver, from the Ray dashboard of sst2-abc (no submitting pod)" in lines
     assert server.api.headers[place]["x-ray-authorization"] == "Bearer token"
 
 
@@ -466,17 +470,17 @@ def test_the_dashboard_stands_in_for_a_submitting_pod_that_is_gone(
     server.api.put("rayjobs", "team", manifests[1])
     _run(server.api)
     server.api.dashboard["sst2-abc-head-svc:8265/api/jobs/sst2-xyz/logs"] = {"logs": "step 1\n"}
-    written = Said()
-    log = following.Log(api, Said(), written, follow=False)
+    written = Lines()
+    log = following.Log(api, Lines(), written, follow=False)
     log.catch_up(JobState.of(api.get("RayJob", "sst2")))
-    assert written == ["step 1"] and log.found
+    assert written == ["step 1"] and log.has_source
 
 
 def test_a_log_that_is_not_there(kube: Command, server: Running, manifests: list[Manifest]) -> None:
     server.api.put("rayjobs", "team", manifests[1])
     code, _, err = kube("logs", "sst2")
     assert code == 2 and err == (
-        "RayJob sst2 has no log to read (not taken up by the operator yet): its pods have not started, or are gone; "
+        "RayJob sst2 has no log to read (not yet seen by the operator): its pods have not started, or are gone; "
         "what the run wrote is in its output.storage\n"
     )
 
@@ -485,7 +489,7 @@ def test_a_log_that_is_not_there(kube: Command, server: Running, manifests: list
 
 
 @pytest.mark.parametrize(
-    ("status", "final", "succeeded", "said"),
+    ("status", "final", "succeeded", "expected"),
     [
         ({}, False, False, "failed"),
         ({"jobDeploymentStatus": "Initializing"}, False, False, "failed"),
@@ -502,7 +506,7 @@ def test_a_log_that_is_not_there(kube: Command, server: Running, manifests: list
             {"jobDeploymentStatus": "Failed", "jobStatus": "RUNNING", "reason": "SubmissionFailed"},
             True,
             False,
-            "(SubmissionFailed); the submitting pod lost the job's log or could not submit, and the training may go on",
+            "(SubmissionFailed); the submitting pod lost the job's log or could not submit, and training may continue",
         ),
         (
             {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "too\nlate"},
@@ -513,17 +517,17 @@ def test_a_log_that_is_not_there(kube: Command, server: Running, manifests: list
         ({"jobDeploymentStatus": "ValidationFailed", "message": "no"}, True, False, "(ValidationFailed: no); KubeRay"),
     ],
 )
-def test_states(status: dict[str, Any], final: bool, succeeded: bool, said: str) -> None:
+def test_states(status: dict[str, Any], final: bool, succeeded: bool, expected: str) -> None:
     state = JobState.of({"metadata": {"name": "sst2"}, "status": status})
     assert (state.is_final, state.succeeded) == (final, succeeded)
-    assert said in state.failure and "\n" not in state.failure
+    assert expected in state.failure and "\n" not in state.failure
 
 
 def test_pods_by_group() -> None:
     pulling = {
         "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
     }
-    found = pod_groups(
+    obj = pod_groups(
         [
             {
                 "metadata": {"name": "b", "labels": {"ray.io/group": "workers"}},
@@ -533,15 +537,15 @@ def test_pods_by_group() -> None:
             {"metadata": {"name": "a", "labels": {"ray.io/group": "headgroup"}}, "status": {"phase": "Running"}},
         ]
     )
-    assert [(one.group, dict(one.phases), one.waiting) for one in found] == [
+    assert [(pod.group, dict(pod.phases), pod.waiting) for pod in obj] == [
         ("head", {"Running": 1}, ""),
         ("workers", {"Pending": 1, "Terminating": 1}, "ImagePullBackOff: no such image"),
     ]
 
 
 def test_targets(job_file: Path, tmp_path: Path, manifests: list[Manifest]) -> None:
+    from launcher.submit.kubernetes.job_file import find_target
     from launcher.submit.kubernetes.manifest import dump_manifests
-    from launcher.submit.kubernetes.target import find_target
 
     assert find_target("sst2", (), "job").name == "sst2"
     assert find_target(str(job_file), ["cluster.kubernetes.namespace=n"], "cluster").namespace == "n"
@@ -557,7 +561,7 @@ def test_targets(job_file: Path, tmp_path: Path, manifests: list[Manifest]) -> N
 
 
 def test_a_cluster_has_a_status_too(api: Api, server: Running, job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    apply(api, objects(load_job(job_file), "train", "cluster"), How(), Said())
+    apply(api, objects(load_job(job_file), "train", "cluster"), ApplyOptions(), Lines())
     server.api.set_status("rayclusters", "team", "sst2", state="ready")
     monkeypatch.setattr(cli, "_connect", lambda *_: api)
     done = CliRunner().invoke(app, ["kube", "status", "sst2", "--kind", "cluster"])
@@ -568,7 +572,7 @@ def test_errors_of_the_network_are_one_line(api: Api, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise urllib3.exceptions.ProtocolError("Connection broken", OSError("reset"))
 
-    monkeypatch.setattr(Api, "_rays", lambda _: type("Rays", (), {"get_namespaced_custom_object": fail})())
+    monkeypatch.setattr(CustomObjectsApi, "get_namespaced_custom_object", fail)
     with pytest.raises(AwayError) as caught:
         api.find("RayJob", "sst2")
     assert "\n" not in caught.value.message

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.spec.loader import load_job
 from launcher.submit.kubernetes.manifest import dump_manifests
-from launcher.submit.kubernetes.objects import objects
+from launcher.submit.kubernetes.render import objects
 from tests.submit.kubernetes.conftest import Validate
 from tests.submit.kubernetes.test_render import OPTIONS
 from tests.support.fake_kubernetes import Running
@@ -82,5 +82,5 @@ def test_kubectl_sees_the_job_end(kubectl: Kubectl, server: Running) -> None:
     thread.start()
     kubectl("wait", "--for=jsonpath={.status.jobStatus}=SUCCEEDED", f"rayjob/{path.stem}", "--timeout=20s")
     thread.join()
-    found = server.api.get("rayjobs", "team", path.stem)
-    assert found["metadata"]["generation"] == 1 and found["status"]["jobDeploymentStatus"] == "Complete"
+    rayjob = server.api.get("rayjobs", "team", path.stem)
+    assert rayjob["metadata"]["generation"] == 1 and rayjob["status"]["jobDeploymentStatus"] == "Complete"

@@ -50,32 +50,32 @@ def test_files_are_read_in_order(tmp_path: Path) -> None:
         "apiVersion: v1\nkind: B\nflag: yes\nrate: 5e-5\n---\n# nothing\n---\napiVersion: v1\nkind: C\n"
     )
     (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: A\n")
-    found = read_manifests(tmp_path)
-    assert [one["kind"] for one in found] == ["A", "B", "C"]
-    assert found[1]["flag"] is True and found[1]["rate"] == 5e-5  # as kubectl reads them
+    manifests = read_manifests(tmp_path)
+    assert [text_value["kind"] for text_value in manifests] == ["A", "B", "C"]
+    assert manifests[1]["flag"] is True and manifests[1]["rate"] == 5e-5  # as kubectl reads them
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("a: [", "x.yaml: not valid YAML ("),
-        ("- 1\n", "x.yaml: document 1 is no Kubernetes object (it has no apiVersion and kind); remove it"),
-        ("apiVersion: v1\nkind: A\n---\nkind: B\n", "x.yaml: document 2 is no Kubernetes object"),
+        ("- 1\n", "x.yaml: document 1 is not a Kubernetes object (it has no apiVersion and kind); remove it"),
+        ("apiVersion: v1\nkind: A\n---\nkind: B\n", "x.yaml: document 2 is not a Kubernetes object"),
         (b"\xff", "x.yaml: cannot be read ("),
         (None, "x.yaml: cannot be read ("),
     ],
 )
-def test_what_is_no_manifest_is_told(tmp_path: Path, content: str | bytes | None, said: str) -> None:
+def test_what_is_no_manifest_is_told(tmp_path: Path, content: str | bytes | None, expected: str) -> None:
     path = tmp_path / "x.yaml"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ClusterError) as caught:
         read_manifests(path)
-    assert said in caught.value.message and "\n" not in caught.value.message
+    assert expected in caught.value.message and "\n" not in caught.value.message
 
 
 def test_an_empty_directory_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"there is no \.yaml file in this directory; write some with"):
+    with pytest.raises(ClusterError, match=r"this directory has no \.yaml file; write some with"):
         read_manifests(tmp_path)
 
 

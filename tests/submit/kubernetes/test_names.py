@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.spec.job import JobSpec
-from launcher.submit.kubernetes.names import config_name, job_name
+from launcher.submit.kubernetes.manifest import config_name, job_name
 
 RUNS = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
@@ -25,14 +25,14 @@ def _job(run: str, **kubernetes: str) -> JobSpec:
 
 @given(name=RUNS)
 def test_kuberay_takes_every_name(name: str) -> None:
-    found = job_name(_job(name))
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", found) and len(found) <= 47
-    assert len(config_name(found)) <= 63
+    name_of_job = job_name(_job(name))
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name_of_job) and len(name_of_job) <= 47
+    assert len(config_name(name_of_job)) <= 63
 
 
-@given(one=RUNS, other=RUNS)
-def test_two_runs_have_two_names(one: str, other: str) -> None:
-    assert one == other or job_name(_job(one)) != job_name(_job(other))
+@given(name=RUNS, other=RUNS)
+def test_two_runs_have_two_names(name: str, other: str) -> None:
+    assert name == other or job_name(_job(name)) != job_name(_job(other))
 
 
 def test_a_name_stays_or_can_be_recognised() -> None:

@@ -9,7 +9,7 @@ import yaml
 from launcher.errors import ClusterError, SpecError
 from launcher.spec.loader import load_job
 from launcher.submit.kubernetes.job_file import load_for_pods
-from launcher.submit.kubernetes.objects import GATES, Kind, objects
+from launcher.submit.kubernetes.render import GATES, Kind, objects
 from launcher.submit.kubernetes.rules.check import problems_of
 from tests.submit.kubernetes.conftest import JOB, Validate
 
@@ -27,33 +27,43 @@ OPTIONS: dict[str, list[str]] = {
     "driver": ["cluster.driver=worker", "cluster.grace_s=300"],
     "autoscaling": [f"{K}.groups={{a: {{min_pods: 0, max_pods: 64, idle_timeout_s: 60}}}}"],
     "two-groups": [
-        f"{K}.groups={{a: {{pods: 32, priority_class: high}}, b: {{min_pods: 0, max_pods: 8, cpus: 8, shm_gib: 1}}}}"
+        f"{K}.groups={{a: {{pods: 32, pod_template: {{spec: {{priorityClassName: high}}}}}}, "
+        "b: {min_pods: 0, max_pods: 8, cpus: 8, shm_gib: 1}}"
     ],
     "kueue": [f"{K}.queue={{type: kueue, queue: q, priority: high}}", f"{K}.pre_running_deadline_s=600"],
-    "volcano": [f"{K}.queue={{type: volcano, queue: q, topology_tier: 1}}", f"{K}.priority_class=high"],
+    "volcano": [
+        f"{K}.queue={{type: volcano, queue: q}}",
+        f"{K}.pod_template={{spec: {{priorityClassName: high}}}}",
+        f"{K}.pod_labels={{volcano.sh/network-topology-mode: hard}}",
+    ],
     "yunikorn": [f"{K}.queue={{type: yunikorn, queue: root.team}}"],
     "kai": [f"{K}.queue={{type: kai, queue: q}}"],
     "plugins": [f"{K}.queue={{type: scheduler-plugins}}"],
     "redis": [
         "cluster.driver=worker",
-        f"{K}.fault_tolerance={{type: redis, address: 'redis:6379', password: {{secret: s, key: p}}, "
-        "username: {secret: s, key: u}}",
+        f"{K}.fault_tolerance={{redisAddress: 'redis:6379', redisUsername: {{value: me}}, "
+        "redisPassword: {valueFrom: {secretKeyRef: {name: s, key: p}}}}",
     ],
-    "rocksdb": ["cluster.driver=worker", f"{K}.fault_tolerance={{type: rocksdb, alpha: true, storage_class: ssd}}"],
+    "rocksdb": [
+        "cluster.driver=worker",
+        f"{K}.fault_tolerance={{backend: rocksdb, storage: {{size: 1Gi, storageClassName: ssd}}}}",
+        f"{K}.feature_gates=[GCSFaultToleranceEmbeddedStorage]",
+    ],
     "http": [f"{K}.submission=HTTPMode", f"{K}.auth=disabled"],
     "sidecar": [f"{K}.submission=SidecarMode"],
     "interactive": [f"{K}.submission=InteractiveMode"],
     "ethernet": [f"{K}.fabric={{type: ethernet, interface: eth0}}", f"{K}.spread=required"],
-    "infiniband": [f"{K}.fabric={{type: infiniband, hca: mlx5}}", f"{K}.spread=preferred", f"{K}.run_as_user=0"],
-    "roce": [f"{K}.fabric={{type: roce, gid_index: 3, traffic_class: 106, interface: ens1}}"],
+    "infiniband": [f"{K}.fabric={{type: infiniband}}", f"{K}.spread=preferred", f"{K}.run_as_user=0"],
+    "roce": [f"{K}.fabric={{type: roce, interface: ens1}}", f"{K}.env={{NCCL_IB_GID_INDEX: '3'}}"],
     "efa": [f"{K}.fabric={{type: efa, per_pod: 4}}"],
     "gcp-rdma": [f"{K}.fabric={{type: gcp-rdma}}"],
     "volumes": [
-        f"{K}.volumes.fuse={{type: csi, driver: gcsfuse.csi.storage.gke.io, path: /b, attributes: {{bucketName: b}}}}",
-        f"{K}.volumes.nfs={{type: nfs, server: nas, share: /x, path: /n, read_only: true}}",
-        f"{K}.volumes.secret={{type: secret, secret: s, path: /s}}",
-        f"{K}.volumes.config={{type: config_map, config_map: c, path: /c}}",
-        f"{K}.volumes.lustre={{type: host_path, host_path: /lustre, path: /l}}",
+        f"{K}.volumes.fuse={{type: source, path: /b, source: {{csi: {{driver: gcsfuse.csi.storage.gke.io, "
+        "volumeAttributes: {bucketName: b}}}}",
+        f"{K}.volumes.nfs={{type: source, source: {{nfs: {{server: nas, path: /x}}}}, path: /n, read_only: true}}",
+        f"{K}.volumes.secret={{type: source, source: {{secret: {{secretName: s}}}}, path: /s}}",
+        f"{K}.volumes.config={{type: source, source: {{configMap: {{name: c}}}}, path: /c}}",
+        f"{K}.volumes.lustre={{type: source, source: {{hostPath: {{path: /lustre, type: Directory}}}}, path: /l}}",
     ],
     "environment": [
         f"{K}.env={{HF_HOME: /mnt/all/hf, NCCL_DEBUG: INFO}}",
@@ -61,9 +71,12 @@ OPTIONS: dict[str, list[str]] = {
         f"{K}.secrets=[aws]",
     ],
     "places": [
-        f"{K}.namespace=team", f"{K}.service_account=trainer", f"{K}.pull_secrets=[reg]", f"{K}.pull_policy=Always",
-        f"{K}.pod_labels={{team: nlp}}", f"{K}.pod_annotations={{sidecar.istio.io/inject: 'false'}}", f"{K}.name=named",
-        f"{K}.head={{cpus: 4, memory_gib: 16, node_selector: {{pool: cpu}}, tolerations: [{{key: head}}]}}",
+        f"{K}.namespace=team", f"{K}.service_account=trainer", f"{K}.pull_policy=Always",
+        f"{K}.pod_labels={{team: nlp}}", f"{K}.name=named",
+        f"{K}.pod_template={{metadata: {{annotations: {{sidecar.istio.io/inject: 'false'}}}}, "
+        "spec: {imagePullSecrets: [{name: reg}]}}",
+        f"{K}.head={{cpus: 4, memory_gib: 16, node_selector: {{pool: cpu}}, "
+        "pod_template: {spec: {tolerations: [{key: head, operator: Exists}]}}}",
     ],
     "limits": [f"{K}.active_deadline_s=86400", f"{K}.retries=5", f"{K}.ttl_s=0", f"{K}.read_only_root=false"],
     "code": [f"{K}.working_dir=s3://bucket/code.zip", "cluster.prepare='python prepare.py && ls *.py'"],
@@ -75,16 +88,16 @@ def test_the_matrix_is_large() -> None:
 
 
 def _moved(path: Path) -> list[str]:
-    """Overrides that put a job file's local paths onto the volume."""
+    """Return overrides that move a job file's local paths onto the volume."""
     job = load_job(path)
-    found = [*_HERE]
+    overrides = [*_HERE]
     for split in ("train", "validation", "test"):
         locations = getattr(job.data, split) or ()
         if locations and not locations[0].startswith(("s3://", "hub:")):
-            found.append(f"data.{split}=/mnt/all/{locations[0]}")
+            overrides.append(f"data.{split}=/mnt/all/{locations[0]}")
     if job.model.name.startswith("data/"):
-        found.append(f"model.name=/mnt/all/{job.model.name}")
-    return found
+        overrides.append(f"model.name=/mnt/all/{job.model.name}")
+    return overrides
 
 
 # Every option meets every fourth job file, and every job file every fourth option.
@@ -120,7 +133,7 @@ def _pods(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _env(pod: dict[str, Any]) -> dict[str, Any]:
-    return {one["name"]: one.get("value", one.get("valueFrom")) for one in pod["containers"][0]["env"]}
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod["containers"][0]["env"]}
 
 
 def test_the_job_travels_in_a_config_map(tmp_path: Path) -> None:
@@ -184,7 +197,7 @@ def test_nothing_runs_as_root_or_writes_into_the_image(tmp_path: Path) -> None:
 
 def test_shared_memory_is_a_part_of_the_memory(tmp_path: Path) -> None:
     _, body = _render(tmp_path, f"{K}.groups.workers.memory_gib=64", f"{K}.head.shm_gib=1.5")
-    shm = [next(one for one in pod["volumes"] if one["name"] == "own-shm")["emptyDir"] for pod in _pods(body)]
+    shm = [next(entry for entry in pod["volumes"] if entry["name"] == "own-shm")["emptyDir"] for pod in _pods(body)]
     assert shm == [{"medium": "Memory", "sizeLimit": "1536Mi"}, {"medium": "Memory", "sizeLimit": "32Gi"}]
 
 
@@ -216,7 +229,6 @@ def test_autoscaling_is_version_2_and_said(tmp_path: Path) -> None:
 
 
 def test_a_service_account_gives_no_pod_the_token_of_the_api_server(tmp_path: Path) -> None:
-    """It is there for a bucket, and workers decode data that nobody vouches for."""
     _, body = _render(tmp_path, f"{K}.service_account=trainer")
     for pod in _pods(body):
         assert pod["serviceAccountName"] == "trainer" and pod["automountServiceAccountToken"] is False
@@ -233,15 +245,10 @@ def test_a_service_account_gives_no_pod_the_token_of_the_api_server(tmp_path: Pa
             None,
         ),
         ("{type: ethernet, interface: ^docker}", {"NCCL_IB_DISABLE": "1", "NCCL_SOCKET_IFNAME": "^docker"}, {}, None),
+        ("{type: infiniband, per_pod: 8}", {"NCCL_IB_DISABLE": "0"}, {"rdma/ib": "8"}, ["IPC_LOCK"]),
         (
-            "{type: infiniband, hca: mlx5, per_pod: 8}",
-            {"NCCL_IB_DISABLE": "0", "NCCL_IB_HCA": "mlx5"},
-            {"rdma/ib": "8"},
-            ["IPC_LOCK"],
-        ),
-        (
-            "{type: roce, gid_index: 3, traffic_class: 106}",
-            {"NCCL_IB_DISABLE": "0", "NCCL_IB_GID_INDEX": "3", "NCCL_IB_TC": "106"},
+            "{type: roce, interface: ens1}",
+            {"NCCL_IB_DISABLE": "0", "NCCL_SOCKET_IFNAME": "ens1"},
             {"rdma/roce": "1"},
             ["IPC_LOCK"],
         ),
@@ -273,7 +280,7 @@ def test_the_job_files_environment_wins(tmp_path: Path) -> None:
     _, body = _render(tmp_path, f"{K}.fabric={{type: ethernet}}", f"{K}.env={{NCCL_IB_DISABLE: '0', USER: me}}")
     worker = _pods(body)[1]
     assert _env(worker)["NCCL_IB_DISABLE"] == "0" and _env(worker)["USER"] == "me"
-    names = [one["name"] for one in worker["containers"][0]["env"]]
+    names = [entry["name"] for entry in worker["containers"][0]["env"]]
     assert len(names) == len(set(names))
 
 
@@ -289,7 +296,6 @@ def test_queues_are_labels(tmp_path: Path) -> None:
         "volcano.sh/queue-name": "q",
         "ray.io/priority-class-name": "high",
         "volcano.sh/network-topology-mode": "hard",
-        "volcano.sh/network-topology-highest-tier-allowed": "1",
     }
     assert labels("yunikorn") == {
         "ray.io/gang-scheduling-enabled": "true",
@@ -318,6 +324,30 @@ def test_modes_have_what_belongs_to_them(tmp_path: Path) -> None:
     assert "entrypoint" not in body["spec"] and body["spec"]["backoffLimit"] == 0
 
 
+def test_a_pod_template_is_merged_over_the_pods(tmp_path: Path) -> None:
+    patch = "{spec: {dnsPolicy: Default, containers: [{name: ray-worker, securityContext: {privileged: true}}]}}"
+    _, body = _render(
+        tmp_path,
+        f"{K}.pod_template={{metadata: {{annotations: {{a: b}}}}, spec: {{automountServiceAccountToken: null}}}}",
+        f"{K}.groups.workers.pod_template={patch}",
+    )
+    head, worker = _pods(body)
+    assert "automountServiceAccountToken" not in head and "dnsPolicy" not in head
+    assert worker["dnsPolicy"] == "Default" and len(worker["containers"]) == 1
+    security = worker["containers"][0]["securityContext"]
+    assert security["privileged"] is True and security["readOnlyRootFilesystem"] is True
+    group = body["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert group["template"]["metadata"]["annotations"]["a"] == "b"
+
+
+def test_an_unknown_field_of_a_pod_template_is_refused(tmp_path: Path) -> None:
+    _, body = _render(tmp_path, f"{K}.head.pod_template={{spec: {{nodeSelectr: {{a: b}}}}}}")
+    (problem,) = problems_of([body])
+    assert problem.endswith(
+        "template.spec.nodeSelectr is not a field of a Kubernetes PodSpec; did you mean nodeSelector?"
+    )
+
+
 def test_a_cluster_to_work_on_by_hand(tmp_path: Path) -> None:
     config_map, body = _render(tmp_path, kind="cluster")
     assert (config_map["kind"], body["kind"], body["metadata"]["name"]) == ("ConfigMap", "RayCluster", "sst2")
@@ -329,20 +359,23 @@ def test_rendering_is_deterministic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "expected"),
     [
         (
             ["output.storage=runs"],
-            "override output.storage=runs: output.storage is runs, which each pod would have for itself and lose with "
-            "its end; mount a shared volume (cluster.kubernetes.volumes), or give a URI",
+            "override output.storage=runs: output.storage is runs, which is local to each pod and lost when the pod "
+            "ends; mount a shared volume (cluster.kubernetes.volumes), or give a URI",
         ),
         (
             ["output.storage=/runs", f"{K}.volumes.d={{type: pvc, claim: c, path: /mnt/d}}"],
-            "output.storage is /runs, which each pod would have for itself and lose with its end; put it below /mnt/d",
+            "output.storage is /runs, which is local to each pod and lost when the pod ends; put it below /mnt/d",
         ),
-        (["output.storage=/d", f"{K}.volumes.d={{type: secret, secret: s, path: /d}}"], "output.storage is /d, which"),
+        (
+            ["output.storage=/d", f"{K}.volumes.d={{type: source, source: {{secret: {{}}}}, path: /d}}"],
+            "output.storage is /d, which",
+        ),
         (["output.storage=/d/../e", f"{K}.volumes.d={{type: pvc, claim: s, path: /d}}"], "output.storage is /d/../e"),
-        (["output.storage=file:///d"], "output.storage is file:///d, which each pod would have for itself"),
+        (["output.storage=file:///d"], "output.storage is file:///d, which is local to each pod"),
         (
             ["data.validation=[s3://b/v, data/v.parquet]"],
             "data.validation[1] is data/v.parquet, which is not in the pods; mount a volume",
@@ -362,10 +395,10 @@ def test_rendering_is_deterministic(tmp_path: Path) -> None:
         (["cluster.kubernetes=null"], "override cluster.kubernetes=null: cluster.kubernetes is missing; add it with"),
     ],
 )
-def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], said: str) -> None:
+def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], expected: str) -> None:
     with pytest.raises(SpecError) as caught:
         load_for_pods(job_file, overrides, None)
-    assert len(caught.value.problems) == 1 and said in caught.value.problems[0]
+    assert len(caught.value.problems) == 1 and expected in caught.value.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -374,14 +407,17 @@ def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], said:
         ["model.name=/models/bert", f"{K}.image_paths=[/models]"],
         ["model.name=org/name", "data.train=hub:org/name#train"],
         ["data.train=data/x.parquet", f"{K}.working_dir=s3://b/c.zip"],
-        ["data.train=/ro/x.parquet", f"{K}.volumes.d={{type: nfs, server: n, share: /x, path: /ro, read_only: true}}"],
+        ["data.train=/ro/x.parquet", f"{K}.volumes.d={{type: source, source: {{nfs: {{}}}}, path: /ro}}"],
         ["parallel={offload_optimizer: true, offload_path: /tmp}"],
         [
             "parallel={offload_optimizer: true, offload_path: /mnt/nvme/states}",
-            f"{K}.volumes.d={{type: host_path, host_path: /mnt/ssd0, path: /mnt/nvme}}",
+            f"{K}.volumes.d={{type: source, source: {{hostPath: {{path: /mnt/ssd0}}}}, path: /mnt/nvme}}",
         ],
         ["cluster.code=[my_task.py]", f"{K}.working_dir=https://x/c.zip"],
-        ["output.storage=file:///d/runs", f"{K}.volumes.d={{type: host_path, host_path: /lustre, path: /d}}"],
+        [
+            "output.storage=file:///d/runs",
+            f"{K}.volumes.d={{type: source, source: {{hostPath: {{path: /lustre}}}}, path: /d}}",
+        ],
     ],
 )
 def test_paths_that_pods_have(job_file: Path, overrides: list[str]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from launcher.spec.loader import load_job
-from launcher.submit.kubernetes.objects import GATES, objects
+from launcher.submit.kubernetes.render import GATES, objects
 from launcher.submit.kubernetes.rules.check import problems_of
-from launcher.submit.kubernetes.rules.shell import live_character
+from launcher.submit.kubernetes.rules.job import live_character
 
 Object = dict[str, Any]
 Break = Callable[[Object], None]
@@ -25,9 +25,9 @@ class At:
         self.keys = [int(key) if key.isdigit() else key.replace("~", ".") for key in path.split(".")]
 
     def __call__(self, value: Any) -> Break:
-        def set_it(found: Object) -> None:
+        def set_value(obj: Object) -> None:
             new = copy.deepcopy(value)
-            place: Any = found
+            place: Any = obj
             for key, following in zip(self.keys, self.keys[1:], strict=False):
                 if isinstance(place, dict) and key not in place:
                     place[key] = [] if isinstance(following, int) else {}
@@ -39,7 +39,7 @@ class At:
             else:
                 place[self.keys[-1]] = new
 
-        return set_it
+        return set_value
 
 
 def spec(key: str, value: Any) -> Break:
@@ -59,16 +59,16 @@ def pod(key: str, value: Any) -> Break:
 
 
 def env(name: str, value: Any = "1", head: bool = True) -> Break:
-    def add(found: Object) -> None:
-        part = found["spec"]["rayClusterSpec"]
+    def add(obj: Object) -> None:
+        part = obj["spec"]["rayClusterSpec"]
         part = part["headGroupSpec"] if head else part["workerGroupSpecs"][0]
         part["template"]["spec"]["containers"][0]["env"].append({"name": name, "value": value})
 
     return add
 
 
-def rules(*found: tuple[str, str, int]) -> list[Object]:
-    return [{"policy": policy, "condition": {"jobStatus": end, "ttlSeconds": ttl}} for policy, end, ttl in found]
+def rules(*entries: tuple[str, str, int]) -> list[Object]:
+    return [{"policy": policy, "condition": {"jobStatus": end, "ttlSeconds": ttl}} for policy, end, ttl in entries]
 
 
 _AUTO = (cluster("enableInTreeAutoscaling", True), cluster("autoscalerOptions", {"version": "v2"}))
@@ -79,627 +79,301 @@ _SELECTED = (spec("rayClusterSpec", ...), spec("clusterSelector", {"ray.io/clust
 
 NAMES: list[tuple[str, list[Break], str]] = [
     ("none", [At("metadata.name")(...)], "metadata.name is missing; give one"),
-    (
-        "digit",
-        [At("metadata.name")("7b-sft")],
-        "metadata.name is 7b-sft, which KubeRay refuses; use lower-case letters",
-    ),
+    ("digit", [At("metadata.name")("7b-sft")],
+     "metadata.name is 7b-sft, which KubeRay refuses; use lower-case letters"),
     ("dot", [At("metadata.name")("a.b")], "metadata.name is a.b, which KubeRay refuses"),
-    (
-        "long",
-        [At("metadata.name")("a" * 48)],
-        "metadata.name has 48 characters, more than the 47 KubeRay takes; shorten",
-    ),
-    (
-        "label",
-        [At("metadata.labels.team")("a b")],
-        "metadata.labels has team with the value a b, which is no value of a",
-    ),
-    ("label key", [At("metadata.labels.a b")("c")], "metadata.labels has a b, which is no key Kubernetes takes; write"),
-    (
-        "label type",
-        [At("metadata.labels.team")(True)],
-        "metadata.labels has team with the value true, which is no text",
-    ),
-    (
-        "annotation",
-        [At("metadata.annotations.n")(3)],
-        "metadata.annotations has n with the value 3, which is no text; put",
-    ),
-    (
-        "gate",
-        [_GATE("Nope")],
-        "the annotation launcher/feature-gates names Nope, which is no feature gate that KubeRay",
-    ),
-]
+    ("long", [At("metadata.name")("a" * 48)],
+     "metadata.name has 48 characters, more than the 47 KubeRay takes; shorten"),
+    ("label", [At("metadata.labels.team")("a b")], "metadata.labels has team with the value a b, which is not a label"),
+    ("label key", [At("metadata.labels.a b")("c")],
+     "metadata.labels has a b, which is not a key Kubernetes takes; write"),
+    ("label type", [At("metadata.labels.team")(True)],
+     "metadata.labels has team with the value true, which is not text"),
+    ("annotation", [At("metadata.annotations.n")(3)],
+     "metadata.annotations has n with the value 3, which is not text; put"),
+    ("gate", [_GATE("Nope")], "the annotation launcher/feature-gates names Nope, which is not a feature gate that"),
+]  # fmt: skip
 
 SUBMISSION: list[tuple[str, list[Break], str]] = [
-    (
-        "mode",
-        [spec("submissionMode", "K8sjobMode")],
-        "spec.submissionMode is K8sjobMode, which is not one of K8sJobMode, HTTPMode, SidecarMode, "
-        "InteractiveMode; did you mean K8sJobMode?",
-    ),
-    (
-        "no cluster",
-        [spec("rayClusterSpec", ...)],
-        "spec.rayClusterSpec is missing; give one, or a clusterSelector with",
-    ),
-    (
-        "both",
-        [spec("clusterSelector", {"ray.io/cluster": "c"}), spec("backoffLimit", 0)],
-        "spec.rayClusterSpec is ignored beside clusterSelector; keep one",
-    ),
-    (
-        "selector",
-        [*_SELECTED, spec("clusterSelector", {"x": "c"})],
-        "spec.clusterSelector names no cluster; write ray.io/cluster: NAME",
-    ),
-    (
-        "selector retries",
-        [*_SELECTED, spec("backoffLimit", 1)],
-        "spec.backoffLimit does not go with clusterSelector, as a retry is a new cluster; set it to 0",
-    ),
-    (
-        "selector suspend",
-        [*_SELECTED, spec("suspend", True)],
-        "spec.suspend does not go with clusterSelector; remove one",
-    ),
-    (
-        "selector sidecar",
-        [
-            *_SELECTED,
-            spec("submissionMode", "SidecarMode"),
-            spec("submitterPodTemplate", ...),
-            spec("submitterConfig", ...),
-        ],
-        "spec.submissionMode SidecarMode does not go with clusterSelector; choose K8sJobMode",
-    ),
-    (
-        "interactive",
-        [spec("submissionMode", "InteractiveMode")],
-        "spec.backoffLimit does not go with InteractiveMode; set it to 0",
-    ),
-    (
-        "sidecar template",
-        [spec("submissionMode", "SidecarMode"), spec("submitterConfig", ...)],
-        "spec.submitterPodTemplate does not go with SidecarMode, which has no submitting pod; remove it",
-    ),
-    (
-        "sidecar config",
-        [spec("submissionMode", "SidecarMode"), spec("submitterPodTemplate", ...)],
-        "spec.submitterConfig does not go with SidecarMode",
-    ),
-    (
-        "sidecar restarts",
-        [
-            spec("submissionMode", "SidecarMode"),
-            spec("submitterPodTemplate", ...),
-            spec("submitterConfig", ...),
-            cluster("headGroupSpec.template.spec.restartPolicy", "Always"),
-        ],
-        f"{_HEAD} has restartPolicy Always, which SidecarMode refuses; write Never",
-    ),
-    (
-        "suspend",
-        [spec("suspend", True), spec("shutdownAfterJobFinishes", False), spec("ttlSecondsAfterFinished", 0)],
-        "spec.suspend needs shutdownAfterJobFinishes: true; set it",
-    ),
-    (
-        "deadline",
-        [spec("activeDeadlineSeconds", 0)],
-        "spec.activeDeadlineSeconds is 0, which is not above 0; give seconds or leave it out",
-    ),
-    (
-        "start deadline",
-        [spec("preRunningDeadlineSeconds", -1)],
-        "spec.preRunningDeadlineSeconds is -1, which is not above 0",
-    ),
+    ("mode", [spec("submissionMode", "K8sjobMode")],
+     "spec.submissionMode is K8sjobMode, which is not one of K8sJobMode, HTTPMode, SidecarMode, "
+     "InteractiveMode; did you mean K8sJobMode?"),
+    ("no cluster", [spec("rayClusterSpec", ...)],
+     "spec.rayClusterSpec is missing; give one, or a clusterSelector with"),
+    ("both", [spec("clusterSelector", {"ray.io/cluster": "c"}), spec("backoffLimit", 0)],
+     "spec.rayClusterSpec is ignored with a clusterSelector; keep one"),
+    ("selector", [*_SELECTED, spec("clusterSelector", {"x": "c"})],
+     "spec.clusterSelector names no cluster; write ray.io/cluster: NAME"),
+    ("selector retries", [*_SELECTED, spec("backoffLimit", 1)],
+     "spec.backoffLimit cannot be combined with clusterSelector, as a retry is a new cluster; set it to 0"),
+    ("selector suspend", [*_SELECTED, spec("suspend", True)],
+     "spec.suspend cannot be combined with clusterSelector; remove one"),
+    ("selector sidecar",
+     [*_SELECTED, spec("submissionMode", "SidecarMode"), spec("submitterPodTemplate", ...),
+      spec("submitterConfig", ...)],
+     "spec.submissionMode SidecarMode cannot be combined with clusterSelector; choose K8sJobMode"),
+    ("interactive", [spec("submissionMode", "InteractiveMode")],
+     "spec.backoffLimit cannot be combined with InteractiveMode; set it to 0"),
+    ("sidecar template", [spec("submissionMode", "SidecarMode"), spec("submitterConfig", ...)],
+     "spec.submitterPodTemplate cannot be combined with SidecarMode, which has no submitting pod; remove it"),
+    ("sidecar config", [spec("submissionMode", "SidecarMode"), spec("submitterPodTemplate", ...)],
+     "spec.submitterConfig cannot be combined with SidecarMode"),
+    ("sidecar restarts",
+     [spec("submissionMode", "SidecarMode"), spec("submitterPodTemplate", ...), spec("submitterConfig", ...),
+      cluster("headGroupSpec.template.spec.restartPolicy", "Always")],
+     f"{_HEAD} has restartPolicy Always, which SidecarMode refuses; write Never"),
+    ("suspend", [spec("suspend", True), spec("shutdownAfterJobFinishes", False), spec("ttlSecondsAfterFinished", 0)],
+     "spec.suspend needs shutdownAfterJobFinishes: true; set it"),
+    ("deadline", [spec("activeDeadlineSeconds", 0)],
+     "spec.activeDeadlineSeconds is 0, which is not above 0; give seconds or remove it"),
+    ("start deadline", [spec("preRunningDeadlineSeconds", -1)],
+     "spec.preRunningDeadlineSeconds is -1, which is not above 0"),
     ("retries", [spec("backoffLimit", -1)], "spec.backoffLimit is -1, which is below 0; give 0 or more"),
-    (
-        "submitter retries",
-        [spec("submitterConfig.backoffLimit", -1)],
-        "spec.submitterConfig.backoffLimit is -1, which is below 0",
-    ),
+    ("submitter retries", [spec("submitterConfig.backoffLimit", -1)],
+     "spec.submitterConfig.backoffLimit is -1, which is below 0"),
     ("driver cpus", [spec("entrypointNumCpus", -1)], "spec.entrypointNumCpus is -1, which is below 0; give 0 or more"),
-    (
-        "manager",
-        [spec("managedBy", "me")],
-        "spec.managedBy is me, which is not one of ray.io/kuberay-operator, kueue.x-k8s.io/multikueue",
-    ),
-    (
-        "upgrade",
-        [cluster("upgradeStrategy", {"type": "Recreate"})],
-        "spec.rayClusterSpec.upgradeStrategy is for a RayCluster of its own; remove it",
-    ),
-    (
-        "cluster tokens",
-        [cluster("authOptions.enableK8sTokenAuth", True)],
-        "spec.rayClusterSpec.authOptions.enableK8sTokenAuth does not go with a RayJob; remove it",
-    ),
-    (
-        "kueue stays",
-        [
-            At("metadata.labels.kueue~x-k8s~io/queue-name")("q"),
-            spec("shutdownAfterJobFinishes", False),
-            spec("ttlSecondsAfterFinished", 0),
-        ],
-        "the label kueue.x-k8s.io/queue-name needs spec.shutdownAfterJobFinishes: true, or the quota is never "
-        "given back",
-    ),
-    (
-        "kueue autoscaling",
-        [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), *_AUTO],
-        "the label kueue.x-k8s.io/queue-name does not go with enableInTreeAutoscaling; Kueue admits a fixed number",
-    ),
-    (
-        "kueue selector",
-        [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), *_SELECTED],
-        "the label kueue.x-k8s.io/queue-name does not go with clusterSelector; remove one",
-    ),
-    (
-        "resources",
-        [spec("entrypointResources", "TPU: 4")],
-        'spec.entrypointResources is TPU: 4, which is no JSON mapping; write it like {"TPU": 4}',
-    ),
-]
+    ("manager", [spec("managedBy", "me")],
+     "spec.managedBy is me, which is not one of ray.io/kuberay-operator, kueue.x-k8s.io/multikueue"),
+    ("upgrade", [cluster("upgradeStrategy", {"type": "Recreate"})],
+     "spec.rayClusterSpec.upgradeStrategy is only for a RayCluster without a RayJob; remove it"),
+    ("cluster tokens", [cluster("authOptions.enableK8sTokenAuth", True)],
+     "spec.rayClusterSpec.authOptions.enableK8sTokenAuth cannot be combined with a RayJob; remove it"),
+    ("kueue stays",
+     [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), spec("shutdownAfterJobFinishes", False),
+      spec("ttlSecondsAfterFinished", 0)],
+     "the label kueue.x-k8s.io/queue-name needs spec.shutdownAfterJobFinishes: true, or the quota is never "
+     "given back"),
+    ("kueue autoscaling", [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), *_AUTO],
+     "the label kueue.x-k8s.io/queue-name cannot be combined with enableInTreeAutoscaling; Kueue"),
+    ("kueue selector", [At("metadata.labels.kueue~x-k8s~io/queue-name")("q"), *_SELECTED],
+     "the label kueue.x-k8s.io/queue-name cannot be combined with clusterSelector; remove one"),
+    ("resources", [spec("entrypointResources", "TPU: 4")],
+     'spec.entrypointResources is TPU: 4, which is not a JSON mapping; write it like {"TPU": 4}'),
+]  # fmt: skip
 
 DELETION: list[tuple[str, list[Break], str]] = [
-    (
-        "ttl below 0",
-        [spec("ttlSecondsAfterFinished", -1)],
-        "spec.ttlSecondsAfterFinished is -1, which is below 0; give 0 or more",
-    ),
-    (
-        "ttl alone",
-        [spec("shutdownAfterJobFinishes", False)],
-        "spec.ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true; set it",
-    ),
-    (
-        "both ways",
-        [spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules does not go with shutdownAfterJobFinishes: true; remove one",
-    ),
-    (
-        "legacy and rules",
-        [
-            *_RULED,
-            spec(
-                "deletionStrategy",
-                {"deletionRules": rules(("DeleteSelf", "FAILED", 0)), "onSuccess": {"policy": "DeleteSelf"}},
-            ),
-        ],
-        "spec.deletionStrategy has deletionRules and onSuccess; keep the rules",
-    ),
-    (
-        "half",
-        [*_RULED, spec("deletionStrategy.onSuccess", {"policy": "DeleteSelf"})],
-        "spec.deletionStrategy needs deletionRules, or both onSuccess and onFailure; give them or remove it",
-    ),
-    (
-        "none and shutdown",
-        [spec("deletionStrategy", {"onSuccess": {"policy": "DeleteNone"}, "onFailure": {"policy": "DeleteSelf"}})],
-        "spec.deletionStrategy.onSuccess is DeleteNone, against shutdownAfterJobFinishes: true; remove one",
-    ),
-    (
-        "policy",
-        [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteAll", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules[0].policy is DeleteAll, which is not one of DeleteCluster, DeleteWorkers",
-    ),
-    (
-        "twice",
-        [
-            *_RULED,
-            spec("deletionStrategy.deletionRules", rules(("DeleteSelf", "FAILED", 0), ("DeleteSelf", "FAILED", 5))),
-        ],
-        "spec.deletionStrategy.deletionRules[1] says DeleteSelf for FAILED again, first in rule 0; remove one",
-    ),
-    (
-        "order",
-        [
-            *_RULED,
-            spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 60), ("DeleteSelf", "FAILED", 5))),
-        ],
-        "spec.deletionStrategy.deletionRules: for FAILED, DeleteSelf comes after 5 s and DeleteCluster after "
-        "60 s; give DeleteSelf at least 60",
-    ),
-    (
-        "negative",
-        [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteSelf", "FAILED", -5)))],
-        "spec.deletionStrategy.deletionRules[0] has ttlSeconds -5, which is below 0; give 0 or more",
-    ),
-    (
-        "no ending",
-        [*_RULED, spec("deletionStrategy.deletionRules", [{"policy": "DeleteSelf", "condition": {}}])],
-        "spec.deletionStrategy.deletionRules[0].condition needs either jobStatus or jobDeploymentStatus, and has 0",
-    ),
-    (
-        "workers scale",
-        [*_RULED, *_AUTO, spec("deletionStrategy.deletionRules", rules(("DeleteWorkers", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules[0] says DeleteWorkers, which does not go with autoscaling; write "
-        "DeleteCluster",
-    ),
-    (
-        "others' cluster",
-        [*_RULED, *_SELECTED, spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 0)))],
-        "spec.deletionStrategy.deletionRules[0] says DeleteCluster, which does not go with clusterSelector; remove it",
-    ),
-]
+    ("ttl below 0", [spec("ttlSecondsAfterFinished", -1)],
+     "spec.ttlSecondsAfterFinished is -1, which is below 0; give 0 or more"),
+    ("ttl alone", [spec("shutdownAfterJobFinishes", False)],
+     "spec.ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true; set it"),
+    ("both ways", [spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 0)))],
+     "spec.deletionStrategy.deletionRules cannot be combined with shutdownAfterJobFinishes: true; remove one"),
+    ("legacy and rules",
+     [*_RULED, spec("deletionStrategy", {"deletionRules": rules(("DeleteSelf", "FAILED", 0)),
+      "onSuccess": {"policy": "DeleteSelf"}})],
+     "spec.deletionStrategy has deletionRules and onSuccess; keep the rules"),
+    ("half", [*_RULED, spec("deletionStrategy.onSuccess", {"policy": "DeleteSelf"})],
+     "spec.deletionStrategy needs deletionRules, or both onSuccess and onFailure; give them or remove it"),
+    ("none and shutdown",
+     [spec("deletionStrategy", {"onSuccess": {"policy": "DeleteNone"}, "onFailure": {"policy": "DeleteSelf"}})],
+     "spec.deletionStrategy.onSuccess is DeleteNone, against shutdownAfterJobFinishes: true; remove one"),
+    ("policy", [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteAll", "FAILED", 0)))],
+     "spec.deletionStrategy.deletionRules[0].policy is DeleteAll, which is not one of DeleteCluster, DeleteWorkers"),
+    ("twice",
+     [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteSelf", "FAILED", 0), ("DeleteSelf", "FAILED", 5)))],
+     "spec.deletionStrategy.deletionRules[1] repeats DeleteSelf for FAILED, first in rule 0; remove one"),
+    ("order",
+     [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 60),
+      ("DeleteSelf", "FAILED", 5)))],
+     "spec.deletionStrategy.deletionRules: for FAILED, DeleteSelf comes after 5 s and DeleteCluster after 60 s; "
+     "give DeleteSelf at least 60"),
+    ("negative", [*_RULED, spec("deletionStrategy.deletionRules", rules(("DeleteSelf", "FAILED", -5)))],
+     "spec.deletionStrategy.deletionRules[0].condition.ttlSeconds is -5, which is below 0; give 0 or more"),
+    ("no ending", [*_RULED, spec("deletionStrategy.deletionRules", [{"policy": "DeleteSelf", "condition": {}}])],
+     "spec.deletionStrategy.deletionRules[0].condition needs either jobStatus or jobDeploymentStatus, and has 0"),
+    ("workers scale", [*_RULED, *_AUTO, spec("deletionStrategy.deletionRules", rules(("DeleteWorkers", "FAILED", 0)))],
+     "spec.deletionStrategy.deletionRules[0] is DeleteWorkers, which cannot be combined with autoscaling; write "
+     "DeleteCluster"),
+    ("others' cluster",
+     [*_RULED, *_SELECTED, spec("deletionStrategy.deletionRules", rules(("DeleteCluster", "FAILED", 0)))],
+     "spec.deletionStrategy.deletionRules[0] is DeleteCluster, which cannot be combined with clusterSelector"),
+]  # fmt: skip
 
 SHELL: list[tuple[str, list[Break], str]] = [
     ("empty", [spec("entrypoint", " ")], "spec.entrypoint is empty; give the command the driver runs"),
-    (
-        "variable",
-        [spec("entrypoint", "python x.py $HOME")],
-        "spec.entrypoint holds '$' outside of single quotes, on which the submitter's shell acts in its own "
-        "pod; write single-quoted words",
-    ),
+    ("variable", [spec("entrypoint", "python x.py $HOME")],
+     "spec.entrypoint holds '$' outside of single quotes, on which the submitter's shell acts in its own pod; "
+     "write single-quoted words"),
     ("and", [spec("entrypoint", "cd x && python x.py")], "spec.entrypoint holds '&' outside of single quotes"),
-    (
-        "double quotes",
-        [spec("entrypoint", 'python -c "print($x)"')],
-        "spec.entrypoint holds '$' outside of single quotes",
-    ),
+    ("double quotes", [spec("entrypoint", 'python -c "print($x)"')],
+     "spec.entrypoint holds '$' outside of single quotes"),
     ("backtick", [spec("entrypoint", "echo `date`")], "spec.entrypoint holds '`' outside of single quotes"),
     ("open quote", [spec("entrypoint", "python 'x.py")], "spec.entrypoint has a quote that is not closed; close it"),
     ("env not yaml", [spec("runtimeEnvYAML", "a: [")], "spec.runtimeEnvYAML is not valid YAML ("),
-    (
-        "env no mapping",
-        [spec("runtimeEnvYAML", "- pip")],
-        "spec.runtimeEnvYAML is no mapping; write keys such as working_dir and env_vars",
-    ),
-    (
-        "env variable",
-        [spec("runtimeEnvYAML", "env_vars: {A: $HOME}")],
-        "spec.runtimeEnvYAML holds '$', which the submitter's shell would act on; write it without",
-    ),
-    (
-        "metadata",
-        [spec("metadata.x", "`date`")],
-        "spec.metadata.x holds '`', which the submitter's shell would act on; write it without",
-    ),
-    ("metadata type", [spec("metadata.x", 3)], "spec.metadata.x is 3, which is no text; put it in quotes"),
-]
+    ("env no mapping", [spec("runtimeEnvYAML", "- pip")],
+     "spec.runtimeEnvYAML is not a mapping; write keys such as working_dir and env_vars"),
+    ("env variable", [spec("runtimeEnvYAML", "env_vars: {A: $HOME}")],
+     "spec.runtimeEnvYAML holds '$', which the submitter's shell would act on; write it without"),
+    ("metadata", [spec("metadata.x", "`date`")],
+     "spec.metadata.x holds '`', which the submitter's shell would act on; write it without"),
+    ("metadata type", [spec("metadata.x", 3)], "spec.metadata.x is 3, which is not text; put it in quotes"),
+]  # fmt: skip
 
 CLUSTER: list[tuple[str, list[Break], str]] = [
-    (
-        "no head",
-        [cluster("headGroupSpec", ...)],
-        "spec.rayClusterSpec.headGroupSpec is missing; a cluster needs a head",
-    ),
-    (
-        "empty head",
-        [cluster("headGroupSpec.template.spec.containers", [])],
-        f"{_HEAD}.template has no containers; give it one that runs Ray",
-    ),
+    ("no head", [cluster("headGroupSpec", ...)],
+     "spec.rayClusterSpec.headGroupSpec is missing; a cluster needs a head"),
+    ("empty head", [cluster("headGroupSpec.template.spec.containers", [])],
+     f"{_HEAD}.template has no containers; give it one that runs Ray"),
     ("empty worker", [pod("containers", [])], f"{_GROUP}.template has no containers; give it one that runs Ray"),
-    (
-        "same name",
-        [
-            lambda found: found["spec"]["rayClusterSpec"]["workerGroupSpecs"].append(
-                found["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-            )
-        ],
-        "spec.rayClusterSpec.workerGroupSpecs has the groupName workers 2 times; give each group its own",
-    ),
-    (
-        "no group name",
-        [group("groupName", "")],
-        "spec.rayClusterSpec.workerGroupSpecs has the groupName '', which is no label",
-    ),
+    ("same name",
+     [lambda obj: obj["spec"]["rayClusterSpec"]["workerGroupSpecs"].append(
+          obj["spec"]["rayClusterSpec"]["workerGroupSpecs"][0])],
+     "spec.rayClusterSpec.workerGroupSpecs has the groupName workers 2 times; give each group its own"),
+    ("no group name", [group("groupName", "")],
+     "spec.rayClusterSpec.workerGroupSpecs has the groupName '', which is not a label"),
     ("min above max", [group("minReplicas", 5)], f"{_GROUP}.minReplicas is 5, above maxReplicas 4; swap them"),
-    (
-        "replicas below",
-        [group("replicas", 3)],
-        f"{_GROUP}.replicas is 3, below minReplicas 4; KubeRay would start 4, so write that",
-    ),
-    (
-        "replicas above",
-        [group("replicas", 9)],
-        f"{_GROUP}.replicas is 9, above maxReplicas 4; KubeRay would start 4, so write that",
-    ),
+    ("replicas below", [group("replicas", 3)],
+     f"{_GROUP}.replicas is 3, below minReplicas 4; KubeRay would start 4, so write that"),
+    ("replicas above", [group("replicas", 9)],
+     f"{_GROUP}.replicas is 9, above maxReplicas 4; KubeRay would start 4, so write that"),
     ("negative", [group("minReplicas", -1)], f"{_GROUP}.minReplicas is -1, which is below 0; give 0 or more"),
-    (
-        "no max",
-        [group("maxReplicas", ...)],
-        f"{_GROUP}.maxReplicas is missing, which a cluster without autoscaling needs; give it",
-    ),
+    ("no max", [group("maxReplicas", ...)],
+     f"{_GROUP}.maxReplicas is missing, which a cluster without autoscaling needs; give it"),
     ("hosts", [group("numOfHosts", 0)], f"{_GROUP}.numOfHosts is 0, which is below 1; give 1 or more"),
-    (
-        "param type",
-        [group("rayStartParams.num-cpus", 1)],
-        f"{_GROUP}.rayStartParams.num-cpus is 1, which is no text; put it in quotes",
-    ),
-    (
-        "params and resources",
-        [group("rayStartParams.num-cpus", "1"), group("resources", {"CPU": "1"})],
-        f"{_GROUP} has resources and rayStartParams.num-cpus; keep one of them",
-    ),
-    (
-        "labels param",
-        [cluster("headGroupSpec.rayStartParams.labels", "a=b")],
-        f"{_HEAD}.rayStartParams.labels is refused by KubeRay; write them as {_HEAD}.labels",
-    ),
-    (
-        "ray label",
-        [group("labels", {"a b": "c"})],
-        f"{_GROUP}.labels has a b: c, which is no label; use at most 63 plain letters each",
-    ),
-]
+    ("param type", [group("rayStartParams.num-cpus", 1)],
+     f"{_GROUP}.rayStartParams.num-cpus is 1, which is not text; put it in quotes"),
+    ("params and resources", [group("rayStartParams.num-cpus", "1"), group("resources", {"CPU": "1"})],
+     f"{_GROUP} has resources and rayStartParams.num-cpus; keep one of them"),
+    ("labels param", [cluster("headGroupSpec.rayStartParams.labels", "a=b")],
+     f"{_HEAD}.rayStartParams.labels is refused by KubeRay; write them as {_HEAD}.labels"),
+    ("ray label", [group("labels", {"a b": "c"})],
+     f"{_GROUP}.labels has a b: c, which is not a label; use at most 63 plain letters each"),
+]  # fmt: skip
 
 AUTOSCALING: list[tuple[str, list[Break], str]] = [
-    (
-        "options alone",
-        [cluster("autoscalerOptions", {"version": "v2"})],
-        "spec.rayClusterSpec.autoscalerOptions has no effect without enableInTreeAutoscaling: true; set it",
-    ),
-    (
-        "idle",
-        [*_AUTO, cluster("autoscalerOptions.idleTimeoutSeconds", -1)],
-        "spec.rayClusterSpec.autoscalerOptions.idleTimeoutSeconds is -1, which is below 0",
-    ),
-    (
-        "version",
-        [*_AUTO, cluster("autoscalerOptions.version", "v3")],
-        "spec.rayClusterSpec.autoscalerOptions.version is v3, which is not one of v1, v2; write v2",
-    ),
-    (
-        "reserved",
-        [*_AUTO, cluster("autoscalerOptions.env", [{"name": "KUBERAY_GEN_AUTOSCALER_START_CMD", "value": "x"}])],
-        "spec.rayClusterSpec.autoscalerOptions.env sets KUBERAY_GEN_AUTOSCALER_START_CMD, which is KubeRay's "
-        "own; remove it",
-    ),
-    (
-        "variable alone",
-        [env("RAY_enable_autoscaler_v2")],
-        f"{_HEAD} sets RAY_enable_autoscaler_v2, but enableInTreeAutoscaling is not true; set that",
-    ),
-    (
-        "variable beside",
-        [*_AUTO, env("RAY_enable_autoscaler_v2")],
-        f"{_HEAD} sets RAY_enable_autoscaler_v2 beside autoscalerOptions.version; keep the option",
-    ),
-    (
-        "group idle",
-        [cluster("enableInTreeAutoscaling", True), group("idleTimeoutSeconds", 9)],
-        f"{_GROUP}.idleTimeoutSeconds needs the autoscaler's version 2, said in words; write "
-        "autoscalerOptions.version: v2",
-    ),
-    (
-        "group idle below",
-        [*_AUTO, group("idleTimeoutSeconds", -9)],
-        f"{_GROUP}.idleTimeoutSeconds is -9, which is below 0; give 0 or more",
-    ),
-    ("priority", [group("priority", 9)], f"{_GROUP}.priority needs the autoscaler's version 2"),
-    (
-        "old priority",
-        [*_AUTO, group("priority", 9), cluster("rayVersion", "2.55.1")],
-        f"{_GROUP}.priority needs Ray 2.56 or newer, not 2.55.1; remove it",
-    ),
-    (
-        "restarts",
-        [*_AUTO, pod("restartPolicy", "Always")],
-        f"{_GROUP} has restartPolicy Always, which the autoscaler's version 2 refuses; write Never or leave it out",
-    ),
-    ("suspended", [*_AUTO, group("suspend", True)], f"{_GROUP}.suspend does not go with autoscaling; remove it"),
-]
+    ("options alone", [cluster("autoscalerOptions", {"version": "v2"})],
+     "spec.rayClusterSpec.autoscalerOptions has no effect without enableInTreeAutoscaling: true; set it"),
+    ("idle", [*_AUTO, cluster("autoscalerOptions.idleTimeoutSeconds", -1)],
+     "spec.rayClusterSpec.autoscalerOptions.idleTimeoutSeconds is -1, which is below 0"),
+    ("version", [*_AUTO, cluster("autoscalerOptions.version", "v3")],
+     "spec.rayClusterSpec.autoscalerOptions.version is v3, which is not one of v1, v2; choose"),
+    ("reserved",
+     [*_AUTO, cluster("autoscalerOptions.env", [{"name": "KUBERAY_GEN_AUTOSCALER_START_CMD", "value": "x"}])],
+     "spec.rayClusterSpec.autoscalerOptions.env sets KUBERAY_GEN_AUTOSCALER_START_CMD, which is KubeRay's own; "
+     "remove it"),
+    ("variable alone", [env("RAY_enable_autoscaler_v2")],
+     f"{_HEAD} sets RAY_enable_autoscaler_v2, but enableInTreeAutoscaling is not true; set that"),
+    ("variable beside", [*_AUTO, env("RAY_enable_autoscaler_v2")],
+     f"{_HEAD} sets RAY_enable_autoscaler_v2 in addition to autoscalerOptions.version; keep the option"),
+    ("group idle", [cluster("enableInTreeAutoscaling", True), group("idleTimeoutSeconds", 9)],
+     f"{_GROUP}.idleTimeoutSeconds needs autoscaler version 2, set explicitly; write autoscalerOptions.version: v2"),
+    ("group idle below", [*_AUTO, group("idleTimeoutSeconds", -9)],
+     f"{_GROUP}.idleTimeoutSeconds is -9, which is below 0; give 0 or more"),
+    ("priority", [group("priority", 9)], f"{_GROUP}.priority needs autoscaler version 2"),
+    ("old priority", [*_AUTO, group("priority", 9), cluster("rayVersion", "2.55.1")],
+     f"{_GROUP}.priority needs Ray 2.56 or newer, not 2.55.1; remove it"),
+    ("restarts", [*_AUTO, pod("restartPolicy", "Always")],
+     f"{_GROUP} has restartPolicy Always, which autoscaler version 2 refuses; write Never or remove it"),
+    ("suspended", [*_AUTO, group("suspend", True)], f"{_GROUP}.suspend cannot be combined with autoscaling; remove it"),
+]  # fmt: skip
 
 _REDIS = cluster("gcsFaultToleranceOptions", {"redisAddress": "redis:6379"})
 _NET = "spec.rayClusterSpec.networkPolicy"
 
 SERVICES: list[tuple[str, list[Break], str]] = [
-    (
-        "redis by variable",
-        [env("RAY_REDIS_ADDRESS")],
-        f"{_HEAD} sets RAY_REDIS_ADDRESS; write it as gcsFaultToleranceOptions.redisAddress",
-    ),
-    (
-        "redis twice",
-        [_REDIS, env("RAY_REDIS_ADDRESS")],
-        f"{_HEAD} sets RAY_REDIS_ADDRESS beside gcsFaultToleranceOptions; write it there as redisAddress",
-    ),
-    (
-        "redis password",
-        [_REDIS, env("REDIS_PASSWORD")],
-        f"{_HEAD} sets REDIS_PASSWORD beside gcsFaultToleranceOptions; write it there as redisPassword",
-    ),
-    (
-        "redis user",
-        [env("REDIS_USERNAME")],
-        f"{_HEAD} names a Redis user; write it as gcsFaultToleranceOptions.redisUsername",
-    ),
-    (
-        "redis param",
-        [_REDIS, cluster("headGroupSpec.rayStartParams.redis-password", "x")],
-        f"{_HEAD}.rayStartParams has redis-password; write gcsFaultToleranceOptions.redisPassword",
-    ),
-    (
-        "ft annotation",
-        [_REDIS, At("metadata.annotations.ray~io/ft-enabled")("true")],
-        "the annotation ray.io/ft-enabled does not go with gcsFaultToleranceOptions; remove it",
-    ),
-    (
-        "storage of redis",
-        [_REDIS, cluster("gcsFaultToleranceOptions.storage", {"size": "1Gi"})],
-        "spec.rayClusterSpec.gcsFaultToleranceOptions.storage is for the rocksdb backend alone; remove it",
-    ),
-    (
-        "rocksdb",
-        [_ROCKS],
-        "spec.rayClusterSpec.gcsFaultToleranceOptions.backend rocksdb is refused by an operator without the "
-        "feature gate GCSFaultToleranceEmbeddedStorage; remove it, or confirm",
-    ),
-    (
-        "rocksdb and redis",
-        [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), cluster("gcsFaultToleranceOptions.redisAddress", "r:1")],
-        "spec.rayClusterSpec.gcsFaultToleranceOptions.redisAddress does not go with the rocksdb backend; remove it",
-    ),
-    (
-        "rocksdb claim",
-        [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), cluster("gcsFaultToleranceOptions.storage.claimName", "c")],
-        "spec.rayClusterSpec.gcsFaultToleranceOptions.storage has a claimName and describes a new volume; keep one",
-    ),
-    (
-        "rocksdb env",
-        [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), env("RAY_gcs_storage")],
-        f"{_HEAD} sets RAY_gcs_storage, which KubeRay sets for the rocksdb backend; remove it",
-    ),
-    (
-        "rocksdb volume",
-        [
-            _ROCKS,
-            _GATE("GCSFaultToleranceEmbeddedStorage"),
-            lambda found: found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"].append(
-                {"name": "gcs-storage"}
-            ),
-        ],
-        f"{_HEAD} has a volume gcs-storage or something at /data/gcs, KubeRay's own; rename it",
-    ),
-    (
-        "no auth mode",
-        [cluster("authOptions", {})],
-        "spec.rayClusterSpec.authOptions has no mode, which leaves the cluster open; write mode: token, or "
-        "mode: disabled on purpose",
-    ),
-    (
-        "auth mode",
-        [cluster("authOptions.mode", "on")],
-        "spec.rayClusterSpec.authOptions.mode is on, which is not one of token, disabled; choose one",
-    ),
-    (
-        "auth without version",
-        [cluster("rayVersion", ...)],
-        "spec.rayClusterSpec.rayVersion is missing, which authOptions needs; write that of the image, 2.52 or newer",
-    ),
-    (
-        "old auth",
-        [cluster("rayVersion", "2.51.0")],
-        "spec.rayClusterSpec.rayVersion is 2.51.0, but authOptions needs Ray 2.52 or newer; use a newer image",
-    ),
-    (
-        "nightly",
-        [cluster("rayVersion", "nightly")],
-        "spec.rayClusterSpec.rayVersion is nightly, which is no version; write it like 2.52.0",
-    ),
-    (
-        "network",
-        [cluster("networkPolicy", {"mode": "DenyAll"})],
-        f"{_NET} is refused by an operator without the feature gate RayClusterNetworkPolicy; remove it",
-    ),
-    (
-        "tls",
-        [cluster("tlsOptions", {"enabled": True})],
-        "spec.rayClusterSpec.tlsOptions is refused by an operator without the feature gate RayClusterMTLS; remove it",
-    ),
-    (
-        "history",
-        [cluster("historyServerOptions", {"collectorOptions": {"x": 1}})],
-        "spec.rayClusterSpec.historyServerOptions is refused by an operator without the feature gate "
-        "RayClusterHistoryServer",
-    ),
-    (
-        "history empty",
-        [_GATE("RayClusterHistoryServer"), cluster("historyServerOptions", {})],
-        "spec.rayClusterSpec.historyServerOptions has no collectorOptions; give them or remove it",
-    ),
-    (
-        "network rules",
-        [
-            _GATE("RayClusterNetworkPolicy"),
-            cluster("networkPolicy", {"mode": "DenyAllEgress", "head": {"ingressRules": [{}]}}),
-        ],
-        f"{_NET}.head.ingressRules has no effect with mode DenyAllEgress; remove it or deny that way too",
-    ),
-    (
-        "network group",
-        [_GATE("RayClusterNetworkPolicy"), cluster("networkPolicy", {"workerGroups": [{"groupName": "x"}]})],
-        f"{_NET}.workerGroups names x, which is no group of the cluster; choose one",
-    ),
-    (
-        "tls env",
-        [_GATE("RayClusterMTLS"), cluster("tlsOptions", {"enabled": True}), env("RAY_USE_TLS")],
-        f"{_HEAD} sets RAY_USE_TLS, which KubeRay sets with tlsOptions; remove it",
-    ),
-]
+    ("redis by variable", [env("RAY_REDIS_ADDRESS")],
+     f"{_HEAD} sets RAY_REDIS_ADDRESS; write it as gcsFaultToleranceOptions.redisAddress"),
+    ("redis twice", [_REDIS, env("RAY_REDIS_ADDRESS")],
+     f"{_HEAD} sets RAY_REDIS_ADDRESS in addition to gcsFaultToleranceOptions; move it there as redisAddress"),
+    ("redis password", [_REDIS, env("REDIS_PASSWORD")],
+     f"{_HEAD} sets REDIS_PASSWORD in addition to gcsFaultToleranceOptions; move it there as redisPassword"),
+    ("redis user", [env("REDIS_USERNAME")],
+     f"{_HEAD} names a Redis user; write it as gcsFaultToleranceOptions.redisUsername"),
+    ("redis param", [_REDIS, cluster("headGroupSpec.rayStartParams.redis-password", "x")],
+     f"{_HEAD}.rayStartParams has redis-password; write gcsFaultToleranceOptions.redisPassword"),
+    ("ft annotation", [_REDIS, At("metadata.annotations.ray~io/ft-enabled")("true")],
+     "the annotation ray.io/ft-enabled cannot be combined with gcsFaultToleranceOptions; remove it"),
+    ("storage of redis", [_REDIS, cluster("gcsFaultToleranceOptions.storage", {"size": "1Gi"})],
+     "spec.rayClusterSpec.gcsFaultToleranceOptions.storage is only for the rocksdb backend; remove it"),
+    ("rocksdb", [_ROCKS],
+     "spec.rayClusterSpec.gcsFaultToleranceOptions.backend rocksdb is refused by an operator without the "
+     "feature gate GCSFaultToleranceEmbeddedStorage; remove it, or confirm"),
+    ("rocksdb and redis",
+     [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), cluster("gcsFaultToleranceOptions.redisAddress", "r:1")],
+     "spec.rayClusterSpec.gcsFaultToleranceOptions.redisAddress cannot be combined with the rocksdb backend"),
+    ("rocksdb claim",
+     [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), cluster("gcsFaultToleranceOptions.storage.claimName", "c")],
+     "spec.rayClusterSpec.gcsFaultToleranceOptions.storage has a claimName and describes a new volume; keep one"),
+    ("rocksdb env", [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"), env("RAY_gcs_storage")],
+     f"{_HEAD} sets RAY_gcs_storage, which KubeRay sets for the rocksdb backend; remove it"),
+    ("rocksdb volume",
+     [_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage"),
+      lambda obj: obj["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"].append(
+          {"name": "gcs-storage"})],
+     f"{_HEAD} has a volume gcs-storage or something at /data/gcs, KubeRay's own; rename it"),
+    ("no auth mode", [cluster("authOptions", {})],
+     "spec.rayClusterSpec.authOptions has no mode, which leaves the cluster open; write mode: token, or mode: "
+     "disabled on purpose"),
+    ("auth mode", [cluster("authOptions.mode", "on")],
+     "spec.rayClusterSpec.authOptions.mode is on, which is not one of token, disabled; choose one"),
+    ("auth without version", [cluster("rayVersion", ...)],
+     "spec.rayClusterSpec.rayVersion is missing, which authOptions needs; write that of the image, 2.52 or newer"),
+    ("old auth", [cluster("rayVersion", "2.51.0")],
+     "spec.rayClusterSpec.rayVersion is 2.51.0, but authOptions needs Ray 2.52 or newer; use a newer image"),
+    ("nightly", [cluster("rayVersion", "nightly")],
+     "spec.rayClusterSpec.rayVersion is nightly, which is not a version; write it like 2.52.0"),
+    ("network", [cluster("networkPolicy", {"mode": "DenyAll"})],
+     f"{_NET} is refused by an operator without the feature gate RayClusterNetworkPolicy; remove it"),
+    ("tls", [cluster("tlsOptions", {"enabled": True})],
+     "spec.rayClusterSpec.tlsOptions is refused by an operator without the feature gate RayClusterMTLS; remove it"),
+    ("history", [cluster("historyServerOptions", {"collectorOptions": {"x": 1}})],
+     "spec.rayClusterSpec.historyServerOptions is refused by an operator without the feature gate "
+     "RayClusterHistoryServer"),
+    ("history empty", [_GATE("RayClusterHistoryServer"), cluster("historyServerOptions", {})],
+     "spec.rayClusterSpec.historyServerOptions has no collectorOptions; give them or remove it"),
+    ("network rules",
+     [_GATE("RayClusterNetworkPolicy"), cluster("networkPolicy",
+      {"mode": "DenyAllEgress", "head": {"ingressRules": [{}]}})],
+     f"{_NET}.head.ingressRules has no effect with mode DenyAllEgress; remove it or deny that direction too"),
+    ("network group",
+     [_GATE("RayClusterNetworkPolicy"), cluster("networkPolicy", {"workerGroups": [{"groupName": "x"}]})],
+     f"{_NET}.workerGroups names x, which is no group of the cluster; choose one"),
+    ("tls env", [_GATE("RayClusterMTLS"), cluster("tlsOptions", {"enabled": True}), env("RAY_USE_TLS")],
+     f"{_HEAD} sets RAY_USE_TLS, which KubeRay sets with tlsOptions; remove it"),
+]  # fmt: skip
 
 _C0 = "containers.0"
 
 PODS: list[tuple[str, list[Break], str]] = [
     ("no name", [pod(f"{_C0}.name", "")], f"{_GROUP} has a container without a name; give it one"),
     ("no image", [pod(f"{_C0}.image", "")], f"{_GROUP} has the container ray-worker without an image; give it one"),
-    (
-        "two names",
-        [pod("containers.1", {"name": "ray-worker", "image": "i"})],
-        f"{_GROUP} has 2 containers named ray-worker; give each its own name",
-    ),
-    (
-        "mount without volume",
-        [pod(f"{_C0}.volumeMounts.0.name", "data")],
-        f"{_GROUP} mounts data, which is none of its volumes; add that volume",
-    ),
-    (
-        "two volumes",
-        [pod("volumes.0.name", "own-tmp"), pod(f"{_C0}.volumeMounts.0.name", "own-tmp")],
-        f"{_GROUP} has 2 volumes named own-tmp; give each its own name",
-    ),
-    (
-        "one path",
-        [pod(f"{_C0}.volumeMounts.0.mountPath", "/tmp")],
-        f"{_GROUP} mounts 2 volumes at /tmp; give each its own path",
-    ),
+    ("two names", [pod("containers.1", {"name": "ray-worker", "image": "i"})],
+     f"{_GROUP} has 2 containers named ray-worker; give each its own name"),
+    ("mount without volume", [pod(f"{_C0}.volumeMounts.0.name", "data")],
+     f"{_GROUP} mounts data, which is not one of its volumes; add that volume"),
+    ("two volumes", [pod("volumes.0.name", "own-tmp"), pod(f"{_C0}.volumeMounts.0.name", "own-tmp")],
+     f"{_GROUP} has 2 volumes named own-tmp; give each its own name"),
+    ("one path", [pod(f"{_C0}.volumeMounts.0.mountPath", "/tmp")],
+     f"{_GROUP} mounts 2 volumes at /tmp; give each its own path"),
     ("env twice", [env("HOME", head=False)], f"{_GROUP} sets HOME 2 times; keep one of them"),
-    ("env type", [env("N", 3)], f"{_HEAD} sets N to 3, which is no text; put it in quotes"),
-    (
-        "env both",
-        [cluster("headGroupSpec.template.spec.containers.0.env.0.valueFrom", {})],
-        f"{_HEAD} sets HOME by value and valueFrom; keep one of them",
-    ),
-    (
-        "request above limit",
-        [pod(f"{_C0}.resources.requests.memory", "64Gi")],
-        f"{_GROUP}, container ray-worker, requests 64Gi of memory, above its limit 20Gi; raise the limit",
-    ),
-    (
-        "amount",
-        [pod(f"{_C0}.resources.limits.memory", "8 GB")],
-        f"{_GROUP}, container ray-worker, has memory: 8 GB, which is no amount; write it like 2, 500m or 8Gi",
-    ),
-    (
-        "gpu differs",
-        [pod(f"{_C0}.resources.limits", {"nvidia.com/gpu": 2, "cpu": 2, "memory": "20Gi"})],
-        f"{_GROUP}, container ray-worker, requests 1 of nvidia.com/gpu and limits 2; they must be the same",
-    ),
-    (
-        "gpu without limit",
-        [pod(f"{_C0}.resources.limits", {"cpu": 2, "memory": "20Gi"})],
-        f"{_GROUP}, container ray-worker, requests nvidia.com/gpu without a limit, which Kubernetes refuses",
-    ),
-    (
-        "no time",
-        [pod("terminationGracePeriodSeconds", 60)],
-        f"{_GROUP} drains for 90 s (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S), but is killed after 60 s; raise "
-        "terminationGracePeriodSeconds",
-    ),
-    (
-        "no time said",
-        [pod("terminationGracePeriodSeconds", ...)],
-        f"{_GROUP} drains for 90 s (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S), but is killed after 30 s",
-    ),
-    (
-        "submitter",
-        [spec("submitterPodTemplate.spec.containers.0.image", "")],
-        "spec.submitterPodTemplate has the container ray-job-submitter without an image; give it one",
-    ),
-]
+    ("env type", [env("N", 3)], f"{_HEAD} sets N to 3, which is not text; put it in quotes"),
+    ("env both", [cluster("headGroupSpec.template.spec.containers.0.env.0.valueFrom", {})],
+     f"{_HEAD} sets HOME by value and valueFrom; keep one of them"),
+    ("request above limit", [pod(f"{_C0}.resources.requests.memory", "64Gi")],
+     f"{_GROUP}, container ray-worker, requests 64Gi of memory, above its limit 20Gi; raise the limit"),
+    ("amount", [pod(f"{_C0}.resources.limits.memory", "8 GB")],
+     f"{_GROUP}, container ray-worker, has memory: 8 GB, which is not a quantity; write it like 2, 500m or 8Gi"),
+    ("gpu differs", [pod(f"{_C0}.resources.limits", {"nvidia.com/gpu": 2, "cpu": 2, "memory": "20Gi"})],
+     f"{_GROUP}, container ray-worker, requests 1 of nvidia.com/gpu and limits 2; they must be the same"),
+    ("gpu without limit", [pod(f"{_C0}.resources.limits", {"cpu": 2, "memory": "20Gi"})],
+     f"{_GROUP}, container ray-worker, requests nvidia.com/gpu without a limit, which Kubernetes refuses"),
+    ("no time", [pod("terminationGracePeriodSeconds", 60)],
+     f"{_GROUP} drains for 90 s (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S), but is killed after 60 s; raise "
+     "terminationGracePeriodSeconds"),
+    ("no time said", [pod("terminationGracePeriodSeconds", ...)],
+     f"{_GROUP} drains for 90 s (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S), but is killed after 30 s"),
+    ("submitter", [spec("submitterPodTemplate.spec.containers.0.image", "")],
+     "spec.submitterPodTemplate has the container ray-job-submitter without an image; give it one"),
+]  # fmt: skip
 
 SUBJECTS = {
     "names": NAMES, "submission": SUBMISSION, "deletion": DELETION, "shell": SHELL, "cluster": CLUSTER,
     "autoscaling": AUTOSCALING, "services": SERVICES, "pods": PODS,
 }  # fmt: skip
 CASES = [
-    pytest.param(breaks, said, id=f"{subject}-{name}")
+    pytest.param(breaks, expected, id=f"{subject}-{name}")
     for subject, cases in SUBJECTS.items()
-    for name, breaks, said in cases
+    for name, breaks, expected in cases
 ]
 
 
@@ -707,47 +381,47 @@ def test_a_good_manifest_has_no_problems(rayjob: Object) -> None:
     assert problems_of([rayjob]) == []
 
 
-@pytest.mark.parametrize(("breaks", "said"), CASES)
-def test_a_broken_manifest_has_one_problem(rayjob: Object, breaks: list[Break], said: str) -> None:
-    for break_it in breaks:
-        break_it(rayjob)
+@pytest.mark.parametrize(("breaks", "expected"), CASES)
+def test_a_broken_manifest_has_one_problem(rayjob: Object, breaks: list[Break], expected: str) -> None:
+    for break_object in breaks:
+        break_object(rayjob)
     (problem,) = problems_of([rayjob])
     name = rayjob["metadata"].get("name", "(no name)")
-    assert problem.startswith(f"RayJob {name}: {said}")
+    assert problem.startswith(f"RayJob {name}: {expected}")
     assert ";" in problem or problem.endswith("?")
 
 
 def test_all_problems_come_at_once(rayjob: Object) -> None:
-    for break_it in (spec("submissionMode", "x"), spec("backoffLimit", -1), group("minReplicas", 9)):
-        break_it(rayjob)
+    for break_object in (spec("submissionMode", "x"), spec("backoffLimit", -1), group("minReplicas", 9)):
+        break_object(rayjob)
     assert len(problems_of([rayjob, rayjob])) == 6
 
 
 def test_a_gate_that_is_confirmed_is_believed(rayjob: Object) -> None:
-    for break_it in (_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage,RayClusterMTLS"), cluster("tlsOptions", {})):
-        break_it(rayjob)
+    for break_object in (_ROCKS, _GATE("GCSFaultToleranceEmbeddedStorage,RayClusterMTLS"), cluster("tlsOptions", {})):
+        break_object(rayjob)
     assert problems_of([rayjob]) == []
 
 
 def test_a_shell_that_is_the_drivers_own_may_do_what_it_likes(rayjob: Object) -> None:
-    for break_it in (spec("submissionMode", "HTTPMode"), spec("entrypoint", "cd $X && python x.py > log")):
-        break_it(rayjob)
+    for break_object in (spec("submissionMode", "HTTPMode"), spec("entrypoint", "cd $X && python x.py > log")):
+        break_object(rayjob)
     assert problems_of([rayjob]) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("kind", "name", "expected"),
     [
         ("RayCluster", "a" * 54, "metadata.name has 54 characters, more than the 53 KubeRay takes; shorten it"),
-        ("ConfigMap", "A", "metadata.name is A, which is no name Kubernetes takes; use lower-case letters"),
+        ("ConfigMap", "A", "metadata.name is A, which is not an object name; use lower-case letters"),
         ("RayService", "a", "kind is RayService, which is not one of RayJob, RayCluster, ConfigMap; apply it with"),
     ],
 )
-def test_other_kinds(job_file: Any, kind: str, name: str, said: str) -> None:
-    found = objects(load_job(job_file), "train", "cluster")
-    manifest = found[0] if kind == "ConfigMap" else {**found[1], "kind": kind}
+def test_other_kinds(job_file: Any, kind: str, name: str, expected: str) -> None:
+    obj = objects(load_job(job_file), "train", "cluster")
+    manifest = obj[0] if kind == "ConfigMap" else {**obj[1], "kind": kind}
     manifest["metadata"]["name"] = name
-    assert problems_of([manifest])[0].startswith(f"{kind} {name}: {said}")
+    assert problems_of([manifest])[0].startswith(f"{kind} {name}: {expected}")
 
 
 def test_an_alpha_version_and_a_large_file(job_file: Any) -> None:
@@ -763,8 +437,8 @@ def test_an_alpha_version_and_a_large_file(job_file: Any) -> None:
 def test_any_rubbish_is_survived(value: Any) -> None:
     problems_of([{"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": value, "spec": value}])
     nested = {"rayClusterSpec": {"headGroupSpec": value, "workerGroupSpecs": value}, "deletionStrategy": value}
-    found = problems_of([{"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": {"name": "a"}, "spec": nested}])
-    assert all(isinstance(problem, str) for problem in found)
+    obj = problems_of([{"kind": "RayJob", "apiVersion": "ray.io/v1", "metadata": {"name": "a"}, "spec": nested}])
+    assert all(isinstance(problem, str) for problem in obj)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.spec.loader import load_job
-from launcher.submit.kubernetes.objects import objects
+from launcher.submit.kubernetes.render import objects
 from tests.support.kubernetes_submitter import JOB_ID, go_quoted, submitter_command
 
 

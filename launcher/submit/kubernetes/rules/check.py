@@ -1,42 +1,51 @@
-"""What KubeRay 1.7 refuses, or takes and then never runs, told before anything is sent. Pure; runs on the client.
+"""Checks of manifests for what KubeRay 1.7 refuses, or accepts and then never runs. Pure; runs on the client.
 
-Each rule is a small function of one object, grouped by subject: `names`, `submission`, `deletion`, `shell`, `cluster`,
-`autoscaling`, `services`, `pods`. The API server checks types and unknown fields itself.
+Each rule is a small function of one object: `job.py`, `cluster.py`, `pods.py`. The API server itself checks types, and
+unknown fields of what is not a pod template.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from launcher.errors import SpecError
 from launcher.formatting import find_secret
+from launcher.spec.kubernetes_pods import is_label_key, is_label_value
 from launcher.submit.kubernetes.manifest import KINDS, Manifest, name_of
-from launcher.submit.kubernetes.rules import autoscaling, cluster, deletion, names, pods, services, shell, submission
-from launcher.submit.kubernetes.rules.read import RayObject
+from launcher.submit.kubernetes.rules import cluster, job, pods
+from launcher.submit.kubernetes.rules.view import RayObject, mapping
 
 Rule: TypeAlias = Callable[[RayObject], Iterator[str]]
 
-_JOB_RULES: tuple[Rule, ...] = (*submission.RULES, *deletion.RULES, *shell.RULES)
-_CLUSTER_RULES: tuple[Rule, ...] = (*cluster.RULES, *autoscaling.RULES, *services.RULES, *pods.RULES)
-
-
-def problems_of(manifests: Sequence[Manifest]) -> list[str]:
-    """One sentence for each thing that is wrong with some manifests, in their order; [] when KubeRay would run them."""
-    found = []
-    for manifest in manifests:
-        where = f"{manifest.get('kind')} {name_of(manifest) or '(no name)'}"
-        found += [f"{where}: {sentence}" for sentence in _problems(manifest)]
-    return found
+_LONGEST = {"RayJob": 47, "RayCluster": 53}
+_LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LARGEST_BYTES = 2**20
+_KNOWN_GATES = (
+    "RayCronJob", "SidecarSubmitterRestart", "RayClusterNetworkPolicy", "GCSFaultToleranceEmbeddedStorage",
+    "RayClusterMTLS", "RayClusterHistoryServer", "KubernetesWAS",
+)  # fmt: skip
 
 
 def check(manifests: Sequence[Manifest]) -> None:
-    """Look for what KubeRay would refuse or never run.
+    """Check manifests for what KubeRay would refuse or never run.
 
     Raises:
-        SpecError: one sentence for each problem.
+        SpecError: One sentence for each problem.
     """
     problems = problems_of(manifests)
     if problems:
         raise SpecError(tuple(problems))
+
+
+def problems_of(manifests: Sequence[Manifest]) -> list[str]:
+    """Return one sentence for each problem of some manifests, in their order; [] when KubeRay would run them."""
+    return [
+        f"{manifest.get('kind')} {name_of(manifest) or '(no name)'}: {sentence}"
+        for manifest in manifests
+        for sentence in _problems(manifest)
+    ]
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
@@ -49,13 +58,19 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"apiVersion is {api_version}, which is not {expected}; write {expected}"
         return
     yield from _secrets(manifest, ())
-    yield from names.metadata(manifest)
+    if not name_of(manifest):
+        yield "metadata.name is missing; give one, by which the run can be found again"
+    yield from _metadata(mapping(manifest, "metadata"), "metadata")
     if kind == "ConfigMap":
-        yield from names.config_map(manifest)
+        yield from _config_map(manifest)
         return
-    it = RayObject(manifest)
-    for rule in (*names.RULES, *(_JOB_RULES if it.is_job else ()), *(_CLUSTER_RULES if it.cluster else ())):
-        yield from rule(it)
+    obj = RayObject(manifest)
+    yield from _name(obj)
+    yield from _gates(obj)
+    for pod in obj.pods:
+        yield from _metadata(mapping(pod.template, "metadata"), f"{pod.where}.template.metadata")
+    for rule in (*(job.RULES if obj.is_job else ()), *((*cluster.RULES, *pods.RULES) if obj.cluster else ())):
+        yield from rule(obj)
 
 
 def _secrets(value: object, path: tuple[str, ...]) -> Iterator[str]:
@@ -66,8 +81,51 @@ def _secrets(value: object, path: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _secrets(inner, (*path, str(index)))
-    elif isinstance(value, str) and (what := find_secret(value)) is not None:
+    elif isinstance(value, str):
+        secret = find_secret(value)
+        if secret is not None:
+            yield (
+                f"{'.'.join(path)} holds {secret} in a URI, which everyone can read who can read the manifest; give "
+                "the pods a role, or the keys as variables from a Secret"
+            )
+
+
+def _metadata(metadata: Manifest, where: str) -> Iterator[str]:
+    for key in ("labels", "annotations"):
+        for name, value in mapping(metadata, key).items():
+            entry = f"{where}.{key} has {name}"
+            if not is_label_key(str(name)):
+                yield f"{entry}, which is not a key Kubernetes takes; write name or prefix/name, at most 63 letters"
+            elif not isinstance(value, str):
+                yield f"{entry} with the value {json.dumps(value, default=str)}, which is not text; put it in quotes"
+            elif key == "labels" and not is_label_value(value):
+                yield f"{entry} with the value {value}, which is not a label value; use at most 63 plain letters"
+
+
+def _config_map(manifest: Manifest) -> Iterator[str]:
+    name = name_of(manifest)
+    if name and not _SUBDOMAIN.fullmatch(name):
+        yield f"metadata.name is {name}, which is not an object name; use lower-case letters, digits and dashes"
+    size = sum(len(str(value).encode()) for value in mapping(manifest, "data").values())
+    if size > _LARGEST_BYTES:
+        yield f"data holds {size} bytes, more than the {_LARGEST_BYTES} Kubernetes takes; put them on a volume"
+
+
+def _name(obj: RayObject) -> Iterator[str]:
+    longest = _LONGEST[obj.kind]
+    if obj.name and not _LABEL_1035.fullmatch(obj.name):
         yield (
-            f"{'.'.join(path)} holds {what} in a URI, which everyone may read who may read the manifest; give the pods "
-            "a role, or the keys as variables from a Secret"
+            f"metadata.name is {obj.name}, which KubeRay refuses; use lower-case letters, digits and dashes, with a "
+            "letter first and no dash last"
         )
+    elif len(obj.name) > longest:
+        yield f"metadata.name has {len(obj.name)} characters, more than the {longest} KubeRay takes; shorten it"
+
+
+def _gates(obj: RayObject) -> Iterator[str]:
+    for gate in obj.gates:
+        if gate not in _KNOWN_GATES:
+            yield (
+                f"the annotation launcher/feature-gates names {gate}, which is not a feature gate that KubeRay 1.7 has "
+                f"off; choose of {', '.join(_KNOWN_GATES)}"
+            )

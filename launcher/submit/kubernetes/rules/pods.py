@@ -1,12 +1,14 @@
-"""Rules about pod templates, which the API server does not look into inside of a custom resource. Pure."""
+"""Rules for pod templates, which the API server does not check inside a custom resource. Pure."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
+from typing import Any
 
+from launcher.spec.messages import nearest
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.rules.read import Pod, RayObject, env_names, listing, mapping, number
+from launcher.submit.kubernetes.rules.view import Pod, RayObject, env_names, listing, mapping, number
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
 _BINARY = {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
@@ -17,8 +19,8 @@ _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 _DEFAULT_GRACE_S = 30
 
 
-def _names(it: RayObject) -> Iterator[str]:
-    for pod in it.pods:
+def _names(obj: RayObject) -> Iterator[str]:
+    for pod in obj.pods:
         names = [str(container.get("name") or "") for container in pod.containers]
         for name, count in Counter(names).items():
             if not name:
@@ -30,8 +32,8 @@ def _names(it: RayObject) -> Iterator[str]:
                 yield f"{pod.where} has the container {container.get('name')} without an image; give it one"
 
 
-def _mounts(it: RayObject) -> Iterator[str]:
-    for pod in it.pods:
+def _mounts(obj: RayObject) -> Iterator[str]:
+    for pod in obj.pods:
         volumes = Counter(str(volume.get("name")) for volume in listing(pod.spec, "volumes"))
         for name, count in volumes.items():
             if count > 1:
@@ -40,28 +42,30 @@ def _mounts(it: RayObject) -> Iterator[str]:
             mounts = listing(container, "volumeMounts")
             for mount in mounts:
                 if str(mount.get("name")) not in volumes:
-                    yield f"{pod.where} mounts {mount.get('name')}, which is none of its volumes; add that volume"
+                    yield f"{pod.where} mounts {mount.get('name')}, which is not one of its volumes; add that volume"
             paths = Counter(str(mount.get("mountPath")) for mount in mounts)
             for path, count in paths.items():
                 if count > 1:
                     yield f"{pod.where} mounts {count} volumes at {path}; give each its own path"
 
 
-def _environment(it: RayObject) -> Iterator[str]:
-    for pod in it.pods:
+def _environment(obj: RayObject) -> Iterator[str]:
+    for pod in obj.pods:
         for container in pod.containers:
-            for name, count in Counter(str(one.get("name")) for one in listing(container, "env")).items():
+            env = listing(container, "env")
+            for name, count in Counter(str(entry.get("name")) for entry in env).items():
                 if count > 1:
                     yield f"{pod.where} sets {name} {count} times; keep one of them"
-            for one in listing(container, "env"):
-                if "value" in one and not isinstance(one["value"], str):
-                    yield f"{pod.where} sets {one.get('name')} to {one['value']!r}, which is no text; put it in quotes"
-                if "value" in one and "valueFrom" in one:
-                    yield f"{pod.where} sets {one.get('name')} by value and valueFrom; keep one of them"
+            for entry in env:
+                name = str(entry.get("name"))
+                if "value" in entry and not isinstance(entry["value"], str):
+                    yield f"{pod.where} sets {name} to {entry['value']!r}, which is not text; put it in quotes"
+                if "value" in entry and "valueFrom" in entry:
+                    yield f"{pod.where} sets {name} by value and valueFrom; keep one of them"
 
 
-def _resources(it: RayObject) -> Iterator[str]:
-    for pod in it.pods:
+def _resources(obj: RayObject) -> Iterator[str]:
+    for pod in obj.pods:
         for container in pod.containers:
             yield from _resources_of(pod, container)
 
@@ -70,17 +74,18 @@ def _resources_of(pod: Pod, container: Manifest) -> Iterator[str]:
     requests, limits = mapping(container, "resources", "requests"), mapping(container, "resources", "limits")
     where = f"{pod.where}, container {container.get('name')},"
     for name in sorted({*requests, *limits}):
-        asked, most = (_amount(part.get(name)) for part in (requests, limits))
-        for given, amount in ((requests.get(name), asked), (limits.get(name), most)):
-            if given is not None and amount is None:
-                yield f"{where} has {name}: {given}, which is no amount; write it like 2, 500m or 8Gi"
-        if asked is None and most is None:
+        request = _amount(requests.get(name))
+        limit = _amount(limits.get(name))
+        for text in (requests.get(name), limits.get(name)):
+            if text is not None and _amount(text) is None:
+                yield f"{where} has {name}: {text}, which is not a quantity; write it like 2, 500m or 8Gi"
+        if request is None and limit is None:
             continue
-        if asked is not None and most is not None and asked > most:
+        if request is not None and limit is not None and request > limit:
             yield f"{where} requests {requests[name]} of {name}, above its limit {limits[name]}; raise the limit"
-        elif name not in _PLAIN and most is None:
+        elif name not in _PLAIN and limit is None:
             yield f"{where} requests {name} without a limit, which Kubernetes refuses; set the limit to the same"
-        elif name not in _PLAIN and asked is not None and asked != most:
+        elif name not in _PLAIN and request is not None and request != limit:
             yield f"{where} requests {requests[name]} of {name} and limits {limits[name]}; they must be the same"
 
 
@@ -92,8 +97,8 @@ def _amount(value: object) -> Decimal | None:
     return figure * (Decimal(f"1{suffix}") if suffix[:1] in ("e", "E") and suffix[1:] else _SCALES[suffix])
 
 
-def _time_to_stop(it: RayObject) -> Iterator[str]:
-    for pod in (it.head, *it.workers):
+def _time_to_stop(obj: RayObject) -> Iterator[str]:
+    for pod in (obj.head, *obj.workers):
         drain = env_names(pod.ray).get(_DRAIN, "")
         grace = number(pod.spec, "terminationGracePeriodSeconds") or _DEFAULT_GRACE_S
         if drain.isdigit() and int(drain) >= grace:
@@ -103,4 +108,35 @@ def _time_to_stop(it: RayObject) -> Iterator[str]:
             )
 
 
-RULES = (_names, _mounts, _environment, _resources, _time_to_stop)
+def _unknown_fields(obj: RayObject) -> Iterator[str]:
+    for pod in obj.pods:
+        yield from _unknown_keys(pod.template, "V1PodTemplateSpec", f"{pod.where}.template")
+
+
+def _unknown_keys(value: Any, kind: str, path: str) -> Iterator[str]:  # any part of a pod template
+    """Yield a sentence for each key that the models of the Kubernetes client do not have.
+
+    The client is optional (`launcher[kube]`); without it the API server finds them.
+    """
+    try:
+        from kubernetes.client import models
+    except ModuleNotFoundError:
+        return
+    element = re.fullmatch(r"list\[(\w+)\]", kind)
+    if element is not None and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown_keys(item, element[1], f"{path}[{index}]")
+    model = getattr(models, kind, None)
+    if model is None or not isinstance(value, dict):
+        return
+    names = {json_name: name for name, json_name in model.attribute_map.items()}
+    for key, inner in value.items():
+        if key in names:
+            yield from _unknown_keys(inner, model.openapi_types[names[key]], f"{path}.{key}")
+        else:
+            near = nearest(str(key), names)
+            remedy = f"did you mean {near}?" if near else "remove it"
+            yield f"{path}.{key} is not a field of a Kubernetes {kind.removeprefix('V1')}; {remedy}"
+
+
+RULES = (_unknown_fields, _names, _mounts, _environment, _resources, _time_to_stop)

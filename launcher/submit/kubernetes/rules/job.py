@@ -1,0 +1,269 @@
+"""Rules for a RayJob: submission, deletion, and what a shell does to its command line. Pure.
+
+In K8sJobMode and SidecarMode the submitter's own shell reads entrypoint and runtime environment before Ray does.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from launcher.submit.kubernetes.manifest import Manifest
+from launcher.submit.kubernetes.rules.view import RayObject, below, choice, listing, mapping, number
+
+_MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
+_MANAGERS = ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
+_KUEUE = "kueue.x-k8s.io/queue-name"
+_AT = "spec.deletionStrategy"
+_POLICIES = ("DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone")
+# Inner objects are deleted first: their time must not be later.
+_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
+# Characters that a shell acts on outside of quotes; `live_character` tracks backslashes and quotes.
+_LIVE = set("$`&|;<>()*?[]{}#~!\n")
+_LIVE_IN_DOUBLE = set("$`")
+_WITH_SHELL = ("K8sJobMode", "SidecarMode")
+
+
+def _choices(obj: RayObject) -> Iterator[str]:
+    # The schema accepts any text; with an unknown submissionMode KubeRay never submits anything.
+    yield from choice("spec.submissionMode", obj.mode, _MODES)
+    yield from choice("spec.managedBy", obj.spec.get("managedBy"), _MANAGERS)
+
+
+def _one_cluster(obj: RayObject) -> Iterator[str]:
+    if not obj.cluster and not obj.selects_cluster:
+        yield "spec.rayClusterSpec is missing; give one, or a clusterSelector with an existing cluster"
+    if obj.cluster and obj.selects_cluster:
+        yield "spec.rayClusterSpec is ignored with a clusterSelector; keep one of them"
+    if obj.selects_cluster and not mapping(obj.spec, "clusterSelector").get("ray.io/cluster"):
+        yield "spec.clusterSelector names no cluster; write ray.io/cluster: NAME"
+
+
+def _selected_cluster(obj: RayObject) -> Iterator[str]:
+    if not obj.selects_cluster:
+        return
+    if obj.mode == "SidecarMode":
+        yield "spec.submissionMode SidecarMode cannot be combined with clusterSelector; choose K8sJobMode"
+    if number(obj.spec, "backoffLimit"):
+        yield "spec.backoffLimit cannot be combined with clusterSelector, as a retry is a new cluster; set it to 0"
+    if obj.spec.get("suspend") is True:
+        yield "spec.suspend cannot be combined with clusterSelector; remove one of them"
+
+
+def _sidecar(obj: RayObject) -> Iterator[str]:
+    if obj.mode != "SidecarMode":
+        return
+    for key in ("submitterPodTemplate", "submitterConfig"):
+        if obj.spec.get(key) is not None:
+            yield f"spec.{key} cannot be combined with SidecarMode, which has no submitting pod; remove it"
+    if obj.head.restart_policy != "Never":
+        yield (
+            f"{obj.head.where} has restartPolicy {obj.head.restart_policy}, which SidecarMode refuses; write Never or "
+            "remove it"
+        )
+
+
+def _combinations(obj: RayObject) -> Iterator[str]:
+    is_shut_down = obj.spec.get("shutdownAfterJobFinishes") is True
+    if obj.mode == "InteractiveMode" and number(obj.spec, "backoffLimit"):
+        yield "spec.backoffLimit cannot be combined with InteractiveMode; set it to 0"
+    if obj.spec.get("suspend") is True and not is_shut_down:
+        yield "spec.suspend needs shutdownAfterJobFinishes: true; set it"
+    if mapping(obj.cluster, "upgradeStrategy"):
+        yield "spec.rayClusterSpec.upgradeStrategy is only for a RayCluster without a RayJob; remove it"
+    if mapping(obj.cluster, "authOptions").get("enableK8sTokenAuth") is True:
+        yield "spec.rayClusterSpec.authOptions.enableK8sTokenAuth cannot be combined with a RayJob; remove it"
+    if _KUEUE not in mapping(obj.manifest, "metadata", "labels"):
+        return
+    if not is_shut_down:
+        yield f"the label {_KUEUE} needs spec.shutdownAfterJobFinishes: true, or the quota is never given back; set it"
+    if obj.selects_cluster:
+        yield f"the label {_KUEUE} cannot be combined with clusterSelector; remove one of them"
+    if obj.autoscales:
+        yield f"the label {_KUEUE} cannot be combined with enableInTreeAutoscaling; Kueue admits a fixed number of pods"
+
+
+def _limits(obj: RayObject) -> Iterator[str]:
+    for key in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
+        seconds = number(obj.spec, key)
+        if seconds is not None and seconds <= 0:
+            yield f"spec.{key} is {seconds}, which is not above 0; give seconds or remove it"
+    for key in ("backoffLimit", "entrypointNumCpus", "entrypointNumGpus"):
+        yield from below(f"spec.{key}", number(obj.spec, key))
+    submitter = mapping(obj.spec, "submitterConfig")
+    yield from below("spec.submitterConfig.backoffLimit", number(submitter, "backoffLimit"))
+
+
+def _entrypoint_resources(obj: RayObject) -> Iterator[str]:
+    text = obj.spec.get("entrypointResources")
+    if not text:
+        return
+    try:
+        is_mapping = isinstance(json.loads(str(text)), dict)
+    except ValueError:
+        is_mapping = False
+    if not is_mapping:
+        yield f'spec.entrypointResources is {text}, which is not a JSON mapping; write it like {{"TPU": 4}}'
+
+
+def _time_to_live(obj: RayObject) -> Iterator[str]:
+    ttl = number(obj.spec, "ttlSecondsAfterFinished")
+    yield from below("spec.ttlSecondsAfterFinished", ttl)
+    if ttl is not None and ttl > 0 and obj.spec.get("shutdownAfterJobFinishes") is not True:
+        yield "spec.ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true; set it"
+
+
+def _one_deletion_strategy(obj: RayObject) -> Iterator[str]:
+    strategy = obj.spec.get("deletionStrategy")
+    if not isinstance(strategy, dict):
+        return
+    legacy = [key for key in ("onSuccess", "onFailure") if key in strategy]
+    rules = listing(strategy, "deletionRules")
+    if rules and legacy:
+        yield f"{_AT} has deletionRules and {legacy[0]}; keep the rules"
+    if not rules and len(legacy) < 2:
+        yield f"{_AT} needs deletionRules, or both onSuccess and onFailure; give them or remove it"
+    if rules and obj.spec.get("shutdownAfterJobFinishes") is True:
+        yield f"{_AT}.deletionRules cannot be combined with shutdownAfterJobFinishes: true; remove one of them"
+
+
+def _legacy_deletion(obj: RayObject) -> Iterator[str]:
+    strategy = mapping(obj.spec, "deletionStrategy")
+    for key in ("onSuccess", "onFailure"):
+        if key not in strategy:
+            continue
+        policy = mapping(strategy, key).get("policy")
+        yield from _fitting(f"{_AT}.{key}", str(policy), obj)
+        if policy == "DeleteNone" and obj.spec.get("shutdownAfterJobFinishes") is True:
+            yield f"{_AT}.{key} is DeleteNone, against shutdownAfterJobFinishes: true; remove one of them"
+
+
+def _deletion_rules(obj: RayObject) -> Iterator[str]:
+    seen: dict[tuple[str, str], int] = {}
+    for index, rule in enumerate(listing(mapping(obj.spec, "deletionStrategy"), "deletionRules")):
+        where, policy, condition = f"{_AT}.deletionRules[{index}]", str(rule.get("policy")), mapping(rule, "condition")
+        yield from _fitting(where, policy, obj)
+        yield from _condition(where, condition)
+        pair = (policy, _ending(condition))
+        if pair in seen:
+            yield f"{where} repeats {policy} for {pair[1]}, first in rule {seen[pair]}; remove one"
+        seen.setdefault(pair, index)
+
+
+def _fitting(where: str, policy: str, obj: RayObject) -> Iterator[str]:
+    yield from choice(f"{where}.policy", policy, _POLICIES)
+    if obj.selects_cluster and policy in ("DeleteCluster", "DeleteWorkers"):
+        yield f"{where} is {policy}, which cannot be combined with clusterSelector; remove it"
+    if obj.autoscales and policy == "DeleteWorkers":
+        yield f"{where} is DeleteWorkers, which cannot be combined with autoscaling; write DeleteCluster"
+
+
+def _condition(where: str, condition: Manifest) -> Iterator[str]:
+    yield from below(f"{where}.condition.ttlSeconds", number(condition, "ttlSeconds"))
+    endings = [key for key in ("jobStatus", "jobDeploymentStatus") if key in condition]
+    if len(endings) != 1:
+        yield f"{where}.condition needs either jobStatus or jobDeploymentStatus, and has {len(endings)}; give one"
+
+
+def _deletion_order(obj: RayObject) -> Iterator[str]:
+    endings: dict[str, dict[str, int]] = {}
+    for rule in listing(mapping(obj.spec, "deletionStrategy"), "deletionRules"):
+        condition = mapping(rule, "condition")
+        times = endings.setdefault(_ending(condition), {})
+        times.setdefault(str(rule.get("policy")), number(condition, "ttlSeconds") or 0)
+    for ending, times in endings.items():
+        present = [(policy, times[policy]) for policy in _ORDER if policy in times]
+        for (first, early), (second, late) in zip(present, present[1:], strict=False):
+            if late < early:
+                yield (
+                    f"{_AT}.deletionRules: for {ending}, {second} comes after {late} s and {first} after {early} s; "
+                    f"give {second} at least {early}"
+                )
+
+
+def _ending(condition: Manifest) -> str:
+    return str(condition.get("jobStatus") or condition.get("jobDeploymentStatus"))
+
+
+def _entrypoint(obj: RayObject) -> Iterator[str]:
+    text = obj.spec.get("entrypoint")
+    if obj.mode == "InteractiveMode":
+        return
+    if not isinstance(text, str) or not text.strip():
+        yield "spec.entrypoint is empty; give the command the driver runs"
+        return
+    if obj.mode not in _WITH_SHELL:
+        return  # HTTPMode passes the line unchanged to the driver's own shell
+    live = live_character(text)
+    if live is not None:
+        yield (
+            f"spec.entrypoint holds {live!r} outside of single quotes, on which the submitter's shell acts in its own "
+            "pod; write single-quoted words, sh -c '...' around a whole command line"
+        )
+    elif not _closes(text):
+        yield "spec.entrypoint has a quote that is not closed; close it"
+
+
+def live_character(text: str) -> str | None:
+    """Return the first character a shell would act on; None when all words are plain or quoted."""
+    quote = ""
+    characters = iter(text)
+    for character in characters:
+        if quote:
+            if character == quote:
+                quote = ""
+            elif quote == '"' and character == "\\":
+                next(characters, None)
+            elif quote == '"' and character in _LIVE_IN_DOUBLE:
+                return character
+        elif character in "'\"":
+            quote = character
+        elif character == "\\":
+            next(characters, None)
+        elif character in _LIVE:
+            return character
+    return None
+
+
+def _closes(text: str) -> bool:
+    try:
+        shlex.split(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _runtime_env(obj: RayObject) -> Iterator[str]:
+    text = obj.spec.get("runtimeEnvYAML")
+    if text is None:
+        return
+    try:
+        value = YAML(typ="safe", pure=True).load(str(text))
+    except YAMLError as error:
+        yield f"spec.runtimeEnvYAML is not valid YAML ({' '.join(str(error).split())[:120]}); fix it"
+        return
+    if value is not None and not isinstance(value, dict):
+        yield "spec.runtimeEnvYAML is not a mapping; write keys such as working_dir and env_vars"
+    elif obj.mode in _WITH_SHELL:
+        yield from _not_live("spec.runtimeEnvYAML", str(text))
+
+
+def _metadata(obj: RayObject) -> Iterator[str]:
+    for key, value in mapping(obj.spec, "metadata").items():
+        if not isinstance(value, str):
+            yield f"spec.metadata.{key} is {value!r}, which is not text; put it in quotes"
+        elif obj.mode in _WITH_SHELL:
+            yield from _not_live(f"spec.metadata.{key}", value)
+
+
+def _not_live(where: str, text: str) -> Iterator[str]:
+    for character in sorted(_LIVE_IN_DOUBLE.intersection(text)):
+        yield f"{where} holds {character!r}, which the submitter's shell would act on; write it without"
+
+
+RULES = (
+    _choices, _one_cluster, _selected_cluster, _sidecar, _combinations, _limits, _entrypoint_resources, _time_to_live,
+    _one_deletion_strategy, _legacy_deletion, _deletion_rules, _deletion_order, _entrypoint, _runtime_env, _metadata,
+)  # fmt: skip
