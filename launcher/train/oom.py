@@ -102,7 +102,7 @@ def out_of_memory_message(place: str, samples: int = 1) -> str:
     """Return the error sentence for memory that cannot be saved by a smaller micro-batch.
 
     Args:
-        place: What ran out of memory, such as "step 3 on rank 1".
+        place: Place that ran out of memory, such as "step 3 on rank 1".
         samples: Size of the micro-batch.
     """
     if samples > 1:

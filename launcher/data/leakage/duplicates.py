@@ -37,7 +37,7 @@ _LABELS_AT_ONCE = 1 << 20
 _NONE = np.iinfo(np.int64).max
 
 
-class SearchStopped(Exception):
+class SearchStopped(Exception):  # noqa: N818  # another thread has asked for it
     """Raised in the search when another thread has stopped it."""
 
 
