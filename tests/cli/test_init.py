@@ -83,7 +83,7 @@ def test_missing_validation_data_is_noted(run: CommandLine) -> None:
     _write(toy_data.TEXTS)
     _, out, _ = run("init", "d", "--yes")
     assert "note: validation data: none was found; without it the last weights are kept, not the best ones; " in out
-    assert "--split 0.1 sets rows aside, --validation names a file" in out
+    assert "--split 0.1 splits rows off, --validation names a file" in out
     assert "# validation: PATH" in Path("job.yaml").read_text() and not Path("job-data").exists()
     pq.write_table(toy_data.TEXTS, "d/dev.parquet")
     assert "none was named (d/dev.parquet may be it); without it" in run("init", "d/train.parquet", "--force")[1]

@@ -194,7 +194,7 @@ def test_cache_is_in_the_storage_unless_that_is_remote(tiny_bert: Path, tmp_path
     remote = make_job(tiny_bert, data, tmp_path, output={"storage": "s3://key:secret@bucket/runs"})
     with pytest.raises(DataError, match=r"^data\.cache: s3://bucket/runs is remote, .* set data\.cache\.path to a"):
         prepare(remote)
-    with pytest.raises(ValidationError, match="give a directory of the nodes"):
+    with pytest.raises(ValidationError, match="give a directory on the nodes"):
         CacheSpec(path="s3://bucket/cache")
 
 

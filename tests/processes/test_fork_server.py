@@ -284,7 +284,7 @@ def test_another_user_is_refused(server: Server, tmp_path: Path) -> None:
 def test_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "launcher").mkdir(mode=0o777)
     (tmp_path / "launcher").chmod(0o777)
-    code = "from launcher.processes import fork_client; print(fork_client.folder())"
+    code = "from launcher.processes import fork_client; print(fork_client.socket_dir())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=_environment() | {"XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True,
         text=True, check=False,

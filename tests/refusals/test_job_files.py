@@ -155,8 +155,7 @@ OVERRIDES = [
     Case(
         "a task that is none",
         lambda desk: ["task.type=json:dumps"],
-        "override task.type=json:dumps: task.type is json:dumps, which is not a task; see `launcher/tasks/base.py` for "
-        "what one is",
+        "override task.type=json:dumps: task.type is json:dumps, which is not a task; see `launcher/tasks/base.py` for the protocol",
     ),
     Case(
         "a metric that the task has not",

@@ -97,7 +97,7 @@ RUNS = [
         "a run of another job",
         lambda desk: desk.begun() or ["train.batch_size=16", "task.max_length=16"],
         f"DESK/{_RUN}: belongs to another job (task.max_length: 32 -> 16; train.batch_size: 8 -> 16); {_NEW}, or "
-        "take the change back to go on with this one",
+        "undo the change to resume this one",
     ),
     Case(
         "a run of other data",

@@ -99,7 +99,7 @@ REFUSED = [
     ("name: 7b-sft", "name is 7b-sft, which is not a name KubeRay takes: at most 47 lower-case letters"),
     ("name: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "name is aaaa"),
     ("namespace: My.Team",
-     "namespace is My.Team, which is not a namespace: at most 63 lower-case letters, digits and dashes; write it so"),
+     "namespace is My.Team, which is not a namespace: at most 63 lower-case letters, digits and dashes; choose another"),
     ("pod_labels: {team: a b}", "pod_labels: team has the value 'a b', which is not a label value; use at most 63"),
     ("head: {memory_gib: 1}", "head.memory_gib is 1, which is below 2; give a number of at least 2"),
     ("groups: {}", "groups is {}, which has fewer than 1 item"),
@@ -193,7 +193,7 @@ REFUSED_TOGETHER = [
     ("  kubernetes: {image: i, groups: {a: {memory_gib: 2, shm_gib: 2}}}",
      "6: cluster: kubernetes.groups.a.shm_gib is 2, which is all of the 2 GiB of memory it counts against"),
     ("  kubernetes: {image: i, fault_tolerance: {redisAddress: 'r:1'}}",
-     "6: cluster.driver is head, which dies with the head kubernetes.fault_tolerance restores; write driver: worker"),
+     "6: cluster.driver is head, so a head restart (kubernetes.fault_tolerance) ends it; write driver: worker"),
 ]  # fmt: skip
 
 
