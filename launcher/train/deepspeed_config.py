@@ -86,8 +86,8 @@ def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
     parallel = job.parallel
     section: dict[str, object] = {
         "stage": job.zero_stage,
-        # Unmanaged accumulation allows overlapping with stage 2 only (runtime/engine.py, an assertion), and DeepSpeed's
-        # default for stage 3 is to overlap.
+        # DeepSpeed's default depends on the stage: it overlaps under stage 3 only (runtime/zero/config.py). Stage 1
+        # refuses to, with accumulation that DeepSpeed does not manage (runtime/engine.py).
         "overlap_comm": False,
         "contiguous_gradients": True,
         # With Gloo, DeepSpeed reduces to one rank at a time where NCCL scatters; an all-reduce takes half the time.

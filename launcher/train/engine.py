@@ -118,7 +118,7 @@ class Engine:
         if self.zero == 0 and half:
             undo_initial_step(self._optimizer)
             # Workaround, DeepSpeed 0.19.8 (runtime/fp16/unfused_optimizer.py, step): it replaces the masters' gradients
-            # by those of the half-precision weights, which are None here, checks for overflow and clips once more.
+            # by those of the half-precision weights. These are None here, so it would step with zeros.
             self._optimizer.step = partial(step_master_weights, self._optimizer)
             self._flat = FlatGradients(weights, [weight for group in groups for weight in group.parameters])
         elif self.zero == 0:
