@@ -38,6 +38,7 @@ def deepspeed_config(
     """
     precision = job.train.precision
     return {
+        # DeepSpeed asserts that the batch size is micro-batch * accumulation * ranks (runtime/config.py).
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "train_batch_size": micro_batch * world_size,
@@ -55,8 +56,10 @@ def deepspeed_config(
         **_optimizer(job),
         "zero_optimization": _zero(job, trained, swap),
         "bf16": {"enabled": precision == "bf16"},
+        # A loss scale of 0 is a dynamic one. It starts at 2**16 and comes down by overflows, whose steps are skipped.
         "fp16": {"enabled": precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
-        "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),  # tests/train covers both
+        # DeepSpeed refuses optimizers that it has not tested with ZeRO; tests/train covers both.
+        "zero_allow_untested_optimizer": job.train.optimizer.type in ("sgd", "adamw_8bit"),
         "wall_clock_breakdown": False,
     }
 
@@ -83,6 +86,8 @@ def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
     parallel = job.parallel
     section: dict[str, object] = {
         "stage": job.zero_stage,
+        # DeepSpeed's default depends on the stage: it overlaps under stage 3 only (runtime/zero/config.py). Stage 1
+        # refuses to, with accumulation that DeepSpeed does not manage (runtime/engine.py).
         "overlap_comm": False,
         "contiguous_gradients": True,
         # With Gloo, DeepSpeed reduces to one rank at a time where NCCL scatters; an all-reduce takes half the time.
@@ -93,8 +98,10 @@ def _zero(job: JobSpec, trained: int, swap: Path | None) -> dict[str, object]:
         "reduce_bucket_size": max(1, min(trained, _MAX_BUCKET_ELEMENTS)),
     }
     if job.zero_stage == 3:
+        # DeepSpeed's default is ten times this, and so would be the buffers of states on a disk.
         section["sub_group_size"] = _SUB_GROUP
     if parallel.offload_optimizer:
+        # Pinned memory needs CUDA: a worker without a GPU cannot allocate it.
         device = {"device": "cpu"} if swap is None else {"device": "nvme", "nvme_path": str(swap)}
         section["offload_optimizer"] = {**device, "pin_memory": job.cluster.gpus_per_worker > 0}
     if parallel.offload_parameters:

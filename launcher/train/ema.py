@@ -31,6 +31,7 @@ class EMA:
         # Untyped: ZeRO-3 adds ds_tensor, ds_numel and ds_shape to a weight.
         self._weights: list[tuple[str, Any]] = list(weights)
         self._is_sharded = sharded
+        # Clones: `float` of an fp32 weight returns the weight itself, which each step changes.
         self._average = [self._local(weight).float().clone() for _, weight in self._weights]
 
     def update(self, step: int) -> None:
@@ -46,16 +47,20 @@ class EMA:
         Args:
             release: Function that drops gathered copies of sharded weights, which would be outdated. Collective.
         """
+        # ZeRO-3 keeps small weights gathered between uses (param_persistence_threshold). Forward passes would go on
+        # with these copies after their shards are exchanged, without an error.
         release()
         self._swap()
         try:
             yield
         finally:
+            # The same for the copies that the block has gathered from the averages.
             release()
             self._swap()
 
     def full_weights(self) -> dict[str, torch.Tensor]:
         """Return the whole average by name on rank 0, for any number of workers to load; {} elsewhere. Collective."""
+        # One collective per weight. All ranks hold the same names in the same order, that of `named_parameters`.
         full = {name: self._gather(i) for i, (name, _) in enumerate(self._weights)}
         return full if dist.get_rank() == 0 else {}
 
@@ -74,7 +79,8 @@ class EMA:
     def _swap(self) -> None:
         for average, (_, weight) in zip(self._average, self._weights, strict=True):
             local = self._local(weight)
-            training = local.float().clone()  # half precision to fp32 and back is exact
+            # Half precision to fp32 and back is exact, so training continues with the same bits.
+            training = local.float().clone()
             local.copy_(average)
             average.copy_(training)
 
@@ -83,6 +89,7 @@ class EMA:
         average = self._average[index]
         if not self._is_sharded:
             return average
+        # ZeRO-3 pads a weight so that all shards have the same size; the padding is at the end of the last one.
         padded = torch.empty(average.numel() * dist.get_world_size(), device=average.device)
         dist.all_gather_into_tensor(padded, average)
         weight = self._weights[index][1]

@@ -45,12 +45,17 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Return the model to train, and the model inside its adapters; the same one without adapters."""
     inner = task.build_model()
     if job.parallel.activation_checkpointing:
+        # The reentrant variant needs an input that requires a gradient (torch/utils/checkpoint.py). With frozen
+        # embeddings, or with LoRA, none does, and the layers would get no gradient.
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if job.model.freeze is not None:
         freeze(inner, job.model.freeze)
     model = inner if job.model.lora is None else add_adapters(inner, task.auto_model, job.model, job.seed)
     if job.train.compile:
-        model.compile(dynamic=True)  # in place: names and hooks stay as they are
+        # In place: names and hooks stay as they are, where `torch.compile` would wrap the model in another module.
+        # Dynamic, as micro-batches differ in size and length.
+        model.compile(dynamic=True)
+    # After `freeze`: layers whose weights are frozen keep their pretrained statistics.
     if job.model.syncs_batch_norm:
         convert_to_sync_batch_norm(model)
     return model, inner
@@ -77,7 +82,8 @@ class Engine:
         self.zero = job.zero_stage
         self.num_forwards = 0
         """Forward passes so far, including those of generation; the heartbeat reports them as progress."""
-        for module in {model, inner}:  # generate() of a peft model calls the inner model alone
+        # generate() of a peft model calls the inner model alone. A set: without adapters both are the same module.
+        for module in {model, inner}:
             module.register_forward_pre_hook(self._count_forward)
         self.before_step: Callable[[], object] = bool
         """Called before a step changes the weights: waits until the checkpoint writer has copied them."""
@@ -94,6 +100,7 @@ class Engine:
         config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """Names of the optimizer states that can be resharded for another number of workers; None if they cannot."""
+        # Collective: DeepSpeed broadcasts the initial weights from rank 0. The process group exists already.
         with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
@@ -102,12 +109,16 @@ class Engine:
                 config=config,
                 dist_init_required=False,
             )
+        # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
+        # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         self._flat: FlatGradients | None = None
         """Gradient buffer without ZeRO; with ZeRO, DeepSpeed holds the gradients."""
         half = job.train.precision != "fp32"
         if self.zero == 0 and half:
             undo_initial_step(self._optimizer)
+            # Workaround, DeepSpeed 0.19.8 (runtime/fp16/unfused_optimizer.py, step): it replaces the masters' gradients
+            # by those of the half-precision weights. These are None here, so it would step with zeros.
             self._optimizer.step = partial(step_master_weights, self._optimizer)
             self._flat = FlatGradients(weights, [weight for group in groups for weight in group.parameters])
         elif self.zero == 0:
@@ -117,10 +128,12 @@ class Engine:
         self.ema: EMA | None = None
         """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
         if job.train.ema is not None:
+            # The model's own weights: what evaluation and export use. Without ZeRO the fp32 masters are not averaged.
             weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
             self.ema = EMA(job.train.ema, weights, sharded=self.zero == 3)
         if self._flat is not None:
-            self._engine.enable_backward_allreduce = False  # FlatGradients reduces them, without a copy
+            # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
+            self._engine.enable_backward_allreduce = False
 
     @property
     def model(self) -> torch.nn.Module:
@@ -161,6 +174,8 @@ class Engine:
     def logits(self, batch: Batch) -> torch.Tensor:
         """Return the model's logits, (B, ...). Collective under ZeRO-3, which gathers weights."""
         for layer in self._sync_batch_norms:
+            # transformers hands no mask down to its layers, and fillers must not count in the statistics. Two
+            # collectives per layer, so every rank must run the same number of forward passes.
             layer.mask = batch.mask
         return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types
 
@@ -189,6 +204,8 @@ class Engine:
     def can_retry_step(self) -> bool:
         """Whether a step can be repeated before `step` is called: no gradient has been exchanged or offloaded yet."""
         is_local = self.zero == 1 or self._flat is not None
+        # SyncBatchNorm exchanges statistics inside the forward pass, where the other ranks already wait, and a second
+        # pass would update its running statistics twice.
         return is_local and not (self.job.parallel.offload_optimizer or self._sync_batch_norms)
 
     def reset_gradients(self) -> None:
@@ -196,6 +213,7 @@ class Engine:
         self._engine.zero_grad()
         if self._flat is not None:
             self._flat.clear()
+        # DeepSpeed counts backward passes for its number of samples (runtime/engine.py); aborted ones do not count.
         self._engine._unmanaged_backward_count = 0
         if self.zero == 1:
             # DeepSpeed 0.19.8 is still "inside backward" after an aborted pass (runtime/base_optimizer.py).
@@ -211,19 +229,26 @@ class Engine:
             learning_rate: Learning rate of this step.
             step: Number of optimizer steps completed before this one.
         """
+        # The checkpoint writer copies weights and states during forward and backward passes. The step changes both in
+        # place, so it must not begin before the copy has ended.
         self.before_step()
         self._apply(learning_rate)
         if self.ema is not None:
             self.ema.update(step + 1)
 
     def _apply(self, learning_rate: float) -> None:
+        # DeepSpeed has no scheduler here: the rate is a function of the step alone, so a resume needs no scheduler
+        # state. Groups are paired by position; DeepSpeed keeps their order and drops empty ones, which are never built.
         for group, own in zip(self._optimizer.param_groups, self._groups, strict=True):
             group["lr"] = learning_rate * own.scale
         if self._flat is None:
+            # Collective: finishes the reduction of the gradients, agrees on the norm, and gathers updated weights.
             self._engine.step()
             self.grad_norm = self._engine.get_global_grad_norm()
             return
         if self.world_size > 1:
+            # Collective, and the only exchange of gradients in the step. Before clipping: the norm must be that of the
+            # whole gradient, or each rank would scale by another factor.
             self._flat.all_reduce()
         self.grad_norm = self._flat.clip(self.job.train.max_grad_norm)
         self._engine.step()
@@ -233,6 +258,7 @@ class Engine:
         """Return what this rank saves, by file name: the live tensors, not copies. Collective."""
         state = collect_state(self._engine)
         if self.ema is not None:
+            # On all ranks, although only rank 0 gets the averages: gathering shards is collective.
             averages = self.ema.full_weights()
             state |= {EMA_FILE: averages} if averages else {}
         return state
@@ -255,6 +281,7 @@ class Engine:
                 load_full(directory / tag, self._unwrapped, self._optimizer, self.trained_names, self.moments or {})
                 return
             if self.zero < 3:
+                # Fails on all ranks alike. DeepSpeed would fail only on ranks with an empty shard.
                 check_shardable(self._groups, self.world_size)
         # DeepSpeed reads the format from its config, but the best checkpoint and the last one may differ in it.
         self._engine._config.load_universal_checkpoint = universal
@@ -300,13 +327,17 @@ class Engine:
         state: dict[str, torch.Tensor] = {}
         is_sharded = self.zero == 3
         for name, tensor in self._unwrapped.named_parameters():
+            # Collective under ZeRO-3. One weight at a time: a device holds one whole weight, and only rank 0's host
+            # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
+                    # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
                     state[name] = tensor.detach().cpu().clone()
         if self.rank != 0:
             return None
         parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))
-        persistent = self._unwrapped.state_dict().keys() - parameters  # buffers are replicated on every rank
+        # Buffers are replicated on every rank. `named_buffers` also lists those that are not saved (persistent=False).
+        persistent = self._unwrapped.state_dict().keys() - parameters
         buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in persistent}
         return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
 
@@ -320,10 +351,12 @@ class Engine:
         """
         if self.world_size == 1:
             return
+        # A tensor on the device, as NCCL gathers nothing else. A copy, as torch warns about read-only memory.
         local = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
         gathered = [torch.empty_like(local) for _ in range(self.world_size)]
         dist.all_gather(gathered, local)
         digests = [tuple(digest.tolist()) for digest in gathered]
+        # Without a majority, as with two ranks, the first digest counts as right. The rank named may be the wrong one.
         most_common = max(digests, key=digests.count)
         diverged = [str(rank) for rank, digest in enumerate(digests) if digest != most_common]
         if diverged:

@@ -31,5 +31,6 @@ def train_loop_per_worker(config: dict[str, object]) -> None:
 
 
 def _request_stream(name: str) -> None:
-    with suppress(Exception):  # requested again where it is read, which raises there
+    # It is requested again where it is read, and raises there.
+    with suppress(Exception):
         ray.train.get_dataset_shard(name)

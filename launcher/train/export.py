@@ -18,13 +18,16 @@ from launcher.train.engine import Engine
 
 def export_model(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
     """Write `model/`, and `adapter/` for LoRA, to the run directory. Collective: gathers shards; rank 0 writes."""
+    # Before any rank returns: every rank takes part in gathering the weights.
     state = engine.full_state_dict()
     if engine.rank != 0 or state is None:
         return
     check_finite(state)
+    # On a local disk first: transformers and peft cannot write to an object store, and readers must not see a part.
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         model = engine.model
+        # The adapter before the model: the model's card marks an export as complete (`worker.py`).
         if job.model.lora is not None:
             adapters = Path(scratch) / "adapter"
             save_adapters(model, state, adapters)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module

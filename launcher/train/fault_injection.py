@@ -43,6 +43,7 @@ class FaultInjector:
     def inject_at_step(self, done: int) -> None:
         """Inject the faults that are due after `done` steps."""
         self._step = done
+        # A copy, as `_mark_done` removes from the list.
         for number, fault in [*self._faults]:
             if fault.step is None or fault.step > done:
                 continue
@@ -70,6 +71,7 @@ class FaultInjector:
     def inject_nan(self, step: int, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss of the step after `step` completed ones; NaN if a fault asks for it."""
         is_nan = any(fault.kind == "nan" and fault.step == step + 1 for _, fault in self._faults)
+        # Multiplied on the device, without a host-device sync. The gradient was computed before and stays finite.
         return loss * math.nan if is_nan else loss
 
     def inject_at_write(self, step: int) -> None:
@@ -85,6 +87,7 @@ class FaultInjector:
             if fault.kind == "disk_full":
                 self._mark_done(number, fault)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Every third write fails: the writer's next attempt succeeds (`writer.py` makes three).
             if fault.kind == "flaky" and self._writes % 3 == 0:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -93,7 +96,8 @@ class FaultInjector:
         return "driver" if self._rank is None else self._rank
 
     def _send_signal(self, number: int, fault: Fault) -> None:
-        self._mark_done(number, fault)  # first: nothing runs after SIGKILL
+        # Recorded first: nothing runs after SIGKILL, and a fault without a record would happen in every attempt.
+        self._mark_done(number, fault)
         os.kill(os.getpid(), _SIGNALS[fault.kind])
 
     def _mark_done(self, number: int, fault: Fault) -> None:
@@ -109,12 +113,15 @@ def _corrupt_newest_checkpoint(run: RunDir) -> None:
     """Flip a bit of the largest file of the newest checkpoint, once it is complete. Local storages only."""
     if run.local is None:
         return
+    # A thread of rank 0 writes the checkpoint: its directory is there before its manifest. A corrupt file without a
+    # manifest would be replaced or removed, and the fault would have no effect.
     deadline = time.monotonic() + _CHECKPOINT_TIMEOUT_S
     while run.list("checkpoints")[-1] != Path(catalog.checkpoint_dir(catalog.latest_step(run))).name:
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
     folder = run.local / catalog.checkpoint_dir(catalog.latest_step(run))
+    # The size stays the same, so that only the hash of the file can find it.
     shard = max(folder.glob("*/state/*"), key=lambda path: Path(path).stat().st_size)
     with shard.open("r+b") as file:
         file.seek(shard.stat().st_size // 2)

@@ -40,10 +40,13 @@ class FlatGradients:
         ]
         self.clear()
         for half, view in zip(halves, self._views if halves else (), strict=True):
+            # One weight at a time: the half-precision gradients of the whole model never exist together.
             half.register_post_accumulate_grad_hook(partial(_move_gradient, view))
 
     def clear(self) -> None:
         """Set all gradients to zero and reattach the views."""
+        # Zeroed in place. Setting `grad` to None, as torch's `zero_grad` does, would detach the buffer: backward would
+        # allocate new gradients, and the all-reduce would send zeros without an error.
         self._flat_N.zero_()
         for weight, view in zip(self._weights, self._views, strict=True):
             weight.grad = view
@@ -63,6 +66,7 @@ class FlatGradients:
         """
         norm: torch.Tensor = torch.linalg.vector_norm(self._flat_N)
         if max_norm is not None:
+            # The factor stays a tensor: an `if` on the norm would make the host wait for the device.
             self._flat_N.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
@@ -81,6 +85,7 @@ def use_sparse_embedding_update(model: torch.nn.Module) -> None:
     written and added for each micro-batch. Requires that `FlatGradients` holds the gradients.
     """
     for module in model.modules():
+        # torch has no sparse gradient of an embedding that scales by frequency, and raises in the backward pass.
         if isinstance(module, torch.nn.Embedding) and not module.scale_grad_by_freq:
             module.sparse = True
 
@@ -101,6 +106,7 @@ def step_master_weights(optimizer: "FP16_UnfusedOptimizer") -> None:
     with torch.no_grad():
         for masters, halves in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
             for master, half in zip(masters, halves, strict=True):
+                # In place: the model, its hooks and DeepSpeed's groups refer to the same tensor.
                 half.copy_(master)
 
 
@@ -114,7 +120,8 @@ def unify_gradient_dtype(engine: "type[deepspeed.DeepSpeedEngine]") -> Iterator[
     inner = engine._do_optimizer_sanity_check
 
     def choose(self: "deepspeed.DeepSpeedEngine", basic: torch.optim.Optimizer) -> str | None:
-        wrapper = inner(self, basic)  # also runs its checks
+        # Called for its checks as well.
+        wrapper = inner(self, basic)
         return "zero_optimization" if self.zero_optimization() else wrapper
 
     engine._do_optimizer_sanity_check = choose

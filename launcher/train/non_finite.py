@@ -53,10 +53,13 @@ class NonFinitePolicy:
             return True
         is_finite = torch.isfinite(loss_sum).to(torch.int32).reshape(1)
         if engine.world_size > 1:
+            # One rank's NaN makes all ranks skip: the weights would differ for good if some applied the gradient.
             dist.all_reduce(is_finite, dist.ReduceOp.MIN)
-        if is_finite.item():  # host-device sync
+        # A host-device sync in every step, the price of `skip`.
+        if is_finite.item():
             return True
         reason = f"the loss is not finite at step {step + 1}"
+        # Recorded first: under ZeRO 2 and 3 the ranks restart, and the next attempt skips what the record names.
         self._skip(step + 1, reason)
         if not engine.can_retry_step:
             raise NonFiniteLossError(reason)
@@ -93,12 +96,14 @@ class NonFinitePolicy:
         self._skipped_steps.add(step)
         if self._ctx.engine.rank == 0:
             self._record(step, reason)
-        dist.barrier()  # a rank that raises next ends the others, which must not happen before the record is written
+        # A rank that raises next ends the others, which must not happen before the record is written.
+        dist.barrier()
 
     def _record(self, step: int, reason: str) -> None:
         ctx = self._ctx
         train = ctx.splits[TRAIN]
         rows = []
+        # Read from the data files again, at most ten times in a run: the stream keeps no rows of earlier batches.
         for row in read_batch_rows(ctx.job, ctx.plan, ctx.splits, step - 1):
             file, file_row = train.locate(int(row))
             rows.append(BadRow(row=int(row), file=file, file_row=file_row))

@@ -41,10 +41,12 @@ class OOMRecovery:
     def __init__(self, run: RunDir, engine: Engine) -> None:
         self._run, self._engine = run, engine
         self._max_samples: int | None = None
-        self._largest = 0  # samples of the largest micro-batch of the current attempt
+        # Samples of the largest micro-batch of the current attempt.
+        self._largest = 0
 
     def split(self, micro_batches: Sequence[pa.Table]) -> list[pa.Table]:
         """Return the micro-batches of a step, cut to the size that fits since memory last ran out."""
+        # Ranks may then run different numbers of passes. The size is only ever set where a pass is no collective.
         pieces = split_micro_batches(micro_batches, self._max_samples)
         self._largest = max(len(piece) for piece in pieces)
         return pieces
@@ -65,6 +67,7 @@ class OOMRecovery:
         largest_failed = self._largest_failed(self._largest if loss_sum is None else 0)
         if not largest_failed:
             return False
+        # On the ranks whose attempt was complete as well: all repeat the whole step.
         self._engine.reset_gradients()
         release_cached_memory()
         self._max_samples = -(-largest_failed // 2)
@@ -82,6 +85,8 @@ class OOMRecovery:
             return
         half = -(-self._largest // 2)
         reduction = MicroBatchReduction(step=step + 1, micro_batch=self._largest, reduced=half, restarted=True)
+        # By the failed rank itself, whatever its number: rank 0 may wait inside a collective. Before the error, as
+        # the next attempt starts from the record.
         record_reduction(self._run, reduction)
         raise MicroBatchOOMError(
             f"out of memory in step {step + 1}: micro-batches of {self._largest} do not fit; the next "
@@ -122,6 +127,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release_cached_memory() -> None:
     """Free unreachable tensors and the allocator's cached blocks, so that a smaller attempt finds room."""
+    # The aborted graph may be part of reference cycles, which keep its tensors until the collector runs.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

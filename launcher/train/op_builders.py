@@ -37,7 +37,8 @@ def remove_stale_locks() -> None:
     for lock in locks:
         if held and str(lock) not in held:
             _LOG.warning("%s: left by a killed build; removed", lock)
-            lock.unlink(missing_ok=True)  # another worker of this host may have removed it
+            # Another worker of this host may have removed it.
+            lock.unlink(missing_ok=True)
 
 
 def _build_root() -> Path:

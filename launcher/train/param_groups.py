@@ -42,9 +42,13 @@ def build_param_groups(model: torch.nn.Module, train: TrainSpec) -> list[ParamGr
         depth = parameter_depths(model, stack)
         scales = {name: train.layer_decay ** (stack.layers + 1 - depth[name]) for name in scales}
     groups = []
+    # Sorted: checkpoints hold optimizer states by the position of group and weight, so every attempt and every rank
+    # must build the same order.
     for scale in sorted(set(scales.values())):
         for is_matrix, decay in ((True, train.optimizer.weight_decay), (False, 0.0)):
+            # By shape: names of biases and norms differ between architectures, but all of them are vectors.
             members = [(name, p) for name, p in trained if scales[name] == scale and (p.dim() >= 2) == is_matrix]
+            # DeepSpeed drops empty groups (runtime/engine.py), and `engine.py` pairs its groups with these by position.
             if members:
                 names, parameters = zip(*members, strict=True)
                 groups.append(ParamGroup(parameters, names, decay, scale))
@@ -62,7 +66,8 @@ def check_shardable(groups: Sequence[ParamGroup], workers: int) -> None:
     """
     for group in groups:
         elements = sum(p.numel() for p in group.parameters)
-        shard = 2 * -(-elements // (2 * workers))  # shards start at even offsets
+        # Shards start at even offsets (runtime/zero/stage_1_and_2.py, nccl_start_alignment_factor).
+        shard = 2 * -(-elements // (2 * workers))
         if shard * (workers - 1) >= elements:
             raise RunError(
                 f"the checkpoint cannot be split into shards for {workers} workers: {', '.join(group.names[:3])} have "
@@ -75,7 +80,9 @@ def bitsandbytes_optimizer(job: JobSpec) -> Callable[[object], torch.optim.Optim
     optimizer = job.train.optimizer
     if optimizer.type != "adamw_8bit":
         return None
-    from bitsandbytes.optim import AdamW8bit  # `driver/prepare.py` has checked that it is installed
+    # An optional dependency; `driver/prepare.py` has checked that it is installed.
+    from bitsandbytes.optim import AdamW8bit
 
     betas = (optimizer.beta1, optimizer.beta2)
+    # Without weight decay, which every parameter group has on its own.
     return partial(AdamW8bit, lr=job.train.learning_rate, betas=betas, eps=optimizer.eps)

@@ -20,7 +20,8 @@ def peak_resident_bytes() -> int:
     """
     if _STATUS.is_file():
         return _read_status("VmHWM")
-    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, the only system without /proc here
+    # In bytes on macOS, the only system without /proc here.
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak
 
 
@@ -28,6 +29,7 @@ class PeakMemoryTracker:
     """Peak memory since creation: of the GPU's allocator, or on a CPU the growth of this process."""
 
     def __init__(self) -> None:
+        # Garbage of the imports would count in the start value, and hide as much growth once its memory is reused.
         gc.collect()
         self._resident_before = 0
         if torch.cuda.is_available():
@@ -50,9 +52,11 @@ class PeakMemoryTracker:
 
 def _reset_peak() -> None:
     try:
-        _CLEAR_REFS.write_text("5")  # resets VmHWM (proc(5))
+        # Resets VmHWM (proc(5)). Otherwise the peak of the imports would count.
+        _CLEAR_REFS.write_text("5")
+    # A hardened container: the peak counts from the start of the process.
     except PermissionError:
-        return  # a hardened container: the peak counts from the start of the process
+        return
 
 
 def _read_status(name: str) -> int:

@@ -61,15 +61,20 @@ class StopSignal:
         if self._control is not None and not self._is_training:
             self._control.set_training(True)
             self._is_training = True
+        # Collective, but it has had a whole step to finish: in practice nobody waits here.
         self._wait_for_broadcast()
         # Read before the buffer is used for the next broadcast.
         decision = int(self._decision)
+        # On all ranks but rank 0 the broadcast overwrites this value: only rank 0's clock decides when to ask Ray.
         self._decision[0] = self._decide()
         self._broadcast = dist.broadcast(self._decision, src=0, group=self._group, async_op=True)
+        # All ranks have read the same decision, so all of them ask Ray or none. Ray's workers must call
+        # `get_preemption_info` equally often: it is a barrier (ray 2.60, train/v2/api/train_fn_utils.py).
         return decision == _STOP or (decision == _ASK_RAY and self._is_draining())
 
     def close(self) -> None:
         """Finish the last broadcast and report the end of the training. Collective."""
+        # Every broadcast has a partner on all ranks: all have made the same number of steps.
         self._wait_for_broadcast()
         if self._control is not None:
             self._control.set_training(False)

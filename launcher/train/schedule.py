@@ -16,7 +16,9 @@ def learning_rate(train: TrainSpec, step: int, total_steps: int) -> float:
     schedule = train.schedule
     warmup = math.ceil(schedule.warmup_fraction * total_steps)
     if step < warmup:
+        # From `step + 1`: a rate of zero would waste the first batch.
         return train.learning_rate * (step + 1) / warmup
+    # Zero steps remain after a warm-up over the whole run.
     progress = (step - warmup) / max(1, total_steps - warmup)
     if schedule.type == "linear":
         return train.learning_rate * max(0.0, 1.0 - progress)

@@ -108,25 +108,34 @@ def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step
     started = time.monotonic()
     task = task.for_evaluation()
     metrics = task.metrics(engine.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss and rows of this rank
+    # Loss and rows of this rank. In float64, as a sum over millions of rows in fp32 loses the small terms.
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     weight = 0.0
     local_worst: list[_WorstSample] = []
     with engine.evaluation_mode():
         for batch in batches:
+            # Not reduced over ranks below: each header has the weight of its whole global batch.
             weight += batch.global_batch.weight
             sums += _score(engine, task, batch, metrics, local_worst)
+    # Known after the last batch. Only rank 0's shards count skipped rows, so the sum counts each row once.
     skipped = torch.tensor([float(batches.skipped_rows)], dtype=torch.float64, device=engine.device)
     merged = torch.cat([sums, skipped])
+    # One all-reduce and one host-device sync for all three numbers.
     dist.all_reduce(merged)
     loss, rows, skipped_rows = merged.tolist()
+    # The numbers are merged, so all ranks raise or none. A row that is lost or read twice would change the score
+    # without an error.
     if int(rows) + int(skipped_rows) != split.rows:
         raise RowCountError(
             f"{split.name}: {int(rows)} rows scored and {int(skipped_rows)} skipped, but the files hold {split.rows}; "
             "did the files change while the run was reading them?"
         )
-    values = metrics.compute()  # collective: torchmetrics merges the states of the ranks
+    # Collective: torchmetrics merges the states of the ranks.
+    values = metrics.compute()
     gathered: list[list[_WorstSample]] = [[] for _ in range(engine.world_size)]
+    # Collective, of pickles on the host: at most 20 rows of each rank.
     dist.all_gather_object(gathered, local_worst)
+    # Ordered by loss and row, not by rank: ties do not depend on the number of workers.
     worst = heapq.nlargest(_MAX_WORST, (sample for samples in gathered for sample in samples))
     return Scores(
         split=split,
@@ -169,12 +178,15 @@ def _score(
     while queue:
         samples = queue.pop(0)
         scored = _forward(engine, task, samples)
-        if scored is None:  # out of memory: try two halves
+        # Out of memory: two halves. Without ZeRO-3 a forward pass is no collective, so this rank may run more passes.
+        if scored is None:
             release_cached_memory()
             queue[:0] = split_micro_batches([samples], -(-len(samples) // 2))
             continue
+        # Only filler samples: under ZeRO-3 the other ranks needed this forward pass.
         if not len(scored.labels):
-            continue  # only filler samples: under ZeRO-3 the other ranks needed this forward pass
+            continue
+        # Only now, when the whole micro-batch has passed: halves of a failed attempt must not count twice.
         metrics.update(scored.logits, scored.labels)
         sums += torch.stack([scored.losses_B.double().sum(), scored.num_rows])
         _update_worst(task, worst, scored, samples)
@@ -187,26 +199,31 @@ def _forward(engine: Engine, task: Task, samples: pa.Table) -> _ScoredBatch | No
         batch = collate(task, samples).to(engine.device)
         logits = engine.logits(batch)
         is_row = batch.mask > 0
+        # A boolean index is a host-device sync, as the shape depends on the values. In evaluation only.
         logits, labels = logits[is_row], batch.labels[is_row]
         losses_B = task.sample_losses(logits, labels) if len(labels) else is_row
         return _ScoredBatch(logits, labels, losses_B, is_row.double().sum())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(samples) == 1 or engine.zero == 3:  # ZeRO-3 gathers in lockstep: the other ranks could not follow
+        # ZeRO-3 gathers weights in lockstep: the other ranks could not follow additional passes.
+        if len(samples) == 1 or engine.zero == 3:
             raise TrainingError(out_of_memory_message(f"evaluation on rank {engine.rank}", len(samples))) from None
-        error.__traceback__ = None  # its frames hold the tensors of the attempt
+        # Its frames hold the tensors of the attempt.
+        error.__traceback__ = None
     return None
 
 
 def _update_worst(task: Task, worst: list[_WorstSample], scored: _ScoredBatch, samples: pa.Table) -> None:
     """Keep the rows with the largest losses in a heap; predictions are decoded for these only."""
     smallest = worst[0].loss if len(worst) == _MAX_WORST else -1.0
-    losses_B = scored.losses_B.float().cpu()  # host-device sync, in evaluation only
+    # A host-device sync, in evaluation only.
+    losses_B = scored.losses_B.float().cpu()
     chosen = [i for i in losses_B.argsort(descending=True).tolist()[:_MAX_WORST] if float(losses_B[i]) > smallest]
     if not chosen:
         return
-    rows = [row for row in samples.column("__row").to_pylist() if row >= 0]  # -1 marks a filler
+    # -1 marks a filler. A micro-batch holds rows or fillers, never both (data/rank_batches.py), so positions agree.
+    rows = [row for row in samples.column("__row").to_pylist() if row >= 0]
     results = task.row_results(scored.logits[chosen].cpu(), scored.labels[chosen].cpu(), samples.take(pa.array(chosen)))
     for i, result in zip(chosen, results, strict=True):
         sample = _WorstSample(float(losses_B[i]), rows[i], result)

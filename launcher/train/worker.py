@@ -50,6 +50,7 @@ def train_worker(config: WorkerConfig) -> None:
         result = None  # stopped between the end of training and the end of the export
     # Before the engine is built: the first window is encoded meanwhile.
     stream = ShardStream(_prefetch_first(_shards(config, TRAIN))) if result is None else None
+    # After the imports and before the engine: the plan's estimate covers the model, its states and a step.
     memory = PeakMemoryTracker()
     engine = Engine(config.job, task, plan.micro_batch)
     try:
@@ -62,10 +63,13 @@ def train_worker(config: WorkerConfig) -> None:
             signal = StopSignal(config.control, is_node_draining)
             heartbeat = _start_heartbeat(config, engine, log)
             result = run_to_completion(
+                # `should_stop` is collective, and `or` may skip it. An injected drain is the same on all ranks after
+                # the same step, so all of them skip it or none.
                 train(ctx, stream, log, state, lambda: faults.is_node_draining() or signal.should_stop())
             )
             heartbeat.close()
             memory.write(run, engine.rank, None if plan.memory is None else plan.memory.needed)
+            # Collective. It tells the driver that no step will handle a stop request by saving a checkpoint.
             signal.close()
             log.close()
             if result is None:
@@ -73,7 +77,10 @@ def train_worker(config: WorkerConfig) -> None:
             _export_best(config, ctx, result)
         else:
             assert result is not None
+            # An earlier attempt has trained and exported; only scores or the model card are missing. Collective.
             reader.load(run, engine, result.best_step, weights_only=True)
+        # Each rank looks for itself and all find the same: rank 0 writes the record only after the collectives of the
+        # evaluation, which every rank enters after this line.
         if "test" in config.splits and not run.exists("scores-test.json"):
             _write_scores(config, task, engine, "test", result.best_step)
         if engine.rank == 0:
@@ -117,6 +124,8 @@ def prepare_process(job: JobSpec) -> None:
         # DeepSpeed compiles its CPU optimizer, with the ninja that is installed beside this Python.
         os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     if job.train.deterministic:
+        # cuBLAS reads this when it creates a handle, so it must be set before the first kernel. Without it torch raises
+        # in deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
@@ -137,6 +146,7 @@ def _prefetch_first(shards: Iterator[pa.Buffer]) -> Iterator[pa.Buffer]:
 
     Thread(target=fetch, name="first-window", daemon=True).start()
 
+    # A generator must not run in two threads at once: this one waits for the thread before it continues `shards`.
     def iterate() -> Iterator[pa.Buffer]:
         shard = first.result()
         if shard is not None:
@@ -154,15 +164,18 @@ def _start_heartbeat(config: WorkerConfig, engine: Engine, log: RunLog) -> Worke
 def _export_best(config: WorkerConfig, ctx: TrainContext, result: ResultRecord) -> None:
     """Export the weights of the best step, then record that the training is complete. Collective."""
     engine = ctx.engine
+    # Otherwise the best weights are those of the last step, which the engine still holds.
     if result.best_step != result.steps:
         _load_best(config.run, engine, result.best_step)
     if engine.rank == 0 and config.lease is not None:
+        # The model is replaced, not versioned: a stale attempt must not overwrite a newer one's.
         config.lease.check()
     ctx.faults.inject_at_place("export")
     export_model(config.run, engine, ctx.task, config.job, config.plan)
     # After the export: an attempt that finds this record does not train again.
     if engine.rank == 0:
         config.run.write_record("result.json", result, durable=True)
+    # No rank goes on, and may fail, before the record exists: the next attempt would export once more.
     dist.barrier()
 
 
@@ -187,6 +200,7 @@ def _load_best(run: RunDir, engine: Engine, step: int) -> None:
 def _write_scores(config: WorkerConfig, task: Task, engine: Engine, split: str, step: int) -> None:
     """Score a split and write its record on rank 0. Collective."""
     stream = ShardStream(_shards(config, split))
+    # A stream of one evaluation is labelled with the last step, whichever weights are scored (data/windows.py).
     batches = stream.evaluation(split, config.plan.total_steps)
     scores = validate(engine, task, batches, config.splits[split], step)
     if engine.rank == 0 and config.on_metrics is not None:

@@ -10,6 +10,7 @@ from launcher.rundir.plan import Plan
 from launcher.spec.fault_injection import Fault
 from launcher.spec.job import JobSpec
 
+# Both modules import torch, which the driver must not load to send this.
 if TYPE_CHECKING:
     from launcher.train.loggers.run_log import OnMetrics
     from launcher.train.preemption import ControlClient

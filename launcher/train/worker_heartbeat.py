@@ -16,6 +16,7 @@ from pathlib import Path
 from launcher.errors import LauncherError
 from launcher.rundir.directory import RunDir
 
+# The watchdog takes a worker for frozen after 60 s of silence: a few lost heartbeats are no failure.
 _INTERVAL_S = 5.0
 _EXIT_CODE = 70
 """Exit code of a worker that ended itself because the group hung (EX_SOFTWARE of sysexits.h)."""
@@ -63,6 +64,7 @@ class WorkerHeartbeat:
         self._read_progress = read_progress
         self._stop = threading.Event()
         if send is not None:
+            # A daemon: a training that raises does not close this, and its process must still end.
             threading.Thread(target=self._send_until_closed, args=(send,), name="heartbeat", daemon=True).start()
 
     def close(self) -> None:
@@ -71,17 +73,21 @@ class WorkerHeartbeat:
 
     def _send_until_closed(self, send: Callable[[Heartbeat], bool]) -> None:
         host = socket.gethostname()
-        while True:  # the first one is sent at once: the watchdog knows only workers that it has received one from
+        # The first one is sent at once: the watchdog knows only workers that it has received one from.
+        while True:
             step, forward_passes, stage = self._read_progress()
             must_exit = send(Heartbeat(self._rank, host, step, forward_passes, stage))
+            # The training may have ended while the answer was on its way.
             if must_exit and not self._stop.is_set():
                 self._dump_stacks(step)
-                os._exit(_EXIT_CODE)  # the main thread hangs and cannot be asked to exit
+                # `sys.exit` would end this thread alone; the main thread hangs and cannot be asked to exit.
+                os._exit(_EXIT_CODE)
             if self._stop.wait(_INTERVAL_S):
                 return
 
     def _dump_stacks(self, step: int) -> None:
         """Write the stacks of all threads of this process to the run directory."""
+        # faulthandler needs a file descriptor, which only a local file has. The storage comes second, as it may fail.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stacks.txt"
             with path.open("w") as file:

@@ -44,13 +44,15 @@ def newest_files_dir(run: RunDir, step: int, fences: Fences | None = None) -> st
     """
     home = checkpoint_dir(step)
     names = run.list(home)
+    # Read once for all steps: on an object store each reading is a listing and some requests.
     fences = Fences(run) if fences is None else fences
     tokens = sorted((token for token in map(_token, names) if token is not None), reverse=True)
     for token in tokens:
         directory = f"{home}/{files_dir(token)}"
         if not fences.excludes(step, token) and run.exists(f"{directory}/manifest.json"):
             return directory
-    return home if "manifest.json" in names else None  # early versions: all attempts shared the directory
+    # Early versions: all attempts shared the directory.
+    return home if "manifest.json" in names else None
 
 
 def _token(name: str) -> int | None:
@@ -115,6 +117,8 @@ def prune(run: RunDir, keep_last: int, best_step: int | None, token: int | None 
         RunError: Some checkpoints cannot be removed. All others are.
     """
     steps = complete_steps(run)
+    # By records and file sizes: this runs after each checkpoint, and hashes would read everything again. Counting a
+    # corrupt one could leave the run without any that it can resume from.
     intact = [step for step in reversed(steps) if find_corruption(run, step) is None][:keep_last]
     if len(intact) == keep_last:
         obsolete = [step for step in steps if step < intact[-1] and step != best_step]
@@ -195,6 +199,7 @@ def file_bytes(path: Path) -> int | None:
     """
     try:
         status = path.stat()
+    # Any other error says nothing about the file: counted as missing, it would quarantine an intact checkpoint.
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -231,12 +236,14 @@ def remove(run: RunDir, step: int, token: int | None = None) -> None:
     """
     home = checkpoint_dir(step)
     names = run.list(home)
+    # Names without a token are files of early versions, older than any attempt.
     old = [name for name in names if token is None or (_token(name) or 0) <= token]
     # All manifests first: if this stops halfway, the remaining files do not look like a complete checkpoint.
     for name in old:
         run.delete(f"{home}/manifest.json" if _token(name) is None else f"{home}/{name}/manifest.json")
     for name in old:
         run.delete(f"{home}/{name}")
+    # Otherwise a newer attempt has files here, or is writing some.
     if len(old) == len(names):
         run.delete(home)
 

@@ -62,15 +62,18 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
     source = answers[0]
     if source is None:
         raise CorruptCheckpointError(f"the checkpoint of step {step} does not exist any more")
+    # On every rank, although only each host's leader uses its own: who leads is known only after a collective.
     with tempfile.TemporaryDirectory() as scratch:
         host = _Host.find(engine, Path(scratch))
         manifest = run.read_record(f"{source}/manifest.json", ManifestRecord)
         directory = _fetch(run, source, host)
+        # All hashes before the first `torch.load`. The ranks share the files, so together they read each one once.
         corruption = _verify(run.path(source), directory, manifest, _files_to_verify(run, host, engine))
         if corruption is not None:
             if engine.rank == 0:
                 catalog.quarantine(run, step, corruption)
-            dist.barrier()  # no rank raises, and so ends the group, before rank 0 has written the quarantine
+            # No rank raises, and so ends the group, before rank 0 has written the quarantine.
+            dist.barrier()
             raise CorruptCheckpointError(f"the checkpoint of step {step} is damaged ({corruption})")
         directory = directory / manifest.folder
         with weights_only_loads(run.path(source)):
@@ -80,7 +83,8 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
                 engine.load(_convert(directory, host, engine, manifest.zero), weights_only, universal=True)
             if engine.ema is not None:
                 engine.ema.load(directory)
-        dist.barrier()  # other ranks of this host still read the downloaded or converted files of the leader
+        # Other ranks of this host still read the downloaded or converted files, which the leader removes next.
+        dist.barrier()
     return run.read_record(f"{source}/state.json", TrainerState)
 
 
@@ -129,6 +133,7 @@ def _file_system_id() -> str:
     """Return an id of the file system that this process sees; pods may share a host name and no files."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # Two containers of a machine have the same boot id; the mount namespace tells them apart.
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/mnt')}"
     except OSError:  # not Linux
         return f"{socket.gethostname()} {uuid.getnode()}"
@@ -191,6 +196,8 @@ def _verify(shown: str, directory: Path, manifest: ManifestRecord, files: slice)
     """
     corruption: str | None = None
     error: RunError | None = None
+    # Nothing is raised inside the loop: the ranks exchange what they have found at its end, and a rank that raised
+    # alone would leave the others in that collective.
     for entry in manifest.files[files]:
         path = directory / manifest.folder / entry.path
         name = join(shown, path.relative_to(directory).as_posix())
@@ -227,6 +234,7 @@ def _convert(directory: Path, host: _Host, engine: "Engine", zero: int) -> Path:
                 universal.convert_from_shards(source, target, zero, moments)
             else:
                 universal.convert_from_full(source, target, engine.trained_names, moments)
+        # DeepSpeed's converter checks with assertions and indexes without checks. The other ranks wait for an answer.
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as cause:
             error = TrainingError(f"{directory}: cannot be converted for {engine.world_size} workers ({cause})")
     _raise_first(error)
@@ -269,6 +277,7 @@ def weights_only_loads(shown: str) -> Iterator[None]:
     """
     # Workaround, DeepSpeed 0.19.8: about twenty calls pass weights_only=False (in runtime/ and checkpoint/). torch
     # lets this variable override the argument (torch.serialization.load).
+    # Process-wide, so a load in another thread is restricted as well.
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
     try:

@@ -34,7 +34,8 @@ class StagingBuffers:
         copies: dict[tuple[object, ...], torch.Tensor] = {}
         staged = {name: self._copy_tree(tree, old, copies) for name, tree in states.items()}
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # host-device sync, in the writer's thread: copies to pinned memory are async
+            # A host-device sync, in the writer's thread: copies to pinned memory are async, and are read next.
+            torch.cuda.synchronize()
         return staged
 
     def _copy_tree(self, tree: Any, old: list[torch.Tensor], copies: dict[tuple[object, ...], torch.Tensor]) -> Any:
@@ -56,6 +57,7 @@ class StagingBuffers:
         # An engine's states come in the same order every time, so the n-th tensor fits the n-th buffer.
         buffer = old[len(self._buffers)] if len(self._buffers) < len(old) else None
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            # Pinned, so that all copies are queued at once: one to pageable memory blocks until the device has made it.
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         buffer.copy_(tensor, non_blocking=True)
         self._buffers.append(buffer)
@@ -76,6 +78,7 @@ class _HashingStream(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self._stream.write(view)
+        # The hash of what is written. Reading the file again would cost as much as writing it, and hash a bad write.
         self.digest.update(view)
         self.size += len(view)
         return len(view)

@@ -28,6 +28,7 @@ def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
         tempfile.TemporaryDirectory() as empty,
         overridden(
             engine.checkpoint_engine,
+            # DeepSpeed hands each file's tree to its checkpoint engine, which would write it with `torch.save`.
             save=lambda state_dict, path: trees.update({f"state/{Path(path).name}": state_dict}),
             makedirs=_do_nothing,
         ),
@@ -36,7 +37,8 @@ def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
         overridden(engine.optimizer, **(no_gathering if is_sharded else {})),
         without_copies(engine),
     ):
-        engine.save_checkpoint(empty, tag="state", save_latest=False)  # collective: has barriers of its own
+        # Collective: it has barriers of its own.
+        engine.save_checkpoint(empty, tag="state", save_latest=False)
     if is_sharded:
         _clear_sharded_weights(engine, trees)
     if is_swapped(engine):

@@ -39,9 +39,12 @@ def convert_from_shards(source: Path, target: Path, zero: int, moments: Moments)
     from deepspeed.checkpoint import ds_to_universal
 
     if set(moments) != set(_ADAM_MOMENTS):
+        # The converter knows Adam's states alone, by their names.
         source = _rename_shards(source, target.parent / "renamed", zero, moments)
     target.parent.mkdir(parents=True, exist_ok=True)
     ds_to_universal.main(
+        # One worker runs in this process (ds_to_universal.py, _do_parallel_work). More would be forked off a process
+        # that has threads, a CUDA context and a process group.
         Namespace(
             input_folder=str(source),
             output_folder=str(target),
@@ -49,6 +52,7 @@ def convert_from_shards(source: Path, target: Path, zero: int, moments: Moments)
             num_merge_workers=1,
             keep_temp_folder=False,
             strict=True,
+            # Otherwise an assertion asks for a description that the client has saved. Stage 3 takes another path.
             inject_missing_state=zero < 3,
         )
     )
@@ -76,6 +80,7 @@ def _rename_shards(source: Path, target: Path, zero: int, moments: Moments) -> P
 
 def _with_adam_names(state: Mapping[str, torch.Tensor], size: int, moments: Moments) -> State:
     """Return a flat shard's states under Adam's names; zeros where the optimizer has none or has not stepped yet."""
+    # `torch.save` writes the storage of a view, here a single number.
     zeros = torch.zeros(1).expand(size)
     renamed = {adam: state[own] for own, adam in moments.items() if state.get(own) is not None}
     return {"step": torch.tensor(0.0), **dict.fromkeys(_ADAM_MOMENTS, zeros), **renamed}
@@ -102,7 +107,8 @@ def convert_from_full(source: Path, target: Path, names: Sequence[str], moments:
     saved = torch.load(source / _MODEL_STATES, map_location="cpu", weights_only=True)
     optimizer = saved.pop("optimizer")
     weights = [saved["module"][name] for name in names]
-    if "fp32_groups" in optimizer:  # half precision: the fp32 master weights, in the optimizer's order
+    # Half precision: the fp32 master weights, in the optimizer's order.
+    if "fp32_groups" in optimizer:
         weights = [weight for group in optimizer["fp32_groups"] for weight in group]
         optimizer = optimizer["optimizer_state_dict"]
     for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
@@ -113,6 +119,7 @@ def convert_from_full(source: Path, target: Path, names: Sequence[str], moments:
         folder.mkdir(parents=True)
         tensors = {"fp32": weight.detach(), **{key: state[key].view_as(weight) for key in _ADAM_MOMENTS}}
         for key, tensor in tensors.items():
+            # A clone: `torch.save` writes the whole storage of a view.
             torch.save({"param": tensor.clone()}, folder / f"{key}.pt")
         torch.save(state["step"].clone(), folder / "step.pt")
     shared = {"param_groups": optimizer["param_groups"], "ds_version": saved["ds_version"]}
@@ -138,15 +145,18 @@ def load_full(
         for name, parameter in zip(names, stepped, strict=True):
             folder = source / "zero" / name
             parameter.copy_(_load_tensor(folder / "fp32.pt").view_as(parameter))
-            weights[name].copy_(parameter)  # the half-precision weight; itself in fp32
+            # The half-precision weight; the weight itself in fp32.
+            weights[name].copy_(parameter)
             states = {key: _load_tensor(folder / f"{key}.pt").view_as(parameter).to(parameter) for key in _ADAM_MOMENTS}
             step = torch.load(folder / "step.pt", weights_only=True)
+            # A step tensor for each weight: torch's optimizers add to it in place, for a shared one once per weight.
             optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **states}
             rename_moments(optimizer.state[parameter], moments)
 
 
 def load_buffers(source: Path, model: torch.nn.Module) -> None:
     """Load a model's buffers (BatchNorm statistics), which DeepSpeed skips in a universal checkpoint."""
+    # Any of them: buffers are equal on all ranks.
     files = sorted(source.glob(f"*{_MODEL_STATES}"))
     saved = torch.load(files[0], map_location="cpu", weights_only=True)["module"]
     for name, buffer in model.named_buffers():

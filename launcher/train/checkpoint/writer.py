@@ -113,7 +113,9 @@ class CheckpointWriter:
         Raises:
             TrainingError: This or the previous checkpoint failed, and the job says to stop in this case.
         """
+        # One checkpoint at a time: the next copy overwrites the buffers that the thread still writes from.
         self.join()
+        # Collective. On the main thread, as a thread's collectives would mix with those of the training.
         states = self._engine.local_state()
         if not self._fits_on_disk(states, state):
             return
@@ -122,12 +124,14 @@ class CheckpointWriter:
             # Forward and backward passes only read what is saved. So the copy runs at the same time, and only the next
             # optimizer step waits for its end.
             self._engine.before_step = pending.is_staged.wait
+        # A daemon: a training that has failed ends without waiting for a slow storage.
         pending.thread = Thread(target=self._write, args=(pending, states), name="checkpoint", daemon=True)
         pending.thread.start()
         if not self._is_async:
             self.join()
         elif self._engine.has_sync_batch_norm:
-            pending.is_staged.wait()  # forward passes change the running statistics, which are saved
+            # Forward passes change the running statistics, which are saved.
+            pending.is_staged.wait()
 
     def join(self) -> None:
         """Wait until the pending checkpoint is complete or has failed. Collective.
@@ -146,7 +150,8 @@ class CheckpointWriter:
         error = _first_error(pending.error)
         (pending.is_abandoned if error is not None else pending.is_written_everywhere).set()
         pending.thread.join()
-        error = error or _first_error(pending.error)  # all ranks have the same first error, so all skip it or none
+        # All ranks have the same first error, so all skip the second round or none.
+        error = error or _first_error(pending.error)
         if error is not None:
             self._handle_failure(pending.state, error)
 
@@ -160,7 +165,8 @@ class CheckpointWriter:
         if isinstance(error, StaleAttemptError):
             raise error
         if self._engine.rank == 0:
-            with suppress(LauncherError):  # the storage itself may have failed
+            # The storage itself may have failed.
+            with suppress(LauncherError):
                 # A write that raised may still have succeeded, when only its answer was lost. A checkpoint with a
                 # manifest is complete and stays.
                 if not self._run.exists(f"{self._files_dir(state)}/manifest.json"):
@@ -179,6 +185,7 @@ class CheckpointWriter:
     def _fits_on_disk(self, states: States, state: TrainerState) -> bool:
         """Return True if the checkpoint fits on a local storage, after pruning if necessary. Collective."""
         sizes: list[int] = [0] * self._engine.world_size
+        # Collective. The disk is one for all ranks, and each knows its own files only.
         dist.all_gather_object(sizes, _count_bytes(states))
         needed = int(sum(sizes) * _SIZE_MARGIN)
         errors: list[RunError | None] = [None]
@@ -187,6 +194,7 @@ class CheckpointWriter:
                 # Left by an attempt with the same token that died before its manifest.
                 self._run.delete(self._files_dir(state))
                 errors = [self._check_disk(needed, state)]
+        # Collective: rank 0's answer, or some ranks would start the checkpoint and others not.
         dist.broadcast_object_list(errors)
         if errors[0] is None:
             return True
@@ -198,6 +206,7 @@ class CheckpointWriter:
         if self._run.local is None:
             return None
         self._run.local.mkdir(parents=True, exist_ok=True)
+        # Before the first byte: a full disk would fail the write of metrics.jsonl too.
         free = shutil.disk_usage(self._run.local).free
         if free < needed:
             catalog.prune(self._run, 1, state.best_step, self._token)
@@ -228,6 +237,7 @@ class CheckpointWriter:
             files = tuple(_retry_storage(partial(write, name, tree)) for name, tree in states.items())
             part = PartRecord(rank=rank, files=files)
             _retry_storage(partial(self._run.write_record, f"{directory}/parts/rank-{rank:05d}.json", part))
+            # Before the manifest: `join` waits for this on all ranks, and then tells rank 0 if all parts are there.
             pending.is_written.set()
             self._chaos.inject_at_place("upload")
             if rank == 0:
@@ -302,6 +312,7 @@ class CheckpointWriter:
                         f"{self._run.path(directory)}: rank 0 sees the parts of {len(names)} of "
                         f"{self._engine.world_size} workers; set output.storage to a storage that all nodes share"
                     )
+        # A part is a small file, and on an object store a round trip: one by one, those of many ranks would take long.
         with ThreadPoolExecutor(_READERS) as readers:
             parts = readers.map(lambda name: self._run.read_record(f"{directory}/{name}", PartRecord), names)
             return tuple(entry for part in parts for entry in part.files)
@@ -328,6 +339,7 @@ def _first_error(error: LauncherError | None) -> LauncherError | None:
     errors: list[LauncherError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     raised = [error for error in errors if error is not None]
+    # A stale attempt must end, whatever `checkpoint.on_failure` says.
     stale = [error for error in raised if isinstance(error, StaleAttemptError)]
     return next(iter([*stale, *raised]), None)
 

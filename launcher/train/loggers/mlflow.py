@@ -27,7 +27,9 @@ _FILE = "tracker.json"
 # Limits of one `log_batch` request (mlflow/utils/validation.py).
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
-_MAX_PARAM_CHARS = 500  # accepted by every MLflow store
+# Accepted by every MLflow store.
+_MAX_PARAM_CHARS = 500
+# A server that does not answer delays the end of the training by this much at most.
 _CLOSE_S = 60.0
 _LOG = logging.getLogger("launcher")
 
@@ -98,6 +100,7 @@ def begin(run: RunDir, job: JobSpec, params: Mapping[str, object], parent: str |
             connection.log_batch(run_id, params=logged[first : first + _PARAMS_PER_REQUEST])
     except MlflowException as error:
         raise _unusable(uri, error) from error
+    # After the parameters: a run whose record exists is complete. A failure before it leaves an orphan at the server.
     run.write_record(_FILE, TrackerRecord(uri=uri, run_id=run_id))
     return run_id
 
@@ -110,7 +113,8 @@ def _experiment_id(connection: "MlflowClient", name: str) -> str:
         try:
             return str(connection.create_experiment(name))
         except MlflowException:
-            experiment = connection.get_experiment_by_name(name)  # another run has created it in the meantime
+            # Another run has created it in the meantime.
+            experiment = connection.get_experiment_by_name(name)
             if experiment is None:
                 raise
     return str(experiment.experiment_id)
@@ -159,6 +163,7 @@ class MlflowSink:
 
     def write(self, line: MetricsLine, scalars: Mapping[str, float]) -> None:
         if scalars:
+            # Stamped here, as the thread may send it much later.
             self._queue.put((line.step, int(time.time() * 1000), scalars))
 
     def close(self) -> None:
@@ -171,6 +176,7 @@ class MlflowSink:
 
         is_last = False
         while not is_last:
+            # All that has gathered while the last request was under way: one request instead of one per line.
             batch: list[Metric] = []
             is_last = self._drain_queue(batch, Metric)
             try:
@@ -180,6 +186,7 @@ class MlflowSink:
                 _LOG.warning(
                     "MLflow at %s accepts no more numbers (%s); metrics.jsonl has them", mask_secrets(self._uri), error
                 )
+                # Nobody reads the queue any more. It grows by a few numbers per line of the log, which memory can hold.
                 return
 
     def _drain_queue(self, batch: "list[Metric]", metric: "type[Metric]") -> bool:

@@ -63,6 +63,7 @@ class PrometheusSink:
             self._write_step(line)
         elif isinstance(line, TimesRecord):
             self._increase("launcher_training_seconds", line.seconds)
+            # The slowest rank, as the others wait for it.
             self._increase("launcher_data_wait_seconds", max(line.data_s))
             self._increase("launcher_communication_seconds", max(line.communication_s, default=0.0))
             self._increase("launcher_evaluation_seconds", max(line.evaluation_s))
@@ -89,6 +90,7 @@ class PrometheusSink:
         self._increase("launcher_samples", line.samples)
 
     def _increase(self, name: str, amount: float) -> None:
+        # Ray's counters raise for an increment of zero (ray 2.60, util/metrics.py).
         if amount > 0:
             self._counters[name].inc(amount, self._labels)
 
@@ -98,6 +100,7 @@ def count_attempt(job: JobSpec) -> Iterator[None]:
     """Count an early end of the block by its exception. Needs the driver's Ray session."""
     try:
         yield
+    # First: it is a LauncherError too.
     except RunInterrupted:
         count_failure(job, STOPPED)
         raise

@@ -74,6 +74,7 @@ class RunLog:
         self._on_metrics = on_metrics
         self._rank = dist.get_rank()
         self._lease = lease
+        # The first flush checks at once: an attempt may be stale before its first line.
         self._lease_checked_at = -math.inf
         self._lease_answered_at = time.monotonic()
         self._unwritten_records: dict[str, Record] = {}
@@ -88,6 +89,7 @@ class RunLog:
         """Stopwatch of the phases that the loop marks."""
         self._sinks: list[Sink] = []
         if self._rank == 0:
+            # Before the sinks: lines after this step will be written again, and a line twice would count twice.
             metrics_log.truncate_after(run, state.step)
             self._sinks = open_sinks(run, job, state.step)
 
@@ -124,20 +126,25 @@ class RunLog:
             TrainingError: `check_step` raises it.
             StaleAttemptError: A newer attempt of the run has started.
         """
+        # In fp64: rounding in the sum over ranks is far below a digit of fp32. All ranks have equally many pending
+        # steps, as they skip a batch together: the all-reduce adds by position.
         sums = [pending.loss_sum.detach().double() for pending in self._pending if pending.loss_sum is not None]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._untimed_flushes += 1
         self._untimed_steps += len(self._pending)
         is_timed = self._untimed_flushes * _RANKS_PER_FLUSH >= dist.get_world_size()
         own_times = self._place_own_times() if is_timed else []
+        # Only rank 0 asks. It does not raise here, where the others would wait for it, but sends the answer along.
         stale = self._check_lease()
         extras = [float(skipped_rows), float(stale is not None), *map(float, flags), *own_times]
         merged = torch.tensor(extras, dtype=torch.float64, device=device)
         if sums:
             merged = torch.cat([torch.stack(sums), merged])
         with self.timer.phase("communication"):
+            # Collective, the only one of the log: losses, rows, flags and times in one tensor.
             dist.all_reduce(merged)
-        numbers = merged.tolist()  # the only host-device sync of these steps
+        # The only host-device sync of these steps.
+        numbers = merged.tolist()
         losses = numbers[: len(sums)]
         all_skipped_rows, is_stale, first_flag, second_flag, *times = numbers[len(sums) :]
         if is_stale:
@@ -160,6 +167,7 @@ class RunLog:
 
     def write_evaluation(self, line: EvaluationRecord, generations: list[GenerationRecord]) -> None:
         """Write the result of an evaluation, whose time does not count towards the training throughput."""
+        # The next throughput begins here, without the seconds of the evaluation.
         self._flushed_at = time.monotonic()
         self._write([line, *generations])
 
@@ -173,6 +181,7 @@ class RunLog:
                 _LOG.warning("%s; trying again later", error.message)
 
     def _write_records(self) -> None:
+        # A copy, as written ones are removed. A record that fails keeps the others waiting too, for the same storage.
         for name in list(self._unwritten_records):
             self._run.write_record(name, self._unwritten_records[name])
             del self._unwritten_records[name]
@@ -192,6 +201,7 @@ class RunLog:
     def _place_own_times(self) -> list[float]:
         """Return this rank's seconds by phase in its slot of a zero vector over all ranks: the sum gathers them."""
         own = self.timer.spent
+        # Its size grows with the ranks, and so does the line: hence the rarer lines of a large run.
         times = [0.0] * (dist.get_world_size() * len(own))
         times[self._rank * len(own) : (self._rank + 1) * len(own)] = own
         return times

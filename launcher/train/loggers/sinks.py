@@ -63,6 +63,7 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
+        # From the next step on: the resumed step itself was written before its checkpoint was saved.
         self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
 
     def write(self, line: MetricsLine, scalars: Mapping[str, float]) -> None:

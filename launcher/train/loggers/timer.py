@@ -39,6 +39,7 @@ class Timer:
             yield
             return
         self._phase = name
+        # Host time: what a block only queues on the device is not in it.
         started_at = time.monotonic()
         try:
             yield
@@ -55,6 +56,7 @@ class Timer:
                     item = next(source)
                 except StopIteration:
                     return
+            # Outside of the phase: what the caller does with the item is no wait for data.
             yield item
 
     @contextmanager
@@ -64,9 +66,11 @@ class Timer:
         On a CPU the process blocks in `Work.wait`. On a GPU only the stream waits: two events around `wait` measure how
         long, so communication that overlaps with computing counts as nothing.
         """
+        # Only inside a step: evaluation and checkpoints count their collectives as their own time.
         inner = Work.wait
 
         def wait(work: Work, *args: timedelta) -> bool:
+            # Inside another phase the time counts there, and nested phases count nothing.
             if self._phase is not None or not torch.cuda.is_available():
                 with self.phase("communication"):
                     return inner(work, *args)

@@ -28,7 +28,8 @@ _FILE = "wandb.json"
 _MAX_PARAM_CHARS = 500
 _INIT_S = 30.0
 _CLOSE_S = 60.0
-_EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}  # 255 is wandb's own code for Ctrl-C
+# 255 is wandb's own code for Ctrl-C.
+_EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 _TRIALS = "/sweep/trials/"
 _LOG = logging.getLogger("launcher")
 
@@ -110,8 +111,10 @@ def _open(run: RunDir, record: WandbRecord) -> "wandb.Run":
         group=record.group,
         config={**record.params, "launcher.run": run.name},
         dir=os.environ.get("WANDB_DIR") or (str(local) if local is not None else tempfile.mkdtemp(prefix="wandb-")),
+        # Creates the run in the first attempt, and continues it in later ones.
         resume="allow",
-        reinit="create_new",  # a warm worker of a sweep opens several runs in one process
+        # A warm worker of a sweep opens several runs in one process.
+        reinit="create_new",
         settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, init_timeout=_INIT_S),
     )
     # W&B's own step counter cannot go back, and a run that resumes from a checkpoint repeats some steps.
@@ -149,9 +152,11 @@ class WandbSink:
 
     def _send(self) -> None:
         try:
+            # In the thread, as it waits for the server for up to half a minute.
             connection = _open(self._run, self._record)
             while (scalars := self._queue.get()) is not None:
                 connection.log(scalars)
+            # This ends the worker's part only: the head opens the run again and gives it its final status (`end`).
             connection.finish(exit_code=0)
         except Exception as error:  # noqa: BLE001  # wandb raises errors of its service and the network: a warning is enough
             _warn(self._record, error)

@@ -26,7 +26,8 @@ from launcher.train.offload.swap_dir import NVMeSwapDir, check_free_space
 
 # Per weight on the disk, in fp32: the weight, two moments and the gradient.
 _BYTES_PER_WEIGHT = 16
-_MOMENTS = tuple(MOMENTS["adamw"])  # no other optimizer can be offloaded
+# No other optimizer can be offloaded.
+_MOMENTS = tuple(MOMENTS["adamw"])
 # Keys of DeepSpeed's ZeRO-3 optimizer state (checkpoint/constants.py).
 _INNER = "optimizer_state_dict"
 _WEIGHTS = "fp32_flat_groups"
@@ -57,7 +58,9 @@ def create_swap_dir(path: str | None, elements: int) -> NVMeSwapDir | None:
                 "install libaio-dev (in rpm systems libaio-devel) on every node, or drop offload_path"
             )
         _check_lockable(swap_buffer_bytes(elements))
+        # All workers of this node write to the same disk, and all start at about the same time.
         check_free_space(directory, elements * _BYTES_PER_WEIGHT * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # The directory is this worker's own by now, and nobody else would remove it before the next start.
     except ClusterError:
         directory.close()
         raise
@@ -74,7 +77,8 @@ def _check_lockable(size: int) -> None:
     with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as memory:
         view = ctypes.c_char.from_buffer(memory)
         failed = libc.mlock(ctypes.byref(view), ctypes.c_size_t(len(memory)))
-        del view  # a mapping with a view cannot be closed; closing it unlocks the memory
+        # A mapping with a view cannot be closed; closing it unlocks the memory.
+        del view
     if failed:
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
         raise ClusterError(
@@ -97,7 +101,8 @@ def overridden(target: Any, **methods: Callable[..., object]) -> Iterator[None]:
         yield
     finally:
         for name in methods:
-            delattr(target, name)  # uncovers the method of the class
+            # Uncovers the method of the class.
+            delattr(target, name)
 
 
 def without_copies(engine: Any) -> AbstractContextManager[None]:
@@ -120,9 +125,11 @@ def map_files(engine: Any, trees: Mapping[str, Any]) -> None:
         states = dict(tree[_INNER]["state"])
         for index, weight in enumerate(optimizer.fp32_partitioned_groups_flat):
             info = optimizer.optimizer_swapper.swap_params_info.get(weight.ds_id)
+            # DeepSpeed keeps a group below 1 MiB in memory (runtime/swap_tensor/utils.py, MIN_AIO_BYTES).
             if info is None:
-                continue  # DeepSpeed keeps a group below 1 MiB in memory
+                continue
             master, *moments = [
+                # Not shared: a write to the mapping could never reach the file.
                 torch.from_file(swapped.swap_path, shared=False, size=info.numel(), dtype=info.dtype())
                 for swapped in info.tensors
             ]
@@ -152,12 +159,15 @@ def reading_back(engine: Any, universal: bool) -> Iterator[None]:
 def _load_states(engine: Any, universal: bool, load_dir: str, tag: str, load_optimizer_states: bool = True) -> bool:
     """Load the optimizer's states. Replaces DeepSpeed's method, which copies into tensors that are empty here."""
     optimizer = engine.optimizer
+    # Forgets the moments of earlier steps; `_put_group` registers those of the checkpoint.
     optimizer.optimizer_swapper.purge_state()
     groups = _universal_groups(optimizer, Path(load_dir, tag)) if universal else _own_groups(engine, load_dir, tag)
     for index, (weight, state) in enumerate(groups):
         _put_group(optimizer, index, weight, state)
         optimizer.fp16_partitioned_groups_flat[index].data.copy_(weight)
         optimizer._unflatten_partitioned_parameters(index)
+    # As DeepSpeed does after loading (runtime/zero/stage3.py): the epilogue of the load gathers these weights again,
+    # from the shards that have just changed.
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
     return True
@@ -166,6 +176,7 @@ def _load_states(engine: Any, universal: bool, load_dir: str, tag: str, load_opt
 def _own_groups(engine: Any, load_dir: str, tag: str) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
     """Yield weights and states of each group from the shard that this rank has saved."""
     file = engine._get_zero_ckpt_name(load_dir, tag)
+    # Mapped: one group after the other is read, as the states may not fit into memory.
     saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)[_INNER]
     engine.optimizer._load_global_state_stage3(saved)
     states = saved[_INNER]["state"]
@@ -202,8 +213,10 @@ def _put_group(optimizer: Any, index: int, weight: torch.Tensor, state: dict[str
     if not is_on_disk:
         master.data.copy_(weight)
         return
-    info = swapper._get_param_swap_info(master)  # registers the moments, which the optimizer's state has only now
+    # Registers the moments, which the optimizer's state has only now.
+    info = swapper._get_param_swap_info(master)
     for swapped, tensor in zip(info.tensors, (weight, *moments.values()), strict=True):
+        # DeepSpeed reads whole aligned blocks: the file may be longer than its tensor. A shared mapping writes to it.
         aligned = swapper._io_aligned_numel(info.numel())
         file = torch.from_file(swapped.swap_path, shared=True, size=aligned, dtype=info.dtype())
         file[: info.numel()].copy_(tensor)

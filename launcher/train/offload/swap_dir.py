@@ -44,6 +44,7 @@ class NVMeSwapDir:
 
     def close(self) -> None:
         """Remove the directory. May be called again."""
+        # The lock last: without it another process would take the directory for a dead one's, and remove it too.
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
@@ -65,7 +66,8 @@ def check_offload_path(parent: str) -> None:
         descriptor, name = tempfile.mkstemp(dir=parent)
         os.close(descriptor)
         try:
-            os.close(os.open(name, os.O_RDWR | os.O_DIRECT))  # DeepSpeed's kernel opens its files with O_DIRECT
+            # DeepSpeed's kernel opens its files with O_DIRECT, which not every file system has.
+            os.close(os.open(name, os.O_RDWR | os.O_DIRECT))
         finally:
             os.unlink(name)
     except OSError as error:
@@ -111,7 +113,8 @@ def _try_lock(directory: Path) -> int | None:
         # The file may have been removed between open and flock; then the lock is on a deleted file.
         if os.path.samestat(os.fstat(lock), os.stat(directory / _LOCK)):
             return lock
-    except OSError:  # locked by another process, or removed
+    # Locked by another process, or removed.
+    except OSError:
         pass
     os.close(lock)
     return None
