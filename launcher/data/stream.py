@@ -108,9 +108,8 @@ class StreamSource:
         """Read the rows of a window; those of training are slices of pools that this process holds."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
+            # File order, and no pool: of a row group larger than a window, each window decodes the beginning again.
             return split.read(ids, columns)
-        # An evaluation reads in file order and holds no pool: of a row group larger than a window, it decodes the
-        # beginning again for each window.
         key = _SamplerKey.of(self.job, split)
         order = _sampler(key, window.epoch)
         places = order.places(window.index)
@@ -236,7 +235,7 @@ def _sampler(key: _SamplerKey, epoch: int) -> EpochSampler:
 @lru_cache(maxsize=4)
 def _row_bytes(key: _SamplerKey, columns: tuple[str, ...]) -> float:
     """Return the mean size of a decoded row in memory, estimated from a few rows."""
-    # Footers cannot tell: their sizes are those of encoded pages. 32 rows cost one read per process.
+    # Footers cannot tell: their sizes are those of encoded pages. The sample is read once per process.
     rows = sample_rows(key.split, columns, 32)
     return float(rows.nbytes) / max(1, len(rows))
 
@@ -274,8 +273,7 @@ class ShardStream:
             # window in the stream: it takes its shards while the remaining steps of the window wait here.
             header, batches = deserialize_shard(content)
             # Reader and writer walk the same windows, each by itself. A mismatch means that an evaluation was not read
-            # to its end, or that the transport changed the order; training would use the wrong rows without any sign of
-            # it.
+            # to its end, or that the transport changed the order; training would use the wrong rows unnoticed.
             if header.kind != TRAIN:
                 raise RowCountError(f"stream: an evaluation of {header.kind} came where training was due")
             self.skipped_rows += header.skipped_rows
