@@ -40,8 +40,7 @@ def can_read_in_workers(job: JobSpec, splits: Mapping[str, Split]) -> bool:
     if job.cluster.data_workers != "auto":
         # A number is an order: 0 forces this path for data of any size, and any other number forces Ray Data.
         return job.cluster.data_workers == 0
-    # Every worker encodes every window, so the work grows with the workers, and a GPU would wait for it. Augmented rows
-    # are encoded again in each epoch.
+    # Augmented rows are encoded again in each epoch, so even small data cost as much as large.
     if job.cluster.workers > _FEW_WORKERS or job.cluster.gpus_per_worker or build_task(job).augments:
         return False
     return sum(int(split.fragments.size_bytes.sum()) for split in splits.values()) <= _SMALL_BYTES

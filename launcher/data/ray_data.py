@@ -128,9 +128,8 @@ def split_stream(source: StreamSource, windows: list[Window]) -> "list[DataItera
     # A task pauses while this many of its blocks wait for a consumer (default 2), and keeps its slot. Ranks take their
     # shards of a window at about the same time, so let a task emit all of them and finish. Ray 2.60 has no public name.
     dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, source.world_size)
-    # `equal=True` would hold blocks back and drop the rest to give all ranks as many rows. Ranks have equally many
-    # anyway. An iteration begins with a barrier over all ranks, and a rank that falls behind stalls the others in the
-    # end.
+    # `equal=True` would hold blocks back, and drop the last ones, to give ranks equally many rows; here they have that
+    # anyway. An iteration begins with a barrier over all ranks, and a rank that falls behind may stall the others.
     return list(dataset.streaming_split(source.world_size, equal=False))
 
 
@@ -169,8 +168,8 @@ class DeterministicDataConfig(DataConfig):
         **_: object,
     ) -> "list[dict[str, DataIterator]]":
         """Return the iterators of each rank by dataset; `datasets` holds placeholders, only their names count."""
-        # The size of the group that Ray has started: attempts of an elastic run differ in it. The same global batches are
-        # then cut into another number of shards.
+        # The size of the group that Ray has started: attempts of an elastic run differ in it. The global batches stay,
+        # and are cut into another number of shards.
         source = StreamSource(self._job, self._splits, world_size)
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, split in self._splits.items():
