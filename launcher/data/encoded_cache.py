@@ -339,8 +339,8 @@ class Entry:
     def _read(self, block: int) -> Block | None:
         try:
             return self._open(self._path(block))
-        # It does not exist.
         except OSError:
+            # It does not exist, or was evicted a moment ago; `take` then encodes the rows.
             return None
         except BlockError:
             # The next process that needs the block makes it again.

@@ -254,8 +254,8 @@ def open_files(
     )
     if any(file.partition for file in files):
         table = table.append_column("partition", pa.array(_partition_json(files), pa.large_string()))
-    # `fromiter` fills an array without a list of Python integers in between; there may be millions.
     counts = np.array([len(footer.rows) for footer in footers], np.int64)
+    # `fromiter` fills an array without a list of Python integers in between; there may be millions.
     rows = np.fromiter((n for footer in footers for n in footer.rows), np.int64)
     sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
     fragments = Fragments.of(table, counts, rows, sizes)
