@@ -80,8 +80,8 @@ class PredictionDriver:
             RayError: A worker raised an error; it is wrapped inside.
         """
         try:
-            # Fewer parts than workers are the rule when a command resumes near its end; a worker without a part would
-            # load a model for nothing.
+            # A command that resumes near its end may have fewer parts than workers; a worker without a part would load
+            # a model for nothing.
             for _ in range(min(self._config.job.cluster.workers, self._queue.left)):
                 self._start_worker()
             while self._queue.left:
