@@ -39,7 +39,8 @@ class Fragment:
     """Class names of the integer columns that are read as names."""
 
 
-# No equality by value: comparing arrays gives arrays, no truth. Caches compare a split's fingerprint or version.
+# No equality by value: comparing arrays gives arrays, not a truth value. Caches compare a split's fingerprint or
+# version.
 @dataclass(frozen=True, eq=False)
 class Fragments(Sequence[Fragment]):
     """Fragments of a split, files in order.
@@ -107,7 +108,7 @@ class Fragments(Sequence[Fragment]):
     def __getitem__(self, index: "int | slice") -> "Fragment | Fragments":
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        # Plain integers: NumPy's would end up in records, and `json` does not take them.
+        # Plain integers, as `json` does not take NumPy's.
         file = int(self.file[index])
         path, format, origin = (str(self.files.column(name)[file]) for name in ("path", "format", "origin"))
         partition = str(self.files.column("partition")[file]) if "partition" in self.files.column_names else ""

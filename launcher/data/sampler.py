@@ -218,7 +218,7 @@ def cut_batches(lengths: RowIds, steps: int, batch_size: int, rng: np.random.Gen
     # A stable sort: with equal lengths (no length grouping) the window's order stays.
     # Of the whole window: the more rows there are to choose from, the less padding; hence `window_steps`.
     order = np.argsort(-lengths, kind="stable")
-    # The usual case: all batches are full, and only the last one of an epoch may be short.
+    # The usual case: all batches are full but one at most. The shuffle below may put that one anywhere in the window.
     if -(-n // batch_size) == steps:
         bounds = np.minimum(np.arange(steps + 1) * batch_size, n)
     else:
