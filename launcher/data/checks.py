@@ -115,6 +115,8 @@ def note_sorted_rows(job: JobSpec, task: Task, train: Split) -> list[str]:
     order = epoch_sampler(job, train, 0)
     if len(order.pool_starts) < 3:  # one pool holds all rows
         return []
+    # Costs the label column of one pool, which is what training will see mixed; sorted, so that each file is read
+    # forwards.
     ids = np.sort(order.pool_ids(0))
     encoded = train.read(ids, (label,)).column(0).combine_chunks().dictionary_encode()
     values = encoded.indices.fill_null(-1).to_numpy()
@@ -220,6 +222,7 @@ def check_first_rows_of_split(
     """
     columns = task.input_columns + (task.target_columns if with_targets else ())
     rows = min(rows, split.rows)
+    # A file may begin with unusable rows; only if three places have no usable one, a wrong column is the likely reason.
     begins = (0,) if job.data.on_bad_row == "error" else (0, (split.rows - rows) // 2, split.rows - rows)
     for begin in begins:
         ids = np.arange(begin, begin + rows, dtype=np.int64)

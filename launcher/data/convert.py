@@ -63,6 +63,7 @@ def splittable_files(
     """
     ready: list[DataFile] = []
     for location in locations:
+        # Not listed here: `datasets` knows which files of the repository are the split.
         if location.startswith(HUB_PREFIX):
             ready += list_files(name, _load_hub(name, location, cache, kinds or {}))
             continue
@@ -115,6 +116,7 @@ def _convert(file: DataFile, cache: str, kinds: Kinds | None) -> str:
     """
     name = file.relative.rsplit("/", 1)[-1]
     key = (_VERSION, file.path, file.size, file.mtime_ns)
+    # Two places, so that tasks with other columns share the conversion of a file wherever it is the same for them.
     shared = _target(cache, name, key)
     own = _target(cache, name, (*key, sorted((kinds or {}).items())))
     if file.format == "csv":
@@ -137,6 +139,7 @@ def _convert_mixed(target: str, file: DataFile, kinds: Kinds, error: DataError) 
     """
     mixed: set[str] = set()
     name = changed_column(error.__cause__ or error)
+    # pyarrow names one column per error: a file with k such columns takes k + 1 attempts, the first time it is used.
     while name and name not in {*kinds, *mixed}:
         mixed.add(name)
         try:
@@ -163,6 +166,7 @@ def _convert_to(target: str, file: DataFile, kinds: Kinds, mixed: Collection[str
         return target
     try:
         try:
+            # Streaming first: it holds a block in memory, the second attempt the whole file.
             _write(target, file.path, _read_batches(file, False, kinds, mixed), kinds)
         except _UNREADABLE:
             # The types of the first block may not hold for the rest: try again with types of all rows.
@@ -194,6 +198,7 @@ def _read_batches(
 def _read_lines(path: str) -> Iterator[pa.RecordBatch]:
     """Read lines as rows with the column `text`; blank lines are dropped."""
     with open_data_file(path) as stream, io.TextIOWrapper(stream, "utf-8-sig") as lines:
+        # `utf-8-sig` drops the byte order mark that Windows writes; plain UTF-8 would keep it in the first text.
         texts = (line.rstrip("\n") for line in lines if line.strip())
         while part := list(islice(texts, ROW_GROUP)):
             yield pa.record_batch({"text": pa.array(part, pa.string())})
@@ -297,6 +302,7 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: K
     first = next(batches, None)
     if first is None:
         raise DataError(f"{origin}: has no rows; give a file that has")
+    # Before the folder is made: a file that is refused leaves nothing behind.
     columns = unique_columns(origin, first.schema, kinds)
     if not columns.names:
         raise DataError(f"{origin}: has no columns; give a file whose rows hold something")
@@ -312,6 +318,8 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: K
             for batch in chain((first,), batches):
                 selected = batch.select(schema.names) if len(batch.schema) > len(schema) else batch
                 writer.write_batch(selected.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP)
+        # The rename comes last, after the writer has closed and so written the footer. A reader that finds the name
+        # finds it whole, and of two processes that convert the same file either result will do.
         fs.move(staged, path)
     except OSError as error:
         if not is_local(fs):
@@ -320,11 +328,13 @@ def _write(target: str, origin: str, batches: Iterator[pa.RecordBatch], kinds: K
             f"output.storage: {target} cannot be written ({describe_os_error(error)}); give a directory that can be"
         ) from error
     finally:
-        with suppress(OSError):  # the storage may refuse this too; the error above says so
+        # The storage may refuse this too; the error above says so.
+        with suppress(OSError):
             if fs.get_file_info(staged).size is not None:
                 fs.delete_file(staged)
             if is_new_folder and _exists(fs, folder) and not _exists(fs, path):
-                fs.delete_dir(folder)  # a failed conversion leaves nothing
+                # A failed conversion leaves nothing.
+                fs.delete_dir(folder)
 
 
 def _exists(fs: pafs.FileSystem, path: str) -> bool:
@@ -344,6 +354,7 @@ def _load_hub(name: str, location: str, cache: str, kinds: Kinds) -> str:
         dataset = load()
         is_csv = dataset.info.builder_name == "csv"
         if is_csv:
+            # A second load, as only the first one tells that the builder reads CSV, and with which columns.
             dataset = load(**_csv_options(dataset.features, kinds))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:200]

@@ -47,6 +47,8 @@ def read_csv(path: str, from_all_rows: bool, kinds: Mapping[str, ColumnKind]) ->
     # `true` stays a text: it may be a class name or a word.
     convert = pa.csv.ConvertOptions(true_values=[], false_values=[])
     with open_data_file(path) as stream:
+        # The file is opened twice: types have to be given before reading, and which columns need text shows only after
+        # inference.
         inferred = open_reader(stream, read, parse, convert).schema
     _check_separator(path, inferred.names, delimiter)
     as_text = [field.name for field in inferred if _is_read_as_text(field, kinds.get(field.name))]
@@ -54,7 +56,8 @@ def read_csv(path: str, from_all_rows: bool, kinds: Mapping[str, ColumnKind]) ->
     with open_data_file(path) as stream:
         reader = open_reader(stream, read, parse, convert)
         for field in reader.schema:
-            if pa.types.is_binary(field.type):  # pyarrow's type for text that is not UTF-8
+            # pyarrow's type for text that is not UTF-8.
+            if pa.types.is_binary(field.type):
                 raise pa.ArrowInvalid(f"column {field.name!r} is not UTF-8")
         batches = _cast_tables(iter([reader]) if from_all_rows else reader, {name: kinds.get(name) for name in as_text})
         first = next(batches, None)
@@ -108,6 +111,7 @@ def _cast_tables(tables: Iterator[_Rows], kinds: Mapping[str, ColumnKind | None]
     """Cast the columns that were read as text to types that are inferred from the first table."""
     types: list[pa.DataType] | None = None
     for part in tables:
+        # Decided once: a type per table could make one column a number in some row groups and a text in others.
         types = types or [_column_type(part, index, kinds) for index in range(part.num_columns)]
         yield from _cast_columns(part, types, kinds)
 

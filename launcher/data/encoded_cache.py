@@ -82,6 +82,7 @@ class Block:
         valid = np.concatenate([start + part.valid_rows for start, part in zip(starts[:-1], parts, strict=True)])
         place[valid] = np.arange(len(valid))
         return Block(
+            # Permissive: a column that is null in a whole part has the type null there.
             pa.concat_tables([part.samples for part in parts], promote_options="permissive").combine_chunks(),
             np.concatenate([part.lengths for part in parts]),
             np.concatenate([part.weights for part in parts]),
@@ -93,6 +94,7 @@ class Block:
         """Return the rows from `begin` to `stop`, exclusive, as a block."""
         places = self.place[begin:stop]
         valid = places[places >= 0]
+        # Places rise with the rows, so the samples of consecutive rows are consecutive too, and slicing copies nothing.
         first = int(valid[0]) if len(valid) else 0
         end = int(valid[-1]) + 1 if len(valid) else 0
         return Block(
@@ -123,6 +125,7 @@ class Block:
         with pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as writer:
             writer.write_table(table)
         content = sink.getvalue()
+        # The digest goes first, so that a reader can compare without knowing where the Arrow file ends.
         return file.write(hashlib.sha256(content).hexdigest().encode()) + file.write(content)
 
     @staticmethod
@@ -137,6 +140,8 @@ class Block:
             raise BlockError(f"{path}: cut short")
         whole = pa.memory_map(str(path)).read_buffer()
         content = whole.slice(_DIGEST_BYTES)
+        # Costs a pass over the file each time it is opened. Without it a damaged page would give wrong samples
+        # unnoticed.
         if hashlib.sha256(content).hexdigest().encode() != whole.slice(0, _DIGEST_BYTES).to_pybytes():
             raise BlockError(f"{path}: damaged")
         table = pa.ipc.open_file(content).read_all()
@@ -161,6 +166,7 @@ def _gather(blocks: Sequence[tuple[Block, RowIds, RowIds]]) -> Encoded:
     """
     parts = [(block.take(rows), places) for block, rows, places in blocks]
     valid = np.concatenate([places[part.valid_rows] for part, places in parts])
+    # Blocks came one after another; the caller wants the order of its ids.
     order = np.argsort(valid)
     samples = pa.concat_tables([part.samples for part, _ in parts], promote_options="permissive")
     problems = [(int(places[at]), why) for part, places in parts for at, why in part.problems]
@@ -233,6 +239,8 @@ def _entry(key: _EntryKey) -> "Entry":
 
 def _entry_digest(encoding: str, task: Task) -> str:
     """Hash everything that decides how a row is encoded: data, parameters, code of the task, tokenizer, libraries."""
+    # Another version of transformers may encode the same row differently. Of other libraries no version is part of the
+    # key.
     digest = hashlib.sha256(f"{encoding}\0{version('transformers')}\0{BLOCK_ROWS}".encode())
     # The source too: a change to how a task encodes must not read what the old code wrote.
     digest.update(inspect.getsource(inspect.getmodule(type(task)) or type(task)).encode())
@@ -264,8 +272,10 @@ class Entry:
         self._encode = encode
         self._free_bytes = 0
         self._next_refresh = 0.0
+        # An exception is not cached, so a block that is missing now is looked for again.
         self._open = lru_cache(_OPEN_BLOCKS)(Block.open)
         self._blocks_at_once = 1
+        # Of the process, not of the job's seed: it spreads work and never touches a result.
         self._random = random.Random(os.getpid())
 
     def take(self, ids: RowIds) -> Encoded:
@@ -298,6 +308,7 @@ class Entry:
         while missing and self._free_bytes > 0:
             group = missing[: self._blocks_at_once]
             missing = missing[self._blocks_at_once :]
+            # Looked up again: another process may have published some of them since the list was made.
             absent = [block for block in group if not self._path(block).exists()]
             if absent:
                 self._add(absent)
@@ -306,6 +317,7 @@ class Entry:
         bounds = [(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self._rows)) for block in blocks]
         ids = np.concatenate([np.arange(begin, stop, dtype=np.int64) for begin, stop in bounds])
         whole = Block.of([self._encode(ids)], [len(ids)])
+        # Known only after the first blocks, so it begins with one at a time.
         fitting = _BYTES_AT_ONCE * len(blocks) // max(1, whole.samples.nbytes)
         self._blocks_at_once = max(1, min(_MAX_BLOCKS_AT_ONCE, fitting))
         offset = 0
@@ -315,19 +327,24 @@ class Entry:
 
     def _publish(self, number: int, block: Block) -> None:
         try:
+            # In the same directory, as a rename is atomic within one file system only.
             with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".", delete=False) as file:
                 self._free_bytes -= block.write(file)
-            os.replace(file.name, self._path(number))  # atomic: readers see a whole block or none
+            # Atomic: readers see a whole block or none. No fsync: a block that a power cut truncates fails its
+            # checksum.
+            os.replace(file.name, self._path(number))
         except OSError as error:
             self._disable(error)
 
     def _read(self, block: int) -> Block | None:
         try:
             return self._open(self._path(block))
-        except OSError:  # it does not exist
+        except OSError:
+            # It does not exist, or was evicted a moment ago; `take` then encodes the rows.
             return None
         except BlockError:
-            self._path(block).unlink(missing_ok=True)  # the next process that needs the block makes it again
+            # The next process that needs the block makes it again.
+            self._path(block).unlink(missing_ok=True)
             return None
 
     def _path(self, block: int) -> Path:
@@ -341,6 +358,7 @@ class Entry:
         self._next_refresh = now + _REFRESH_S
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            # Before measuring: `evict` must see this entry as used, or it could remove what is about to be read.
             (self._directory / _USED_FILE).touch()
             self._free_bytes = self._limit - evict(self._directory.parent, self._limit)
         except OSError as error:  # not writable, or another process evicted an entry meanwhile
@@ -366,6 +384,7 @@ def evict(root: Path, limit: int) -> int:
     for entry in sorted(entries, key=lambda entry: -ages[entry]):
         if sum(sizes.values()) <= limit or ages[entry] < _IN_USE_S:
             break
+        # Blocks that another process has mapped stay readable: removing a name does not remove the pages.
         shutil.rmtree(entry, ignore_errors=True)
         del sizes[entry]
     return sum(sizes.values())
@@ -377,5 +396,6 @@ def _directory_bytes(entry: Path) -> int:
         try:
             total += file.stat().st_size
         except FileNotFoundError:
-            continue  # renamed into place or evicted meanwhile
+            # Renamed into place or evicted meanwhile.
+            continue
     return total

@@ -116,7 +116,8 @@ def open_data_file(path: str) -> Iterator[pa.NativeFile]:
     """
     try:
         fs, inner = open_uri(path)
-        with fs.open_input_stream(inner) as stream:  # decompresses `.gz`, `.bz2` and `.zst` by their ending
+        # pyarrow decompresses `.gz`, `.bz2` and `.zst` by their ending; `open_input_file` would not.
+        with fs.open_input_stream(inner) as stream:
             yield stream
     except OSError as error:
         raise DataError(
@@ -162,6 +163,8 @@ def _list_glob(location: str, scheme: str, query: str) -> _Listing:
     fs, root = open_uri((fixed + query) if fixed else ("/" if location.startswith("/") else "."))
     pattern = location[len(_uri_head(location, scheme, root)) :] if scheme else open_uri(location)[1]
     is_deep = "/" in location[len(fixed) :].lstrip("/") or "**" in location
+    # One listing of the folder that no wildcard reaches; a pattern without `/` or `**` behind it needs no folders
+    # below.
     infos = fs.get_file_info(pafs.FileSelector(root, recursive=is_deep))
     matches = glob_pattern(pattern).fullmatch
     return _Listing([info for info in _data_infos(infos, root) if matches(info.path)], root.rstrip("/"), is_file=False)
@@ -170,6 +173,7 @@ def _list_glob(location: str, scheme: str, query: str) -> _Listing:
 def _data_infos(infos: Sequence[pafs.FileInfo], root: str) -> list[pafs.FileInfo]:
     """Return the visible files that may hold rows, sorted by path."""
     files = [(info.path, info) for info in infos if info.type == pafs.FileType.File]
+    # By code points, in no locale: the order is part of the row ids and must be the same on every machine.
     visible = [(path, info) for path, info in sorted(files, key=lambda pair: pair[0]) if not _is_hidden(path, root)]
     excluded = _excluded_prefixes({path for path, _ in files}, root.rstrip("/"))
     return [info for path, info in visible if not (excluded and path.startswith(excluded))]

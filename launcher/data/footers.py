@@ -52,6 +52,7 @@ def distinct_schemas(
         footers: Footers of the files.
         added: Columns of each file that are not in the file itself; the file's own column of a name comes first.
     """
+    # The serialized bytes decide, so that 100,000 equal schemas are parsed once.
     seen: set[tuple[bytes, tuple[str, ...]]] = set()
     for position, (footer, more) in enumerate(zip(footers, added, strict=True)):
         if (footer.schema, tuple(more)) in seen:
@@ -120,12 +121,14 @@ def read_footers(
         DataError: A file cannot be read in its format.
     """
     is_cached = cache is not None and len(files) >= _MIN_CACHED_FILES
+    # A file that changed has another size or time and so another key: no entry is ever checked against its file.
     known = _load_cache(cache) if cache is not None and is_cached else {}
     found_or_none = [known.get((file.path, file.size, file.mtime_ns)) for file in files]
     missing = [position for position, footer in enumerate(found_or_none) if footer is None]
     for position, footer in _read_missing(files, missing, on_progress):
         found_or_none[position] = footer
     footers = [footer for footer in found_or_none if footer is not None]
+    # Only the files of this command are written: footers of other files in the cache are dropped.
     if cache is not None and is_cached and missing:
         _save_cache(cache, files, footers)
     return footers
@@ -138,7 +141,8 @@ def _read_missing(
     if not positions:
         return
     threads = _THREADS if is_local(open_uri(files[positions[0]].path)[0]) else _REMOTE_THREADS
-    schemas: dict[bytes, bytes] = {}  # equal schemas share one object, in memory and in the pickle
+    # Equal schemas share one object, in memory and in the pickle.
+    schemas: dict[bytes, bytes] = {}
 
     def read_some(some: list[int]) -> "list[tuple[int, Footer | DataError]]":
         return [(position, _read_footer(files[position], schemas)) for position in some]
@@ -147,6 +151,7 @@ def _read_missing(
     first_error: tuple[int, DataError] | None = None
     done = 0
     with ThreadPoolExecutor(threads) as pool:
+        # In the order of arrival, which the positions undo: waiting for the first part would hold up the progress.
         for future in as_completed([pool.submit(read_some, part) for part in parts]):
             for position, footer in future.result():
                 if isinstance(footer, DataError):
@@ -173,16 +178,19 @@ def _read_footer(file: DataFile, schemas: dict[bytes, bytes]) -> "Footer | DataE
     except (pa.ArrowInvalid, OSError) as error:
         reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
         return DataError(f"{file.path}: not a readable {file.format} file ({reason}); restore or remove it")
+    # Threads share the dictionary without a lock: `setdefault` with a key of bytes is one step under the GIL.
     return footer._replace(schema=schemas.setdefault(footer.schema, footer.schema))
 
 
 def _parquet_footer(fs: pafs.FileSystem, inner: str) -> Footer:
+    # `read_metadata` reads the end of the file alone, whatever its size.
     with fs.open_input_file(inner) as stream:
         metadata = pq.read_metadata(stream)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     origin = (metadata.metadata or {}).get(ORIGIN, b"").decode()
     schema = metadata.schema.to_arrow_schema()
-    if origin:  # differs from file to file; without it, all converted files share one schema
+    # The origin differs from file to file; without it, all converted files share one schema.
+    if origin:
         schema = schema.with_metadata({k: v for k, v in (schema.metadata or {}).items() if k != ORIGIN})
     rows = [group.num_rows for group in groups]
     sizes = [group.total_byte_size for group in groups]
@@ -191,6 +199,8 @@ def _parquet_footer(fs: pafs.FileSystem, inner: str) -> Footer:
 
 def _arrow_footer(fs: pafs.FileSystem, inner: str) -> Footer:
     reader = arrow_reader(fs, inner)
+    # An Arrow footer has no row counts, so each batch is opened. A memory map touches little for that; from a remote
+    # storage each batch is read whole.
     batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     rows = [batch.num_rows for batch in batches]
     sizes = [batch.nbytes for batch in batches]
@@ -215,7 +225,8 @@ def _load_cache(cache: str) -> dict[_Key, Footer]:
         if not run.exists(name):
             return {}
         table = pa.ipc.open_file(pa.py_buffer(run.read_bytes(name))).read_all()
-        table.validate(full=True)  # a truncated or damaged file must not give wrong row counts
+        # A truncated or damaged file must not give wrong row counts: they are part of the order and of the fingerprint.
+        table.validate(full=True)
         columns = [table.column(c).to_pylist() for c in ("path", "size", "mtime_ns", "origin")]
         lists = [_to_lists(table.column(c).combine_chunks()) for c in ("rows", "size_bytes")]
         codes = table.column("schema").combine_chunks()
@@ -240,6 +251,7 @@ def _to_lists(column: pa.ListArray) -> list[list[int]]:
 
 def _save_cache(cache: str, files: Sequence[DataFile], footers: Sequence[Footer]) -> None:
     """Write the cache in one atomic step: of two writers, one wins with a whole file."""
+    # Without a modification time a change of the same size would go unseen.
     known = [(f, footer) for f, footer in zip(files, footers, strict=True) if f.mtime_ns is not None]
     table = pa.table(
         {
@@ -258,7 +270,8 @@ def _save_cache(cache: str, files: Sequence[DataFile], footers: Sequence[Footer]
     run, name = _split_cache_path(cache)
     try:
         run.write_bytes(name, sink.getvalue().to_pybytes())
-    except RunError as error:  # the next command reads the footers again
+    # The next command reads the footers again: a cache that cannot be written must not stop a run.
+    except RunError as error:
         _log.warning("%s", error.message)
 
 

@@ -39,6 +39,8 @@ class Fragment:
     """Class names of the integer columns that are read as names."""
 
 
+# No equality by value: comparing arrays gives arrays, not a truth value. Caches compare a split's fingerprint or
+# version.
 @dataclass(frozen=True, eq=False)
 class Fragments(Sequence[Fragment]):
     """Fragments of a split, files in order.
@@ -72,6 +74,7 @@ class Fragments(Sequence[Fragment]):
             rows: Number of rows of every fragment, files in order.
             size_bytes: Uncompressed size of every fragment.
         """
+        # Arrays, not a loop: large data have millions of fragments.
         begins = np.repeat(np.cumsum(counts) - counts, counts)
         row_ends = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         fragments = Fragments(
@@ -82,6 +85,7 @@ class Fragments(Sequence[Fragment]):
             rows,
             size_bytes,
         )
+        # Dropped only now: `place` and `file_row` count a file's fragments with the empty ones, as its footer does.
         return fragments if bool((rows > 0).all()) else fragments.select(np.flatnonzero(rows))
 
     def select(self, positions: RowIds) -> "Fragments":
@@ -104,6 +108,7 @@ class Fragments(Sequence[Fragment]):
     def __getitem__(self, index: "int | slice") -> "Fragment | Fragments":
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
+        # Plain integers, as `json` does not take NumPy's.
         file = int(self.file[index])
         path, format, origin = (str(self.files.column(name)[file]) for name in ("path", "format", "origin"))
         partition = str(self.files.column("partition")[file]) if "partition" in self.files.column_names else ""

@@ -38,7 +38,9 @@ def can_read_in_workers(job: JobSpec, splits: Mapping[str, Split]) -> bool:
         splits: Splits that are streamed.
     """
     if job.cluster.data_workers != "auto":
+        # A number is an order: 0 forces this path for data of any size, and any other number forces Ray Data.
         return job.cluster.data_workers == 0
+    # Augmented rows are encoded again in each epoch, so even small data cost as much as large.
     if job.cluster.workers > _FEW_WORKERS or job.cluster.gpus_per_worker or build_task(job).augments:
         return False
     return sum(int(split.fragments.size_bytes.sum()) for split in splits.values()) <= _SMALL_BYTES
@@ -51,9 +53,12 @@ class InMemorySource(StreamSource):
         """Return the encoded rows of a window, from memory if the split is small enough and not augmented."""
         split = self.splits[window.kind]
         block = None
+        # Before the look-up, as building the block encodes the split: augmented rows would be encoded for nothing.
         if not (task.augments and window.kind == TRAIN):
             encode = partial(self.encode_rows, task, window.kind)
             block = _encode_split(_SplitKey(encoding_of(self.job), split.name, split.version, split, encode))
+        # `block.take` gives what `encode` gives, bit for bit: whether a split fits into memory must not change the
+        # curve.
         return super().encode(task, window, ids) if block is None else block.take(ids)
 
 
@@ -68,6 +73,7 @@ class _SplitKey:
     encode: Callable[[RowIds], Encoded] = field(compare=False)
 
 
+# A split that is too large is remembered as None, so that it is not tried again for each window.
 @lru_cache(maxsize=4)
 def _encode_split(key: _SplitKey) -> Block | None:
     """Encode a whole split; return None if it is too large to stay in memory."""
@@ -77,6 +83,7 @@ def _encode_split(key: _SplitKey) -> Block | None:
     for begin, stop in bounds:
         part = key.encode(np.arange(begin, stop, dtype=np.int64))
         parts.append(part)
+        # Estimated from each part, so that a large split costs one part and not a gibibyte before it is given up.
         if part.samples.nbytes / (stop - begin) * rows > _MAX_ENCODED_BYTES:
             return None
     return Block.of(parts, [stop - begin for begin, stop in bounds])
@@ -88,8 +95,10 @@ def iter_shards_in_memory(source: StreamSource, windows: Iterable[Window], rank:
     with ThreadPoolExecutor(1, "windows") as thread:
         pending = None
         for window in windows:
+            # Submitted before the wait for the one before: the thread is never idle while a window is trained.
             following = thread.submit(_build_shard, source, window, rank)
             if pending is not None:
+                # Raises here what the thread raised, in window order, after all windows before it have been trained.
                 yield pending.result()
             pending = following
         if pending is not None:

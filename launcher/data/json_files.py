@@ -48,9 +48,12 @@ def read_json(path: str, from_all_rows: bool, mixed: Collection[str] = ()) -> It
             times = {field.name: _without_times(field.type) for field in reader.schema if _has_times(field.type)}
             if times:
                 texts |= times
-                continue  # read again, with these columns as text
+                # Read again, with these columns as text. pyarrow has already parsed them, so the characters of the file
+                # are lost here.
+                continue
             for batch in reader.to_batches(ROW_GROUP) if from_all_rows else reader:
-                batch.validate(full=True)  # pyarrow's JSON reader accepts any bytes as UTF-8
+                # pyarrow's JSON reader accepts any bytes as UTF-8.
+                batch.validate(full=True)
                 yield batch
             return
 
@@ -90,6 +93,7 @@ def _with_texts(line: str, mixed: Collection[str]) -> str:
 def _text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
     rest = b""
     for chunk in chunks:
+        # Bytes are split before they are decoded: a chunk may end inside a character, a line cannot.
         *lines, rest = (rest + chunk).split(b"\n")
         yield from map(_decode, filter(bytes.strip, lines))
     if rest.strip():

@@ -44,6 +44,7 @@ def infer_task_params(job: JobSpec, task: Task, train: Split) -> JobSpec:
     if parameters is None:
         inferred = task.infer_params(_Columns(train))
         parameters = inferred.model_dump(mode="json")
+        # Equal parameters: the data added nothing, so there is nothing to save.
         if is_cached and inferred != task.params:
             _save(cache, name, parameters)
     return job.model_copy(update={"task": TaskSpec.model_validate({"type": job.task.type, **parameters})})

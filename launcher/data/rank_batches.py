@@ -69,9 +69,12 @@ def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout) -> list
     All ranks are computed at once, as each must know how many micro-batches the largest part has.
     """
     ranks = range(layout.world_size)
+    # No sequence is dropped to make ranks equal: they may differ by one, and `build_shard` evens out the number of
+    # calls.
     if layout.pack_length is None:
         # Strided: with length grouping the batch is sorted, so all ranks get about the same lengths.
         return [[batch[i : i + 1] for i in range(rank, len(batch), layout.world_size)] for rank in ranks]
+    # Packed sequences have no padding, so a rank's time follows from its tokens and not from its number of samples.
     owner = _spread_evenly(lengths[batch], layout.world_size)
     return [_pack(batch[owner == rank], lengths, layout.pack_length) for rank in ranks]
 
@@ -101,8 +104,10 @@ def build_shard(
     sequences: list[RowIds] = []
     micro_of, mask, step_of, headers = [], [], [], []
     for step, (batch, ranks) in enumerate(zip(batches, assigned, strict=True)):
+        # Each rank's shard gets it from the same computation: no collective has to agree on it at each step.
         largest = max(len(part) for part in ranks)
         size = layout.micro_batch or max(largest, 1)
+        # At least one: a batch whose rows were all skipped is still a step of the plan.
         micro_batches = max(1, -(-largest // size))
         # The weight is that of the global batch, not of this rank: dividing by it makes the sum over ranks the mean.
         headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches))
@@ -112,16 +117,20 @@ def build_shard(
         # forward and backward is a collective, and a rank that skipped one would leave the others waiting.
         idle = np.setdiff1d(np.arange(micro_batches), micro)
         # With length grouping the last sample is the shortest, so that a filler costs little.
+        # An empty batch takes the first sample of the window: `handle_bad_rows` sees to it that there is one.
         filler = np.full(1, batch[-1] if len(batch) else 0, np.int64)
+        # Fillers go behind the rank's own samples, not into place; `_local_batches` sorts by micro-batch.
         sequences += own + [filler] * len(idle)
         micro_of.append(np.concatenate([micro, idle]))
         mask.append(np.concatenate([np.ones(len(own), bool), np.zeros(len(idle), bool)]))
         step_of.append(np.full(len(own) + len(idle), step, np.int32))
     first = np.array([sequence[0] for sequence in sequences])
     is_real = np.concatenate(mask)
+    # One gather for all steps of the window: one per step would pay the overhead of `take` for every column each time.
     table = encoded.samples.take(pa.array(np.concatenate(sequences)))
     if layout.pack_length is not None:
         table = _join_samples(table, np.array([len(sequence) for sequence in sequences]))
+    # A filler has row id -1 and mask 0, so that nothing counts it as the sample that it repeats.
     extra = {
         "__step": np.concatenate(step_of),
         "__micro": np.concatenate(micro_of).astype(np.int32),
@@ -136,10 +145,13 @@ def build_shard(
 def _pack(positions: RowIds, lengths: RowIds, pack_length: int) -> list[RowIds]:
     """Pack samples into as few sequences of at most `pack_length` as `_spread_evenly` can fill."""
     # Start with the number of sequences that the total length fills; spreading evenly may need a few more.
+    # The greedy spread is not optimal, but it is close and the same in every process.
     for count in range(max(1, -(-int(lengths[positions].sum()) // pack_length)), len(positions)):
         chosen = _spread_evenly(lengths[positions], count)
+        # With weights `bincount` adds in float64, which is exact up to 2^53 tokens.
         if np.bincount(chosen, lengths[positions]).max() <= pack_length:
             return [positions[chosen == i] for i in range(count)]
+    # Reached too where one sample alone exceeds the length: no number of sequences makes that one fit.
     return [positions[i : i + 1] for i in range(len(positions))]
 
 
@@ -147,6 +159,7 @@ def _spread_evenly(lengths: RowIds, parts: int) -> RowIds:
     """Return the part of each length: the longest first, each into the part with the least so far (Graham 1969)."""
     filled = np.zeros(parts, np.int64)
     chosen = np.empty(len(lengths), np.int64)
+    # Ties go by position, in the stable sort and in `argmin`, so that every process gets the same parts.
     for i in np.argsort(-lengths, kind="stable"):
         chosen[i] = int(filled.argmin())
         filled[chosen[i]] += lengths[i]
@@ -162,7 +175,10 @@ def _join_samples(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name in samples.column_names:
         lists = samples.column(name).combine_chunks()
+        # `offsets` are positions in `values` also where the array is a slice; those in `flatten()` would begin at the
+        # slice.
         offsets = lists.offsets.to_numpy()
+        # Samples are joined by leaving out the offsets between them: the values are not copied.
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets[bounds], pa.int32()), lists.values)
         sizes = np.diff(offsets)
     segments = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(sizes, pa.int32()))
@@ -180,15 +196,19 @@ def repeat_sample(task: Task, samples: pa.Table, position: int, count: int, fill
 
 def serialize_shard(table: pa.Table, header: ShardHeader) -> bytes:
     """Serialize a shard to the bytes that one row of Ray Data carries to its rank."""
+    # The header travels in the schema: a shard is one buffer, and the train worker parses the header once per window.
     table = table.replace_schema_metadata({"launcher": json.dumps(asdict(header))})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())  # one record batch
+        # One record batch: the reader gets each column as one chunk.
+        writer.write_table(table.combine_chunks())
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
 def deserialize_shard(content: pa.Buffer) -> tuple[ShardHeader, Iterator[LocalBatch]]:
     """Return the header and the steps of a serialized shard. The samples are not copied."""
+    # The table refers to the received buffer: as long as a step of the window is in use, the whole shard stays in
+    # memory.
     table = pa.ipc.open_stream(content).read_all()
     raw = json.loads(table.schema.metadata[b"launcher"])
     header = ShardHeader(**{**raw, "steps": tuple(GlobalBatch(**step) for step in raw["steps"])})
@@ -200,9 +220,11 @@ def _local_batches(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]
     micro_of = table.column("__micro").to_numpy()
     samples = table.drop_columns(["__step", "__micro"])
     for index, step in enumerate(header.steps):
+        # Steps are in order in the table, so a binary search finds each; a mask per step would scan the whole window.
         begin, end = np.searchsorted(step_of, [index, index + 1])
         # Fillers were appended behind the samples of their step; a stable sort puts them into their micro-batch.
         order = np.argsort(micro_of[begin:end], kind="stable")
+        # `take` copies, but one step at a time: a sorted copy of the window would double its memory.
         local = samples.slice(begin, end - begin).take(pa.array(order))
         bounds = np.searchsorted(micro_of[begin:end][order], np.arange(step.micro_batches + 1))
         pairs = zip(bounds[:-1], bounds[1:], strict=True)
@@ -211,7 +233,9 @@ def _local_batches(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]
 
 def collate(task: Task, samples: pa.Table) -> Batch:
     """Return one micro-batch as tensors on the CPU; the mask is 0 for fillers."""
-    import torch  # not at the top: data workers import this module without paying for torch
+    # Not at the top: data workers import this module without paying for torch.
+    import torch
 
     batch = task.collate(samples.drop_columns(["__row", "__mask"]))
+    # Arrow's views are read-only, and `torch.from_numpy` warns of arrays that cannot be written: copy.
     return Batch(batch.inputs, batch.labels, torch.from_numpy(samples.column("__mask").to_numpy().copy()))

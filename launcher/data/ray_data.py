@@ -57,6 +57,8 @@ def whole_imports() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        # `os._exit`, not `sys.exit`: nothing of this process may be used again, and Ray starts another one for the next
+        # task.
         if not _has_imported:
             os._exit(1)
         raise
@@ -68,7 +70,8 @@ class _WindowSource(Datasource):
 
     def __init__(self, source: StreamSource, windows: list[Window]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._source = ray.put(source)  # once for all tasks
+        # Once for all tasks: the splits of 100,000 files in every task would make each of them megabytes.
+        self._source = ray.put(source)
         self._windows = windows
         self._world_size = source.world_size
 
@@ -78,6 +81,7 @@ class _WindowSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None, **_: object
     ) -> list[ReadTask]:
+        # Ray Data's own parallelism is ignored: the number of tasks is that of the windows.
         return [ReadTask(_read_function(self._source, window), self._metadata()) for window in self._windows]
 
     def _metadata(self) -> BlockMetadata:
@@ -89,7 +93,9 @@ class _WindowSource(Datasource):
 def _read_function(source: "ray.ObjectRef[StreamSource]", window: Window) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterator[pa.Table]:
         with whole_imports():
+            # A generator: Ray takes each shard before the next one is built, so a task holds one at a time.
             for shard in ray.get(source).read(window):
+                # `large_binary`: a shard may exceed the 2 GiB that the offsets of `binary` can address.
                 yield pa.table({"shard": pa.array([shard], pa.large_binary())})
 
     return read
@@ -108,16 +114,22 @@ def split_stream(source: StreamSource, windows: list[Window]) -> "list[DataItera
     """
     dataset = ray.data.read_datasource(
         _WindowSource(source, windows),
+        # Not more than there are tasks, or Ray cuts the output of each task into several blocks
+        # (`logical/rules/set_read_parallelism.py` in Ray 2.60).
         override_num_blocks=max(1, len(windows)),
-        concurrency=source.job.cluster.most_data_workers,  # bounds the tasks that run at once
+        # Bounds the tasks that run at once.
+        concurrency=source.job.cluster.most_data_workers,
         num_cpus=TASK_CPUS,
     )
     dataset.context.execution_options.preserve_order = True
-    dataset.context.target_max_block_size = 1  # bytes: each table that `read` yields becomes a block of its own
+    # Bytes: each table that `read` yields becomes a block of its own.
+    dataset.context.target_max_block_size = 1
     dataset.context.enable_progress_bars = False
     # A task pauses while this many of its blocks wait for a consumer (default 2), and keeps its slot. Ranks take their
     # shards of a window at about the same time, so let a task emit all of them and finish. Ray 2.60 has no public name.
     dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, source.world_size)
+    # `equal=True` would hold blocks back, and drop the last ones, to give ranks equally many rows; here they have that
+    # anyway. An iteration begins with a barrier over all ranks, and a rank that falls behind may stall the others.
     return list(dataset.streaming_split(source.world_size, equal=False))
 
 
@@ -156,23 +168,32 @@ class DeterministicDataConfig(DataConfig):
         **_: object,
     ) -> "list[dict[str, DataIterator]]":
         """Return the iterators of each rank by dataset; `datasets` holds placeholders, only their names count."""
+        # The size of the group that Ray has started: attempts of an elastic run differ in it. The global batches stay,
+        # and are cut into another number of shards.
         source = StreamSource(self._job, self._splits, world_size)
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, split in self._splits.items():
             later = _LATER.format(name)
             if name in datasets:
+                # Lazily: a long stream has far more windows than its first segment.
                 first = next(stream_segments(name, split.rows, self._plan, self._job, self._start))
                 for rank, iterator in enumerate(split_stream(source, first)):
                     shards[rank][name] = iterator
             elif later in datasets:
+                # On this process's node: losing another one must not take the splitter along. Soft: better elsewhere
+                # than never.
                 head = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
                 actor: Any = _StreamSplitter
                 splitter = actor.options(scheduling_strategy=head).remote(source, name, self._plan, self._start)
                 for rank in range(world_size):
+                    # No iterator of Ray's: `DatasetManager` (Ray 2.60) hands anything on, but shuts down only iterators
+                    # of its own class.
                     shards[rank][later] = _LazySplitter(splitter, rank)  # type: ignore[assignment]  # Ray passes it on
         return shards
 
 
+# Without CPUs, so that it starts although train workers have reserved all of them. A plain actor runs one call at a
+# time, so ranks that ask at once need no lock.
 @ray.remote(num_cpus=0)
 class _StreamSplitter:
     """Actor that splits the segments after the first one, each when a rank asks for it."""
@@ -188,6 +209,7 @@ class _StreamSplitter:
 
         That is safe: all ranks have opened the segment before, or none of them could have consumed it to its end.
         """
+        # The first rank that asks splits the segment; the others find it done.
         while self._number < number:
             self._number, windows = next(self._segments)
             self._iterators = split_stream(self._source, windows)
@@ -203,6 +225,8 @@ class _LazySplitter:
 
     def segment(self, number: int) -> "DataIterator":
         iterator: ray.ObjectRef[DataIterator] = self.splitter.segment.remote(number, self.rank)
+        # The loop pauses at each new segment, as prefetching does not reach over its end: few long segments, not many
+        # short ones.
         return ray.get(iterator)
 
 
@@ -216,14 +240,18 @@ def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, s
         job: Job of the run.
         start: Step of the checkpoint that the workers resume from.
     """
+    # Every rank must run this to the end: opening a segment is a barrier over all of them, see below.
     rows = splits[name].rows
     if can_read_in_workers(job, splits):
         source = StreamSource(job, splits, job.cluster.workers)
         rank = ray.train.get_context().get_world_rank()
         yield from iter_shards_in_memory(source, stream_windows(name, rows, plan, job, start), rank)
         return
+    # The windows are walked here too, but only counted: reader and splitter must agree on the number of segments.
     for number, _ in enumerate(stream_segments(name, rows, plan, job, start)):
         if number:
+            # Collective: the call waits until rank 0 has made it too (`_get_sharded_dataset_iterator` in Ray 2.60).
+            # Only rank 0 configures the dataset, and later calls with the same name get the cached one.
             later = ray.train.get_dataset_shard(_LATER.format(name))
             assert isinstance(later, _LazySplitter)
             yield from receive_shards(later.segment(number))
@@ -233,6 +261,7 @@ def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, s
 
 def receive_shards(iterator: "DataIterator") -> Iterator[pa.Buffer]:
     """Yield the serialized shards of a rank's Ray Data iterator; two are fetched ahead."""
+    # One row is one shard, so a batch of one never copies. Prefetching hides the transfer from another node.
     for batch in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         assert isinstance(batch, pa.Table)
         yield batch.column("shard").chunk(0)[0].as_buffer()
@@ -249,9 +278,11 @@ def warm_up(source: StreamSource) -> None:
     _encode_some.options(runtime_env=_RAY_DATA_ENV).remote(source)
 
 
+# No retries: a lost warm-up costs nothing but the time that it would have saved.
 @ray.remote(num_cpus=TASK_CPUS, max_retries=0)
 def _encode_some(source: StreamSource) -> None:
-    with suppress(LauncherError):  # the first window raises the same error, where it is reported
+    # The first window raises the same error, where it is reported.
+    with suppress(LauncherError):
         task = source.task(for_evaluation=False)
         split = source.splits[TRAIN]
         ids = np.arange(min(_WARM_UP_ROWS, split.rows), dtype=np.int64)

@@ -35,7 +35,10 @@ def generator(*parts: object) -> np.random.Generator:
 
     The arguments are hashed as text: changing one call's arguments changes the order of every run that resumes.
     """
+    # Not Python's `hash`: that of a string differs from process to process, and every process must find the same order.
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    # NumPy keeps the bits of PCG64 across versions, but not what `Generator.permutation` makes of them (NEP 19): a run
+    # that resumes under another NumPy may meet another order.
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
@@ -45,11 +48,14 @@ def row_noise(seed: int, epoch: int, rows: RowIds) -> RowIds:
     Returns:
         Seeds, int64 (n,), not negative; SplitMix64 (Steele et al. 2014) of the row ids.
     """
+    # Not one generator per row: SplitMix64 is a counter, hashed in a few vector operations for all rows, and row k
+    # needs no draw for the rows before it.
     start = np.uint64(generator("noise", seed, epoch).integers(0, 2**63))
     with np.errstate(over="ignore"):
         z = start + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        # The lowest bit is dropped, so that a seed fits into int64 without a sign.
         return ((z ^ (z >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
 
 
@@ -62,6 +68,7 @@ class Piece:
     size_bytes: int
 
 
+# All processes build it from the same numbers, so no list of row ids ever travels between them.
 @dataclass(frozen=True)
 class EpochSampler:
     """The order of one epoch.
@@ -82,6 +89,7 @@ class EpochSampler:
     window_rows: int
     pool_bytes: int
 
+    # `cached_property` writes to the instance's `__dict__`, past the freeze; `slots=True` would break it.
     @cached_property
     def rows(self) -> int:
         """Number of rows of the epoch."""
@@ -102,13 +110,19 @@ class EpochSampler:
     @cached_property
     def _pooled_pieces(self) -> tuple[RowIds, list[int]]:
         """Shuffled pieces, (pieces, 3) with the fields of `Piece`, and the bounds of the pools among them."""
+        # `pool_bytes` decides where pieces and pools end: another `shuffle_pool_mib` is another order, not only other
+        # memory.
         pieces = _cut_pieces(self.fragments, self.pool_bytes)
         shuffled = pieces[generator("pieces", self.fingerprint, self.seed, self.epoch).permutation(len(pieces))]
         bounds = [0]
         pool_bytes = pool_rows = 0
+        # A Python loop over up to a million pieces: `tolist` first, as plain integers add much faster than NumPy's
+        # scalars.
         sizes = zip(shuffled[:, 1].tolist(), shuffled[:, 2].tolist(), strict=True)
         for number, (rows, size_bytes) in enumerate(sizes):
             # The first piece of a pool always fits: a pool has at least one.
+            # Pieces are taken in the shuffled order. Searching for one that still fits would prefer small pieces, and
+            # so some files.
             if number and (pool_bytes + size_bytes > self.pool_bytes or pool_rows + rows > _MAX_POOL_ROWS):
                 bounds.append(number)
                 pool_bytes = pool_rows = 0
@@ -121,6 +135,8 @@ class EpochSampler:
         """Position of each pool's first row in the epoch's order, then the number of rows: int64 (pools + 1,)."""
         shuffled, bounds = self._pooled_pieces
         row_ends = np.concatenate([[0], np.cumsum(shuffled[:, 1])]).astype(np.int64)
+        # One number per pool and none per row: besides the pieces, this is all that a process holds of an epoch's
+        # order.
         return row_ends[bounds]
 
     def window(self, index: int) -> RowIds:
@@ -129,6 +145,8 @@ class EpochSampler:
         Returns:
             Row ids, int64 (n,); n is `window_rows`, or less in the last window.
         """
+        # A window permutes its pools whole and keeps a slice: no part of a permutation can be had without the rest of
+        # it.
         parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(index)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
@@ -136,6 +154,8 @@ class EpochSampler:
         """Return where the rows of a window are: (pool, begin, end) among the permuted rows of each pool."""
         start = index * self.window_rows
         stop = min(self.rows, start + self.window_rows)
+        # Windows ignore where pools end, so that every window but the last is full and the number of steps follows from
+        # the number of rows alone. A window may therefore reach over several pools.
         first = int(np.searchsorted(self.pool_starts, start, side="right")) - 1
         places = []
         for pool in range(first, len(self.pool_starts) - 1):
@@ -154,6 +174,7 @@ class EpochSampler:
         """Return the row ids of a pool, permuted."""
         shuffled, bounds = self._pooled_pieces
         pieces = shuffled[bounds[pool] : bounds[pool + 1]].tolist()
+        # Rows of all pieces are mixed here. What is mixed is a pool, never an epoch: memory stays bounded for any data.
         ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in pieces])
         # A generator per pool: a resumed run permutes only the pools that it reads.
         return generator("rows", self.fingerprint, self.seed, self.epoch, pool).permutation(ids)
@@ -162,11 +183,13 @@ class EpochSampler:
 def _cut_pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> RowIds:
     """Cut fragments into even pieces, (pieces, 3) with the fields of `Piece`; if one pool holds all, one piece each."""
     rows, size_bytes = np.array(fragments, np.int64).reshape(-1, 2).T
+    # Data of one pool need no cut: the rows of the whole split are permuted together anyway.
     slices = np.ones(len(rows), np.int64)
     if size_bytes.sum() > pool_bytes or rows.sum() > _MAX_POOL_ROWS:
         max_bytes = max(pool_bytes // _MIN_PIECES_PER_POOL, int(size_bytes.sum()) // _MAX_PIECES, 1)
         max_rows = max(_MAX_POOL_ROWS // _MIN_PIECES_PER_POOL, int(rows.sum()) // _MAX_PIECES)
         slices = np.maximum(-(-size_bytes // max_bytes), -(-rows // max_rows))
+    # A piece has at least one row, however large that row is.
     slices = np.maximum(1, np.minimum(rows, slices))
     # Integer division spreads rows evenly over the slices of a fragment, without a rounding that machines disagree on.
     first = np.repeat(np.cumsum(rows) - rows, slices)
@@ -193,10 +216,15 @@ def cut_batches(lengths: RowIds, steps: int, batch_size: int, rng: np.random.Gen
     """
     n = len(lengths)
     # A stable sort: with equal lengths (no length grouping) the window's order stays.
+    # Of the whole window: the more rows there are to choose from, the less padding; hence `window_steps`.
     order = np.argsort(-lengths, kind="stable")
+    # The usual case: all batches are full but one at most. The shuffle below may put that one anywhere in the window.
     if -(-n // batch_size) == steps:
         bounds = np.minimum(np.arange(steps + 1) * batch_size, n)
     else:
+        # Skipped rows must not cost a step: the plan, the schedule of the learning rate and a checkpoint's step all
+        # count batches. Filling batches from the front would leave the last ones empty.
         bounds = np.array([n * i // steps for i in range(steps + 1)])
     batches = [order[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    # The batches are shuffled, not the rows in them: without it every window would train on its longest rows first.
     return batches if rng is None else [batches[i] for i in rng.permutation(steps)]

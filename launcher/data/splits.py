@@ -84,6 +84,7 @@ class Split:
         Args:
             columns: Names for files that have no numbering of their own.
         """
+        # Columns of texts have names already; those of numbers get them.
         columns = {name: names for name, names in columns.items() if is_numbered(self.schema.field(name).type)}
         if not columns:
             return self
@@ -97,6 +98,7 @@ class Split:
         columns = list(dict.fromkeys(columns))  # a task may read one column as two things
         schema = pa.schema([self.schema.field(name) for name in columns])
         owner = np.searchsorted(self.starts, ids, side="right") - 1
+        # Each fragment is opened once, however its rows are spread over `ids`.
         by_owner = np.argsort(owner, kind="stable")
         parts = []
         for index in np.unique(owner):
@@ -123,6 +125,7 @@ def read_rows(fragment: Fragment, rows: RowIds, columns: Sequence[str], how: Rea
     A large row group is decoded batch by batch and only the wanted rows stay, so memory depends on the window alone.
     Pages have no index: decoding starts at the beginning of the row group and ends behind the last wanted row.
     """
+    # Decoding runs forwards, so rows are collected in file order and put into the order asked for at the end.
     wanted = np.sort(rows)
     parts = []
     begin = 0
@@ -131,6 +134,7 @@ def read_rows(fragment: Fragment, rows: RowIds, columns: Sequence[str], how: Rea
         if high > low:
             parts.append(batch.take(pa.array(wanted[low:high] - begin)))
         begin += batch.num_rows
+        # The rest of the row group is never decoded.
         if high == len(wanted):
             break
     table = pa.Table.from_batches(parts)
@@ -154,6 +158,7 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
             batches = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
         else:
             reader = arrow_reader(fs, path)
+            # A record batch is read whole and then sliced: from a remote storage it takes its full size in memory.
             whole = reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns))
             batches = (whole.slice(begin, rows) for begin in range(0, whole.num_rows, rows))
         for batch in with_partition(map(to_plain_types, batches), fragment, columns):
@@ -182,11 +187,13 @@ def _with_names(batch: pa.RecordBatch, names: ClassNames) -> pa.RecordBatch:
 def _to_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
     """Replace integers, or lists of them, by their names; an integer without a name becomes its digits."""
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        # `list_flatten` drops what lies under null lists, so a null list must count as empty in the offsets.
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
         flat = _to_names(pc.list_flatten(values), names)
         return pa.LargeListArray.from_arrays(offsets, flat, mask=values.is_null())
     is_known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
+    # `take` raises for an index out of range, also where the `if_else` below drops the result.
     indices = pc.if_else(is_known, values, 0)
     texts = pa.array([*names, ""], pa.string()).take(indices.cast(pa.int64()))
     return pc.if_else(is_known, texts, values.cast(pa.string()))
@@ -229,6 +236,7 @@ def open_files(
         (position, unique_columns(shown[position], schema, kinds))
         for position, schema in distinct_schemas(footers, _partition_types(files))
     ]
+    # Metadata names classes and indexes of one file; merged schemas would mix those of all.
     schema = schemas[0][1].remove_metadata()
     for position, other in schemas[1:]:
         schema = _merge_schemas(shown[0], schema, shown[position], other, kinds)
@@ -247,11 +255,13 @@ def open_files(
     if any(file.partition for file in files):
         table = table.append_column("partition", pa.array(_partition_json(files), pa.large_string()))
     counts = np.array([len(footer.rows) for footer in footers], np.int64)
+    # `fromiter` fills an array without a list of Python integers in between; there may be millions.
     rows = np.fromiter((n for footer in footers for n in footer.rows), np.int64)
     sizes = np.fromiter((n for footer in footers for n in footer.size_bytes), np.int64)
     fragments = Fragments.of(table, counts, rows, sizes)
     if not len(fragments):
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
+    # Absolute paths and times: a moved copy has the same fingerprint, and so the same order, but another version.
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
     names = tuple(_join_numberings(numberings).items())
     fingerprint = _fingerprint(files, footers)
@@ -373,6 +383,7 @@ def _merge_schemas(
             continue
         try:
             pair = [pa.schema([field]), pa.schema([other_field])]
+            # Field by field, so that an error names the column and an unread column may differ.
             fields.append(pa.unify_schemas(pair, promote_options="permissive").field(0))
         except pa.ArrowTypeError as error:
             if is_read:
@@ -409,6 +420,7 @@ def sample_rows(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
     if not columns:
         return schema.empty_table()
     count = min(_SAMPLED_FRAGMENTS, len(split.fragments))
+    # Spread over the split: the first fragments alone may all be of one class.
     chosen = np.unique(np.linspace(0, len(split.fragments) - 1, count).round().astype(int))
     parts = [schema.empty_table()]
     remaining = rows

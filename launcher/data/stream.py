@@ -61,13 +61,18 @@ class StreamSource:
         # the lengths of all rows decide which rows share a batch, and whether a row is usable shows only now.
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
+        # Before the cut: a batch consists of usable rows alone, and the header counts the others.
         handle_bad_rows(split, ids, encoded, self.job.data.on_bad_row)
+        # The window is cut whole and then sliced. Cutting only what is left of it after a resume would draw another
+        # shuffle.
         batches = self.batches(window, len(ids), encoded)[window.begin : window.end]
         # Evaluations never pack: they need the result of each sample by itself.
         pack_length = task.pack_length if window.kind == TRAIN else None
         micro_batch = self.job.parallel.micro_batch
         layout = BatchLayout(self.world_size, micro_batch if isinstance(micro_batch, int) else None, pack_length)
+        # Here the ranks begin: the global batches are settled, and any number of ranks divides the same ones.
         assigned = [assign_to_ranks(batch, encoded.lengths, layout) for batch in batches]
+        # One rank's table at a time: those of all ranks together are as large as the encoded window itself.
         for rank in ranks:
             table, steps = build_shard(encoded, ids, batches, assigned, rank, layout)
             # Counted once: on rank 0, and not again by a run that resumes inside the window.
@@ -78,11 +83,14 @@ class StreamSource:
 
     def task(self, for_evaluation: bool) -> Task:
         """Return the task that encodes rows: as evaluation or as training needs it."""
+        # JSON is the cache key, of only those sections that a task is built from: jobs that differ elsewhere, as most
+        # trials of a sweep do, share one task and its loaded tokenizer.
         return _build_task(self.job.model_dump_json(include={"task", "model", "seed", "name", "data"}), for_evaluation)
 
     def encode(self, task: Task, window: Window, ids: RowIds) -> Encoded:
         """Read and encode the rows of a window."""
         split = self.splits[window.kind]
+        # Augmented rows differ from epoch to epoch; a cache would repeat the first draw for ever.
         if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
             return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
         rows = self._read(window, ids, task.input_columns + task.target_columns)
@@ -100,13 +108,17 @@ class StreamSource:
         """Read the rows of a window; those of training are slices of pools that this process holds."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
+            # File order, and no pool: of a row group larger than a window, each window decodes the beginning again.
             return split.read(ids, columns)
         key = _SamplerKey.of(self.job, split)
         order = _sampler(key, window.epoch)
         places = order.places(window.index)
+        # Footers give the size of encoded pages: a column of few distinct values is small there and large in memory.
         max_bytes = max(_MIN_CACHED_POOL_BYTES, 2 * order.pool_bytes)
         if any(order.pool_rows(pool) * _row_bytes(key, columns) > max_bytes for pool, _, _ in places):
             return split.read(ids, columns)
+        # Slices do not copy. Where a window crosses into the next pool it refers to both, which stay in memory until
+        # the join.
         parts = [_read_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
         return pa.concat_tables(parts).combine_chunks()
 
@@ -114,6 +126,8 @@ class StreamSource:
         """Return the row ids of a window: in the sampler's order for training, in file order for evaluation."""
         split = self.splits[window.kind]
         if window.kind != TRAIN:
+            # The same product as in `windows.evaluation_windows`, which counts the windows: change both or rows are
+            # lost.
             size = self.job.evaluation.batch_size * self.job.data.window_steps
             return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
         return epoch_sampler(self.job, split, window.epoch).window(window.index)
@@ -130,10 +144,13 @@ class StreamSource:
         """
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size
+            # No shuffle: metrics do not depend on the order, and with the longest rows first memory peaks in a window's
+            # first batch.
             return cut_batches(encoded.lengths, -(-rows // size), size, None)
         size = self.job.train.batch_size
         fingerprint = self.splits[TRAIN].fingerprint
         # A generator per window: a resumed run draws the same batches without drawing those of earlier windows.
+        # The arguments are part of the order of every run: see `generator`.
         rng = generator("batches", fingerprint, self.job.seed, window.epoch, window.index)
         # Equal lengths leave the order of the window; the number of batches is the plan's, skipped rows or not.
         lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
@@ -153,6 +170,7 @@ def handle_bad_rows(split: Split, ids: RowIds, encoded: Encoded, on_bad_row: str
     where = f"{file}: row {row}: {reason}"
     if on_bad_row == "error":
         raise DataError(f"{where}; {BAD_ROW_REMEDY}")
+    # Skipping cannot help here: a filler needs some sample to repeat (`rank_batches.py`).
     if not len(encoded.valid_rows):
         raise DataError(f"{where}, and so are all {len(ids)} rows read with it; is the right column named?")
 
@@ -165,12 +183,16 @@ def read_batch_rows(job: JobSpec, plan: Plan, splits: dict[str, Split], step: in
     Returns:
         Row ids, int64 (n,), ascending.
     """
+    # An evaluation never comes first, but nothing here should rest on that.
     window = next(window for window in train_windows(plan, job, step) if window.kind == TRAIN)
+    # One rank, whatever the run has: batches do not depend on ranks.
     source = StreamSource(job, splits, 1)
     ids = source.row_ids(window)
     encoded = source.encode(source.task(False), window, ids)
+    # `batches` knows nothing of `window.begin`: the index counts from the window's first step.
     batch = source.batches(window, len(ids), encoded)[step - window.first_step]
     rows: RowIds = ids[encoded.valid_rows[batch]]
+    # In place, which is safe: indexing with an array has copied.
     rows.sort()
     return rows
 
@@ -189,6 +211,8 @@ class _SamplerKey:
     @staticmethod
     def of(job: JobSpec, split: Split) -> "_SamplerKey":
         data = job.data
+        # All that `EpochSampler` depends on, but the epoch. Whatever is missing here would silently serve the order of
+        # another job: the trials of a sweep share this process.
         return _SamplerKey(
             split.fingerprint, job.seed, job.train.batch_size, data.window_steps, data.shuffle_pool_mib, split
         )
@@ -199,6 +223,7 @@ def epoch_sampler(job: JobSpec, split: Split, epoch: int) -> EpochSampler:
     return _sampler(_SamplerKey.of(job, split), epoch)
 
 
+# Pieces are laid out once per epoch and process, not once per window.
 @lru_cache(maxsize=4)
 def _sampler(key: _SamplerKey, epoch: int) -> EpochSampler:
     columns = key.split.fragments
@@ -210,11 +235,14 @@ def _sampler(key: _SamplerKey, epoch: int) -> EpochSampler:
 @lru_cache(maxsize=4)
 def _row_bytes(key: _SamplerKey, columns: tuple[str, ...]) -> float:
     """Return the mean size of a decoded row in memory, estimated from a few rows."""
+    # Footers cannot tell: their sizes are those of encoded pages. The sample is read once per process.
     rows = sample_rows(key.split, columns, 32)
     return float(rows.nbytes) / max(1, len(rows))
 
 
-@lru_cache(maxsize=1)  # windows come in order, so one pool at a time is enough
+# Windows come in order, so one pool at a time is enough. `lru_cache` drops an entry only after the function has
+# returned the next one: while a pool is read, the one before is still in memory, so plan for two.
+@lru_cache(maxsize=1)
 def _read_pool(key: _SamplerKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa.Table:
     """Read the rows of a pool, permuted.
 
@@ -226,7 +254,8 @@ def _read_pool(key: _SamplerKey, epoch: int, pool: int, columns: tuple[str, ...]
 
 @lru_cache(maxsize=4)
 def _build_task(job_json: str, for_evaluation: bool) -> Task:
-    task = build_task(JobSpec.model_validate_json(job_json))  # the cached task keeps its tokenizer loaded
+    # The cached task keeps its tokenizer loaded.
+    task = build_task(JobSpec.model_validate_json(job_json))
     return task.for_evaluation() if for_evaluation else task
 
 
@@ -240,7 +269,11 @@ class ShardStream:
     def steps(self) -> Iterator[tuple[int, int, LocalBatch]]:
         """Yield (steps completed before it, epoch, local batch) for each training step, in order."""
         for content in self._shards:
+            # A shard is taken whole before its first step. An evaluation that is due inside a window comes behind that
+            # window in the stream: it takes its shards while the remaining steps of the window wait here.
             header, batches = deserialize_shard(content)
+            # Reader and writer walk the same windows, each by itself. A mismatch means that an evaluation was not read
+            # to its end, or that the transport changed the order; training would use the wrong rows unnoticed.
             if header.kind != TRAIN:
                 raise RowCountError(f"stream: an evaluation of {header.kind} came where training was due")
             self.skipped_rows += header.skipped_rows
@@ -274,5 +307,7 @@ class Evaluation:
                 )
             self.skipped_rows += header.skipped_rows
             yield from batches
+            # Stop at the mark, not at the end of the stream: the next shard is one of training, and taking it would
+            # lose it.
             if header.is_last:
                 return

@@ -53,7 +53,9 @@ def stream_windows(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -
 
 def stream_segments(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
     """Yield the windows of a stream in lists, at least one list; arguments as in `stream_windows`."""
+    # One iterator for all segments: where a segment ends is no place in the order, only in the transport.
     windows = stream_windows(name, rows, plan, job, start)
+    # Also an empty list: `DeterministicDataConfig` takes the first segment before anybody knows that nothing is left.
     yield list(islice(windows, FIRST_SEGMENT))
     while segment := list(islice(windows, NEXT_SEGMENTS)):
         yield segment
@@ -65,16 +67,21 @@ def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]
     A resumed run starts inside the window of its checkpoint: the window is read and encoded whole, as the batches
     depend on all its rows, and the batches before `begin` are dropped.
     """
+    # Windows do not cross epochs. The last one of an epoch may be short, so positions count from the epoch's first
+    # step.
     windows = -(-plan.steps_per_epoch // plan.window_steps)
     first_epoch, done_steps = divmod(start_step, plan.steps_per_epoch)
     for epoch in range(first_epoch, plan.epochs):
         for index in range(done_steps // plan.window_steps if epoch == first_epoch else 0, windows):
             first = epoch * plan.steps_per_epoch + index * plan.window_steps
+            # A limit of steps cuts `stop`, not the rows of the window: a longer run begins with the same batches.
             stop = min(first + plan.window_steps, (epoch + 1) * plan.steps_per_epoch, plan.total_steps)
             if stop <= max(start_step, first):
                 return
             # A checkpoint in the middle of a window resumes there; windows before it are never read again.
             begin = max(0, start_step - first)
+            # The training window comes before the evaluations that are due inside of it: a rank holds the whole window
+            # while it evaluates. `ShardStream` and this order belong together.
             yield Window(TRAIN, epoch, index, first, begin, stop - first)
             # After `start_step` only: an evaluation at that step was done before its checkpoint was saved.
             for step in range(first + begin + 1, stop + 1):
@@ -85,6 +92,8 @@ def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]
 def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> Iterator[Window]:
     """Yield the windows of one pass over a split, in file order."""
     size = job.evaluation.batch_size * job.data.window_steps
+    # An evaluation has windows of its own size, as its batch size is another; `StreamSource.row_ids` has the same
+    # product.
     count = -(-rows // size)
     for i in range(count):
         end = -(-min(size, rows - i * size) // job.evaluation.batch_size)

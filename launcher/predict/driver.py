@@ -56,10 +56,12 @@ class PredictionDriver:
 
     def __init__(self, config: PredictionConfig, queue: PartQueue, view: PredictionProgress, existing: Part) -> None:
         self._config, self._queue, self._view = config, queue, view
+        # Once, not with each actor: the split of 100,000 files takes megabytes.
         self._config_ref = ray.put(config)
         self._workers: dict[int, _Worker] = {}
         self._next_key = 0
         self._load_failures = 0
+        # Set by the thread that handles signals, while `run` polls in another one.
         self._stop = threading.Event()
         self.parts = existing
         """Sums over the parts that are written."""
@@ -78,6 +80,8 @@ class PredictionDriver:
             RayError: A worker raised an error; it is wrapped inside.
         """
         try:
+            # A command that resumes near its end may have fewer parts than workers; a worker without a part would load
+            # a model for nothing.
             for _ in range(min(self._config.job.cluster.workers, self._queue.left)):
                 self._start_worker()
             while self._queue.left:
@@ -88,6 +92,7 @@ class PredictionDriver:
                     )
                 self._poll()
         finally:
+            # Kill, do not wait: what is written is safe under its name, and a part at hand is predicted again.
             for worker in self._workers.values():
                 ray.kill(worker.actor)
             # After the kill: a worker that still writes would have its file removed under it.
@@ -96,9 +101,12 @@ class PredictionDriver:
     def _poll(self) -> None:
         """Give idle workers a part, and handle the answers that have arrived."""
         for key, worker in self._workers.items():
+            # Before the wait, so that an answer of the last round is followed by a new part without a pause.
             if worker.pending is None:
                 self._assign(key, worker)
+        # `ray.wait` returns the very objects that it was given, so their ids lead back to the workers.
         pending = {id(w.pending): (key, w.pending) for key, w in self._workers.items() if w.pending is not None}
+        # Returns with the first answer: no worker waits until another one is done. The timeout is the delay of a stop.
         ready, _ = ray.wait([ref for _, ref in pending.values()], timeout=_POLL_S)
         for ref in ready:
             key, _ = pending[id(ref)]
@@ -114,6 +122,7 @@ class PredictionDriver:
         cluster = self._config.job.cluster
         options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker or None}
         actor: Any = ray.remote(Predictor).options(**options).remote(self._config_ref)
+        # Keys are never used twice, so that the queue cannot take a new worker for the dead one before it.
         self._workers[self._next_key] = _Worker(actor, actor.load.remote())
         self._next_key += 1
 
@@ -130,11 +139,13 @@ class PredictionDriver:
             self._load_failures = 0
             return
         assert worker.stream is not None
+        # The wait said that an answer is there, so this does not block; a worker's error is raised by `ray.get`.
         answer = next(worker.stream, None)
         if answer is not None:
             worker.progress = ray.get(answer)
             return
         assert isinstance(worker.progress, Part)  # the last answer of every stream that ends without an error
+        # Only now, after the last answer: the worker sends it once the part has its final name.
         self._queue.mark_written(key)
         self.parts += worker.progress
         worker.stream = None
@@ -146,6 +157,8 @@ class PredictionDriver:
         reason = " ".join(str(error).split())[:300]
         lost = self._queue.requeue(key)
         if worker.loading is not None:
+            # Counted apart from parts: a model that does not fit kills every worker, and none of them ever takes a
+            # part.
             self._load_failures += 1
         if self._load_failures >= _MAX_DEATHS:
             raise TrainingError(

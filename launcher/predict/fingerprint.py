@@ -23,6 +23,7 @@ def model_fingerprint(run: RunDir) -> str:
     fs, root = open_uri(run.path("model"))
     files = fs.get_file_info(pafs.FileSelector(root, recursive=True))
     digest = hashlib.sha256()
+    # File systems list in any order, and the digest must not depend on it.
     for info in sorted(files, key=lambda info: str(info.path)):
         if info.type != pafs.FileType.File or info.base_name == "README.md":  # scores are added to the card later
             continue
@@ -37,6 +38,7 @@ def _blocks(size: int) -> list[tuple[int, int]]:
     """Return offset and length in bytes of each block of a file that is hashed."""
     if size <= _BLOCKS * _BLOCK_BYTES:
         return [(0, size)]
+    # The first and the last block are among them: formats of weights have their index at either end.
     return [(i * (size - _BLOCK_BYTES) // (_BLOCKS - 1), _BLOCK_BYTES) for i in range(_BLOCKS)]
 
 

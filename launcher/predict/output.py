@@ -110,8 +110,10 @@ def create_output(output: RunDir, requested: PredictionsRecord) -> PredictionsRe
             raise RunError(
                 f"{output.uri}: holds other predictions ({'; '.join(differences)}); give another --output, or remove it"
             )
+        # With the layout of the parts that exist, not the requested one: another version may cut differently.
         return existing
     try:
+        # Before any part, so that a part never lies in a directory that does not say what it belongs to.
         output.write_record(MANIFEST, requested)
     except RunError as error:
         if not isinstance(error.__cause__, OSError):
@@ -164,6 +166,8 @@ def complete_parts(output: RunDir, layout: Layout) -> dict[int, Part]:
     if unknown is not None:
         raise RunError(f"{output.path(unknown)}: is no part of these predictions; remove it")
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        # Threads, as a footer in a remote storage is waiting; 153 parts of 10 million rows would otherwise be read one
+        # by one.
         footers = pool.map(lambda name: _read_footer(output.path(name)), names)
         parts = {numbers[name]: part for name, part in zip(names, footers, strict=True) if part is not None}
     for number, part in parts.items():
@@ -182,7 +186,8 @@ def _read_footer(path: str) -> Part | None:
             metadata = pq.read_metadata(stream)
         return Part(metadata.num_rows, int((metadata.metadata or {})[_SKIPPED.encode()]))
     except (pa.ArrowInvalid, OSError, KeyError):
-        return None  # cut short by a power cut, or by a storage that does not publish in one step
+        # Cut short by a power cut, or by a storage that does not publish in one step.
+        return None
 
 
 def finish(output: RunDir, layout: Layout, total: Part) -> FinishedRecord:
@@ -197,12 +202,14 @@ def finish(output: RunDir, layout: Layout, total: Part) -> FinishedRecord:
         RowCountError: Rows or parts are missing, or there are too many.
     """
     names = [name for name in output.list("") if name.startswith("part-")]
+    # Looked at once more instead of trusting the sums: another command may have written here or removed a part.
     if total.rows != layout.rows or names != [part_name(number) for number in range(layout.parts)]:
         raise RowCountError(
             f"{output.uri}: {total.rows} rows in {len(names)} parts came out of {layout.rows} in {layout.parts}; "
             "remove it and predict again"
         )
     record = FinishedRecord(rows=total.rows, skipped_rows=total.skipped_rows, parts=len(names))
+    # Last: whoever sees this name may read everything next to it.
     output.write_record(FINISHED, record)
     return record
 
@@ -222,6 +229,7 @@ class PartWriter:
 
     def finish(self) -> Part:
         """Write the number of skipped rows into the footer, after the last piece."""
+        # Before the writer closes: the footer is written then, and cannot be changed later.
         self._writer.add_key_value_metadata({_SKIPPED: str(self.skipped_rows)})
         return Part(self.rows, self.skipped_rows)
 
@@ -237,11 +245,14 @@ def write_part(output: RunDir, number: int, schema: pa.Schema) -> Iterator[PartW
     target = f"{root}/{part_name(number)}"
     is_local = isinstance(fs, pafs.LocalFileSystem)
     # An object store publishes an object when its stream closes; a file system needs the rename.
+    # Host and process in the name: a worker that was only thought dead may still write the same part.
     path = f"{root}/{_UNFINISHED}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if is_local else target
     try:
         try:
             with fs.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
                 yield PartWriter(writer)
+            # The rename comes after the writer and the stream have closed: the name never stands for half a part. No
+            # fsync: a part that a power cut truncates has no footer, and the next command predicts it again.
             if is_local:
                 os.replace(path, target)
         except BaseException:

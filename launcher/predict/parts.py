@@ -60,7 +60,9 @@ def cut_parts(rows: int, size_bytes: int) -> Layout:
         rows: Number of rows of the input, at least one.
         size_bytes: Size of all rows, uncompressed.
     """
+    # Nothing of the job or the cluster may enter here: the layout has to be the same for every command that resumes.
     row_bytes = max(1.0, size_bytes / rows)
+    # Rows bound small rows and bytes bound large ones, such as pictures, of which 65536 would be gigabytes.
     part = min(_MAX_ROWS, max(_MIN_ROWS, -(-rows // _TARGET_PARTS)), max(1, int(_MAX_BYTES / row_bytes)))
     piece = min(part, _PIECE_ROWS, max(1, int(_PIECE_BYTES / row_bytes)))
     return Layout(rows, part, piece)
@@ -84,6 +86,7 @@ class PartQueue:
     death shows which of them is the cause."""
 
     def __post_init__(self) -> None:
+        # Sorted is a heap already, and in rising order each worker reads its files forwards (`row_reader.py`).
         self._waiting = sorted(self.missing)
 
     @property
@@ -103,6 +106,7 @@ class PartQueue:
         if number is None:
             return None
         self._current[worker] = number
+        # A suspect is done alone: with a second part read ahead, a death would not tell which of the two was the cause.
         if self._waiting and not {number, self._waiting[0]} & self._suspects:
             self._next[worker] = heapq.heappop(self._waiting)
         return number, self._next.get(worker)
@@ -110,6 +114,7 @@ class PartQueue:
     def _pop_lowest(self) -> int | None:
         if self._waiting:
             return heapq.heappop(self._waiting)
+        # The owner may have read the first piece of that part ahead for nothing.
         owner = min(self._next, key=lambda worker: self._next[worker], default=None)
         return None if owner is None else self._next.pop(owner)  # the next part of a busy worker
 
@@ -121,6 +126,8 @@ class PartQueue:
         """Put a dead worker's parts back; return the one it was doing and how often that was lost, None if idle."""
         number, following = self._current.pop(worker, None), self._next.pop(worker, None)
         if following is not None:
+            # Only the part at hand counts as lost, but both are suspects: the thread that reads ahead may have killed
+            # the worker.
             heapq.heappush(self._waiting, following)
             self._suspects.add(following)
         if number is None:

@@ -51,8 +51,11 @@ class RowReader:
             self._seek(row)
             batch = self._next_batch()
             skipped = min(row - self._position, batch.num_rows)
+            # A slice, no copy. It keeps the whole batch in memory, which is why a batch has no more rows than a piece.
             taken = batch.slice(skipped, rows.stop - row)
             used = skipped + taken.num_rows
+            # The rest of the batch is the beginning of the next piece; decoding it again would start at the row group's
+            # first row.
             self._rest = batch.slice(used) if used < batch.num_rows else None
             self._position += used
             row += taken.num_rows
@@ -71,6 +74,8 @@ class RowReader:
         fragment = self._fragment_of(row)
         if self._position <= row < self._end and fragment == self._fragment_of(self._position):
             return  # in the same row group: the rows in between are decoded and dropped
+        # Another file, or past the row group: open at the right row group, which skips those in between without
+        # decoding them.
         fragments = self._split.fragments
         last = fragment
         while last + 1 < len(fragments) and fragments[last + 1].path == fragments[fragment].path:
@@ -102,6 +107,8 @@ def _stream(fragments: Sequence[Fragment], names: Sequence[str], reading: Readin
     try:
         fs, inner = open_uri(path)
         with fs.open_input_file(inner) as source:
+            # As in `splits.read_batches`: no buffer of a whole row group, no threads of pyarrow next to those of the
+            # model.
             file = pq.ParquetFile(source, pre_buffer=False, buffer_size=reading.buffer_bytes)
             groups = [fragment.index for fragment in fragments]
             own = own_columns(fragments[0], file.schema_arrow, names)

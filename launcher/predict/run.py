@@ -84,12 +84,15 @@ def predict_run(
 
 
 def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained: JobSpec) -> PredictionResult:
+    # Model, input and columns are checked before the output is claimed; the first rows after that, but before Ray
+    # starts.
     check_model(run)
     # As training data: rows that name files (images) name them relative to their own file, not to the run's data.
     data = trained.data.model_copy(update={"train": (input,), "validation": None, "test": None})
     job = trained.model_copy(update={"model": trained.model.exported(run.path("model")), "data": data})
     _check_output_outside_input(input, output)
     split = _open_input(input, job, console)
+    # From the footers alone, so that a command that resumes finds the same layout without reading a row.
     layout = cut_parts(split.rows, sum(fragment.size_bytes for fragment in split.fragments))
     requested = PredictionsRecord(
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),
@@ -99,6 +102,7 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
     try:
         return _complete(config, console)
     except UserError:
+        # Refused before a part was written: leave no directory behind.
         discard_empty(output)
         raise
 
@@ -125,6 +129,7 @@ def _complete(config: PredictionConfig, console: Console) -> PredictionResult:
     """Predict the parts that are missing and mark the output as complete."""
     output, layout = config.output, config.layout
     allows_bad_rows = config.job.data.on_bad_row != "error"
+    # No worker of this command runs yet. Two commands on one output at a time would remove each other's files.
     remove_unfinished(output)
     existing = complete_parts(output, layout)
     total = sum(existing.values(), Part())
@@ -137,9 +142,12 @@ def _complete(config: PredictionConfig, console: Console) -> PredictionResult:
         )
     if record is not None and len(existing) == layout.parts:
         return PredictionResult(total.rows, total.skipped_rows, before)
-    if not allows_bad_rows:  # before Ray starts, which takes seconds
+    # Before Ray starts, which takes seconds.
+    if not allows_bad_rows:
         check_first_rows_of_split(config.job, build_task(config.job), config.split, with_targets=False)
-    output.delete(FINISHED)  # a part was removed; until it is written again, the output is not complete
+    # A part was removed; until it is written again, the output is not complete. Before the first part is written, so
+    # that no reader takes a mixture for the whole.
+    output.delete(FINISHED)
     if existing:
         console.print(f"resuming: {before} of {layout.rows} rows are in {output.uri}", highlight=False, soft_wrap=True)
     missing = [number for number in range(layout.parts) if number not in existing]

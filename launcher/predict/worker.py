@@ -56,6 +56,8 @@ class Predictor:
         import torch
 
         job, split = self._config.job, self._config.split
+        # Logical CPUs bound nothing by themselves: torch would choose its threads without regard to other workers on
+        # the node.
         if not torch.cuda.is_available():
             torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,6 +67,7 @@ class Predictor:
         # A second task for the reading thread, as fast tokenizers are not safe to use from two threads at once.
         self._encoder = build_task(job)
         self._reader = RowReader(split, self._config.layout.piece_rows)
+        # One thread: `RowReader` holds a position and is not made for two.
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._ahead: tuple[range, Future[_Piece]] | None = None
         self._schema = pa.schema([*split.schema, *self._task.prediction_schema])
@@ -86,11 +89,14 @@ class Predictor:
         with write_part(self._config.output, number, self._schema) as writer:
             for rows, next_rows in zip(pieces, next_pieces, strict=True):
                 piece = self._take_piece(rows)
+                # Before the model runs, so that the thread reads and encodes while the model computes.
                 if next_rows is not None:
                     self._read_ahead(next_rows)
                 writer.write(self._predict_piece(piece), len(rows) - len(piece.encoded.valid_rows))
+                # Progress alone: rows are safe only when their part is published.
                 yield writer.rows
             part = writer.finish()
+        # Behind the block: the part has its final name before the driver hears of it.
         yield part
 
     def _take_piece(self, rows: range) -> _Piece:
@@ -117,6 +123,8 @@ class Predictor:
 
         encoded = piece.encoded
         batch_size = self._config.job.evaluation.batch_size
+        # Longest first, so that a batch that does not fit fails at once and not near the end of a piece. Stable: equal
+        # lengths keep their order, and a piece that is predicted again has the same batches.
         by_length = np.argsort(-encoded.lengths, kind="stable")
         predictions = [self._task.prediction_schema.empty_table()]
         with torch.inference_mode():

@@ -83,6 +83,7 @@ def find_duplicates(
     share = min(1.0, limits.indexed_rows / max(1, rows))
     search = _Search(task.input_columns, task.target_columns, stop or threading.Event())
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        # The small side is indexed and the large one streamed past it: memory does not grow with the training data.
         indexes = {name: _index_split(search, split, share, pool) for name, split in others.items()}
         train = splits[TRAIN]
         fragments = _searched_fragments(train, limits)
@@ -176,6 +177,7 @@ class _Matches:
     def add(self, keys: RowIds, rows: RowIds, labels: Hashes | None) -> None:
         """Add rows of the other split with their keys. The result does not depend on the order of calls."""
         with self._lock:
+            # `.at`, as a key may come twice in one call: an assignment by index would keep only one of its rows.
             np.minimum.at(self.first, keys, rows)
             if labels is not None:
                 np.minimum.at(self.low, keys, labels)
@@ -190,6 +192,7 @@ def _index_split(search: _Search, split: Split, share: float, pool: ThreadPoolEx
         chosen = []
         begin = int(split.starts[index])
         for hashes, has_value in search.hash_inputs(split.fragments[index]):
+            # Rows of nulls alone equal each other and would all count as leaks.
             at = np.flatnonzero(has_value & (hashes <= limit))
             rows.append(begin + at)
             chosen.append(hashes[at])
