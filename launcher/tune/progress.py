@@ -13,6 +13,7 @@ from launcher.formatting import format_param
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import TuneSpec
 
+# A live display that is higher than the terminal is cut by rich, so both lists have a fixed length.
 _MAX_BEST, _MAX_RUNNING = 8, 8
 _MAX_VALUE_CHARS = 24
 
@@ -42,6 +43,7 @@ class _SweepView:
     def __call__(self, trial: TrialRecord) -> None:
         before = self._trials.get(trial.number)
         self._trials[trial.number] = trial
+        # Called after each evaluation of each trial. A log gets a line only when a trial ends.
         if self._console.is_terminal or trial.status == "running" or (before and before.status == trial.status):
             return
         self._console.print(self._format_line(trial), highlight=False, soft_wrap=True)
@@ -58,6 +60,7 @@ class _SweepView:
         )
 
     def __rich__(self) -> Group:
+        # A copy: rich's refresh thread calls this while the driver's thread adds trials.
         trials = list(self._trials.values())
         ordered = sorted(trials, key=lambda t: -t.score(self._mode))
         evaluated = [(t, best) for t in ordered if (best := t.best_evaluation(self._mode)) is not None]

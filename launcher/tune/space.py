@@ -36,6 +36,7 @@ def trial_job(base: JobSpec, params: Params, params_of: Callable[[str], type[Bas
     Raises:
         SpecError: A key is unknown, or a value is invalid.
     """
+    # As JSON, which is validated as a whole: `model_copy` checks neither a value nor the rules between keys.
     raw = base.model_dump(mode="json")
     for key, value in params.items():
         *sections, last = key.split(".")
@@ -48,6 +49,7 @@ def trial_job(base: JobSpec, params: Params, params_of: Callable[[str], type[Bas
         parent[last] = value
     try:
         job = JobSpec.model_validate(raw)
+        # `JobSpec` does not know the parameters of the task types; their model checks them.
         params_of(job.task.type).model_validate(job.task.parameters())
     except ValidationError as error:
         raise SpecError(_describe_problems(error, raw, params_of)) from error
@@ -83,11 +85,13 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
                 f"tune.space: {key} cannot change during a trial, which scheduler: pbt requires (only "
                 f"{', '.join(_MUTABLE)} can); use another scheduler"
             )
-        for value in dimension.choice or dimension.ends or ():  # of a range, the ends are most likely invalid
+        # Of a range, the ends are the most likely to be invalid.
+        for value in dimension.choice or dimension.ends or ():
             try:
                 trial_job(base, {key: value}, params_of)
             except UserError as error:
                 problems += [*error.problems] if isinstance(error, SpecError) else [error.message]
+                # One sentence per key: the other values usually fail for the same reason.
                 break
     if spec.search == "grid":
         continuous = [key for key, d in spec.space.items() if d.ends and not d.is_whole]
@@ -116,7 +120,8 @@ def _grid_values(dimension: Dimension) -> Sequence[JsonValue]:
 
 def _count_values(dimension: Dimension) -> int:
     low, high = dimension.ends or (0, -1)
-    return len(dimension.choice) if dimension.choice else int(high) - int(low) + 1  # len(range) overflows at 2**63
+    # Not len(range): it overflows at 2**63.
+    return len(dimension.choice) if dimension.choice else int(high) - int(low) + 1
 
 
 def choose_metric(spec: TuneSpec, base: JobSpec, modes: Mapping[str, MetricMode]) -> tuple[str, MetricMode]:
