@@ -43,7 +43,6 @@ class _SweepView:
     def __call__(self, trial: TrialRecord) -> None:
         before = self._trials.get(trial.number)
         self._trials[trial.number] = trial
-        # Called after each evaluation of each trial. A log gets a line only when a trial ends.
         if self._console.is_terminal or trial.status == "running" or (before and before.status == trial.status):
             return
         self._console.print(self._format_line(trial), highlight=False, soft_wrap=True)

@@ -106,7 +106,6 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     # exported and scored.
     promote_best(result)
     run_job(result.job, console)
-    # Again: only now it has the test score.
     report = write_sweep_report(run)
     console.print(f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}", highlight=False, soft_wrap=True)
     return run
@@ -275,10 +274,8 @@ def _run_phases(base: JobSpec, sweep: SweepDir, search: Search, listener: Listen
             return known.params, known.seed
 
         numbers = tuple(range(search.trials))
-        # The limit covers all attempts of the sweep.
         seconds = None if spec.minutes is None else 60 * spec.minutes - sweep.record.seconds
         reason = TIME_LIMIT_REACHED if seconds is not None and seconds <= 0 else ""
-        # Tune would start an actor even for trials that it only replays.
         if not reason and not _are_completed(sweep, numbers):
             reason = run_phase(Phase(spec, context, numbers, suggest, concurrent, seconds), sweep, search, listener)
         sweep.save(stopped=reason)

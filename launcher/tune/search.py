@@ -71,7 +71,6 @@ class Search:
     def report(self, number: int, value: float | None) -> None:
         """Report the result of a trial, or None if it failed."""
         trial = self._running.pop(number, None)
-        # A grid asks Optuna for nothing, so there is nothing to report to it.
         if trial is not None:
             self._study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
 

@@ -49,7 +49,6 @@ def trial_job(base: JobSpec, params: Params, params_of: Callable[[str], type[Bas
         parent[last] = value
     try:
         job = JobSpec.model_validate(raw)
-        # `JobSpec` does not know the parameters of the task types; their model checks them.
         params_of(job.task.type).model_validate(job.task.parameters())
     except ValidationError as error:
         raise SpecError(_describe_problems(error, raw, params_of)) from error
@@ -91,7 +90,6 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
                 trial_job(base, {key: value}, params_of)
             except UserError as error:
                 problems += [*error.problems] if isinstance(error, SpecError) else [error.message]
-                # One sentence per key: the other values usually fail for the same reason.
                 break
     if spec.search == "grid":
         continuous = [key for key, d in spec.space.items() if d.ends and not d.is_whole]

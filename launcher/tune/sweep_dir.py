@@ -90,7 +90,6 @@ class SweepDir:
         used = 0
         best_first = sorted(self.trials.values(), key=lambda t: (-t.score(self.record.mode), t.number))
         for rank, trial in enumerate(best_first):
-            # A running trial needs its checkpoints, and their size still changes.
             if trial.status == "running" or self._sizes.get(trial.number) == 0:
                 continue
             # Measured once per trial: this runs after every trial, and each manifest is a request to the storage.

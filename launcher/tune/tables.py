@@ -30,7 +30,6 @@ def write_tables(sweep: SweepDir) -> None:
         row |= {"status": trial.status, "reason": trial.reason, "seed": trial.seed, "repeat_of": trial.repeat_of}
         for key in record.space:
             value = trial.params.get(key)
-            # CSV has no lists.
             row[key] = json.dumps(value) if isinstance(value, list | dict) else value
         row |= {record.metric: best.value if best else None, "best_step": best.step if best else None}
         row |= {"steps": trial.evaluations[-1].step if trial.evaluations else 0, "total_steps": trial.total_steps}
@@ -39,7 +38,6 @@ def write_tables(sweep: SweepDir) -> None:
         rows.append(row)
     table = pa.Table.from_pylist(rows)
     for name, write in (("trials.parquet", pq.write_table), ("trials.csv", pacsv.write_csv)):
-        # In memory, so that `write_bytes` can publish the table atomically, on an object store too.
         content = io.BytesIO()
         write(table, content)
         sweep.run.write_bytes(f"sweep/{name}", content.getvalue())
