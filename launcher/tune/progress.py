@@ -13,7 +13,6 @@ from launcher.formatting import format_param
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import TuneSpec
 
-# A live display that is higher than the terminal is cut by rich, so both lists have a fixed length.
 _MAX_BEST, _MAX_RUNNING = 8, 8
 _MAX_VALUE_CHARS = 24
 

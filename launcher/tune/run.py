@@ -345,7 +345,6 @@ def _open_sweep_dir(prepared: PreparedJob, spec: TuneSpec, new: SweepRecord) -> 
                 raise RunError(
                     f"{run.uri}: the sweep is complete and its best model exported; change `name` to run more trials"
                 )
-            # The job may ask for more trials than before; then the best one is open again.
             record = record.model_copy(update={"trials": new.trials, "best": None})
     # Before sweep.json, whose existence means that there is a job to compare with.
     run.write_bytes("sweep/job.yaml", dump_job(job).encode())

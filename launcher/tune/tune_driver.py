@@ -124,7 +124,6 @@ def make_bundles(base: JobSpec, config: Mapping[str, object]) -> tune.PlacementG
     bundle = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         bundle["GPU"] = cluster.gpus_per_worker
-    # PACK: on as few nodes as possible, because the workers exchange gradients in every step.
     return tune.PlacementGroupFactory([bundle] * cluster.workers, strategy="PACK")
 
 
@@ -256,7 +255,6 @@ class _Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: object, trial: "tune.experiment.Trial", **info: object) -> None:
         record = self._record_of(trial)
-        # Neither finished nor failed: the scheduler or the stopper ended it.
         if record.status == "running":
             record = record.model_copy(update={"status": "pruned", "reason": "stopped early"})
             self._put(record)
