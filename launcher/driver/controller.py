@@ -90,8 +90,8 @@ class TrainController:
             # From a worker or from the driver's own reads. It may pass, so it counts like a lost worker.
             except StorageUnavailableError as error:
                 self._handle_failure(WorkerLostError(error.message))
-            # These two are TrainingErrors as well, so they come before its handler. The reader has quarantined the
-            # checkpoint, so the next attempt takes an older one.
+            # These two are TrainingErrors as well, so they come before its handler. The workers have quarantined or
+            # removed the checkpoint, so the next attempt takes an older one.
             except CorruptCheckpointError as error:
                 self._handle_corrupt_checkpoint(error)
             except NonFiniteLossError as error:

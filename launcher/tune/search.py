@@ -17,7 +17,7 @@ from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tune.space import Params, list_grid
 
-# Optuna logs every trial to stderr, in the middle of the live table.
+# At its default level Optuna logs every new study to stderr, in the middle of the live table.
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 _STARTUP_TRIALS = 8

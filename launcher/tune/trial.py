@@ -148,7 +148,7 @@ class TrialActor(tune.Trainable):
                 # Collective: the loop ends, waits for its checkpoint writer and flushes the log. Tune may end the
                 # process after the last result, so this cannot wait for the next call.
                 self._group.advance()
-        # A cancelled call (KeyboardInterrupt) must free the other ranks too.
+        # BaseException: after a KeyboardInterrupt, too, the other ranks would wait for this one.
         except BaseException as error:
             if isinstance(error, TrainingError) and not isinstance(error, MicroBatchOOMError):
                 # Raised on all ranks at the same step (a non-finite loss), so the group stays usable and warm.

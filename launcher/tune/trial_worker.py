@@ -183,8 +183,8 @@ class TrialWorkerGroup:
     def __init__(self, world_size: int, threads: int) -> None:
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
-            # The port is free again before rank 0 listens on it. If another process takes it, the trial fails, and Tune
-            # retries it.
+            # The port is free again before rank 0 listens on it. If another process takes it, the trial fails; it is
+            # retried under `tune.retries`, which is 0 by default.
             probe.bind((host, 0))
             address = f"tcp://{host}:{probe.getsockname()[1]}"
         group = ray.util.get_current_placement_group()
