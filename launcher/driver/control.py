@@ -23,6 +23,8 @@ from launcher.rundir.records import MetricsLine
 from launcher.train.worker_heartbeat import Heartbeat
 
 _POLL_S = 0.5
+# Longest wait for the actor. It also delays a worker's next heartbeat, so it stays far below the 60 s after which
+# `watchdog.py` calls a worker silent.
 _TIMEOUT_S = 5.0
 
 OnMetrics = Callable[[MetricsLine], None]
@@ -61,6 +63,7 @@ class _ControlActor:
         self._is_restart_requested = True
 
     def begin(self) -> None:
+        # Not the stop that the user has requested: the workers of the next attempt must see it too.
         self._is_training = self._is_restart_requested = self._is_hung = False
         self._beats = {}
         self._counts = {}
@@ -80,6 +83,7 @@ class _ControlActor:
         self._metrics.append(line)
 
     def take_news(self) -> _WorkerNews:
+        # The actor runs one call at a time, so no line is lost or sent twice.
         metrics, self._metrics = self._metrics, []
         return _WorkerNews(metrics, self._beats, self._counts)
 
@@ -92,6 +96,8 @@ class ControlActorClient:
         self._answer: ray.ObjectRef[bool] | None = None
 
     def __call__(self, line: MetricsLine) -> None:
+        # Not waited for: training must never wait for the driver. Ray keeps the order of one caller's calls, so of the
+        # lines.
         self._actor.put_metrics.remote(line)
 
     def set_training(self, training: bool) -> None:
@@ -102,7 +108,8 @@ class ControlActorClient:
         try:
             return bool(ray.get(self._actor.record_heartbeat.remote(beat), timeout=_TIMEOUT_S))
         except RayError:
-            return False  # the actor is busy, or the driver has died
+            # The actor is busy, or the driver has died.
+            return False
 
     def is_stop_requested(self) -> bool:
         """Return the answer to an earlier question, if it has arrived. Never blocks: it runs between two steps."""
@@ -115,7 +122,8 @@ class ControlActorClient:
         try:
             return bool(ray.get(answer))
         except RayError:
-            return False  # the driver has died; Ray ends its workers
+            # The driver has died; Ray ends its workers.
+            return False
 
 
 class ControlChannel:
@@ -137,11 +145,13 @@ class ControlChannel:
 
     def begin(self) -> None:
         """Reset the flags before an attempt: the workers of the last one may have died without resetting them."""
+        # Waited for: a reset that came late would erase the first heartbeats of the new workers.
         ray.get(self.actor.begin.remote())
         self.hang = None
 
     def end_hung_workers(self, hang: str) -> None:
         """Make all workers dump their stacks and exit, at their next heartbeat."""
+        # Once per attempt: the same hang is found at every poll until the workers have exited.
         if self.hang is None:
             self.hang = hang
             self.actor.end_hung_workers.remote()
@@ -152,11 +162,13 @@ class ControlChannel:
 
     def request_stop(self) -> bool:
         """Ask the workers to save a checkpoint and stop; return False if they do not train, so nothing is to save."""
+        # Before the call, which may fail: `controller.py` asks for it when the workers have exited.
         self.is_stop_requested = True
         try:
             is_training = bool(ray.get(self.actor.request_stop.remote(), timeout=_TIMEOUT_S))
         except RayError:
-            return False  # the cluster shuts down
+            # The cluster shuts down.
+            return False
         if is_training:
             hint = "; Ctrl-C again stops at once" if self._console.is_terminal else ""
             self._console.print(f"stopping: saving a checkpoint first{hint}", highlight=False, soft_wrap=True)
@@ -221,7 +233,8 @@ def _take_news(control: ControlChannel, listeners: Sequence[OnMetrics]) -> _Work
         answer: ray.ObjectRef[_WorkerNews] = control.actor.take_news.remote()
         news = ray.get(answer)
     except RayError:
-        return None  # the cluster shuts down; `run_worker_group` raises the cause
+        # The cluster shuts down; `run_worker_group` raises the cause.
+        return None
     for line in news.metrics:
         for listener in listeners:
             listener(line)

@@ -66,6 +66,7 @@ class TrainController:
         self._run = self.prepared.run
         self._failure_policy = FailurePolicy(self.prepared.job.fault_tolerance)
         self._scaling_policy = ScalingPolicy(self.requested_job)
+        # The plan already follows the reductions of earlier commands; only a new one is a reason to restart.
         self._known_reductions = len(read_reductions(self._run))
         self._corrupt_checkpoints = 0
         self._last_progress = (0, 0)
@@ -82,14 +83,19 @@ class TrainController:
         """
         while True:
             try:
+                # Asked before each attempt: the workers may have finished although their group failed afterwards.
                 if is_finished(self.prepared):
                     return
                 self._run_attempt()
+            # From a worker or from the driver's own reads. It may pass, so it counts like a lost worker.
             except StorageUnavailableError as error:
                 self._handle_failure(WorkerLostError(error.message))
+            # These two are TrainingErrors as well, so they come before its handler. The workers have quarantined or
+            # removed the checkpoint, so the next attempt takes an older one.
             except CorruptCheckpointError as error:
                 self._handle_corrupt_checkpoint(error)
             except NonFiniteLossError as error:
+                # Not counted as a failure: `train/non_finite.py` limits how many batches a run may skip.
                 step = catalog.latest_step(self._run)
                 self._log(f"{error.message}: resuming from step {step}, without the batch")
             except TrainingError as error:
@@ -137,6 +143,8 @@ class TrainController:
         self._plan_for(workers)
 
     def _plan_for(self, workers: int) -> None:
+        # From the job as requested: in the resolved one, `auto` is already a number, chosen for another number of
+        # workers.
         self.prepared = prepare(with_workers(self.requested_job, workers), measure=True)
         self._run.write_record("plan.json", self.prepared.plan)
 
@@ -151,11 +159,13 @@ class TrainController:
             RunError: A newer version of the launcher wrote the checkpoint, or every checkpoint is corrupt.
         """
         while step := catalog.latest_step(self._run):
+            # Records and file sizes only. The workers verify the hashes, as they read the files anyway.
             damage = catalog.find_corruption(self._run, step)
             if damage is None:
                 return step
             catalog.quarantine(self._run, step, damage)
             self._log(f"the checkpoint of step {step} is damaged ({damage}) and not used")
+        # Never from step 0 without a word while quarantined checkpoints exist: one of them may be restored.
         catalog.check_restart_from_zero(self._run)
         return 0
 
@@ -165,6 +175,7 @@ class TrainController:
     def _remove_stale_ray_dirs(self) -> None:
         """Remove Ray Train's own directories of attempts whose driver was killed."""
         for name in self._run.list(""):
+            # Names compare like tokens because these are padded to six digits.
             if name.startswith("ray-") and name < self._ray_dir():
                 self._run.delete(name)
 
@@ -179,6 +190,7 @@ class TrainController:
     def _apply_micro_batch_reduction(self) -> bool:
         """Return True if memory ran out and the workers can restart with smaller micro-batches; plan for them."""
         reductions = read_reductions(self._run)
+        # A step that was repeated in place (ZeRO 0 and 1) needs no restart, so the error must have another cause.
         if len(reductions) == self._known_reductions or not reductions[-1].restarted:
             return False
         self._known_reductions = len(reductions)
@@ -193,6 +205,7 @@ class TrainController:
             TrainingError: There is no next attempt.
             RunInterrupted: A signal arrived during the wait.
         """
+        # Only a lost worker may do better next time; anything else would fail again.
         if not isinstance(error, WorkerLostError):
             raise error
         kind = "worker-lost"
@@ -203,7 +216,9 @@ class TrainController:
             stacks = f"; stacks in {self._run.path('hangs')}" if self._run.list("hangs") else ""
             error = WorkerLostError(f"{self.control.hang}{stacks}")
             kind = "hang"
-            after = ""  # the sentence about the hang names the step
+            # The sentence about the hang names the step.
+            after = ""
+        # Raises when the limit is reached, so before an event says that the run resumes.
         wait_s = self._failure_policy.decide(error, step)
         prometheus.count_failure(self.prepared.job, prometheus.LOST)
         text = f"{error.message}{after}; resuming from step {newest}"
@@ -235,11 +250,16 @@ class TrainController:
                 return
             step = catalog.latest_step(self._run)
         except StorageUnavailableError:
-            return  # `run` asks again and handles it
+            # `run` asks again and handles it.
+            return
+        # The user's stop comes first: a resize or a preemption at the same time would start another attempt.
         if self.control.is_stop_requested:
             raise RunInterrupted(f"stopped after step {step}, which is saved; run the same command again to resume")
         if self._scaling_policy.resize_requested:
-            return  # `_resize` says so
+            # `_resize` says so.
+            return
+        # A preemption is not counted by the failure policy: nothing is lost, and a run may be preempted any number of
+        # times.
         prometheus.count_failure(self.prepared.job, prometheus.PREEMPTED)
         text = f"a node is preempted: step {step} is saved, resuming on other nodes"
         record_event(self._run, "preempted", step, text)

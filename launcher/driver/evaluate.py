@@ -70,6 +70,7 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     locations = getattr(job.data, split)
     if locations is None:
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
+    # This split alone: the training data may be gone.
     part = open_split_file(job, split, locations)
     _check_rows(run, job, part, console)
     return _score(run, job, part, console)
@@ -156,6 +157,7 @@ def _score(run: RunDir, job: JobSpec, split: Split, console: Console) -> ScoresR
     model_job = with_exported_model(run, job)
     splits = {split.name: split}
     group = WorkerGroupConfig(model_job, run, DeterministicDataConfig(model_job, plan, splits), (split.name,))
+    # Without a limit for hangs, as `evaluate_worker` sends no heartbeats.
     with ray_session(model_job), open_control_channel(plan, console) as control:
         config = WorkerConfig(run, model_job, plan, splits, control.client, evaluate_only=split.name)
         run_worker_group(group, train_loop_per_worker, {"worker": config}, control.request_stop)

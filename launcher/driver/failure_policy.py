@@ -41,11 +41,15 @@ class FailurePolicy:
         Raises:
             TrainingError: The failure exceeds `max_failures`, or repeats at the same step for the same reason.
         """
+        # The step of the log, not of the newest checkpoint: two failures at different steps after one checkpoint are no
+        # repeat.
         failure = (step, normalize_cause(error.message))
         now = self._clock()
         window_s = 3600 * self._spec.within_hours
+        # A sliding window: a run of weeks may lose many nodes, and only a burst of failures is a reason to give up.
         self._failure_times = [at for at in self._failure_times if now - at < window_s] + [now]
         self._repeats = self._repeats + 1 if failure == self._last_failure else 1
+        # Steps up to the last failure are trained again after it. Only those beyond are progress.
         has_progressed = self._last_failure is None or step > self._last_failure[0]
         self._failures_without_progress = 0 if has_progressed else self._failures_without_progress + 1
         self._last_failure = failure
@@ -73,4 +77,5 @@ class FailurePolicy:
 
 def normalize_cause(message: str) -> str:
     """Return a failure message with addresses, process ids, ranks and times masked, so that repeats compare equal."""
+    # A digit is required: `dead` and `face` are words, not addresses.
     return re.sub(r"\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", message.lower())

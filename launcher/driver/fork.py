@@ -50,18 +50,22 @@ def fork_job(job: JobSpec, origin: str, console: Console) -> JobSpec:
     run = RunDir(join(storage, job.name))
     if run.uri == old.uri:
         raise RunError(f"--fork: {old.uri} is the run itself; change `name`, the new run needs its own")
+    # A fork that has started keeps its weights, even if the other run has newer ones by now.
     if run.exists("job.yaml"):
         return _with_model(job, _model_of_started_run(run, old))
     step, is_exported = _newest_weights(old)
     version = _checkpoint_version(old, step)
+    # Names the weights alone, so that all runs forked from one checkpoint share a copy.
     key = hashlib.sha256(f"{old.uri} {step} {is_exported} {version}".encode()).hexdigest()[:24]
     cache = RunDir(join(storage, f".cache/models/fork-{key}"))
     if not cache.exists("fork.json"):
         if is_exported:
             cache.copy_from(old, "model")
         else:
+            # Security: the old run may be another person's, so only the permissions of the user's own job file count.
             _export(old, with_permissions_of(read_job(old), with_absolute_paths(job)), step, cache, console)
-        cache.write_record("fork.json", ForkRecord(origin=old.uri, step=step))  # last: it marks the copy as complete
+        # Last: it marks the copy as complete.
+        cache.write_record("fork.json", ForkRecord(origin=old.uri, step=step))
     console.print(f"starting from the weights of {old.uri}, step {step}", highlight=False, soft_wrap=True, markup=False)
     return _with_model(job, cache.path("model"))
 
@@ -93,6 +97,7 @@ def _newest_weights(old: RunDir) -> tuple[int, bool]:
         RunError: The run has no weights.
     """
     result = old.find_record("result.json", ResultRecord)
+    # result.json is written after the export, so the exported model is complete.
     if result is not None and old.exists("model/config.json"):
         return result.best_step, True
     step = catalog.latest_step(old)
@@ -103,6 +108,7 @@ def _newest_weights(old: RunDir) -> tuple[int, bool]:
 
 def _checkpoint_version(old: RunDir, step: int) -> str:
     """Return the hashes of a checkpoint's files: another run may have been trained in the same directory since."""
+    # An exported model outlives its checkpoint, which may be pruned.
     if not catalog.is_complete(old, step):
         return ""
     return " ".join(entry.sha256 for entry in catalog.read_manifest(old, step).files)
@@ -113,6 +119,8 @@ def _export(old: RunDir, job: JobSpec, step: int, target: RunDir, console: Conso
     plan = old.read_record("plan.json", Plan)
     splits = open_splits(job)
     config = WorkerConfig(old, job, plan, splits, resume_step=step, export_to=target)
+    # Ray Train's files go to the target: the old run may still be training, and nothing is written to it. No streams,
+    # as the workers only load and export.
     group = WorkerGroupConfig(job, target, DeterministicDataConfig(job, plan, splits), ())
     with ray_session(job), open_control_channel(plan, console) as control:
         run_worker_group(group, train_loop_per_worker, {"worker": config}, control.request_stop)

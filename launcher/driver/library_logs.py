@@ -21,8 +21,10 @@ _Print = Callable[[Mapping[str, Any], bool], None]
 def silence_ray_messages() -> None:
     """Drop such lines from now on, in this process. May be called again."""
     inner = worker.print_to_stdstream
+    # A process may open several Ray sessions; filters must not be nested.
     if not isinstance(inner, _Filter):
-        worker.print_to_stdstream = _Filter(inner)  # monkeypatch: see the module
+        # Monkeypatch (see the module). Ray looks the function up at every message, so this takes effect at once.
+        worker.print_to_stdstream = _Filter(inner)
 
 
 class _Filter:

@@ -65,7 +65,9 @@ def preflight(prepared: "PreparedJob", command: Literal["check", "train", "tune"
         require_local_resources(job)
     check_first_rows(job, splits, _ROWS_OF_CHECK if command == "check" else _ROWS_BEFORE_START)
     if command != "check":
+        # Only `error` is worth the wait: otherwise the comparison runs while the workers start.
         return compare_splits(job, run, splits) if job.data.leakage == "error" else None
+    # The test data of a sweep are held out, from `check` too.
     compared = {name: split for name, split in splits.items() if name != "test" or job.tune is None}
     return compare_splits(job, run, compared)
 
@@ -91,6 +93,7 @@ def check_resumable(prepared: "PreparedJob") -> None:
     if not run.exists("job.yaml"):
         return
     _check_same_job(run, prepared)
+    # Read for their errors alone: a damaged record stops the command now, not after hours.
     run.find_record(_LEAKAGE_FILE, LeakageRecord)
     run.find_record("result.json", ResultRecord)
     metrics_log.validate_log(run)
@@ -111,6 +114,7 @@ def _check_same_job(run: RunDir, prepared: "PreparedJob") -> None:
             "resume this one"
         )
     old, new = run.find_record("plan.json", Plan), prepared.plan
+    # job.yaml is written before plan.json, and a command may have been killed between the two.
     if old is None:
         return
     if old.fingerprint != new.fingerprint:
@@ -158,6 +162,7 @@ def require_local_resources(job: JobSpec) -> None:
     Raises:
         ClusterError: They are missing on this machine, and no cluster is named.
     """
+    # Not at the top: `check` on a client needs no Ray.
     import ray
 
     if ray.is_initialized():
@@ -219,6 +224,7 @@ def compare_splits(
     task = build_task(job)
     record = run.find_record(_LEAKAGE_FILE, LeakageRecord)
     fingerprints = {name: split.fingerprint for name, split in splits.items()}
+    # A record of more splits covers these too. Fingerprints change with the data, the columns with the task.
     is_known = (
         record is not None
         and fingerprints.items() <= record.fingerprints.items()
@@ -264,8 +270,10 @@ def check_leakage_in_background(
         try:
             yield
         except BaseException:
+            # Otherwise the pool would wait for the end of the comparison before the error is raised.
             stop.set()
             raise
+        # Raises defects alone: `_compare_and_write` turns what may go wrong with data and storage into a note.
         comparison.result()
 
 
@@ -278,7 +286,8 @@ def _compare_and_write(
         record = compare_splits(job, run, splits, threads, stop)
     except SearchStopped:
         return
-    except (LauncherError, OSError, pa.ArrowException) as error:  # a failed comparison must not end the run
+    # A failed comparison must not end the run. With `data.leakage: error`, `preflight` has compared already.
+    except (LauncherError, OSError, pa.ArrowException) as error:
         reason = error.message if isinstance(error, LauncherError) else " ".join(str(error).split())[:200]
         _print_note(console, f"the splits were not compared for rows in common ({reason})")
     else:

@@ -87,7 +87,8 @@ def prepare(
     """
     _check_optimizer(job)
     job = with_absolute_paths(job)
-    cache_root(job)  # checks data.cache
+    # Called for its error alone: it checks data.cache.
+    cache_root(job)
     splits = open_splits(job, on_progress, cache)
     job = _resolve_task(job, splits)
     task = build_task(job)
@@ -125,7 +126,8 @@ def _resolve_task(job: JobSpec, splits: dict[str, Split]) -> JobSpec:
     check_label_types(job, task, splits)
     job = infer_task_params(_with_base_model(job, task, splits["train"]), task, splits["train"])
     task = build_task(job)
-    for split in splits.values():  # again: the inferred task may read columns that only the training data has
+    # Again: the inferred task may read columns that only the training data has.
+    for split in splits.values():
         check_columns(split, task)
     if job.data.on_bad_row == "error":
         check_targets(task, [split for name, split in splits.items() if name != "train"])
@@ -153,6 +155,7 @@ def with_absolute_paths(job: JobSpec) -> JobSpec:
     if cache is not None and cache.path is not None:
         data["cache"] = cache.model_copy(update={"path": _absolute(cache.path)})
     model = {"name": absolute_model_name(job.model.name)}
+    # No slash at the end: directories of runs are compared as text.
     storage, options = split_options(_absolute(job.output.storage))
     return job.model_copy(
         update={
@@ -167,6 +170,7 @@ def with_absolute_paths(job: JobSpec) -> JobSpec:
 def absolute_model_name(name: str) -> str:
     """Return a model directory's absolute path; leave any other name (hub, URI) as it is."""
     path = os.path.abspath(os.path.expanduser(name))
+    # "" would become the working directory.
     return path if name and os.path.isdir(path) else name
 
 
@@ -200,6 +204,7 @@ def open_splits(job: JobSpec, on_progress: OnProgress | None = None, cache: str 
         locations = getattr(job.data, name)
         if locations is not None:
             splits[name] = _open_split(job, name, locations, kinds, on_progress, cache)
+            # Training data come first: their classes decide how the same columns of the other splits are read.
             kinds = _kinds_of_training(kinds, splits["train"])
     return with_class_names(job, splits)
 
@@ -248,6 +253,7 @@ def _with_base_model(job: JobSpec, task: Task, train: Split) -> JobSpec:
     """Make the model directory for `model.from_config`, once, in the storage's cache; return the job that names it."""
     if job.model.from_config is None:
         return job
+    # The tokenizer is trained on the training data, so their fingerprint is part of the key.
     facts = [job.model.model_dump(mode="json", include={"name", "revision", "from_config"}), train.fingerprint]
     key = hashlib.sha256(
         json.dumps([*facts, from_config.VERSION, task.from_scratch, task.input_columns], sort_keys=True).encode()
@@ -259,7 +265,9 @@ def _with_base_model(job: JobSpec, task: Task, train: Split) -> JobSpec:
             columns = [] if task.from_scratch == "image" else _text_columns(task, train)
             from_config.create_base_model(job.model, task.from_scratch, _iter_cells(train, columns), base)
             made = job.model.model_copy(update={"name": str(base), "revision": None})
-            without_weights(task.auto_model, made, load_config(made))  # before the cache gets it: it may raise
+            # Before the cache gets it: it may raise.
+            without_weights(task.auto_model, made, load_config(made))
+            # Never replaced: another command may have made it meanwhile, and its workers read it.
             cache.publish_directory(base, "base", keep=True)
     return job.model_copy(update={"model": job.model.model_copy(update={"name": cache.path("base")})})
 
@@ -388,6 +396,7 @@ def _cluster_notes(job: JobSpec) -> list[str]:
             f"cluster.workers: of {job.cluster.workers} workers only {job.train.batch_size} ever get a sample, as "
             "train.batch_size has no more"
         )
+    # A note, not an error: `check` may run on a machine without the GPUs. `train` refuses (`require_local_resources`).
     missing = missing_local_resources(job)
     if missing is not None:
         notes.append(missing)

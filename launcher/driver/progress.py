@@ -76,6 +76,7 @@ class _Display:
             None until it can be known.
         """
         now = time.monotonic()
+        # Not from the beginning: the first step waits for the first window and compiles.
         if self._start is None and done > self._done_before:
             self._start = (now, done)
         if self._start is None or done <= self._start[1]:
@@ -89,6 +90,7 @@ class _Display:
 
     def update_log(self, done: int, text: str, is_due: bool = False) -> None:
         """Print a line in a log if the last one is a few seconds old, or if it is due anyway."""
+        # Before the return: the first call starts the clock of the rate.
         rate = self.rate(done)
         if self._bar is not None or (time.monotonic() < self._next_log and not is_due):
             return
@@ -97,6 +99,7 @@ class _Display:
 
     def print(self, text: str) -> None:
         """Print a line; a bar stays below it."""
+        # In a log each record stays one line, whatever width rich assumes there.
         self._console.print(text, highlight=False, soft_wrap=self._bar is None)
 
     def close(self) -> None:
@@ -129,6 +132,7 @@ class TrainingProgress:
             self._display.update_log(
                 line.step,
                 f"epoch {line.epoch}  {loss}  lr {line.learning_rate:.2e}  {speed}",
+                # Otherwise a log would seem to end before the last step.
                 is_due=line.step == self._plan.total_steps,
             )
 

@@ -36,21 +36,26 @@ def unwrap_ray_error(error: BaseException) -> LauncherError:
     """
     causes = list(_causes(error))
     for cause in causes:
+        # Outermost first: an error that was raised on purpose counts, not the one that it was raised from.
         if isinstance(cause, LauncherError):
             return cause
     # Ray pickles some exceptions as their text alone; it still holds the class and the message of ours.
     named = re.findall(r"launcher\.errors\.(\w+): (.+)", str(error))
     if named:
+        # A text with several tracebacks ends with the error that was raised last.
         class_name, message = named[-1]
         kind = getattr(errors, class_name, None)
         if isinstance(kind, type) and issubclass(kind, LauncherError):
-            return kind(message)
+            # Of several problems of a job file only the first line is in the text.
+            return kind((message,)) if issubclass(kind, errors.SpecError) else kind(message)
     failures = next((f for f in map(_worker_failures, causes) if f), {})
     lost = _describe_loss(failures)
     if lost is not None:
         return WorkerLostError(lost)
+    # Breadth first, so the last one is wrapped the deepest.
     root = causes[-1]
     rank = next((f" of rank {rank}" for rank, failure in failures.items() if root in _causes(failure)), "")
+    # Ray puts the traceback of the worker before the message: only the last line is of use here.
     lines = str(root if len(causes) > 1 else error).strip().splitlines() or [type(error).__name__]
     error_type = TrainingError if isinstance(root, _BUGS) else WorkerLostError
     return error_type(f"a worker{rank} stopped: {type(root).__name__}: {lines[-1][:_MAX_CHARACTERS]}")
@@ -80,8 +85,10 @@ def _worker_failures(error: BaseException) -> Mapping[int, BaseException]:
 
 def _describe_loss(failures: Mapping[int, BaseException]) -> str | None:
     """Return a sentence on the worker that was lost; None if none was."""
+    # First look for a rank that died: that explains the broken connections of all others.
     for rank, failure in failures.items():
         text = " ".join(str(failure).split())
+        # By name: the class is internal to Ray Train (ray 2.60, WorkerHealthCheckTimeoutError).
         is_timeout = "Timeout" in type(failure).__name__
         is_ray_error = any(isinstance(cause, RayError) for cause in _causes(failure))
         if not is_timeout and not (is_ray_error and re.search("died|unavailable", text)):

@@ -57,6 +57,7 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     replay = RunDir(join(storage, _check_name(run, name) if name is not None else _free_name(run, storage)))
     output = job.output.model_copy(update={"storage": storage})
     job = job.model_copy(update={"name": replay.name, "output": output})
+    # Before anything is trained: a replay on other data takes hours and shows nothing.
     prepared = prepare(job)
     old = run.read_record("plan.json", Plan)
     if prepared.plan.fingerprint != old.fingerprint:
@@ -86,6 +87,7 @@ def _free_name(run: RunDir, storage: str) -> str:
     """Return the first name whose run is not finished, so that an interrupted replay is resumed."""
     for number in itertools.count(1):
         ending = "-replay" if number == 1 else f"-replay-{number}"
+        # A name has at most 63 characters (`spec/job.py`).
         name = run.name[: 63 - len(ending)] + ending
         if not RunDir(join(storage, name)).exists("result.json"):
             return name

@@ -64,6 +64,7 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
 
         def on_data(resolved: JobSpec, splits: dict[str, Split]) -> None:
             if control_actor is not None:
+                # Now rather than later: the memory estimate that follows takes another second or two.
                 warm_up(StreamSource(resolved, splits, resolved.cluster.workers))
 
         with reading_progress(console) as on_progress:
@@ -77,10 +78,13 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
         else:
             _print_plan(prepared, console)
             with (
+                # The lease comes first, as the comparison writes into the run. On a failure the comparison is cancelled
+                # before `_claimed` removes a new directory.
                 _claimed(prepared) as lease,
                 check_leakage_in_background(prepared.job, run, prepared.splits, leakage, console),
             ):
                 _train(prepared, job, console, injected, control_actor, lease)
+            # After the training: by now each worker has written its own record.
             _write_environment(run, prepared.plan)
         report = write_report(run)
         _print_results(run, report, console)
@@ -98,9 +102,11 @@ def _start_ray_early(stack: ExitStack, job: JobSpec) -> ControlActor | None:
     run = RunDir(join(job.output.storage, job.name))
     if local_ray.current() is None or run.exists("result.json"):
         return None
+    # Before the session: once Ray is initialized, this checks nothing.
     require_local_resources(job)
     stack.enter_context(ray_session(job))
     control_actor = start_control_actor()
+    # Registered after the session, so it runs before `ray.shutdown`.
     stack.callback(ray.kill, control_actor)
     return control_actor
 
@@ -119,6 +125,7 @@ def _train(
         RunInterrupted: The user asked to stop. A checkpoint has been saved.
     """
     run, job, plan = prepared.run, prepared.job, prepared.plan
+    # Before the workers start: a tracker that cannot be reached stops the command here.
     trackers.begin(run, job, curve_values(job))
     injector = FaultInjector(run, faults)
 
@@ -127,6 +134,8 @@ def _train(
             injector.inject_at_step(line.step)
 
     hang_s = job.fault_tolerance.hang_s
+    # Left in reverse order: the run's status is written first, `count_attempt` needs the Ray session, and the trackers
+    # report the outcome last.
     with (
         _tracked(run, job), ray_session(job), prometheus.count_attempt(job),
         open_control_channel(plan, console, on_metrics, hang_s, control_actor) as control, publish_run_status(run),
@@ -161,13 +170,16 @@ def _claimed(prepared: PreparedJob) -> Iterator[Lease]:
     """
     run = prepared.run
     is_new = not run.exists("job.yaml")
-    check_not_running(run)  # again: the preflight may have taken minutes
+    # Again: the preflight may have taken minutes.
+    check_not_running(run)
     _write_job_and_plan(prepared)
     lease = Lease.acquire(run)
     try:
         yield lease
     except ClusterError:
         if is_new and not run.exists("metrics.jsonl"):
+            # Only what this command has written, and the directory only if it is empty: the user may keep other files
+            # there.
             for name in _FILES_BEFORE_TRAINING:
                 run.delete(name)
             if not run.list(""):
@@ -204,6 +216,7 @@ def _is_installed(name: str) -> bool:
 
 def _git_commit() -> str | None:
     try:
+        # Of the current directory, which holds the user's code; not of the launcher.
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

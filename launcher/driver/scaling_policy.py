@@ -16,6 +16,7 @@ from launcher.driver.worker_group import max_workers_available
 from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
 
+# Each poll opens a connection to every node.
 _POLL_S = 10.0
 _MAX_WAIT_S = 1800.0
 """Time for nodes to restart, or for an autoscaler to add them."""
@@ -51,6 +52,7 @@ class ScalingPolicy:
             RunInterrupted: A signal arrived during the wait.
         """
         cluster = self._job.cluster
+        # A fixed number is not probed: Ray Train itself waits for the nodes (`_no_retries` in worker_group.py).
         if cluster.min_workers is None:
             return cluster.workers
         deadline = time.monotonic() + _MAX_WAIT_S
@@ -87,6 +89,7 @@ class ScalingPolicy:
         try:
             yield
         finally:
+            # Joined below: a late poll must not stop the next attempt.
             stop.set()
             thread.join()
 
@@ -95,6 +98,7 @@ class ScalingPolicy:
         while not stop.wait(_POLL_S):
             polls_with_capacity = polls_with_capacity + 1 if max_workers_available(self._job) > workers else 0
             if polls_with_capacity >= _POLLS_BEFORE_GROWING:
+                # Before the request: the workers may exit at once, and the controller then asks for the reason.
                 self.resize_requested = True
                 request_restart()
                 return

@@ -16,7 +16,8 @@ from launcher.errors import RunInterrupted
 _POLL_S = 0.2
 
 
-class ForcedStop(Exception):  # noqa: N818  # a wish of the user, not an error
+# A wish of the user, not an error.
+class ForcedStop(Exception):  # noqa: N818
     """Raised when a wait ends early: at the second signal, or when there is nothing to save."""
 
 
@@ -31,6 +32,7 @@ def run_interruptibly(work: Callable[[], object], request_stop: Callable[[], boo
         ForcedStop: A second signal arrived, or there was nothing to wait for.
     """
     outcome: Future[None] = Future()
+    # A daemon: after a forced stop it still waits for Ray, and must not keep the process alive.
     thread = threading.Thread(target=_run_into_future, args=(work, outcome), daemon=True)
     with _received_signals() as received:
         thread.start()
@@ -38,6 +40,7 @@ def run_interruptibly(work: Callable[[], object], request_stop: Callable[[], boo
         while thread.is_alive():
             # A join without a timeout would keep Python from running signal handlers in this thread.
             thread.join(_POLL_S)
+            # Here and not in the handler, which may interrupt any code, a call of Ray included.
             if received and not is_stop_requested:
                 is_stop_requested = True
                 if not request_stop():
@@ -54,6 +57,7 @@ def interruptible_sleep(seconds: float, message: str) -> None:
         RunInterrupted: A signal arrived; carries `message`.
     """
     try:
+        # Nothing is running that could save a checkpoint, so the first signal ends the wait.
         run_interruptibly(lambda: time.sleep(seconds), lambda: False)
     except ForcedStop as stop:
         raise RunInterrupted(message) from stop
@@ -73,7 +77,8 @@ def _received_signals() -> Iterator[list[int]]:
     """Yield the list of SIGINT and SIGTERM received inside the block; it grows as they arrive."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received  # Python runs signal handlers in the main thread only
+        # Python runs signal handlers in the main thread only.
+        yield received
         return
 
     def record(number: int, _: FrameType | None) -> None:

@@ -42,22 +42,29 @@ class Watchdog:
         """
         if self._limit_s is None:
             return None
+        # This machine's clock alone: heartbeats carry no time, as the clocks of nodes differ.
         now = self._clock()
         for rank, count in counts.items():
             if count != self._last_counts.get(rank):
                 self._last_heard[rank] = now
         self._last_counts = dict(counts)
-        if self._first_step is None and beats:
+        # The control actor forgets the heartbeats of an attempt when the next one begins.
+        if not beats:
+            self._first_step = None
+        elif self._first_step is None:
             self._first_step = max(beat.step for beat in beats.values())
+        # One rank that moves is enough: in a hang the others cannot pass the next collective, so soon none moves.
         if beats != self._last_beats:
             self._last_move = now
             self._last_beats = dict(beats)
             return None
         still_s = now - self._last_move
+        # Reached only while nothing moves. A late heartbeat alone is no hang: the control actor may be busy.
         silent = [rank for rank in beats if now - self._last_heard[rank] >= _SILENT_S]
         limit_s = min(_SILENT_S, self._limit_s) if silent else self._limit_s
         if self._is_slow_stage(beats, bool(silent)):
             limit_s *= _SLOW_STAGE_FACTOR
+        # Before the first heartbeat there is nothing to judge: the start of the workers has no limit here.
         if not beats or still_s < limit_s:
             return None
         step = max(beat.step for beat in beats.values())
@@ -65,9 +72,12 @@ class Watchdog:
 
     def _is_slow_stage(self, beats: Mapping[int, Heartbeat], has_silent: bool) -> bool:
         stages = {beat.stage for beat in beats.values()}
+        # A checkpoint is collective: one rank that writes holds up all others, whatever their stage.
         if "checkpoint" in stages or has_silent:
             return "checkpoint" in stages
         is_first_step = max((beat.step for beat in beats.values()), default=0) == self._first_step
+        # Data are slow only if all ranks wait for them. If all wait for communication in the first step, nothing
+        # compiles.
         return stages == {"data"} or (is_first_step and stages != {"communication"})
 
     def _describe_culprit(self, beats: Mapping[int, Heartbeat], silent: list[int]) -> str:

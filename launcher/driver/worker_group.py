@@ -129,9 +129,13 @@ def max_workers_available(job: JobSpec) -> int:
     required = worker_resources(job)
     draining = _draining_node_ids()
     alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    # In parallel: each node that is lost costs the whole timeout.
     with ThreadPoolExecutor(_NODE_PROBES) as probes:
         answers = list(probes.map(_is_reachable, alive))
+    # All that a node has, not what is free: this run's own workers hold a part. So resources that other jobs hold count
+    # too.
     resources = [node["Resources"] for node, is_reachable in zip(alive, answers, strict=True) if is_reachable]
+    # Whole workers per node, as a worker cannot span two. The addition undoes rounding: 0.3 / 0.1 is below 3.
     return sum(min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in required.items()) for node in resources)
 
 
@@ -200,9 +204,11 @@ def run_worker_group(
             f"interrupted; run the same command again to resume from the last checkpoint in {group.run.uri}"
         ) from stop
     except Exception as error:  # process border: Ray wraps whatever a worker raised; it is raised again below
+        # At once: the next attempt needs these resources.
         _remove_placement_groups()
         raise unwrap_ray_error(error) from error
     finally:
+        # Nothing of Ray Train's own is needed to resume: checkpoints and log are the launcher's.
         group.run.delete(group.ray_dir)
 
 
@@ -214,6 +220,7 @@ def _make_trainer(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if cluster.workers <= _FEW_WORKERS:
+        # Ray Train passes this variable on to its controller; a value that the user has set stays.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # A file system, as Ray would open the URI itself without its options (`?endpoint_override=`).
     file_system, storage_path = open_uri(group.run.uri)

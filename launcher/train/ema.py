@@ -50,13 +50,13 @@ class EMA:
         # ZeRO-3 keeps small weights gathered between uses (param_persistence_threshold). Forward passes would go on
         # with these copies after their shards are exchanged, without an error.
         release()
-        self._swap()
+        weights = self._swap_in()
         try:
             yield
         finally:
             # The same for the copies that the block has gathered from the averages.
             release()
-            self._swap()
+            self._swap_out(weights)
 
     def full_weights(self) -> dict[str, torch.Tensor]:
         """Return the whole average by name on rank 0, for any number of workers to load; {} elsewhere. Collective."""
@@ -76,13 +76,31 @@ class EMA:
         local: torch.Tensor = weight.ds_tensor.data if self._is_sharded else weight.data
         return local
 
-    def _swap(self) -> None:
+    def _swap_in(self) -> list[torch.Tensor | None]:
+        """Put the averages in place of the weights.
+
+        Returns:
+            Copy of each weight in half precision; None for weights in fp32, which are kept in place of their average.
+        """
+        copies: list[torch.Tensor | None] = []
         for average, (_, weight) in zip(self._average, self._weights, strict=True):
             local = self._local(weight)
-            # Half precision to fp32 and back is exact, so training continues with the same bits.
-            training = local.float().clone()
-            local.copy_(average)
-            average.copy_(training)
+            if local.dtype == average.dtype:
+                _exchange(local, average)
+                copies.append(None)
+            else:
+                # The average must not pass through the weight, which would round it at every evaluation.
+                copies.append(local.clone())
+                local.copy_(average)
+        return copies
+
+    def _swap_out(self, copies: list[torch.Tensor | None]) -> None:
+        """Put the weights back that `_swap_in` has returned."""
+        for average, (_, weight), copy in zip(self._average, self._weights, copies, strict=True):
+            if copy is None:
+                _exchange(self._local(weight), average)
+            else:
+                self._local(weight).copy_(copy)
 
     def _gather(self, index: int) -> torch.Tensor:
         """Return the whole average of one weight. Collective under ZeRO-3."""
@@ -102,3 +120,10 @@ class EMA:
         begin = average.numel() * dist.get_rank()
         shard = full.flatten()[begin : begin + average.numel()]
         return torch.nn.functional.pad(shard, (0, average.numel() - shard.numel()))
+
+
+def _exchange(left: torch.Tensor, right: torch.Tensor) -> None:
+    """Exchange the values of two tensors of one type, with the memory of one of them."""
+    copy = left.clone()
+    left.copy_(right)
+    right.copy_(copy)

@@ -16,6 +16,7 @@ _ATTEMPTS = 3
 
 def store_snapshot(snapshots: RunDir, run: RunDir, step: int) -> None:
     """Copy a trial's checkpoint to its snapshots and prune the oldest of them."""
+    # A complete snapshot is never copied again: that would replace the directory under the trials that read it.
     if step not in catalog.complete_steps(snapshots):
         snapshots.copy_from(run, catalog.checkpoint_dir(step), immutable=True)
         catalog.prune(snapshots, _MAX_SNAPSHOTS, None)
@@ -30,12 +31,15 @@ def fetch_snapshot(snapshots: RunDir, target: RunDir, step: int) -> CheckpointRe
         step: Step of the snapshot. If it is pruned already, the newest one is copied.
     """
     for attempts_left in reversed(range(_ATTEMPTS)):
+        # On an object store an interrupted copy may already have its manifest, and would look complete.
         target.delete("checkpoints")
         available = nearest_step(snapshots, step)
         try:
             target.copy_from(snapshots, catalog.checkpoint_dir(available), immutable=True)
             break
-        except (OSError, RunError):  # pruned during the copy, so there is a newer one
+        # Pruned during the copy, so there is a newer one. Nothing locks a snapshot: its owner never waits for other
+        # trials.
+        except (OSError, RunError):
             if not attempts_left:
                 raise
     return CheckpointRef(target.uri, available)

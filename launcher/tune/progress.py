@@ -58,6 +58,7 @@ class _SweepView:
         )
 
     def __rich__(self) -> Group:
+        # A copy: rich's refresh thread calls this while the driver's thread adds trials.
         trials = list(self._trials.values())
         ordered = sorted(trials, key=lambda t: -t.score(self._mode))
         evaluated = [(t, best) for t in ordered if (best := t.best_evaluation(self._mode)) is not None]

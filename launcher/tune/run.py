@@ -86,6 +86,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         highlight=False,
         soft_wrap=True,
     )
+    # Before the trials: their MLflow runs become children of this one.
     trackers.begin(run, prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
     try:
         with (
@@ -101,6 +102,8 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     console.print(
         f"best: trial {result.best.number}, {metric} {best.value:.4f}  {values}", highlight=False, soft_wrap=True
     )
+    # Before `run_job`, which finds the trial's checkpoints in the run and resumes from them. A finished trial is only
+    # exported and scored.
     promote_best(result)
     run_job(result.job, console)
     report = write_sweep_report(run)
@@ -144,6 +147,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
     job, spec = prepared.job, prepared.job.tune
     assert spec is not None
     for key, dimension in spec.space.items():
+        # Each value alone, not each combination. Only these keys decide which columns and which model a trial reads.
         for value in (dimension.choice or dimension.ends or ()) if key.startswith(("model.", "task.")) else ():
             task = build_task(trial_job(job, {key: value}, params_class))
             try:
@@ -179,6 +183,7 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
         scheduler=spec.scheduler, cpus_per_worker=base.cluster.cpus_per_worker,
         space={key: d.model_dump(mode="json", exclude_none=True) for key, d in spec.space.items()},
     )  # fmt: skip
+    # Last, because it is the first to write into the run directory: a refused sweep leaves nothing there.
     sweep = _open_sweep_dir(prepared, spec, record)
     return PreparedSweep(prepared, with_absolute_paths(job).data.test, sweep, search, leakage)
 
@@ -200,6 +205,7 @@ def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult
         try:
             _run_phases(base.model_copy(update={"tune": None}), sweep, prepared_sweep.search, listener)
         finally:
+            # Also after Ctrl-C. The seconds of this attempt count against `tune.minutes` when the sweep is resumed.
             shares = compute_importances(sweep.spec.space, sweep.trials.values(), sweep.record.mode)
             sweep.save(seconds=earlier_s + time.monotonic() - started, importances=shares)
             write_tables(sweep)
@@ -207,6 +213,7 @@ def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult
     if best is None or best.best_evaluation(sweep.record.mode) is None:
         reason = next((t.reason for t in sweep.trials.values() if t.reason), "no reason is recorded")
         raise TrainingError(f"no trial reached an evaluation ({reason}); see {sweep.folder}")
+    # Saved before the best job starts: from here on the same command runs no more trials.
     sweep.save(best=best.number)
     with_test = base.model_copy(update={"data": base.data.model_copy(update={"test": prepared_sweep.test})})
     job = _make_best_job(with_test, best, sweep.spec)
@@ -221,11 +228,13 @@ def promote_best(result: SweepResult) -> None:
     Does nothing if the export has begun.
     """
     run, spec = result.sweep.run, result.sweep.spec
+    # `run_job` writes job.yaml before it trains here. A copy after that would replace its newer log with the trial's.
     if run.exists("job.yaml") or spec.refit != "none":
         return
     trial = result.sweep.trial_run(result.best.number)
     for name in ("checkpoints", "tensorboard", *trial.metrics_parts(), "scores-validation.json"):
         if trial.exists(name):
+            # Only checkpoint files never change. Logs are appended to, so a hard link would change the trial's own log.
             run.copy_from(trial, name, immutable=name == "checkpoints")
 
 
@@ -260,6 +269,7 @@ def _run_phases(base: JobSpec, sweep: SweepDir, search: Search, listener: Listen
             known = sweep.trials.get(number)
             if known is None:
                 return search.suggest(number), base.seed
+            # A recorded trial keeps its values and its seed; the search only learns that it exists.
             search.replay(number, known.params)
             return known.params, known.seed
 
@@ -286,6 +296,8 @@ def _repeat_best(
         return best.params, best.seed + 1 + number - first_number
 
     if not _are_completed(sweep, numbers):
+        # A repetition that is stopped early says nothing about the noise of the final metric. The search is replaced
+        # too, as `bohb` implies the hyperband scheduler.
         without_pruning = spec.model_copy(update={"scheduler": "none", "search": "random", "target": None})
         phase = Phase(without_pruning, context, numbers, suggest, concurrent, repeat_of=best.number)
         run_phase(phase, sweep, None, listener)
@@ -298,6 +310,8 @@ def _are_completed(sweep: SweepDir, numbers: Iterable[int]) -> bool:
 def _threads_per_worker(base: JobSpec, concurrent: int) -> int:
     """Return the CPU threads of each worker: all cores of the cluster, divided among the concurrent workers."""
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    # Assumes that all nodes are like this one. Ray's own number of CPUs is a scheduling quantity, which may be any
+    # number.
     cores = (os.cpu_count() or 1) * nodes
     return max(1, cores // (concurrent * base.cluster.workers))
 
@@ -332,6 +346,7 @@ def _open_sweep_dir(prepared: PreparedJob, spec: TuneSpec, new: SweepRecord) -> 
                     f"{run.uri}: the sweep is complete and its best model exported; change `name` to run more trials"
                 )
             record = record.model_copy(update={"trials": new.trials, "best": None})
+    # Before sweep.json, whose existence means that there is a job to compare with.
     run.write_bytes("sweep/job.yaml", dump_job(job).encode())
     sweep = SweepDir(run, record, spec, job)
     sweep.load()
@@ -345,6 +360,7 @@ def _check_same_sweep(run: RunDir, job: JobSpec, spec: TuneSpec) -> None:
     different = spec_difference(old, job)
     if old.tune.space != spec.space:
         different.append("tune.space: other keys or values")
+    # These decide what the recorded trials mean. Number of trials and time limit may change between attempts.
     for key in ("search", "metric", "mode"):
         if getattr(old.tune, key) != getattr(spec, key):
             different.append(f"tune.{key}: {getattr(old.tune, key)} -> {getattr(spec, key)}")

@@ -27,6 +27,7 @@ def scheduler_name(spec: TuneSpec) -> str:
 
 def make_scheduler(spec: TuneSpec) -> TrialScheduler:
     """Build the scheduler of a sweep."""
+    # At least 1: ASHA refuses a grace period of 0.
     grace = max(1, round(100 * spec.grace))
     name = scheduler_name(spec)
     if name == "asha":
@@ -43,6 +44,7 @@ def make_scheduler(spec: TuneSpec) -> TrialScheduler:
         return PopulationBasedTraining(
             time_attr=PROGRESS,
             perturbation_interval=grace,
+            # Nested as in the trial's config: PBT looks each value up under the same keys.
             hyperparam_mutations={"params": {key: _make_domain(d) for key, d in spec.space.items()}},
             custom_explore_fn=lambda config: _clamp_params(config, spec.space),
         )
@@ -51,9 +53,11 @@ def make_scheduler(spec: TuneSpec) -> TrialScheduler:
 
 def _make_domain(d: Dimension) -> object:
     if d.ends is None:
+        # PBT moves to a neighbour in this list, or draws anew, so the order of a choice matters under PBT.
         return list(d.choice or ())
     low, high = d.ends
     if d.is_whole:
+        # `randint` excludes its upper end, unlike the job file.
         return tune.randint(int(low), int(high) + 1)
     return tune.loguniform(low, high) if d.is_log else tune.uniform(low, high)
 

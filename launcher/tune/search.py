@@ -17,6 +17,7 @@ from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import Dimension, TuneSpec
 from launcher.tune.space import Params, list_grid
 
+# At its default level Optuna logs every new study to stderr, in the middle of the live table.
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 _STARTUP_TRIALS = 8
@@ -62,6 +63,8 @@ class Search:
     def replay(self, number: int, params: Params) -> None:
         """Add a trial that was suggested before the sweep was interrupted."""
         if self._grid is None:
+            # The next `ask` takes the queued values instead of drawing, so no other `ask` may come between the two
+            # calls.
             self._study.enqueue_trial(_to_optuna(self._spec.space, params))
             self._running[number] = self._study.ask(self._distributions)
 
@@ -91,6 +94,7 @@ def compute_importances(space: Mapping[str, Dimension], trials: Iterable[TrialRe
     distributions = _make_distributions(space)
     for trial in trials:
         best = trial.best_evaluation(mode)
+        # Repetitions vary the seed alone, and would count the best values several times.
         if best is None or trial.repeat_of is not None or set(distributions) - set(trial.params):
             continue
         params = _to_optuna(space, trial.params)
@@ -126,6 +130,7 @@ def _make_distributions(space: Mapping[str, Dimension]) -> dict[str, BaseDistrib
 def _to_optuna(space: Mapping[str, Dimension], params: Params) -> Params:
     """Return a trial's values as Optuna drew them, with the index of each choice."""
     choices = {key: dimension.choice for key, dimension in space.items()}
+    # `index` is unambiguous: a choice with equal values (1 and True are equal) is refused by `Dimension`.
     return {key: params[key] if choice is None else choice.index(params[key]) for key, choice in choices.items()}
 
 

@@ -36,13 +36,17 @@ def trial_job(base: JobSpec, params: Params, params_of: Callable[[str], type[Bas
     Raises:
         SpecError: A key is unknown, or a value is invalid.
     """
+    # As JSON, which is validated as a whole: `model_copy` checks neither a value nor the rules between keys.
     raw = base.model_dump(mode="json")
     for key, value in params.items():
         *sections, last = key.split(".")
         parent = raw
         for section in sections:
             child = parent.get(section)
-            parent = parent.setdefault(section, {}) if child is None else child
+            if child is None:
+                # A section that is null in the job, such as `model.lora`, begins with the searched key.
+                child = parent[section] = {}
+            parent = child
             if not isinstance(parent, dict):
                 raise SpecError((f"tune.space: {key}: {section} has no keys; name a key of the job file",))
         parent[last] = value
@@ -83,7 +87,8 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
                 f"tune.space: {key} cannot change during a trial, which scheduler: pbt requires (only "
                 f"{', '.join(_MUTABLE)} can); use another scheduler"
             )
-        for value in dimension.choice or dimension.ends or ():  # of a range, the ends are most likely invalid
+        # Of a range, the ends are the most likely to be invalid.
+        for value in dimension.choice or dimension.ends or ():
             try:
                 trial_job(base, {key: value}, params_of)
             except UserError as error:
@@ -116,7 +121,8 @@ def _grid_values(dimension: Dimension) -> Sequence[JsonValue]:
 
 def _count_values(dimension: Dimension) -> int:
     low, high = dimension.ends or (0, -1)
-    return len(dimension.choice) if dimension.choice else int(high) - int(low) + 1  # len(range) overflows at 2**63
+    # Not len(range): it overflows at 2**63.
+    return len(dimension.choice) if dimension.choice else int(high) - int(low) + 1
 
 
 def choose_metric(spec: TuneSpec, base: JobSpec, modes: Mapping[str, MetricMode]) -> tuple[str, MetricMode]:

@@ -68,6 +68,7 @@ class SweepDir:
         if self.trials.get(trial.number) != trial:
             self.trials[trial.number] = trial
             run = self.trial_run(trial.number)
+            # The record first: a resumed sweep reads it, while the trackers only mirror it.
             run.write_record("trial.json", trial)
             if trial.status != "running":
                 trackers.end(run, self.job, _TRACKER_STATUS[trial.status])
@@ -91,10 +92,13 @@ class SweepDir:
         for rank, trial in enumerate(best_first):
             if trial.status == "running" or self._sizes.get(trial.number) == 0:
                 continue
+            # Measured once per trial: this runs after every trial, and each manifest is a request to the storage.
             size = self._sizes.setdefault(trial.number, _checkpoint_bytes(self.trial_run(trial.number)))
             is_expendable = trial.status != "finished" or used + size > budget_gib * _GIB
             if rank and is_expendable:
                 run = self.trial_run(trial.number)
+                # Complete ones first, their manifests before their files: a checkpoint that is half removed must not
+                # look complete.
                 for step in catalog.complete_steps(run):
                     catalog.remove(run, step)
                 run.delete("checkpoints")

@@ -36,6 +36,11 @@ def write_tables(sweep: SweepDir) -> None:
         row |= {"seconds": trial.seconds, "cpu_hours": hours * trial.workers * record.cpus_per_worker}
         row["gpu_hours"] = hours * trial.gpus
         rows.append(row)
+    for key in record.space:
+        # An Arrow column has one type: choices of numbers and words (`[4, auto]`) are written as text.
+        if len({isinstance(row[key], str) for row in rows if row[key] is not None}) > 1:
+            for row in rows:
+                row[key] = None if row[key] is None else str(row[key])
     table = pa.Table.from_pylist(rows)
     for name, write in (("trials.parquet", pq.write_table), ("trials.csv", pacsv.write_csv)):
         content = io.BytesIO()
@@ -52,6 +57,7 @@ def write_hparams(run: RunDir, trial: TrialRecord, metric: str, mode: str) -> No
     local = run.local
     if best is None or local is None:
         return
+    # TensorBoard's `hparams` raises ValueError for other types.
     values = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in trial.params.items()}
     name = f"best/{metric}"
     # SummaryWriter.add_hparams would open a second directory per trial, so its three summaries are written here.

@@ -88,6 +88,7 @@ class TrialActor(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Switch to another trial, or to other values of the same one, and keep the workers warm."""
+        # Tune fails the trial if this returns False.
         self._load_trial(new_config)
         return True
 
@@ -107,10 +108,13 @@ class TrialActor(tune.Trainable):
         self._seconds = record.seconds if record is not None else 0.0
         self._total_steps = record.total_steps if record is not None else 0
         evaluations = record.evaluations if record is not None else ()
+        # The newest checkpoint decides where a trial resumes. Evaluations after it are measured again and replace the
+        # recorded ones.
         if not self._is_completed:
             latest = catalog.latest_step(self._run)
             self._start = CheckpointRef(self._run.uri, latest) if latest else None
             evaluations = self._read_evaluations(latest)
+        # Replayed one per `step`, as the schedulers must see every result.
         self._to_replay = list(evaluations)
         self._last_reported = max((evaluation.step for evaluation in evaluations), default=0)
 
@@ -127,12 +131,14 @@ class TrialActor(tune.Trainable):
         if self._to_replay:
             evaluation = self._to_replay.pop(0)
             return self._make_result(evaluation, self._is_completed and not self._to_replay)
-        if self._is_completed:  # it failed before its first evaluation
+        if self._is_completed:
+            # It failed before its first evaluation.
             return self._make_last_result(failed="failed before the sweep was interrupted")
         started = time.monotonic()
         try:
             event = self._advance()
-            if event is None:  # resumed from a checkpoint of the last step
+            if event is None:
+                # Resumed from a checkpoint of the last step.
                 return self._make_last_result(finished=True)
             assert self._group is not None and self._prepared is not None
             total_steps = self._prepared.plan.total_steps
@@ -142,6 +148,7 @@ class TrialActor(tune.Trainable):
                 # Collective: the loop ends, waits for its checkpoint writer and flushes the log. Tune may end the
                 # process after the last result, so this cannot wait for the next call.
                 self._group.advance()
+        # BaseException: after a KeyboardInterrupt, too, the other ranks would wait for this one.
         except BaseException as error:
             if isinstance(error, TrainingError) and not isinstance(error, MicroBatchOOMError):
                 # Raised on all ranks at the same step (a non-finite loss), so the group stays usable and warm.
@@ -175,6 +182,7 @@ class TrialActor(tune.Trainable):
                 continue
             if event is None:
                 return None
+            # After a restart from an earlier checkpoint, the loop repeats evaluations that Tune has seen.
             if event.evaluation.step > self._last_reported:
                 self._last_reported = event.evaluation.step
                 return event
@@ -194,17 +202,21 @@ class TrialActor(tune.Trainable):
         if self._prepared is not None:
             return
         job = self._make_job()
+        # The cache of the sweep's storage: a trial's own storage is `sweep/trials`, with a cache below it.
         prepared = prepare(job, cache=join(self._context.base.output.storage, ".cache"))
-        self._run.delete("error.txt")  # of an earlier attempt
+        # Of an earlier attempt: `_Recorder.on_trial_error` would report it for a worker that was lost.
+        self._run.delete("error.txt")
         self._run.write_bytes("job.yaml", dump_job(prepared.job).encode())
         self._run.write_record("plan.json", prepared.plan)
         try:
             trackers.begin(self._run, prepared.job, self._params, self._context.mlflow_parent)
-        except RunError as error:  # the server worked when the sweep began: losing it later does not fail a trial
+        except RunError as error:
+            # The server worked when the sweep began: losing it later does not fail a trial.
             _log.warning("%s", error.message)
         if self._group is None:
             self._group = TrialWorkerGroup(job.cluster.workers, self._context.threads)
-        self._group.begin(prepared, self._start)  # collective: the ranks build the engine together
+        # Collective: the ranks build the engine together.
+        self._group.begin(prepared, self._start)
         self._prepared = prepared
         self._total_steps = prepared.plan.total_steps
 
@@ -222,6 +234,7 @@ class TrialActor(tune.Trainable):
             "evaluation": evaluation.model_dump(),
             "seconds": self._seconds,
             "total_steps": self._total_steps,
+            # A pruned trial ends here again when it replays its last evaluation.
             "finished": is_last and self._status != "pruned",
             "done": is_last,
         }
@@ -234,12 +247,16 @@ class TrialActor(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
         """Save a checkpoint in the trial's own directory, and return its location for Tune to keep."""
         if self._group is None or self._prepared is None:
+            # A trial may be paused while it replays. The rest of its evaluations travels in Tune's checkpoint.
             evaluations = [evaluation.model_dump() for evaluation in self._to_replay]
             return {"uri": self._run.uri, "step": self._first_step, "evaluations": evaluations}
-        step = self._group.save()  # collective
+        # Collective. The checkpoint is complete on return, so it can be copied: only a run with a lease writes in the
+        # background.
+        step = self._group.save()
         if self._context.snapshots is None:
             return {"uri": self._run.uri, "step": step, "evaluations": []}
         snapshots = RunDir(join(self._context.snapshots, trial_name(self._number)))
+        # This actor may prune its own checkpoint before the other trial reads it.
         store_snapshot(snapshots, self._run, step)
         return {"uri": snapshots.uri, "step": step, "evaluations": []}
 
@@ -253,11 +270,13 @@ class TrialActor(tune.Trainable):
         assert isinstance(evaluations, list)
         self._to_replay = [TrialEvaluation.model_validate(evaluation) for evaluation in evaluations]
         if uri == self._run.uri:
+            # The trial may have pruned that checkpoint since; its newest one lies on the same curve.
             self._start = CheckpointRef(uri, nearest_step(self._run, step)) if step else None
             self._last_reported = self._first_step
             return
         self._is_completed = False
         self._to_replay = []
+        # Next to the snapshots: on one file system, so that files are hard-linked, and deleted with them (`run_phase`).
         copy = RunDir(join(parent(uri), f"{RunDir(uri).name}-for-{trial_name(self._number)}"))
         self._start = fetch_snapshot(RunDir(uri), copy, step) if step else None
         self._last_reported = self._first_step

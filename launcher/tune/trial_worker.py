@@ -84,6 +84,7 @@ class TrialWorker:
 
     def begin(self, prepared: PreparedJob, start: CheckpointRef | None) -> None:
         """Build the model, load the checkpoint and open the data stream of a trial. Collective."""
+        # First: otherwise two models would be in memory at once.
         self.end()
         job = prepared.job
         # Global state of the process: set for every trial, because the trial before may have had the other value.
@@ -96,6 +97,7 @@ class TrialWorker:
         if start is not None:
             state = reader.load(RunDir(start.uri), engine, start.step)
         log = RunLog(prepared.run, job, None, state)
+        # Without a lease the writer never works in the background. `TrialActor.save_checkpoint` relies on that.
         writer = CheckpointWriter(prepared.run, job, engine)
         context = TrainContext(
             prepared.run, job, prepared.plan, task, engine, prepared.splits, writer, FaultInjector(prepared.run)
@@ -119,12 +121,14 @@ class TrialWorker:
             return None
         except MicroBatchOOMError:
             if dist.get_world_size() > 1:
-                self.leave_group()  # the other ranks wait inside a collective, which fails now
+                # The other ranks wait inside a collective, which fails now.
+                self.leave_group()
             raise
         except TrainingError:
             raise
         except BaseException:
-            self.leave_group()  # else the other ranks would wait for this one inside a collective
+            # Else the other ranks would wait for this one inside a collective.
+            self.leave_group()
             raise
         training.state = event.state
         return event
@@ -149,7 +153,8 @@ class TrialWorker:
         self._training.log.close()
         self._training.context.engine.close()
         self._training = None
-        gc.collect()  # engine and model reference each other, so only the cycle collector frees their memory
+        # Engine and model reference each other, so only the cycle collector frees their memory.
+        gc.collect()
 
     def leave_group(self) -> None:
         """End the trial and destroy the process group, so that collectives of the other ranks fail."""
@@ -178,6 +183,8 @@ class TrialWorkerGroup:
     def __init__(self, world_size: int, threads: int) -> None:
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
+            # The port is free again before rank 0 listens on it. If another process takes it, the trial fails; it is
+            # retried under `tune.retries`, which is 0 by default.
             probe.bind((host, 0))
             address = f"tcp://{host}:{probe.getsockname()[1]}"
         group = ray.util.get_current_placement_group()
@@ -215,13 +222,16 @@ class TrialWorkerGroup:
         """End the trial and the other processes."""
         self._own.leave_group()
         for worker in self._others:
+            # Not a call: the worker may hang inside a collective and would never answer.
             ray.kill(worker)
 
     def _call_all(self, method: str, *args: object) -> object:
         """Call a method on all workers at once and return rank 0's result. Most methods are collectives."""
+        # The other ranks first: rank 0's own call blocks in this process until they have joined its collectives.
         pending = [getattr(worker, method).remote(*args) for worker in self._others]
         try:
             result = getattr(self._own, method)(*args)
+            # All ranks have left this call before the next one begins.
             ray.get(pending)
         except TrainingError:
             raise

@@ -69,14 +69,19 @@ def run_phase(phase: Phase, sweep: SweepDir, search: Search | None, listener: Li
         RunInterrupted: The user pressed Ctrl-C. All results so far are recorded.
     """
     os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # trial.json and metrics.jsonl have the same content
-        TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune's handler would swallow Ctrl-C
+        # trial.json and metrics.jsonl have the same content.
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        # Tune's handler would swallow Ctrl-C.
+        TUNE_DISABLE_SIGINT_HANDLER="1",
+        # Seconds between Tune's own snapshots, which no one reads: practically never.
         TUNE_GLOBAL_CHECKPOINT_S="1e9",
         TUNE_RESULT_BUFFER_LENGTH="0",
+        # Otherwise each actor changes into its trial's directory, where relative paths of a user's code fail.
         RAY_CHDIR_TO_TRIAL_DIR="0",
         RAY_AIR_NEW_OUTPUT="0",
     )
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported by the listener
+    # Failed trials are reported by the listener.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Ray Tune's PBT (2.60) has no seed argument and draws from these two global generators.
     random.seed(phase.context.base.seed)
     np.random.seed(phase.context.base.seed)
@@ -129,6 +134,7 @@ def max_concurrent_trials(base: JobSpec, limit: int | None) -> int:
     trials = available.get("CPU", 0.0) / (cluster.workers * cluster.cpus_per_worker)
     if cluster.gpus_per_worker:
         trials = min(trials, available.get("GPU", 0.0) / (cluster.workers * cluster.gpus_per_worker))
+    # The addition undoes rounding: 0.3 CPUs hold three workers of 0.1, but 0.3 / 0.1 is below 3.
     return max(1, min(int(trials + 1e-6), limit or 1 << 16))
 
 
@@ -142,6 +148,7 @@ def _trial_source(phase: Phase, mode: str, recorder: "_Recorder") -> dict[str, A
         return {"search_alg": _Suggestions(phase, mode, recorder), "num_samples": -1}
     configs = {number: _start_trial(phase, recorder, number) for number in phase.numbers}
 
+    # Tune resolves grid values before functions, so `first` is known when they run.
     def look_up(key: str) -> object:
         return tune.sample_from(lambda spec: configs[spec.config.first][key])  # type: ignore[attr-defined]
 
@@ -190,6 +197,8 @@ class _Stopper(Stopper):
         self.reason = ""
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        # Tune calls the stopper before `_Recorder.on_trial_result`, which still gets this result. NaN reaches no
+        # target, as it compares false.
         value = float(str(result[VALUE]))
         if self._target is not None and (value >= self._target if self._is_max else value <= self._target):
             self.reason = f"a trial reached the target {self._target:g}"
@@ -228,14 +237,16 @@ class _Recorder(tune.Callback):
     ) -> None:
         record = self._record_of(trial)
         if record.status != "running":
-            return  # replayed from an earlier attempt
+            # Replayed from an earlier attempt.
+            return
         update: dict[str, object] = {"seconds": result.get("seconds", record.seconds)}
         if result.get("evaluation") is not None:
             evaluation = TrialEvaluation.model_validate(result["evaluation"])
             # A restarted trial repeats evaluations: the new ones replace the old.
             earlier = tuple(old for old in record.evaluations if old.step < evaluation.step)
             update |= {"evaluations": (*earlier, evaluation), "total_steps": result["total_steps"]}
-            update["params"] = trial.config["params"]  # PBT changes them during a trial
+            # PBT changes them during a trial.
+            update["params"] = trial.config["params"]
         if result.get("failed"):
             update |= {"status": "failed", "reason": result["failed"]}
         elif result.get("finished"):
@@ -252,6 +263,7 @@ class _Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: object, trial: "tune.experiment.Trial", **info: object) -> None:
         record = self._record_of(trial)
         run = self._sweep.trial_run(record.number)
+        # Called when no retry is left. Without the file the process was killed before it could write one.
         reason = run.read_bytes("error.txt").decode() if run.exists("error.txt") else "its worker was lost"
         record = record.model_copy(update={"status": "failed", "reason": reason})
         self._put(record)

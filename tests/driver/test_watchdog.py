@@ -93,6 +93,16 @@ def test_a_hang_is_reported_after_the_limit_of_its_stage(
     assert sentence in group.wait(hangs_s, silent)
 
 
+def test_the_first_step_after_a_restart_has_its_patience_again() -> None:
+    group = _Group(stages=("compute",), step=7)
+    assert group.wait(400)
+    beats, counts = group.beats, group.counts
+    group.beats, group.counts = {}, {}
+    assert not group.wait(5)
+    group.beats, group.counts = beats, counts
+    assert not group.wait(1150) and group.wait(100)
+
+
 def test_without_a_limit_or_a_heartbeat_nothing_is_reported() -> None:
     assert not _Group(limit_s=None).wait(9999, silent=(1,))
     assert Watchdog(30).find_hang({}, {}) is None

@@ -155,7 +155,8 @@ OVERRIDES = [
     Case(
         "a task that is none",
         lambda desk: ["task.type=json:dumps"],
-        "override task.type=json:dumps: task.type is json:dumps, which is not a task; see `launcher/tasks/base.py` for the protocol",
+        "override task.type=json:dumps: task.type is json:dumps, which is not a task; see `launcher/tasks/base.py` for "
+        "the protocol",
     ),
     Case(
         "a metric that the task has not",

@@ -99,7 +99,7 @@ REFUSED = [
     ("name: 7b-sft", "name is 7b-sft, which is not a name KubeRay takes: at most 47 lower-case letters"),
     ("name: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "name is aaaa"),
     ("namespace: My.Team",
-     "namespace is My.Team, which is not a namespace: at most 63 lower-case letters, digits and dashes; choose another"),
+     "namespace is My.Team, which is not a namespace: at most 63 lower-case letters, digits and dashes; choose "),
     ("pod_labels: {team: a b}", "pod_labels: team has the value 'a b', which is not a label value; use at most 63"),
     ("head: {memory_gib: 1}", "head.memory_gib is 1, which is below 2; give a number of at least 2"),
     ("groups: {}", "groups is {}, which has fewer than 1 item"),

@@ -15,6 +15,19 @@ from tests.support.worker_group import run_group, train_here, with_job
 _STEPS, _DECAY = 8, 0.6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_evaluation_changes_neither_average_nor_weights(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(torch.arange(100).to(dtype))
+    ema = EMA(0.99, [("weight", weight)], sharded=False)
+    for step in range(3):
+        weight.data += 0.3
+        ema.update(step)
+    average, before = ema._average[0].clone(), weight.data.clone()
+    with ema.swapped_in(lambda: None):
+        assert torch.equal(weight.data, average.to(dtype)) and not torch.equal(weight.data, before)
+    assert torch.equal(ema._average[0], average) and torch.equal(weight.data, before)
+
+
 def _train_all(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
     """Train each job to completion or for some steps; return this attempt's losses and all logged evaluations."""
     results = []

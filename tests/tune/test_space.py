@@ -84,6 +84,7 @@ def test_a_trial_is_the_job_with_its_values(tmp_path: Path) -> None:
         trial, {"train.learning_rate": 2e-5, "task.max_length": 32, "model.name": str(tmp_path)}, params_class
     )
     assert back == job
+    assert trial_job(job, {"model.lora.rank": 4}, params_class).model.lora.rank == 4  # the job has no `model.lora`
 
 
 def test_a_grid_has_every_combination_once() -> None:

@@ -95,6 +95,16 @@ def test_tables_have_every_trial(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "sweep" / "trials.csv").read_text().count("\n") == 5
 
 
+def test_tables_hold_choices_of_numbers_and_words(tmp_path: Path) -> None:
+    sweep = _sweep(tmp_path)
+    for number, value in enumerate((4, "auto", None)):
+        params = {"train.batch_size": value}
+        sweep.record_trial(_trial(number, 0.1 * number).model_copy(update={"params": params}))
+    write_tables(sweep)
+    table = pq.read_table(tmp_path / "s" / "sweep" / "trials.parquet").to_pylist()
+    assert {row["number"]: row["train.batch_size"] for row in table} == {0: "4", 1: "auto", 2: None}
+
+
 def test_the_report_of_500_trials_stays_small(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path, trials=500)
     for number in range(500):

@@ -2,7 +2,7 @@
 
 The hashes (`data/leakage/hashes.py`) of validation and test stay in memory. Training rows are hashed in threads, batch
 by batch, and looked up among them. Memory depends on the evaluation splits (about 60 bytes per row, at most 4 million
-rows) and on one batch per thread. `driver/leakage.py` decides when this runs and what follows.
+rows) and on one batch per thread. `driver/preflight.py` decides when this runs and what follows.
 """
 
 import os

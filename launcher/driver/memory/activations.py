@@ -79,11 +79,14 @@ def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, eval
     """
     fake_logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = fake_logger.level
-    fake_logger.setLevel(logging.CRITICAL)  # it logs code that reads values, which the caller reports itself
+    # It logs code that reads values, which the caller reports itself.
+    fake_logger.setLevel(logging.CRITICAL)
+    # Before the fake mode, in which labels have no values to count.
     num_labelled = int((train.labels != -100).sum())
     try:
         # Without `allow_non_fake_inputs` constants that the model's code makes on its own would be refused.
         with FakeTensorMode(allow_non_fake_inputs=True):
+            # Inside the mode, so that the new storages are fake and nothing is allocated.
             model.to_empty(device="cpu")
             tracker = LiveTensorTracker(model, num_labelled, train.labels.shape)
             trained = [p for p in model.parameters() if p.requires_grad]
@@ -166,6 +169,7 @@ class LiveTensorTracker(TorchDispatchMode):
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
         size = self._bytes_by_storage.get(key, 0)
+        # Not removed: the release of this storage must not be subtracted a second time.
         self._bytes_by_storage[key] = 0
         self._live_bytes -= size
         self._gradient_bytes += size
@@ -189,11 +193,13 @@ class LiveTensorTracker(TorchDispatchMode):
         return None
 
     def _num_selected(self, mask: torch.Tensor) -> int:
+        # Any other mask may select everything.
         return self._num_labelled if mask.shape == self._labels_shape else mask.numel()
 
     def _track(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
+        # Views share a storage, which counts once.
         if key not in self._bytes_by_storage:
             self._bytes_by_storage[key] = storage.nbytes()
             self._live_bytes += storage.nbytes()

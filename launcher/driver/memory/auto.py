@@ -80,6 +80,7 @@ def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, always_estima
     """
     local_batch = largest_local_batch(job, train)
     stages = _allowed_stages(run)
+    # Before anything is chosen: a size that once ran out of memory is never chosen again, whatever the estimate says.
     job = _with_oom_cap(job, run, local_batch)
     parallel = job.parallel
     if not (always_estimate or parallel.zero == "auto" or parallel.micro_batch == "auto"):
@@ -87,10 +88,14 @@ def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, always_estima
     limit = worker_memory_limit(job)
     try:
         return _choose(job, _make_estimate(job, train, local_batch), local_batch, limit, stages)
+    # First: UserError is a ValueError and TrainingError a RuntimeError, which the next clause would take for the
+    # model's.
     except LauncherError:
         raise
     except _NEEDS_VALUES_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # Without an estimate: the stage of the existing checkpoints, and the whole local batch (None), which is halved
+        # if memory runs out.
         zero = 3 if stages[0] == 3 and parallel.zero == "auto" else job.zero_stage
         micro_batch = None if parallel.micro_batch == "auto" else parallel.micro_batch
         note = f"the memory of activations cannot be estimated ({reason})"
@@ -124,6 +129,7 @@ def _choose(job: JobSpec, estimate: Estimate, local_batch: int, limit: int | Non
     micro_batch = min(requested, local_batch) if isinstance(requested, int) else local_batch
     zero = job.zero_stage
     if job.parallel.zero == "auto":
+        # The stage first, for the smallest micro-batch; then the largest micro-batch that fits that stage.
         smallest = 1 if requested == "auto" else micro_batch
         zero, reason = _choose_stage(job, lambda stage: estimate(stage, smallest).needed, limit, stages)
         notes.append(f"parallel.zero: auto takes {zero}: {reason}")
@@ -159,6 +165,7 @@ def _choose_stage(
         return job.zero_stage, "a single worker has no other to shard with"
     # Half precision needs ZeRO for its fp32 master weights, offloading for the optimizer states.
     first = 1 if job.train.precision != "fp32" or parallel.offload_optimizer else 0
+    # Compiled code cannot gather the weights of ZeRO-3 (`spec/job.py` refuses both together).
     last = min(stages[-1], 2 if job.train.compile else 3)
     fitting = lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
     if fitting is None:
@@ -184,6 +191,7 @@ def _storage_notes(job: JobSpec, memory: WorkerMemory) -> list[str]:
     folder = RunDir(job.output.storage).local
     if folder is None:
         return []
+    # The storage may not exist yet, and `disk_usage` needs a directory that does.
     while not folder.exists():
         folder = folder.parent
     required = memory.checkpoint * (job.checkpoint.keep_last + 2)
@@ -209,6 +217,7 @@ def worker_memory_limit(job: JobSpec) -> int | None:
 
         if cluster.address or not torch.cuda.is_available():
             return None
+        # Assumes that all GPUs are equal. A second GPU gives a worker no more memory: it trains on one.
         gpu_bytes = torch.cuda.get_device_properties(0).total_memory
         return int(gpu_bytes * min(1.0, cluster.gpus_per_worker) * _USABLE_FRACTION)
     if cluster.address or cluster.kubernetes is not None or os.environ.get("RAY_ADDRESS"):
@@ -219,6 +228,7 @@ def worker_memory_limit(job: JobSpec) -> int | None:
 def _host_memory() -> int:
     """Return the bytes of memory of this machine, or of the container around this process."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # cgroup v2, then v1. Without a limit v2 says `max`, and v1 a number larger than any memory.
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         path = Path(name)
         text = path.read_text().strip() if path.is_file() else ""
@@ -302,6 +312,7 @@ def _longest_samples(task: Task, train: Split) -> tuple[pa.Table, np.ndarray]:
         kind = rows.schema.field(name).type
         if pa.types.is_string(kind) or pa.types.is_nested(kind):
             text_lengths += np.array([len(str(cell)) for cell in rows.column(name).to_pylist()], np.int64)
+    # By characters: tokenizing all rows that are searched would take too long. Only these candidates are tokenized.
     chosen = np.sort(np.argsort(-text_lengths, kind="stable")[:_ENCODED_ROWS])
     encoded = task.encode(rows.take(pa.array(chosen)), True)
     if not len(encoded.valid_rows):

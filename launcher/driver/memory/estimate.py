@@ -96,11 +96,13 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
         offloaded = gradient_shard + swap_buffer_bytes(trained // shards)
     if config.offload_parameters:
         offloaded += weights
+    # The average lies where the weights lie, so it is sharded under ZeRO-3 alone.
     ema = trained * _FP32_BYTES // (config.workers if config.zero == 3 else 1) if config.has_ema else 0
     resident = (
         (0 if config.offload_parameters else weights) + (0 if config.offload_optimizer else master + states) + ema
     )
     step = _step_memory(counts, activations, config, gradient_shard, resident)
+    # On a CPU worker, offloading moves states from one part of the same memory to another.
     peak = max(step.peak, resident + activations.evaluation) + (offloaded if config.on_cpu else 0)
     # Copy that rank 0 makes for a checkpoint: it writes the weights below ZeRO-3, and all states without ZeRO.
     staged = 0
@@ -190,5 +192,6 @@ def largest_micro_batch(local_batch: int, peak: Callable[[int], int], limit: int
     """
     size = max(1, local_batch)
     while limit is not None and size > 1 and peak(size) > limit:
+        # Rounded up like the halving of `train/oom.py`, so that both reach the same sizes.
         size = -(-size // 2)
     return size
