@@ -107,8 +107,8 @@ def start_beside(path: str, watch: int) -> None:
         os.closerange(to_child + 1, os.sysconf("SC_OPEN_MAX"))
         redirect_streams(f"{path}.log")
         _run_server(path, watch, loaded, lambda: os.close(to_child))
-    os.close(to_child)
     # With a copy of the writing end open here, the pipe would never end.
+    os.close(to_child)
     os.read(ready, 1)  # returns when the child closes its end: the socket is listening
     os.close(ready)
 
@@ -235,7 +235,7 @@ class _Server:
         if self._is_ending:
             return  # another event of the same `select` has closed the socket
         connection, _ = self._source.accept()
-        # There is one thread: a client that sends nothing blocks all others for this long.
+        # There is one thread: a client that sends nothing blocks all others for this long per read.
         connection.settimeout(_ACCEPT_S)
         try:
             message = receive(connection) if peer_of(connection) == os.getuid() else None
