@@ -9,11 +9,14 @@ from launcher.models.conversation import USUAL
 
 Kind = Literal["single-label", "multi-label", "regression"]
 
+# The order of each list is a preference: the first name that a column has decides.
 TEXTS = (
     "text", "sentence", "review", "review_body", "review_text", "content", "body", "comment", "comment_text", "tweet",
     "message", "document", "article", "utterance", "sequence", "description", "question", "query", "title",
 )  # fmt: skip
 SURE_TEXTS = ("text", "sentence", "review")
+# Pairs that are two inputs of a classification. `question` and `answer` are here and in PROMPTS: only a label beside
+# them tells which (`_guess_prompts`).
 PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"),
     ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("question", "passage"), ("question", "context"),
@@ -33,10 +36,13 @@ LABELS = (
 )  # fmt: skip
 # With one of these columns, a prompt and its answer are the text that is classified.
 SURE_LABELS = ("label", "labels", "gold_label", "stars", "sentiment", "rating", "score")
+# `label` and `tags` are names of single labels too. What counts for tags is one item per word (`_has_tag_per_word`);
+# the name only chooses among several such columns.
 TAGS = ("ner_tags", "ner", "tags", "labels", "label", "entities", "pos_tags", "upos", "pos", "chunk_tags")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 
 _AMOUNTS = ("stars", "rating", "score", "similarity", "similarity_score", "relatedness_score", "toxicity", "target")
+# Whole names or their last part: `user_id`, not `identity`, which is a label.
 _IDS = re.compile(r"(.*[_-])?(id|idx|index|uuid|guid|hash|key|url|uri|link|path|file|filename|date|time|timestamp)s?")
 # Integer grades with more distinct values than this are amounts, not classes.
 _MAX_GRADES = 10
@@ -58,12 +64,15 @@ def plain(name: str) -> str:
 
 def is_id(column: Column) -> bool:
     """Return True if a column identifies rows or their origin, by its name or by short values that all differ."""
+    # First, as a label may have values that all differ in a small sample, and a text is usually unique.
     if column.class_names or rank(column.name, LABELS) < len(LABELS) or rank(column.name, TEXTS) < len(TEXTS):
         return False
     if _IDS.fullmatch(plain(column.name)):
         return True
+    # Nearly all: a few rows may be repeated. Of the rows that are not null.
     is_unique = column.rows >= _ENOUGH_ROWS and column.distinct > 0.98 * (column.rows - column.nulls)
     if column.shape == "text":
+        # Scripts without spaces look like ids, hence the share of foreign letters.
         return is_unique and column.spaced < 0.05 and column.foreign < 0.5 and column.characters <= 40
     return is_unique and column.shape == "integer"
 
@@ -78,7 +87,8 @@ def text_columns(columns: Sequence[Column]) -> list[Column]:
     """Return the columns that may be read as text: by usual names first, then by length."""
     texts = [c for c in columns if c.shape == "text"]
     candidates = [c for c in texts if not is_id(c) and not is_category(c)]
-    named = [c for c in texts if rank(c.name, SURE_TEXTS) < len(SURE_TEXTS)]  # even if its texts are few and short
+    # Even if their values are few and short, as in a small sample.
+    named = [c for c in texts if rank(c.name, SURE_TEXTS) < len(SURE_TEXTS)]
     return sorted(candidates or named, key=lambda c: (rank(c.name, TEXTS), -c.mean_tokens))
 
 
@@ -101,6 +111,7 @@ def beside_of(columns: Sequence[Column], keys: Sequence[str], taken: Collection[
     """
     by_key = {}
     for key in keys:
+        # Tools are a list of functions, or its JSON text.
         shapes = ("text", "words", "structs") if key == "tools" else ("text",)
         named = [
             c for c in columns if c.shape in shapes and c not in taken and rank(c.name, USUAL[key]) < len(USUAL[key])
@@ -119,7 +130,9 @@ def label_columns(columns: Sequence[Column], taken: Collection[str]) -> list[Col
 def lone_category(columns: Sequence[Column], taken: Collection[str]) -> Column | None:
     """Return the only column besides texts and ids, if it has few distinct values: a label whatever its name."""
     others = [c for c in columns if c.name not in taken and not is_id(c) and c not in text_columns(columns)]
+    # A float is no category here: without a name that says so, it is as likely a measurement.
     few = [c for c in others if c.distinct >= 2 and (c.shape == "flag" or is_category(c) or _has_few_integers(c))]
+    # With two columns left, any choice is a guess, so the user has to name one.
     return few[0] if len(others) == 1 and few else None
 
 
@@ -127,10 +140,12 @@ def kind_of(label: Column) -> Kind:
     """Return what a label column is: one class, several classes, or a number."""
     if label.shape in ("words", "integers"):
         return "multi-label"
+    # pandas writes integers with nulls as floats (1.0), so a float column may still hold classes.
     if label.shape == "number" and not label.whole:
         return "regression"
     if label.shape not in ("integer", "number") or label.class_names:
         return "single-label"
+    # Class numbers are dense; amounts leave most numbers of their range out.
     has_gaps = label.high - label.low + 1 > 3 * label.distinct
     is_grade = plain(label.name) in _AMOUNTS and label.distinct > _MAX_GRADES
     is_amount = label.distinct > _MAX_CLASSES or (has_gaps and label.distinct > 2 * _MAX_GRADES)

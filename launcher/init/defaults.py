@@ -19,6 +19,7 @@ from launcher.spec.hub import is_local_path
 
 # Fraction of letters from which a text counts as non-Latin.
 _FOREIGN = 0.3
+# A model of the hub is not downloaded to guess: its name has to tell whether it has a chat template.
 _CHAT_WORDS = ("instruct", "chat", "-it")
 
 
@@ -71,8 +72,10 @@ def find_model(name: str) -> Model:
     config = _read_json(folder / "config.json")
     if config is None:
         raise ModelError(f"--model {name}: holds no model (it has no config.json); give a directory that has one")
+    # GPT-2 calls it n_positions.
     length = next((config[key] for key in ("max_position_embeddings", "n_positions") if key in config), None)
     tokenizer = _read_json(folder / "tokenizer_config.json") or {}
+    # Newer versions of transformers save the template as a file, older ones inside of the JSON.
     has_template = (folder / "chat_template.jinja").is_file() or "chat_template" in tokenizer
     return Model(str(folder), "as asked", length if isinstance(length, int) else None, has_template)
 
@@ -88,6 +91,7 @@ def _read_json(path: Path) -> dict[str, object] | None:
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # Upper limits of `max_length`: longer sequences cost much memory, so the user decides.
 _LONGEST = {"text-classification": 512, "token-classification": 512, "causal-lm": 1024}
+# Marks that a tokenizer adds to a row: four for RoBERTa's pairs, <s> a </s></s> b </s>.
 _SPECIAL_TOKENS = 4
 # Instructions on tool calls that a chat template adds.
 _TOOL_TOKENS = 150
@@ -165,6 +169,7 @@ def fill_defaults(
         "data": _data(guess, labels, sources, _window(profile, steps), _has_long_prompts(guess, model)),
         "train": _train(guess, sources.rows["train"], steps),
         "evaluation": _evaluation(guess, labels, profile) if "validation" in sources.locations else (),
+        # One worker without a GPU runs everywhere; the loss curve is the same with more.
         "cluster": (
             Line("workers", 1, "training processes; more of them give the same loss curve, faster"),
             Line("gpus_per_worker", 1, "without it, workers train on CPUs", is_commented=True),
@@ -189,6 +194,8 @@ def steps_for(guess: Guess, rows: int) -> Steps:
 def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     """Choose `max_length` so that 99 % of the rows fit, limited by model and task; return it with a reason."""
     columns = [*guess.inputs, *([guess.label] if guess.form == "prompt" and guess.label else [])]
+    # Columns leave out their null rows, so the rows of two columns may be shifted against each other. Only a percentile
+    # is taken of their sums.
     sizes = sorted(map(sum, zip(*(column.tokens for column in columns), strict=False)))
     usual = (
         _usual(sizes)
@@ -215,6 +222,7 @@ def rare_class(guess: Guess, labels: Labels) -> tuple[str, float] | None:
     total = sum(count for _, count in counts)
     if not counts or guess.form not in ("single-label", "multi-label"):
         return None
+    # Counts are sorted, so the last is the rarest. A class that never occurs is not among them.
     label, count = counts[-1]
     return (label, count / total) if count / total < 1 / (3 * len(known)) else None
 
@@ -227,6 +235,7 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
     elif guess.task == "text-classification" and _are_bare_numbers(guess):
         lines.append(Line("kind", guess.form, "each number is a class; use regression if they are amounts"))
     if labels is not None and guess.label is not None and not guess.label.class_names and guess.has_unlabelled(labels):
+        # As numbers: as texts, "10" would come before "2", and the order gives the class indices.
         names = sorted(guess.known_labels(labels), key=int)
         lines.append(Line("labels", names, "-1 marks rows without a label"))
     if guess.has_unnamed_tags:
@@ -302,6 +311,7 @@ def _data(guess: Guess, labels: Labels | None, sources: Sources, window: int, lo
     elif bad or (labels is not None and guess.has_unlabelled(labels)):
         lines.append(Line("on_bad_row", "skip", "some rows have no text or no known label; error stops at them"))
     folder = guess.inputs[0].folder
+    # Security: cells may name files beside the data alone, unless the job names another directory.
     if folder and not _is_beside(folder, sources):
         lines.append(Line("files_below", folder, "rows may name files below this directory only"))
     if window < _DEFAULT_WINDOW:
@@ -318,6 +328,7 @@ def _is_beside(folder: str, sources: Sources) -> bool:
 
 def _window(profile: DataProfile, steps: Steps) -> int:
     """Return the batches per window: the default, or fewer if that many rows would take more than 512 MiB."""
+    # A window is decoded at once: with pictures, the default would take gigabytes.
     size = profile.row_bytes * steps.batch_size * _DEFAULT_WINDOW
     return max(1, min(_DEFAULT_WINDOW, int(_DEFAULT_WINDOW * _WINDOW_BYTES / size))) if size else _DEFAULT_WINDOW
 
@@ -327,6 +338,7 @@ def _has_long_prompts(guess: Guess, model: Model) -> bool:
     if guess.form not in ("messages", "prompt"):
         return False
     column = guess.inputs[0]
+    # The longest one, not a percentile: a single row without an answer left would stop the run.
     longest = max(column.openings if guess.form == "messages" else column.tokens, default=0)
     longest += sum(max(beside.tokens, default=0) for beside in guess.beside.values())
     # Tokens are estimates, and a template adds its own.
@@ -335,8 +347,10 @@ def _has_long_prompts(guess: Guess, model: Model) -> bool:
 
 def _bad_rows(guess: Guess) -> int:
     """Count unusable rows of the sample: nulls, and lists of tags of another length than their words."""
+    # Of the sample alone, as it only decides whether `on_bad_row` is written. Other bad rows stop the run.
     bad = sum(column.nulls for column in guess.inputs)
     if guess.form == "words" and guess.label:
+        # Null lists count as empty in both columns, so the rows correspond.
         bad += sum(a != b for a, b in zip(guess.inputs[0].lengths, guess.label.lengths, strict=False))
     return bad + (guess.label.nulls if guess.form == "prompt" and guess.label else 0)
 
@@ -346,6 +360,7 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
     size = (
         "few rows need more passes" if steps.epochs > 3 else "many rows need fewer passes" if steps.epochs < 3 else ""
     )
+    # Fails on a rate that `steps_for` does not return, so a new one needs its reason here.
     usual = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task"}[steps.learning_rate]
     return (
         Line("epochs", steps.epochs, f"passes over the {rows:,} rows{f'; {size}' if size else ''}"),

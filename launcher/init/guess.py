@@ -102,6 +102,8 @@ class Guess:
         if value != _UNLABELLED or self.label.shape not in ("integer", "integers", "number"):
             return False
         others = {other for other, _ in labels.counts} - {_UNLABELLED}
+        # -1 among -1, 0 and 1 may also be a third class. It counts as a mark, as `datasets` uses it, if the other
+        # labels count from 0.
         is_counted = len(others) > 1 and others == {str(i) for i in range(len(others))}
         return is_counted or bool(self.label.class_names)
 
@@ -116,6 +118,7 @@ def guess_task(profile: DataProfile, choices: UserChoices) -> Guess:
         profile.column(name)
     if choices.label:
         profile.column(choices.label, "--label")
+    # A choice of the user overrides the refusal: names of columns are only signs of another task.
     reason = None if choices.task or choices.inputs else unsupported_reason(profile)
     if reason is not None:
         remedy = "" if ";" in reason else f"; if another task is meant, name it: {_FLAGS}"
@@ -152,7 +155,8 @@ def _guess_images(profile: DataProfile, choices: UserChoices) -> Guess | None:
         )
     kind = kind_of(label)
     if kind == "regression" and label.shape == "integer":
-        kind = "single-label"  # images have classes only, however many
+        # Pictures have classes only, however many.
+        kind = "single-label"
     if kind == "regression":
         raise DataError(f"--label {label.name}: its values are numbers with a fraction, and pictures have classes only")
     why = f"pictures are in column {image.name}, their classes in {label.name}"
@@ -179,6 +183,7 @@ def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | 
 def _guess_tags(profile: DataProfile, choices: UserChoices) -> Guess | None:
     inputs = _inputs(profile, choices)
     labels = [profile.column(choices.label)] if choices.label else list(profile.columns)
+    # A list of tags is a list of words too, and has the fewer distinct items.
     for words in sorted((c for c in inputs if c.shape == "words"), key=lambda c: -c.distinct):
         tags = [
             c for c in labels if c is not words and c.shape in ("integers", "words") and _has_tag_per_word(words, c)
@@ -203,6 +208,7 @@ def _has_tag_per_word(words: Column, tags: Column) -> bool:
     """Return True if the lists of two columns have equal lengths in 95 % of the rows, and some list has two items."""
     pairs = list(zip(words.lengths, tags.lengths, strict=True))
     equal = sum(a == b for a, b in pairs)
+    # Lists of one item each would match any label. A few rows may be broken: a run reports or skips them.
     return max(words.lengths, default=0) > 1 and equal >= 0.95 * len(pairs)
 
 
@@ -216,6 +222,7 @@ def _guess_prompts(profile: DataProfile, choices: UserChoices) -> Guess | None:
         if not fits or (choices.task is None and is_class):
             return None
     else:
+        # With a label, a question and its answer are a pair of texts to classify.
         has_label = any(rank(c.name, SURE_LABELS) < len(SURE_LABELS) for c in profile.columns)
         pair = pair_of(profile.columns, PROMPTS)
         if pair is None or choices.label == "" or (has_label and choices.task is None) or not _agrees(pair, choices):
@@ -246,6 +253,7 @@ def _guess_labelled_texts(profile: DataProfile, choices: UserChoices) -> Guess |
         raise DataError(f"--text {','.join(choices.inputs)}: text-classification reads one column, or two as a pair")
     taken = {choices.label} if choices.label else set()
     inputs = [c for c in _inputs(profile, choices) if c.name not in taken]
+    # Columns that the user has named are read as they are, in their order.
     pair = None if choices.inputs else pair_of(inputs, PAIRS)
     texts = [c for c in inputs if c.shape == "text"] if choices.inputs else list(pair or text_columns(inputs)[:1])
     label = _label(profile, choices, [c.name for c in texts], sole=True)
@@ -260,6 +268,7 @@ def _guess_labelled_texts(profile: DataProfile, choices: UserChoices) -> Guess |
     notes = []
     if rest and len(texts) == 1 and not choices.inputs:
         notes.append(f"not read: {', '.join(rest)}; --text {texts[0].name},{rest[0]} reads two as a pair")
+    # Sequences of letters, such as proteins, which are no words. Other scripts without spaces are no such case.
     notes += [
         f"texts in column {c.name} have no spaces: name a model for such sequences with --model"
         for c in texts
@@ -277,6 +286,7 @@ def _guess_texts(profile: DataProfile, choices: UserChoices) -> Guess | None:
         return None
     text = texts[0]
     is_named = bool(choices.inputs) or rank(text.name, TEXTS) < len(TEXTS)
+    # Without a usual name, only a clear difference decides. A wrong column would train without any error.
     rivals = [c for c in texts[1:] if c.mean_tokens * _CLEARLY_LONGER > text.mean_tokens]
     if not is_named and (rivals or text.mean_tokens < _SHORTEST_TEXT):
         return None
@@ -384,6 +394,7 @@ def _find_image_pairs(profile: DataProfile) -> str | None:
 def _find_translated_texts(profile: DataProfile) -> str | None:
     texts = [column.name for column in _shaped(profile, "text") if column.mean_tokens >= 3]
     names = [n for n in texts if n.lower()[:2] in _LANGUAGES and (len(n) == 2 or n[2:3] in ("_", "-"))]
+    # Two letters may be a word, such as `no` or `it`, so one name is not enough.
     if len(names) >= 2:
         return f"columns {names[0]} and {names[1]} are translations, for which the launcher has no task"
     return None
@@ -398,6 +409,7 @@ def _find_other_conversations(profile: DataProfile) -> str | None:
 
 def _find_one_hot(profile: DataProfile) -> str | None:
     for column in _shaped(profile, "integers", "numbers"):
+        # A list of class numbers varies in length, or has other numbers than 0 and 1.
         is_binary = (column.low, column.high) == (0.0, 1.0) and column.distinct == 2
         has_one_length = len(set(column.lengths)) == 1 and column.lengths[0] > 2
         if is_binary and has_one_length and not _shaped(profile, "words"):

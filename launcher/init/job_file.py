@@ -20,7 +20,9 @@ _WIDTH = 120
 # Comments follow their values, aligned in one column from here on; longer values than _MAX_ALIGNED do not count.
 _COLUMN = 34
 _MAX_ALIGNED = 72
+# Without a leading digit or sign: YAML would read such a text as a number or a date.
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
+# Includes the words of YAML 1.1: the launcher reads 1.2, in which `no` is text, but other tools may not.
 _NOT_TEXT = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n", ".", "..", ".inf", ".nan"))
 
 
@@ -54,10 +56,13 @@ def publish(draft: Draft, path: Path, force: bool) -> None:
     Raises:
         SpecError: The file cannot be written, or the draft is not a valid job.
     """
+    # In the same directory, as a rename is atomic only within one file system.
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staged.write_text(render(draft), encoding="utf-8")
+        # From the file, as `train` will do: this also tests quoting and comments. A draft that the launcher refuses is
+        # an error of `init`, and must not replace a file of the user.
         load_job(staged, (), params_class)
         check_target(path, force)  # the file may have been created in the meantime
         os.replace(staged, path)
@@ -66,7 +71,8 @@ def publish(draft: Draft, path: Path, force: bool) -> None:
             (f"--output {path}: cannot be written ({describe_os_error(error)}); name a file elsewhere",)
         ) from error
     except SpecError as error:
-        prefix = one_line(str(staged))  # problems begin with the path of the staged file
+        # Problems begin with the path of the staged file, which the user does not know.
+        prefix = one_line(str(staged))
         raise SpecError(tuple(problem.replace(prefix, str(path), 1) for problem in error.problems)) from error
     finally:
         staged.unlink(missing_ok=True)
@@ -75,11 +81,13 @@ def publish(draft: Draft, path: Path, force: bool) -> None:
 def _section(lines: Sequence[Line]) -> str:
     """Return the lines of a section, each with its comment: after the value if it fits, else above."""
     texts = [_key(line) for line in lines]
+    # The 0 is for a section without short values: `max` of one number is an error.
     column = max(_COLUMN, *(len(text) for text in texts if len(text) <= _MAX_ALIGNED and "\n" not in text), 0)
     parts = []
     for line, text in zip(lines, texts, strict=True):
         why = _comment(line.why)
         beside = f"{text:{column}}  # {why}"
+        # Not at hyphens: a break would cut options and paths.
         above = "".join(f"  # {part}\n" for part in textwrap.wrap(why, _WIDTH - 4, break_on_hyphens=False))
         parts.append(f"{beside}\n" if "\n" not in text and len(beside) <= _WIDTH else f"{above}{text}\n")
     return "".join(parts)
@@ -100,6 +108,7 @@ def scalar(value: object) -> str:
         return "[" + ", ".join(map(scalar, value)) + "]"
     if isinstance(value, float):
         # The usual form of a learning rate: 2e-5, not 2e-05.
+        # Read back as a number by YAML 1.2 alone; YAML 1.1 (PyYAML) takes it for a text, as it has no point.
         return re.sub(r"e([+-])0+", r"e\1", f"{value:g}")
     if isinstance(value, int):
         return str(value)
@@ -111,6 +120,7 @@ def scalar(value: object) -> str:
 
 
 def _comment(text: str) -> str:
+    # A line end in a comment would make the rest of it a key. Column names may contain one.
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
@@ -126,6 +136,7 @@ def job_name(location: str, output: str) -> str:
     bare = location.removeprefix(HUB_PREFIX).split("#")[0].split("?")[0].rstrip("/")
     parts = [part for part in os.path.abspath(bare).split("/") if not set("*?[") & set(part)]
     names = [_clean(part.rsplit(".", 1)[0] if index == 0 else part) for index, part in enumerate(reversed(parts))]
+    # Names such as `train` or `data` say nothing; the directory above usually does.
     return next((name for name in names if name and not split_of(name) and name != "data"), "my-job")
 
 

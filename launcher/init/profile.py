@@ -44,6 +44,7 @@ _AUDIO_MAGIC = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")
 
 # Pieces of a text: a character of a script without spaces, a word, a number, or a single sign.
 _PIECES = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W\d_\u2e80-\u9fff\uac00-\ud7af]+|\d+|[^\w\s]|_")
+# Characters of a text that are counted; the rest is extrapolated.
 _LONGEST_READ = 20_000
 
 NO_ANSWER = 1 << 30
@@ -132,12 +133,15 @@ def describe_column(name: str, values: pa.ChunkedArray, feature: str = "", class
 def estimate_tokens(text: str) -> int:
     """Estimate the number of subword tokens of a text without a tokenizer, from its words, numbers and signs."""
     pieces = _PIECES.findall(text[:_LONGEST_READ])
+    # Rough on purpose, as a tokenizer would have to be downloaded. Strings longer than words (hashes, sequences) are
+    # cut into pieces as short as those of numbers.
     count = sum(1 + (len(p) - 1) // (3 if p[0].isdigit() or len(p) > _LONGEST_WORD else 7) for p in pieces)
     return int(count * max(1.0, len(text) / _LONGEST_READ))
 
 
 def _shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
     if pa.types.is_dictionary(kind):
+        # pandas writes categories as dictionaries: what counts is the type of their values.
         kind = kind.value_type
     if feature == "Audio":
         return "sound"
@@ -148,6 +152,7 @@ def _shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
     if _is_text(kind):
+        # Content decides, as all three are strings: that of the first 100 values.
         return "picture" if _are_paths(known) else "messages" if _are_conversations(known) else "text"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _list_shape(kind.value_type, known)
@@ -165,6 +170,7 @@ def _list_shape(item: pa.DataType, known: Sequence[object]) -> Shape:
         return "other"
     types = {field.name: field.type for field in item}
     if {"role", "content"} <= set(types) or {"from", "value"} <= set(types):
+        # One readable conversation is enough: a run reports the others, with their rows.
         return "messages" if not known or any(map(_turns_of, known[:100])) else "structs"
     spans = {"start", "end", "label"} <= set(types)
     return "spans" if spans and _is_text(types["label"]) and pa.types.is_integer(types["start"]) else "structs"
@@ -175,6 +181,7 @@ def _content_shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> 
     if not _is_binary(kind) and not (pa.types.is_struct(kind) and {"bytes", "path"} <= set(_keys(kind))):
         return "other"
     contents = map(_content, known)
+    # The first bytes tell more than metadata, which many Parquet files do not have.
     first = next((content for content in contents if isinstance(content, bytes) and content), b"")
     paths = [cell["path"] for cell in known if isinstance(cell, dict) and cell.get("path")]
     riff = first[8:12] if first.startswith(b"RIFF") else b""
@@ -242,17 +249,20 @@ def _type_text(kind: pa.DataType) -> str:
 def _text_facts(known: list[str]) -> dict[str, Any]:
     sizes = tuple(map(estimate_tokens, known))
     count = max(1, len(known))
+    # A sample of a sample, as this loop runs over single characters in Python.
     letters = [c for text in known[:200] for c in text[:500] if c.isalpha()]
     return {
         "distinct": len(set(known)), "tokens": sizes,
         "characters": sum(map(len, known)) / count,
         "spaced": sum(" " in text.strip() for text in known) / count,
+        # U+024F is the end of Latin Extended-B.
         "foreign": sum(ord(c) > 0x24F for c in letters) / max(1, len(letters)),
     }  # fmt: skip
 
 
 def _number_facts(known: list[float]) -> dict[str, Any]:
-    values = [float(value) for value in known if value == value]  # drops NaN, which breaks min and max
+    # Without NaN, which breaks `min` and `max`.
+    values = [float(value) for value in known if value == value]
     return {
         "distinct": len(set(values)), "whole": all(value.is_integer() for value in values),
         "low": min(values, default=0.0), "high": max(values, default=0.0),
@@ -425,6 +435,7 @@ def profile_data(split: Split, where: str) -> DataProfile:
     size = row_bytes(split)
     # Files (images, audio) are read from a few rows only; without them, wide rows still limit the sample to 64 MiB.
     rows = min(split.rows, _SAMPLE_ROWS if heavy else max(32, min(_SAMPLE_ROWS, int(_SAMPLE_BYTES / size))))
+    # Two reads, as one would fetch the heavy columns for all rows of the sample.
     light = sample_rows(split, [name for name in names if name not in heavy], rows)
     content = sample_rows(split, heavy, min(split.rows, _HEAVY_ROWS))
     columns = [
@@ -438,6 +449,7 @@ def profile_data(split: Split, where: str) -> DataProfile:
 
 def count_labels(split: Split, column: str) -> Labels:
     """Count the labels of a split: values, or the items of lists."""
+    # Memory grows with the distinct values alone: each batch is counted in Arrow.
     counter: Counter[object] = Counter()
     rows = nulls = 0
     names = dict(split.class_names).get(column)
@@ -453,6 +465,7 @@ def count_labels(split: Split, column: str) -> Labels:
 
 
 def _count_missing(values: pa.Array) -> int:
+    # pandas writes a missing number as NaN, which is no null in Arrow.
     nan = pc.sum(pc.is_nan(values)).as_py() if pa.types.is_floating(values.type) else 0
     return int(values.null_count + (nan or 0))
 
@@ -463,6 +476,7 @@ def _count_values(values: pa.Array) -> dict[object, int]:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     values = floats_to_integers(values)
+    # Spans, or numbers with a fraction: there would be about one entry per row.
     if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
         return {}
     counted = pc.value_counts(values).to_pylist()

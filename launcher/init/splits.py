@@ -60,7 +60,8 @@ def find_splits(location: str) -> FoundSplits:
     for path, relative in listed:
         by_split.setdefault(split_of(relative), []).append((path, relative))
     others = by_split.pop("", [])
-    if "train" not in by_split:  # files without a split are for training then
+    # Files without a split are for training then.
+    if "train" not in by_split:
         by_split["train"] = others
         others = []
     if not by_split["train"]:
@@ -77,9 +78,11 @@ def find_splits(location: str) -> FoundSplits:
 def split_of(relative: str) -> str:
     """Return the split that a file's directories or name say; "" if they say none, or several."""
     *folders, name = relative.split("/")
+    # Folders come before the name, the innermost first: `data/test/train.csv` is of the test split.
     for folder in reversed(folders):
         if folder.lower() in _WORDS:
             return _WORDS[folder.lower()]
+    # Whole words only: `latest.csv` and `contest.csv` are no test data. Two of them (train_test.csv) say nothing.
     splits = {_WORDS[word] for word in re.split(r"[^a-z]+", name.rsplit(".", 1)[0].lower()) if word in _WORDS}
     return splits.pop() if len(splits) == 1 else ""
 
@@ -126,10 +129,12 @@ def _shortest_name(location: str, paths: Sequence[str], is_all: bool) -> tuple[s
     wanted = sorted(paths)
     for candidate in _candidate_names(shown):
         try:
+            # Tried, not reasoned about: a glob that also matches other files would train on test data.
             if sorted(path for path, _ in files_of(candidate)) == wanted:
                 return (candidate,)
         except DataError:
-            continue  # names with stars can make a glob that matches nothing
+            # Names with stars can make a glob that matches nothing.
+            continue
     return tuple(shown)
 
 
@@ -145,10 +150,12 @@ def _candidate_names(shown: Sequence[str]) -> Iterator[str]:
 
 def _common_prefix(texts: Sequence[str]) -> str:
     """Return the common prefix of all texts."""
+    # The prefix that the first and the last in order have in common is common to all between them.
     first, last = min(texts), max(texts)
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
+# Row numbers that are hashed at once (8 MiB).
 _CHUNK_ROWS = 1 << 20
 _GROUP_ROWS = 16384
 _GROUP_BYTES = 16 << 20
@@ -183,6 +190,8 @@ def hold_out(split: Split, fraction: float, folder: Path, force: bool) -> HoldOu
         raise DataError(f"--split {fraction:g}: there is {split.rows} row, too few to divide; give more data")
     limit = _limit(split.rows, fraction)
     targets = (folder / "train.parquet", folder / "validation.parquet")
+    # Beside their targets, as a rename is atomic only within one file system. Both parts are complete before the first
+    # is renamed; the two renames together are not atomic.
     staged = [target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,13 +224,17 @@ def is_validation(rows: npt.NDArray[np.uint64], limit: int) -> npt.NDArray[np.bo
 
 def _limit(rows: int, fraction: float) -> int:
     """Return the largest hash of a held-out row; at least one row is held out."""
+    # The same hash as in `is_validation`, so the smallest one selects at least its own row.
     least = min(int(_hash(np.arange(a, min(a + _CHUNK_ROWS, rows), dtype=np.uint64)).min())
                 for a in range(0, rows, _CHUNK_ROWS))  # fmt: skip
+    # 2**64 - 2**12 is exact as a float. 2**64 - 1 is not: it becomes 2**64, which does not fit into uint64.
     return max(least, int(fraction * float(2**64 - 2**12)))
 
 
 def _hash(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Hash row numbers with SplitMix64 (Steele et al. 2014), so that neighbours are independent."""
+    # Arrays of uint64 wrap around silently, as the hash needs; scalars would warn. These constants decide which rows
+    # are held out: another one would move rows between the parts of a data set that was divided before.
     z = rows + np.uint64(1)
     z = z * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -230,14 +243,18 @@ def _hash(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _write_parts(split: Split, limit: int, paths: list[Path]) -> list[int]:
+    # Keeps the features of `datasets` (class names). ORIGIN belongs to the cache of converted files, and the writer
+    # makes its own ARROW:schema.
     metadata = {k: v for k, v in (read_file_schema(split).metadata or {}).items() if k not in (ORIGIN, b"ARROW:schema")}
     schema = split.schema.with_metadata(metadata)
+    # Batches are small, and each call of the writer would begin a row group.
     parts: list[list[pa.Table]] = [[], []]
     counts = [0, 0]
     with ExitStack() as stack:
         writers = [stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd")) for path in paths]
         for first, batch in _numbered_batches(split):
             is_held_out = is_validation(np.arange(first, first + batch.num_rows, dtype=np.uint64), limit)
+            # A writer takes only tables of its own schema.
             table = pa.Table.from_batches([batch]).cast(split.schema).replace_schema_metadata(metadata)
             for index, chosen in enumerate((~is_held_out, is_held_out)):
                 parts[index].append(table.filter(pa.array(chosen)))

@@ -52,6 +52,7 @@ def open_data(name: str, locations: Sequence[str], kinds: Mapping[str, ColumnKin
         files = splittable_files(name, locations, "auto", f"{OutputSpec().storage}/.cache", kinds)
         return open_files(name, files, kinds=kinds)
     except DataError as error:
+        # There is no job file yet, so its keys would confuse.
         message = error.message.removeprefix(f"data.{name}: ").replace(", or set data.format", "")
         raise DataError(message) from error
 
@@ -76,9 +77,11 @@ def training_labels(split: Split, guess: Guess) -> Labels:
     labels = count_labels(split, name)
     classes = [label for label, _ in labels.counts if not guess.is_unlabelled(label, labels)]
     if guess.form in ("regression", "spans", "prompt"):
+        # Numbers, spans and answers are not classes: any number of distinct values is right.
         if labels.nulls == labels.rows:
             raise DataError(f"--label {name}: is null in all rows; name another column")
         return labels
+    # With names in the metadata, a class may be missing in these rows.
     if len(classes) < 2 and not guess.label.class_names:
         only = f"only the label {classes[0]!r}" if classes else "no label"
         raise DataError(f"--label {name}: holds {only}; at least two classes are needed: name another column")
@@ -99,6 +102,7 @@ def check_rows(split: Split, guess: Guess, known: Sequence[str]) -> SplitCheck:
     if guess.label is None or guess.form == "prompt":
         return SplitCheck(split.rows)
     labels = count_labels(split, guess.label.name)
+    # A label that training has never seen cannot be scored.
     bad = labels.nulls + sum(count for label, count in labels.counts if known and label not in known)
     good = sum(count for label, count in labels.counts if label in known) if known else labels.rows - labels.nulls
     if not good:
@@ -135,6 +139,7 @@ def open_training(location: str, named: Mapping[str, str]) -> UserData:
 
 def reopen_for_task(data: UserData, guess: Guess) -> UserData:
     """Open the training split again as the task reads it: in a CSV, `3.10` may be a class instead of a number."""
+    # Only converted files (CSV, JSON) depend on the kinds of the columns.
     if not any(fragment.origin for fragment in data.train.fragments):
         return data
     return replace(data, train=open_data("train", data.splits.locations["train"], kinds_of(guess)))
@@ -175,6 +180,7 @@ def match_splits(data: UserData, guess: Guess, named: Mapping[str, str]) -> Matc
         if name not in data.splits.locations:
             continue
         where = ", ".join(data.splits.locations[name])
+        # Opened as the task reads them: a label that is `1` here and `1.0` there would match none.
         check = check_rows(open_data(name, data.splits.locations[name], kinds_of(guess)), guess, known)
         if check.problem and name in named:
             raise DataError(f"--{name} {where}: {check.problem}; give one that matches the training data")
@@ -196,8 +202,10 @@ def hold_out_validation(
     data: UserData, fitted: MatchedSplits, fraction: float, folder: Path, force: bool
 ) -> MatchedSplits:
     """Hold out a fraction of the training rows for validation, in files of their own; see `splits.hold_out`."""
+    # Before anything is written: with --force, the parts would replace the rows that they are read from.
     _check_source(data.train, folder)
     parts = hold_out(data.train, fraction, folder, force)
+    # Both splits are replaced: with the original training data, the held-out rows would be trained on.
     locations = {**fitted.sources.locations, "train": (parts.train,), "validation": (parts.validation,)}
     rows = {**fitted.sources.rows, "train": parts.train_rows, "validation": parts.validation_rows}
     return replace(fitted, sources=replace(fitted.sources, locations=locations, rows=rows, missing={}))

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 from launcher.processes.fork_client import STREAMS
 
 Request = dict[str, Any]
-_FILTERS = list(warnings.filters)  # as at the start of Python, before a command changes them
+# Taken when this module is imported, before a command changes them.
+_FILTERS = list(warnings.filters)
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,16 @@ def become(request: Request, streams: list[int], path: Sequence[str], added: Add
         set_environment({**added.environment, **request["environment"]})
         os.chdir(request["directory"])
         sys.argv = request["arguments"]
+        # In place, as modules may hold a reference to the list.
         sys.path[:] = [*added.path, request["script_folder"], *entries_of(request["environment"]), *path]
         warnings.filters = list(_FILTERS)
         _renew_random_states()
+        # While the script runs it is sys.modules["__main__"], which pickle needs. `run_path` restores the server's on
+        # return, so atexit functions see that one again.
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
+        # As in Python: None is success, a number is the code, anything else is 1.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)  # noqa: T201 -- as Python does
@@ -82,16 +87,19 @@ def _exit_as_python_does(code: int) -> NoReturn:
     import threading
 
     try:
+        # The order of Py_FinalizeEx: non-daemon threads, atexit functions, buffers. Daemon threads are not awaited.
         threading._shutdown()  # type: ignore[attr-defined]  # waits for non-daemon threads
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
+        # Also if an atexit function has raised or was interrupted: returning would run the server twice.
         os._exit(code & 255)
 
 
 def set_environment(environment: dict[str, str]) -> None:
     """Replace the environment of this process, for Python and for C libraries (`putenv`)."""
+    # Item by item through putenv and unsetenv. Assigning another dict to `os.environ` would not reach C libraries.
     os.environ.clear()
     os.environ.update(environment)
 
@@ -101,14 +109,15 @@ def _set_limits(request: Request) -> None:
     import resource
 
     os.umask(request["umask"])
+    # Only root may raise a hard limit; for others the one of the server is the most they can have.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, wanted_hard = request["open_files"]
-    limits = (
-        (soft, wanted_hard) if wanted_hard <= hard else (min(soft, hard), hard)
-    )  # only root may raise the hard limit
+    limits = (soft, wanted_hard) if wanted_hard <= hard else (min(soft, hard), hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    # Sets the calling thread alone; threads that start later inherit it. So it must come before any of them.
     os.sched_setaffinity(0, request["affinity"])
-    with contextlib.suppress(PermissionError):  # a lower niceness than the server's needs a privilege
+    with contextlib.suppress(PermissionError):
+        # setpriority sets the value, `os.nice` would add to the one of the server. To lower it needs a privilege.
         os.setpriority(os.PRIO_PROCESS, 0, request["niceness"])
     with contextlib.suppress(PermissionError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(request["oom_score"]))
@@ -116,6 +125,7 @@ def _set_limits(request: Request) -> None:
 
 def _renew_random_states() -> None:
     """Seed NumPy, which would draw the same numbers in every fork. `random` and `uuid` reseed themselves."""
+    # `random` does it through os.register_at_fork; uuid4 has no state, it reads os.urandom. NumPy does neither.
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()
@@ -133,6 +143,8 @@ def import_ray(modules: list[str]) -> None:
     tasks and objects, and Ray confuses them. Modules that define actor classes draw an id for each class at import
     (ray 2.60, actor.py), so `ActorClassID.from_random` is replaced during the imports.
     """
+    # actor.py looks the name up in its own globals at each use (`from ray import ActorClassID`), so replacing it there
+    # is enough, and nothing else in Ray sees the replacement.
     actor: Any = importlib.import_module("ray.actor")
     original = actor.ActorClassID
 
@@ -157,11 +169,13 @@ def draws_differ() -> bool:
 
     drawn = []
     for _ in range(2):
+        # In two forks: two draws in one process differ even if all forks start from the same state.
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.write(writing, ray.UniqueID.from_random().binary())
             os._exit(0)
+        # Waiting before reading cannot block: an id fits into the buffer of the pipe.
         os.waitpid(pid, 0)
         drawn.append(os.read(reading, 64))
         os.close(reading)

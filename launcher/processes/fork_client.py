@@ -30,10 +30,13 @@ LENGTH = struct.Struct("I")
 STREAMS = 3
 """Standard input, output and error, sent as file descriptors with each request."""
 
+# What a zygote of workers imports. Another list means another zygote, with its own copy of ray in memory.
 _WORKER_MODULES = ("ray", "ray.data", "ray.train.torch", "ray.tune", "launcher.train.worker")
 _CONTEXT = "--serialized-runtime-env-context="
 _LANGUAGE = "--language="
+# The first request of its kind waits for the rest of the server's imports and for a zygote that imports ray.
 _ANSWER_S = 60.0
+# Forwarded to the fork. SIGKILL cannot be: the server kills the fork when the connection of its client closes.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """Directory that contains the package, in which `python -m launcher...` finds it."""
@@ -55,6 +58,7 @@ def main(arguments: list[str]) -> None:
         # Ray's own start of a worker, which also handles containers and other languages.
         script = next(argument for argument in arguments if argument.endswith("default_worker.py"))
         arguments = [os.path.join(os.path.dirname(script), "setup_worker.py"), *arguments]
+    # exec instead of a child: this stays the process that Ray has started and watches.
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
@@ -66,14 +70,18 @@ def ray_executable() -> str | None:
         environment has its own interpreter, or if forks are off or not supported.
     """
     job_environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    # With these keys the worker has other packages than this interpreter, whose imports a fork would have.
     own_interpreter = ("pip", "uv", "conda", "container", "image_uri", "py_executable")
     if is_off() or any(job_environment.get(key) for key in own_interpreter):
         return None
     client = os.path.abspath(__file__)
+    # The directory of `ray` is that of the interpreter of the node, whose path may differ from the one here.
     plain = 'exec "$(dirname "$(command -v ray)")/python" "$@"'
+    # Tested on the node, as this path is the driver's. If it has spaces, the test fails and the plain Python runs.
     choose = (
         f'if [ -x {sys.executable} ] && [ -f {client} ]; then exec {sys.executable} -I -S -E {client} "$@"; fi; {plain}'
     )
+    # Ray 2.60 appends its arguments to this text (runtime_env/context.py): "$@" of the inner shell, $0 is `launcher`.
     return f"bash -c '{choose}' launcher"
 
 
@@ -105,6 +113,7 @@ def socket_dir() -> str:
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = os.path.join(base, "launcher") if base and os.path.isdir(base) else f"/tmp/launcher-{os.getuid()}"
     try:
+        # Create first and check only a directory that exists: between a check and mkdir another user could create it.
         os.mkdir(path, 0o700)
     except FileExistsError:
         # Security: requests run code as this user. A symlink, or a directory that others can enter, is refused.
@@ -120,6 +129,7 @@ def node_socket() -> str:
     """Return the socket path of this node's server, which the first worker without a server starts."""
     # One server per raylet: nodes that share a machine may differ in namespaces or limits.
     raylet = os.environ.get("RAY_RAYLET_PID", "0")
+    # With the start time, as a later raylet may have the same pid and would find the socket of the earlier one.
     return os.path.join(socket_dir(), f"node-{raylet}-{process_began(int(raylet)) or 0}.sock")
 
 
@@ -133,9 +143,11 @@ def process_began(pid: int) -> int | None:
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()  # the name, in brackets, may contain spaces
+            # The name of the process, in brackets, may contain spaces and brackets: count after the last bracket.
+            fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
+    # Counted from field 3, the state. A zombie has ended, although its pid is still taken until its parent collects it.
     return None if fields[0] in "ZX" else int(fields[19])
 
 
@@ -154,6 +166,7 @@ def connect(path: str) -> socket.socket:
     server.settimeout(_ANSWER_S)
     try:
         server.connect(path)
+        # The client checks as well: its request has its whole environment, which may hold secrets.
         if peer_of(server) != os.getuid():
             raise PermissionError(f"{path}: is served by another user")
     except OSError:
@@ -164,12 +177,15 @@ def connect(path: str) -> socket.socket:
 
 def peer_of(connection: socket.socket) -> int:
     """Return the user id of the process at the other end (SO_PEERCRED; the kernel guarantees it)."""
+    # struct ucred: pid, uid, gid (unix(7)).
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
 
 
 def send(connection: socket.socket, body: bytes, descriptors: list[int]) -> None:
     """Send one message with file descriptors over a stream socket."""
+    # The descriptors travel with the four bytes of the length. `send_fds` may send a longer buffer in part, and does
+    # not repeat; `sendall` does, but takes no descriptors.
     socket.send_fds(connection, [LENGTH.pack(len(body))], descriptors)
     connection.sendall(body)
 
@@ -180,6 +196,7 @@ def redirect_streams(log: str) -> None:
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     for number, descriptor in enumerate((null, file, file)):
         os.dup2(descriptor, number)
+    # If a standard stream was closed before, `open` has returned its number, which must stay open.
     for descriptor in (null, file):
         if descriptor >= STREAMS:
             os.close(descriptor)
@@ -204,6 +221,8 @@ def run_in_fork(
     Returns:
         Reason why the server does not serve; otherwise this process ends with the fork.
     """
+    # Besides arguments and environment, all that a process inherits from its parent: the fork's parent is the server,
+    # so the fork sets these values itself (`fork._set_limits`).
     request = {
         "arguments": arguments,
         "modules": list(modules),
@@ -225,8 +244,11 @@ def run_in_fork(
             answer = json.loads(answers.readline() or "{}")
             if "pid" not in answer:
                 return str(answer.get("refused", "it ended"))
+            # The fork may run for days before the next line comes.
             server.settimeout(None)
             _follow(answer["pid"], answer["began"], answers)
+    # After a timeout the server may still fork for this request. The connection is closed by then, which makes the
+    # server kill that fork (`_Server._lose_client`), so no worker runs twice for long.
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return None  # not reached: _follow ends the process
@@ -235,6 +257,7 @@ def run_in_fork(
 def _follow(pid: int, began: int | None, answers: TextIO) -> None:
     """Forward signals to the fork, wait for it, and exit as it exits."""
     for number in (n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN):
+        # Only now: before the fork exists, a signal has to end this process itself.
         signal.signal(number, lambda received, _: _send(pid, began, received))
     try:
         answer = answers.readline()  # empty if the server has died
@@ -246,6 +269,7 @@ def _follow(pid: int, began: int | None, answers: TextIO) -> None:
         os._exit(1)
     code = int(json.loads(answer)["exit"])
     if code < 0:  # killed by a signal: die by the same one, as Ray reads the cause from the status
+        # Setting a handler of SIGKILL is an error, even the default one.
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -272,6 +296,7 @@ def _log(text: str) -> None:
 
 
 def _umask() -> int:
+    # umask(2) returns the mask only when it sets one.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -297,7 +322,10 @@ def _apply_context(arguments: list[str]) -> list[str] | None:
     import re
 
     for name, value in (context.get("env_vars") or {}).items():
+        # As `update_envs` of ray 2.60, _private/utils.py: values may use earlier variables; unknown ones are empty.
         os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
+    # Ray passes the flags of its own interpreter on in front of the script (ray 2.60, services._site_flags). A fork has
+    # imported `site` long ago.
     return [a for a in arguments if not a.startswith((_CONTEXT, _LANGUAGE)) and a not in ("-s", "-S")]
 
 
@@ -313,16 +341,20 @@ def _start_server(path: str) -> None:
     if child:
         os.waitpid(child, 0)
         return
+    # Away from the process group of this worker, which Ray kills when the worker ends.
     os.setsid()
     if os.fork():
         os._exit(0)
     try:
         redirect_streams(f"{path}.log")
+        # Whoever reads the other end of an inherited pipe would wait for the server to end.
         os.closerange(STREAMS, os.sysconf("SC_OPEN_MAX"))
         os.environ.pop(SOCKET, None)
+        # `-m` looks for the package in the working directory.
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "launcher.processes.fork_server", raylet])
     finally:
+        # Reached only if something failed: this copy must not continue as a second worker.
         os._exit(1)
 
 

@@ -96,7 +96,8 @@ def start_beside(path: str, watch: int) -> None:
     """
     loaded = preload.load(preload.SHARED)
     check_forkable()
-    sys.stdout.flush()  # or the fork would write the buffered text a second time
+    # A fork writes text that is still buffered a second time.
+    sys.stdout.flush()
     sys.stderr.flush()
     ready, to_child = os.pipe()
     if os.fork() == 0:
@@ -106,6 +107,7 @@ def start_beside(path: str, watch: int) -> None:
         os.closerange(to_child + 1, os.sysconf("SC_OPEN_MAX"))
         redirect_streams(f"{path}.log")
         _run_server(path, watch, loaded, lambda: os.close(to_child))
+    # With a copy of the writing end open here, the pipe would never end.
     os.close(to_child)
     os.read(ready, 1)  # returns when the child closes its end: the socket is listening
     os.close(ready)
@@ -134,6 +136,7 @@ def other_threads() -> list[str]:
         os._exit(0)
     os.waitpid(pid, 0)
     names = []
+    # Not `threading.enumerate`, which does not know the threads of C libraries.
     for thread in sorted(os.listdir("/proc/self/task"), key=int)[1:]:
         with open(f"/proc/self/task/{thread}/comm", encoding="ascii", errors="replace") as file:
             names.append(file.read().strip())
@@ -145,6 +148,7 @@ def _is_cuda_initialised() -> bool:
     import ctypes
 
     try:
+        # RTLD_NOLOAD: never loads the driver itself. torch could answer only for its own use of CUDA.
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
         return False  # libcuda is not loaded
@@ -155,6 +159,7 @@ def _is_cuda_initialised() -> bool:
 def fingerprint() -> str:
     """Return a text that changes when packages are installed or the launcher's code changes: paths and times."""
     lines = []
+    # Times instead of hashes, as the server compares them at every request.
     for directory in dict.fromkeys(sys.path):
         with contextlib.suppress(OSError):
             entries = [entry for entry in os.scandir(directory) if entry.name.endswith("-info")]
@@ -167,6 +172,7 @@ def fingerprint() -> str:
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
     """Receive one message with its file descriptors; None if the other side has closed."""
+    # One more than the streams: a request to a zygote also carries the client's connection.
     header, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, STREAMS + 1)
     if len(header) < LENGTH.size:
         return None
@@ -229,6 +235,7 @@ class _Server:
         if self._is_ending:
             return  # another event of the same `select` has closed the socket
         connection, _ = self._source.accept()
+        # There is one thread: a client that sends nothing blocks all others for this long per read.
         connection.settimeout(_ACCEPT_S)
         try:
             message = receive(connection) if peer_of(connection) == os.getuid() else None
@@ -272,6 +279,7 @@ class _Server:
         """Pass a request to the zygote with its modules and RAY_* variables; return False if none can be started."""
         variables = sorted(pair for pair in request["environment"].items() if pair[0].startswith("RAY_"))
         key = repr((request["modules"], variables))
+        # Twice, as a zygote that was killed is only noticed when a request is sent to it.
         for _ in range(2):
             channel = self._zygotes.pop(key, None) or self._start_zygote(request, descriptors)
             try:
@@ -280,6 +288,7 @@ class _Server:
                 channel.close()
                 continue
             self._zygotes[key] = channel  # re-inserted last: the first entry is the least recently used
+            # A zygote whose channel is closed accepts nothing more, and ends after its last fork.
             while len(self._zygotes) > _MAX_ZYGOTES:
                 self._zygotes.pop(next(iter(self._zygotes))).close()
             return True
@@ -307,6 +316,7 @@ class _Server:
             become(request, streams, self._baseline.path, self._added or Added((), self._baseline.loaded.added))
         _close(*streams)
         self._children[pid] = connection
+        # The start time is certain here: the pid cannot be reused before `_reap` collects the fork.
         _answer(connection, {"pid": pid, "began": process_began(pid)})
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._lose_client(pid))
 
@@ -324,6 +334,7 @@ class _Server:
         """Collect the exit codes of ended forks and send them to their clients."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
+        # Signals merge: one byte may stand for several ended forks, so collect until none is left.
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -367,6 +378,8 @@ class _Server:
 
     def _close_inherited(self) -> None:
         """Close in a fork the descriptors that belong to the server."""
+        # First, or a signal in the fork would wake the server through the common pipe. Then close the selector instead
+        # of unregistering from it: a fork shares the server's epoll set, and would change it for the server too.
         signal.set_wakeup_fd(-1)
         self._selector.close()
         if not self._is_zygote:
@@ -402,7 +415,8 @@ def _run_server(path: str, watch: int, loaded: preload.Loaded, is_listening: Cal
         baseline = Baseline(preload.load(preload.SERVER, loaded))
         check_forkable()
         gc.collect()
-        gc.freeze()  # the collector would write to the objects' pages, and written pages are no longer shared
+        # The collector would write to the pages of all objects, and written pages are no longer shared.
+        gc.freeze()
         _Server(baseline, listener).run(watched)
         code = 0
     except BaseException:  # noqa: BLE001 -- must not return into the code of the forked process
@@ -471,6 +485,7 @@ def main() -> NoReturn:
     import fcntl
 
     watch, path = int(sys.argv[1]), node_socket()
+    # Forks inherit the lock: after a server was killed, no other one starts until they have ended.
     lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -77,6 +77,8 @@ class LocalRay:
             ClusterError: The environment keeps Ray from starting.
         """
         check_environment()
+        # The user's own values win. Set in this process too: Ray Train passes some of them on from the command (ray
+        # 2.60, get_env_vars_to_propagate).
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
         note = path = None
@@ -85,11 +87,16 @@ class LocalRay:
                 path = _command_socket()
             except OSError as error:
                 note = str(error)
+        # A socket that this process has inherited belongs to the server of another command.
         environment = {name: value for name, value in os.environ.items() if name != fork_client.SOCKET}
         if path is not None:
             environment[fork_client.SOCKET] = path
         settings = {"num_cpus": num_cpus, "directory": os.getcwd(), "idle_s": idle_s}
+        # A file, as a pipe that nobody reads would block the node once it is full.
         log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- stays open as long as the node runs
+        # Started before the imports below, so that both run at the same time. Its standard input is its sign of life:
+        # the pipe closes however this process ends, and the node then stops Ray. A session of its own, as Ctrl-C must
+        # reach only the command, which stops the node in order. `-m` needs ROOT; `main` changes to `directory`.
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher.processes.local_ray", json.dumps(settings)],
             cwd=fork_client.ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
@@ -98,6 +105,8 @@ class LocalRay:
         ray = LocalRay(process, note, log=log)
         if path is not None:
             try:
+                # The server forks off this process and closes its copy of the node's input, or the node would outlive
+                # the command. It ends with the command, or with the node of a Ray that stays.
                 fork_server.start_beside(path, os.getpid() if idle_s is None else process.pid)
             except (ForkServerError, OSError) as error:
                 ray.note = str(error)
@@ -117,6 +126,7 @@ class LocalRay:
             ready, _, _ = select.select([self.process.stdout], [], [], _START_S)
             line = self.process.stdout.readline() if ready else ""
             if not line:
+                # Even SIGKILL leaves no process of Ray behind (`spawn_reaper` in `_start_node`).
                 self.process.kill()
                 self.process.wait()
                 self.log.seek(0)
@@ -131,7 +141,8 @@ class LocalRay:
             return
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            self.process.stdin.close()  # the node waits for this (`main`)
+            # The node waits for this (`main`).
+            self.process.stdin.close()
         try:
             self.process.wait(_START_S)
         except subprocess.TimeoutExpired:
@@ -150,6 +161,7 @@ def local_cpus(demand: float) -> int:
 def start_for_command(num_cpus: int, *, fork_here: bool = False) -> LocalRay:
     """Start the Ray of this command (see `LocalRay.start`), or return the one that is already starting."""
     global _current
+    # ADDRESS is set in a command that was forked from a server of `launcher up`: its Ray is running already.
     if _current is None:
         address = os.environ.get(warm_ray.ADDRESS)
         _current = LocalRay(None, None, address) if address else LocalRay.start(num_cpus, fork_here=fork_here)
@@ -183,6 +195,7 @@ def check_environment() -> None:
         )
     try:
         os.makedirs(f"{place}/ray", exist_ok=True)
+        # Written, not only created: a full disk still creates files. Unbuffered, so that the write itself fails.
         with tempfile.TemporaryFile(dir=f"{place}/ray", buffering=0) as file:
             file.write(bytes(_PROBE_BYTES))
     except OSError as error:
@@ -195,6 +208,7 @@ def check_environment() -> None:
 
 def _find_temporary() -> tuple[str, str]:
     """Return the variable that sets Ray's temporary directory, and the directory, in the order in which Ray looks."""
+    # ray 2.60, _common/utils.py: TMPDIR counts on Linux alone.
     for name in ("RAY_TMPDIR", *(("TMPDIR",) if sys.platform.startswith("linux") else ())):
         if name in os.environ:
             return name, os.path.abspath(os.environ[name])
@@ -209,6 +223,7 @@ def _check_home() -> None:
         return
     folder = Path.home() / ".ray"
     try:
+        # An existing token needs to be readable only; Ray writes one only if there is none.
         if os.access(folder / "auth_token", os.R_OK):
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +244,8 @@ def up(idle_s: float) -> WarmRay:
     Raises:
         LocalRayError: Ray did not start, or commands cannot be forked.
     """
-    environment = warm_ray.digests()  # before imports add variables
+    # Before imports add variables: later commands are compared as they start.
+    environment = warm_ray.digests()
     ray = LocalRay.start(_MANY_CPUS, fork_here=True, idle_s=idle_s)
     assert ray.process is not None and ray.process.stdin is not None
     if ray.note is not None or fork_client.is_off():
@@ -238,11 +254,15 @@ def up(idle_s: float) -> WarmRay:
     path = _command_socket()
     began = fork_client.process_began(ray.process.pid) or 0
     warm = WarmRay(ray.process.pid, began, ray.address(), path, environment, sys.executable, time.time())
+    # First, as the process below finds the server through this file.
     warm_ray.write(warm)
+    # It makes the server start the zygote of commands. It needs the environment of a new command: zygotes differ by
+    # RAY_* variables, and this process has added some (`_RAY_SETTINGS`).
     subprocess.run(
         [sys.executable, "-m", "launcher.processes.warm_ray"], cwd=fork_client.ROOT,
         env=warm_ray.initial_environment(), check=False,
     )  # fmt: skip
+    # Last: until here an error or Ctrl-C in this process closes the pipe without this line, and the node ends.
     ray.process.stdin.write(_STAY)
     ray.process.stdin.close()
     return warm
@@ -261,9 +281,12 @@ def main() -> None:
     # `None` makes an import fail. Without the optional packages of its dashboard, Ray starts the agent of each node
     # with --minimal, which loads a fifth of the modules (ray 2.60, services.start_raylet).
     sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
+    # Until the handler below is set, SIGTERM ends this process at once, and Ray's end with it (`spawn_reaper`).
     node = _start_node(settings["num_cpus"])
 
     def stop(*_: object) -> None:
+        # First, so that no new command finds a Ray that is ending. `check_alive` would raise if a process has died
+        # before, and leave the others running. `os._exit`, as this is a signal handler too: SystemExit could be caught.
         warm_ray.remove_state(os.getpid())
         node.kill_all_processes(check_alive=False, allow_graceful=True)
         os._exit(0)
@@ -271,7 +294,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     sys.stdout.write(json.dumps({"address": node.gcs_address}) + "\n")
     sys.stdout.flush()
-    if sys.stdin.readline() == _STAY:  # otherwise the command has ended
+    # An empty line means that the command has ended, even by SIGKILL.
+    if sys.stdin.readline() == _STAY:
         _wait_until_idle(settings["idle_s"], node)
     stop()
 
@@ -280,6 +304,8 @@ def _wait_until_idle(idle_s: float, node: Any) -> None:
     """Wait until no command has used this Ray for `idle_s` seconds, or until one of its processes has died."""
     last_used = time.monotonic()
     while not node.dead_processes():
+        # `is_used` takes the lock for a moment, during which a command has to retry (`_LOCK_TRIES`). Rare enough at
+        # this rate. Ray is not asked: a command that is still importing has no connection to it.
         time.sleep(_POLL_S)
         if warm_ray.is_used():
             last_used = time.monotonic()
@@ -296,6 +322,8 @@ def _start_node(num_cpus: int) -> Any:
     class LeanNode(Node):
         """Ray node without an API server."""
 
+        # `include_dashboard=False` only leaves modules out: ray 2.60 starts the server's process anyway (node.py). The
+        # empty address is the value without a dashboard.
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             self._webui_url = ""
 
@@ -309,6 +337,8 @@ def _start_node(num_cpus: int) -> Any:
         # Prestarted workers have no runtime environment; all of ours have one, so they would never be used.
         _system_config={"prestart_worker_first_driver": False},  # type: ignore[dict-item]  # annotated for strings
     )
+    # `spawn_reaper`: Ray's processes end with this one even if it is killed (ray 2.60: PR_SET_PDEATHSIG, or a process
+    # that waits for the end of a pipe). `shutdown_at_exit` is off, as `main` ends by `os._exit`.
     return LeanNode(ray_params=parameters, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
 
 

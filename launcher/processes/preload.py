@@ -37,6 +37,7 @@ SERVER = (
     "transformers.models.vit.modeling_vit", )  # fmt: skip
 
 # Read by C libraries when they are loaded, invisible to Python.
+# Their effect lasts as long as the library is loaded: a fork cannot apply another value.
 _C_PREFIXES = (
     "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "ARROW_", "PYTHON", "CUDA_HOME", "GLIBC_",
 )  # fmt: skip
@@ -48,11 +49,15 @@ _WITHOUT_EFFECT = frozenset(
 )  # fmt: skip
 
 
+# Swapped in as the class of the one `os.environ`, which modules hold by reference (`from os import environ`): another
+# object in its place would miss their reads.
 class _RecordingEnviron(type(os.environ)):  # type: ignore[misc]  # os._Environ has no public name
     """`os.environ` that records which variables are read by name. Reading all of them (`items`) does not count."""
 
     names: set[str] = set()  # noqa: RUF012 -- one environment per process
 
+    # `get`, `in`, `os.getenv` and `setdefault` all end here. So do `dict(os.environ)` and `copy()`, which therefore
+    # count as reads of all variables and make the server refuse more than it must.
     def __getitem__(self, key: str) -> str:
         self.names.add(key)
         return super().__getitem__(key)  # type: ignore[no-any-return]
@@ -84,6 +89,8 @@ def load(modules: tuple[str, ...], before: "Loaded | None" = None) -> Loaded:
         Record of all imports so far.
     """
     original_class = type(os.environ)
+    # Before the class is swapped, or this copy would count as a read of everything. The record compares with the state
+    # before the first imports: what they have set since then is `added`, also by earlier calls.
     environment = dict(os.environ) if before is None else before.environment
     # Makes `torch.cuda.is_available()` ask NVML. By default it initialises CUDA, and CUDA cannot be used in a fork of a
     # process that has initialised it.
@@ -95,6 +102,7 @@ def load(modules: tuple[str, ...], before: "Loaded | None" = None) -> Loaded:
                 import_deepspeed()
             try:
                 importlib.import_module(name)
+            # Only this one: any other may leave a half-made import behind, which would be in all forks.
             except ImportError:
                 continue  # an optional package, or a version with another layout
     finally:
@@ -113,9 +121,12 @@ def import_deepspeed() -> Any:
 
     has_gpu = torch.cuda.is_available()
     if not has_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it probes every accelerator and prints warnings
+        # Otherwise DeepSpeed probes every accelerator and prints warnings.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # In a fork it is loaded already, and the import below returns the module as the server left it.
     is_loaded = "deepspeed" in sys.modules
-    with _hidden("mlflow"):  # optional import of deepspeed 0.19.8, autotuning/autotuner.py; costs 1.2 s
+    # An optional import of deepspeed 0.19.8 (autotuning/autotuner.py), which costs 1.2 s.
+    with _hidden("mlflow"):
         deepspeed = importlib.import_module("deepspeed")
     if is_loaded and not has_gpu and deepspeed.accelerator.get_accelerator().device_name() != "cpu":
         # DeepSpeed chose the accelerator when the server saw a GPU; Ray has given this fork none.
@@ -134,6 +145,7 @@ def _hidden(name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Later imports find the package again. A module that was imported meanwhile keeps believing that it is missing.
         del sys.modules[name]
 
 
@@ -143,6 +155,7 @@ def difference(loaded: Loaded, wanted: Mapping[str, str]) -> str | None:
     A value that an import has set itself does not count as different: a command passes it on to its workers.
     """
     before = loaded.environment
+    # From both sides: a variable that only the request sets would have been read by a new process.
     read_by_c = {name for name in (*before, *wanted) if name.startswith(_C_PREFIXES)}
     # RAY_* variables may differ: each set of values has its own zygote (fork_server.py).
     decisive = sorted(n for n in (loaded.names | read_by_c) - _WITHOUT_EFFECT if not n.startswith("RAY_"))

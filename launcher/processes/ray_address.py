@@ -12,8 +12,11 @@ from pathlib import Path
 from launcher.errors import ClusterError
 
 _CONNECT_S = 5.0
+# Ports of the Ray Client server and of the GCS, where the user names none.
 _PORTS = {"ray": 10001, "gcs": 6379}
 # One cheap call of each service; both accept an empty message.
+# Private names of ray 2.60: if a version renames one, its servers answer UNIMPLEMENTED and are taken for other services
+# (`_check_service`).
 _CALLS = {"ray": "/ray.rpc.RayletDriver/ClusterInfo", "gcs": "/ray.rpc.NodeInfoGcsService/GetClusterId"}
 _FORMS = "give auto, HOST:6379 (on a node of the cluster), or ray://HOST:10001 (from elsewhere)"
 _DOCS = "https://docs.ray.io/en/latest/ray-security/token-auth.html"
@@ -99,6 +102,7 @@ def check_reachable(address: str) -> bytes:
         ClusterError: One of the three failed. Names it, and the remedy.
     """
     host, port = split(address)
+    # In three steps, as each failure has another remedy. gRPC reports all of them as UNAVAILABLE.
     outcome: list[OSError | None] = []
 
     def look_up() -> None:
@@ -108,7 +112,8 @@ def check_reachable(address: str) -> bytes:
         except OSError as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=look_up, daemon=True)  # getaddrinfo has no timeout
+    # getaddrinfo has no timeout. A daemon, as a thread that hangs would keep the process from exiting.
+    thread = threading.Thread(target=look_up, daemon=True)
     thread.start()
     thread.join(_CONNECT_S)
     if not outcome or outcome[0] is not None:
@@ -117,6 +122,7 @@ def check_reachable(address: str) -> bytes:
             f"{address}: the host {host} cannot be resolved ({why}); check the spelling, or give its IP address"
         )
     try:
+        # The timeout holds for each address of the host in turn. This resolves the name again, which has just worked.
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except TimeoutError as error:
         raise ClusterError(
@@ -148,10 +154,12 @@ def _check_service(address: str) -> bytes:
     except AuthenticationError as error:
         raise ClusterError(token_problem(address, os.environ, Path.home())) from error
     except grpc.RpcError as error:
+        # Ray checks the token before it looks at the call, so a rejected one never appears as another error.
         code = error.code()
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise ClusterError(token_problem(address, os.environ, Path.home())) from error
-        if kind == "ray" and code == grpc.StatusCode.NOT_FOUND:  # no such client: the server is up
+        # The call names no client, so the server finds none: it is up.
+        if kind == "ray" and code == grpc.StatusCode.NOT_FOUND:
             return b""
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             raise ClusterError(
@@ -180,6 +188,7 @@ def token_problem(address: str, environment: Mapping[str, str], home: Path) -> s
         source = f"the file of RAY_AUTH_TOKEN_PATH, {token_path}"
     else:
         source = str(file)
+    # RAY_AUTH_TOKEN wins over a file, so a stale variable hides a valid token in the file: name the source.
     has_token = source == "RAY_AUTH_TOKEN" or file.is_file()
     remedy = (
         "put the cluster's token (on the head: `ray get-auth-token`; with KubeRay: key auth_token of the Secret that "

@@ -29,6 +29,7 @@ MODULES = (
 """Modules that are loaded when a command is forked."""
 _COMMANDS = ("train", "tune", "predict", "evaluate", "check")
 _STOP_S = 30.0
+# Tries of 20 ms each. `is_used` holds the lock only between two system calls.
 _LOCK_TRIES = 10
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
@@ -78,6 +79,7 @@ def state_path() -> str:
 
 def lock_path() -> str:
     """Return the path of the lock that each command holds while it uses the warm Ray."""
+    # Never removed: a process that has it open would hold a lock on a file that others cannot see.
     return os.path.join(fork_client.socket_dir(), "up.lock")
 
 
@@ -86,6 +88,7 @@ def find_running() -> WarmRay | None:
     try:
         with open(state_path(), encoding="utf-8") as file:
             warm = WarmRay(**json.load(file))
+    # TypeError: another version of the launcher has written other fields.
     except (OSError, ValueError, TypeError):
         return None
     if warm.is_alive():
@@ -100,11 +103,14 @@ def write(warm: WarmRay) -> None:
     path = state_path()
     with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(warm), file)
+    # Not fsynced: whatever loses the file also ends the process that it describes.
     os.replace(file.name, path)
 
 
 def initial_environment() -> dict[str, str]:
     """Return the environment at the start of this process, without variables that imports and the command line add."""
+    # The memory of the environment at exec (proc(5)): `putenv` puts new values elsewhere. setproctitle overwrites it,
+    # so no process that ray has renamed may call this.
     with open("/proc/self/environ", "rb") as file:
         entries = [os.fsdecode(entry).partition("=") for entry in file.read().split(b"\0") if entry]
     return {name: value for name, _, value in entries}
@@ -126,15 +132,19 @@ def run_command(arguments: list[str]) -> None:
         arguments: Value of `sys.argv`.
     """
     words = [word for word in arguments[1:] if not word.startswith("-")]
+    # ADDRESS is set in a command that is such a fork already: without this test it would ask for a fork again.
     if not words or words[0] not in _COMMANDS or {"--fresh", "--help"} & set(arguments) or ADDRESS in os.environ:
         return
     warm = find_running()
     if warm is None:
         return
     lock = _acquire_shared()
+    # Checked under the lock: from here on, an idle Ray cannot end (`close_if_unused`). The client holds the lock until
+    # the command ends, not the fork, which dies with its client.
     if lock is None or not warm.is_alive():
         return
     why = _difference(warm) or _run_in_fork(warm, [os.path.abspath(arguments[0]), *arguments[1:]])
+    # The command continues without it, perhaps for days, and must not keep an unused Ray running.
     os.close(lock)
     sys.stderr.write(f"not run on the Ray of `launcher up`: {why}; `launcher down` ends it\n")
     sys.stderr.flush()
@@ -145,7 +155,10 @@ def _run_in_fork(warm: WarmRay, arguments: list[str]) -> str | None:
     before = dict(os.environ)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # Also part of the request: `run_in_fork` sends the whole environment.
     os.environ[ADDRESS] = warm.address
+    # Not the folder of the script: with `python -m launcher` that is the package, and sys.path[0] the working
+    # directory.
     why = fork_client.run_in_fork(warm.socket, arguments, MODULES, sys.path[0])
     os.environ.clear()
     os.environ.update(before)
@@ -159,7 +172,8 @@ def _acquire_shared() -> int | None:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.02)  # `is_used` holds the lock for a moment
+            # `is_used` holds the lock for a moment.
+            time.sleep(0.02)
         else:
             return lock
     os.close(lock)
@@ -177,6 +191,7 @@ def _difference(warm: WarmRay) -> str | None:
 
 def close_if_unused() -> bool:
     """Lock out new commands until this process ends; return False if a command is using the warm Ray."""
+    # The descriptor stays open on purpose: the lock must hold until the process ends, however it ends.
     return _acquire_exclusive() is not None
 
 
@@ -185,7 +200,8 @@ def is_used() -> bool:
     lock = _acquire_exclusive()
     if lock is None:
         return True
-    os.close(lock)  # also releases the lock
+    # Closing the only descriptor also releases the lock.
+    os.close(lock)
     return False
 
 
@@ -193,6 +209,7 @@ def _acquire_exclusive() -> int | None:
     """Acquire the lock against all commands; None if a command holds it."""
     lock = os.open(lock_path(), os.O_CREAT | os.O_RDWR, 0o600)
     try:
+        # flock, not lockf: locks of lockf belong to the process, and closing any descriptor of the file drops them.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
@@ -203,6 +220,7 @@ def _acquire_exclusive() -> int | None:
 def remove_state(pid: int) -> None:
     """Remove up.json if it describes the process with this pid, which is about to end."""
     warm = find_running()
+    # Another `launcher up` may have replaced the file since.
     if warm is not None and warm.pid == pid:
         with contextlib.suppress(OSError):
             os.unlink(state_path())

@@ -134,6 +134,8 @@ class RunDir:
         path = f"{root}/{relative}"
         local = is_local(fs)
         # An object store publishes an object when its stream closes; a file system needs write-then-rename.
+        # The temporary name is in the same folder, as a rename is atomic only within one file system, and unique, as
+        # two processes may publish the same file at once.
         target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if local else path
         folder = path.rsplit("/", 1)[0]
         is_new_folder = local and not os.path.isdir(folder)
@@ -141,11 +143,16 @@ class RunDir:
         try:
             if not is_object_store(fs):
                 fs.create_dir(folder, recursive=True)
+            # pyarrow 26 closes the stream even if the block raises (io.pxi, NativeFile.__exit__), and closing publishes
+            # an object. So on an object store, pieces that fail half-way would replace the old content by a part of the
+            # new.
             with fs.open_output_stream(target) as stream:
                 for piece in pieces:
                     stream.write(piece)
             if local:
                 if durable:
+                    # Content before name: a file system may write the rename first, and a power failure would leave an
+                    # empty file under the final name. The second fsync, of the folder, makes the rename itself last.
                     sync(Path(target))
                 os.replace(target, path)
                 if durable:
@@ -156,6 +163,7 @@ class RunDir:
             with suppress(OSError):
                 Path(target).unlink(missing_ok=True)
                 if is_new_folder:
+                    # Fails if another process has put a file there meanwhile, which is then kept.
                     os.rmdir(folder)
             remedy = "give the job another output.storage, or free space and set permissions there"
             kind = StorageUnavailableError if is_transient(error) else RunError
@@ -164,7 +172,8 @@ class RunDir:
     def delete(self, relative: str) -> None:
         """Remove a file or a directory with its content; do nothing if it does not exist."""
         fs, root = open_uri(self.uri)
-        with translate_errors(self.path(relative)), suppress(FileNotFoundError):  # another process removed it first
+        # Another process may remove it first.
+        with translate_errors(self.path(relative)), suppress(FileNotFoundError):
             info = fs.get_file_info(f"{root}/{relative}")
             if info.type == pafs.FileType.Directory:
                 fs.delete_dir(info.path)
@@ -178,6 +187,8 @@ class RunDir:
     def copy_from(self, other: "RunDir", relative: str, immutable: bool = False) -> None:
         """Copy a file or directory of another run; hard-link an immutable local directory instead."""
         if immutable and self.local is not None and other.local is not None:
+            # Only what nobody writes in place: a link shares its content, so a change in one run would appear in the
+            # other. It costs no disk space and survives the deletion of either run.
             self._link(other.local / relative, self.local / relative)
             return
         source, base = open_uri(other.uri)
@@ -189,9 +200,11 @@ class RunDir:
         try:
             try:
                 shutil.copytree(source, staged, copy_function=os.link)
-            except OSError:  # hard links need one file system that supports them
+            # Hard links need one file system that supports them.
+            except OSError:
                 shutil.rmtree(staged, ignore_errors=True)
                 shutil.copytree(source, staged)
+            # os.replace cannot replace a directory that holds files. For a moment there is none.
             shutil.rmtree(target, ignore_errors=True)
             os.replace(staged, target)
         except OSError as error:
@@ -206,6 +219,7 @@ class RunDir:
             is_directory = source.get_file_info(path).type == pafs.FileType.Directory
             if not is_object_store(fs):
                 fs.create_dir(target if is_directory else target.rsplit("/", 1)[0], recursive=True)
+            # Neither atomic nor fsynced: a reader may see some of the files, and some of their content.
             pafs.copy_files(path, target, source_filesystem=source, destination_filesystem=fs)
 
     def publish_directory(self, source: Path, relative: str, keep: bool = False) -> None:
@@ -219,6 +233,7 @@ class RunDir:
         """
         local = self.local
         if local is None:
+            # Old files under other names would mix with the new ones. Until the upload ends, readers find only a part.
             self.delete(relative)
             self.upload(source, relative)
             return
@@ -226,6 +241,7 @@ class RunDir:
         staged.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copytree(source, staged)
+            # Content before name, as in `write_bytes`: all files and folders, then the rename, then the folder above.
             for path in (*staged.rglob("*"), staged):
                 sync(path)
             if not keep:
@@ -234,7 +250,8 @@ class RunDir:
                 os.replace(staged, target)
                 sync(target.parent)
         except OSError as error:
-            if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another publisher came first
+            # A directory that holds files cannot be replaced: another publisher came first, and its entry is as good.
+            if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise storage_error(self.path(relative), error) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -263,6 +280,7 @@ class RunDir:
             RunError: The file is missing or unreadable, or a newer version of the launcher wrote it.
         """
         try:
+            # From bytes: pydantic then also reports text that is not UTF-8 as an invalid record.
             return kind.model_validate_json(self.read_bytes(relative))
         except ValidationError as error:
             # An unknown key comes from a newer version: the record is intact, so it must not count as corrupt.
@@ -272,12 +290,15 @@ class RunDir:
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:
         """Read a record; None if the file does not exist."""
+        # Two requests. Catching the error of `read_bytes` would also hide a storage that refuses.
         return self.read_record(relative, kind) if self.exists(relative) else None
 
     def append_metrics(self, lines: Iterable[MetricsLine]) -> None:
         """Append lines to metrics.jsonl. One writer at a time."""
         text = "".join(line.model_dump_json() + "\n" for line in lines)
-        if self.local is None:  # an object store cannot append: the last part is rewritten until it reaches _PART_BYTES
+        # An object store cannot append: the last part is read and rewritten at each flush until it reaches _PART_BYTES.
+        # Between the read and the write, the lines of a second writer would be lost.
+        if self.local is None:
             name, old = "metrics.jsonl", b""
             if parts := self.metrics_parts():
                 name, old = parts[-1], self.read_bytes(parts[-1])
@@ -295,6 +316,8 @@ class RunDir:
             RunError: A line is not a record.
         """
         for part in self.metrics_parts():
+            # Bytes, not text: str.splitlines also splits at U+2028, which JSON leaves as it is and generated text may
+            # hold.
             lines = (line for block in self.blocks(part) for line in block.splitlines())
             for number, line in enumerate(lines, 1):
                 yield read_line(self.path(part), number, line)
@@ -302,6 +325,7 @@ class RunDir:
     def metrics_parts(self) -> tuple[str, ...]:
         """Return the files of the log: metrics.jsonl and, on an object store, metrics-000001.jsonl and so on."""
         names = (name for name in self.list("") if _METRICS_PART.fullmatch(name))
+        # Without the suffix, or "metrics-000001" would sort before "metrics": "-" comes before ".".
         return tuple(sorted(names, key=lambda name: name.removesuffix(".jsonl")))
 
     def blocks(self, relative: str) -> Iterator[bytes]:
@@ -311,6 +335,8 @@ class RunDir:
             translate_errors(self.path(relative)),
             open(local / relative, "rb") if local is not None else BytesIO(self.read_bytes(relative)) as stream,
         ):
+            # `readline` completes the last line, however long. A rest without a line end is one that is being written,
+            # or that a killed process has left.
             while block := stream.read(_BLOCK_BYTES) + stream.readline():
                 if whole := block[: block.rfind(b"\n") + 1]:
                     yield whole
@@ -318,11 +344,13 @@ class RunDir:
 
 def sync(path: Path) -> None:
     """Flush a local file or directory to disk (fsync), where the file system supports it."""
+    # fsync flushes the file, not the descriptor: reading is enough, and a directory cannot be opened otherwise.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network mounts, for directories
+        # Some network mounts refuse it for directories. A full or broken disk must not pass: EIO and ENOSPC are raised.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
         os.close(descriptor)

@@ -30,6 +30,7 @@ def record_event(run: RunDir, kind: str, step: int, text: str) -> Event:
     """Write an event and return it. A storage failure is ignored: the event may report that very failure."""
     event = Event(kind=kind, step=step, at=time.time(), text=text)
     with suppress(RunError):
+        # Nanoseconds make the name unique and sort by time: their number of digits changes only in the year 2286.
         run.write_record(f"{_FOLDER}/{time.time_ns()}-{kind}.json", event)
     return event
 

@@ -48,6 +48,8 @@ class AttemptRecord(Record):
     @property
     def is_here(self) -> bool:
         """Whether the driver ran on this machine, so that its process can be looked up."""
+        # Two machines of the same name are taken for one. A driver on the other one then looks dead, unless pid and
+        # start time match by chance; the token still keeps it from writing after a newer attempt.
         return self.host == socket.gethostname() and self.process_began is not None
 
     @property
@@ -81,6 +83,8 @@ class Lease:
                 longer count.
         """
         while True:
+            # Without a pause. On an object store, two processes that both withdraw may meet again; the time that their
+            # requests take parts them.
             token = max(_tokens(run), default=0) + 1
             if _create_record(run, token, AttemptRecord.here(token, resumes_from)):
                 return Lease(run, token)
@@ -100,6 +104,8 @@ class Lease:
         Raises:
             StaleAttemptError: A newer attempt exists.
         """
+        # A check, not a lock: a newer attempt may start right after it. So files lie below the token of their attempt,
+        # and `Fences` excludes a manifest that was written too late.
         token = max(_tokens(self.run), default=0)
         if token > self.token:
             newest = newest_attempt(self.run)
@@ -123,6 +129,7 @@ class Fences:
 
     def excludes(self, step: int, token: int) -> bool:
         """Return True if an attempt newer than `token` has resumed from a step before this one."""
+        # An attempt that resumed from this step or a later one has taken it into account; others train it again.
         starts = (self._resume_step(name) for name in self._names if int(name[:6]) > token)
         return any(start is not None and start < step for start in starts)
 
@@ -164,6 +171,7 @@ def is_alive(attempt: AttemptRecord) -> bool:
 
 
 def _tokens(run: RunDir) -> list[int]:
+    # Six digits, so a run has at most 999,999 attempts. On an object store a suffix follows.
     return [int(name[:6]) for name in _attempt_files(run)]
 
 
@@ -179,6 +187,7 @@ _NO_LINKS = (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 def _create_exclusive(path: Path, content: bytes) -> bool:
     """Create a file with O_EXCL, then write its content; return False if it exists. Readers may see it empty."""
     try:
+        # Killed before the write, it leaves an empty file: the number is taken, and readers treat it as not written.
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
@@ -197,7 +206,9 @@ def _create_record(run: RunDir, token: int, record: AttemptRecord) -> bool:
         staged = run.local / _FOLDER / f".{uuid.uuid4().hex}"
         run.write_bytes(f"{_FOLDER}/{staged.name}", content)
         try:
-            os.link(staged, path)  # atomic, with the content, and fails if the name exists; a rename would replace it
+            # Atomic, with the content, and fails if the name exists; a rename would replace it. On NFS, a lost reply
+            # may report an own link as existing: the number is then used up, and the next one is tried.
+            os.link(staged, path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -209,6 +220,7 @@ def _create_record(run: RunDir, token: int, record: AttemptRecord) -> bool:
         return True
     # pyarrow has no exclusive creation on object stores. Each process writes under a unique name, lists afterwards,
     # and withdraws if it sees a competitor. So at most one wins a token; if both withdraw, both try the next one.
+    # It relies on listings that show a finished write at once, as those of S3, Google and Azure do.
     own_name = f"{token:06d}-{uuid.uuid4().hex[:12]}.json"
     run.write_bytes(f"{_FOLDER}/{own_name}", content)
     if [name for name in _attempt_files(run) if name.startswith(f"{token:06d}")] == [own_name]:

@@ -10,6 +10,7 @@ from launcher.rundir.plan import Plan
 from launcher.rundir.records import Record, ResultRecord
 from launcher.rundir.run_status import State, run_state
 
+# Each run takes several requests one after the other, so the time of a listing is that of waiting for answers.
 _READERS = 16
 
 
@@ -43,6 +44,7 @@ def list_runs(storage: str) -> list[RunSummary]:
     if place.exists("job.yaml"):
         raise RunError(f"{place.uri}: is itself a run; give the directory that holds it")
     with ThreadPoolExecutor(_READERS) as readers:
+        # `map` raises the first error and drops the rest, so `_summarize_run` returns its own errors as a state.
         summaries = readers.map(lambda name: _summarize_run(RunDir(place.path(name)), name), place.list(""))
         return [summary for summary in summaries if summary is not None]
 

@@ -14,6 +14,8 @@ from launcher.errors import RunError
 from launcher.rundir.directory import RunDir, read_line
 from launcher.rundir.records import EvaluationRecord
 
+# These rely on the order of the fields in `records.py`, which pydantic keeps: `kind` first, and no free text before
+# `step`, as a text could contain `"step":`. `step` is the second field of a step.
 _FORM = re.compile(rb'^\{"kind":"\w+",[^\n]*?"step":(\d+),[^\n]*\}$', re.MULTILINE)
 """A line as `model_dump_json` writes it, and its step. Matching takes a tenth of the time of parsing."""
 _TRAINED = re.compile(rb'^\{"kind":"step","step":(\d+)', re.MULTILINE)
@@ -58,7 +60,8 @@ def validate_log(run: RunDir) -> None:
                     for number, line in enumerate(block.content.splitlines()[:_PARSED_LINES], 1):
                         read_line(block.where, number, line)
         except RunError:
-            for block in _read_blocks(run, part):  # read from the start, to name the line
+            # Read from the start, to name the line.
+            for block in _read_blocks(run, part):
                 _read_steps(block)
             raise
 
@@ -70,8 +73,10 @@ def truncate_after(run: RunDir, step: int) -> None:
         RunError: A line is not a record. Names the line.
     """
     for part in run.metrics_parts():
-        if run.local is None:  # a part of an object store is small, and never incomplete
+        # A part of an object store is small, and never incomplete.
+        if run.local is None:
             blocks = list(_read_blocks(run, part))
+            # Without a later line nothing is uploaded.
             if any(max(_read_steps(block)) > step for block in blocks):
                 run.write_bytes(part, b"".join(_lines_until(block, step) for block in blocks))
             continue
@@ -79,7 +84,9 @@ def truncate_after(run: RunDir, step: int) -> None:
         if is_scattered:
             run.write_bytes(part, (_lines_until(block, step) for block in _read_blocks(run, part)))
         else:
-            os.truncate(run.local / part, size)  # in place, at no cost; removes an incomplete last line too
+            # In place, at no cost however long the log is. Also removes an incomplete last line: the next append would
+            # join it to a complete one, and both would be unreadable.
+            os.truncate(run.local / part, size)
 
 
 def summarize(run: RunDir) -> LogSummary:
@@ -93,6 +100,7 @@ def summarize(run: RunDir) -> LogSummary:
     for part in run.metrics_parts():
         for block in _read_blocks(run, part):
             _read_steps(block)
+            # The 0 is for a block without steps: `max` of one number is an error.
             step = max(step, *map(int, _TRAINED.findall(block.content)), 0)
             evaluations += [EvaluationRecord.model_validate_json(line) for line in _EVALUATION.findall(block.content)]
     return LogSummary(step, tuple(evaluations))
@@ -107,6 +115,7 @@ def _find_cut(run: RunDir, part: str, step: int) -> tuple[int, bool]:
     has_later = False
     for block in _read_blocks(run, part):
         lines = _lines_until(block, step)
+        # Lines to keep after a later step, in an earlier block or in this one: no single cut separates them.
         if (has_later and lines) or not block.content.startswith(lines):
             return size, True
         size += len(lines)
@@ -117,6 +126,7 @@ def _find_cut(run: RunDir, part: str, step: int) -> tuple[int, bool]:
 def _lines_until(block: _Block, step: int) -> bytes:
     """Return the lines of a block that belong to steps up to `step`."""
     steps = _read_steps(block)
+    # Nearly all blocks: without splitting them into lines.
     if max(steps) <= step:
         return block.content
     lines = block.content.splitlines(keepends=True)
@@ -135,10 +145,12 @@ def _read_ends(run: RunDir, part: str) -> Iterator[_Block]:
     if run.local is None or (run.local / part).stat().st_size < _LONG_BYTES:
         yield from _read_blocks(run, part)
         return
+    # The end is what a killed process may have damaged; the beginning tells whether it is a log at all.
     yield from islice(_read_blocks(run, part), 1)
     with (run.local / part).open("rb") as stream:
         stream.seek(-_LONG_BYTES // 2, os.SEEK_END)
         end = stream.read()
+    # It starts within a line. Its number is unknown (0), so an error in it makes `validate_log` read the whole file.
     yield _Block(end[end.find(b"\n") + 1 : end.rfind(b"\n") + 1], 0, run.path(part))
 
 
@@ -149,6 +161,7 @@ def _read_steps(block: _Block) -> list[int]:
         RunError: A line is not a record.
     """
     steps = list(map(int, _FORM.findall(block.content)))
+    # A line that does not match may still be valid, as from another version with other spacing: parse them all.
     if len(steps) == block.content.count(b"\n"):
         return steps
     lines = enumerate(block.content.splitlines(), block.first)

@@ -9,12 +9,15 @@ class Record(BaseModel):
     """Base of all records. Field names are the JSON keys on disk."""
 
     # pydantic writes NaN as null by default, which would read as "no loss". `constants` writes NaN and Infinity.
+    # `forbid`: an older version refuses a record with an unknown field instead of losing it at the next write. So a new
+    # field needs a default, or records of older versions cannot be read.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
 class StepRecord(Record):
     """One optimizer step, over all workers."""
 
+    # `metrics_log.py` matches lines by expressions that need `kind` and `step` in front.
     kind: Literal["step"] = "step"
     step: int
     """Number of completed steps."""

@@ -43,6 +43,8 @@ class MicroBatchRecord(Record):
 
 def record_reduction(run: RunDir, reduction: MicroBatchReduction) -> MicroBatchReduction:
     """Add a reduction to the record, so that later attempts start with it. All ranks may report the same one."""
+    # Read, add, write, without a lock: of two ranks that report different sizes at once, one is lost. The next attempt
+    # may then fail in the same place, and reduces again.
     reductions = read_reductions(run)
     if reduction not in reductions:
         reductions = (*reductions, reduction)
@@ -96,6 +98,7 @@ def read_skipped_batches(run: RunDir) -> tuple[SkippedBatch, ...]:
 
 def record_skipped_batch(run: RunDir, batch: SkippedBatch) -> None:
     """Add a batch to the record, unless its step is there already."""
+    # Rank 0 alone writes it, so that reading and writing need no lock.
     batches = read_skipped_batches(run)
     if batch.step not in (known.step for known in batches):
         run.write_record(_SKIPPED_FILE, SkippedBatchesRecord(batches=(*batches, batch)))

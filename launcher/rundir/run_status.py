@@ -37,12 +37,14 @@ class HeartbeatRecord(Record):
 def publish_run_status(run: RunDir) -> Iterator[None]:
     """Write heartbeats from a thread until the block ends, then its outcome. Never overwrites a newer attempt's."""
     stop = threading.Event()
+    # A daemon, as a write to a storage that hangs must not keep the process from exiting.
     thread = threading.Thread(target=_write_heartbeats, args=(run, stop), name="heartbeat", daemon=True)
     thread.start()
 
     def finish(state: Literal["finished", "interrupted", "failed"], why: str = "") -> None:
         stop.set()
-        thread.join()  # before the last write, or the thread could overwrite it with "running"
+        # Before the last write, or the thread could overwrite it with "running".
+        thread.join()
         _write(run, state, why)
 
     try:
@@ -53,6 +55,7 @@ def publish_run_status(run: RunDir) -> Iterator[None]:
     except LauncherError as error:
         finish("failed", error.message)
         raise
+    # Also Ctrl-C and SystemExit. A process that is killed leaves "running" behind, which grows old (`_DEAD_S`).
     except BaseException as error:
         finish("failed", type(error).__name__)
         raise
@@ -67,7 +70,9 @@ def _write_heartbeats(run: RunDir, stop: threading.Event) -> None:
 
 
 def _write(run: RunDir, state: Literal["running", "finished", "interrupted", "failed"], why: str = "") -> None:
-    with suppress(LauncherError):  # a temporary storage failure must not stop training
+    # A temporary storage failure must not stop training. Looking up the newest attempt costs more requests than the
+    # heartbeat itself, and keeps an attempt that does not know it is stale from hiding the newer one.
+    with suppress(LauncherError):
         newest = newest_attempt(run)
         if newest is not None and _is_own_attempt(newest):
             run.write_record(FILE, HeartbeatRecord(token=newest.token, at=time.time(), state=state, reason=why))
@@ -75,6 +80,7 @@ def _write(run: RunDir, state: Literal["running", "finished", "interrupted", "fa
 
 def _is_own_attempt(attempt: AttemptRecord) -> bool:
     """Return True if this process started the attempt."""
+    # Not by its token, which grows whenever this driver renews the lease.
     own = AttemptRecord.here(attempt.token)
     return (attempt.host, attempt.pid, attempt.process_began) == (own.host, own.pid, own.process_began)
 
@@ -87,6 +93,7 @@ def run_state(run: RunDir) -> tuple[State, HeartbeatRecord | None]:
     if last.state != "running":
         return last.state, last
     attempt = newest_attempt(run)
+    # Wall clocks, as a monotonic clock means nothing on another machine.
     is_recent = time.time() - last.at < _DEAD_S
     # On this machine a killed driver is seen at once; on another one only when its heartbeat is old.
     is_killed = attempt is not None and attempt.is_here and not is_alive(attempt)

@@ -91,5 +91,6 @@ def read_trials(run: RunDir) -> list[TrialRecord]:
         RunError: A record is invalid.
     """
     names = sorted(run.list("sweep/trials"))
+    # A trial that was killed before its first record has a directory alone.
     trials = [run.find_record(f"sweep/trials/{name}/trial.json", TrialRecord) for name in names]
     return sorted((trial for trial in trials if trial is not None), key=lambda trial: trial.number)

@@ -60,8 +60,10 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     if uri.startswith("s3://"):
         bare, _, options = uri.partition("?")
         bucket, _, key = bare[len("s3://") :].partition("/")
+        # With the settings and keys: a process that changes them must not get the connections of the earlier account.
         cache_key = (bucket, options, *(os.environ.get(name) for name in (*SETTINGS, *_SECRETS)))
-        if cache_key not in _BUCKETS:  # two threads may both open it; one entry stays
+        # Two threads may both open it; one entry stays.
+        if cache_key not in _BUCKETS:
             _BUCKETS[cache_key] = _open_bucket(bucket, options)
         # In `s3://key:secret@bucket` the account is not part of the path.
         return _BUCKETS[cache_key], f"{bucket.rpartition('@')[2]}/{key}".rstrip("/")
@@ -95,6 +97,7 @@ def _open_bucket(bucket: str, options: str) -> pafs.FileSystem:
     # Workaround for pyarrow: from_uri accepts no retry strategy. Pickling exposes the settings that it has read from
     # options and environment; a second file system is built from them.
     _, (settings,) = fs.__reduce__()
+    # Negative means that the URI has not set it.
     if settings["connect_timeout"] < 0:
         settings |= {"connect_timeout": _CONNECT_S, "request_timeout": _REQUEST_S}
     if not settings["proxy_options"]["host"]:
@@ -108,6 +111,7 @@ def _with_limits(uri: str) -> str:
     options = query.split("&") if query else []
     names = {option.partition("=")[0] for option in options}
     limits = _OPTIONS.get(uri.partition("://")[0], {})
+    # from_uri takes limits from the URI alone.
     added = [f"{name}={value}" for name, value in limits.items() if name not in names]
     return f"{bare}?{'&'.join((*options, *added))}" if added else uri
 
@@ -122,6 +126,7 @@ class _Limited:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
+    # By default, unpickling asks for `__setstate__` before `_inner` is set: `__getattr__` would call itself endlessly.
     def __reduce__(self) -> tuple[object, ...]:
         return (_Limited, (self._inner,))
 
@@ -133,6 +138,7 @@ class _Limited:
         def call(*args: Any, **kwargs: Any) -> Any:
             seconds = _QUICK_CALL_S if name in _QUICK_CALLS else _LONG_CALL_S
             answer = _call_within(seconds, name, lambda: attribute(*args, **kwargs))
+            # A file is wrapped too: reading it and closing it send the requests.
             return _Limited(answer) if name == "open" else answer
 
         return call
@@ -152,6 +158,8 @@ def _call_within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
         except BaseException as error:  # noqa: BLE001  # raised again below, in the caller's thread
             done.put((None, error))
 
+    # A daemon, as a call that never returns must not keep the process from exiting. A thread of a pool could not be
+    # given up: the pool waits for it at exit.
     threading.Thread(target=run, name="storage", daemon=True).start()
     try:
         answer, error = done.get(timeout=seconds)
@@ -178,7 +186,10 @@ def append_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: Nothing was appended.
     """
+    # Unbuffered: a buffer is written when the file closes, too late to restore the size. A process that is killed in
+    # here leaves a part of a line, which `truncate_after` removes at the next start.
     with path.open("ab", buffering=0) as stream:
+        # In append mode Python seeks to the end when it opens the file.
         size = stream.tell()
         remaining = memoryview(content)
         try:
@@ -191,6 +202,7 @@ def append_whole(path: Path, content: bytes) -> None:
 
 def split_options(uri: str) -> tuple[str, str]:
     """Split a URI from its options, `?` included (`?endpoint_override=...`). Every path below it needs them too."""
+    # In a local path, `?` is part of the name.
     if "://" not in uri:
         return uri, ""
     bare, mark, options = uri.partition("?")
@@ -232,6 +244,7 @@ _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the permissions o
 
 def describe_os_error(error: OSError) -> str:
     """Return the reason of a storage error in a few words: `Permission denied`, `there is no such bucket`."""
+    # Most errors of a remote storage have no errno: the reason is in their text.
     if error.errno:
         return os.strerror(error.errno)
     code = _aws_code(error)
@@ -264,6 +277,7 @@ def is_transient(error: OSError) -> bool:
     if error.errno:
         return error.errno in _TRANSIENT_ERRNOS
     code = _aws_code(error)
+    # A code that is not known to be permanent counts as temporary: a retry costs seconds, giving up costs the run.
     return bool(code and code not in _WORDS and code not in _PERMANENT) or bool(_GCS_TRANSIENT.search(str(error)))
 
 

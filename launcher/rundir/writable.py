@@ -49,9 +49,11 @@ def check_storage(storage: str) -> None:
         return
     try:
         with translate_errors(f"output.storage: {storage}"):
+            # A listing asks the server for bucket and permission. It cannot show whether writing is allowed.
             fs.get_file_info(pafs.FileSelector(path))
     except FileNotFoundError:
-        pass  # the first write creates it
+        # A directory that is missing is no problem: the first write creates it.
+        pass
 
 
 def _cannot_be_opened(storage: str, reason: str) -> RunError:
@@ -62,6 +64,7 @@ def _check_local(place: Path) -> None:
     """Check the nearest existing directory at or above a local storage."""
     try:
         while not place.exists():
+            # `exists` follows links, so a broken one looks like a missing directory, and creating that would fail.
             if place.is_symlink():
                 raise RunError(
                     f"output.storage: {place} is a link to {os.readlink(place)}, which does not exist; {_REMEDY}"
@@ -85,8 +88,10 @@ def _check_local(place: Path) -> None:
 def _probe(folder: Path) -> None:
     if sys.platform != "linux":  # only Linux has O_TMPFILE
         return
+    # The file never has a name: nothing is left behind, even by SIGKILL, and no other process sees it.
     file = os.open(folder, os.O_TMPFILE | os.O_RDWR)
     try:
+        # On a nearly full disk write(2) succeeds in part and reports no error.
         if os.write(file, bytes(_PROBE_BYTES)) < _PROBE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
