@@ -48,11 +48,14 @@ def add_adapters(model: "PreTrainedModel", auto_model: str, spec: ModelSpec, see
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # declared as int; peft only divides it
         lora_dropout=lora.dropout,
         target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
+        # peft leaves out the output layer of a language model by itself. peft 0.21 warns where an excluded name does
+        # not exist, so a causal model, which has neither name, excludes none.
         exclude_modules=None if auto_model == "AutoModelForCausalLM" else _HEAD_LAYERS,
         base_model_name_or_path=spec.name,
         revision=spec.revision,
     )
     try:
+        # peft draws lora_A from the global generator: all ranks must seed it alike, or their adapters would differ.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return get_peft_model(model, config)
@@ -92,6 +95,7 @@ def merge_adapters(
     plain: dict[str, torch.Tensor] = {}
     base = model.get_base_model()
     for name, tensor in state.items():
+        # `original_module` is the head as it was before training; merging it would undo what the head learned.
         if ".lora_" in name or ".original_module." in name:
             continue
         # Names of peft 0.21: `base_layer` is a layer with adapters, `modules_to_save` the trained copy of the head.
@@ -100,8 +104,10 @@ def merge_adapters(
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and "default" in layer.scaling:
             up, down = state[f"{name}.lora_B.default.weight"], state[f"{name}.lora_A.default.weight"]
+            # The product in fp32, even if the weights are not.
             delta = (up.float() @ down.float()) * layer.scaling["default"]
-            delta = delta.T if getattr(layer, "fan_in_fan_out", False) else delta  # GPT-2's Conv1D is (in, out)
+            # GPT-2's Conv1D stores its weight as (in, out).
+            delta = delta.T if getattr(layer, "fan_in_fan_out", False) else delta
             target = f"{name.removeprefix('base_model.model.')}.weight"
             plain[target] = plain[target] + delta.to(plain[target].dtype)
     return base, plain

@@ -22,17 +22,21 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalize an input (B, C, ...) per channel. Two collectives in training, and as many in the backward pass."""
+        # Evaluations use running statistics: no collective, so ranks may have different numbers of batches.
         if not self.training:
             return super().forward(input)
         mask = input.new_ones(len(input)) if self.mask is None else self.mask.to(input.dtype)
         weight = mask.view(-1, *[1] * (input.dim() - 1))
         axes = [0, *range(2, input.dim())]
+        # Trap: sums and count have the dtype of the input. In fp16 a channel with more than 65504 elements overflows.
         total, count = _sum_over_ranks((input * weight).sum(axes), mask.sum() * input[0, 0].numel())
+        # The count is of real samples of all ranks, so a rank with fillers only is no division by 0.
         mean = total / count.clamp(min=1)
         shape = (1, -1, *[1] * (input.dim() - 2))
         # Two passes: the mean of squares minus the squared mean, in one, would cancel catastrophically.
         centred = input - mean.view(shape)
-        squares, _ = _sum_over_ranks((centred * centred * weight).sum(axes), count)  # `count` is merged already
+        # `count` is merged already, so its second sum is dropped.
+        squares, _ = _sum_over_ranks((centred * centred * weight).sum(axes), count)
         variance = squares / count.clamp(min=1)
         self._update_running_stats(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps) * self.weight
@@ -41,10 +45,13 @@ class SyncBatchNorm(_BatchNorm):
     def _update_running_stats(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
+        # Counted per forward pass: each micro-batch moves the statistics, so accumulation steps change them.
         self.num_batches_tracked.add_(1)
+        # A cumulative average (momentum None) syncs with the device here; the usual fixed momentum does not.
         rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, rate)
-        count = count.double()  # stays a tensor: `.item()` would sync with the device
+        # Stays a tensor: `.item()` would sync with the device. float64, as count - 1 is count in half precision.
+        count = count.double()
         unbiased = (count / (count - 1).clamp(min=1)).to(variance.dtype)
         self.running_var.lerp_(variance * unbiased, rate)
 
@@ -53,6 +60,8 @@ def _sum_over_ranks(total: torch.Tensor, count: torch.Tensor) -> tuple[torch.Ten
     """Return both sums over all ranks. Collective; its backward is one too, on the gradients of `total`."""
     if not (dist.is_available() and dist.is_initialized()):
         return total, count
+    # One collective for both. This all_reduce is the differentiable one: `dist.all_reduce` would cut the gradient that
+    # flows through the statistics to the samples of other ranks.
     both = all_reduce(torch.cat([total, count.detach().view(1)]))
     return both[:-1], both[-1].detach()
 
@@ -67,7 +76,8 @@ def convert_to_sync_batch_norm(model: torch.nn.Module) -> None:
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
             if not all(p.requires_grad for p in child.parameters()):
-                continue  # frozen (`model.freeze`): statistics stay pretrained too
+                # Frozen (`model.freeze`): statistics stay pretrained too.
+                continue
             layer = SyncBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )

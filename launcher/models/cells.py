@@ -46,6 +46,7 @@ class CellSource:
         locations = (*data.train, *(data.validation or ()), *(data.test or ()))
         roots = [_directory(location) for location in locations if not location.startswith(HUB_PREFIX)]
         roots += data.files_below
+        # Links are resolved on both sides: a directory may itself be a link, and a cell must not leave it by one.
         local = (os.path.realpath(open_uri(root)[1]) for root in roots if _is_path(root))
         split = (split_options(root) for root in roots if not _is_path(root))
         remote = ((_normalized(uri), options) for uri, options in split)
@@ -54,14 +55,17 @@ class CellSource:
     def holds_path(self, path: str) -> bool:
         """Return whether a local path is below one of the directories after resolving symbolic links."""
         real = os.path.realpath(path)
+        # With the slash: /data must not admit /data-private.
         return any(real.startswith(f"{root.rstrip('/')}/") for root in self.local)
 
     def holds_uri(self, uri: str) -> bool:
         """Return whether a URI is below one of the remote directories, on the same server and account."""
         bare, options = split_options(uri)
-        if ".." in unquote(bare).split("/"):  # stores may resolve it, encoded or not
+        # Stores may resolve `..`, encoded or not.
+        if ".." in unquote(bare).split("/"):
             return False
         uri = _normalized(bare)
+        # Other options could name another server or account: a cell must not choose where files come from.
         return any(uri.startswith(f"{root}/") and options in ("", known) for root, known in self.remote)
 
 
@@ -79,12 +83,14 @@ def read_cell(cell: object, source: CellSource) -> bytes:
     if isinstance(cell, dict):
         if not {"bytes", "path"} & set(cell):
             raise ValueError(f"holds {', '.join(map(str, cell))}, but neither bytes nor path")
+        # `datasets` keeps both keys, and often fills one only; content needs no reading.
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str):
         raise ValueError("is null" if cell is None else f"is {type(cell).__name__}, which is not a file")
     scheme, mark, _ = cell.partition("://")
+    # Before anything is opened: opening alone may send a request.
     if (mark and scheme not in _SCHEMES) or "::" in cell:
         kinds = ", ".join(f"{name}://" for name in _SCHEMES)
         raise ValueError(
@@ -92,6 +98,7 @@ def read_cell(cell: object, source: CellSource) -> bytes:
         )
     try:
         return _read(cell, source)
+    # Not a bad row: dropping rows because a store is busy would change the training data.
     except StorageUnavailableError:
         raise
     except (OSError, RunError) as error:
@@ -108,7 +115,8 @@ def _read(cell: str, source: CellSource) -> bytes:
             "data, add its directory to data.files_below"
         )
     fs, path = open_uri(cell)
-    if is_local(fs) and not os.path.isfile(path):  # reading a device or a pipe might never end
+    # Reading a device or a pipe might never end.
+    if is_local(fs) and not os.path.isfile(path):
         raise ValueError(f"is {show_value(cell)}, which is not a file of this machine")
     with fs.open_input_file(path) as file:
         return bytes(file.read())
@@ -121,6 +129,7 @@ def _directory(location: str) -> str:
         if os.path.exists(path):
             return location if os.path.isdir(path) else os.path.dirname(path)
     bare, options = split_options(location) if not _is_path(location) else (location, "")
+    # A glob may match files of several directories: what lies before its first wildcard holds all of them.
     glob_start = min((index for index in map(bare.find, "*?[") if index >= 0), default=None)
     if glob_start is not None:
         return (bare[:glob_start].rpartition("/")[0] or ("/" if bare.startswith("/") else ".")) + options

@@ -105,7 +105,8 @@ class Writer:
 
     def tokenized(self, written: Written) -> tuple[list[int], list[int]]:
         """Return the token ids and labels of a rendered row, as `tokens` does."""
-        has_special_tokens = self.form == "text"  # a chat template writes them itself
+        # A chat template writes them itself; a second BOS would be a token that inference never sees.
+        has_special_tokens = self.form == "text"
         encoding = self.tokenizer(
             written.text, add_special_tokens=has_special_tokens, return_offsets_mapping=True, truncation=False
         )
@@ -117,14 +118,18 @@ class Writer:
             for start, stop in encoding["offset_mapping"]
         ]
         labels = [token if learned else IGNORED for token, learned in zip(ids[1:], is_learned[1:], strict=True)]
+        # Shifted here, not in the loss: the last token of a sample has no label, so in a packed sequence no sample
+        # learns to predict the first token of the next one.
         return ids, [*labels, IGNORED][: len(ids)]
 
     def write(self, row: Mapping[str, object], with_targets: bool) -> Written:
         """Render a row as text. Arguments and errors are those of `tokens`."""
         for name in (self.column, self.response) if self.form == "answer" and with_targets else (self.column,):
+            # An empty answer is a bad row here, while an empty message of a conversation is only remarked on.
             if not row[name]:
                 raise ValueError(f"{name} is {'null' if row[name] is None else 'empty'}")
         if self.form == "text":
+            # No end token in a prompt: the model would begin a new text instead of continuing this one.
             text = f"{as_text(row[self.column], self.column)}{self._end if with_targets else ''}"
             return Written(text, ((0, len(text)),))
         if self.tokenizer.chat_template is None:
@@ -179,11 +184,13 @@ class Writer:
             )
         messages = self._messages(turns)
         text = self._render(messages, tools, False)
+        # Renders once more for tools, tool calls and content that is not found, and never for a plain conversation.
         self._check_written(messages, tools, text)
         learned, problems = [], []
         for i in answers:
             if not turns[i].is_weighted:
                 continue
+            # Two renderings for each answer, so a conversation of n answers costs 2 n + 1.
             prompt = self._render(messages[:i], tools, True) if i else ""
             with_answer = self._render(messages[: i + 1], tools, False)
             if not text.startswith(with_answer):
@@ -192,6 +199,7 @@ class Writer:
                 problems.append(f"begins an answer differently from message {i}, of {turns[i].speaker}; write it alike")
             else:
                 learned.append((min(len(prompt), len(with_answer)), len(with_answer)))
+        # A row with at least one learned answer is used; the others are counted as unlearned.
         if problems and not learned:
             raise ValueError(f"{self.column}: the chat template {problems[0]}, or set task.chat_template")
         if not learned:
@@ -222,6 +230,7 @@ class Writer:
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
+        # Objects first: most templates want them, and their `tojson` would quote JSON text.
         if self._try_render(probe, None, False) is not None:
             return False
         return self._try_render([*map(_with_text_arguments, probe)], None, False) is not None
@@ -249,7 +258,8 @@ class Writer:
             without: dict[str, Message] = {}
             if "tool_calls" in message:
                 without["tool calls"] = {key: value for key, value in message.items() if key != "tool_calls"}
-            if message["content"].strip() and message["content"].strip() not in text:  # escaped, or dropped
+            # Not found as it is: escaped, or dropped.
+            if message["content"].strip() and message["content"].strip() not in text:
                 without["content"] = {**message, "content": ""}
             for part, reduced in without.items():
                 if self._try_render([*messages[:i], reduced, *messages[i + 1 :]], tools, prompt) == text:
@@ -303,6 +313,7 @@ def load_chat_tokenizer(model: ModelSpec, template: str | None, required: bool) 
     from jinja2 import TemplateError, TemplateSyntaxError
 
     tokenizer = load_tokenizer(model)
+    # Set even where no template is required: the export saves the tokenizer with the job's template.
     tokenizer.chat_template = CHATML if template == "chatml" else template or tokenizer.chat_template
     if not required:
         return tokenizer
@@ -317,5 +328,6 @@ def load_chat_tokenizer(model: ModelSpec, template: str | None, required: bool) 
             f"task.chat_template: line {error.lineno} is not Jinja ({error.message}); fix the template"
         ) from error
     except (TemplateError, *_ROW_ERRORS):
-        pass  # the template may require other messages than this one; rows that it refuses are reported one by one
+        # The template may require other messages than this one; rows that it refuses are reported one by one.
+        pass
     return tokenizer

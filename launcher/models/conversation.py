@@ -69,6 +69,7 @@ def read_turns(cell: object, column: str, own_roles: Collection[str] = ()) -> li
     Raises:
         ValueError: The cell is not a conversation; the text says why.
     """
+    # Nulls are removed from Arrow structs only: in JSON text a null was written by the author.
     messages = _parse_json(cell) if isinstance(cell, str) else _without_nulls(cell)
     if not isinstance(messages, list):
         raise ValueError(f"{column} is {show_value(cell)}, which is not a list of messages")
@@ -95,6 +96,7 @@ def read_tools(cell: object, column: str) -> list[dict[str, Any]] | None:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             remedy = 'task.tools: "" reads none'
             raise ValueError(f"{column} is {show_value(cell)}, which is not a list of tools ({remedy})")
+        # OpenAI's form for all: templates read `tool.function`, or pass the tool on as it is.
         wrapped.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
     return wrapped
 
@@ -132,6 +134,7 @@ def _without_nulls(value: object) -> object:
 
 def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
     entries = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+    # After nulls are dropped: in a column of both forms Arrow gives every message all keys.
     is_sharegpt = "role" not in entries and "from" in entries
     speaker = entries.get("from" if is_sharegpt else "role")
     if speaker is None:
@@ -142,11 +145,14 @@ def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
         rest: Message = {}
         content = _content(entries.get("value"), where)
     else:
+        # A role that the job names stays: `answer_roles: [model]` means the template's own word.
         role = speaker if speaker in own_roles else _ROLES.get(speaker, speaker)
+        # Other keys stay: templates read some of them, such as `name` or `tool_call_id`.
         rest = {key: value for key, value in entries.items() if key not in _REPLACED}
         content = _content(entries.get("content"), where)
     raw_calls = entries.get("tool_calls") or entries.get("function_call")
-    if speaker == "function_call":  # ShareGPT: the content is the call
+    # ShareGPT: the content is the call.
+    if speaker == "function_call":
         raw_calls = content or "null"
         content = None
     parsed = _parse_json(raw_calls) if isinstance(raw_calls, str) else raw_calls or []
@@ -185,6 +191,7 @@ def _call(call: object, where: str) -> Message:
         raise ValueError(f"{where} has a tool call {show_value(call)}, which is not a {{name, arguments}}")
     raw_arguments = function.get("arguments", function.get("parameters"))
     is_text = isinstance(raw_arguments, str) and raw_arguments.strip()
+    # As an object: most templates write it as JSON, and JSON text would be encoded twice.
     arguments = _parse_json(raw_arguments) if is_text else raw_arguments or {}
     if not isinstance(arguments, dict):
         raise ValueError(f"{where} calls {function['name']} with {show_value(raw_arguments)}, not a JSON object")

@@ -26,9 +26,12 @@ def fingerprint_model(model: ModelSpec) -> dict[str, str]:
         ModelError: There is no such model.
     """
     if not is_local_path(model.name) and "://" not in model.name:
+        # A commit covers all files, weights too; without one nothing is compared.
         commit = getattr(load_config(model), "_commit_hash", None)
         return {} if commit is None else {"commit": str(commit)}
     fingerprint = {}
+    # Trap: `local_copy` prefers a copy with weights where a worker of this node has made one, so for a remote model the
+    # sizes of weights are in the fingerprint only from then on.
     for path in sorted(Path(local_copy(model.name)).iterdir()):
         if path.suffix in _HASHED:
             fingerprint[path.name] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]

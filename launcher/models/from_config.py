@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Version of what this module writes, part of the cache key. Increase it when the same settings give other files."""
 
-_VOCABULARY_SIZE = 8192  # covers the frequent words of one language, and is trained in seconds
+# Covers the frequent words of one language, and is trained in seconds.
+_VOCABULARY_SIZE = 8192
 _IMAGE_SIDE = 224
 
 
@@ -51,6 +52,7 @@ def create_base_model(
         size = _positive_int(settings, "vocab_size", _VOCABULARY_SIZE)
         tokenizer = load_tokenizer(spec) if spec.name else _train_tokenizer(kind, size, _strings(values))
         tokenizer.save_pretrained(folder)
+        # After training: on little data a tokenizer has fewer tokens than it was asked for.
         settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         settings |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
@@ -93,13 +95,15 @@ def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedT
     }
     if kind == "decoder":
         names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    # Tokens of their own, or each mark of a turn would be spelled in several.
     chatml_tokens = ["<|im_start|>", "<|im_end|>"] if kind == "decoder" else []
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "encoder")
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[*names.values(), *chatml_tokens], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # `alphabet` has a random order
+        # `alphabet` has a random order, and token ids must be a function of the texts.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     core.train_from_iterator(texts, trainer)
     if kind == "encoder":
@@ -114,6 +118,7 @@ def _train_tokenizer(kind: str, size: int, texts: Iterator[str]) -> "PreTrainedT
 
 
 def _image_processor(side: int, channels: int) -> "BaseImageProcessor":
+    # The Pillow backend, as in `load_image_processor`: the same pixels on any machine.
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     half = [0.5] * channels

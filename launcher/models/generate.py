@@ -27,12 +27,14 @@ def generate(
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int):  # prompt and answer share the positions; a long prompt loses its beginning
+    # Prompt and answer share the positions; a long prompt loses its beginning.
+    if isinstance(positions, int):
         max_new_tokens = min(max_new_tokens, positions - 1)
         prompts = [p[-(positions - max_new_tokens) :] for p in prompts]
     width = max(map(len, prompts))
     # Left padding: the generated tokens of all rows begin at the same position.
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    # From the lengths, not from the ids: the padding token may be a real one.
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     sequences = model.generate(  # type: ignore[operator]  # hidden by torch.nn.Module.__getattr__
         input_ids=ids,
@@ -43,6 +45,7 @@ def generate(
         pad_token_id=pad,
         eos_token_id=_end_tokens(model, tokenizer),
         # A rank that is done continues with dummy forward passes until the last one is, or ZeRO-3 would deadlock.
+        # It costs an all_reduce and a sync for each token (`_has_unfinished_sequences` of transformers 5.23).
         synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
     )
     texts: list[str] = tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
@@ -52,5 +55,6 @@ def generate(
 def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    ends |= {tokenizer.get_vocab().get("<|im_end|>")}  # ends an answer in ChatML; most generation configs lack it
+    # Ends an answer in ChatML; most generation configs lack it, and without it an answer may run to the limit.
+    ends |= {tokenizer.get_vocab().get("<|im_end|>")}
     return sorted(end for end in ends if isinstance(end, int)) or None

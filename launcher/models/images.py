@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # Formats of photographs and scans. Pillow's others start programs (EPS: Ghostscript) or have rarely audited decoders.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
-_MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above it (`Image.MAX_IMAGE_PIXELS`)
+# Pillow only warns of a decompression bomb above this (`Image.MAX_IMAGE_PIXELS`), and raises above twice as much.
+_MAX_PIXELS = 89_478_485
 
 
 class _UnusableImageError(ValueError):
@@ -38,21 +39,27 @@ def open_image(content: bytes, channels: int) -> "Image":
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    # Registers all plugins: `Image.OPEN` lacks the rarer ones before. Formats that this build lacks (AVIF) are left
+    # out, as `Image.open` of Pillow 13 raises KeyError for them.
     Image.init()
     known = [name for name in _FORMATS if name in Image.OPEN]
     try:
         with Image.open(io.BytesIO(content), formats=known) as file:
+            # The size is in the header: nothing is decoded yet.
             if file.width * file.height > _MAX_PIXELS:
                 raise _UnusableImageError(
                     f"has {file.width} x {file.height} pixels, more than {_MAX_PIXELS:,}; make it smaller"
                 )
+            # In this order: 16 bits would be clipped by the conversions that follow, and transparency lost by the last
+            # one.
             image = _on_white(_to_8_bits(ImageOps.exif_transpose(file)))
             return image.convert("L" if channels == 1 else "RGB")
     except (_UnusableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ValueError(f"is not a picture ({len(content)} bytes of no known format)") from error
-    except Exception as error:  # on corrupt bytes decoders raise anything (struct.error, SyntaxError)
+    # On corrupt bytes decoders raise anything (struct.error, SyntaxError).
+    except Exception as error:
         raise ValueError(f"cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})") from error
 
 
@@ -66,6 +73,7 @@ def _to_8_bits(image: "Image") -> "Image":
 
     if image.mode == "F":
         raise _UnusableImageError("holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
+    # Modes of 16 bits are `I;16` and its byte orders; `I` has 32 bits.
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
@@ -111,6 +119,7 @@ def augmented(image: "Image", change: Augment, seed: int) -> "Image":
     """
     from PIL import Image, ImageEnhance
 
+    # PCG64 by name: `default_rng` may change its generator with a version of numpy.
     rng = np.random.Generator(np.random.PCG64(seed))
     # All eight numbers are drawn whatever is switched on, so that switching one on leaves the others as they were.
     share, ratio, x, y, flip, turn, light, contrast = rng.random(8)
@@ -163,7 +172,8 @@ class Pixels:
         except ValueError as problem:
             raise ValueError(f"{self.column} {problem}") from problem
         image = image if seed is None else augmented(image, change, seed)
-        array = np.asarray(image).reshape(image.height, image.width, -1)  # adds the channel axis of a grey image
+        # Adds the channel axis of a grey image.
+        array = np.asarray(image).reshape(image.height, image.width, -1)
         # Samples are stored and sent as bytes, a quarter of the size of floats; `floats` does the scaling.
         features = self.processor(array, input_data_format="channels_last", do_rescale=False, do_normalize=False)
         return np.asarray(features["pixel_values"][0]).astype(np.uint8)
@@ -177,6 +187,7 @@ class Pixels:
         import torch
 
         content, shape = b"".join(samples.column("pixels").to_pylist()), samples.column("shape")[0].as_py()
+        # A bytearray, because torch warns of a tensor on read-only bytes. Floats are made here, in the train worker.
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(samples), *shape).float()
         settings = self.processor.to_dict()
         if settings.get("do_rescale"):

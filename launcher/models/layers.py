@@ -44,6 +44,7 @@ def find_stack(model: torch.nn.Module, key: str) -> Stack:
     lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
     # A list inside another, such as the experts of each layer, is not the list of layers.
     outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+    # By parameters, not by length: a list of many small modules may be longer than the layers.
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in outer.items()}
     if not any(sizes.values()):
         raise ModelError(f"{key}: {type(model).__name__} has no list of layers to count; drop {key}")
@@ -55,7 +56,8 @@ def parameter_depths(model: torch.nn.Module, stack: Stack) -> dict[str, int]:
     """Return the depth of each parameter by name: 0 before the n layers, 1 to n in them, n + 1 after them."""
     depth_of: dict[str, int] = {}
     outside = 0
-    for name, _ in model.named_parameters():  # in the order of registration, which is that of the forward pass
+    # In the order of registration, which is that of the forward pass.
+    for name, _ in model.named_parameters():
         if name.startswith(f"{stack.name}."):
             outside = stack.layers + 1
             depth_of[name] = int(name[len(stack.name) + 1 :].split(".")[0]) + 1
@@ -84,7 +86,9 @@ def freeze(model: "PreTrainedModel", spec: FreezeSpec) -> None:
         depth = parameter_depths(model, stack)
         frozen |= {name for name in names if (depth[name] == 0 and spec.embeddings) or 1 <= depth[name] <= spec.layers}
     for name, parameter in model.named_parameters():
+        # Sets both values: a model may come with frozen parameters of its own.
         parameter.requires_grad_(name not in frozen)
+    # `named_parameters` lists a tied weight once, by its first name: freezing the embeddings freezes a tied head too.
     if len(frozen) == len(names):
         raise ModelError(
             f"model.freeze leaves nothing of {type(model).__name__} to train"

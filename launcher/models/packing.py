@@ -59,11 +59,13 @@ def mask_packed_samples(model: "PreTrainedModel") -> None:
         positions, ids = inputs.get("position_ids"), args[0] if args else inputs.get("input_ids")
         embedded = inputs.get("inputs_embeds")
         if positions is None or any(inputs.get(key) is not None for key in ("attention_mask", "past_key_values")):
-            return None  # generation, or a caller with a mask of its own: nothing is packed
+            # Generation, or a caller with a mask of its own: nothing is packed.
+            return None
         if embedded is None:
             if ids is None:
                 return None
-            embedded = ids.new_empty((*ids.shape, 0), dtype=model.dtype)  # only its shape, dtype and device are read
+            # Only its shape, dtype and device are read: no memory is allocated.
+            embedded = ids.new_empty((*ids.shape, 0), dtype=model.dtype)
         masks = create_masks_for_generate(config, embedded, None, None, position_ids=positions)
         return args, {**inputs, "attention_mask": masks}
 
@@ -83,9 +85,11 @@ def keeps_samples_apart(auto_model: str, config: "PretrainedConfig") -> bool:
     try:
         small = type(text)(**_shrink(text.to_dict()))
         with torch.device("meta"):
+            # Counted on the meta device first: an unknown size key may leave a copy of many gigabytes.
             size = sum(weight.numel() for weight in untrained_model(auto_model, small).parameters())
         if size > _MAX_PARAMETERS:
             raise ValueError(f"its small copy has {size} parameters")
+        # No devices: saving the state of GPUs would initialise CUDA on the head, and the test runs on the CPU.
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             model = untrained_model(auto_model, small).float().eval()
@@ -107,7 +111,8 @@ def _isolates_samples(model: "PreTrainedModel") -> bool:
         return output
 
     rng = torch.Generator().manual_seed(1)
-    for weight in model.parameters():  # gates and scales are initialised to 0, which would hide a leak behind them
+    # Gates and scales are initialised to 0, which would hide a leak behind them.
+    for weight in model.parameters():
         weight.data.add_(0.05 * torch.randn(weight.shape, generator=rng))
     first, second = (torch.randint(5, 90, (1, size), generator=rng) for size in (_FIRST_LENGTH, _SECOND_LENGTH))
     changed = second.clone()
@@ -119,6 +124,8 @@ def _isolates_samples(model: "PreTrainedModel") -> bool:
         packed = logits(torch.cat([first, second], 1), packed_positions)[_FIRST_LENGTH:]
         # The scale of a visible effect: how far the sample's own first token moves the logits after it.
         effect = (logits(changed, positions) - alone)[1:].abs().max()
+    # Relative to the effect: a leak is of its order of magnitude, rounding far below. A model whose logits ignore the
+    # token before them shows nothing, and does not pass.
     return bool(effect > 1e-4 * alone.std() and (packed - alone).abs().max() < 1e-3 * effect)
 
 
@@ -127,6 +134,7 @@ def _shrink(settings: dict[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in settings.items() if value is not None}
     kinds = settings.get("layer_types") or settings.get("attention_layers") or []
     depth = max((settings[key] for key in _LAYER_COUNTS if isinstance(settings.get(key), int)), default=0)
+    # Hybrid models repeat a pattern of layers, and one kind of them may leak where the others do not.
     layers = next((n for n in range(2, len(kinds)) if set(kinds[:n]) == set(kinds)), 2)
     is_grouped = settings.get("num_key_value_heads") != settings.get("num_attention_heads")
     for key, value in settings.items():
@@ -134,12 +142,14 @@ def _shrink(settings: dict[str, Any]) -> dict[str, Any]:
             settings[key] = min(value, layers)
         elif key == "num_key_value_heads" and not is_grouped:
             settings[key] = settings["num_attention_heads"]
-        elif isinstance(value, list) and len(value) == depth:  # an entry per layer
+        # An entry per layer.
+        elif isinstance(value, list) and len(value) == depth:
             settings[key] = value[:layers]
         elif key == "per_layer_config":
             settings[key] = {number: entry for number, entry in value.items() if int(number) < layers}
         elif key in _MAX_SIZES and isinstance(value, int) and not isinstance(value, bool):
             settings[key] = min(value, _MAX_SIZES[key])
         elif key.endswith("_token_id"):
+            # Token ids must be below the small vocabulary.
             settings[key] = 0 if key == "pad_token_id" else 1
     return settings

@@ -51,6 +51,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
         raise _model_error(spec, error) from error
     if spec.dropout is not None:
         for name in _DROPOUTS:
+            # Only names that the model has: others would be saved with the config and do nothing.
             if hasattr(config, name):
                 setattr(config, name, spec.dropout)
     return config  # type: ignore[no-any-return]  # AutoConfig is untyped
@@ -136,6 +137,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
     if spec.from_config is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            # Every rank draws the same weights, as the seed is the job's.
             return kind.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]  # untyped
     try:
         model, info = kind.from_pretrained(
@@ -143,13 +145,18 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
             config=config,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
+            # True raises where there are only pickles; None takes them.
             use_safetensors=None if spec.allow_pickle else True,
-            dtype=torch.float32,  # transformers 5 would take the dtype of the checkpoint
+            # Without it transformers 5 takes the dtype of the checkpoint, often bf16: master weights would start
+            # rounded.
+            dtype=torch.float32,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _model_error(spec, error) from error
     check_loaded(spec, model, info["missing_keys"], is_whole=auto_model == "AutoModelForCausalLM")
+    # transformers has drawn them already, from the global generator: overwritten, or a head would depend on what else
+    # drew before.
     _initialise(model, set(info["missing_keys"]), seed)
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 
@@ -208,8 +215,10 @@ def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:
             if name not in missing:
                 continue
             if parameter.dim() >= 2:
+                # `hash()` of a string differs from process to process. Seven bytes fit into a signed 64-bit seed.
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 rng = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+                # Drawn on the CPU: generators of GPUs give other numbers for the same seed.
                 parameter.copy_(torch.randn(parameter.shape, generator=rng) * std)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)

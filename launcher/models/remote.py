@@ -22,6 +22,7 @@ from launcher.rundir.uri import open_uri, split_options, translate_errors
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
+# Cached for the life of the process: each listing is a request to the store.
 @lru_cache(maxsize=16)
 def local_copy(name: str, weights: bool = False) -> str:
     """Return a model's local directory, copying a remote model first. A hub name is returned unchanged.
@@ -40,11 +41,14 @@ def local_copy(name: str, weights: bool = False) -> str:
     digest = hashlib.sha256(f"{name}\n{facts}".encode()).hexdigest()[:24]
     folder = _cache_dir()
     full, without_weights = folder / digest, folder / f"{digest}-without-weights"
+    # Without the lock: a copy that is there is complete, as it appears by rename.
     for copy in (full,) if weights else (full, without_weights):
         if copy.is_dir():
             return str(copy)
     target = full if weights else without_weights
-    with FileLock(f"{target}.lock"):  # all workers of a node ask at once; one of them copies
+    # All workers of a node ask at once; one of them copies.
+    with FileLock(f"{target}.lock"):
+        # Asked again inside of the lock: another process may have copied while this one waited.
         if not target.is_dir():
             _copy(name, [i for i in files if weights or not i.path.endswith(_WEIGHTS)], target)
     return str(target)
@@ -61,7 +65,8 @@ def remote_files(name: str) -> list[pafs.FileInfo]:
         with translate_errors(f"model.name: {shown}"):
             fs, path = open_uri(name)
             infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-            if not infos:  # a missing bucket looks like an empty directory; this listing raises for it
+            # A missing bucket looks like an empty directory; this listing raises for it.
+            if not infos:
                 fs.get_file_info(pafs.FileSelector(path))
     except RunError as error:
         raise ModelError(error.message) from error
@@ -77,6 +82,7 @@ def remote_files(name: str) -> list[pafs.FileInfo]:
 def _copy(name: str, files: list[pafs.FileInfo], target: Path) -> None:
     """Copy files into a directory that appears when all of them are there."""
     fs, root = open_uri(name)
+    # Next to the target: a rename works within one file system only.
     staged = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         with translate_errors(f"model.name: {split_options(name)[0]}"):
@@ -86,6 +92,7 @@ def _copy(name: str, files: list[pafs.FileInfo], target: Path) -> None:
                 pafs.copy_files(
                     info.path, str(path), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
                 )
+        # Last: whoever sees the directory sees all of its files.
         os.replace(staged, target)
     except RunError as error:
         raise ModelError(error.message) from error
@@ -101,7 +108,9 @@ def _cache_dir() -> Path:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
-            continue  # a read-only container image
+            # A read-only container image.
+            continue
+        # Its owner is checked: anyone may create this name in a shared temporary directory, and models can hold code.
         if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
             return folder
     raise ModelError(f"HF_HOME: {constants.HF_HOME} cannot be written, so no remote model can be copied; set another")

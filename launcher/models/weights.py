@@ -32,9 +32,11 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 # Parameters of a body that may be missing: checkpoints of pretraining heads lack the pooler or the mask embedding.
 _OPTIONAL = frozenset(("pooler", "mask_token", "mask_emb", "masked_spec_embed"))
 _LFS_MAGIC = b"version https://git-lfs"
-_TORCH_MAGIC = (b"PK", b"\x80")  # a zip archive, or a bare pickle as torch.save wrote before 1.6
+# A zip archive, or a bare pickle as torch.save wrote before 1.6.
+_TORCH_MAGIC = (b"PK", b"\x80")
 _LAYER = re.compile(r"(.+?\.)\d+\.")
-_LINEAR = ("Linear", "Conv1D")  # Conv1D is GPT-2's linear layer
+# Conv1D is GPT-2's linear layer.
+_LINEAR = ("Linear", "Conv1D")
 _ADAPTABLE = (*_LINEAR, "Embedding", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
 
 
@@ -81,13 +83,15 @@ def check_weights(spec: ModelSpec, model: "PreTrainedModel") -> None:
     """
     if spec.from_config is not None:
         return
-    if "://" in spec.name:  # reading headers would copy whole files first
+    # Reading headers would copy whole files first.
+    if "://" in spec.name:
         _check_names(spec, [info.base_name for info in remote_files(spec.name)])
         return
     folder = Path(spec.name)
     if not folder.is_dir():
         return
     _check_names(spec, [file.name for file in folder.iterdir()])
+    # transformers 5.23 prefers safetensors where a directory holds both.
     is_pickle = not any(folder.glob("*.safetensors"))
     read = _pickle_shapes if is_pickle else _safetensors_shapes
     files = _files(folder, "pytorch_model.bin" if is_pickle else "model.safetensors")
@@ -119,6 +123,7 @@ def check_loaded(spec: ModelSpec, model: "PreTrainedModel", missing: Collection[
 
 
 def _check_names(spec: ModelSpec, names: list[str]) -> None:
+    # transformers 5.23 would load the adapters too (`find_adapter_config_file` in its auto classes), in silence.
     if "adapter_config.json" in names:
         raise ModelError(
             f"model.name: {spec.name} holds adapters (adapter_config.json) next to a model; merge them into its "
@@ -135,6 +140,7 @@ def _check_names(spec: ModelSpec, names: list[str]) -> None:
 def _files(folder: Path, name: str) -> list[Path]:
     """Return the files that transformers would load: the one of this name, or the shards in its index."""
     whole, index = folder / name, folder / f"{name}.index.json"
+    # A link is taken even if broken, as in a cache of the hub whose blob is gone: reading it names the file.
     if whole.exists() or whole.is_symlink():
         return [whole]
     if not index.exists():
@@ -167,6 +173,7 @@ def _safetensors_shapes(file: Path) -> Shapes:
 
     _read_magic(file)
     try:
+        # Reads the header, which also shows a file that was cut short: its length is checked against the offsets.
         with safe_open(file, "np") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -216,6 +223,7 @@ def _check_shapes(spec: ModelSpec, model: "PreTrainedModel", shapes: Shapes) -> 
     matches = 0
     for name in wanted:
         shape = next((shapes[n] for n in (name, name.removeprefix(prefix), f"{prefix}{name}") if n in shapes), None)
+        # Only the body counts: a head of the right shape proves nothing about the model.
         matches += shape is not None and name in body
         if shape is not None and shape != wanted[name]:
             raise ModelError(

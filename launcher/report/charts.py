@@ -34,7 +34,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY = (
 LEGEND_ON_TOP = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x")
-_FAINT = "60"  # alpha of an #rrggbbaa colour
+# Alpha of an #rrggbbaa colour.
+_FAINT = "60"
 _MARKED_POINTS = 60
 """Curves of at most this many points show markers."""
 _MAX_EPOCH_LINES = 12
@@ -89,6 +90,8 @@ def make_confusion_chart(matrix: ConfusionMatrix) -> Chart | None:
     percents = [_row_percents(row) for row in matrix.counts]
     labels = [escape_label(name, _LABEL_CHARS) for name in matrix.labels]
     ticks = {"tickmode": "array", "tickvals": list(range(count)), "ticktext": labels}
+    # No colour scale: `report.js` sets it for a light or a dark page. The range is fixed, so that the same percentage
+    # has the same colour in every report.
     heat = go.Heatmap(
         z=percents,
         customdata=[list(row) for row in matrix.counts],
@@ -109,6 +112,7 @@ def make_confusion_chart(matrix: ConfusionMatrix) -> Chart | None:
     figure.update_xaxes(title_text="predicted", tickangle=angle, tickfont=font, automargin=True, **ticks)
     figure.update_yaxes(title_text="true", autorange="reversed", tickfont=font, automargin=True, **ticks)
     figure.update_layout(font=font)
+    # Never exhausted: a matrix of more than `MAX_CLASSES` has returned above.
     row_px = next(px for max_classes, px in _ROW_PX if count <= max_classes)
     return make_chart("Confusion matrix", figure, 200 + count * row_px, "Coloured by the percentage of the true class.")
 
@@ -122,10 +126,12 @@ def make_time_chart(times: Sequence[TimesRecord]) -> Chart | None:
     seconds = sum(line.seconds for line in times)
     world_size = len(times[0].data_s)
     data, communication, evaluation, checkpoint = (
+        # Records of older runs have () for communication; the strict zip needs a value for each rank.
         [sum(values) for values in zip(*(getattr(line, name) or (0.0,) * world_size for line in times), strict=True)]
         for name in ("data_s", "communication_s", "evaluation_s", "checkpoint_s")
     )
     waits = zip(data, communication, evaluation, checkpoint, strict=True)
+    # The total is measured on rank 0, the waits on each rank: the difference may fall a little below 0.
     computing = [max(0.0, seconds - sum(waits_of_rank)) for waits_of_rank in waits]
     ranks = _choose_ranks(computing)
     parts = {
@@ -158,12 +164,16 @@ def thin(xs: Sequence[int], ys: Sequence[float], max_points: int = MAX_POINTS) -
     """
     if len(xs) <= max_points:
         return list(xs), list(ys)
+    # Two points a bucket, and the two ends.
     buckets = (max_points - 2) // 2
     inner = len(xs) - 2
     chosen = [0]
     for bucket in range(buckets):
         indices = range(1 + inner * bucket // buckets, 1 + inner * (bucket + 1) // buckets)
+        # min and max of values with NaN depend on their order, so only finite ones compete.
         finite = [i for i in indices if math.isfinite(ys[i])] or [indices[0]]
+        # A set, as the lowest and highest of a flat bucket are the same point; sorted, as a line must not run
+        # backwards.
         chosen += sorted({min(finite, key=ys.__getitem__), max(finite, key=ys.__getitem__)})
     chosen.append(len(xs) - 1)
     return [xs[i] for i in chosen], [ys[i] for i in chosen]
@@ -179,6 +189,7 @@ def smooth(values: Sequence[float], span: int) -> list[float]:
         if math.isfinite(value):
             total = decay * total + (1 - decay) * value
             weight = decay * weight + (1 - decay)
+        # A gap stays a gap: NaN breaks the line where a loss was not finite, and later means do not carry it.
         smoothed.append(total / weight if weight and math.isfinite(value) else math.nan)
     return smoothed
 
@@ -192,6 +203,7 @@ def make_step_line(
         x=xs,
         # Six digits are more than a screen can show and keep the page small.
         y=[float(f"{y:.6g}") for y in ys],
+        # plotly reads a subset of HTML in names.
         name=html.escape(name, quote=False),
         mode="lines+markers" if len(xs) <= _MARKED_POINTS else "lines",
         line={"color": colour, "width": width},
@@ -208,7 +220,10 @@ def format_step_axes(figure: go.Figure) -> go.Figure:
 
 def make_chart(title: str, figure: go.Figure, height_px: int, note: str, is_wide: bool = False) -> Chart:
     """Return a figure as JSON in the frame that all charts share."""
+    # plotly 7 writes its default template into each figure: 6.5 KB, with colours of its own.
     figure.update_layout(template="none", margin={"l": 56, "r": 14, "t": 30, "b": 44}, height=height_px)
+    # The json engine by name: by default plotly takes orjson where it is installed, and pages would differ by machine.
+    # Either writes NaN as null, which JSON.parse of the page can read.
     return Chart(title=title, json=pio.to_json(figure, engine="json"), height_px=height_px, note=note, is_wide=is_wide)
 
 
@@ -227,6 +242,7 @@ def _make_loss_chart(data: ReportData) -> Chart:
         losses = [line.loss for line in data.evaluations]
         figure.add_trace(make_step_line("validation", evaluated, losses, ORANGE, width=2.5))
     for before, after in zip(data.steps, data.steps[1:], strict=False):
+        # Only logged steps are known: the line is at the last one before the epoch changed.
         if before.epoch != after.epoch and data.steps[-1].epoch <= _MAX_EPOCH_LINES:
             figure.add_vline(x=before.step, line={"color": GREY, "width": 1, "dash": "dot"}, opacity=0.6)
     note = "Dotted lines: ends of epochs." if figure.layout.shapes else ""
@@ -236,6 +252,7 @@ def _make_loss_chart(data: ReportData) -> Chart:
 def _make_metric_charts(data: ReportData) -> list[Chart]:
     """Return one chart of all metrics within [-1, 1], and one of each other metric, which needs its own axis."""
     names = list(dict.fromkeys(name for line in data.evaluations for name in line.metrics))
+    # By values, not by names: a perplexity of thousands would flatten an accuracy on a common axis.
     groups: list[list[str]] = [[]]
     for name in names:
         values = [line.metrics[name] for line in data.evaluations if name in line.metrics]
@@ -276,6 +293,7 @@ def _make_norm_chart(data: ReportData, steps: Sequence[int], norms: Sequence[flo
 
 def _make_noisy_lines(name: str, steps: Sequence[int], values: Sequence[float], colour: str) -> list[go.Scatter]:
     """Return a faint line of the values and a strong one of their moving average."""
+    # About 30 spans across the chart: enough to show a trend.
     span = min(200, max(5, len(steps) // 30))
     return [
         make_step_line(f"{name}, each step", steps, values, colour + _FAINT, width=1),
@@ -310,6 +328,7 @@ def _choose_ranks(computing_s: Sequence[float]) -> list[int]:
     """Return the ranks that get a bar, in order: all, or the fastest and the slowest of many."""
     if len(computing_s) <= _MAX_RANKS:
         return list(range(len(computing_s)))
+    # Those in the middle explain nothing: all wait for the slowest.
     by_time = sorted(range(len(computing_s)), key=lambda rank: computing_s[rank])
     return sorted([*by_time[: _MAX_RANKS // 2], *by_time[-_MAX_RANKS // 2 :]])
 

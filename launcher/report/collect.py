@@ -82,7 +82,9 @@ class ReportData:
     def best_evaluation(self) -> EvaluationRecord | None:
         """Best evaluation so far: the one whose weights are kept."""
         if self.result is not None:
+            # None without evaluations: `best_step` is then the last step, which no line has.
             return next((line for line in self.evaluations if line.step == self.result.best_step), None)
+        # The last one that was the best so far: each of them was when it was logged.
         return next((line for line in reversed(self.evaluations) if line.best), None)
 
     @property
@@ -102,6 +104,8 @@ def collect(run: RunDir) -> ReportData:
     Raises:
         RunError: The directory has no job.yaml, or one of its files is invalid.
     """
+    # The run may still be training: files are read one after the other, so a result may be newer than the last step
+    # read here.
     job_text = run.read_bytes("job.yaml").decode()
     steps: list[StepRecord] = []
     evaluations: list[EvaluationRecord] = []
@@ -114,6 +118,7 @@ def collect(run: RunDir) -> ReportData:
             generations.append(line)
         elif isinstance(line, TimesRecord):
             times.append(line)
+        # Other splits are scored once, with their own files (`_read_scores`).
         elif line.split == "validation":
             evaluations.append(line)
     return ReportData(
@@ -133,6 +138,7 @@ def collect(run: RunDir) -> ReportData:
         scores=_read_scores(run),
         leakage=run.find_record("leakage.json", LeakageRecord),
         result=run.find_record("result.json", ResultRecord),
+        # Checked one by one: a link to a file that is not there yet would be dead.
         files=tuple(path for path in _LINKED if run.exists(path)),
     )
 
@@ -185,5 +191,6 @@ def _flatten(prefix: str, value: object) -> list[tuple[str, str]]:
     elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
         parts = [(str(index), child) for index, child in enumerate(value)]
     else:
+        # Empty lists and mappings too, which would otherwise leave no row.
         return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
     return [row for key, child in parts for row in _flatten(f"{prefix}.{key}" if prefix else key, child)]

@@ -23,6 +23,7 @@ from launcher.spec.curve import curve_values, job_values
 
 MARK = b'<meta name="generator" content="launcher compare">'
 """Mark of a comparison page. Only a file that has it is overwritten."""
+# The mark is the second line of the head (`page.html.j2`), so the start of a page of megabytes is enough.
 _HEAD_BYTES = 4096
 # Lower is better for these. For the metric that a plan names, the plan says so.
 _LOWER_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae")
@@ -86,6 +87,7 @@ class Comparison:
             for record in data.scores or fallback:
                 for name, value in {**record.metrics, "loss": record.loss}.items():
                     values.setdefault(f"{record.split} {name}", {})[index] = value
+        # The sort is stable: within a split the metrics keep the order of the task.
         names = sorted(values, key=lambda name: (not name.startswith("test "), not name.startswith("validation ")))
         return tuple(self._make_metric_row(name, values[name]) for name in names)
 
@@ -97,6 +99,7 @@ class Comparison:
             "model": _model_name,
             "steps": lambda data: f"{data.steps_done:,}" + ("" if data.result else " so far"),
             "best step": lambda data: f"{data.best_evaluation.step:,}" if data.best_evaluation else "",
+            # A median, so that a few slow steps do not count. It raises for no steps, but `compare` refuses such runs.
             "rows per second": lambda d: format_rounded(statistics.median(line.samples_per_s for line in d.steps)),
             "training time": lambda data: format_duration(data.elapsed_s),
             "workers": lambda data: f"{data.job.cluster.workers}, ZeRO-{data.job.zero_stage}",
@@ -123,18 +126,21 @@ class Comparison:
     @cached_property
     def agreement(self) -> tuple[str, ...]:
         """Sentences on whether two runs have the same curve. Empty if there are more runs, or the jobs differ in it."""
+        # Other curve settings are expected to give other curves: comparing them step by step would say nothing.
         if len(self.runs) != 2 or any(row.note == "yes" for row in self.job_differences):
             return ()
         return compare_curves(*self.runs).sentences
 
     def _make_metric_row(self, name: str, values: dict[int, float]) -> Row:
         metric = name.split(" ", 1)[1]
+        # A plan names the direction of one metric only; the list covers those of the built-in tasks.
         lower_is_better = metric in _LOWER_IS_BETTER or any(
             _plan_value(data, "metric") == metric and _plan_value(data, "metric_mode") == "min" for data in self.runs
         )
         best_value = (min if lower_is_better else max)(values.values())
         # Neither a single run nor runs with equal values have a best one.
         has_best = len(set(values.values())) > 1
+        # Compared unrounded: two runs that show the same digits may still differ.
         best = tuple(i for i, value in values.items() if value == best_value) if has_best else ()
         texts = tuple(format_number(values[i]) if i in values else "" for i in range(len(self.runs)))
         return Row(name, texts, best, "lower is better" if lower_is_better else "")
@@ -177,6 +183,8 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
         RunError: The path holds another kind of file, or cannot be written.
     """
     output = check_output_path(output)
+    # In the same directory, as a rename works within one file system; with the process in its name, as two commands may
+    # write at once.
     staged = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +195,8 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
             f"--output: {output} cannot be written ({describe_os_error(error)}); give a path that can be"
         ) from error
     finally:
-        with suppress(OSError):  # after the rename, or a failure before the file existed
+        # Not there after the rename, or after a failure before it existed.
+        with suppress(OSError):
             staged.unlink()
     return output
 
@@ -217,6 +226,7 @@ def _is_comparison(path: Path) -> bool:
 def _shorten_names(uris: Sequence[str]) -> tuple[str, ...]:
     """Return as many of the last parts of each path as are needed to tell the runs apart."""
     parts = [uri.split("/") for uri in uris]
+    # Ends before the last line unless two runs have one URI, which `compare` refuses.
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
@@ -226,6 +236,7 @@ def _shorten_names(uris: Sequence[str]) -> tuple[str, ...]:
 
 def _differing_rows(values: Sequence[dict[str, str]]) -> tuple[Row, ...]:
     """Return a row for each key whose value is not the same in all runs."""
+    # An ordered set: keys of all runs, in the order of the first job that has them.
     keys = dict.fromkeys(key for of_run in values for key in of_run)
     rows = (Row(key, tuple(of_run.get(key, "") for of_run in values)) for key in keys)
     return tuple(row for row in rows if len(set(row.values)) > 1)

@@ -25,7 +25,8 @@ from launcher.report.collect import ReportData
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
 _DASHES = ("solid", "dash", "dot", "dashdot")
 """Dash patterns that tell runs with the same colour apart."""
-_FAINT = "48"  # alpha of an #rrggbbaa colour
+# Alpha of an #rrggbbaa colour.
+_FAINT = "48"
 _NAME_CHARS = 48
 
 Points = list[tuple[int, float]]
@@ -36,6 +37,7 @@ def make_comparison_charts(names: Sequence[str], runs: Sequence[ReportData]) -> 
     note = "Faint: each step. Strong: moving average. Click a name to hide the run, double-click to show it alone."
     losses = [[(line.step, line.loss) for line in data.steps] for data in runs]
     charts = [_make_chart_of_runs("Training loss", names, losses, is_smoothed=True, note=note, height_px=440)]
+    # More than two runs have no difference to draw, and no first one that the others could be measured by.
     if len(runs) == 2:
         charts += _make_difference_charts(names, runs)
     metrics = dict.fromkeys(name for data in runs for line in data.evaluations for name in line.metrics)
@@ -63,11 +65,13 @@ def colour_of_run(index: int) -> str:
 def _make_difference_charts(names: Sequence[str], runs: Sequence[ReportData]) -> list[Chart]:
     """Return a chart of the second run's loss minus the first one's, or [] if no step is in both."""
     first, second = ({line.step: line.loss for line in data.steps} for data in runs)
+    # Common steps only: runs may log at different intervals, or one may still be training.
     steps = sorted(first.keys() & second.keys())
     if not steps:
         return []
     line = _make_run_line("difference", [(step, second[step] - first[step]) for step in steps], GREY, width=1.5)
     figure = go.Figure(line).update_layout(showlegend=False)
+    # Exact on purpose, as the note says. A NaN equals nothing, so it is not counted.
     identical = sum(first[step] == second[step] for step in steps)
     first_name, second_name = (clip(name, _NAME_CHARS) for name in names)
     note = f"{second_name} minus {first_name}: bit-identical at {identical:,} of {len(steps):,} steps."
@@ -88,11 +92,14 @@ def _make_chart_of_runs(
         if not curve:
             continue
         colour = colour_of_run(index)
+        # Colours repeat after seven runs, dashes tell their rounds apart.
         dash = _DASHES[index // len(_PALETTE) % len(_DASHES)]
-        group = f"run-{index}"  # a click on the name hides both lines of the run
+        # A click on the name hides both lines of the run.
+        group = f"run-{index}"
         if is_smoothed:
             raw = _make_run_line(name, curve, colour + _FAINT, width=1)
             figure.add_trace(raw.update(legendgroup=group, showlegend=False, hoverinfo="skip"))
+            # Before the line is thinned: a mean of the extremes that thinning keeps would be another curve.
             means = smooth([value for _, value in curve], min(200, max(5, len(curve) // 30)))
             curve = [(step, mean) for (step, _), mean in zip(curve, means, strict=True)]
         strong = _make_run_line(name, curve, colour, width=2.5, dash=dash)

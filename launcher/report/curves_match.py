@@ -58,6 +58,7 @@ class CurveComparison:
     def is_same_curve(self) -> bool:
         """True if both runs have the same curve."""
         divergences = (self.loss_divergence, self.metric_divergence)
+        # No common step is no evidence, and a step too few is another curve.
         return bool(self.steps) and not self.unmatched_steps and divergences == (None, None)
 
     @property
@@ -89,10 +90,12 @@ def compare_curves(first: ReportData, second: ReportData) -> CurveComparison:
     """Compare the losses and evaluations of two runs at the steps that both have."""
     first_losses = {line.step: line.loss for line in first.steps}
     second_losses = {line.step: line.loss for line in second.steps}
+    # By step, not by position: a run that logs every tenth step is compared at those.
     steps = sorted(first_losses.keys() & second_losses.keys())
     pairs = [(first_losses[step], second_losses[step]) for step in steps]
     differences = [_difference(*pair) for pair in pairs]
     diverged = (i for i, difference in enumerate(differences) if difference > TOLERANCE)
+    # The first one: later differences follow from it.
     index = next(diverged, None)
     evaluated = {line.step for line in first.evaluations} & {line.step for line in second.evaluations}
     return CurveComparison(
@@ -117,11 +120,13 @@ def _find_metric_divergences(
         first_values = {"loss": line.loss, **line.metrics}
         second_values = {"loss": other.loss, **other.metrics}
         for name in first_values:
+            # A metric that is undefined in one run only (ROC-AUC of one class) is left out there.
             if name in second_values and _difference(first_values[name], second_values[name]) > TOLERANCE:
                 yield Divergence(line.step, f"validation {name}", first_values[name], second_values[name])
 
 
 def _is_identical(first: float, second: float) -> bool:
+    # Two runs that both diverged to NaN did the same; `==` alone would call them different.
     return first == second or (math.isnan(first) and math.isnan(second))
 
 
@@ -130,4 +135,5 @@ def _difference(first: float, second: float) -> float:
     if _is_identical(first, second):
         return 0.0
     difference = abs(first - second) / max(1.0, abs(first), abs(second))
+    # NaN against a number would compare as no difference: `NaN > tolerance` is false.
     return difference if math.isfinite(difference) else math.inf

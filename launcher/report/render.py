@@ -69,6 +69,7 @@ def write_report(run: RunDir) -> str:
     Raises:
         RunError: The directory has no job.yaml, or one of its files is invalid.
     """
+    # Atomic, so a reader sees a whole page. Not durable: it can be written again from the run.
     run.write_bytes("report.html", render_report(collect(run)).encode())
     return run.path("report.html")
 
@@ -109,6 +110,8 @@ def render_page(template: str, figures: dict[str, Chart], **content: object) -> 
     script = _read_asset("report.js")
     # plotly.js weighs 4.8 MB (plotly for Python ships no smaller bundle), so a page without charts leaves it out.
     plotly_js = plotly_offline.get_plotlyjs() if figures else ""
+    # Trap: a hash is of the exact text between the tags. White space around a script in `page.html.j2` would stop it
+    # from running, and the charts would be missing without an error.
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
         f"script-src {_hash_script(plotly_js)} {_hash_script(script)}"
@@ -118,7 +121,8 @@ def render_page(template: str, figures: dict[str, Chart], **content: object) -> 
         .get_template(template)
         .render(
             policy=policy,
-            style=Markup(_read_asset("report.css")),  # trusted, like the two scripts
+            # Trusted, like the two scripts: all three come from packages, not from the run.
+            style=Markup(_read_asset("report.css")),
             script=Markup(script),
             plotly_js=Markup(plotly_js),
             figures=_embed(figures),
@@ -145,6 +149,7 @@ def _largest_confusions(matrix: ConfusionMatrix) -> tuple[Confusion, ...]:
     if len(matrix.labels) <= 2:
         return ()
     confusions = [
+        # No division by 0: a cell with a count is part of its row.
         Confusion(matrix.labels[true], matrix.labels[predicted], count, 100 * count / sum(row))
         for true, row in enumerate(matrix.counts)
         for predicted, count in enumerate(row)
@@ -162,10 +167,13 @@ def _make_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("launcher.report"),
         autoescape=True,
+        # A misspelt variable raises instead of leaving a gap on the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_mask,  # reports are passed on, and a URI like `s3://key:secret@bucket` has credentials in it
+        # Reports are passed on, and a URI like `s3://key:secret@bucket` has credentials in it. Trap: a Markup passes
+        # unmasked, so texts in figures must be free of them before.
+        finalize=_mask,
     )
     environment.filters |= {
         "number": formatting.format_number,
@@ -185,6 +193,7 @@ def _read_asset(name: str) -> str:
 def _embed(figures: dict[str, Chart]) -> Markup:
     """Return the figures as one JSON object without any character that could end the script element around it."""
     items = ",".join(f'"{key}":{chart.json}' for key, chart in figures.items())
+    # Escapes of JSON strings: these characters occur in nothing else of JSON, so the values stay the same.
     safe = items.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return Markup("{" + safe + "}")
 

@@ -44,6 +44,7 @@ def make_tiles(data: ReportData) -> tuple[Tile, ...]:
         note = "its weights are kept" if value is None else f"validation {data.main_metric} {format_number(value)}"
         tiles.append(Tile("Best step", f"{best.step:,}", note))
     if data.steps:
+        # A median, so that a few slow steps do not count.
         rate = statistics.median(step.samples_per_s for step in data.steps)
         tiles.append(Tile("Rows per second", format_rounded(rate), "training, median over the steps"))
         tiles.append(Tile("Training time", format_duration(data.elapsed_s), "over all attempts"))
@@ -64,15 +65,18 @@ def count_skipped_rows(data: ReportData) -> Mapping[str, int]:
     """Return the number of invalid rows that were skipped, by split, without splits that have none."""
     counts = {"training": data.steps[-1].skipped_rows if data.steps else 0}
     if data.result is not None:
+        # The last log may lie before the last step.
         counts["training"] = data.result.skipped_rows
     if data.evaluations:
         counts["validation"] = data.evaluations[-1].skipped_rows
+    # Scores last: every row of the split was read for them.
     counts |= {record.split: record.skipped_rows for record in data.scores}
     return {split: count for split, count in counts.items() if count}
 
 
 def baseline_name(record: ScoresRecord) -> str:
     """Return the word for the baseline: "chance" for classes, "baseline" for numbers."""
+    # A regression has neither: predicting the mean is no matter of chance.
     return "chance" if record.classes or record.confusion is not None else "baseline"
 
 

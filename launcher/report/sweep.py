@@ -42,6 +42,7 @@ class SweepData:
     def best(self) -> tuple[TrialRecord, TrialEvaluation] | None:
         """Exported trial, or the best one so far, with its best evaluation."""
         chosen = [trial for trial in self.trials if trial.number == self.record.best]
+        # `record.best` is None until the sweep is finished; until then the ranking counts.
         for trial in chosen or self.trials:
             evaluation = trial.best_evaluation(self.record.mode)
             if evaluation is not None:
@@ -52,9 +53,11 @@ class SweepData:
     def seed_std(self) -> float | None:
         """Standard deviation of the metric over seeds, or None with fewer than two."""
         repeated = {trial.repeat_of for trial in self.repeats}
+        # The repeated trial is one of the seeds.
         same_params = (*(trial for trial in self.trials if trial.number in repeated), *self.repeats)
         evaluations = [trial.best_evaluation(self.record.mode) for trial in same_params]
         values = [evaluation.value for evaluation in evaluations if evaluation is not None]
+        # Of a sample (n - 1): few seeds stand for all.
         return statistics.stdev(values) if len(values) > 1 else None
 
     @property
@@ -75,6 +78,7 @@ class SweepData:
         for trial in self.trials:
             percent = trial.evaluations[-1].progress if trial.evaluations else 0.0
             if trial.status == "pruned" and percent:
+                # An estimate: start-up is counted as if it recurred, so it is high for trials pruned early.
                 saved += trial.seconds * trial.workers * (100 - percent) / percent
         return saved
 
@@ -108,6 +112,7 @@ def collect_sweep(run: RunDir) -> SweepData:
         record=record,
         trials=tuple(record.rank_trials(trials)),
         repeats=tuple(trial for trial in trials if trial.repeat_of is not None),
+        # Asked for first: a sweep that is running has none yet.
         best_job=run.read_bytes("sweep/best.yaml").decode() if run.exists("sweep/best.yaml") else "",
         test=run.find_record("scores-test.json", ScoresRecord),
     )
@@ -139,6 +144,7 @@ def render_sweep(data: SweepData) -> str:
         summary=summarize_sweep(data),
         tiles=make_sweep_tiles(data),
         charts=charts,
+        # The best first, so a long table loses the worst.
         shown=(*data.trials[:_MAX_ROWS], *data.repeats),
     )
 

@@ -71,6 +71,7 @@ class _Axis:
         """Names of the values or, for a range, of its bins, in order."""
         if not self.is_range:
             return [format_param(value, None) for value in self.values]
+        # A narrow range gives two bins the same name in two digits; they are one row then.
         return list(dict.fromkeys(self._bin_name(i) for i in range(self._num_bins)))
 
     @property
@@ -86,13 +87,16 @@ class _Axis:
         if not self.is_range:
             return format_param(value, None)
         index = int(self.position_of(value) * self._num_bins)
+        # The upper end of the range belongs to the last bin.
         return self._bin_name(min(self._num_bins - 1, max(0, index)))
 
     def position_of(self, value: JsonValue) -> float:
         """Return the position of a value on the axis, from 0 to 1."""
         if not self.is_range:
+            # A choice of one value has one position, and nothing to divide by.
             return self.values.index(value) / max(1, len(self.values) - 1)
         low, high = self.ends
+        # Positions follow the scale of the search: on a linear axis all small learning rates would be one tick.
         at, first, last = (math.log(v) if self.is_log else v for v in (float(str(value)), low, high))
         return (at - first) / (last - first)
 
@@ -104,6 +108,7 @@ class _Axis:
     def _bin_name(self, index: int) -> str:
         low, high = self.ends
         bins = self._num_bins
+        # A bin for each number, named by it, where there are few.
         if self.form in ("int", "logint") and bins == high - low + 1:
             return str(int(low) + index)
         fractions = (index / bins, (index + 1) / bins)
@@ -154,7 +159,8 @@ def _make_curves(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
     best, others = trials[0], trials[1:]
     if len(trials) <= _MAX_NAMED:
         groups = [[trial] for trial in others]
-    else:  # one trace per status: thousands of traces would make the page slow
+    # One trace per status: thousands of traces would make the page slow.
+    else:
         groups = [[trial for trial in others if trial.status == status] for status in _STATUS_COLOURS]
     for members in [*(group for group in groups if group), [best]]:
         first, is_best = members[0], members == [best]
@@ -162,7 +168,8 @@ def _make_curves(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
         ys: list[float | None] = []
         for trial in members:
             evaluations = _thin(trial.evaluations, max_points)
-            xs += [*(round(evaluation.progress, 1) for evaluation in evaluations), None]  # None ends the line
+            # None ends the line: one trace holds many.
+            xs += [*(round(evaluation.progress, 1) for evaluation in evaluations), None]
             ys += [*(_round(evaluation.value) for evaluation in evaluations), None]
         name = f"trial {first.number} ({first.status})" if len(members) == 1 else first.status
         figure.add_trace(
@@ -184,6 +191,8 @@ def _make_curves(record: SweepRecord, trials: Sequence[TrialRecord]) -> Chart:
 
 
 def _thin(evaluations: Sequence[TrialEvaluation], max_points: int) -> Sequence[TrialEvaluation]:
+    # Every n-th, not by extremes as in `charts.thin`: a trial has few evaluations. The last one is kept: it is where a
+    # pruned trial stopped.
     chosen = evaluations[:: max(1, -(-len(evaluations) // max_points))]
     return chosen if chosen[-1] == evaluations[-1] else (*chosen, evaluations[-1])
 
@@ -232,6 +241,7 @@ def _make_heat_map(
 ) -> Chart:
     """Return a heat map of the best metric for each combination of two keys."""
     xs, ys = axes[x].bins, axes[y].bins
+    # The best of a cell, not the mean: pruned trials would pull a mean down.
     choose = max if record.mode == "max" else min
     cells: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
@@ -251,6 +261,7 @@ def _make_heat_map(
             ygap=2,
             hovertemplate="%{x}, %{y}<br>best %{z}, %{customdata} trials<extra></extra>",
             colorbar={"thickness": 12, "outlinewidth": 0},
+            # The strong end of the scale, which `report.js` sets, is always the better one.
             reversescale=record.mode == "min",
         )
     )
@@ -263,25 +274,29 @@ def _make_heat_map(
 def _make_parallel_coordinates(record: SweepRecord, axes: Mapping[str, _Axis], trials: Sequence[TrialRecord]) -> Chart:
     """Return a chart with a line per trial across all keys, coloured from worst to best in five groups."""
     figure = go.Figure()
-    ranked = list(reversed(trials))  # worst first: the best lines are drawn last, on top
+    # Worst first: the best lines are drawn last, on top.
+    ranked = list(reversed(trials))
     groups = min(len(_RANK_COLOURS), len(ranked))
     values = [_best_value(record, trial) for trial in trials]
     low, high = min(values), max(values)
     for group in range(groups):
+        # Groups differ in size by one trial at most, and none is empty.
         members = ranked[len(ranked) * group // groups : len(ranked) * (group + 1) // groups]
         xs: list[int | None] = []
         ys: list[float | None] = []
         texts: list[str | None] = []
         for trial in members:
             value = _best_value(record, trial)
+            # All trials equal: the middle, instead of a division by 0.
             metric_position = 0.5 if high == low else (value - low) / (high - low)
             positions = [*(axis.position_of(trial.params[key]) for key, axis in axes.items()), metric_position]
             shown = {key: _label(format_param(trial.params[key], None)) for key in axes}
             shown[record.metric] = format_number(value)
-            xs += [*range(len(positions)), None]  # None ends the line
+            xs += [*range(len(positions)), None]
             ys += [*(round(position, 3) for position in positions), None]
             texts += [*(f"trial {trial.number}<br>{_label(key)} {text}" for key, text in shown.items()), None]
         has_names = len(trials) <= _MAX_NAMED
+        # Texts of many trials would make the page large.
         hover = {"text": texts, "hovertemplate": "%{text}<extra></extra>"} if has_names else {"hoverinfo": "skip"}
         is_best = group == groups - 1
         figure.add_trace(
@@ -320,6 +335,7 @@ def _draw_vertical_axes(figure: go.Figure, axes: Sequence[tuple[str, Sequence[tu
 
 
 def _make_importance_chart(record: SweepRecord) -> Chart:
+    # plotly draws the first bar at the bottom.
     names = list(reversed(record.importances))
     figure = go.Figure(
         go.Bar(

@@ -30,6 +30,7 @@ class GenerationHistory:
 def split_at_marks(text: str, marks: tuple[SpanMark, ...]) -> tuple[Piece, ...]:
     """Split a text wherever a mark begins or ends. Marks outside of the text are ignored."""
     inside = [mark for mark in marks if 0 <= mark.start < mark.end <= len(text)]
+    # Marks may overlap (missed and wrong), so nested tags would not do: each piece knows all marks that cover it.
     cuts = sorted({0, len(text), *(mark.start for mark in inside), *(mark.end for mark in inside)})
     pieces = []
     for begin, end in zip(cuts[:-1], cuts[1:], strict=True):

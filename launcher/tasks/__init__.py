@@ -25,6 +25,7 @@ _NOT_TASKS = ("__init__", "base", "conversations", "padding", "targets")
 def task_names() -> list[str]:
     """Return the names of the built-in tasks, sorted."""
     files = Path(__file__).parent.glob("*.py")
+    # Files are listed, not imported: a task costs its imports only when it is looked up.
     return sorted(file.stem.replace("_", "-") for file in files if file.stem not in _NOT_TASKS)
 
 
@@ -46,10 +47,12 @@ def task_class(name: str) -> type[Task]:
                 f"task.type is {name}, which cannot be imported ({error}); put the module on PYTHONPATH"
             ) from error
         except Exception as error:  # the user's own module runs at import and may raise anything
+            # Messages of imports may have many lines; an error of the launcher is one sentence.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
                 f"task.type is {name}, which cannot be imported ({reason}); fix the module {module_name}"
             ) from error
+        # By its `Params`: `issubclass` with a protocol that is not `runtime_checkable` raises TypeError.
         if not (isinstance(task, type) and issubclass(getattr(task, "Params", type(None)), TaskParams)):
             raise UserError(f"task.type is {name}, which is not a task; see `launcher/tasks/base.py` for the protocol")
         return task
@@ -82,6 +85,7 @@ def build_task(job: JobSpec) -> Task:
         first = error.errors()[0]
         raise UserError(f"task.{'.'.join(map(str, first['loc']))}: {first['msg']}; fix the job file") from error
     task = kind(params, job.model, job.seed)
+    # Set after the constructor, whose signature all tasks share. A task without it would read no file at all.
     task.cell_source = CellSource.from_data(job.data)
     return task
 
@@ -107,6 +111,7 @@ def describe_task(name: str) -> TaskFacts:
         UserError: There is no such task.
     """
     kind = task_class(name)
+    # The model is never loaded: constructors load nothing (`Task.__init__`).
     task = kind(kind.Params(), ModelSpec(name="none"), 0)
     fields = kind.Params.model_fields.items()
     return TaskFacts(

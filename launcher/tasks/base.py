@@ -36,7 +36,8 @@ from launcher.models.weights import check_layers, check_weights
 from launcher.rundir.records import ClassRow, ConfusionMatrix, SpanMark
 from launcher.spec.model import ModelSpec
 
-if TYPE_CHECKING:  # data workers encode without the cost of importing torch
+# Data workers encode without the cost of importing torch.
+if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PreTrainedModel
@@ -264,6 +265,7 @@ class Task(Protocol):
         """
         targets = self.target_columns if with_targets else ()
         kinds: dict[str, ColumnKind] = dict.fromkeys(targets, "text" if self.generates else "number")
+        # Inputs override targets: a column that is both is text, unless `column_kinds` says otherwise.
         kinds |= dict.fromkeys(self.input_columns, "text")
         return kinds | {name: kind for name, kind in self.column_kinds.items() if name in kinds}
 
@@ -347,6 +349,7 @@ class Task(Protocol):
         if self.model.lora is not None:
             check_layers(self.model.lora.target_modules or (), model)
         self._check_vocabulary(model)
+        # transformers gives every configuration 2 labels, so the number means something only where the task sets it.
         classes = {"classes": config.num_labels} if self.head() else {}
         facts: dict[str, object] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         if self.model.freeze is not None:
@@ -360,6 +363,8 @@ class Task(Protocol):
     def _check_vocabulary(self, model: "PreTrainedModel") -> None:
         """Refuse a tokenizer with a token, or a padding token, that has no embedding (an index error on a GPU)."""
         processor = self.processor()
+        # `vocab_size` does not count added tokens (transformers 5.23), and the padding token may be one of them. More
+        # embeddings than tokens are usual and allowed: many models round their number up.
         highest = max(getattr(processor, "vocab_size", 0) - 1, getattr(processor, "pad_token_id", None) or 0)
         embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None) if highest > 0 else None
         if isinstance(embeddings, int) and highest >= embeddings:
@@ -466,6 +471,7 @@ def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
     longer = [length for length in lengths if length > max_length]
     if not longer:
         return ()
+    # A share of the tokens: of the rows, one token too many would count like a thousand.
     share = sum(length - max_length for length in longer) / sum(lengths)
     return (
         f"task.max_length: about {format_percent(share)} of the tokens are cut off, as {len(longer)} of the "
@@ -476,6 +482,8 @@ def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
 
 def with_replaced(task: Task, **attributes: object) -> Task:
     """Return a shallow copy of a task, with its loaded processor, that differs in some attributes."""
+    # Trap: a `cached_property` lives in the `__dict__` that is copied. The loaded tokenizer is shared, as intended, but
+    # whatever was computed from a replaced attribute would be stale.
     other = copy.copy(task)
     for name, value in attributes.items():
         setattr(other, name, value)

@@ -67,6 +67,7 @@ class CausalLM(Task):
         for i, row in enumerate(rows.to_pylist()):
             try:
                 tokens, targets = self._writer.tokens(row, with_targets)
+                # `IGNORED` is below every token id: the largest label is `IGNORED` only if none of them is learned.
                 if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
                     reason = f"nothing to learn among its first {size} of {len(tokens)} tokens (task.max_length)"
                     raise ValueError(f"{self.input_columns[0]} has {reason}")
@@ -75,6 +76,8 @@ class CausalLM(Task):
                 continue
             # A training sample loses its end, a prompt its beginning: the model continues from the prompt's end.
             ids.append(tokens[:size] if with_targets else tokens[-size:])
+            # Labels are shifted, so the last one kept may be the first token that was cut off. It is learned all the
+            # same.
             labels.append(targets[: len(ids[-1])])
             valid_rows.append(i)
         samples = pa.table({"input_ids": list_column(ids), "labels": list_column(labels)})
@@ -91,6 +94,8 @@ class CausalLM(Task):
         # There is no attention mask: `mask_packed_samples` isolates samples where positions restart, and causal
         # attention never reaches the padding at the end.
         position_ids = torch.from_numpy(positions(samples))
+        # Labels stay out of the inputs: transformers would shift them once more and average the loss per micro-batch.
+        # Without `use_cache: False` a forward pass also returns the keys and values of all layers.
         return Batch(
             {"input_ids": ids, "position_ids": position_ids, "use_cache": False}, labels, torch.ones(len(samples))
         )
@@ -110,6 +115,7 @@ class CausalLM(Task):
 
     def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
         """Return the most likely token at each learned position, given the true tokens before it (teacher forcing)."""
+        # argmax first: (B, T) ids leave the device, not (B, T, V) logits.
         rows = zip(logits.argmax(-1).tolist(), samples.column("labels").to_pylist(), strict=True)
         # Not strict: logits are padded to the longest row of the batch.
         ids = [[token for token, label in zip(row, labels, strict=False) if label != IGNORED] for row, labels in rows]
@@ -121,6 +127,7 @@ class CausalLM(Task):
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
         """Return the text that the model generates after each prompt."""
+        # The prompts of all rows in one batch: it costs as many forward passes as its longest answer has tokens.
         texts = generate(model, self._tokenizer, samples.column("input_ids").to_pylist(), self.params.max_new_tokens)
         return pa.table({"prediction": texts}, self.prediction_schema)
 

@@ -56,6 +56,7 @@ class CausalParams(SmoothedParams):
 
     @model_validator(mode="after")
     def _check_context(self) -> "CausalParams":
+        # "" is falsy on purpose: it says that no column is read, which fits every form.
         if self.input and not self.prompt:
             raise ValueError(f"input: {self.input} would be added to a prompt, and no prompt is given; name its column")
         for key in ("system", "tools"):
@@ -94,6 +95,7 @@ class CausalParams(SmoothedParams):
 
     @property
     def _usable_keys(self) -> tuple[str, ...]:
+        # An input is added to a prompt, and a conversation has none to add it to.
         return _CONTEXT_KEYS if self.prompt else ("system", "tools")
 
     def with_columns(self, data: TrainingColumns) -> "CausalParams":
@@ -102,6 +104,8 @@ class CausalParams(SmoothedParams):
         inferred = {}
         for key in self.optional_columns:
             is_read = key in data.names and key not in taken and _is_context(key, data.type_of(key))
+            # "" and not null for a missing column: null would be inferred again, and `infer_params` must keep its own
+            # result.
             inferred[key] = key if is_read else ""
         return self.model_copy(update=inferred)
 
@@ -114,6 +118,7 @@ class CausalParams(SmoothedParams):
 
 def _is_context(key: str, arrow_type: pa.DataType) -> bool:
     """Return whether a column with the name of a parameter also has a type that the parameter reads."""
+    # A name alone proves little: a column `input` of numbers or of pictures has nothing to do with the prompts.
     is_text = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
     return is_text or (key == "tools" and (pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)))
 
@@ -128,8 +133,10 @@ def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str
     """
     written = []
     for row in rows.to_pylist():
-        with suppress(ValueError):  # bad rows are reported elsewhere (`data.on_bad_row`)
+        # Bad rows are reported elsewhere (`data.on_bad_row`).
+        with suppress(ValueError):
             written.append(writer.write(row, True))
+    # Tokenized without truncation, or nothing could be said of what is cut off.
     notes = truncation_note([len(writer.tokenized(row)[0]) for row in written], max_length)
     answers = sum(row.answers for row in written)
     empty = sum(row.empty_answers for row in written)

@@ -50,6 +50,7 @@ class ImageClassification(TargetTask):
         self.labels = Labels(params.label, params.kind, names, weights, params.label_smoothing)
         super().__init__(params, model, seed, self.labels)
         self.input_columns = (params.image,)
+        # The default changes no picture; samples that need no noise are encoded once and cached.
         self.augments = params.augment != Augment()
 
     @cached_property
@@ -67,15 +68,20 @@ class ImageClassification(TargetTask):
         pixels: list[npt.NDArray[np.uint8]] = []
         for i, cell in enumerate(cells):
             try:
+                # The label first: a bad one costs nothing, while a picture must be read and decoded.
                 target = self.labels.target(raw_labels[i]) if with_targets else []
                 seed = None if noise is None else int(noise[i])
                 array = self._pixels.encode(cell, self.params.augment, seed)
-                if pixels and array.shape != pixels[0].shape:  # a batch has one shape; most processors ensure it
+                # A batch has one shape, and most processors ensure it. `Pixels.floats` takes the shape of the first
+                # sample for all: pictures of swapped sides would be misread without an error.
+                if pixels and array.shape != pixels[0].shape:
                     raise ValueError(
                         f"{self.params.image} is {_size(array)} for the model, where others are {_size(pixels[0])}, "
                         "and its processor does not make them alike; set do_resize and size in its "
                         "preprocessor_config.json"
                     )
+                # The three lists grow together, after all that may raise: a bad row must not leave an entry in one of
+                # them.
                 pixels.append(array)
                 targets.append(target)
                 valid_rows.append(i)
@@ -97,6 +103,7 @@ class ImageClassification(TargetTask):
 
     def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
         cell = row[self.params.image]
+        # Read from the storage again: samples hold resized pixels only, and the report shows few rows.
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return RowInputs({self.params.image: str(path or "picture")}, thumbnail(read_cell(cell, self.cell_source)))
 

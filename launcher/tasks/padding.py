@@ -23,6 +23,7 @@ def pad_lists(column: pa.ChunkedArray | pa.ListArray, value: int) -> npt.NDArray
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     offsets = array.offsets.to_numpy()
+    # Differences of offsets: those of a sliced array do not begin at 0.
     lengths = np.diff(offsets)
     padded = np.full((len(lengths), int(lengths.max(initial=1))), value, np.int64)
     # `flatten` respects the offset of a sliced array; `values` would return the values of its neighbours too.
@@ -43,7 +44,10 @@ def text_inputs(samples: pa.Table, pad_token_id: int | None) -> "dict[str, torch
     import torch
 
     ids = torch.from_numpy(pad_lists(samples.column("input_ids"), pad_token_id or 0))
+    # A copy, because Arrow memory is read-only and torch warns of tensors on it.
     lengths = torch.from_numpy(pc.list_value_length(samples.column("input_ids")).to_numpy().copy())
+    # The mask comes from the lengths, never from the ids: where a tokenizer has no padding token, `load_tokenizer` pads
+    # with its end token, which may be a real one in the text.
     inputs = {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
     if "token_type_ids" in samples.column_names:
         inputs["token_type_ids"] = torch.from_numpy(pad_lists(samples.column("token_type_ids"), 0))
@@ -62,6 +66,8 @@ def positions(samples: pa.Table) -> npt.NDArray[np.int64]:
     lengths = pc.list_value_length(samples.column("input_ids")).to_pylist()
     segments = samples.column("segments").to_pylist() if "segments" in samples.column_names else [[n] for n in lengths]
     width = max(lengths, default=0)
+    # The restart at 0 is all that separates packed samples: `mask_packed_samples` and transformers derive masks from
+    # it.
     rows = [
         np.concatenate([np.arange(n) for n in (*parts, width - length)])
         for parts, length in zip(segments, lengths, strict=True)
@@ -77,10 +83,13 @@ def floats_to_integers(values: pa.Array) -> pa.Array:
     if not pa.types.is_floating(values.type):
         return values
     values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    # None where there is no value at all (pyarrow: `all` of nothing is null): such a piece holds no fraction either.
+    # Infinity equals its rounded self, so it is looked for separately; the cast would raise.
     is_whole = pc.all(pc.equal(values, pc.round(values))).as_py()
     return values.cast(pa.int64()) if is_whole is not False and not pc.any(pc.is_inf(values)).as_py() else values
 
 
 def list_column(rows: list[list[int]]) -> pa.ListArray:
     """Return integer lists as an Arrow column of int32 lists."""
+    # Token ids fit in 32 bits: half of the memory, and of the cache on disk, of the 64 that Arrow would infer.
     return pa.array(rows, type=pa.list_(pa.int32()))

@@ -43,7 +43,8 @@ class LabelParams(SmoothedParams):
 
     @model_validator(mode="after")
     def _check_single_label(self) -> "LabelParams":
-        kind = getattr(self, "kind", "single-label")  # only some tasks have the parameter
+        # Only some tasks have the parameter.
+        kind = getattr(self, "kind", "single-label")
         for key in ("label_smoothing", "class_weights"):
             if kind != "single-label" and getattr(self, key):
                 raise ValueError(f"{key} is for one class per row, and kind is {kind}; drop {key}")
@@ -123,6 +124,7 @@ class TargetTask(Task):
     def infer_params(self, data: TrainingColumns) -> TaskParams:
         """Return the parameters with class names, unless the job file has them, and with a weight for each class."""
         params, column = self.params, self.params.label
+        # Names before weights, which are listed by name.
         if not params.labels:
             names = self.targets.infer_names(data.pieces(column), data.type_of(column), data.class_names(column))
             params = params.model_copy(update={"labels": names})

@@ -65,6 +65,7 @@ class TextClassification(TargetTask):
         valid_rows, targets, problems, valid_texts = [], [], [], []
         for i in range(len(rows)):
             try:
+                # The lists grow only after all that may raise: a bad row must not leave an entry in one of them.
                 cells = [as_text(values[i], name) for name, values in zip(self.input_columns, texts, strict=True)]
                 targets.append(self.labels.target(raw_labels[i]) if with_targets else [])
                 valid_texts.append(cells)
@@ -75,8 +76,10 @@ class TextClassification(TargetTask):
         # `text_inputs` makes the attention mask from the lengths: as lists it takes a third of the time of encoding.
         limits = {"truncation": True, "max_length": self.params.max_length, "return_attention_mask": False}
         tokens = self._tokenizer(*columns, **limits) if valid_rows else {}
+        # The tokenizer returns token types only for models that read them.
         names = [name for name in ("input_ids", "token_type_ids") if name in tokens]
         samples = {name: list_column(tokens[name]) for name in names}
+        # One column type for all kinds of labels, an empty list without targets.
         samples["target"] = pa.array(targets, pa.list_(pa.float64()))
         lengths = np.array([len(ids) for ids in tokens["input_ids"]] if valid_rows else [], np.int64)
         weights = self.targets.sample_weights(targets)
@@ -85,6 +88,7 @@ class TextClassification(TargetTask):
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         cells = rows.select(list(self.input_columns)).to_pylist()
         texts = [[str(cell) for cell in row.values()] for row in cells if all(row.values())]
+        # Without truncation, or nothing could be said of what is cut off.
         lengths = [len(self._tokenizer(*pair, return_attention_mask=False)["input_ids"]) for pair in texts]
         return truncation_note(lengths, self.params.max_length)
 
@@ -97,7 +101,7 @@ class TextClassification(TargetTask):
 
     def head(self) -> dict[str, object]:
         # GPT-style models classify from the last token before the padding: without this entry transformers refuses a
-        # batch of more than one row.
+        # batch of more than one row. It must be the id that `text_inputs` pads with, or they read the wrong token.
         return super().head() | {"pad_token_id": self._tokenizer.pad_token_id or 0}
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:

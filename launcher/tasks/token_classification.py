@@ -64,9 +64,11 @@ class TokenClassification(TargetTask):
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         valid, problems = self._read(rows, with_targets)
+        # One call for all rows, whose results are zipped with `valid`: a dict keeps the order of the rows.
         encodings = self._tokenize(rows, [text for text, _ in valid.values()])
         samples = [self.tags.sample(t, *cells) for t, cells in zip(encodings, valid.values(), strict=True)]
         columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
+        # `decode` cuts entities out of the text, so it travels with the sample.
         columns["text"] = pa.array([_joined(text) for text, _ in valid.values()], pa.string())
         lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
         weights = self.targets.sample_weights([s["labels"] for s in samples])
@@ -78,6 +80,7 @@ class TokenClassification(TargetTask):
         encodings = self._tokenize(rows, [text for text, _ in valid.values()])
         lost, entities = [], 0
         for (i, (text, label)), tokens in zip(valid.items(), encodings, strict=True):
+            # Only character spans can be lost: `Tags.check` has compared the tags of a list of words with its words.
             if isinstance(text, str):
                 entities += len(label)
                 lost += [(i, reason) for reason in self.tags.lost(tokens, text, label)]
@@ -106,7 +109,9 @@ class TokenClassification(TargetTask):
         if not texts:
             return []
         arrow_type = rows.schema.field(self.params.text).type
+        # By the type of the column, not of a cell: the tokenizer takes one flag for all texts of a call.
         is_split = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+        # `encodings` are the objects of the tokenizers library, with words and offsets; only fast tokenizers have them.
         return self._tokenizer(  # type: ignore[no-any-return]  # untyped
             texts, is_split_into_words=is_split, truncation=True, max_length=self.params.max_length,
             return_offsets_mapping=True,
@@ -115,6 +120,7 @@ class TokenClassification(TargetTask):
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         texts = [text for text in rows.column(self.params.text).to_pylist() if text and _is_text_or_words(text)]
         is_split = bool(texts) and isinstance(texts[0], list)
+        # Without truncation, or nothing could be said of what is cut off.
         lengths = [len(self._tokenizer(text, is_split_into_words=is_split)["input_ids"]) for text in texts]
         return truncation_note(lengths, self.params.max_length)
 
@@ -143,6 +149,7 @@ def _is_text_or_words(cell: object) -> bool:
 
 
 def _joined(text: str | list[str]) -> str:
+    # `Tags.sample` counts one character between words: the separator must stay one character.
     return text if isinstance(text, str) else " ".join(text)
 
 

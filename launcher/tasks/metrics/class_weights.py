@@ -36,6 +36,7 @@ def _parse_weights(value: object) -> object:
 
 
 def _is_weight(value: object) -> bool:
+    # A boolean is an int to Python: `true` would weigh 1.
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
@@ -53,11 +54,13 @@ def count_classes(pieces: Iterable[pa.Array], names: Sequence[str], class_of: Ca
     """
     counts = [0] * len(names)
     for piece in pieces:
+        # Distinct values only: Arrow counts a chunk in one pass, and Python sees each class once.
         for entry in pc.value_counts(piece).to_pylist():
             try:
                 counts[class_of(entry["values"])] += entry["counts"]
             except ValueError:
-                continue  # a bad row: `data.on_bad_row` decides
+                # A bad row: `data.on_bad_row` decides.
+                continue
     return counts
 
 
@@ -92,4 +95,6 @@ def weight_tensor(weights: tuple[float, ...], device: "torch.device") -> "torch.
     """Return class weights as float32 (classes,) on a device, or None if all classes weigh the same."""
     import torch
 
+    # Trap: the first call under a FakeTensorMode (`driver/memory/activations.py`) leaves a fake tensor in the cache.
+    # Train workers never measure memory that way.
     return torch.tensor(weights, dtype=torch.float32, device=device) if weights else None

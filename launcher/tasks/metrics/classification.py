@@ -37,29 +37,38 @@ class MulticlassMetrics(TaskMetrics):
     def __init__(self, labels: tuple[str, ...], device: torch.device) -> None:
         self._labels = labels
         self._matrix = MulticlassConfusionMatrix(len(labels)).to(device)
+        # State: int64 (513, classes, 2, 2), 16 KiB a class, whatever the number of rows.
         self._auroc = MulticlassAUROC(len(labels), average=None, thresholds=_THRESHOLDS.to(device)).to(device)
-        self._counts_CC = torch.zeros(len(labels), len(labels), dtype=torch.float64)  # rows: truth, columns: prediction
+        # Rows: truth, columns: prediction. On the CPU, filled by `compute`.
+        self._counts_CC = torch.zeros(len(labels), len(labels), dtype=torch.float64)
         self._top5 = MulticlassAccuracy(len(labels), average="micro", top_k=5).to(device) if len(labels) > 5 else None
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add B rows: logits (B, classes), labels (B,)."""
+        # Takes the argmax itself. Each `update` also validates its arguments (`validate_args`), which waits for the
+        # device.
         self._matrix.update(logits, labels)
+        # Softmax here: torchmetrics 1.9 applies it only where a value is outside [0, 1] (`normalize_logits_if_needed`),
+        # so logits that happen to be within would be taken for probabilities.
         self._auroc.update(logits.float().softmax(-1), labels)
         if self._top5 is not None:
             self._top5.update(logits, labels)
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, accuracy first. Collective."""
+        # Collective, then a host-device sync.
         self._counts_CC = self._matrix.compute().cpu().double()
         metrics = _summarize(self._counts_CC)
         occurs_C = self._counts_CC.sum(1) > 0
         # All ranks have the merged counts, so all of them take the same branch: `compute` of ROC-AUC is a collective.
-        if int(occurs_C.sum()) > 1:  # ROC-AUC is undefined with one class, and for a class that does not occur
+        # ROC-AUC is undefined with one class, and for a class that does not occur.
+        if int(occurs_C.sum()) > 1:
             metrics["roc_auc"] = float(self._auroc.compute().cpu()[occurs_C].mean())
         return metrics if self._top5 is None else metrics | {"top5_accuracy": float(self._top5.compute())}
 
     def baseline(self) -> dict[str, float]:
         """Return the scores of always predicting the most frequent class; of the top five, the five most frequent."""
+        # The frequencies are those of the scored split itself, so `compute` must come first.
         counts = torch.zeros_like(self._counts_CC)
         support_C = self._counts_CC.sum(1)
         counts[:, int(support_C.argmax())] = support_C
@@ -96,10 +105,12 @@ class MultilabelMetrics(TaskMetrics):
         self._micro = MultilabelF1Score(n, average="micro").to(device)
         self._exact = MultilabelExactMatch(n).to(device)
         self._auroc = MultilabelAUROC(n, average=None, thresholds=_THRESHOLDS.to(device)).to(device)
+        # Until `compute`, the counts of this rank.
         self._merged = self._support
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add B rows: logits and 0/1 labels (B, classes)."""
+        # Sigmoid here, for the same reason as softmax in `MulticlassMetrics.update`.
         scores, truth = logits.float().sigmoid(), labels.long()
         for metric in (self._f1, self._precision, self._recall, self._micro, self._exact, self._auroc):
             metric.update(scores, truth)
@@ -108,6 +119,7 @@ class MultilabelMetrics(TaskMetrics):
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, micro F1 first. Collective."""
+        # `cat` copies, and all_reduce writes in place: the states of this rank stay as they are.
         self._merged = torch.cat([self._support, self._rows[None]])
         if dist.is_initialized():
             dist.all_reduce(self._merged)
@@ -118,8 +130,10 @@ class MultilabelMetrics(TaskMetrics):
             "macro_recall": float(self._recall.compute().mean()),
             "exact_match": float(self._exact.compute()),
         }
+        # From merged counts, so that all ranks take the same branch: `compute` of ROC-AUC is a collective.
         has_curve_C = (self._merged[:-1] > 0) & (self._merged[:-1] < self._merged[-1])
-        if bool(has_curve_C.any()):  # a label that all rows have, or none, has no ROC curve
+        # A label that all rows have, or none, has no ROC curve.
+        if bool(has_curve_C.any()):
             metrics["roc_auc"] = float(self._auroc.compute()[has_curve_C].mean())
         return metrics
 
@@ -132,6 +146,7 @@ class MultilabelMetrics(TaskMetrics):
         return {"f1": float(f1), "roc_auc": 0.5}
 
     def classes(self) -> tuple[ClassRow, ...]:
+        # No second collective: torchmetrics 1.9 caches the result of `compute` until the next `update`.
         precision, recall, f1 = self._precision.compute(), self._recall.compute(), self._f1.compute()
         return _class_rows(self._labels, precision, recall, f1, self._merged[:-1])
 
@@ -141,6 +156,7 @@ def _per_class(counts_CC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tor
     hits = counts_CC.diagonal()
     precision = hits / counts_CC.sum(0).clamp(min=1)
     recall = hits / counts_CC.sum(1).clamp(min=1)
+    # The clamp turns 0 / 0 into 0; no score above 0 is that small.
     return precision, recall, 2 * precision * recall / (precision + recall).clamp(min=1e-12)
 
 

@@ -32,9 +32,11 @@ def spans(tags: Sequence[str]) -> list[Span]:
     entities: list[Span] = []
     begin = 0
     open_type, last_prefix = "", OUTSIDE
+    # The extra `O` closes an entity that ends with the row.
     for i, tag in enumerate([*tags, OUTSIDE]):
         prefix, entity_type = _split_tag(tag)
         is_inside = last_prefix != OUTSIDE
+        # Another type ends an entity even under `I-`, and after `E-` or `S-` nothing continues it.
         continues = is_inside and prefix in ("I", "E") and entity_type == open_type and last_prefix not in ("E", "S")
         if is_inside and not continues:
             entities.append(Span(begin, i, open_type))
@@ -49,6 +51,7 @@ def entity_types(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_split_tag(tag)[1] for tag in tags if tag != OUTSIDE))
 
 
+# Only BIESO may stand alone, as seqeval has it; any other single letter (a part of speech `N`) is a type.
 _PREFIXED = re.compile(r"([A-Z])(?:-(.+))?")
 
 
@@ -80,6 +83,7 @@ class EntityMetrics(TaskMetrics):
         predicted = logits.argmax(-1)
         is_word = labels != IGNORED
         counts = torch.zeros_like(self._counts)
+        # -1 equals no label: a position without one is -100.
         outside = self._tags.index(OUTSIDE) if OUTSIDE in self._tags else -1
         correct, words = (predicted == labels)[is_word].sum(), is_word.sum()
         counts[-1] = torch.stack([correct, words, (labels == outside).sum()]).to(counts)
@@ -88,6 +92,7 @@ class EntityMetrics(TaskMetrics):
             predicted_spans, true_spans = self._spans(classes[mask]), self._spans(truth[mask])
             for column, entities in enumerate((predicted_spans & true_spans, predicted_spans, true_spans)):
                 for entity in entities:
+                    # A kernel of its own on a GPU for each entity; in evaluations only.
                     counts[self._index[entity.type], column] += 1
         self._counts += counts
 
@@ -97,10 +102,12 @@ class EntityMetrics(TaskMetrics):
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, F1 over all entities first. Collective."""
         if dist.is_initialized():
+            # In place: a second call of `compute` would add the counts of all ranks once more.
             dist.all_reduce(self._counts)
         precision, recall, f1 = _scores(self._counts[:-1].sum(0, keepdim=True))
         correct, words, _ = self._counts[-1].tolist()
-        is_scored = self._counts[:-1].sum(1) > 0  # a type that neither occurs nor is predicted has no score
+        # A type that neither occurs nor is predicted has no score.
+        is_scored = self._counts[:-1].sum(1) > 0
         macro = _scores(self._counts[:-1])[2][is_scored]
         return {
             "f1": float(f1), "precision": float(precision), "recall": float(recall),

@@ -37,7 +37,8 @@ _METRICS: dict[Kind, tuple[str, ...]] = {
     "regression": ("pearson", "spearman"),
 }
 _BINARY_METRICS = ("f1", "precision", "recall")
-_MIN_TOP5_CLASSES = 6  # with five classes the true one is always among the first five
+# With five classes the true one is always among the first five.
+_MIN_TOP5_CLASSES = 6
 
 
 def _check_class_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -72,6 +73,8 @@ class Labels:
     def metric_modes(self) -> dict[str, MetricMode]:
         """Direction of each metric, the main metric first."""
         names = _METRICS[self.kind]
+        # `metric_modes` is read before the names are inferred too: then only the metrics that any classes have are
+        # listed.
         if self.kind == "single-label" and len(self.names) == 2:
             names += _BINARY_METRICS
         if self.kind == "single-label" and len(self.names) >= _MIN_TOP5_CLASSES:
@@ -110,12 +113,14 @@ class Labels:
         Raises:
             ValueError: The label is null, unknown, or not a number; the text says which.
         """
-        if value is None or (value != value and self.kind != "regression"):  # NaN is pandas' null
+        # NaN is pandas' null; in a regression `_number` refuses it as not finite.
+        if value is None or (value != value and self.kind != "regression"):
             raise ValueError(f"{self.column} is null")
         if self.kind == "multi-label":
             if not isinstance(value, list):
                 raise ValueError(f"{self.column} is {show_value(value)}, which is not a list of labels")
             chosen = {self._class(v) for v in value}
+            # Dense, 8 bytes a class and row: the loss needs a target for each class.
             return [float(i in chosen) for i in range(len(self.names))]
         return [float(self._class(value))] if self.kind == "single-label" else [self._number(value)]
 
@@ -136,6 +141,7 @@ class Labels:
                 try:
                     self.target(value.as_py())
                 except ValueError as problem:
+                    # `pc.index` finds no null, so nulls are searched for as such.
                     row = pc.index(piece.is_null(), True) if not value.is_valid else pc.index(piece, value)
                     problems.append((before + int(row.as_py()), str(problem)))
             if problems:
@@ -145,6 +151,7 @@ class Labels:
 
     def _number(self, value: object) -> float:
         try:
+            # By its text, which also reads Decimal and numbers in strings, and refuses booleans.
             number = float(str(value))
         except ValueError:
             raise ValueError(f"{self.column} is {show_value(value)}, which is not a number") from None
@@ -153,6 +160,7 @@ class Labels:
         return number
 
     def _class(self, value: object) -> int:
+        # pandas stores an integer column with nulls as floats: 3.0 is the class 3.
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         index = None if value is None else self._index.get(str(value))
@@ -165,6 +173,7 @@ class Labels:
 
     def counts(self, pieces: Iterable[pa.Array], names: tuple[str, ...]) -> list[int]:
         """Return the number of rows of each class in a column."""
+        # Counted while names are inferred, before the parameters have them: hence the copy with `names`.
         return count_classes(map(floats_to_integers, pieces), names, replace(self, names=names)._class)
 
     def sample_weights(self, labels: Sequence[Sequence[float]]) -> np.ndarray:
@@ -187,9 +196,11 @@ class Labels:
         """
         import torch
 
+        # float32 holds class indices exactly up to 2**24.
         values = torch.tensor(targets.to_pylist(), dtype=torch.float32)
         if self.kind == "multi-label":
             return values
+        # `predict` has no targets: rows are empty then, and the slice keeps the result empty instead of failing.
         flat = values.reshape(len(targets), -1)[:, :1].squeeze(-1)
         return flat.long() if self.kind == "single-label" else flat
 
@@ -203,6 +214,8 @@ class Labels:
         from torch.nn import functional
 
         if self.kind == "single-label":
+            # In fp32, whatever the precision of training. With `reduction="none"` torch multiplies each loss by its
+            # weight and does not divide: the loop divides by the sum over the global batch.
             weight = weight_tensor(self.weights, logits.device)
             return functional.cross_entropy(
                 logits.float(), labels, weight, reduction="none", label_smoothing=self.smoothing
@@ -233,9 +246,11 @@ class Labels:
         if self.kind == "regression":
             return pa.table({"prediction": logits.float().squeeze(-1).tolist()}, self.prediction_schema)
         is_single = self.kind == "single-label"
+        # One copy to the host for the whole batch.
         scores = (logits.float().softmax(-1) if is_single else logits.float().sigmoid()).cpu().numpy()
         # JSON by hand: repr of a finite float is valid JSON, and json.dumps of each row takes ten times as long.
         keys = [f"{json.dumps(name, ensure_ascii=False)}: " for name in self.names]
+        # repr of NaN is `nan`, which no JSON parser reads; json.dumps writes what Python's own parser reads back.
         number = repr if np.isfinite(scores).all() else json.dumps
         texts = ["{" + ", ".join(map(str.__add__, keys, map(number, row))) + "}" for row in scores.tolist()]
         if is_single:
@@ -282,6 +297,7 @@ def infer_names(
         raise DataError(
             f"task: column {column} of the training data is of type {arrow_type}; classes are ints or strings"
         )
+    # Names of the files come first: a class that no training row has keeps its index.
     names = known or distinct(pieces)
     if pa.types.is_floating(arrow_type) and not known:
         fraction = next((value for value in names if not _INTEGER.fullmatch(value)), None)
@@ -316,6 +332,7 @@ def check_placeholders(names: Sequence[str], column: str) -> None:
         DataError: There is such a class.
     """
     for name in names:
+        # 255 is a class like any other among 256 of them, so it counts only where the other classes end before it.
         is_last_byte = name == _LAST_BYTE and _are_consecutive([other for other in names if other != name])
         if not name.strip() or name == _IGNORED_LABEL or is_last_byte:
             raise DataError(
@@ -329,6 +346,7 @@ def class_name_notes(names: Sequence[str], column: str) -> list[str]:
     """Return notes for the plan on class names that look alike, or that may mean "no label"."""
     groups: dict[str, list[str]] = {}
     for name in names:
+        # NFKC also folds full-width letters and no-break spaces, which look the same on a screen.
         groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(name)
     notes = [
         f"column {column} has the classes {', '.join(map(repr, alike))}, which differ in spaces and capitals alone: "
@@ -357,5 +375,7 @@ def distinct(pieces: Iterable[pa.Array]) -> tuple[str, ...]:
     values: set[str | int | bool | None] = set()
     for piece in pieces:
         is_list = pa.types.is_list(piece.type) or pa.types.is_large_list(piece.type)
+        # Distinct values of one chunk at a time: memory holds the classes, never the column.
         values.update(pc.unique(floats_to_integers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
+    # Sorted, so that a class index depends on the set of values alone, not on the order of files or chunks.
     return tuple(str(value) for value in sorted(values - {None}))  # type: ignore[type-var]  # of one type

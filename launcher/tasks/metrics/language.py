@@ -20,15 +20,17 @@ class LanguageMetrics(TaskMetrics):
     """
 
     def __init__(self, device: torch.device) -> None:
-        # float64: a float32 sum of 1e8 tokens would lose the ones.
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct tokens
+        # Loss and correct tokens. float64: a float32 sum of 1e8 tokens would lose the ones.
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._label_counts_V = torch.zeros(0, dtype=torch.float64, device=device)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add B rows: logits (B, T, V); labels (B, T), the next token or -100."""
+        # The size of the vocabulary is that of the first logits: a padded embedding is larger than the tokenizer.
         if len(self._label_counts_V) < logits.shape[-1]:
             self._label_counts_V = self._label_counts_V.new_zeros(logits.shape[-1])
         is_labelled = labels != IGNORED
+        # The boolean index syncs with the device and copies; only labelled tokens are converted to fp32.
         chosen, truth = logits[is_labelled].float(), labels[is_labelled]
         loss = cross_entropy(chosen, truth, reduction="sum").double()
         self._sums += torch.stack([loss, (chosen.argmax(-1) == truth).sum().double()])
@@ -37,6 +39,7 @@ class LanguageMetrics(TaskMetrics):
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, perplexity first. Collective."""
         if dist.is_initialized():
+            # All of these reduce in place: a second call of `compute` would add the sums of all ranks once more.
             dist.all_reduce(self._sums)
             # A rank without rows has counts of length 0, and all_reduce needs the same shape on all ranks.
             size = torch.tensor([len(self._label_counts_V)], device=self._label_counts_V.device)
@@ -50,9 +53,11 @@ class LanguageMetrics(TaskMetrics):
     def baseline(self) -> dict[str, float]:
         """Return the scores of unigram frequencies: each token as likely as it is frequent in the labels."""
         shares = self._label_counts_V / self._label_counts_V.sum().clamp(min=1)
+        # The clamp gives 0 * log(1e-300) = 0 for a token that never occurs, instead of NaN.
         entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
         return {"perplexity": _exp(float(entropy)), "token_accuracy": float(shares.max())}
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # exp overflows a float64 at 709
+    # `exp` overflows a float64 at 709.
+    return math.exp(min(value, 700.0))

@@ -15,10 +15,12 @@ class RegressionMetrics(TaskMetrics):
         # Compares ranks, so its state is the two numbers of each row (8 bytes a row); the others are sums.
         self._spearman = SpearmanCorrCoef().to(device)
         self._mse = MeanSquaredError().to(device)
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # rows, truth, squared truth
+        # Rows, truth, squared truth. float64, as the variance is a difference of two large sums.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add B rows: logits (B, 1), labels (B,)."""
+        # Only the last axis: a batch of one row must stay (1,).
         values, truth = logits.float().squeeze(-1), labels.float()
         for metric in (self._pearson, self._spearman, self._mse):
             metric.update(values, truth)
@@ -28,9 +30,12 @@ class RegressionMetrics(TaskMetrics):
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, Pearson first. Collective."""
         if dist.is_initialized():
+            # In place: a second call of `compute` would add the sums of all ranks once more.
             dist.all_reduce(self._sums)
         return {
             "pearson": float(self._pearson.compute()),
+            # Gathers all rows of the split on every rank. A rank without rows takes part with an empty tensor, which
+            # torchmetrics 1.9 makes for it (`Metric._sync_dist`).
             "spearman": float(self._spearman.compute()),
             "mse": float(self._mse.compute()),
         }

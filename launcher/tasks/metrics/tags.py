@@ -83,6 +83,7 @@ class Tags:
             )
         flat = (pc.list_flatten(piece) for piece in pieces)
         value_type = arrow_type.value_type
+        # Numbers would be taken for types of entities: what is a beginning and what is outside would be lost.
         if (pa.types.is_integer(value_type) or pa.types.is_floating(value_type)) and known is None:
             raise DataError(
                 f"task: column {self.column} of the training data holds numbers as tags, without their names; give the "
@@ -96,6 +97,7 @@ class Tags:
                 f"task: the entities in column {self.column} of the training data have no {missing[0]}; each needs "
                 "start, end and label"
             )
+        # Spans name types, and each type needs two tags.
         types = distinct(pc.struct_field(piece, "label") for piece in flat)
         check_placeholders(types, self.column)
         return ("O", *(f"{prefix}-{name}" for name in types for prefix in ("B", "I")))
@@ -136,6 +138,7 @@ class Tags:
         Args:
             labels: Class of each token, -100 where there is none.
         """
+        # Labels before padding: the loss sums the same words, so the quotient is a mean over them.
         words = [[int(label) for label in row if label != IGNORED] for row in labels]
         return np.array([sum(self.weights[i] for i in row) if self.weights else len(row) for row in words], np.float64)
 
@@ -163,6 +166,7 @@ class Tags:
             if "O" not in self._index:
                 raise ValueError(f"task.labels is {self._listed}, which lacks O, the tag of words outside of entities")
             return
+        # Before the lengths are compared: the message would otherwise count entities as tags.
         if any(isinstance(tag, dict) for tag in label):
             raise ValueError(f"{self.column} holds entities of a string, but the row has words; give a tag for each")
         if len(label) != len(text):
@@ -203,11 +207,16 @@ class Tags:
         """
         if isinstance(text, str):
             first_tokens, word_spans = _find_words(tokens, text)
+            # Without targets every word gets class 0: any label but -100 marks a first token, which `decode` looks for.
             targets = [0] * len(word_spans) if label is None else self._word_classes(label, word_spans)
             words = list(range(len(word_spans)))
         else:
+            # Special tokens belong to no word. A word may also have no token: it was truncated, or the tokenizer drops
+            # it.
             word_of = [-1 if word is None else word for word in tokens.word_ids]
             first_tokens = [t for t, w in enumerate(word_of) if w >= 0 and (t == 0 or word_of[t - 1] != w)]
+            # + 1 for the space that joins the words; the task stores the text joined the same way. Not strict below:
+            # there is one start more than words.
             starts = np.concatenate([[0], np.cumsum([len(word) + 1 for word in text])]).tolist()
             words = [word_of[t] for t in first_tokens]
             word_spans = [(start, start + len(word)) for start, word in zip(starts, text, strict=False)]
@@ -229,7 +238,8 @@ class Tags:
         for entity in lost:
             for i in _words_of(entity, word_spans):
                 classes[i] = IGNORED
-        for entity in representable:  # after the lost ones, whose words they may share
+        # After the lost ones, whose words they may share: a known tag replaces -100.
+        for entity in representable:
             words = _words_of(entity, word_spans)
             for i in words:
                 classes[i] = self._index[("B-" if i == words[0] else "I-") + str(entity["label"])]
@@ -301,6 +311,7 @@ class Tags:
 
     def _entities(self, logits_TC: "torch.Tensor", sample: dict[str, list[int]]) -> list[dict[str, object]]:
         word_tokens = [t for t, label in enumerate(sample["labels"]) if label != IGNORED]
+        # On a GPU each text costs a sync here, and each entity one more for its mean score.
         scores, classes = logits_TC[word_tokens].float().softmax(-1).max(-1)
         return [
             {
@@ -334,6 +345,7 @@ class Tags:
                 for kind, group in groups.items()
                 for start, end, label in group
             ]
+            # The order of a set of strings differs from process to process, and the report should not.
             marks.sort(key=lambda mark: (mark.start, mark.end, mark.kind))
             text = str(sample["text"])
             results.append(RowResult(_to_text(true, text), _to_text(predicted, text), tuple(marks)))
@@ -372,9 +384,12 @@ def _find_words(tokens: "Encoding", text: str) -> tuple[list[int], WordSpans]:
 def _may_split(text: str, end: int, start: int) -> bool:
     """Return whether an entity may end between two tokens of a word: one ends at `end`, the other begins at `start`."""
     category = unicodedata.category(text[start])
+    # Characters between two tokens, such as a space, separate them; invisible format characters (joiners, soft hyphens)
+    # do not.
     if any(unicodedata.category(c) != "Cf" for c in text[end:start]):
         return True
-    if category[0] == "M" or category == "Cf":  # a vowel sign or accent, or a joiner of two letters
+    # A vowel sign or accent belongs to the letter before it, and a joiner connects two letters.
+    if category[0] == "M" or category == "Cf":
         return False
     are_letters = all(
         unicodedata.category(c)[0] in "LMN" or unicodedata.category(c) == "Cf" for c in (text[end - 1], text[start])
@@ -403,7 +418,9 @@ def _split_entities(
     taken: set[int] = set()
     representable: list[Mapping[str, object]] = []
     lost: list[Mapping[str, object]] = []
+    # Keyed by place and label: the second copy of an entity would overlap the first and count as lost.
     unique = {tuple(entity[key] for key in _SPAN): entity for entity in entities if isinstance(entity, dict)}.values()
+    # Longest first, then by start: the result must not depend on the order in the file.
     for entity in sorted(unique, key=lambda entity: (entity["start"] - entity["end"], entity["start"])):
         words = _words_of(entity, word_spans)
         is_whole = words and entity["start"] <= word_spans[words[0]][0] and word_spans[words[-1]][1] <= entity["end"]
@@ -421,4 +438,5 @@ def _to_text(entities: set[tuple[int, int, str]], text: str) -> str:
 
 def _without_ignored(tags: pa.Array) -> pa.Array:
     """Return tags without those of words that are neither learned nor scored."""
+    # Compared as text: tags are numbers or strings. A comparison with null is null, which `filter` would drop.
     return tags.filter(pc.fill_null(pc.not_equal(tags.cast(pa.string()), str(IGNORED)), True))
