@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.errors import RunError
-from launcher.formatting import format_duration, format_number, format_rounded, format_size
+from launcher.formatting import format_duration, format_number, format_rounded, format_size, mask_secrets
 from launcher.report.collect import ReportData, collect
 from launcher.report.compare_charts import colour_of_run, make_comparison_charts
 from launcher.report.curves_match import compare_curves
@@ -225,13 +225,14 @@ def _is_comparison(path: Path) -> bool:
 
 def _shorten_names(uris: Sequence[str]) -> tuple[str, ...]:
     """Return as many of the last parts of each path as are needed to tell the runs apart."""
-    parts = [uri.split("/") for uri in uris]
+    # Masked while they are whole: without its "://" a key is not recognised as one.
+    parts = [mask_secrets(uri).split("/") for uri in uris]
     # Ends before the last line unless two runs have one URI, which `compare` refuses.
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
             return tuple(names)
-    return tuple(uris)
+    return tuple(map(mask_secrets, uris))
 
 
 def _differing_rows(values: Sequence[dict[str, str]]) -> tuple[Row, ...]:

@@ -41,4 +41,6 @@ def read_events(run: RunDir) -> tuple[Event, ...]:
     Raises:
         RunError: A file in the folder is not an event.
     """
-    return tuple(run.read_record(f"{_FOLDER}/{name}", Event) for name in sorted(run.list(_FOLDER)))
+    # A file that is being written, or was left by a killed process, has another ending.
+    names = sorted(name for name in run.list(_FOLDER) if name.endswith(".json"))
+    return tuple(run.read_record(f"{_FOLDER}/{name}", Event) for name in names)

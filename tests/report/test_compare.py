@@ -12,7 +12,7 @@ import pytest
 
 from launcher.errors import RunError
 from launcher.report.collect import collect
-from launcher.report.compare import MARK, compare, render_comparison, write_comparison
+from launcher.report.compare import MARK, _shorten_names, compare, render_comparison, write_comparison
 from launcher.report.curves_match import compare_curves
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
@@ -254,3 +254,8 @@ def test_differing_evaluations_and_missing_steps_are_found(pair: Pair) -> None:
     _change(second, lambda line: None)
     second.append_metrics([])
     assert compare_curves(collect(first), collect(second)).sentences == ("the runs have no step in common",)
+
+
+def test_names_of_runs_in_two_buckets_hold_no_keys() -> None:
+    uris = ["s3://KEY:S3CR3T@one/runs/a", "s3://KEY:S3CR3T@two/runs/a"]
+    assert _shorten_names(uris) == ("one/runs/a", "two/runs/a")
