@@ -29,6 +29,7 @@ def listing(value: Any, *keys: str) -> list[Manifest]:  # a part of a manifest
 def number(value: Any, key: str) -> int | None:  # a part of a manifest
     """Return a whole number; None where there is none."""
     count = mapping(value).get(key)
+    # true is an int in Python.
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
@@ -87,6 +88,7 @@ class Pod:
         return str(self.spec.get("restartPolicy") or "Never")
 
 
+# Frozen, and cached all the same: cached_property writes to `__dict__` directly. With slots=True it would fail.
 @dataclass(frozen=True)
 class RayObject:
     """A RayJob or RayCluster."""
