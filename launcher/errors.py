@@ -11,9 +11,11 @@ class LauncherError(Exception):
     """Base of all errors that the launcher raises deliberately. Secrets in URIs are masked."""
 
     def __init__(self, message: str) -> None:
+        # Masked at the source: from here the text goes to logs, to records and through Ray.
         self.message = mask_secrets(message)
         super().__init__(self.message)
 
+    # BaseException would call the class with `args`. A subclass whose __init__ takes something else needs its own.
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.message,))
 

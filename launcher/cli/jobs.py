@@ -50,11 +50,14 @@ def submit(
     from launcher.submit.package import make_package
     from launcher.submit.ray_jobs import Submission
 
-    parse_command(command)  # refuse a wrong command before the package reads any file
+    # Twice: a wrong command is refused here before the package reads any file, and below its paths are looked up in it.
+    parse_command(command)
     package = make_package(spec, working_dir)
     submission = Submission(package.job, parse_command(command, package))
     _warn_about_size(package)
     cluster = _connect(address or _to_dashboard(spec.cluster.address))
+    # Not atomic: two submissions at once may both pass. Then the lease in the run directory stops the older attempt
+    # (`rundir/lease.py`).
     busy = cluster.at_work_on(package.job)
     if busy is not None:
         raise RunError(
@@ -113,6 +116,7 @@ def logs(name: Name, follow: Follow = False, address: Address = None) -> None:
     if follow:
         _follow(cluster, job.id)
     else:
+        # As it is: the log has line ends of its own, and may hold brackets that rich would read as markup.
         typer.echo(cluster.logs(job.id), nl=False)
 
 
@@ -129,6 +133,7 @@ def stop(name: Name, address: Address = None) -> None:
         return
     from launcher.submit.follow import wait
 
+    # Ray answers at once and stops in the background, hence the wait.
     cluster.stop(job.id)
     print_line(f"stopping {job.id}: it saves a checkpoint first")
     ended = wait(cluster, job.id)
@@ -183,6 +188,7 @@ def _raise_if_failed(job: "Job") -> None:
     if job.status.value == "STOPPED":
         raise RunInterrupted(f"{job.id}: was stopped; submit it again to resume from its last checkpoint")
     if job.status.value == "FAILED":
+        # The driver is a launcher too: with 2 it means that the user can fix it.
         if job.exit_code == 2:
             raise RunError(f"{job.id}: FAILED; its log says what to fix")
         raise TrainingError(f"{job.id}: FAILED ({job.message[:300]})")

@@ -31,6 +31,7 @@ _PATHS: tuple[KeyPath, ...] = (
     ("data", "train"), ("data", "validation"), ("data", "test"), ("data", "cache", "path"), ("model", "name"),
     ("output", "storage"), ("parallel", "offload_path"), ("logging", "mlflow"),
 )  # fmt: skip
+# `$NAME` counts only as the first part of a path: elsewhere a $ may belong to a file name or an object's key.
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}|^\$[A-Za-z_][A-Za-z0-9_]*(?=/|$)")
 
 _TAG = "tag:yaml.org,2002:"
@@ -264,6 +265,7 @@ def _read_text(path: Path, name: str) -> str:
     except OSError as error:
         raise SpecError((f"{name}: the job file cannot be read ({error.strerror}); check the path",)) from error
     try:
+        # -sig drops the byte order mark that editors on Windows write.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1

@@ -84,6 +84,7 @@ class JobKeys:
                 schema = self._get_variants(schema).get(str(key), {})
                 continue
             inner = self._get_child(schema, key)
+            # A union without a tag: pydantic's next part names a member (`int`, `literal['auto']`), which is no key.
             if inner is None and "anyOf" in schema:
                 return SchemaPath(path, schema, in_union=True)
             if key == "[key]":  # pydantic's mark for the key of a mapping, which the schema does not describe
@@ -174,6 +175,7 @@ class JobKeys:
 
     def first_clause(self, schema: Schema) -> str:
         """Return the first clause of a field's or section's docstring, short enough for a one-sentence message."""
+        # A section's docstring begins with its key in backquotes, which the message has already.
         text = str(_resolve(schema, self._defs).get("description", ""))
         return re.split(r"[;.](?:\s|$)", re.sub(r"^`[\w.]+:` ", "", text))[0]
 
@@ -210,6 +212,7 @@ class JobKeys:
 def _excludes_bool(schema: Schema) -> bool:
     """Return whether a schema takes numbers but neither true nor false."""
     choices = _get_choices(schema)
+    # Before the numbers: in Python a bool is an int.
     if any(isinstance(choice, bool) for choice in choices):
         return False
     return schema.get("type") in ("integer", "number") or any(isinstance(choice, int | float) for choice in choices)
@@ -250,6 +253,7 @@ def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object
         "properties": {"type": {**known["properties"]["type"], "pattern": _IMPORT_PATH}},
     }
     task = {"description": known["description"], "oneOf": [*variants, outside]}
+    # JobSpec is the root itself, and TaskSpec is replaced by the variants: nothing refers to them any more.
     used = {name: schema for name, schema in defs.items() if name not in ("JobSpec", "TaskSpec")}
     properties = {**job["properties"], "task": task}
     return {"$schema": _DIALECT, **job, "title": "Job file", "properties": properties, "$defs": used}

@@ -33,4 +33,5 @@ def scores_name(location: str) -> str:
     if last in (*EVALUATION_SPLITS, "train", ""):
         before = words[-2] if len(words) > 1 and words[-2] else "other"
         last = f"{before}-{last or 'data'}"
+    # The limit of a name (`is_name`), which the result has to pass.
     return last[:63]

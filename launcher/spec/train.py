@@ -12,7 +12,8 @@ from launcher.spec.optimizer import AdamW, Optimizer
 
 
 class _Warmup(Section):
-    warmup_fraction: float = Field(default=0.1, ge=0.0, le=1.0)  # the BERT recipe's 10 %
+    # The BERT recipe's 10 %.
+    warmup_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of all steps in which the learning rate rises linearly from 0."""
 
 

@@ -6,7 +6,8 @@ from pydantic import Field, JsonValue, model_validator
 
 from launcher.spec.base import Section
 
-_Integer = int  # inside Dimension, `int` is a field
+# Inside Dimension, `int` is a field, and its annotations would mean that.
+_Integer = int
 _RANGES = ("uniform", "loguniform", "int", "logint")
 
 
@@ -43,6 +44,7 @@ class Dimension(Section):
     @property
     def ends(self) -> tuple[float, float] | None:
         """Both bounds of a range (integers for an integer range); None for a choice."""
+        # A pair is never false, not even (0, 0).
         return self.uniform or self.loguniform or self.int or self.logint
 
     @property
