@@ -83,7 +83,8 @@ class StaleAttemptError(TrainingError):
     """Attempt that must stop writing, because a newer attempt of the same run has started."""
 
 
-class RunInterrupted(LauncherError):  # not named ...Error: the user asked for it
+# Not named ...Error: the user asked for it.
+class RunInterrupted(LauncherError):
     """Run stopped by the user (Ctrl-C). Saved checkpoints stay valid."""
 
 

@@ -207,6 +207,7 @@ def _print_result(job_draft: "Draft", output: Path, notes: tuple[str, ...], fitt
     from launcher.init.job_file import scalar
 
     rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in key_lines(job_draft)]
+    # A long path must not push all reasons out of sight.
     width = max(len(value) for _, value, _ in rows if len(value) <= _MAX_VALUE_WIDTH)
     for key, value, why in rows:
         print_line(f"{key:20} {value:{width}}  {why}")

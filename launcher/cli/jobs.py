@@ -154,6 +154,7 @@ def _to_dashboard(address: str | None) -> str | None:
 def _warn_about_size(package: "Package") -> None:
     from launcher.submit.package import MAX_BYTES
 
+    # No error, since the zip may be smaller than its files.
     if package.size_bytes > MAX_BYTES:
         files = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in package.largest(3))
         print_line(
@@ -191,6 +192,7 @@ def _raise_if_failed(job: "Job") -> None:
         # The driver is a launcher too: with 2 it means that the user can fix it.
         if job.exit_code == 2:
             raise RunError(f"{job.id}: FAILED; its log says what to fix")
+        # Ray's message ends with up to 20,000 characters of the log (2.60, job_supervisor.py).
         raise TrainingError(f"{job.id}: FAILED ({job.message[:300]})")
 
 

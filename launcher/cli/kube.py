@@ -53,6 +53,7 @@ def render(
     manifests = _render(job, overrides, kind, command)
     comment = _make_header(job, overrides, kind, command)
     if output is None:
+        # Not by rich: the output goes to kubectl, and wrapped lines would change it.
         typer.echo(dump_manifests(manifests, comment), nl=False)
         return
     try:

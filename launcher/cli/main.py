@@ -115,6 +115,7 @@ def explain_system_error(error: BaseException) -> str | None:
     if number in _FIXES:
         place = getattr(error, "filename", None) or "this machine"
         return f"{os.fsdecode(place)}: {os.strerror(number)}; {_FIXES[number]}"
+    # Libraries wrap the system's error in one of their own; the number is in the cause.
     return None if error.__cause__ is None else explain_system_error(error.__cause__)
 
 

@@ -142,6 +142,7 @@ def check_overrides(overrides: Sequence[str], allowed: Sequence[str]) -> None:
 
     for override in overrides:
         key = override.partition("=")[0]
+        # A permission may always be given: `grant_permissions` decides about it.
         if key not in PERMISSIONS and not any(key == name or key.startswith(f"{name}.") for name in allowed):
             raise UserError(
                 f"override {override}: {key} is fixed, as the run was trained with it; only {', '.join(allowed)} may "

@@ -21,6 +21,7 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
     """
     spec = load(job, overrides)
     # Before the import below loads ray and torch.
+    # Without a limit of its own a sweep gets the cores of the machine (`local_ray.local_cpus`).
     start_ray_early(spec, (spec.tune and spec.tune.max_concurrent) or 1)
     from launcher.tune.run import run_sweep
 

@@ -113,12 +113,14 @@ def parse_faults(text: str) -> Faults:
 
 def _make_fault(kind: str, whom: str | None, step: str | None, place: str | None) -> Fault | None:
     allowed = _TARGETS.get(kind)
+    # A kind that needs a target gets one, and no other does: `kill@step5` would leave open whom.
     if allowed is None or (whom is not None) != bool(allowed):
         return None
     is_rank = whom is not None and whom.isdigit()
     if whom is not None and ("rank" if is_rank else whom) not in allowed:
         return None
     at_place = kind == "kill" and is_rank and place in PLACES
+    # Step 0 never comes: a step counts when it is completed.
     if not at_place and (step is None or int(step) == 0):
         return None
     target: int | str | None = int(whom) if whom is not None and is_rank else whom

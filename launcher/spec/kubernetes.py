@@ -117,6 +117,7 @@ class SourceVolume(_Volume):
     def _check_source(self) -> "SourceVolume":
         if len(self.source) != 1:
             raise ValueError(f"source has {len(self.source)} kinds of volumes; give exactly one, such as nfs or csi")
+        # After the check above, as `kind` is the only key.
         driver = self.source[self.kind].get("driver")
         if self.kind == "csi" and driver in _ONLY_CLAIMS:
             raise ValueError(

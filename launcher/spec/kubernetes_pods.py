@@ -13,8 +13,10 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from launcher.spec.base import PATTERN_WORDS, Section
 
-_GIB_PER_CPU = 4.0  # as the clouds' general-purpose machines have it
-_GIB_PER_GPU = 12.0  # what a CUDA process with its model in transit takes on the host, with a margin
+# As the clouds' general-purpose machines have it.
+_GIB_PER_CPU = 4.0
+# What a CUDA process with its model in transit takes on the host, with a margin.
+_GIB_PER_GPU = 12.0
 # 25 workers of 2.2 CPUs are 55.00000000000001 in floats, which must not become 56.
 _ROUNDING = 1e-9
 # KubeRay turns limits of these names into Ray's GPUs (IsGPUResourceKey); Ray would not see any other resource.
@@ -284,6 +286,7 @@ def _oversized_shm(head: HeadPod, groups: Mapping[str, WorkerGroup], demand: Dem
         f"groups.{name}": (size.shm_mib / 1024, size.memory_mib / 1024)
         for name, size in group_sizes(groups, demand).items()
     }
+    # Null takes half of the memory, which always fits.
     sizes_gib["head"] = (head.shm_gib or 0.0, head.memory_gib)
     for where, (shm, memory) in sizes_gib.items():
         if shm >= memory:
@@ -322,7 +325,8 @@ def _workers_in_pod(group: WorkerGroup, size: GroupSize, demand: Demand) -> int:
 
 def _missing_driver_cpu(groups: Mapping[str, WorkerGroup], demand: Demand) -> str | None:
     cpus = sum(size.max_pods * size.cpus for size in group_sizes(groups, demand).values())
-    needed = demand.workers * demand.cpus_per_worker + 1  # entrypointNumCpus; see submit/kubernetes/render.py
+    # The driver's CPU is entrypointNumCpus; see submit/kubernetes/render.py.
+    needed = demand.workers * demand.cpus_per_worker + 1
     if not demand.driver_on_worker or needed <= cpus:
         return None
     return (

@@ -42,6 +42,7 @@ _NUMBER_TAGS = {_TAG + kind for kind in ("int", "float", "bool", "null")}
 _MAX_REPEATED = 10_000
 _OVERRIDE_FORM = "write it as key.path=value, for example train.epochs=3"
 _FIX = "check colons, indentation, brackets and quotes there"
+# Parts of ruamel's error texts (0.19). Another wording there would only lose the hint.
 _FIXES = {
     "'\\t'": "indent with spaces",
     "undefined alias": "put text that starts with * in quotes",
@@ -94,6 +95,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: TaskPar
         problems += _validate_params(values, document, params, keys)
     problems += document.problems
     if job is None or problems:
+        # By place: the checks above report in an order that means nothing to the user.
         problems.sort(key=lambda problem: problem.place.order)
         raise SpecError(tuple(str(problem) for problem in problems))
     return job
@@ -223,6 +225,7 @@ def apply_override(document: Document, override: str, position: int) -> None:
     def refuse(sentence: str) -> None:
         document.problems.append(Problem(place, sentence))
 
+    # At the first `=`: a value may hold more of them, as in a query of a URI.
     name, equals, text = override.partition("=")
     keys = tuple(key.strip() for key in name.split("."))
     if not equals:

@@ -208,6 +208,7 @@ def _describe_unknown_key(case: _Case) -> _Sentence:
 def _describe_missing(case: _Case) -> _Sentence:
     *section, name = case.path
     where = dotted(tuple(section)) or _TOP
+    # A tuple with too few items: pydantic reports the first index that is missing.
     if isinstance(name, int):
         parent = case.keys.find(case.loc[:-1]).schema
         return case.path, f"{where} has too few items; give {case.keys.allowed(parent)}"
@@ -240,6 +241,7 @@ def _describe_missing_tag(case: _Case) -> _Sentence:
 def _describe_non_section(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     keys = case.keys.keys_at(case.loc)
+    # The tag alone, `schedule: cosine`, is the likely slip.
     if case.value in tags:
         remedy = f"write {{{name}: {case.value}}}"
     elif tags:
@@ -290,6 +292,7 @@ def _describe_kind(case: _Case) -> _Sentence:
     if case.value is None:
         return case.path, f"{case.key} is empty; give {case.allowed}"
     needed = _NOT_A[case.kind]
+    # A number, true or null: in YAML quotes make it text.
     if case.kind == "string_type" and not isinstance(case.value, dict | list):
         remedy = "put it in quotes"
     elif case.allowed in (needed, ANYTHING) and needed != "text":

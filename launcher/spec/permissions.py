@@ -77,10 +77,12 @@ def permission_overrides(job: JobSpec, words: Sequence[str] = ()) -> tuple[str, 
 
 
 def _format_override(key: str, value: object) -> str:
+    # The user copies it from the message into a shell.
     return shlex.quote(f"{key}={_to_yaml(value)}")
 
 
 def _to_yaml(value: object) -> str:
+    # JSON is also YAML, so an override reads it back.
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 

@@ -48,6 +48,7 @@ class SchemaPath(NamedTuple):
 
 def definitions(models: Sequence[type[BaseModel]]) -> tuple[list[Schema], dict[str, Schema]]:
     """Return the schemas of some models over one shared set of `$defs`, in which no two names clash."""
+    # Several tasks may share one model, which pydantic should define once.
     unique = list(dict.fromkeys(models))
     references, schema = models_json_schema([(model, "validation") for model in unique])
     defs: dict[str, Schema] = schema.get("$defs", {})
@@ -201,6 +202,7 @@ class JobKeys:
 
     def _walk_sections(self, schema: Schema, path: KeyPath) -> Iterator[tuple[KeyPath, Schema]]:
         schema = self._unwrap(schema)
+        # All variants: the misplaced key may belong to one that the user did not choose.
         for variant in self._get_variants(schema).values():
             yield from self._walk_sections(variant, path)
         if "properties" in schema and len(path) < _MAX_DEPTH:

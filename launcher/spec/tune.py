@@ -33,6 +33,7 @@ class Dimension(Section):
         name = names[0]
         value = getattr(self, name)
         if name == "choice":
+            # Counted and not put into a set: options may be lists and mappings.
             if not value or any(value.count(option) > 1 for option in value):
                 raise ValueError("choice needs at least one value, and no value twice")
         elif not value[0] < value[1]:

@@ -65,6 +65,7 @@ def connect(context: str | None, namespace: str | None) -> "Api":
         contexts, current = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         where = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        # Kubernetes sets this variable in every pod. A kubeconfig goes first, and a named context exists only in one.
         if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             return _inside(settings, namespace)
         reason = " ".join(str(error).split())[:200]
