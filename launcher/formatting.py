@@ -121,12 +121,14 @@ def format_size(num_bytes: int) -> str:
 
 def format_time(seconds: float) -> str:
     """Return a moment, given in seconds since the epoch, as date and time in UTC."""
+    # UTC, because client and nodes may be in different time zones.
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
 
 
 def format_param(value: object, max_chars: int | None = 40) -> str:
     """Return the value of a searched key: floats with three digits, long texts (paths) shortened to their end."""
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    # The end, because paths of one sweep begin alike.
     return text if max_chars is None or len(text) <= max_chars else f"…{text[1 - max_chars :]}"
 
 

@@ -64,6 +64,7 @@ def submit(
             f"{spec.name}: {busy.id} works on this run now; follow it with `launcher jobs logs {busy.id} --follow`, or "
             f"stop it first with `launcher jobs stop {busy.id}`"
         )
+    # Needed until `submit` returns: Ray's client reads the archive in it.
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "package.zip"
         package.write(archive)

@@ -123,6 +123,7 @@ def status(
         rows = _make_job_rows(state)
     else:
         cluster = target.name
+        # The operator writes the status, so a new object has none.
         rows = {"state": str((manifest.get("status") or {}).get("state") or "not yet seen by the operator")}
     for name, value in {target.kind: f"{target.name} in namespace {api.namespace}", **rows}.items():
         if value:

@@ -69,7 +69,8 @@ def main() -> None:
     """Run the `launcher` command, print errors as sentences and exit."""
     # From argv, because the options are parsed inside app(), and errors before that need it too.
     debug = "--debug" in sys.argv
-    has_ray = local_ray.current() is not None  # started by a caller in this process, which keeps it
+    # Started by a caller in this process, which keeps it.
+    has_ray = local_ray.current() is not None
     if not debug:
         # Before app(): libraries read these variables once, when they are imported.
         _quiet()

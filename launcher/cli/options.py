@@ -119,6 +119,7 @@ def start_ray_early(job: "JobSpec", at_once: int = 1) -> None:
     from launcher.processes.warm_ray import ADDRESS
 
     if job.cluster.address or os.environ.get("RAY_ADDRESS"):
+        # ray.init alone tries a dead address for minutes.
         check_address(job.cluster.address)
         return
     # A process that has imported ray cannot be forked for workers any more, unless it was itself forked from the Ray of

@@ -55,4 +55,5 @@ def _format_age(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"
+    # Clocks differ, so a heartbeat may seem to come from the future.
     return f"{max(0.0, seconds):.0f} s ago"

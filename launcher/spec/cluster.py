@@ -114,6 +114,7 @@ class ClusterSpec(Section):
         problem = capacity_problem(self.kubernetes.head, self.kubernetes.groups, self.demand)
         if problem is not None:
             raise ValueError(problem)
+        # Fault tolerance restores Ray's tables, not the processes that ran on the head.
         if self.kubernetes.fault_tolerance is not None and self.driver == "head":
             raise ValueError(
                 "driver is head, so a head restart (kubernetes.fault_tolerance) ends it; write driver: worker"

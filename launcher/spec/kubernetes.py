@@ -326,6 +326,7 @@ class KubernetesSpec(Section):
         for name in self.volumes:
             if name.startswith("own-"):
                 raise ValueError(f"volumes has the name {name}, a prefix of the launcher's own volumes; rename it")
+        # KubeRay labels the head's pod with this group.
         if "headgroup" in self.groups:
             raise ValueError("groups has the name headgroup, which is the head's; rename the group")
         return self

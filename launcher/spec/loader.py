@@ -194,6 +194,7 @@ def read_document(path: Path) -> Document:
     try:
         values = _Reader(text, document, lambda line, scalar: Place((0, line), f"{name}:{line}", scalar)).read(())
     except _NotYamlError as error:
+        # A slice, because ruamel may blame the line behind the last one.
         line = text.splitlines()[error.line - 1 : error.line]
         if "${" in "".join(line):
             sentence = "job files do not expand environment variables; write out what ${...} stands for"

@@ -78,6 +78,7 @@ def dotted(path: KeyPath) -> str:
 
 def one_line(text: str) -> str:
     """Escape line breaks and control characters, and shorten the text to fit into a message."""
+    # Escaped before it is shortened: keys and values may hold sequences that a terminal would act on.
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
@@ -126,6 +127,7 @@ def not_one_of(key: str, shown: str, choices: Sequence[object]) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the most similar name, if any; `lr` and `learning` are similar to learning_rate."""
+    # Without capitals and dashes, which are slips of their own.
     name = name.lower().replace("-", "_")
     originals = {candidate.lower().replace("-", "_"): candidate for candidate in names}
     compound = [candidate for candidate in originals if "_" in candidate]

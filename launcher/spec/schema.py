@@ -140,6 +140,7 @@ class JobKeys:
     def allowed(self, schema: Schema) -> str:
         """Describe the values that a schema allows: `a whole number of at least 1, or null`."""
         schema = _resolve(schema, self._defs)
+        # Resolved but not unwrapped, which would drop the null.
         if "anyOf" in schema:
             forms = [self.allowed(form) for form in schema["anyOf"] if form.get("type") != "null"]
             return " or ".join(forms) + (", or null" if len(forms) < len(schema["anyOf"]) else "")
@@ -252,6 +253,7 @@ def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object
     outside = {
         **known,
         "title": "package.module:Task",
+        # The pattern excludes the built-in names: under oneOf, a task that also matches here would be invalid.
         "properties": {"type": {**known["properties"]["type"], "pattern": _IMPORT_PATH}},
     }
     task = {"description": known["description"], "oneOf": [*variants, outside]}
