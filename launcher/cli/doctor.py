@@ -55,7 +55,7 @@ def doctor(
                 lambda findings: _print_findings(findings, console),
             )
     except KeyboardInterrupt as error:
-        # By now the context managers have ended the actors and deleted the files.
+        # By now the doctor's finally blocks have ended the actors and deleted the files.
         raise RunInterrupted("stopped; the doctor's processes and files are removed") from error
     if as_json:
         # Not by rich, which wraps lines at the width of the terminal.

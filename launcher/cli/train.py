@@ -66,6 +66,7 @@ def train(
     if fork is not None:
         from launcher.driver.fork import fork_job
 
+        # This may copy weights from remote storage, while Ray starts.
         spec = fork_job(spec, fork, OUT)
     from launcher.driver.run import run_job
 

@@ -309,7 +309,7 @@ class KubernetesSpec(Section):
     @property
     def backoff_limit(self) -> int:
         """Return the number of retries, with the default of the submission mode."""
-        # Each retry is a new cluster with a new job id: only the name of the run and the storage stay the same.
+        # Each retry is a new cluster with a new job id: the run is found again by its name and storage alone.
         default = 0 if self.submission == "InteractiveMode" else 2
         return default if self.retries is None else self.retries
 

@@ -22,6 +22,7 @@ _ROUNDING = 1e-9
 # KubeRay turns limits of these names into Ray's GPUs (IsGPUResourceKey); Ray would not see any other resource.
 _COUNTED_GPU = re.compile(r".*gpu|nvidia\.com/mig-.+")
 
+# Kubernetes' limits for labels: 253 characters for the prefix, 63 for the name and for the value.
 _KEY_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _KEY_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -125,6 +126,7 @@ MountPath = Annotated[
 ]
 
 
+# Its fields are not checked here: `submit/kubernetes/rules/pods.py` knows those of Kubernetes.
 class PodTemplate(Section):
     """A patch of a pod template, as Kubernetes writes it, merged over what the launcher renders."""
 

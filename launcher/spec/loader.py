@@ -340,6 +340,7 @@ class _Reader:
         self._num_repeated += id(node) in self._seen
         self._seen.add(id(node))
         if self._num_repeated > _MAX_REPEATED:
+            # Raised and not recorded: to continue is what would fill the memory.
             raise _NotYamlError(f"its aliases repeat more than {_MAX_REPEATED} values", node.start_mark.line + 1)
         if isinstance(node, ScalarNode):
             return self._convert_scalar(node, path)

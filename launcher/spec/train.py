@@ -41,6 +41,8 @@ Schedule = Annotated[ConstantSchedule | LinearSchedule | CosineSchedule, Field(d
 class TrainSpec(Section):
     """`train:` Length of training, optimizer, learning rate and numerics."""
 
+    # epochs, batch_size and learning_rate lie in the ranges that BERT's authors recommend for fine-tuning (Devlin et
+    # al. 2019, A.3).
     epochs: int = Field(default=3, ge=1)
     """Passes over the training data. Each epoch uses every row exactly once."""
 

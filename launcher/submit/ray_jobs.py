@@ -256,8 +256,8 @@ def _sentence(address: str, error: Exception) -> str:
             f"{address}: {what}; set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
             "(`ray get-auth-token` on the head prints the token)"
         )
-    # Ray's client turns requests' ConnectionError into the builtin one in its first check, and not later (2.60). The
-    # two are unrelated classes.
+    # Ray's client turns requests' ConnectionError into the builtin one in its first check, and not later (2.60).
+    # Neither class is a subclass of the other.
     if isinstance(error, (ConnectionError, requests.ConnectionError, requests.Timeout)):
         return (
             f"{address}: no Ray dashboard answers ({type(error).__name__}); give --address http://HEAD:8265, or "

@@ -62,8 +62,7 @@ def apply(api: Api, manifests: Sequence[Manifest], options: ApplyOptions, say: S
 
 
 def _has_changed(before: Manifest | None, after: Manifest) -> bool:
-    # Only what the launcher writes. The metadata differs after each apply (managedFields, resourceVersion), and the
-    # status is KubeRay's.
+    # Only what the launcher writes: metadata such as managedFields may differ by itself, and the status is KubeRay's.
     return before is None or any(before.get(key) != after.get(key) for key in ("spec", "data"))
 
 

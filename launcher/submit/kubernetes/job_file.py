@@ -77,7 +77,8 @@ def find_target(source: str, overrides: Sequence[str], kind: Kind) -> Target:
             raise ClusterError(f"{source}: holds {len(manifests)} RayJobs and RayClusters; name one of them instead")
         manifest = manifests[0]
         return Target(manifest["kind"], name_of(manifest), manifest.get("metadata", {}).get("namespace"))
-    # A RayJob's name has neither slash nor dot, so a text with one is a path, and a mistyped path is reported as such.
+    # An object's name has neither slash nor dot here: a text with one is a path, and a mistyped one is reported as
+    # such.
     if path.exists() or re.search(r"[/.]", source):
         job = load_job(path, overrides)
         spec = job.cluster.kubernetes

@@ -55,8 +55,8 @@ def job_name(job: JobSpec) -> str:
         name = f"run-{name}".rstrip("-")
     if name == job.name and len(name) <= _LONGEST:
         return name
-    # Not Python's hash(), which differs in each process: every command must find the same name. Without the digest, two
-    # runs whose names begin alike would share one RayJob.
+    # Not Python's hash(), which differs in each process: every command must find the same name. Without the digest, the
+    # runs My_run and my-run would share one RayJob.
     digest = hashlib.sha256(job.name.encode()).hexdigest()[:_HASH]
     return f"{name[: _LONGEST - _HASH - 1].rstrip('-')}-{digest}"
 

@@ -62,6 +62,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     if api_version != expected:
         yield f"apiVersion is {api_version}, which is not {expected}; write {expected}"
         return
+    # Before the rules, and for all kinds: the ConfigMap holds the whole job file.
     yield from _secrets(manifest, ())
     if not name_of(manifest):
         yield "metadata.name is missing; give one, by which the run can be found again"
