@@ -20,6 +20,6 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         # pydantic does not check defaults by itself: a wrong one would first show in a run.
         validate_default=True,
-        # YAML has .nan and .inf, JSON does not: a record could not hold them.
+        # YAML has .nan and .inf, and no key of a job means anything with them.
         allow_inf_nan=False,
     )

@@ -31,7 +31,7 @@ class SGD(Section):
     """Fraction of the previous update to keep; 0 needs no optimizer states."""
     nesterov: bool = False
     """Use Nesterov momentum (Sutskever et al. 2013)."""
-    # BiT's.
+    # BiT fine-tunes without weight decay (the same paper).
     weight_decay: float = Field(default=0.0, ge=0.0)
     """L2 penalty added to the gradient, on weight matrices only."""
 

@@ -146,6 +146,7 @@ class Diagnosis:
             missing = {"seconds": {}, "errors": {", ".join(libraries): group.errors.get(name, "")}, "torch_gpus": None}
             self._imports[name] = Imports.model_validate(answers.get(name, missing))
         self.add(checks.imports(self._imports))
+        # Only here, because it takes an import of torch to count the GPUs that torch sees.
         self.add(checks.gpus(self._facts, nodes, self._imports, needs_gpu))
 
     def _measure_network(self, nodes: Sequence[Node], needs_gpu: bool) -> None:

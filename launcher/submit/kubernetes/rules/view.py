@@ -138,6 +138,7 @@ class RayObject:
     @cached_property
     def autoscales_v2(self) -> bool:
         """Return whether the autoscaler is version 2, set by the options or by the older variable."""
+        # Version 2 counts only when it is written down, whatever the Ray in the image defaults to.
         option = mapping(self.cluster, "autoscalerOptions").get("version")
         variable = env_names(self.head.ray).get("RAY_enable_autoscaler_v2", "")
         return self.autoscales and (option == "v2" or variable in ("1", "true"))
