@@ -11,9 +11,11 @@ class LauncherError(Exception):
     """Base of all errors that the launcher raises deliberately. Secrets in URIs are masked."""
 
     def __init__(self, message: str) -> None:
+        # Masked at the source: from here the text goes to logs, to records and through Ray.
         self.message = mask_secrets(message)
         super().__init__(self.message)
 
+    # BaseException would call the class with `args`. A subclass whose __init__ takes something else needs its own.
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.message,))
 
@@ -81,7 +83,8 @@ class StaleAttemptError(TrainingError):
     """Attempt that must stop writing, because a newer attempt of the same run has started."""
 
 
-class RunInterrupted(LauncherError):  # noqa: N818  # the user asked for it
+# Not named ...Error: the user asked for it.
+class RunInterrupted(LauncherError):  # noqa: N818
     """Run stopped by the user (Ctrl-C). Saved checkpoints stay valid."""
 
 

@@ -33,6 +33,7 @@ def find_secret(text: str) -> str | None:
     if _ACCOUNT.search(text):
         return "an account"
     match = _OPTION.search(text)
+    # A masked value is no secret: texts pass through here more than once.
     return f"a key ({match.group(1)[1:-1]})" if match is not None and match.group(2) != _MASK else None
 
 
@@ -76,6 +77,7 @@ def format_number(value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
     size = abs(value)
+    # int() of infinity raises, hence the check above. Up to 1e15 a float holds every whole number.
     if value == int(value) and size < 1e15:
         return f"{int(value):,}" if size >= 2 else f"{value:.4f}"
     if size < 1e-3 or size >= 1e9:
@@ -96,6 +98,7 @@ def format_duration(seconds: float) -> str:
     """Return a duration in its two largest units."""
     if seconds < 10:
         return f"{seconds:.1f} s"
+    # Rounded before the comparisons: 59.7 s are 1 min 00 s, not 60 s.
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -118,12 +121,14 @@ def format_size(num_bytes: int) -> str:
 
 def format_time(seconds: float) -> str:
     """Return a moment, given in seconds since the epoch, as date and time in UTC."""
+    # UTC, because client and nodes may be in different time zones.
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
 
 
 def format_param(value: object, max_chars: int | None = 40) -> str:
     """Return the value of a searched key: floats with three digits, long texts (paths) shortened to their end."""
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    # The end, because paths of one sweep begin alike.
     return text if max_chars is None or len(text) <= max_chars else f"…{text[1 - max_chars :]}"
 
 

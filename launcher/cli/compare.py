@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+# Sections that the loss curve does not depend on (`spec/curve.py`): any other would make the comparison meaningless.
 _REPLAY_KEYS = ("cluster", "parallel", "checkpoint", "logging")
 
 
@@ -49,6 +50,7 @@ def compare_runs(
     from launcher.report.compare import check_output_path, compare, write_comparison
     from launcher.rundir.directory import find_run
 
+    # First: reading runs from remote storage may take minutes.
     check_output_path(output)
     comparison = compare([find_run(run) for run in runs])
     for warning in comparison.warnings:
@@ -72,6 +74,7 @@ def replay(
 
     run_dir = find_run(run)
     job = load_run_job(run_dir, overrides, _REPLAY_KEYS)
+    # Late, because it loads ray and torch, and a wrong override should be refused at once.
     from launcher.driver.replay import describe_replay, replay_run
 
     replayed = replay_run(run_dir, job, name, OUT)
@@ -95,6 +98,7 @@ def _print_comparison(comparison: "Comparison") -> None:
 
 
 def _make_table(heading: str, names: "Sequence[str]", rows: "Sequence[Row]") -> Table:
+    # Rich reads brackets in text as markup; a Text, as in the cells below, it leaves alone.
     table = Table(escape(heading), *(escape(name) for name in names))
     for row in rows:
         cells = (

@@ -44,6 +44,7 @@ def doctor(
     # Not `load`: the nodes test the storage, which need not be writable from this machine.
     spec = load_job(job, (), params_class) if job is not None else None
     cluster = spec.cluster if spec is not None else None
+    # With --json, stdout must hold nothing but the object.
     console = ERR if as_json else OUT
     try:
         with console.status("checking the cluster; this takes about a minute"):  # only shown on a terminal
@@ -54,8 +55,10 @@ def doctor(
                 lambda findings: _print_findings(findings, console),
             )
     except KeyboardInterrupt as error:
+        # By now the doctor's finally blocks have ended the actors and deleted the files.
         raise RunInterrupted("stopped; the doctor's processes and files are removed") from error
     if as_json:
+        # Not by rich, which wraps lines at the width of the terminal.
         typer.echo(record.model_dump_json(indent=1))
     else:
         _print_record(record)

@@ -44,7 +44,8 @@ def evaluate(
     check_evaluate_options(split, data, name)
     run_dir = find_run(run)
     job = load_run_job(run_dir, overrides, EVALUATE_KEYS)
-    start_ray_early(job)  # before the imports below load ray and torch
+    # Before the imports below load ray and torch.
+    start_ray_early(job)
     from launcher.driver.evaluate import compare_with_own_scores, evaluate_data, evaluate_run
 
     if data is None:

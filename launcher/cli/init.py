@@ -73,6 +73,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     fitted = match_splits(opened, guess, splits)
     fraction = _validation_fraction(fitted, split, folder, ask)
     if fraction is not None:
+        # Before `publish`: the files must exist when the job file names them.
         fitted = hold_out_validation(opened, fitted, fraction, folder, force)
     title = name or job_name(data, output.stem)
     job_draft = fill_defaults(title, opened.profile, guess, fitted.labels, chosen_model, fitted.sources)
@@ -81,6 +82,7 @@ def init(  # noqa: PLR0913 -- the options of a command
 
 
 def _is_terminal() -> bool:
+    # The answers come from stdin: in a pipe, a question would take data for them.
     return sys.stdin.isatty()
 
 
@@ -205,6 +207,7 @@ def _print_result(job_draft: "Draft", output: Path, notes: tuple[str, ...], fitt
     from launcher.init.job_file import scalar
 
     rows = [(f"{section}.{line.key}", scalar(line.value), line.why) for section, line in key_lines(job_draft)]
+    # A long path must not push all reasons out of sight.
     width = max(len(value) for _, value, _ in rows if len(value) <= _MAX_VALUE_WIDTH)
     for key, value, why in rows:
         print_line(f"{key:20} {value:{width}}  {why}")

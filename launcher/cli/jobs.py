@@ -50,17 +50,21 @@ def submit(
     from launcher.submit.package import make_package
     from launcher.submit.ray_jobs import Submission
 
-    parse_command(command)  # refuse a wrong command before the package reads any file
+    # Twice: a wrong command is refused here before the package reads any file, and below its paths are looked up in it.
+    parse_command(command)
     package = make_package(spec, working_dir)
     submission = Submission(package.job, parse_command(command, package))
     _warn_about_size(package)
     cluster = _connect(address or _to_dashboard(spec.cluster.address))
+    # Not atomic: two submissions at once may both pass. Then the lease in the run directory stops the older attempt
+    # (`rundir/lease.py`).
     busy = cluster.at_work_on(package.job)
     if busy is not None:
         raise RunError(
             f"{spec.name}: {busy.id} works on this run now; follow it with `launcher jobs logs {busy.id} --follow`, or "
             f"stop it first with `launcher jobs stop {busy.id}`"
         )
+    # Needed until `submit` returns: Ray's client reads the archive in it.
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "package.zip"
         package.write(archive)
@@ -113,6 +117,7 @@ def logs(name: Name, follow: Follow = False, address: Address = None) -> None:
     if follow:
         _follow(cluster, job.id)
     else:
+        # As it is: the log has line ends of its own, and may hold brackets that rich would read as markup.
         typer.echo(cluster.logs(job.id), nl=False)
 
 
@@ -129,6 +134,7 @@ def stop(name: Name, address: Address = None) -> None:
         return
     from launcher.submit.follow import wait
 
+    # Ray answers at once and stops in the background, hence the wait.
     cluster.stop(job.id)
     print_line(f"stopping {job.id}: it saves a checkpoint first")
     ended = wait(cluster, job.id)
@@ -149,6 +155,7 @@ def _to_dashboard(address: str | None) -> str | None:
 def _warn_about_size(package: "Package") -> None:
     from launcher.submit.package import MAX_BYTES
 
+    # No error, since the zip may be smaller than its files.
     if package.size_bytes > MAX_BYTES:
         files = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in package.largest(3))
         print_line(
@@ -183,8 +190,10 @@ def _raise_if_failed(job: "Job") -> None:
     if job.status.value == "STOPPED":
         raise RunInterrupted(f"{job.id}: was stopped; submit it again to resume from its last checkpoint")
     if job.status.value == "FAILED":
+        # The driver is a launcher too: with 2 it means that the user can fix it.
         if job.exit_code == 2:
             raise RunError(f"{job.id}: FAILED; its log says what to fix")
+        # Ray's message ends with up to 20,000 characters of the log (2.60, job_supervisor.py).
         raise TrainingError(f"{job.id}: FAILED ({job.message[:300]})")
 
 

@@ -53,11 +53,14 @@ def render(
     manifests = _render(job, overrides, kind, command)
     comment = _make_header(job, overrides, kind, command)
     if output is None:
+        # Not by rich: the output goes to kubectl, and wrapped lines would change it.
         typer.echo(dump_manifests(manifests, comment), nl=False)
         return
     try:
         output.mkdir(parents=True, exist_ok=True)
         for manifest in manifests:
+            # By kind: read_manifests sorts the names, and the ConfigMap has to be applied before the RayJob that mounts
+            # it.
             path = output / f"{manifest['kind'].lower()}.yaml"
             path.write_text(dump_manifests([manifest], comment), encoding="utf-8")
             print_line(str(path))
@@ -91,7 +94,8 @@ def apply(  # noqa: PLR0913 -- the options of a command
         manifests = _render(path, overrides, kind, command)
     from launcher.submit.kubernetes.rules.check import check
 
-    check(manifests)  # refuse wrong manifests without a cluster
+    # Before the cluster is asked for: wrong manifests are refused without one.
+    check(manifests)
     api = _connect(context, namespace)
     from launcher.submit.kubernetes.apply import ApplyOptions
     from launcher.submit.kubernetes.apply import apply as send
@@ -119,6 +123,7 @@ def status(
         rows = _make_job_rows(state)
     else:
         cluster = target.name
+        # The operator writes the status, so a new object has none.
         rows = {"state": str((manifest.get("status") or {}).get("state") or "not yet seen by the operator")}
     for name, value in {target.kind: f"{target.name} in namespace {api.namespace}", **rows}.items():
         if value:
@@ -191,7 +196,9 @@ def delete(
     target, api = _find(source, overrides, kind, context, namespace)
     from launcher.submit.kubernetes.apply import delete as remove
 
+    # The RayJob first: without the ConfigMap, pods that KubeRay still starts would wait for it for ever.
     has_deleted = remove(api, target.kind, target.name, print_line)
+    # The call stands before the `or`, which would skip it otherwise.
     has_deleted = remove(api, "ConfigMap", target.config_map, print_line) or has_deleted
     if not has_deleted:
         raise ClusterError(f"there is no {target.kind} {target.name} in namespace {api.namespace}; nothing was deleted")
@@ -222,6 +229,7 @@ def _connect(context: str | None, namespace: str | None) -> "Api":
     try:
         from launcher.submit.kubernetes.api import connect
     except ModuleNotFoundError as error:
+        # Another module that is missing is a broken installation, and not the optional extra.
         if error.name is None or error.name.split(".")[0] != "kubernetes":
             raise
         raise ClusterError(
@@ -238,6 +246,7 @@ def _find(
     target = find_target(source, overrides or (), kind)
     api = _connect(context, namespace)
     if namespace is None and target.namespace is not None:
+        # dataclasses.replace; in `apply` an option of that name hides it.
         api = replace(api, namespace=target.namespace)
     return target, api
 
@@ -260,6 +269,7 @@ def _make_job_rows(state: "JobState") -> dict[str, str]:
 def _print_pods(api: "Api", cluster: str, name: str) -> None:
     from launcher.submit.kubernetes.state import pod_groups
 
+    # Two labels: KubeRay's for the cluster, and Kubernetes' own for the pods of the submitting Job.
     pods = [*(api.pods(f"ray.io/cluster={cluster}") if cluster else []), *api.pods(f"job-name={name}")]
     if not pods:
         return

@@ -67,11 +67,15 @@ def options(
 
 def main() -> None:
     """Run the `launcher` command, print errors as sentences and exit."""
+    # From argv, because the options are parsed inside app(), and errors before that need it too.
     debug = "--debug" in sys.argv
-    has_ray = local_ray.current() is not None  # started by a caller in this process, which keeps it
+    # Started by a caller in this process, which keeps it.
+    has_ray = local_ray.current() is not None
     if not debug:
+        # Before app(): libraries read these variables once, when they are imported.
         _quiet()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops a run like Ctrl-C: it saves first
+    # SIGTERM stops a run like Ctrl-C: it saves first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except LauncherError as error:
@@ -93,22 +97,26 @@ def main() -> None:
         print_line(f"the launcher failed ({what}); {advice}", ERR)
         sys.exit(1)
     finally:
+        # Also after the exits above. A Ray of this process must not outlive it.
         if not has_ray:
             local_ray.stop_current()
 
 
 def explain_system_error(error: BaseException) -> str | None:
     """Return a sentence for an error that the machine caused (full disk, open files, ...); None for any other."""
+    # os.getcwd() in a deleted directory raises it without a file name, wherever a path becomes absolute.
     if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "the working directory does not exist any more; change to one that does (cd), and try again"
     if isinstance(error, MemoryError):
         return f"this machine: {os.strerror(errno.ENOMEM)}; {_FIXES[errno.ENOMEM]}"
+    # Python's own error when the system refuses a thread; it has no errno.
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"this machine: no more threads can be started; {_FIXES[errno.EAGAIN]}"
     number = _find_errno(error)
     if number in _FIXES:
         place = getattr(error, "filename", None) or "this machine"
         return f"{os.fsdecode(place)}: {os.strerror(number)}; {_FIXES[number]}"
+    # Libraries wrap the system's error in one of their own; the number is in the cause.
     return None if error.__cause__ is None else explain_system_error(error.__cause__)
 
 

@@ -83,17 +83,22 @@ def load_run_job(run: "RunDir", overrides: list[str] | None, allowed: Sequence[s
     from launcher.spec.permissions import grant_permissions
     from launcher.tasks import params_class
 
+    # Before the job is read, which may be on remote storage.
     check_overrides(overrides or (), allowed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yaml"
-        path.write_bytes(run.read_bytes("job.yaml"))  # the run may be on remote storage
+        # Into a local file, as the run may be on remote storage and `load_job` reads paths.
+        path.write_bytes(run.read_bytes("job.yaml"))
         try:
             job = load_job(path, overrides or (), params_class)
         except SpecError as error:
-            local_name = one_line(str(path))  # each problem starts with it
+            # Each problem starts with the name of this temporary file; users know that of the run.
+            local_name = one_line(str(path))
             problems = (problem.replace(local_name, run.path("job.yaml"), 1) for problem in error.problems)
             raise SpecError(tuple(problems)) from error
+    # Only commands that train allow changes to `logging`, and only they report to trackers.
     is_training = "logging" in allowed
+    # Permissions come last: whatever the file says, only overrides of the command line count.
     return with_storage_of_run(run, grant_permissions(job, run.path("job.yaml"), overrides or (), is_training))
 
 
@@ -114,6 +119,7 @@ def start_ray_early(job: "JobSpec", at_once: int = 1) -> None:
     from launcher.processes.warm_ray import ADDRESS
 
     if job.cluster.address or os.environ.get("RAY_ADDRESS"):
+        # ray.init alone tries a dead address for minutes.
         check_address(job.cluster.address)
         return
     # A process that has imported ray cannot be forked for workers any more, unless it was itself forked from the Ray of
@@ -137,6 +143,7 @@ def check_overrides(overrides: Sequence[str], allowed: Sequence[str]) -> None:
 
     for override in overrides:
         key = override.partition("=")[0]
+        # A permission may always be given: `grant_permissions` decides about it.
         if key not in PERMISSIONS and not any(key == name or key.startswith(f"{name}.") for name in allowed):
             raise UserError(
                 f"override {override}: {key} is fixed, as the run was trained with it; only {', '.join(allowed)} may "

@@ -27,7 +27,8 @@ def predict(
 
     run_dir = find_run(run)
     job = load_run_job(run_dir, overrides, _PREDICT_KEYS)
-    start_ray_early(job)  # before the imports below load ray and torch
+    # Before the imports below load ray and torch.
+    start_ray_early(job)
     from launcher.predict.run import predict_run
 
     result = predict_run(run_dir, input, output, OUT, job)

@@ -30,6 +30,7 @@ def parse_command(command: str, package: "Package | None" = None) -> tuple[str, 
         UserError: The command does not exist, or would be refused on the cluster.
     """
     try:
+        # As a shell splits it: the words are quoted again for the driver's shell (`Submission.entrypoint`).
         words = tuple(shlex.split(command))
     except ValueError as error:
         raise RunError(f"--command: {command!r} cannot be split into words ({error}); close its quotes") from error
@@ -47,8 +48,9 @@ def parse_command(command: str, package: "Package | None" = None) -> tuple[str, 
     if words[0] == "train":
         _check_train(words[1:])
     if words[0] == "evaluate":
+        # Minutes may pass until the cluster runs the command: what can be refused is refused here.
         _check_evaluate(words[1:], package)
-    if words[0] == "predict" and "--output" not in words:
+    if words[0] == "predict" and not any(word.partition("=")[0] == "--output" for word in words):
         raise RunError("--command predict: needs its data and --output; write 'predict s3://in --output s3://out'")
     return words
 

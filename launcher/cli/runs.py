@@ -44,6 +44,7 @@ def runs(
         best = "" if entry.best is None else f"{entry.best:.4f} ({entry.metric}, step {entry.best_step})"
         heartbeat = "" if entry.heartbeat is None else _format_age(time.time() - entry.heartbeat)
         table.add_row(entry.name, state, f"{entry.step}/{entry.total_steps}", best, heartbeat, entry.task)
+    # Without a terminal rich assumes 80 columns and would cut the cells.
     (OUT if OUT.is_terminal else Console(width=_WIDTH)).print(table)
     for entry in entries:
         if entry.why:
@@ -54,4 +55,5 @@ def _format_age(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"
+    # Clocks differ, so a heartbeat may seem to come from the future.
     return f"{max(0.0, seconds):.0f} s ago"

@@ -37,4 +37,5 @@ def schema() -> None:
     from launcher.spec.schema import job_schema
     from launcher.tasks import params_models
 
+    # Not by rich, which would wrap the lines of the JSON.
     typer.echo(json.dumps(job_schema(params_models()), indent=1))

@@ -31,6 +31,7 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
     if spec.tune is not None:
         from launcher.tune.run import check_sweep, check_trials
 
+        # Before `prepare`, which reads the data.
         check_sweep(spec)
     with reading_progress(OUT) as on_progress:
         prepared = prepare(spec, on_progress, measure=True)
@@ -57,6 +58,7 @@ def train(
     """
     from launcher.spec.fault_injection import parse_faults
 
+    # First, since it costs nothing: a wrong fault is refused before anything starts.
     faults = parse_faults(chaos) if chaos is not None else None
     spec = load(job, overrides)
     # Ray starts in the background, while the imports below take seconds.
@@ -64,6 +66,7 @@ def train(
     if fork is not None:
         from launcher.driver.fork import fork_job
 
+        # This may copy weights from remote storage, while Ray starts.
         spec = fork_job(spec, fork, OUT)
     from launcher.driver.run import run_job
 

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from launcher.cli.options import OUT, JobFile, Overrides, load, start_ray_early
@@ -21,6 +22,7 @@ def tune(job: JobFile, overrides: Overrides = None) -> None:
     """
     spec = load(job, overrides)
     # Before the import below loads ray and torch.
+    # Without a limit of its own a sweep gets the cores of the machine (`local_ray.local_cpus`).
     start_ray_early(spec, (spec.tune and spec.tune.max_concurrent) or 1)
     from launcher.tune.run import run_sweep
 
@@ -36,7 +38,8 @@ def compare_sweeps(
     from launcher.formatting import format_param
     from launcher.report.sweep import collect_sweep, find_sweep
 
-    table = Table("", *runs)
+    # Escaped: rich reads brackets, which paths may hold, as markup.
+    table = Table("", *map(escape, runs))
     columns = []
     for run in runs:
         sweep = find_sweep(run)

@@ -15,7 +15,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        # pydantic reads the docstrings from the source file: without sources the schema loses its descriptions
+        # silently.
         use_attribute_docstrings=True,
+        # pydantic does not check defaults by itself: a wrong one would first show in a run.
         validate_default=True,
+        # YAML has .nan and .inf, and no key of a job means anything with them.
         allow_inf_nan=False,
     )

@@ -21,6 +21,7 @@ EnvName = Annotated[
 ]
 
 
+# An upper bound: whether `auto` becomes 0 depends on the size of the data, which is known only later.
 _MAX_AUTO_DATA_WORKERS = 2
 
 
@@ -91,6 +92,7 @@ class ClusterSpec(Section):
             return values
         bounds = values["workers"]
         numbers = [bounds.get("min"), bounds.get("max")]
+        # `type` and not isinstance: in Python true is an int.
         if set(bounds) != {"min", "max"} or not all(type(number) is int and number >= 1 for number in numbers):
             raise ValueError("workers is neither a number nor of the form {min: 2, max: 8}; write one of them")
         return {**values, "workers": bounds["max"], "min_workers": bounds["min"]}
@@ -108,9 +110,11 @@ class ClusterSpec(Section):
     def _check_pods(self) -> "ClusterSpec":
         if self.kubernetes is None:
             return self
+        # Here and not in KubernetesSpec, because only this section knows both the pods and what they must hold.
         problem = capacity_problem(self.kubernetes.head, self.kubernetes.groups, self.demand)
         if problem is not None:
             raise ValueError(problem)
+        # Fault tolerance restores Ray's tables, not the processes that ran on the head.
         if self.kubernetes.fault_tolerance is not None and self.driver == "head":
             raise ValueError(
                 "driver is head, so a head restart (kubernetes.fault_tolerance) ends it; write driver: worker"

@@ -13,6 +13,7 @@ _EXCLUDED = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage
 
 def spec_hash(job: JobSpec) -> str:
     """Return the SHA-256 (hex) of everything the loss curve depends on. Equal hashes mean equal curves."""
+    # One fixed form: the hash is compared with those in old checkpoints, so neither order nor spaces may vary.
     canonical = json.dumps(_dump_curve(job), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -44,6 +45,7 @@ def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, str]:
     """Flatten nested sections to dotted keys with their values as JSON. A list is one value."""
     leaves: dict[str, str] = {}
     for key, value in values.items():
+        # An empty mapping is a value too: flattened, its key would vanish.
         if isinstance(value, dict) and value:
             leaves |= _flatten(value, f"{prefix}{key}.")
         else:

@@ -38,6 +38,7 @@ def _check_hub(location: str) -> str:
 # An empty path would mean the working directory and every data file in it.
 _Location = Annotated[str, Field(min_length=1), AfterValidator(_check_hub)]
 _Several = Annotated[tuple[_Location, ...], Field(min_length=1)]
+# Without the input type the schema would allow only a list, and editors would mark a single path.
 Locations = Annotated[_Several, BeforeValidator(_to_tuple, json_schema_input_type=_Location | _Several)]
 """One path or several: files, directories, globs, URIs, or datasets of the Hugging Face Hub (`spec/hub.py`)."""
 

@@ -80,6 +80,8 @@ class Faults:
             if isinstance(fault.target, int) and fault.target >= workers:
                 ranks = f"the ranks are 0 to {workers - 1}"
                 raise UserError(f"--chaos: {fault} is for rank {fault.target}, and {ranks}; name one of them")
+        # A generator of its own: nothing else that draws may move the faults. The order of the draws, rank before step,
+        # is part of what a seed means.
         rng = random.Random(self.seed)
         drawn = (Fault("kill", rng.randrange(workers), rng.randint(1, total_steps)) for _ in range(self.num_random))
         return (*self.explicit, *sorted(drawn, key=lambda fault: fault.step or 0))
@@ -94,6 +96,7 @@ def parse_faults(text: str) -> Faults:
     listed = []
     numbers = {"random": 0, "seed": 0}
     for part in filter(None, (part.strip() for part in text.split(","))):
+        # At most nine digits, so that no number exceeds what a step or a seed can hold.
         number = re.fullmatch(r"(random|seed)=(\d{1,9})", part)
         if number is not None:
             numbers[number.group(1)] = int(number.group(2))
@@ -110,12 +113,14 @@ def parse_faults(text: str) -> Faults:
 
 def _make_fault(kind: str, whom: str | None, step: str | None, place: str | None) -> Fault | None:
     allowed = _TARGETS.get(kind)
+    # A kind that needs a target gets one, and no other does: `kill@step5` would leave open whom.
     if allowed is None or (whom is not None) != bool(allowed):
         return None
-    is_rank = whom is not None and whom.isdigit()
+    is_rank = whom is not None and re.fullmatch("[0-9]+", whom) is not None
     if whom is not None and ("rank" if is_rank else whom) not in allowed:
         return None
     at_place = kind == "kill" and is_rank and place in PLACES
+    # Step 0 never comes: a step counts when it is completed.
     if not at_place and (step is None or int(step) == 0):
         return None
     target: int | str | None = int(whom) if whom is not None and is_rank else whom

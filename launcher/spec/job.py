@@ -69,6 +69,7 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> "JobSpec":
+        # Here, because these rules join several sections, and a section sees only its own keys.
         kind = self.train.optimizer.type
         parallel = self.parallel
         if kind != "adamw" and (parallel.offload_optimizer or parallel.offload_parameters):

@@ -41,6 +41,7 @@ RESERVED_PATHS = ("/tmp", "/dev/shm", JOB_DIR, HOME)
 """Paths that the launcher mounts in every pod."""
 
 _PART = re.compile(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?")
+# By the end of the name: HF_TOKEN holds a secret, HF_TOKEN_PATH only names a file.
 _SECRET = re.compile(r"(TOKEN|PASSWORD|SECRET|SECRET_ACCESS_KEY|API_KEY|PRIVATE_KEY)$")
 # Set by KubeRay, or by the launcher from other keys.
 _MANAGED = {
@@ -83,6 +84,7 @@ class ClaimVolume(_Volume):
     @property
     def holds_runs(self) -> bool:
         """Return whether each pod can write to it and read what another pod wrote."""
+        # The access mode is written in the claim, on the cluster, so a ReadWriteOnce claim passes here.
         return self.can_write
 
 
@@ -115,6 +117,7 @@ class SourceVolume(_Volume):
     def _check_source(self) -> "SourceVolume":
         if len(self.source) != 1:
             raise ValueError(f"source has {len(self.source)} kinds of volumes; give exactly one, such as nfs or csi")
+        # After the check above, as `kind` is the only key.
         driver = self.source[self.kind].get("driver")
         if self.kind == "csi" and driver in _ONLY_CLAIMS:
             raise ValueError(
@@ -194,6 +197,7 @@ class Fabric(Section):
     def _check_keys(self) -> "Fabric":
         for key in ("per_pod", "resource", "interface"):
             value = getattr(self, key)
+            # 1 is the default of per_pod: written out it does no harm, and cannot be told from the default.
             if key not in _FABRIC_KEYS[self.type] and value not in (None, 1):
                 raise ValueError(f"{key} is {value}, which has no meaning for {self.type}; remove it")
         return self
@@ -278,6 +282,7 @@ class KubernetesSpec(Section):
     """New clusters after a failure, on which the run resumes from its last checkpoint; null means 2, and 0 in
     InteractiveMode, which allows none."""
 
+    # KubeRay's default is 2. A log that breaks off three times would fail the job while training continues.
     submitter_retries: int = Field(default=10, ge=0)
     """How often the submitting pod may lose the log before KubeRay calls the job failed (K8sJobMode)."""
 
@@ -304,6 +309,7 @@ class KubernetesSpec(Section):
     @property
     def backoff_limit(self) -> int:
         """Return the number of retries, with the default of the submission mode."""
+        # Each retry is a new cluster with a new job id: the run is found again by its name and storage alone.
         default = 0 if self.submission == "InteractiveMode" else 2
         return default if self.retries is None else self.retries
 
@@ -320,6 +326,7 @@ class KubernetesSpec(Section):
         for name in self.volumes:
             if name.startswith("own-"):
                 raise ValueError(f"volumes has the name {name}, a prefix of the launcher's own volumes; rename it")
+        # KubeRay labels the head's pod with this group.
         if "headgroup" in self.groups:
             raise ValueError("groups has the name headgroup, which is the head's; rename the group")
         return self
@@ -332,6 +339,7 @@ class KubernetesSpec(Section):
                 raise ValueError(
                     f"volumes has {name} at {volume.path}, which the launcher mounts itself; choose another path"
                 )
+            # Only equal paths are wrong: Kubernetes does mount a volume inside another one's path.
             if volume.path in names:
                 raise ValueError(
                     f"volumes has {names[volume.path]} and {name} at the same path {volume.path}; move one of them"

@@ -13,12 +13,16 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from launcher.spec.base import PATTERN_WORDS, Section
 
-_GIB_PER_CPU = 4.0  # as the clouds' general-purpose machines have it
-_GIB_PER_GPU = 12.0  # what a CUDA process with its model in transit takes on the host, with a margin
+# As the clouds' general-purpose machines have it.
+_GIB_PER_CPU = 4.0
+# What a CUDA process with its model in transit takes on the host, with a margin.
+_GIB_PER_GPU = 12.0
+# 25 workers of 2.2 CPUs are 55.00000000000001 in floats, which must not become 56.
 _ROUNDING = 1e-9
 # KubeRay turns limits of these names into Ray's GPUs (IsGPUResourceKey); Ray would not see any other resource.
 _COUNTED_GPU = re.compile(r".*gpu|nvidia\.com/mig-.+")
 
+# Kubernetes' limits for labels: 253 characters for the prefix, 63 for the name and for the value.
 _KEY_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _KEY_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -48,6 +52,7 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _pattern(pattern: str, words: str) -> Any:  # what pydantic's Field returns
+    # pydantic matches with Rust's engine, which knows no look-around, and searches: each pattern needs its anchors.
     return Field(pattern=pattern, json_schema_extra={PATTERN_WORDS: words})
 
 
@@ -121,6 +126,7 @@ MountPath = Annotated[
 ]
 
 
+# Its fields are not checked here: `submit/kubernetes/rules/pods.py` knows those of Kubernetes.
 class PodTemplate(Section):
     """A patch of a pod template, as Kubernetes writes it, merged over what the launcher renders."""
 
@@ -235,6 +241,7 @@ def group_sizes(groups: Mapping[str, WorkerGroup], demand: Demand) -> dict[str, 
 
 
 def _group_size(group: WorkerGroup, demand: Demand) -> GroupSize:
+    # A pod never needs room for more workers than the job has.
     workers = min(group.workers_per_pod, demand.workers)
     worker_cpus = math.ceil(workers * demand.cpus_per_worker - _ROUNDING)
     cpus = group.cpus or worker_cpus + 1 + (1 if demand.driver_on_worker else 0)
@@ -256,6 +263,7 @@ def _group_size(group: WorkerGroup, demand: Demand) -> GroupSize:
 def capacity_problem(head: HeadPod, groups: Mapping[str, WorkerGroup], demand: Demand) -> str | None:
     """Return why the pods cannot hold the job, as a sentence about a key of `cluster:`; None when they can."""
     return (
+        # The order matters: without the number of pods, the sizes that the later checks read are wrong.
         _missing_count(groups)
         or _oversized_shm(head, groups, demand)
         or _missing_places(groups, demand)
@@ -280,6 +288,7 @@ def _oversized_shm(head: HeadPod, groups: Mapping[str, WorkerGroup], demand: Dem
         f"groups.{name}": (size.shm_mib / 1024, size.memory_mib / 1024)
         for name, size in group_sizes(groups, demand).items()
     }
+    # Null takes half of the memory, which always fits.
     sizes_gib["head"] = (head.shm_gib or 0.0, head.memory_gib)
     for where, (shm, memory) in sizes_gib.items():
         if shm >= memory:
@@ -308,6 +317,7 @@ def _missing_places(groups: Mapping[str, WorkerGroup], demand: Demand) -> str | 
 
 
 def _workers_in_pod(group: WorkerGroup, size: GroupSize, demand: Demand) -> int:
+    # Derived sizes fit by construction. Only the user's own figures have to be divided.
     if group.cpus is None and group.gpus is None:
         return group.workers_per_pod
     by_cpu = size.cpus / demand.cpus_per_worker
@@ -317,7 +327,8 @@ def _workers_in_pod(group: WorkerGroup, size: GroupSize, demand: Demand) -> int:
 
 def _missing_driver_cpu(groups: Mapping[str, WorkerGroup], demand: Demand) -> str | None:
     cpus = sum(size.max_pods * size.cpus for size in group_sizes(groups, demand).values())
-    needed = demand.workers * demand.cpus_per_worker + 1  # entrypointNumCpus; see submit/kubernetes/render.py
+    # The driver's CPU is entrypointNumCpus; see submit/kubernetes/render.py.
+    needed = demand.workers * demand.cpus_per_worker + 1
     if not demand.driver_on_worker or needed <= cpus:
         return None
     return (

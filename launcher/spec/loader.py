@@ -31,6 +31,7 @@ _PATHS: tuple[KeyPath, ...] = (
     ("data", "train"), ("data", "validation"), ("data", "test"), ("data", "cache", "path"), ("model", "name"),
     ("output", "storage"), ("parallel", "offload_path"), ("logging", "mlflow"),
 )  # fmt: skip
+# `$NAME` counts only as the first part of a path: elsewhere a $ may belong to a file name or an object's key.
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}|^\$[A-Za-z_][A-Za-z0-9_]*(?=/|$)")
 
 _TAG = "tag:yaml.org,2002:"
@@ -41,6 +42,7 @@ _NUMBER_TAGS = {_TAG + kind for kind in ("int", "float", "bool", "null")}
 _MAX_REPEATED = 10_000
 _OVERRIDE_FORM = "write it as key.path=value, for example train.epochs=3"
 _FIX = "check colons, indentation, brackets and quotes there"
+# Parts of ruamel's error texts (0.19). Another wording there would only lose the hint.
 _FIXES = {
     "'\\t'": "indent with spaces",
     "undefined alias": "put text that starts with * in quotes",
@@ -93,6 +95,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), params_of: TaskPar
         problems += _validate_params(values, document, params, keys)
     problems += document.problems
     if job is None or problems:
+        # By place: the checks above report in an order that means nothing to the user.
         problems.sort(key=lambda problem: problem.place.order)
         raise SpecError(tuple(str(problem) for problem in problems))
     return job
@@ -191,6 +194,7 @@ def read_document(path: Path) -> Document:
     try:
         values = _Reader(text, document, lambda line, scalar: Place((0, line), f"{name}:{line}", scalar)).read(())
     except _NotYamlError as error:
+        # A slice, because ruamel may blame the line behind the last one.
         line = text.splitlines()[error.line - 1 : error.line]
         if "${" in "".join(line):
             sentence = "job files do not expand environment variables; write out what ${...} stands for"
@@ -222,6 +226,7 @@ def apply_override(document: Document, override: str, position: int) -> None:
     def refuse(sentence: str) -> None:
         document.problems.append(Problem(place, sentence))
 
+    # At the first `=`: a value may hold more of them, as in a query of a URI.
     name, equals, text = override.partition("=")
     keys = tuple(key.strip() for key in name.split("."))
     if not equals:
@@ -264,6 +269,7 @@ def _read_text(path: Path, name: str) -> str:
     except OSError as error:
         raise SpecError((f"{name}: the job file cannot be read ({error.strerror}); check the path",)) from error
     try:
+        # -sig drops the byte order mark that editors on Windows write.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
@@ -334,6 +340,7 @@ class _Reader:
         self._num_repeated += id(node) in self._seen
         self._seen.add(id(node))
         if self._num_repeated > _MAX_REPEATED:
+            # Raised and not recorded: to continue is what would fill the memory.
             raise _NotYamlError(f"its aliases repeat more than {_MAX_REPEATED} values", node.start_mark.line + 1)
         if isinstance(node, ScalarNode):
             return self._convert_scalar(node, path)

@@ -54,6 +54,7 @@ class Document:
 
     def place(self, path: KeyPath) -> Place:
         """Return the place of a value, or of the innermost section around it that the user wrote."""
+        # The reader records a place for (), the whole file, so the search always ends.
         return next(self.places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.places)
 
     def shown(self, path: KeyPath, value: object) -> str:
@@ -77,6 +78,7 @@ def dotted(path: KeyPath) -> str:
 
 def one_line(text: str) -> str:
     """Escape line breaks and control characters, and shorten the text to fit into a message."""
+    # Escaped before it is shortened: keys and values may hold sequences that a terminal would act on.
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
@@ -104,6 +106,7 @@ def translate_errors(error: ValidationError, document: Document, keys: JobKeys, 
             continue  # pydantic counts only the valid items; each invalid one has an error of its own
         path, sentence = _make_sentence(case)
         problems.append(Problem(document.place(path), sentence))
+    # pydantic reports each member of a union on its own; for us these are one sentence.
     return list(dict.fromkeys(problems))
 
 
@@ -124,11 +127,13 @@ def not_one_of(key: str, shown: str, choices: Sequence[object]) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the most similar name, if any; `lr` and `learning` are similar to learning_rate."""
+    # Without capitals and dashes, which are slips of their own.
     name = name.lower().replace("-", "_")
     originals = {candidate.lower().replace("-", "_"): candidate for candidate in names}
     compound = [candidate for candidate in originals if "_" in candidate]
     initials = {"".join(word[:1] for word in candidate.split("_")): candidate for candidate in compound}
     matches = [initials[name]] if name in initials else difflib.get_close_matches(name, originals, n=1)
+    # difflib misses a short beginning of a long name: its ratio counts the missing letters.
     matches = matches or [candidate for candidate in compound if candidate.startswith(f"{name}_")]
     return originals[matches[0]] if matches else None
 
@@ -152,8 +157,10 @@ class _Case:
     def of(cls, details: ErrorDetails, document: Document, keys: JobKeys, at: KeyPath) -> "_Case":
         loc = (*at, *details["loc"])
         target = keys.find(loc)
+        # Inside a union pydantic's input may be a part of the value; the sentence is about all of it.
         value = _get_value(document.values, target.path) if target.in_union else details["input"]
         context = details.get("ctx", {})
+        # For an exception of ours `msg` has the prefix "Value error, "; the exception itself has not.
         message = str(context.get("error", details["msg"]))
         return cls(details["type"], loc, *target, value, " ".join(message.split()), context, document, keys)
 
@@ -203,6 +210,7 @@ def _describe_unknown_key(case: _Case) -> _Sentence:
 def _describe_missing(case: _Case) -> _Sentence:
     *section, name = case.path
     where = dotted(tuple(section)) or _TOP
+    # A tuple with too few items: pydantic reports the first index that is missing.
     if isinstance(name, int):
         parent = case.keys.find(case.loc[:-1]).schema
         return case.path, f"{where} has too few items; give {case.keys.allowed(parent)}"
@@ -214,6 +222,7 @@ def _describe_choice(case: _Case) -> _Sentence:
     choices = case.keys.choices(case.schema)
     if not choices:
         return case.path, f"{case.key} is {case.shown}, which is not allowed; give {case.context['expected']}"
+    # "2" in quotes is text, and looks like the choice 2 in a message.
     if isinstance(case.value, str) and case.value in [format_value(choice) for choice in choices]:
         return case.path, f'{case.key} is the text "{case.value}"; write {case.value} without quotes'
     return case.path, not_one_of(case.key, case.shown, choices)
@@ -234,6 +243,7 @@ def _describe_missing_tag(case: _Case) -> _Sentence:
 def _describe_non_section(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     keys = case.keys.keys_at(case.loc)
+    # The tag alone, `schedule: cosine`, is the likely slip.
     if case.value in tags:
         remedy = f"write {{{name}: {case.value}}}"
     elif tags:
@@ -284,6 +294,7 @@ def _describe_kind(case: _Case) -> _Sentence:
     if case.value is None:
         return case.path, f"{case.key} is empty; give {case.allowed}"
     needed = _NOT_A[case.kind]
+    # A number, true or null: in YAML quotes make it text.
     if case.kind == "string_type" and not isinstance(case.value, dict | list):
         remedy = "put it in quotes"
     elif case.allowed in (needed, ANYTHING) and needed != "text":
@@ -348,6 +359,8 @@ _SENTENCES: dict[str, Callable[[_Case], _Sentence]] = {
     "assertion_error": _complete_sentence,
 }
 
+# pydantic-core's names of errors. A kind that neither table has, such as one of a task's own model, gets pydantic's
+# wording.
 _NOT_A = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),

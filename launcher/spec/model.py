@@ -74,6 +74,7 @@ class ModelSpec(Section):
 
     def exported(self, directory: str) -> "ModelSpec":
         """Return the spec that loads a finished run's exported model, with the same permissions."""
+        # The export holds whole weights, with adapters merged into them: nothing may be added or frozen again.
         return self.model_copy(
             update={"name": directory, "revision": None, "from_config": None, "lora": None, "freeze": None}
         )

@@ -17,7 +17,8 @@ class AdamW(Section):
     """Decay rate of the second moment."""
     eps: float = Field(default=1e-8, gt=0.0)
     """Term added to the denominator for numerical stability."""
-    weight_decay: float = Field(default=0.01, ge=0.0)  # the BERT recipe (Devlin et al. 2019, A.2)
+    # The BERT recipe (Devlin et al. 2019, A.2).
+    weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled weight decay per unit of learning rate, on weight matrices only."""
 
 
@@ -25,11 +26,13 @@ class SGD(Section):
     """Stochastic gradient descent with momentum, from torch: half of AdamW's optimizer states, or none."""
 
     type: Literal["sgd"]
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)  # BiT fine-tunes so (Kolesnikov et al. 2020, arXiv:1912.11370)
+    # BiT fine-tunes so (Kolesnikov et al. 2020, arXiv:1912.11370).
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Fraction of the previous update to keep; 0 needs no optimizer states."""
     nesterov: bool = False
     """Use Nesterov momentum (Sutskever et al. 2013)."""
-    weight_decay: float = Field(default=0.0, ge=0.0)  # BiT's
+    # BiT fine-tunes without weight decay (the same paper).
+    weight_decay: float = Field(default=0.0, ge=0.0)
     """L2 penalty added to the gradient, on weight matrices only."""
 
     @model_validator(mode="after")
@@ -76,6 +79,7 @@ class AdamW8bit(Section):
 
 
 def _default_to_adamw(value: object) -> object:
+    # pydantic has no default for the tag of a union (union_tag_not_found).
     return {"type": "adamw", **value} if isinstance(value, dict) else value
 
 

@@ -38,6 +38,7 @@ class ParallelSpec(Section):
 
     @model_validator(mode="after")
     def _check_offload(self) -> "ParallelSpec":
+        # `auto` becomes 3 in this case (`JobSpec.zero_stage`).
         if self.offload_parameters and self.zero not in ("auto", 3):
             raise ValueError(
                 f"offload_parameters needs zero: 3, not {self.zero}; set zero: 3 or drop offload_parameters"

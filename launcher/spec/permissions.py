@@ -47,6 +47,7 @@ def grant_permissions(job: JobSpec, where: str, overrides: Sequence[str], is_tra
         value = _get_value(job, key)
         if value == _get_default(key) or (key == "cluster.address" and value in _LOCAL_ADDRESSES):
             continue
+        # An override of the whole section was typed by the user as well.
         if any(key == name or key.startswith(f"{name}.") for name in typed):
             continue
         if key == "logging.mlflow" and not is_training:
@@ -76,10 +77,12 @@ def permission_overrides(job: JobSpec, words: Sequence[str] = ()) -> tuple[str, 
 
 
 def _format_override(key: str, value: object) -> str:
+    # The user copies it from the message into a shell.
     return shlex.quote(f"{key}={_to_yaml(value)}")
 
 
 def _to_yaml(value: object) -> str:
+    # JSON is also YAML, so an override reads it back.
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
@@ -92,12 +95,15 @@ def _get_default(key: str) -> object:
     section, name = key.split(".")
     kind = JobSpec.model_fields[section].annotation
     assert isinstance(kind, type) and issubclass(kind, Section)
+    # All these fields have plain defaults. One with a default_factory would be PydanticUndefined here, and equal to
+    # nothing.
     return kind.model_fields[name].default
 
 
 def _replace_values(job: JobSpec, values: Mapping[str, object]) -> JobSpec:
     for key, value in values.items():
         section, name = key.split(".")
+        # model_copy validates nothing, so only values of a validated job may come here.
         job = job.model_copy(update={section: getattr(job, section).model_copy(update={name: value})})
     return job
 

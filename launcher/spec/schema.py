@@ -48,6 +48,7 @@ class SchemaPath(NamedTuple):
 
 def definitions(models: Sequence[type[BaseModel]]) -> tuple[list[Schema], dict[str, Schema]]:
     """Return the schemas of some models over one shared set of `$defs`, in which no two names clash."""
+    # Several tasks may share one model, which pydantic should define once.
     unique = list(dict.fromkeys(models))
     references, schema = models_json_schema([(model, "validation") for model in unique])
     defs: dict[str, Schema] = schema.get("$defs", {})
@@ -84,6 +85,7 @@ class JobKeys:
                 schema = self._get_variants(schema).get(str(key), {})
                 continue
             inner = self._get_child(schema, key)
+            # A union without a tag: pydantic's next part names a member (`int`, `literal['auto']`), which is no key.
             if inner is None and "anyOf" in schema:
                 return SchemaPath(path, schema, in_union=True)
             if key == "[key]":  # pydantic's mark for the key of a mapping, which the schema does not describe
@@ -138,6 +140,7 @@ class JobKeys:
     def allowed(self, schema: Schema) -> str:
         """Describe the values that a schema allows: `a whole number of at least 1, or null`."""
         schema = _resolve(schema, self._defs)
+        # Resolved but not unwrapped, which would drop the null.
         if "anyOf" in schema:
             forms = [self.allowed(form) for form in schema["anyOf"] if form.get("type") != "null"]
             return " or ".join(forms) + (", or null" if len(forms) < len(schema["anyOf"]) else "")
@@ -174,6 +177,7 @@ class JobKeys:
 
     def first_clause(self, schema: Schema) -> str:
         """Return the first clause of a field's or section's docstring, short enough for a one-sentence message."""
+        # A section's docstring begins with its key in backquotes, which the message has already.
         text = str(_resolve(schema, self._defs).get("description", ""))
         return re.split(r"[;.](?:\s|$)", re.sub(r"^`[\w.]+:` ", "", text))[0]
 
@@ -199,6 +203,7 @@ class JobKeys:
 
     def _walk_sections(self, schema: Schema, path: KeyPath) -> Iterator[tuple[KeyPath, Schema]]:
         schema = self._unwrap(schema)
+        # All variants: the misplaced key may belong to one that the user did not choose.
         for variant in self._get_variants(schema).values():
             yield from self._walk_sections(variant, path)
         if "properties" in schema and len(path) < _MAX_DEPTH:
@@ -210,6 +215,7 @@ class JobKeys:
 def _excludes_bool(schema: Schema) -> bool:
     """Return whether a schema takes numbers but neither true nor false."""
     choices = _get_choices(schema)
+    # Before the numbers: in Python a bool is an int.
     if any(isinstance(choice, bool) for choice in choices):
         return False
     return schema.get("type") in ("integer", "number") or any(isinstance(choice, int | float) for choice in choices)
@@ -247,9 +253,11 @@ def job_schema(params_models: Mapping[str, type[BaseModel]]) -> dict[str, object
     outside = {
         **known,
         "title": "package.module:Task",
+        # The pattern excludes the built-in names: under oneOf, a task that also matches here would be invalid.
         "properties": {"type": {**known["properties"]["type"], "pattern": _IMPORT_PATH}},
     }
     task = {"description": known["description"], "oneOf": [*variants, outside]}
+    # JobSpec is the root itself, and TaskSpec is replaced by the variants: nothing refers to them any more.
     used = {name: schema for name, schema in defs.items() if name not in ("JobSpec", "TaskSpec")}
     properties = {**job["properties"], "task": task}
     return {"$schema": _DIALECT, **job, "title": "Job file", "properties": properties, "$defs": used}

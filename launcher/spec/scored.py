@@ -24,6 +24,7 @@ def check_scores_name(name: str) -> str:
 
 def scores_name(location: str) -> str:
     """Name the scores after the file or directory of the data, with its parent if that is just the name of a split."""
+    # Without the query: it may hold a key, and the name becomes that of a file.
     bare = location.split("://", 1)[-1].split("?", 1)[0] if "://" in location else location.removeprefix("hub:")
     parts = [part for part in re.split(r"[/#]", bare) if part and part not in (".", "..")]
     named = [part for part in parts if not set(part) & set("*[]?")] or ["data"]
@@ -33,4 +34,5 @@ def scores_name(location: str) -> str:
     if last in (*EVALUATION_SPLITS, "train", ""):
         before = words[-2] if len(words) > 1 and words[-2] else "other"
         last = f"{before}-{last or 'data'}"
+    # The limit of a name (`is_name`), which the result has to pass.
     return last[:63]

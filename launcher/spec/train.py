@@ -12,7 +12,8 @@ from launcher.spec.optimizer import AdamW, Optimizer
 
 
 class _Warmup(Section):
-    warmup_fraction: float = Field(default=0.1, ge=0.0, le=1.0)  # the BERT recipe's 10 %
+    # The BERT recipe's 10 %.
+    warmup_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of all steps in which the learning rate rises linearly from 0."""
 
 
@@ -40,6 +41,8 @@ Schedule = Annotated[ConstantSchedule | LinearSchedule | CosineSchedule, Field(d
 class TrainSpec(Section):
     """`train:` Length of training, optimizer, learning rate and numerics."""
 
+    # epochs, batch_size and learning_rate lie in the ranges that BERT's authors recommend for fine-tuning (Devlin et
+    # al. 2019, A.3).
     epochs: int = Field(default=3, ge=1)
     """Passes over the training data. Each epoch uses every row exactly once."""
 

@@ -6,7 +6,8 @@ from pydantic import Field, JsonValue, model_validator
 
 from launcher.spec.base import Section
 
-_Integer = int  # inside Dimension, `int` is a field
+# Inside Dimension, `int` is a field, and its annotations would mean that.
+_Integer = int
 _RANGES = ("uniform", "loguniform", "int", "logint")
 
 
@@ -32,6 +33,7 @@ class Dimension(Section):
         name = names[0]
         value = getattr(self, name)
         if name == "choice":
+            # Counted and not put into a set: options may be lists and mappings.
             if not value or any(value.count(option) > 1 for option in value):
                 raise ValueError("choice needs at least one value, and no value twice")
         elif not value[0] < value[1]:
@@ -43,6 +45,7 @@ class Dimension(Section):
     @property
     def ends(self) -> tuple[float, float] | None:
         """Both bounds of a range (integers for an integer range); None for a choice."""
+        # A pair is never false, not even (0, 0).
         return self.uniform or self.loguniform or self.int or self.logint
 
     @property

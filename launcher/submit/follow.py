@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+import aiohttp
+
 from launcher.errors import ClusterError
 from launcher.submit.ray_jobs import Job
 
@@ -61,12 +63,19 @@ class Follower:
         is_lost = False
         while True:
             try:
+                # A stream ends with the job, with the connection, or after too long a silence. It does not say which of
+                # them it was, so the job's state is read after each stream.
                 asyncio.run(self._stream())
                 job = self._source.get(self._id)
                 if job.over:
+                    # The stream may lack the last lines. The log is read after the state is final, never before: a line
+                    # written between the two would be lost.
                     self._add(self._source.logs(self._id), 0)
                     return job
-            except (OSError, RuntimeError, ClusterError, asyncio.TimeoutError) as error:
+            # asyncio.TimeoutError is an OSError only from Python 3.11 on. RuntimeError is what Ray's client raises for
+            # an abnormal close of the WebSocket (2.60, tail_job_logs). A RunError, for a job that is not known any
+            # more, must end the loop. aiohttp raises ClientError where a proxy answers, or the server drops the line.
+            except (OSError, RuntimeError, ClusterError, aiohttp.ClientError, asyncio.TimeoutError) as error:
                 if time.monotonic() - self._last_answer > _GIVE_UP_S:
                     raise ClusterError(
                         f"no answer for {int(_GIVE_UP_S)} s ({error}); the job may still run: "
@@ -87,11 +96,15 @@ class Follower:
         silent_since = time.monotonic()
         try:
             while True:
+                # The same task waits through quiet periods. Cancelling anext() would end the generator and its
+                # connection.
                 pending = pending or asyncio.ensure_future(_next(lines))
                 done, _ = await asyncio.wait([pending], timeout=_QUIET_S)
                 if not done:
+                    # In a thread, because Ray's client blocks (requests), and lines may arrive meanwhile.
                     job = await asyncio.to_thread(self._source.get, self._id)
                     self._last_answer = time.monotonic()
+                    # A peer that died without a word looks like a quiet job: nobody sends, so TCP notices nothing.
                     if job.over or self._last_answer - silent_since > _SILENT_S:
                         return
                     continue
@@ -129,6 +142,7 @@ def wait(source: Source, job_id: str) -> Job:
     while True:
         try:
             job = source.get(job_id)
+        # A RunError passes: a cluster that has forgotten the job will not remember it.
         except ClusterError:
             if time.monotonic() - last_answer > _GIVE_UP_S:
                 raise

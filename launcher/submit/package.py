@@ -33,8 +33,12 @@ _PRIVATE = (
 )  # fmt: skip
 _PRIVATE_FOLDERS = {".aws", ".azure", ".config", ".docker", ".gnupg", ".kaggle", ".kube", ".ray", ".ssh"}
 _MOST_FILES = 20_000
+# Ray excludes the first four by itself, but only when it packs a directory (2.60, runtime_env/working_dir.py). It sends
+# a zip file as it is.
 _NEVER = {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip file can hold
+# The oldest date a zip file can hold. Ray names a package by the SHA-1 of its bytes (2.60, get_uri_for_package): with
+# the dates of the files, the same content would be uploaded again.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 _KEYS = (
@@ -75,12 +79,14 @@ class Package:
         """Write the zip file."""
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             _add(archive, JOB_FILE, dump_job(self.job).encode())
+            # Sorted, so that the bytes do not depend on the order in which git or the disk lists the files.
             for name in sorted(self.files):
                 _add(archive, name, self.files[name].read_bytes(), self.files[name].stat().st_mode)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
     info = zipfile.ZipInfo(name, _EPOCH)
+    # 0o100000 marks a regular file (S_IFREG); the upper 16 bits hold the Unix mode.
     info.external_attr = (mode & 0o777 | 0o100000) << 16
     info.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(info, content)
@@ -108,6 +114,7 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
         code, code_problems = _code(base, entry)
         files |= code
         problems += code_problems
+    # The driver runs inside the cluster, where the address that this machine uses may not exist.
     cluster = job.cluster.model_copy(update={"address": "auto"})
     package = Package(job.model_copy(update={"cluster": cluster}), files)
     problems += [
@@ -122,10 +129,12 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
 
 def _unignored(base: Path) -> list[str]:
     """Return the files of a directory that neither git nor a .rayignore ignores; all outside of a checkout."""
+    # --cached also lists files that were deleted but not committed: `_is_within` drops them below.
     listed = _ls_files(base, "--cached", "--others", "--exclude-standard")
     if listed is None:
         listed = list(_all_files(base))
     else:
+        # --cached again: a .rayignore also excludes files that git tracks, unlike a .gitignore.
         ignored = _ls_files(base, "--cached", "--others", "--ignored", "--exclude-per-directory=.rayignore")
         listed = sorted(set(listed) - set(ignored or ()))
     real = base.resolve()
@@ -157,6 +166,7 @@ def _all_files(folder: Path, base: Path | None = None) -> Iterator[str]:
     for root, directories, names in os.walk(folder, followlinks=True):
         parent = Path(root)
         public = (name for name in directories if name not in _NEVER | _PRIVATE_FOLDERS)
+        # Changed in place: os.walk descends into what is left in this very list, with followlinks even in a circle.
         directories[:] = sorted(name for name in public if _must_visit(parent / name, real, visited))
         for name in sorted(names):
             if _is_private(name) or not _is_within(parent / name, real):
@@ -192,6 +202,7 @@ def _is_within(path: Path, base: Path) -> bool:
 
 def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
     """Return the files of one entry of `cluster.code`, or its problem."""
+    # Normalised before the search for `..`: a/../b stays inside, a/../../b does not.
     path = Path(os.path.normpath(entry))
     if path.is_absolute() or ".." in path.parts:
         remedy = "give a path below the directory you submit from, as it will have the same path on the cluster"

@@ -104,7 +104,8 @@ class RayJobs:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
-        for name in ("job.sdk", "dashboard_sdk"):  # they set their own levels at import
+        # Both modules set their loggers to INFO at import (Ray 2.60), so an earlier level of ours is lost.
+        for name in ("job.sdk", "dashboard_sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         with _translated_errors(self.address):
             # requests reads this variable by itself, but the log's WebSocket (aiohttp) does not.
@@ -124,9 +125,12 @@ class RayJobs:
             return str(
                 self._client.submit_job(
                     entrypoint=submission.entrypoint,
+                    # The random part is needed: Ray refuses an id that it knows, with the status 500 of a bug (2.60).
                     submission_id=f"{job.name}-{submission.command}-{uuid.uuid4().hex[:8]}",
                     runtime_env={
                         "working_dir": str(package),
+                        # Ray's supervisor reads this variable in the job's own environment. Its default of 3 s before
+                        # SIGKILL is too short for a checkpoint (2.60, job_supervisor.py).
                         "env_vars": {**passed, "RAY_JOB_STOP_WAIT_TIME_S": str(cluster.grace_s)},
                     },
                     metadata={_RUN: job.name, _STORAGE: job.output.storage, _COMMAND: submission.command},
@@ -135,16 +139,20 @@ class RayJobs:
             )
 
     def _placement(self, driver: str) -> dict[str, Any]:  # keyword arguments of submit_job
+        # Without resources Ray pins the driver to the head (2.60, JobManager._get_label_selector).
         if driver == "head":
             return {}
+        # JobSubmissionClient has no public call for the nodes (2.60), hence the dashboard's own route.
         nodes = self._client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
         heads = [node["raylet"]["nodeId"] for node in nodes if node["raylet"].get("isHeadNode")]
+        # Any resource lifts Ray's pin, but a head that offers CPUs could still be chosen; the label excludes it.
         selector = {"ray.io/node-id": f"!in({','.join(heads)})"} if heads else {}
         return {"entrypoint_num_cpus": _DRIVER_CPUS, "entrypoint_label_selector": selector}
 
     def jobs(self) -> list[Job]:
         """Return all submissions that the cluster knows, newest first."""
         with _translated_errors(self.address):
+            # Drivers that were not submitted (a ray.init on a node) are listed as well, without a submission id.
             jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         oldest = datetime.fromtimestamp(0, timezone.utc)
         return sorted(jobs, key=lambda job: job.started or oldest, reverse=True)
@@ -170,6 +178,7 @@ class RayJobs:
             try:
                 return _job(self._client.get_job_info(job_id))
             except RuntimeError as error:
+                # Ray's client has the status only in the text of a RuntimeError (2.60, SubmissionClient._raise_error).
                 if "404" not in str(error):
                     raise
                 raise RunError(f"{self.address}: there is no job {job_id} (any more)") from error
@@ -247,6 +256,8 @@ def _sentence(address: str, error: Exception) -> str:
             f"{address}: {what}; set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
             "(`ray get-auth-token` on the head prints the token)"
         )
+    # Ray's client turns requests' ConnectionError into the builtin one in its first check, and not later (2.60).
+    # Neither class is a subclass of the other.
     if isinstance(error, (ConnectionError, requests.ConnectionError, requests.Timeout)):
         return (
             f"{address}: no Ray dashboard answers ({type(error).__name__}); give --address http://HEAD:8265, or "

@@ -25,7 +25,7 @@ from launcher.tasks.base import Task
 from launcher.train.checkpoint.writer import CheckpointWriter
 from launcher.train.engine import Engine
 from launcher.train.fault_injection import FaultInjector
-from launcher.train.loggers.run_log import RunLog, pending_step
+from launcher.train.loggers.run_log import PendingStep, RunLog
 from launcher.train.non_finite import NonFinitePolicy
 from launcher.train.oom import OOMRecovery, is_out_of_memory
 from launcher.train.preemption import never_stop
@@ -107,7 +107,7 @@ def train(
             loss_sum = train_step(ctx, batch, step, lr)
         done = step + 1
         # Loss and norm stay on their device: reading them here would make the host wait for the device in every step.
-        log.step(pending_step(done, epoch, batch.global_batch, loss_sum, (lr, engine.grad_norm)))
+        log.step(PendingStep(done, epoch, batch.global_batch, loss_sum, lr, engine.grad_norm))
         ctx.faults.inject_at_step(done)
         # Collective. Everything that decides about the collectives below must be the same on all ranks: the plan, the
         # step, and what this call or the flush has exchanged; never a local clock or a local error.

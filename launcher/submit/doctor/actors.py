@@ -29,6 +29,8 @@ _LATENCY_ROUNDS = 30
 _WARM_UP_ROUNDS = 3
 _FIRST_BYTES = 2**18
 _ROUNDS = 3
+# For a new process: here the libraries may be loaded already, and one that crashes the interpreter must not end the
+# probe. sys.exit at import is an answer as well, hence BaseException.
 _IMPORTS = """
 import json, sys, time
 seconds, errors, gpus = {}, {}, None
@@ -79,6 +81,8 @@ class Probe:
 
     def imports(self, names: list[str], timeout_s: float) -> dict[str, Any]:
         """Return the fields of `Imports`, measured in a new process with the GPUs that Ray was started with."""
+        # Ray may hide the GPUs from an actor that reserves none. The raylet's own environment has the value from
+        # outside, or none.
         environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         environment |= {key: value for key, value in raylet_environment().items() if key == "CUDA_VISIBLE_DEVICES"}
         if not os.path.exists("/dev/nvidiactl"):
@@ -86,6 +90,7 @@ class Probe:
         command = [sys.executable, "-c", _IMPORTS, *names]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+            # The last line: libraries print at import too.
             return dict(json.loads(done.stdout.splitlines()[-1]))
         except subprocess.TimeoutExpired:
             reason = f"not done after {timeout_s:.0f} s"
@@ -143,6 +148,7 @@ class Probe:
                 except OSError:  # another node deleted it first, or it was never written
                     continue
             if fs.type_name == "local":
+                # Innermost first, and only what is empty: a run may have written there in the meantime.
                 for directory in (root, *reversed(made)):
                     if os.path.isdir(directory) and not os.listdir(directory):
                         os.rmdir(directory)
@@ -178,6 +184,7 @@ class RankProbe:
         address = ray.util.get_node_ip_address()
         timeout = timedelta(seconds=timeout_s)
         # Port 0: the system chooses a free port, and no other process can take it in between.
+        # Without waiting: the other ranks learn the address only from the answer of this call.
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timeout)  # type: ignore[attr-defined]
         return address, self._store.port
 
@@ -191,20 +198,25 @@ class RankProbe:
         timeout = timedelta(seconds=timeout_s)
         if rank > 0:
             self._store = dist.TCPStore(*meeting, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
-        if dist.is_initialized():  # an earlier group that was never complete
+        # From an earlier group that was never complete: torch allows one default group per process.
+        if dist.is_initialized():
             dist.destroy_process_group()
         backend = "nccl" if self._device == "cuda" else "gloo"
+        # Collective: blocks until all ranks have joined, or until the time limit.
         dist.init_process_group(backend, store=self._store, rank=rank, world_size=world, timeout=timeout)
-        dist.all_reduce(torch.ones(1, device=self._device))  # NCCL connects at the first collective only
+        # Collective. NCCL connects at its first collective only: without this one, the measurement would include that.
+        dist.all_reduce(torch.ones(1, device=self._device))
 
     def measure(self, budget_s: float, max_bytes: int) -> dict[str, Any]:
         """Return the times of small and of growing messages. Collective.
 
         The message grows until it takes a good part of the time budget.
         """
+        # Collective, as is `_slowest` below: the number of rounds must be the same on all ranks.
         latencies = [self._all_reduce_s(4) for _ in range(_WARM_UP_ROUNDS + _LATENCY_ROUNDS)][_WARM_UP_ROUNDS:]
         size = _FIRST_BYTES
         while True:
+            # The fastest round: other load on nodes and network can only make one slower.
             seconds = self._slowest(min(self._all_reduce_s(size) for _ in range(_ROUNDS)))
             # The next size takes about four times as long, in each of the rounds.
             if size * 4 > max_bytes or seconds * 4 * _ROUNDS > budget_s:
@@ -226,10 +238,12 @@ class RankProbe:
         import torch.distributed as dist
 
         tensor = torch.zeros(num_bytes // 4, device=self._device)
+        # Collective: without it, the first rank's time would include waiting for the last.
         dist.barrier()
         self._synchronize()
         start = time.perf_counter()
         dist.all_reduce(tensor)
+        # Host-device sync: on a GPU, all_reduce returns as soon as it is queued.
         self._synchronize()
         return time.perf_counter() - start
 
@@ -255,6 +269,7 @@ def software() -> dict[str, Any]:
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # the remains of a broken uninstall have none
+            # The first of a name wins, as in an import: distributions() follows sys.path.
             packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
     return {"python": platform.python_version(), "packages": packages, "launcher_sha256": source_hash("launcher")}
 
@@ -293,6 +308,7 @@ def usable_cpus(groups: Iterable[Path] | None = None) -> float:
     cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     for folder in cgroup_folders() if groups is None else groups:
         period = _text(folder / "cpu.cfs_period_us")
+        # Version 2 of cgroups has quota and period in one file, version 1 in two.
         words = _text(folder / "cpu.max").split() or [_text(folder / "cpu.cfs_quota_us"), period]
         if words[0].isdigit() and words[1].isdigit():  # `max` and -1 mean no limit
             cpus = min(cpus, int(words[0]) / int(words[1]))
@@ -360,8 +376,9 @@ def raylet_environment() -> dict[str, str]:
 def store_used() -> int | None:
     """Return the bytes in use in this node's object store, as its raylet reports them."""
     try:
+        # node_stats is what `ray memory` calls in Ray 2.60; there is no public API.
         import ray
-        from ray._private.internal_api import node_stats  # what `ray memory` calls in Ray 2.60; there is no public API
+        from ray._private.internal_api import node_stats
 
         if not ray.is_initialized():  # the calls below would start a Ray
             return None

@@ -35,7 +35,8 @@ _MATTERS = (
 )  # fmt: skip
 # Ray Train gives a group of workers 60 s to start; half of that may go into imports.
 _SLOW_IMPORT_S = 30.0
-_FAST_IMPORT_S = 10.0  # below it, differences between nodes do not matter
+# Below it, differences between nodes do not matter.
+_FAST_IMPORT_S = 10.0
 _SLOW_IMPORT_FACTOR = 3.0
 _SAME_VERSIONS = (
     "give {who} the versions that are here: the same image on all nodes, or `pip install` of the same constraints file "
@@ -48,12 +49,16 @@ _SLOW_IMPORTS = (
 # Ray stops putting objects on a disk that is 95% full (RAY_local_fs_capacity_threshold), and kills workers when 95% of
 # the memory is in use (RAY_memory_usage_threshold).
 _FULL, _NEARLY_FULL = 0.95, 0.90
-_LITTLE_DISK = 2**30  # a block of Ray Data is 128 MiB, and several are in flight at any time
+# A block of Ray Data is 128 MiB, and several are in flight at any time.
+_LITTLE_DISK = 2**30
 _STORE_FULL = 0.8
-_NCCL_SHM = 2**30  # what NCCL takes of /dev/shm for 8 GPUs of one node, rounded up
-_FEW_FILES = 8192  # Ray's own advice; every worker and every file of a data set takes some
+# What NCCL takes of /dev/shm for 8 GPUs of one node, rounded up.
+_NCCL_SHM = 2**30
+# Ray's own advice; every worker and every file of a data set takes some.
+_FEW_FILES = 8192
 _SKEW_S, _BAD_SKEW_S = 1.0, 60.0
-_GPU_IN_USE = 0.1  # of its memory; a desktop or a monitor takes less
+# Fraction of its memory; a desktop or a monitor takes less.
+_GPU_IN_USE = 0.1
 
 
 def job(cluster: ClusterSpec, nodes: Sequence[Node], free: Mapping[str, float]) -> list[Finding]:
@@ -150,11 +155,14 @@ def _differences(
     minor: list[str] = []
     for name in (*_MATTERS, *sorted(set(closure) - set(_MATTERS))):
         version, other = _version(local, name), _version(remote, name)
-        if version is None or version == other:  # a run that starts here uses only packages that are here
+        # A run that starts here uses only packages that are here.
+        if version is None or version == other:
             continue
+        # Actors' code travels as byte code (cloudpickle), which only a minor version of Python changes.
         is_patch = name == "python" and other is not None and version.split(".")[:2] == other.split(".")[:2]
         differences = major if name in _MATTERS and not is_patch else minor
         differences.append(f"{name} {other or 'missing'} (here {version})")
+    # An editable install, or an image from another commit, has other code under the same version.
     has_same_version = _version(local, "launcher") == _version(remote, "launcher")
     if has_same_version and local.launcher_sha256 != remote.launcher_sha256:
         what = "other code of launcher" if remote.launcher_sha256 else "no code of launcher"
@@ -206,6 +214,7 @@ def disks(nodes: Mapping[str, NodeFacts]) -> list[Finding]:
 
 
 def _same(disk: Disk, other: Disk | None) -> bool:
+    # By figures, as the probe reports no device. The two are read one after the other, so a busy disk may count twice.
     return other is not None and (disk.total_bytes, disk.free_bytes) == (other.total_bytes, other.free_bytes)
 
 
@@ -277,7 +286,8 @@ def limits(nodes: Mapping[str, NodeFacts], ray_nodes: Mapping[str, Node]) -> lis
     """Check the limit of open files, and that Ray offers no more CPUs than the container may use."""
     issues: list[Issue] = []
     for name, facts in nodes.items():
-        if facts.open_files is not None and 0 <= facts.open_files < _FEW_FILES:  # -1 is no limit
+        # RLIM_INFINITY is -1 in Python: no limit.
+        if facts.open_files is not None and 0 <= facts.open_files < _FEW_FILES:
             text = f"a process may open {facts.open_files} files at most"
             remedy = f"`ulimit -n 65536` on {{who}} before `ray start`; {_FEW_FILES} is the least Ray advises"
             issues.append(Issue(name, "warning", "files", text, remedy))
@@ -300,6 +310,7 @@ def clocks(nodes: Mapping[str, Clock]) -> list[Finding]:
     last, first = order[0], order[-1]
     apart = nodes[first].offset_s - nodes[last].offset_s
     uncertainty = nodes[first].uncertainty_s + nodes[last].uncertainty_s
+    # No warning within the error of the measurement: over a slow link the offset is uncertain.
     if apart - uncertainty < _SKEW_S:
         return [finding("clocks", "ok", f"at most {duration(apart)} apart (± {duration(uncertainty)})")]
     middle = nodes[order[len(order) // 2]].offset_s

@@ -159,6 +159,8 @@ class Transfer(Record):
         """Return the bus bandwidth: the rate of the slowest link, independent of the number of ranks."""
         if not self.seconds:
             return 0.0
+        # A ring all-reduce sends 2 (n - 1) / n of the message over each link, so this figure compares groups of any
+        # size (the bus bandwidth of NVIDIA's nccl-tests).
         return 2 * (self.ranks - 1) / self.ranks * self.num_bytes / self.seconds
 
 
@@ -253,6 +255,7 @@ def size(num_bytes: float) -> str:
 
 def speed(bytes_per_s: float) -> str:
     """Return a rate as networks are sold: MB/s and GB/s of 1000."""
+    # From here on, rounding would show 1000 MB/s.
     if bytes_per_s < 999.5e6:
         return f"{bytes_per_s / 1e6:.0f} MB/s" if bytes_per_s >= 10e6 else f"{bytes_per_s / 1e6:.1f} MB/s"
     return f"{bytes_per_s / 1e9:.1f} GB/s"

@@ -25,16 +25,20 @@ _NO_NODE = (
     "`ray job submit -- launcher doctor --address auto`), or give ray://HOST:10001"
 )
 _WRITE_S = 30.0
-_READ_S = 15.0  # NFS looks up a cached directory again after some seconds
+# NFS looks up a cached directory again after some seconds.
+_READ_S = 15.0
 _CLEAN_S = 20.0
 
 _ROUNDS = 3
-_READY_S = 60.0  # importing torch from a cold disk
+# Importing torch from a cold disk.
+_READY_S = 60.0
 _JOIN_S = 20.0
 _BUDGET_S = 2.0  # time of one measurement
-_PATIENCE_S = 30.0  # one message over a link of 1 Mbit/s takes seconds
+# One message over a link of 1 Mbit/s takes seconds.
+_PATIENCE_S = 30.0
 _ALL_S = 120.0
-_MAX_BYTES = {"gloo": 2**26, "nccl": 2**28}  # the buckets that gradients travel in are 25 MB to 500 MB
+# The buckets that gradients travel in are 25 MB to 500 MB.
+_MAX_BYTES = {"gloo": 2**26, "nccl": 2**28}
 
 
 @contextmanager
@@ -93,6 +97,8 @@ def is_node(cluster: bytes) -> bool:
         options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         identity = options.get("--cluster-id", "")
         path = options.get("--raylet_socket_name")
+        # The answer holds the identity as bytes, the raylet's command line as hex. A search spares us Ray's private
+        # message format.
         if path and identity and identity in cluster.hex():
             sockets.append(path)
     return bool(sockets) and all(os.path.exists(path) for path in sockets)
@@ -116,6 +122,7 @@ def join_error(address: str, error: Exception) -> str:
 @contextmanager
 def by_value() -> Iterator[None]:
     """Send the code of actors instead of its name, so that a node needs no launcher."""
+    # Ray pickles with a copy of its own: registering in the package cloudpickle would have no effect.
     from ray import cloudpickle
 
     from launcher import errors, formatting
@@ -163,6 +170,7 @@ class ProbeGroup:
         actor: Any = ray.remote(self._actor).options(
             num_cpus=0,
             num_gpus=self._gpus,
+            # soft=True would place the probe of a lost node on another one, which then answers for both.
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             max_concurrency=self._threads,
             max_restarts=0,
@@ -182,6 +190,7 @@ class ProbeGroup:
         """Call a method of actors with arguments of their own; return the answers in time, by name."""
         import ray
 
+        # All calls start before the first is awaited: those that form a group wait for each other.
         refs = {
             name: getattr(self._handles[name], method).remote(*arguments)
             for name, arguments in calls.items()
@@ -191,6 +200,7 @@ class ProbeGroup:
         answers: dict[str, Any] = {}
         for name, ref in refs.items():
             if ref not in done:
+                # Nothing cancels the call. Its actor may be busy with it, and later calls then wait behind it.
                 self.errors[name] = f"no answer within {timeout_s:.0f} s"
                 continue
             try:
@@ -234,6 +244,7 @@ def try_storage(storage: str, group: ProbeGroup) -> dict[str, StorageSeen]:
     files = {name: f"{number:04d}.txt" for number, name in enumerate(group.names)}
     contents = {file: secrets.token_hex(32) for file in files.values()}
     place = f"{storage}/.launcher-doctor-{secrets.token_hex(8)}"
+    # Before the first write: afterwards no node could tell which directories are new.
     made = group.call_all("missing", open_uri, place, timeout_s=_WRITE_S)
     try:
         calls = {name: (open_uri, place, file, contents[file]) for name, file in files.items()}
@@ -338,6 +349,7 @@ def tournament(names: Sequence[str], num_rounds: int = _ROUNDS) -> list[list[tup
         half = len(players) // 2
         matches = zip(players[:half], reversed(players[half:]), strict=True)
         rounds.append([(a, b) for a, b in matches if a is not None and b is not None])
+        # Pairs of a round share no node: two measurements on one network card would halve each other.
         players = [players[0], players[-1], *players[1:-1]]
     return rounds
 
@@ -352,11 +364,14 @@ def _run(groups: Sequence[RankGroup], probes: ProbeGroup, max_bytes: int) -> lis
         if head in meetings
         for number, rank in enumerate(group.ranks)
     }
+    # Longer than torch's own limit, so that the rank's reason arrives and not only silence.
     joined_ranks = probes.call(joins, "join", timeout_s=_JOIN_S + 5)
+    # Only complete groups measure: a single missing rank would block all others of its group until the time limit.
     complete = [group for group in groups if all(rank in joined_ranks for rank in group.ranks)]
     calls = {rank: (_BUDGET_S, max_bytes) for group in complete for rank in group.ranks}
     timings = probes.call(calls, "measure", timeout_s=_PATIENCE_S)
     results = [_transfer(group, timings, probes) for group in groups]
+    # A rank without an answer may hang in a collective, and the call would wait behind that.
     probes.call({rank: () for group in complete for rank in group.ranks if rank in timings}, "leave", _JOIN_S)
     return results
 

@@ -106,6 +106,7 @@ class Diagnosis:
             self._examine_storage(storage, group)
             self._measure_imports(group, answering, needs_gpu=cluster is not None and cluster.gpus_per_worker > 0)
         needs_gpu = cluster is None or cluster.gpus_per_worker > 0
+        # Outside of the block: the probes have ended, and nothing of the doctor disturbs the measurement.
         self._measure_network([answering[name] for name in self._facts], needs_gpu)
 
     def _examine_hosts(self, group: ProbeGroup, nodes: Mapping[str, Node], silent: set[str], is_local: bool) -> None:
@@ -139,11 +140,13 @@ class Diagnosis:
 
     def _measure_imports(self, group: ProbeGroup, nodes: Mapping[str, Node], needs_gpu: bool) -> None:
         libraries = list(checks.TRAINING)
+        # The node's own limit ends first, so that its reason arrives.
         answers = group.call_all("imports", libraries, _IMPORT_S, timeout_s=_IMPORT_S + 10)
         for name in group.names:
             missing = {"seconds": {}, "errors": {", ".join(libraries): group.errors.get(name, "")}, "torch_gpus": None}
             self._imports[name] = Imports.model_validate(answers.get(name, missing))
         self.add(checks.imports(self._imports))
+        # Only here, because it takes an import of torch to count the GPUs that torch sees.
         self.add(checks.gpus(self._facts, nodes, self._imports, needs_gpu))
 
     def _measure_network(self, nodes: Sequence[Node], needs_gpu: bool) -> None:
@@ -215,6 +218,7 @@ def dependency_closure(root: str) -> frozenset[str]:
             requirements = metadata.requires(name) or []
         except metadata.PackageNotFoundError:  # a package of an extra that is not installed
             continue
+        # Once per extra, since `ray[train]` needs more than `ray`.
         visited.add((name, extra))
         for requirement in map(Requirement, requirements):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):

@@ -23,13 +23,16 @@ from launcher.submit.doctor.facts import (
     speed,
 )
 
-_FULL = 0.95  # as Ray's own limit for disks (RAY_local_fs_capacity_threshold)
-_LITTLE_STORAGE = 10 * 2**30  # two checkpoints of a model of 400 M parameters with its optimizer states
+# As Ray's own limit for disks (RAY_local_fs_capacity_threshold).
+_FULL = 0.95
+# Two checkpoints of a model of 400 M parameters with its optimizer states.
+_LITTLE_STORAGE = 10 * 2**30
 _FREE_STORAGE = "free space: a checkpoint takes up to 16 bytes per parameter (weights, moments, fp32 copies)"
 # 100 Mbit/s moves the gradients of a model of 100 M parameters in a minute; 1 Gbit/s is the least that is sold today.
 _MIN_BYTES_PER_S, _LOW_BYTES_PER_S = 12.5e6, 125e6
 _SLOW_FACTOR, _DOUBTFUL_FACTOR = 4.0, 2.0
-_HIGH_LATENCY_S = 5e-3  # inside one data centre it is below 1 ms
+# Inside one data centre it is below 1 ms.
+_HIGH_LATENCY_S = 5e-3
 _GB = 1e9
 
 
@@ -67,6 +70,7 @@ def _unshared(place: str, nodes: Mapping[str, StorageSeen]) -> list[Finding]:
         "head and every worker group), or give an object store (s3://, gs://)"
     )
     largest = max(groups.values(), key=len)
+    # All see only themselves: then no node is the odd one out.
     if len(nodes) > 1 and len(largest) == 1:
         text = f"{place} is another directory on each of {some(nodes)}: not shared"
     else:
@@ -149,6 +153,7 @@ def _slow(links: Mapping[tuple[str, str], float], training: Sequence[str]) -> li
     slow: list[str] = []
     for name, value in best.items():
         median = _median([other for key, other in best.items() if key != name])
+        # Of two nodes both share their only link: neither can be named.
         if len(best) > 2 and value * _DOUBTFUL_FACTOR < median:
             slow.append(name)
             text = f"{name} is slow: {speed(value)} on its best link, the other nodes {speed(median)}"

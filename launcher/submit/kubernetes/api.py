@@ -20,8 +20,12 @@ from launcher.errors import ClusterError
 from launcher.submit.kubernetes.manifest import KINDS, Manifest, name_of
 
 _GROUP, _VERSION = "ray.io", "v1"
-_MANAGER = "launcher"  # field manager of server-side apply
+# Field manager of server-side apply. The server remembers it with each field, so another name would conflict with
+# objects that an earlier version applied.
+_MANAGER = "launcher"
 _APPLY = "application/apply-patch+yaml"
+# Pairs of limits: to connect, and between two reads. The second is no limit on the whole answer, so a log may grow for
+# days, and ends after a minute of silence.
 _TIMEOUT_S = (5.0, 30.0)
 _LOG_TIMEOUT_S = (5.0, 60.0)
 _DASHBOARD_PORT = 8265
@@ -52,13 +56,16 @@ def connect(context: str | None, namespace: str | None) -> "Api":
         ClusterError: There is no kubeconfig, or no such context in it.
     """
     settings = client.Configuration()
-    settings.retries = False  # `follow.py` retries by itself
-    settings.safe_chars_for_path_param = "/:"  # in the port of a service, and in paths behind a proxy
+    # urllib3 would try a dead server three times more, each with the whole time limit. `follow.py` retries by itself.
+    settings.retries = False
+    # These stay as they are in a path: the port of a service follows a colon, and the dashboard's paths have slashes.
+    settings.safe_chars_for_path_param = "/:"
     try:
         config.load_kube_config(context=context, client_configuration=settings)  # type: ignore[no-untyped-call]
         contexts, current = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as error:
         where = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        # Kubernetes sets this variable in every pod. A kubeconfig goes first, and a named context exists only in one.
         if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             return _inside(settings, namespace)
         reason = " ".join(str(error).split())[:200]
@@ -119,6 +126,7 @@ class Api:
         Raises:
             ClusterError: The server refuses it.
         """
+        # Strict: by default the server drops an unknown field and reports it in a header that the client does not read.
         options: Manifest = {"field_manager": _MANAGER, "field_validation": "Strict", "_content_type": _APPLY}
         options |= ({"force": True} if force else {}) | ({"dry_run": "All"} if dry_run else {})
         kind, name, namespace = manifest["kind"], name_of(manifest), self.namespace_of(manifest)
@@ -160,6 +168,7 @@ class Api:
             ClusterError: The server refuses.
         """
         try:
+            # Background: the server answers before the pods are gone, and its garbage collector removes them.
             self._call("delete", kind, name, self.namespace, propagation_policy="Background")
         except NotFoundError:
             return False
@@ -186,6 +195,8 @@ class Api:
         Raises:
             ClusterError: There is no such pod, or the connection breaks.
         """
+        # This is a generator: the block stays open while the caller reads, so a connection that breaks halfway is
+        # translated too.
         with self._translate_errors(f"the log of pod {pod}", "Pod"):
             options: Manifest = {} if container is None else {"container": container}
             options |= {} if since_s is None else {"since_seconds": since_s}
@@ -222,7 +233,9 @@ class Api:
         try:  # KubeRay stores the token in a Secret of the cluster's name
             secret = _json(self._core().read_namespaced_secret(cluster, self.namespace, _preload_content=False))
         except ApiException:
-            return self.rest  # the cluster requires none, or the dashboard will report that it is missing
+            # The cluster requires no token, or the account may not read Secrets: then the dashboard reports the missing
+            # token.
+            return self.rest
         token = base64.b64decode((secret.get("data") or {}).get("auth_token", "")).decode()
         return client.ApiClient(self.rest.configuration, _RAY_HEADER, f"Bearer {token}")
 
@@ -241,6 +254,8 @@ class Api:
                 method = getattr(client.CustomObjectsApi(self.rest), f"{verb}_namespaced_custom_object")
                 return _json(method(_GROUP, _VERSION, namespace, KINDS[kind], name, *body, **options))
             except ApiException as error:
+                # A 404 may also mean the namespace or the kind; callers may take only that of the object for "not
+                # there". Server-side apply creates objects, so a patch never gets that one.
                 if error.status == 404 and verb != "patch" and is_about(error, name):
                     raise NotFoundError(f"{what}: not found") from error
                 raise
@@ -288,6 +303,7 @@ def refusal(error: ApiException, what: str, kind: str, host: str) -> ClusterErro
         return ForbiddenError(
             f"{what}: forbidden ({reason}); ask for a Role that allows it, or choose another --namespace"
         )
+    # The server answers for an unknown kind with plain text, and for a missing object with a Status in JSON.
     if status == 404 and kind in ("RayJob", "RayCluster") and not _status(error):
         return ClusterError(
             f"the API server {host} knows no {kind}: KubeRay is not installed there; "
@@ -302,6 +318,7 @@ def refusal(error: ApiException, what: str, kind: str, host: str) -> ClusterErro
         )
     if status in (400, 422):
         return ClusterError(f"{what}: refused by the API server ({reason}); fix it in the job file or manifest")
+    # Status 0: the client got no answer. All of these may pass by themselves, so only they become an AwayError.
     if status == 429 or status >= 500 or status == 0:
         return AwayError(f"the API server {host} cannot answer now ({status} {reason}); try again later")
     return ClusterError(f"{what}: the API server answers {status} ({reason})")

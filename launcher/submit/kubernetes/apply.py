@@ -50,6 +50,8 @@ def apply(api: Api, manifests: Sequence[Manifest], options: ApplyOptions, say: S
             if not options.replace:
                 _check_runs_again(JobState.of(old), any(changed))
             elif not options.dry_run:
+                # Deleted before anything is applied: the pods of the old run mount the ConfigMap, and must not see the
+                # new job file.
                 delete(api, "RayJob", name_of(manifest), say)
     for manifest, old, is_changed in zip(manifests, before, changed, strict=True):
         is_new = old is None or (options.replace and manifest["kind"] == "RayJob")
@@ -60,6 +62,7 @@ def apply(api: Api, manifests: Sequence[Manifest], options: ApplyOptions, say: S
 
 
 def _has_changed(before: Manifest | None, after: Manifest) -> bool:
+    # Only what the launcher writes: metadata such as managedFields may differ by itself, and the status is KubeRay's.
     return before is None or any(before.get(key) != after.get(key) for key in ("spec", "data"))
 
 
@@ -84,6 +87,8 @@ def delete(api: Api, kind: str, name: str, say: Say) -> bool:
     """
     if not api.delete(kind, name):
         return False
+    # KubeRay's finalizer keeps a RayJob until its Ray job has been told to stop. Applied before that, the new one would
+    # be a change of the dying object.
     deadline = time.monotonic() + _GONE_S
     is_waiting = False
     while api.find(kind, name) is not None:

@@ -55,13 +55,15 @@ def follow(api: Api, name: str, say: Say, write: Callable[[str], None]) -> JobSt
 
 
 def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Callable[[JobState], None]) -> JobState:
-    state = JobState.of(api.get("RayJob", name))  # fails at once if the name is wrong
+    # Outside of the loop's patience: a wrong name or a missing permission fails at once.
+    state = JobState.of(api.get("RayJob", name))
     shown = ""
     start = answered = time.monotonic()
     while True:
         if state.line != shown:
             shown = state.line
             say(f"RayJob {name}: {shown}")
+        # Before the return below, so that the log is read once more after the final state.
         on_state(state)
         if state.is_final:
             return state
@@ -73,6 +75,7 @@ def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Call
         time.sleep(_POLL_S if timeout_s is None else min(_POLL_S, max(0.0, timeout_s - (now - start))))
         try:
             rayjob = api.find("RayJob", name)
+        # Nothing but AwayError: time does not change a refusal.
         except AwayError as error:
             if time.monotonic() - answered > _PATIENCE_S:
                 raise TrainingError(f"{error.message}; RayJob {name} continues by itself") from error
@@ -102,7 +105,9 @@ class Log:
     write: Callable[[str], None]
     follow: bool
     _source: str = field(default="", init=False)
-    _last_time: str = field(default="", init=False)  # time of the last line, by the node's clock
+    # Time of the last line, by the node's clock. It is compared only with other lines, never with this machine's clock,
+    # which `_received` is read from.
+    _last_time: str = field(default="", init=False)
     _lines_at_last_time: int = field(default=0, init=False)
     _received: float = field(default=0.0, init=False)  # time.monotonic() of the last line
     _length: int = field(default=0, init=False)  # characters that the dashboard has sent
@@ -133,6 +138,7 @@ class Log:
         if pod.phase == "Pending":
             return
         self._announce(f"log of the submitting pod {pod.name}")
+        # While a growing log is read, nobody polls the state. A minute without a line ends that (`Api.log`).
         is_growing = self.follow and pod.phase == "Running" and not state.is_final
         since_s = int(time.monotonic() - self._received) + _OVERLAP_S if self._last_time else None
         # Several lines may have the same time: those printed before are skipped by their number.
@@ -150,6 +156,7 @@ class Log:
 
     def _from_dashboard(self, state: JobState) -> None:
         self._announce(f"log of the driver, from the Ray dashboard of {state.cluster} (no submitting pod)")
+        # Ray's Jobs API has no way to ask for a part of a log (2.60): each poll transfers all of it.
         text = str(self.api.dashboard(state.cluster, f"api/jobs/{state.job_id}/logs").get("logs") or "")
         for line in text[self._length :].splitlines():
             self.write(line)
@@ -192,6 +199,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
     """Yield lines with their times. A line cut by a dropped connection is read again next time."""
     rest = b""
     for chunk in chunks:
+        # Split as bytes and decoded by the line: a chunk may end in the middle of a character.
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             yield _split_time(line)
@@ -201,4 +209,5 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
 
 def _split_time(line: bytes) -> tuple[str, str]:
     line_time, _, text = line.decode(errors="replace").partition(" ")
-    return line_time.rstrip("Z"), text  # without the Z, times with fewer digits sort correctly
+    # Without the Z, times with fewer digits sort correctly as text.
+    return line_time.rstrip("Z"), text

@@ -77,6 +77,8 @@ def find_target(source: str, overrides: Sequence[str], kind: Kind) -> Target:
             raise ClusterError(f"{source}: holds {len(manifests)} RayJobs and RayClusters; name one of them instead")
         manifest = manifests[0]
         return Target(manifest["kind"], name_of(manifest), manifest.get("metadata", {}).get("namespace"))
+    # An object's name has neither slash nor dot here: a text with one is a path, and a mistyped one is reported as
+    # such.
     if path.exists() or re.search(r"[/.]", source):
         job = load_job(path, overrides)
         spec = job.cluster.kubernetes
@@ -106,6 +108,7 @@ def load_for_pods(path: Path, overrides: Sequence[str], params_of: TaskParamsLoo
 
 
 def _problem(path: Path, overrides: Sequence[str], key: KeyPath, sentence: str) -> str:
+    # The file is read a second time, because a JobSpec does not know on which line a value was.
     document = read_document(path)
     for position, override in enumerate(overrides):
         apply_override(document, override, position)
@@ -125,6 +128,8 @@ def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
                 problems += _readable(("data", split, index), path, spec)
     for index, location in enumerate(job.data.files_below):
         problems += _readable(("data", "files_below", index), location, spec)
+    # A name such as org/model is tried on this machine only to tell a directory from a model of the hub. That directory
+    # would not be in the pods.
     if is_local_path(job.model.name) or (
         job.model.name and os.path.isdir(job.model.name)
     ):  # otherwise a name on the hub
@@ -185,5 +190,6 @@ def _readable(key: KeyPath, path: str, spec: KubernetesSpec) -> Iterator[Misplac
 
 
 def _is_below(path: str, roots: Sequence[str]) -> bool:
+    # As text only: the path exists in the pods, not here. normpath, because /runs/../etc is not below /runs.
     resolved = PurePosixPath(os.path.normpath(path))
     return path.startswith("/") and any(resolved.is_relative_to(root) for root in roots)

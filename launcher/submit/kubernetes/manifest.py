@@ -25,9 +25,13 @@ KINDS = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "ConfigMap": "configm
 GATES = "launcher/feature-gates"
 """Annotation that names the operator's feature gates a manifest relies on."""
 
+# YAML 1.1 reads these words as null or a boolean; YAML 1.2, the version of the job file, knows fewer of them.
 _WORDS = {"", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-_LONGEST = 47  # KubeRay's limit for a RayJob: with KubeRay's suffixes the name must still fit a label
+# KubeRay's limit for a RayJob: with KubeRay's suffixes the name must still fit a label.
+_LONGEST = 47
 _HASH = 6
+# Texts that are left without quotes. No number begins with such a character, and a colon counts only inside a word (a
+# URI, an image's tag).
 _PLAIN = re.compile(r"[A-Za-z/(]([A-Za-z0-9 ._/()+=%@-]|:(?=[A-Za-z0-9/]))*(?<! )")
 
 
@@ -51,6 +55,8 @@ def job_name(job: JobSpec) -> str:
         name = f"run-{name}".rstrip("-")
     if name == job.name and len(name) <= _LONGEST:
         return name
+    # Not Python's hash(), which differs in each process: every command must find the same name. Without the digest, the
+    # runs My_run and my-run would share one RayJob.
     digest = hashlib.sha256(job.name.encode()).hexdigest()[:_HASH]
     return f"{name[: _LONGEST - _HASH - 1].rstrip('-')}-{digest}"
 
@@ -91,6 +97,8 @@ class _Representer(RoundTripRepresenter):
     """A YAML writer that quotes text which YAML 1.1, Kubernetes' version, would read as another type."""
 
     def represent_text(self, text: str) -> ScalarNode:
+        # A block keeps the job file readable. It cannot hold control characters, which need double quotes, and a space
+        # at its start would be taken for indentation.
         if "\n" in text and text.replace("\n", "").isprintable() and not text[0].isspace():
             return self.represent_scalar("tag:yaml.org,2002:str", text, style="|")
         plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
@@ -145,4 +153,5 @@ def is_manifest(path: Path) -> bool:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
+    # By its text, since the path may hold a job file that is not valid YAML: its own reader reports that better.
     return re.search(r"^apiVersion:", text, re.MULTILINE) is not None

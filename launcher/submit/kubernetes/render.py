@@ -120,6 +120,7 @@ def _rayjob_spec(job: JobSpec, command: Command, pods: PodTemplates) -> Manifest
             # The head offers no CPUs, so a driver that needs one is placed on a worker.
             body["entrypointNumCpus"] = 1
     body |= {
+        # Without it the pods, and their GPUs, stay after the end, and KubeRay refuses a time to live.
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": spec.ttl_s,
         "backoffLimit": spec.backoff_limit,

@@ -75,11 +75,14 @@ class JobState:
     @property
     def is_final(self) -> bool:
         """Return whether the job has ended."""
+        # Not by Ray's status: after FAILED KubeRay may start another cluster (backoffLimit). Suspended is no end
+        # either, since a queue may resume the job.
         return self.deployment in ("Complete", "Failed", "ValidationFailed")
 
     @property
     def succeeded(self) -> bool:
         """Return whether the job has ended successfully."""
+        # KubeRay calls a stopped job Complete too: only Ray's FAILED becomes its Failed (rayjob_controller.go).
         return self.deployment == "Complete" and self.status == "SUCCEEDED"
 
     @property
@@ -117,6 +120,7 @@ def pod_groups(pods: Sequence[Manifest]) -> list[PodGroup]:
     """Return pods by their group, the head first."""
     groups: dict[str, list[Manifest]] = {}
     for pod in pods:
+        # KubeRay labels the pods of a cluster with their group; the submitting pod belongs to none.
         groups.setdefault(pod["metadata"].get("labels", {}).get("ray.io/group", "submitter"), []).append(pod)
     order = sorted(groups, key=lambda name: (name != "headgroup", name))
     return [
@@ -130,6 +134,7 @@ def pod_groups(pods: Sequence[Manifest]) -> list[PodGroup]:
 
 
 def _phase(pod: Manifest) -> str:
+    # A pod that is being deleted keeps its phase, which is mostly Running.
     if pod["metadata"].get("deletionTimestamp"):
         return "Terminating"
     return str(pod.get("status", {}).get("phase", "Unknown"))
@@ -142,6 +147,7 @@ def _waiting_reason(pod: Manifest) -> str:
             return " ".join(str(condition.get("message") or condition.get("reason") or "").split())
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
+        # Every pod shows these two for some seconds: they explain nothing.
         if waiting.get("reason") and waiting["reason"] not in ("PodInitializing", "ContainerCreating"):
             return f"{waiting['reason']}: {' '.join(str(waiting.get('message', '')).split())}".rstrip(": ")
     return ""

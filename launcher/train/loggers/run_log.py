@@ -276,14 +276,3 @@ class RunLog:
             _LOG.warning("%s: not written, %d lines wait (%s)", self._run.uri, len(self._unwritten_lines), error)
             return
         self._unwritten_lines = []
-
-
-def pending_step(
-    step: int,
-    epoch: int,
-    global_batch: GlobalBatch,
-    loss_sum: torch.Tensor | None,
-    rates: "tuple[float, float | torch.Tensor | None]",
-) -> PendingStep:
-    """Return a step for `RunLog.step`; `rates` are learning rate and gradient norm."""
-    return PendingStep(step, epoch, global_batch, loss_sum, rates[0], rates[1])

@@ -18,10 +18,15 @@ from launcher.submit.kubernetes.rules.view import RayObject, mapping
 
 Rule: TypeAlias = Callable[[RayObject], Iterator[str]]
 
+# The schema of the CRD checks neither length nor form. The server would store the object, and the operator refuse it
+# afterwards.
 _LONGEST = {"RayJob": 47, "RayCluster": 53}
 _LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+# Kubernetes limits a ConfigMap to 1 MiB, because etcd stores it as one value.
 _LARGEST_BYTES = 2**20
+# The gates that are off by default. The server does not know which of them its operator has on, so a manifest has to
+# confirm the ones it needs.
 _KNOWN_GATES = (
     "RayCronJob", "SidecarSubmitterRestart", "RayClusterNetworkPolicy", "GCSFaultToleranceEmbeddedStorage",
     "RayClusterMTLS", "RayClusterHistoryServer", "KubernetesWAS",
@@ -57,6 +62,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     if api_version != expected:
         yield f"apiVersion is {api_version}, which is not {expected}; write {expected}"
         return
+    # Before the rules, and for all kinds: the ConfigMap holds the whole job file.
     yield from _secrets(manifest, ())
     if not name_of(manifest):
         yield "metadata.name is missing; give one, by which the run can be found again"

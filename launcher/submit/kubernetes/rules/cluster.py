@@ -44,6 +44,7 @@ def _group_names(obj: RayObject) -> Iterator[str]:
     for name, count in Counter(names).items():
         if not _GROUP_NAME.fullmatch(name):
             yield f"{obj.at}.workerGroupSpecs has the groupName {name!r}, which is not a label; use letters and digits"
+        # Only a webhook of KubeRay checks this, and an installation may run without it.
         elif count > 1:
             yield f"{obj.at}.workerGroupSpecs has the groupName {name} {count} times; give each group its own"
 
@@ -76,9 +77,11 @@ def _start_params(obj: RayObject) -> Iterator[str]:
         for key, value in params.items():
             if not isinstance(value, str):
                 yield f"{where}.rayStartParams.{key} is {value!r}, which is not text; put it in quotes"
+        # By value: KubeRay takes an empty text for unset (validation.go, validateRayGroupResources).
         both = [key for key in _START_RESOURCES if params.get(key)]
         if both and mapping(group, "resources"):
             yield f"{where} has resources and rayStartParams.{both[0]}; keep one of them"
+        # By key: KubeRay refuses even an empty value of this one (validateRayGroupLabels).
         if "labels" in params:
             yield f"{where}.rayStartParams.labels is refused by KubeRay; write them as {where}.labels"
 
@@ -115,8 +118,10 @@ def _variable(obj: RayObject) -> Iterator[str]:
     env = env_names(obj.head.ray)
     if _V2 not in env:
         return
+    # KubeRay compares with exactly these two texts (validation.go).
     if not obj.autoscales and env[_V2] in ("1", "true"):
         yield f"{obj.head.where} sets {_V2}, but enableInTreeAutoscaling is not true; set that"
+    # Even with the value that the option has: KubeRay asks only whether both are there.
     if obj.autoscales and mapping(obj.cluster, "autoscalerOptions").get("version") is not None:
         yield f"{obj.head.where} sets {_V2} in addition to autoscalerOptions.version; keep the option"
 
@@ -161,6 +166,7 @@ def _misplaced_redis(obj: RayObject) -> Iterator[str]:
     if params.get("redis-username") or "REDIS_USERNAME" in env:
         yield f"{obj.head.where} names a Redis user; write it as gcsFaultToleranceOptions.redisUsername"
     if not isinstance(options, dict):
+        # The annotation is the older way to switch fault tolerance on; with it the variable is allowed.
         if "RAY_REDIS_ADDRESS" in env and obj.annotations.get("ray.io/ft-enabled") != "true":
             yield f"{obj.head.where} sets RAY_REDIS_ADDRESS; write it as gcsFaultToleranceOptions.redisAddress"
         return
@@ -179,6 +185,7 @@ def _fault_tolerance(obj: RayObject) -> Iterator[str]:
     if not isinstance(options, dict):
         return
     at = f"{obj.at}.gcsFaultToleranceOptions"
+    # The job file's `fault_tolerance` is passed through as it is, so here is the first check of its keys.
     for key in options:
         if key not in _FAULT_TOLERANCE_KEYS:
             yield not_one_of(f"{at}: key", str(key), _FAULT_TOLERANCE_KEYS)
@@ -203,6 +210,7 @@ def _rocksdb(obj: RayObject, options: Manifest, at: str) -> Iterator[str]:
     for name in ("RAY_gcs_storage", "RAY_gcs_storage_path"):
         if name in env_names(obj.head.ray):
             yield f"{obj.head.where} sets {name}, which KubeRay sets for the rocksdb backend; remove it"
+    # KubeRay mounts a volume of its own here; two of a name or path fail only when the pod is created.
     names = [volume.get("name") for volume in listing(obj.head.spec, "volumes")]
     mounts = listing(obj.head.ray, "volumeMounts")
     taken = [mount for mount in mounts if mount.get("mountPath") == _ROCKS_PATH or mount.get("name") == _ROCKS_VOLUME]
@@ -232,6 +240,7 @@ def _auth_version(obj: RayObject, first: tuple[int, int]) -> Iterator[str]:
     ray = str(obj.cluster.get("rayVersion") or "")
     numbers = version(ray)
     needed = f"{first[0]}.{first[1]}"
+    # KubeRay compares the version that the manifest states. It does not look into the image.
     if not ray:
         yield f"{obj.at}.rayVersion is missing, which authOptions needs; write that of the image, {needed} or newer"
     elif numbers is None:
@@ -242,6 +251,7 @@ def _auth_version(obj: RayObject, first: tuple[int, int]) -> Iterator[str]:
 
 def _gated(obj: RayObject) -> Iterator[str]:
     for key, gate in _GATED.items():
+        # The gates are of alpha quality and off by default. The API server accepts the fields all the same.
         if obj.cluster.get(key) is not None and not obj.has_gate(gate):
             yield _behind_gate(f"{obj.at}.{key}", gate)
 

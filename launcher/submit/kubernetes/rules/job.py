@@ -21,6 +21,8 @@ _POLICIES = ("DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone")
 # Inner objects are deleted first: their time must not be later.
 _ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 # Characters that a shell acts on outside of quotes; `live_character` tracks backslashes and quotes.
+# Some act only at the start of a word (~, #, !). Refusing them everywhere costs the user a pair of quotes, and saves a
+# parser of bash here.
 _LIVE = set("$`&|;<>()*?[]{}#~!\n")
 _LIVE_IN_DOUBLE = set("$`")
 _WITH_SHELL = ("K8sJobMode", "SidecarMode")
@@ -67,6 +69,7 @@ def _sidecar(obj: RayObject) -> Iterator[str]:
 
 def _combinations(obj: RayObject) -> Iterator[str]:
     is_shut_down = obj.spec.get("shutdownAfterJobFinishes") is True
+    # A retry would keep spec.jobId and count as running at once (KubeRay's issue 3525).
     if obj.mode == "InteractiveMode" and number(obj.spec, "backoffLimit"):
         yield "spec.backoffLimit cannot be combined with InteractiveMode; set it to 0"
     if obj.spec.get("suspend") is True and not is_shut_down:
@@ -75,6 +78,7 @@ def _combinations(obj: RayObject) -> Iterator[str]:
         yield "spec.rayClusterSpec.upgradeStrategy is only for a RayCluster without a RayJob; remove it"
     if mapping(obj.cluster, "authOptions").get("enableK8sTokenAuth") is True:
         yield "spec.rayClusterSpec.authOptions.enableK8sTokenAuth cannot be combined with a RayJob; remove it"
+    # The rules below are Kueue's (kueue.sigs.k8s.io/docs/tasks/run_rayjobs); KubeRay accepts these combinations.
     if _KUEUE not in mapping(obj.manifest, "metadata", "labels"):
         return
     if not is_shut_down:
@@ -97,6 +101,8 @@ def _limits(obj: RayObject) -> Iterator[str]:
 
 
 def _entrypoint_resources(obj: RayObject) -> Iterator[str]:
+    # KubeRay passes this text on without parsing it (job.go): wrong JSON fails in the submitting pod, when the whole
+    # cluster is up.
     text = obj.spec.get("entrypointResources")
     if not text:
         return
@@ -172,6 +178,7 @@ def _deletion_order(obj: RayObject) -> Iterator[str]:
     for rule in listing(mapping(obj.spec, "deletionStrategy"), "deletionRules"):
         condition = mapping(rule, "condition")
         times = endings.setdefault(_ending(condition), {})
+        # The first of two equal rules counts; `_deletion_rules` reports the second.
         times.setdefault(str(rule.get("policy")), number(condition, "ttlSeconds") or 0)
     for ending, times in endings.items():
         present = [(policy, times[policy]) for policy in _ORDER if policy in times]
@@ -259,6 +266,8 @@ def _metadata(obj: RayObject) -> Iterator[str]:
 
 
 def _not_live(where: str, text: str) -> Iterator[str]:
+    # KubeRay puts these values between double quotes into the submitter's command (job.go, strconv.Quote), where a
+    # shell still expands both characters.
     for character in sorted(_LIVE_IN_DOUBLE.intersection(text)):
         yield f"{where} holds {character!r}, which the submitter's shell would act on; write it without"
 

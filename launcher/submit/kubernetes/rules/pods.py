@@ -14,8 +14,10 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE
 _BINARY = {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)}
 _DECIMAL = {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", start=1)}
 _SCALES = {**_BINARY, **_DECIMAL, "m": Decimal("0.001"), "": Decimal(1)}
+# Only these may have requests below their limits. For a device (GPU, RDMA) Kubernetes demands that both are equal.
 _PLAIN = ("cpu", "memory", "ephemeral-storage")
 _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+# Kubernetes' default is as long as Ray's own drain (2.60), so without a longer one nothing is left for the end.
 _DEFAULT_GRACE_S = 30
 
 
@@ -93,6 +95,8 @@ def _amount(value: object) -> Decimal | None:
     match = _QUANTITY.fullmatch(str(value))
     if value is None or match is None:
         return None
+    # Decimal is exact, as requests and limits may be in different units. `1E` is an exabyte, `1E3` a number with an
+    # exponent.
     figure, suffix = Decimal(match[1]), match[2] or ""
     return figure * (Decimal(f"1{suffix}") if suffix[:1] in ("e", "E") and suffix[1:] else _SCALES[suffix])
 
@@ -100,7 +104,10 @@ def _amount(value: object) -> Decimal | None:
 def _time_to_stop(obj: RayObject) -> Iterator[str]:
     for pod in (obj.head, *obj.workers):
         drain = env_names(pod.ray).get(_DRAIN, "")
-        grace = number(pod.spec, "terminationGracePeriodSeconds") or _DEFAULT_GRACE_S
+        given_grace = number(pod.spec, "terminationGracePeriodSeconds")
+        grace = _DEFAULT_GRACE_S if given_grace is None else given_grace
+        # At SIGTERM `ray start --block` first drains its node for that long (2.60). The kubelet kills the pod after the
+        # grace period, whatever it still does.
         if drain.isdigit() and int(drain) >= grace:
             yield (
                 f"{pod.where} drains for {drain} s ({_DRAIN}), but is killed after {grace} s; raise "
@@ -129,6 +136,7 @@ def _unknown_keys(value: Any, kind: str, path: str) -> Iterator[str]:  # any par
     model = getattr(models, kind, None)
     if model is None or not isinstance(value, dict):
         return
+    # Tables of the generated models: JSON names by attribute, and types as text, `list[V1Container]`.
     names = {json_name: name for name, json_name in model.attribute_map.items()}
     for key, inner in value.items():
         if key in names:

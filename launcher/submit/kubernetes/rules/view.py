@@ -29,6 +29,7 @@ def listing(value: Any, *keys: str) -> list[Manifest]:  # a part of a manifest
 def number(value: Any, key: str) -> int | None:  # a part of a manifest
     """Return a whole number; None where there is none."""
     count = mapping(value).get(key)
+    # true is an int in Python.
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
@@ -87,6 +88,7 @@ class Pod:
         return str(self.spec.get("restartPolicy") or "Never")
 
 
+# Frozen, and cached all the same: cached_property writes to `__dict__` directly. With slots=True it would fail.
 @dataclass(frozen=True)
 class RayObject:
     """A RayJob or RayCluster."""
@@ -136,6 +138,7 @@ class RayObject:
     @cached_property
     def autoscales_v2(self) -> bool:
         """Return whether the autoscaler is version 2, set by the options or by the older variable."""
+        # Version 2 counts only when it is written down, whatever the Ray in the image defaults to.
         option = mapping(self.cluster, "autoscalerOptions").get("version")
         variable = env_names(self.head.ray).get("RAY_enable_autoscaler_v2", "")
         return self.autoscales and (option == "v2" or variable in ("1", "true"))
