@@ -59,11 +59,12 @@ def _processes(run_folder: Path) -> list[psutil.Process]:
     processes = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("XDG_RUNTIME_DIR") == str(run_folder) and process.pid != os.getpid():
+            is_ours = process.environ().get("XDG_RUNTIME_DIR") == str(run_folder) and process.pid != os.getpid()
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 processes.append(process)
-        except psutil.Error:
+        except psutil.Error:  # it has ended meanwhile, or is another user's
             continue
-    return [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
+    return processes
 
 
 def _start(run_folder: Path, *arguments: str) -> "subprocess.Popen[str]":
