@@ -107,7 +107,7 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
                 stall += waited[0]
             found[name].append(stall)
             start = time.monotonic()
-            saver.finish()
+            saver.join()
         some_steps()
         dist.barrier()
         start = time.monotonic()

@@ -164,9 +164,11 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
     with timed("checkpoint_found"):
         step = catalog.latest_step(run)
         assert step == plan.steps_per_epoch - 1000 and catalog.find_corruption(run, step) is None
-        lease = Lease.take(run)
+        lease = Lease.acquire(run)
     with timed("sent"):
-        sent = pickle.dumps(WorkerConfig(run, prepared.job, plan, prepared.splits, start=step, lease=lease), protocol=5)
+        sent = pickle.dumps(
+            WorkerConfig(run, prepared.job, plan, prepared.splits, resume_step=step, lease=lease), protocol=5
+        )
         pickle.loads(sent)
     with timed("log_cut"):
         metrics_log.truncate_after(run, step)
