@@ -12,7 +12,7 @@ _FILES = sorted((_ROOT / "launcher").rglob("*.py"))
 _JOBS = sorted((_ROOT / "jobs").glob("*.yaml"))
 
 _MAX_FILE_LINES = 500
-_MAX_TASK_LINES = 160
+_MAX_TASK_LINES = 150
 _MAX_FUNCTION_LINES = 60
 
 
@@ -39,12 +39,21 @@ def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef, source: list[s
         docstring = function.body[0]
         assert docstring.end_lineno is not None
         begin += docstring.end_lineno - docstring.lineno + 1
-    comments = sum(line.lstrip().startswith("#") for line in source[function.lineno - 1 : function.end_lineno])
-    return function.end_lineno - begin + 1 - comments
+    return function.end_lineno - begin + 1 - _comments(source[function.lineno - 1 : function.end_lineno])
+
+
+def _comments(lines: list[str]) -> int:
+    return sum(line.lstrip().startswith("#") for line in lines)
+
+
+def _size(path: Path) -> int:
+    """Return the lines of a file; of a task without its comments, as of a function."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return len(lines) - (_comments(lines) if _limit(path) == _MAX_TASK_LINES else 0)
 
 
 def test_files_are_short() -> None:
-    sizes = {_name(path): (len(path.read_text(encoding="utf-8").splitlines()), _limit(path)) for path in _FILES}
+    sizes = {_name(path): (_size(path), _limit(path)) for path in _FILES}
     assert {name: size for name, (size, limit) in sizes.items() if size > limit} == {}
 
 

@@ -82,7 +82,7 @@ class Guess:
 
     @property
     def has_unnamed_tags(self) -> bool:
-        """Whether tags are numbers without names in the files."""
+        """Return True if tags are numbers without names in the files."""
         label = self.label
         return self.form == "words" and label is not None and label.shape == "integers" and not label.class_names
 

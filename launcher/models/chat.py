@@ -224,7 +224,7 @@ class Writer:
 
     @cached_property
     def _wants_text_arguments(self) -> bool:
-        """Whether the template takes arguments of tool calls as JSON text only (DeepSeek's concatenates them)."""
+        """Return True if the template takes arguments of tool calls as JSON text only, as DeepSeek's does."""
         call = {"type": "function", "id": "abcdefghi", "function": {"name": "a", "arguments": {"b": "c"}}}
         probe: list[Message] = [
             {"role": "user", "content": "a"},

@@ -54,7 +54,7 @@ class Turn:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the message has neither content nor tool calls."""
+        """Return True if the message has neither content nor tool calls."""
         return not self.message["content"].strip() and "tool_calls" not in self.message
 
 

@@ -39,7 +39,7 @@ class LeakPair(Record):
 
     @property
     def whole(self) -> bool:
-        """Whether all rows were compared, not a sample."""
+        """Return True if all rows were compared, not a sample."""
         return self.searched_rows == self.other_rows and self.share == 1
 
 

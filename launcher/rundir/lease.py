@@ -47,7 +47,7 @@ class AttemptRecord(Record):
 
     @property
     def is_here(self) -> bool:
-        """Whether the driver ran on this machine, so that its process can be looked up."""
+        """Return True if the driver ran on this machine, so that its process can be looked up."""
         # Two machines of the same name are taken for one. A driver on the other one then looks dead, unless pid and
         # start time match by chance; the token still keeps it from writing after a newer attempt.
         return self.host == socket.gethostname() and self.process_began is not None

@@ -81,7 +81,7 @@ class ModelSpec(Section):
 
     @property
     def syncs_batch_norm(self) -> bool:
-        """Whether BatchNorm statistics are computed over the micro-batches of all workers."""
+        """Return True if BatchNorm statistics are computed over the micro-batches of all workers."""
         return self.batch_norm == "sync" or (self.batch_norm is None and self.from_config is not None)
 
     @model_validator(mode="after")

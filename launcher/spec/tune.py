@@ -50,12 +50,12 @@ class Dimension(Section):
 
     @property
     def is_log(self) -> bool:
-        """Whether a range is searched on a log scale."""
+        """Return True if a range is searched on a log scale."""
         return self.loguniform is not None or self.logint is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether a range contains only integers."""
+        """Return True if a range contains only integers."""
         return self.int is not None or self.logint is not None
 
 

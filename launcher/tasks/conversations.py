@@ -66,7 +66,7 @@ class CausalParams(SmoothedParams):
 
     @property
     def has_turns(self) -> bool:
-        """Whether rows are conversations or prompts, and not texts."""
+        """Return True if rows are conversations or prompts, and not texts."""
         return bool(self.messages or self.prompt)
 
     @property

@@ -192,17 +192,17 @@ class Engine:
 
     @property
     def has_sync_batch_norm(self) -> bool:
-        """Whether a forward pass in training changes saved state: the running statistics."""
+        """Return True if a forward pass in training changes saved state: the running statistics."""
         return bool(self._sync_batch_norms)
 
     @property
     def saves_from_files(self) -> bool:
-        """Whether `local_state` is memory-mapped from files: copying it would load all of it."""
+        """Return True if `local_state` is memory-mapped from files: copying it would load all of it."""
         return self._swap is not None
 
     @property
     def can_retry_step(self) -> bool:
-        """Whether a step can be repeated before `step` is called: no gradient has been exchanged or offloaded yet."""
+        """Return True if a step can be repeated before `step`: no gradient has been exchanged or offloaded yet."""
         is_local = self.zero == 1 or self._flat is not None
         # SyncBatchNorm exchanges statistics inside the forward pass, where the other ranks already wait, and a second
         # pass would update its running statistics twice.

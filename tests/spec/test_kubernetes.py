@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import SpecError
-from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes_pods import GroupSize, group_sizes
 from launcher.spec.loader import dump_job, load_job
+from tests.support.job_loader import Load
 
 JOB = """\
 name: sst2
@@ -21,19 +20,6 @@ cluster:
     image: registry/launcher:0.1.0
 """
 K = "cluster.kubernetes"
-
-
-class Load:
-    """A loader of job files in a directory of its own, under the short name job.yaml."""
-
-    def job(self, text: str, *overrides: str) -> JobSpec:
-        Path("job.yaml").write_text(text, encoding="utf-8")
-        return load_job("job.yaml", overrides)
-
-    def problems(self, text: str, *overrides: str) -> list[str]:
-        with pytest.raises(SpecError) as caught:
-            self.job(text, *overrides)
-        return list(caught.value.problems)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job, load_job
 from launcher.spec.messages import not_one_of
 from launcher.spec.schema import job_schema
+from tests.support.job_loader import Load
 
 JOB = """\
 name: sst2
@@ -106,23 +107,10 @@ def params_of(type_name: str, /) -> type[BaseModel]:
     return tasks[type_name]
 
 
-class Load:
-    """Loader of job files, each written to job.yaml in the working directory."""
-
-    def job(self, text: str, *overrides: str) -> JobSpec:
-        Path("job.yaml").write_text(text, encoding="utf-8")
-        return load_job("job.yaml", overrides, params_of)
-
-    def problems(self, text: str, *overrides: str) -> list[str]:
-        with pytest.raises(SpecError) as caught:
-            self.job(text, *overrides)
-        return list(caught.value.problems)
-
-
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.chdir(tmp_path)
-    return Load()
+    return Load(params_of)
 
 
 # Reading
