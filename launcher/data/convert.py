@@ -29,7 +29,7 @@ from launcher.errors import DataError, RunError
 from launcher.rundir.uri import describe_os_error, is_local, join, open_uri, storage_error, translate_errors
 from launcher.spec.data import COMPRESSED
 from launcher.spec.hub import HUB_PREFIX, parse_hub
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 
 if TYPE_CHECKING:
     import datasets

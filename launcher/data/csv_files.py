@@ -16,7 +16,7 @@ import pyarrow.csv
 from launcher.data.files import BLOCK_BYTES, INTEGER, ROW_GROUP, open_data_file
 from launcher.errors import DataError
 from launcher.rundir.uri import split_options
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"
 _NUMBER = r"^[+-]?(?:0|[1-9][0-9]{0,17})?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"

@@ -32,7 +32,8 @@ from launcher.data.splits import Split
 from launcher.errors import DataError
 from launcher.rundir.uri import describe_os_error, join, redact_uri
 from launcher.spec.job import JobSpec
-from launcher.tasks.base import Encoded, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Encoded
 
 BLOCK_ROWS = 512
 """Rows of a block: few enough that a block of pictures fits into memory, many enough for a tokenizer's threads."""

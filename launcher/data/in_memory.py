@@ -20,7 +20,8 @@ from launcher.data.stream import StreamSource
 from launcher.data.windows import TRAIN, Window
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
-from launcher.tasks.base import Encoded, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Encoded
 
 _MAX_ENCODED_BYTES = 1 << 30
 """Encoded size of a split that may stay in the memory of each worker."""

@@ -5,14 +5,15 @@ A shard is an Arrow IPC stream with one rank's samples of a window: the task's c
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from launcher.data.sampler import RowIds
-from launcher.tasks.base import Batch, Encoded, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Batch, Encoded
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class GlobalBatch:
     """Sum of the samples' weights. Each rank divides its sum of losses by it, so the loss does not depend on ranks."""
     micro_batches: int
     """Micro-batches that each rank runs, fillers included: ranks must call forward and backward equally often."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """Sum of each of `Task.normalizers` over all samples."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class BatchLayout:
     """Sequences per micro-batch; None means all of a rank's sequences in one."""
     pack_length: int | None = None
     """Maximum length of a sequence of packed samples; None makes each sample a sequence."""
+    normalizers: tuple[str, ...] = ()
+    """Columns that are summed over each global batch (`Task.normalizers`)."""
+    partner_columns: tuple[str, ...] = ()
+    """Columns that each sample also gets from another row of its global batch (`Task.partner_columns`)."""
 
 
 def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout) -> list[list[RowIds]]:
@@ -95,7 +102,7 @@ def build_shard(
         batches: Positions among the usable rows, from `cut_batches`.
         assigned: Result of `assign_to_ranks` for each batch.
         rank: Rank that the shard is for.
-        layout: Number of ranks, micro-batch size and packing.
+        layout: Number of ranks, micro-batch size, packing, and what the task needs of the whole batch.
 
     Returns:
         The sequences with their `__` columns, and the facts of each global batch.
@@ -103,6 +110,8 @@ def build_shard(
     ids = rows[encoded.valid_rows]
     sequences: list[RowIds] = []
     micro_of, mask, step_of, headers = [], [], [], []
+    normalizers = {name: encoded.samples.column(name).to_numpy() for name in layout.normalizers}
+    partners = np.arange(len(ids))
     for step, (batch, ranks) in enumerate(zip(batches, assigned, strict=True)):
         # Each rank's shard gets it from the same computation: no collective has to agree on it at each step.
         largest = max(len(part) for part in ranks)
@@ -110,7 +119,11 @@ def build_shard(
         # At least one: a batch whose rows were all skipped is still a step of the plan.
         micro_batches = max(1, -(-largest // size))
         # The weight is that of the global batch, not of this rank: dividing by it makes the sum over ranks the mean.
-        headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches))
+        totals = {name: float(values[batch].sum()) for name, values in normalizers.items()}
+        headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches, totals))
+        # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
+        ordered = np.sort(batch)
+        partners[ordered] = np.roll(ordered, -1)
         own = ranks[rank]
         micro = np.arange(len(own)) // size
         # A rank that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO every
@@ -130,6 +143,8 @@ def build_shard(
     table = encoded.samples.take(pa.array(np.concatenate(sequences)))
     if layout.pack_length is not None:
         table = _join_samples(table, np.array([len(sequence) for sequence in sequences]))
+    for name in layout.partner_columns:
+        table = table.append_column(f"partner_{name}", encoded.samples.column(name).take(pa.array(partners[first])))
     # A filler has row id -1 and mask 0, so that nothing counts it as the sample that it repeats.
     extra = {
         "__step": np.concatenate(step_of),
@@ -188,10 +203,14 @@ def _join_samples(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
 def repeat_sample(task: Task, samples: pa.Table, position: int, count: int, fill: int) -> Batch:
     """Return a micro-batch of `count` sequences, each with the same sample `fill` times."""
     table = samples.take(pa.array(np.full(count * fill, position, np.int64)))
+    totals = {name: float(table.column(name).to_numpy().sum()) for name in task.normalizers}
     if task.pack_length is not None:
         table = _join_samples(table, np.full(count, fill))
+    for name in task.partner_columns:
+        table = table.append_column(f"partner_{name}", table.column(name))
     table = table.append_column("__row", pa.array(np.full(count, position, np.int64)))
-    return collate(task, table.append_column("__mask", pa.array(np.ones(count, np.float32))))
+    table = table.append_column("__mask", pa.array(np.ones(count, np.float32)))
+    return collate(task, table, GlobalBatch(count, float(count), 1, totals))
 
 
 def serialize_shard(table: pa.Table, header: ShardHeader) -> bytes:
@@ -231,11 +250,12 @@ def _local_batches(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]
         yield LocalBatch(step, tuple(local.slice(int(a), int(b - a)) for a, b in pairs))
 
 
-def collate(task: Task, samples: pa.Table) -> Batch:
-    """Return one micro-batch as tensors on the CPU; the mask is 0 for fillers."""
+def collate(task: Task, samples: pa.Table, global_batch: GlobalBatch) -> Batch:
+    """Return one micro-batch of a global batch as tensors on the CPU; the mask is 0 for fillers."""
     # Not at the top: data workers import this module without paying for torch.
     import torch
 
     batch = task.collate(samples.drop_columns(["__row", "__mask"]))
     # Arrow's views are read-only, and `torch.from_numpy` warns of arrays that cannot be written: copy.
-    return Batch(batch.inputs, batch.labels, torch.from_numpy(samples.column("__mask").to_numpy().copy()))
+    mask = torch.from_numpy(samples.column("__mask").to_numpy().copy())
+    return replace(batch, mask=mask, totals={"weight": global_batch.weight, **global_batch.totals})

@@ -21,7 +21,7 @@ from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
 from launcher.rundir.uri import is_transient, open_uri, redact_uri, storage_error
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 
 # Fragments that a sample is taken from. Small ones are decoded whole, so that the sample has rows of all their parts.
 _SAMPLED_FRAGMENTS, _WHOLE_BYTES = 8, 32 << 20

@@ -28,7 +28,8 @@ from launcher.errors import DataError, RowCountError
 from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
-from launcher.tasks.base import Encoded, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Encoded
 
 BAD_ROW_REMEDY = "fix the row, or set data.on_bad_row: skip to leave such rows out"
 """Remedy for a row that cannot be used, for messages."""
@@ -69,7 +70,8 @@ class StreamSource:
         # Evaluations never pack: they need the result of each sample by itself.
         pack_length = task.pack_length if window.kind == TRAIN else None
         micro_batch = self.job.parallel.micro_batch
-        layout = BatchLayout(self.world_size, micro_batch if isinstance(micro_batch, int) else None, pack_length)
+        size = micro_batch if isinstance(micro_batch, int) else None
+        layout = BatchLayout(self.world_size, size, pack_length, task.normalizers, task.partner_columns)
         # Here the ranks begin: the global batches are settled, and any number of ranks divides the same ones.
         assigned = [assign_to_ranks(batch, encoded.lengths, layout) for batch in batches]
         # One rank's table at a time: those of all ranks together are as large as the encoded window itself.

@@ -42,8 +42,9 @@ from launcher.rundir.uri import join, redact_uri, split_options
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.tasks import build_task
-from launcher.tasks.base import ColumnKind, Task
+from launcher.tasks.base import Task
 from launcher.tasks.metrics.labels import class_name_notes
+from launcher.tasks.params import ColumnKind
 
 _BATCH_ROWS = 4096
 # Sample for remarks on the training data: tokenizers read some MiB a second.

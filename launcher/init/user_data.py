@@ -18,8 +18,8 @@ from launcher.init.guess import Guess
 from launcher.init.profile import DataProfile, Labels, count_labels, profile_data
 from launcher.init.splits import FoundSplits, find_splits, hold_out
 from launcher.spec.job import OutputSpec
-from launcher.tasks.base import ColumnKind
 from launcher.tasks.metrics.labels import class_name_notes
+from launcher.tasks.params import ColumnKind
 
 # Text labels with more distinct values than this, and than half of the rows, identify rows instead of classes.
 _MAX_DISTINCT = 20

@@ -20,7 +20,7 @@ from launcher.predict.row_reader import RowReader
 from launcher.rundir.directory import RunDir
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
-from launcher.tasks.base import Encoded
+from launcher.tasks.samples import Encoded
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from launcher.models.cells import CellSource
 from launcher.spec.job import JobSpec
 from launcher.spec.messages import not_one_of
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Task, TaskParams
+from launcher.tasks.base import Task
+from launcher.tasks.params import TaskParams
 
-_NOT_TASKS = ("__init__", "base", "conversations", "padding", "targets")
+_NOT_TASKS = ("__init__", "base", "conversations", "padding", "params", "samples", "targets")
 
 
 def task_names() -> list[str]:

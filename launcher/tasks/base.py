@@ -8,25 +8,28 @@ must not hold state that cannot be rebuilt:
 | --- | --- |
 | client and head | `infer_params`, `find_invalid_target`, `lost_labels`, `remarks`, `check_model` |
 | data worker (no model, no torch) | `processor`, `encode` |
-| train worker | `build_model`, `collate`, `sample_losses`; in evaluations `for_evaluation`, `metrics`, `row_results`, |
-| | `display_inputs`, `generation_prompts`, `predict`; for the export `processor` |
+| train worker | `build_model`, `collate`, `forward`, `sample_losses` (or `coupled_losses`); in evaluations |
+| | `for_evaluation`, `evaluation_forward`, `metrics`, `update_metrics`, `row_results`, `display_inputs`, |
+| | `generation_prompts`, `predict`; for the export `processor` |
 | predict worker | `encode` without targets, then `predict` |
 
 A task has to define: `Params`, `auto_model`, `__init__` (which sets the attributes without a default), `processor`,
 `encode`, `collate`, `sample_losses`, `metrics`, `decode`, `row_results` and `example_rows`. Everything else has the
 default that most tasks need. Tasks whose truth is a column of labels derive from `targets.TargetTask` and define less.
 
+A row of the data is the unit of order, weight and evaluation, and has one loss; it may consist of several sequences
+(windows of a document, a chosen and a rejected answer) and of several inputs. All of them travel in one micro-batch.
+
 Read `text_classification.py` next for a whole task and `train/loop.py` for the loop that calls it.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
-from pydantic import BaseModel, Field, model_validator
 
 from launcher.errors import ModelError
 from launcher.formatting import format_percent
@@ -35,6 +38,8 @@ from launcher.models.pretrained import load_config, load_model, usable_positions
 from launcher.models.weights import check_layers, check_weights
 from launcher.rundir.records import ClassRow, ConfusionMatrix, SpanMark
 from launcher.spec.model import ModelSpec
+from launcher.tasks.params import ColumnKind, TaskParams, TrainingColumns
+from launcher.tasks.samples import Batch, Encoded, LostLabels, Outputs
 
 # Data workers encode without the cost of importing torch.
 if TYPE_CHECKING:
@@ -46,114 +51,6 @@ if TYPE_CHECKING:
 
 
 MetricMode = Literal["max", "min"]
-ColumnKind = Literal["text", "class", "number"]
-"""How a column of a file without types (CSV) is parsed: a text keeps every character, a class becomes an integer only
-where that loses nothing, and a number is parsed as one."""
-
-
-class TaskParams(BaseModel):
-    """Parameters of a task: its keys in the `task:` section of the job file, frozen and validated."""
-
-    one_of: ClassVar[tuple[str, ...]] = ()
-    """Keys of which at most one may be set."""
-
-    model_config = {
-        "frozen": True,
-        "extra": "forbid",
-        "use_attribute_docstrings": True,
-        "validate_default": True,
-        "allow_inf_nan": False,
-    }
-
-    @model_validator(mode="after")
-    def _check_one_of(self) -> "TaskParams":
-        set_keys = [name for name in self.one_of if getattr(self, name)]
-        if len(set_keys) > 1:
-            raise ValueError(f"{set_keys[0]} and {set_keys[1]} are both given, but a row is one of them; keep one")
-        return self
-
-
-class SmoothedParams(TaskParams):
-    """Parameters of tasks that train with cross entropy."""
-
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of each target that is spread over all classes while training (Szegedy et al. 2016, arXiv:1512.00567);
-    validation and test losses stay plain, so that runs with different shares can be compared."""
-
-
-class TrainingColumns(Protocol):
-    """Whole columns of the training data, read before training begins."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of all columns."""
-
-    def type_of(self, name: str) -> pa.DataType:
-        """Return the Arrow type of a column."""
-
-    def pieces(self, name: str) -> Iterator[pa.Array]:
-        """Yield the values of a column, in chunks that fit in memory."""
-
-    def class_names(self, name: str) -> tuple[str, ...] | None:
-        """Return the class names of an integer column if its files have them (a `ClassLabel` of `datasets`)."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Samples of a table of rows.
-
-    Args:
-        samples: One row for each usable input row, with the columns that `collate` reads.
-        valid_rows: Positions of those rows in the input table, int64 (n,), ascending.
-        lengths: Cost of each sample, int64 (n,), for length grouping and packing; tokens for text, 1 for pictures.
-        weights: Weight of each sample in its global batch, float64 (n,); the loss of a global batch is the sum of its
-            sample losses divided by the sum of these. 1 for a class per row, the number of labelled tokens for tags.
-        problems: Pairs (position, reason) of the rows that cannot be used; `data.on_bad_row` decides what follows.
-    """
-
-    samples: pa.Table
-    valid_rows: "np.ndarray"
-    lengths: "np.ndarray"
-    weights: "np.ndarray"
-    problems: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True)
-class LostLabels:
-    """Labels that can be read but not represented: their rows are used, the labels are neither learned nor scored.
-
-    Args:
-        labels: Number of labels of this kind in the rows that were checked.
-        lost: Pairs (position, reason) of the lost labels.
-        kind: Plural noun for these labels, for messages.
-        remedy: Advice to the user.
-    """
-
-    labels: int = 0
-    lost: tuple[tuple[int, str], ...] = ()
-    kind: str = "labels"
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Micro-batch of B sequences on one device; a sequence is one sample, or several where samples are packed.
-
-    Args:
-        inputs: Keyword arguments of the model's forward without the labels: tensors (B, ...), or flags.
-        labels: Targets that the losses compare with, (B, ...); -100 marks a position without a label.
-        mask: 1.0 for a real sample and 0.0 for a filler, float32 (B,). Fillers keep the number of forward passes equal
-            on all ranks, without which collectives would deadlock.
-    """
-
-    inputs: "Mapping[str, torch.Tensor | bool]"
-    labels: "torch.Tensor"
-    mask: "torch.Tensor"
-
-    def to(self, device: "torch.device") -> "Batch":
-        """Return a copy on another device. Copies from pinned memory are asynchronous."""
-        inputs = {n: v if isinstance(v, bool) else v.to(device, non_blocking=True) for n, v in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -187,16 +84,10 @@ class RowInputs:
 class TaskMetrics(Protocol):
     """Metric states of one pass over a split, merged over all ranks at its end. Fillers are never passed in.
 
-    Call `update` for each batch, `compute` once, and the other methods after it. Lives in train workers.
+    `Task.update_metrics` adds each batch, then `compute` is called once, and the other methods after it. States should
+    be counts or sums of the whole split (words, n-grams, edit distances), never means of batches, which would depend on
+    their size; and never logits, which would fill the memory. Lives in train workers.
     """
-
-    def update(self, logits: "torch.Tensor", labels: "torch.Tensor") -> None:
-        """Add a batch to the states of this rank. States should be counts or sums: kept logits would fill the memory.
-
-        Args:
-            logits: Output of the model, (B, ...), any float type.
-            labels: Labels of `Batch`, (B, ...).
-        """
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return each metric, the main one first.
@@ -241,6 +132,15 @@ class Task(Protocol):
     """Whether `encode` may use `noise`. Samples of a task that never does are encoded once and cached."""
     generates: ClassVar[bool] = False
     """Whether the model generates text, so that every evaluation adds some generated samples to the report."""
+    couples: ClassVar[bool] = False
+    """Whether the loss of a row depends on the other rows of its global batch (in-batch negatives). `forward` then
+    returns what `coupled_losses` compares, and the loop computes it on the whole global batch in two passes."""
+    normalizers: ClassVar[tuple[str, ...]] = ()
+    """Numeric columns of `Encoded.samples` that are summed over the global batch, for losses with terms that are
+    divided by another number than the weight; see `Batch.totals`."""
+    partner_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of `Encoded.samples` of which each training or evaluation sample also gets those of another row of its
+    global batch, as `partner_<name>`: mismatched pairs that do not depend on how the batch is cut."""
     auto_model: ClassVar[str]
     """Name of the transformers Auto class that is fine-tuned, such as `AutoModelForSequenceClassification`."""
     from_scratch: ClassVar[Literal["encoder", "decoder", "image"]] = "encoder"
@@ -374,7 +274,7 @@ class Task(Protocol):
             )
 
     def build_model(self) -> "PreTrainedModel":
-        """Load the model in fp32 with the task's head. Its `forward(**inputs).logits` must be (B, ...)."""
+        """Load the model in fp32 with the task's head."""
         model = load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
         self.add_adapters(model)
         return model
@@ -389,16 +289,39 @@ class Task(Protocol):
         if self.pack_length is not None:
             mask_packed_samples(model)
 
-    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Return the loss of each sequence, float32 (B,): summed over its tokens, never averaged.
-
-        The loop divides the sum over a global batch by its weight, so that the curve does not depend on how the batch
-        is split.
+    def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
+        """Run the model on a micro-batch. Collective under ZeRO-3, which gathers weights.
 
         Args:
-            logits: Output of the model, (B, ...), any float type.
-            labels: Labels of `Batch`, (B, ...).
+            model: Model of `build_model`, wrapped in adapters and DeepSpeed's engine. Call it as
+                often for each micro-batch.
+            batch: Micro-batch on the model's device.
         """
+        outputs: Outputs = model(**batch.inputs)
+        return outputs
+
+    def evaluation_forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
+        """Run the model on a micro-batch of an evaluation, in eval mode and without gradients.
+
+        The default is `forward`. A task whose metrics compare generated text adds it here.
+        """
+        return self.forward(model, batch)
+
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
+        """Return the loss of each row, float32 (B,): summed over its tokens, never averaged.
+
+        The loop divides the sum over a global batch by its weight, so that the curve does not depend on how the batch
+        is split. Not called for a task that `couples` rows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither sample_losses nor coupled_losses")
+
+    def coupled_losses(self, outputs: Outputs) -> "torch.Tensor":
+        """Return the loss of each row of a global batch, float32 (N,), where the task `couples` rows.
+
+        Args:
+            outputs: Outputs of `forward` for all N rows, float32 (N, ...) each, ordered by row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} couples rows, but has no coupled_losses")
 
     def for_evaluation(self) -> "Task":
         """Return the task with the plain loss and weights of evaluations: no smoothing, no class weights."""
@@ -407,21 +330,33 @@ class Task(Protocol):
     def metrics(self, device: "torch.device") -> TaskMetrics:
         """Return new metric states on a device."""
 
-    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+    def update_metrics(self, metrics: Any, outputs: Outputs, batch: Batch, samples: pa.Table) -> None:
+        """Add the rows of a batch to the metric states of this rank.
+
+        Args:
+            metrics: States of `metrics`; the default calls their `update(logits, labels)`.
+            outputs: Outputs of `evaluation_forward`.
+            batch: Micro-batch of B rows, no fillers.
+            samples: Rows that were collated to the batch.
+        """
+        metrics.update(outputs["logits"], batch.labels)
+
+    def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
         """Return the predictions of B rows, with the columns of `prediction_schema`.
 
         Args:
-            logits: Output of the model, (B, ...).
+            outputs: Outputs of `forward`.
             samples: Rows that were collated to the batch.
         """
 
-    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
-        """Return truth and prediction of B rows in words, for the rows that the report displays.
+    def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
+        """Return truth and prediction of some rows of a batch in words, for the rows that the report displays.
 
         Args:
-            logits: Output of the model on the CPU, (B, ...).
-            labels: Labels of `Batch` on the CPU, (B, ...).
+            outputs: Outputs of `evaluation_forward`.
+            batch: Micro-batch of B rows.
             samples: Rows that were collated to the batch.
+            chosen: Positions of the rows among the B.
         """
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
@@ -434,7 +369,7 @@ class Task(Protocol):
             samples: B rows of `Encoded.samples`.
         """
         batch = self.collate(samples).to(model.device)
-        return self.decode(model(**batch.inputs).logits, samples)
+        return self.decode(self.forward(model, batch), samples)
 
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         """Return notes for the plan on what the user should know of the training data before paying for a run.

@@ -15,9 +15,11 @@ from launcher.models.chat import IGNORED, Writer, load_chat_tokenizer
 from launcher.models.conversation import to_display_text
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, ColumnKind, Encoded, RowInputs, RowResult, Task, TrainingColumns, with_replaced
+from launcher.tasks.base import RowInputs, RowResult, Task, with_replaced
 from launcher.tasks.conversations import CausalParams, learning_notes
 from launcher.tasks.padding import list_column, pad_lists, positions
+from launcher.tasks.params import ColumnKind, TrainingColumns
+from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +102,10 @@ class CausalLM(Task):
             {"input_ids": ids, "position_ids": position_ids, "use_cache": False}, labels, torch.ones(len(samples))
         )
 
-    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         from launcher.tasks.metrics.losses import token_losses
 
-        return token_losses(logits, labels, smoothing=self.smoothing)
+        return token_losses(outputs["logits"], batch.labels, smoothing=self.smoothing)
 
     def for_evaluation(self) -> Task:
         return with_replaced(self, smoothing=0.0) if self.smoothing else self
@@ -113,17 +115,18 @@ class CausalLM(Task):
 
         return LanguageMetrics(device)
 
-    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
+    def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
         """Return the most likely token at each learned position, given the true tokens before it (teacher forcing)."""
         # argmax first: (B, T) ids leave the device, not (B, T, V) logits.
-        rows = zip(logits.argmax(-1).tolist(), samples.column("labels").to_pylist(), strict=True)
+        rows = zip(outputs["logits"].argmax(-1).tolist(), samples.column("labels").to_pylist(), strict=True)
         # Not strict: logits are padded to the longest row of the batch.
         ids = [[token for token, label in zip(row, labels, strict=False) if label != IGNORED] for row, labels in rows]
         return pa.table({"prediction": self._tokenizer.batch_decode(ids)}, self.prediction_schema)
 
-    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
-        truth = self._tokenizer.batch_decode([row[row != IGNORED] for row in labels])
-        return list(map(RowResult, truth, self.decode(logits, samples).column("prediction").to_pylist()))
+    def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
+        truth = self._tokenizer.batch_decode([row[row != IGNORED] for row in batch.labels[chosen].cpu()])
+        predicted = self.decode({"logits": outputs["logits"][chosen]}, samples.take(pa.array(chosen)))
+        return list(map(RowResult, truth, predicted.column("prediction").to_pylist()))
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:
         """Return the text that the model generates after each prompt."""

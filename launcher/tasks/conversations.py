@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from launcher.formatting import format_percent
 from launcher.models.chat import Writer
 from launcher.models.conversation import UNREAD, USUAL
-from launcher.tasks.base import SmoothedParams, TrainingColumns, truncation_note
+from launcher.tasks.base import truncation_note
+from launcher.tasks.params import SmoothedParams, TrainingColumns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,18 +11,11 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import (
-    MetricMode,
-    RowResult,
-    SmoothedParams,
-    Task,
-    TaskMetrics,
-    TaskParams,
-    TrainingColumns,
-    with_replaced,
-)
+from launcher.tasks.base import MetricMode, RowResult, Task, TaskMetrics, with_replaced
 from launcher.tasks.metrics.class_weights import ClassWeights, balanced_weights, complete_weights
 from launcher.tasks.metrics.labels import ClassNames
+from launcher.tasks.params import SmoothedParams, TaskParams, TrainingColumns
+from launcher.tasks.samples import Batch, Outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,14 +139,15 @@ class TargetTask(Task):
     def head(self) -> dict[str, object]:
         return self.targets.config()
 
-    def sample_losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        return self.targets.sample_losses(logits, labels)
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
+        return self.targets.sample_losses(outputs["logits"], batch.labels)
 
     def metrics(self, device: "torch.device") -> TaskMetrics:
         return self.targets.metrics(device)
 
-    def decode(self, logits: "torch.Tensor", samples: pa.Table) -> pa.Table:
-        return self.targets.decode(logits, samples)
+    def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
+        return self.targets.decode(outputs["logits"], samples)
 
-    def row_results(self, logits: "torch.Tensor", labels: "torch.Tensor", samples: pa.Table) -> list[RowResult]:
-        return self.targets.row_results(logits, labels, samples)
+    def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
+        logits, labels = outputs["logits"][chosen].cpu(), batch.labels[chosen].cpu()
+        return self.targets.row_results(logits, labels, samples.take(pa.array(chosen)))

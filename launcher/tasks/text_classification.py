@@ -14,9 +14,10 @@ from pydantic import Field
 from launcher.formatting import as_text
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Batch, Encoded, truncation_note
+from launcher.tasks.base import truncation_note
 from launcher.tasks.metrics.labels import Kind, Labels
 from launcher.tasks.padding import list_column, text_inputs
+from launcher.tasks.samples import Batch, Encoded
 from launcher.tasks.targets import LabelParams, TargetTask
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm
 from launcher.models.layers import freeze
 from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
-from launcher.tasks.base import Batch, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Batch, Outputs
 from launcher.train.checkpoint.state_dict import collect_state
 from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
 from launcher.train.deepspeed_config import deepspeed_config
@@ -77,6 +78,7 @@ class Engine:
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda else torch.device("cpu")
         model, inner = _build(job, task)
         self._unwrapped = model
+        self._couples = task.couples
         self._sync_batch_norms = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
         self._frozen_batch_norms = [m for m in find_batch_norms(model) if not isinstance(m, SyncBatchNorm)]
         self.zero = job.zero_stage
@@ -140,9 +142,15 @@ class Engine:
         """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
         return self._unwrapped
 
-    def seed(self, step: int) -> None:
-        """Seed the dropout noise as a function of job seed, step and rank, so that a resumed run draws the same."""
-        digest = hashlib.sha256(f"{self.job.seed}/{step}/{self.rank}".encode()).digest()
+    def seed(self, step: int, micro_batch: int = 0) -> None:
+        """Seed the dropout noise as a function of job seed, step and rank, so that a resumed run draws the same.
+
+        Args:
+            step: Number of optimizer steps completed before this one.
+            micro_batch: Number of the micro-batch, for steps that run each of them twice.
+        """
+        place = f"{self.job.seed}/{step}/{self.rank}" + (f"/{micro_batch}" if micro_batch else "")
+        digest = hashlib.sha256(place.encode()).digest()
         number = int.from_bytes(digest[:7], "little")
         # Not `torch.manual_seed`: it records a stack trace for each absent device type, 1 ms a step (torch 2.13).
         torch.default_generator.manual_seed(number)
@@ -171,13 +179,29 @@ class Engine:
     def _count_forward(self, *_: object) -> None:
         self.num_forwards += 1
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Return the model's logits, (B, ...). Collective under ZeRO-3, which gathers weights."""
+    def forward(self, task: Task, batch: Batch) -> Outputs:
+        """Return the task's outputs for a micro-batch. Collective under ZeRO-3, which gathers weights.
+
+        In `evaluation_mode` these are its outputs for evaluations, which may hold generated text.
+        """
         for layer in self._sync_batch_norms:
             # transformers hands no mask down to its layers, and fillers must not count in the statistics. Two
             # collectives per layer, so every rank must run the same number of forward passes.
             layer.mask = batch.mask
-        return self._engine(**batch.inputs).logits  # type: ignore[no-any-return]  # deepspeed ships no types
+        forward = task.forward if self._engine.training else task.evaluation_forward
+        return forward(self._engine, batch)
+
+    @contextmanager
+    def frozen_statistics(self) -> Iterator[None]:
+        """Keep the running statistics of synchronized BatchNorm inside the block, for a pass that is repeated."""
+        momenta = [layer.momentum for layer in self._sync_batch_norms]
+        for layer in self._sync_batch_norms:
+            layer.momentum = 0.0
+        try:
+            yield
+        finally:
+            for layer, momentum in zip(self._sync_batch_norms, momenta, strict=True):
+                layer.momentum = momentum
 
     def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
         """Add the gradient of `loss_sum / global_weight` to that of the step. Collective under ZeRO 2 and 3.
@@ -203,7 +227,8 @@ class Engine:
     @property
     def can_retry_step(self) -> bool:
         """Return True if a step can be repeated before `step`: no gradient has been exchanged or offloaded yet."""
-        is_local = self.zero == 1 or self._flat is not None
+        # A coupled loss gathers outputs in the middle of the step, where the other ranks already wait.
+        is_local = (self.zero == 1 or self._flat is not None) and not self._couples
         # SyncBatchNorm exchanges statistics inside the forward pass, where the other ranks already wait, and a second
         # pass would update its running statistics twice.
         return is_local and not (self.job.parallel.offload_optimizer or self._sync_batch_norms)

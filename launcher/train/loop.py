@@ -13,7 +13,7 @@ from functools import cached_property
 import pyarrow as pa
 import torch
 
-from launcher.data.rank_batches import LocalBatch, collate
+from launcher.data.rank_batches import GlobalBatch, LocalBatch, collate
 from launcher.data.splits import Split
 from launcher.data.stream import ShardStream
 from launcher.data.windows import VALIDATION
@@ -23,6 +23,7 @@ from launcher.rundir.records import EvaluationRecord, ResultRecord, TrainerState
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.train.checkpoint.writer import CheckpointWriter
+from launcher.train.coupled import coupled_forward_backward
 from launcher.train.engine import Engine
 from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import PendingStep, RunLog
@@ -178,12 +179,11 @@ def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> to
     """
     if ctx.non_finite.is_skipped(step):
         return None
-    weight = batch.global_batch.weight
-    loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), weight, step)
+    loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), batch.global_batch, step)
     # Collective under ZeRO 0 and 1: if one rank ran out of memory, all ranks halve the micro-batch and repeat the step.
     # Raises under ZeRO 2 and 3, where the other ranks already wait inside a reduce.
     while ctx.oom.must_retry(loss_sum, step):
-        loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), weight, step)
+        loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), batch.global_batch, step)
     assert loss_sum is not None
     loss_sum = ctx.faults.inject_nan(step, loss_sum)
     # Collective and a host-device sync, under `train.non_finite: skip` only.
@@ -194,7 +194,7 @@ def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> to
 
 
 def forward_backward(
-    engine: Engine, task: Task, micro_batches: Sequence[pa.Table], global_weight: float, step: int
+    engine: Engine, task: Task, micro_batches: Sequence[pa.Table], global_batch: GlobalBatch, step: int
 ) -> torch.Tensor | None:
     """Accumulate this rank's gradient of a global batch.
 
@@ -202,7 +202,7 @@ def forward_backward(
         engine: Model and gradients.
         task: Defines the loss of a sample.
         micro_batches: Encoded samples, one table per forward pass.
-        global_weight: Weight of the whole global batch: its samples, or its learned tokens.
+        global_batch: Facts of the whole global batch; its weight is its samples, or its learned tokens.
         step: Number of optimizer steps completed before this one; seeds the dropout.
 
     Returns:
@@ -212,14 +212,16 @@ def forward_backward(
     engine.seed(step)
     loss_sum = torch.zeros((), device=engine.device)
     try:
+        if task.couples:
+            return coupled_forward_backward(engine, task, micro_batches, global_batch, step)
         for samples in micro_batches:
-            batch = collate(task, samples).to(engine.device)
-            losses_B = task.sample_losses(engine.logits(batch), batch.labels)
+            batch = collate(task, samples, global_batch).to(engine.device)
+            losses_B = task.sample_losses(engine.forward(task, batch), batch)
             # The mask is 0 for filler samples: ranks without rows left in a batch still take part in its collectives.
             micro_loss = (losses_B * batch.mask).sum()
             # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream
             # gives every rank the same number of micro-batches, or the ranks would wait for each other here.
-            engine.backward(micro_loss, global_weight)
+            engine.backward(micro_loss, global_batch.weight)
             loss_sum += micro_loss.detach()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -5,20 +5,24 @@ Runs in train workers.
 
 import base64
 import heapq
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from launcher.data.rank_batches import LocalBatch, collate
+from launcher.data.rank_batches import GlobalBatch, LocalBatch, collate
 from launcher.data.splits import Split
 from launcher.data.stream import Evaluation
 from launcher.errors import RowCountError, TrainingError
 from launcher.rundir.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
 from launcher.tasks.base import RowResult, Task, TaskMetrics
+from launcher.tasks.samples import Batch, Outputs
+from launcher.train.coupled import concatenate, gather_outputs, row_ids, without_fillers
 from launcher.train.engine import Engine
 from launcher.train.oom import is_out_of_memory, out_of_memory_message, release_cached_memory, split_micro_batches
 
@@ -40,13 +44,18 @@ class _WorstSample:
 
 @dataclass(frozen=True)
 class _ScoredBatch:
-    """Model output for the samples of a micro-batch that are rows of the split, B of them."""
+    """Outputs and losses of a micro-batch of B rows, or of a filler."""
 
-    logits: torch.Tensor
-    labels: torch.Tensor
-    losses_B: torch.Tensor
-    num_rows: torch.Tensor
-    """Scalar on the device."""
+    samples: pa.Table
+    batch: Batch
+    outputs: Outputs
+    losses_B: torch.Tensor | None
+    """None where the loss depends on other micro-batches too."""
+
+    @property
+    def is_filler(self) -> bool:
+        # A micro-batch holds rows or one filler, never both (data/rank_batches.py).
+        return not row_ids(self.samples)
 
 
 @dataclass(frozen=True)
@@ -174,35 +183,52 @@ def _score(
 ) -> torch.Tensor:
     """Update metrics and worst samples with a batch; return the sum of its losses and its rows, float64 (2,)."""
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    queue = list(batch.micro_batches)
-    while queue:
-        samples = queue.pop(0)
-        scored = _forward(engine, task, samples)
-        # Out of memory: two halves. Without ZeRO-3 a forward pass is no collective, so this rank may run more passes.
-        if scored is None:
-            release_cached_memory()
-            queue[:0] = split_micro_batches([samples], -(-len(samples) // 2))
+    scored = _forward_all(engine, task, batch)
+    for part in _with_coupled_losses(task, list(scored)) if task.couples else scored:
+        # Under ZeRO-3 the other ranks needed this forward pass.
+        if part.is_filler:
             continue
-        # Only filler samples: under ZeRO-3 the other ranks needed this forward pass.
-        if not len(scored.labels):
-            continue
-        # Only now, when the whole micro-batch has passed: halves of a failed attempt must not count twice.
-        metrics.update(scored.logits, scored.labels)
-        sums += torch.stack([scored.losses_B.double().sum(), scored.num_rows])
-        _update_worst(task, worst, scored, samples)
+        assert part.losses_B is not None
+        task.update_metrics(metrics, part.outputs, part.batch, part.samples)
+        sums[0] += part.losses_B.double().sum()
+        sums[1] += len(part.losses_B)
+        _update_worst(task, worst, part, part.losses_B)
     return sums
 
 
-def _forward(engine: Engine, task: Task, samples: pa.Table) -> _ScoredBatch | None:
-    """Run the model on a micro-batch, without its filler samples in the result; return None if memory ran out."""
+def _forward_all(engine: Engine, task: Task, local: LocalBatch) -> Iterator[_ScoredBatch]:
+    """Yield the outputs of each micro-batch, cut in halves where memory runs out."""
+    queue = list(local.micro_batches)
+    while queue:
+        samples = queue.pop(0)
+        scored = _forward(engine, task, samples, local.global_batch)
+        # Only whole micro-batches are yielded: halves of a failed attempt must not count twice. Without ZeRO-3 a
+        # forward pass is no collective, so this rank may run more passes.
+        if scored is None:
+            release_cached_memory()
+            queue[:0] = split_micro_batches([samples], -(-len(samples) // 2))
+        else:
+            yield scored
+
+
+def _with_coupled_losses(task: Task, scored: list[_ScoredBatch]) -> Iterator[_ScoredBatch]:
+    """Yield micro-batches with the losses of their rows among those of the global batch. Collective."""
+    rows = [row for part in scored for row in row_ids(part.samples)]
+    gathered = gather_outputs(concatenate([without_fillers(part.outputs, part.samples) for part in scored]), rows)
+    losses = task.coupled_losses(gathered.outputs)[gathered.own]
+    begin = 0
+    for part in scored:
+        end = begin + len(row_ids(part.samples))
+        yield replace(part, losses_B=losses[begin:end])
+        begin = end
+
+
+def _forward(engine: Engine, task: Task, samples: pa.Table, global_batch: GlobalBatch) -> _ScoredBatch | None:
+    """Run the model on a micro-batch; return None if memory ran out."""
     try:
-        batch = collate(task, samples).to(engine.device)
-        logits = engine.logits(batch)
-        is_row = batch.mask > 0
-        # A boolean index is a host-device sync, as the shape depends on the values. In evaluation only.
-        logits, labels = logits[is_row], batch.labels[is_row]
-        losses_B = task.sample_losses(logits, labels) if len(labels) else is_row
-        return _ScoredBatch(logits, labels, losses_B, is_row.double().sum())
+        batch = collate(task, samples, global_batch).to(engine.device)
+        outputs = engine.forward(task, batch)
+        return _ScoredBatch(samples, batch, outputs, None if task.couples else task.sample_losses(outputs, batch))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -214,17 +240,16 @@ def _forward(engine: Engine, task: Task, samples: pa.Table) -> _ScoredBatch | No
     return None
 
 
-def _update_worst(task: Task, worst: list[_WorstSample], scored: _ScoredBatch, samples: pa.Table) -> None:
+def _update_worst(task: Task, worst: list[_WorstSample], scored: _ScoredBatch, losses_B: torch.Tensor) -> None:
     """Keep the rows with the largest losses in a heap; predictions are decoded for these only."""
-    smallest = worst[0].loss if len(worst) == _MAX_WORST else -1.0
+    smallest = worst[0].loss if len(worst) == _MAX_WORST else -math.inf
     # A host-device sync, in evaluation only.
-    losses_B = scored.losses_B.float().cpu()
+    losses_B = losses_B.float().cpu()
     chosen = [i for i in losses_B.argsort(descending=True).tolist()[:_MAX_WORST] if float(losses_B[i]) > smallest]
     if not chosen:
         return
-    # -1 marks a filler. A micro-batch holds rows or fillers, never both (data/rank_batches.py), so positions agree.
-    rows = [row for row in samples.column("__row").to_pylist() if row >= 0]
-    results = task.row_results(scored.logits[chosen].cpu(), scored.labels[chosen].cpu(), samples.take(pa.array(chosen)))
+    rows = row_ids(scored.samples)
+    results = task.row_results(scored.outputs, scored.batch, scored.samples, chosen)
     for i, result in zip(chosen, results, strict=True):
         sample = _WorstSample(float(losses_B[i]), rows[i], result)
         if len(worst) < _MAX_WORST:

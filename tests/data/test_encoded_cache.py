@@ -22,7 +22,8 @@ from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
 from launcher.spec.data import CacheSpec
 from launcher.tasks import build_task
-from launcher.tasks.base import Encoded, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Encoded
 from tests.support.jobs import example_table, make_job, prepared_job, write_splits
 from tests.support.worker_group import share_cells
 

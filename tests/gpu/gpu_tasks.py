@@ -9,6 +9,7 @@ import torch
 from transformers import AttentionInterface
 
 from launcher.tasks.causal_lm import CausalLM
+from launcher.tasks.samples import Batch, Outputs
 
 LARGEST = 2
 """Sequences of a micro-batch that fit, as far as `TightLM` is concerned."""
@@ -72,7 +73,7 @@ class VarlenLM(CausalLM):
 class TightLM(CausalLM):
     """Language modelling on a device that holds micro-batches of `LARGEST` sequences."""
 
-    def sample_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and len(logits) > LARGEST:
-            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(logits)} sequences (on purpose)")
-        return super().sample_losses(logits, labels)
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(batch.mask) > LARGEST:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(batch.mask)} sequences (on purpose)")
+        return super().sample_losses(outputs, batch)

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.data.splits import Split
 from launcher.errors import DataError
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 from tests.support.data_files import open_data, read_all, use_own_hub_cache
 
 _KINDS: dict[str, ColumnKind] = {"text": "text", "label": "class", "score": "number"}

@@ -11,7 +11,7 @@ from launcher.data import json_files
 from launcher.data.json_files import objects
 from launcher.data.splits import Split
 from launcher.errors import DataError
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 from tests.support.data_files import open_data, read_all
 
 _ROWS = [{"instruction": f"Add {i} and 1.\n", "input": "", "output": f'{i + 1} é 漢 \\ "'} for i in range(400)]

@@ -15,7 +15,7 @@ from launcher.data.splits import Split
 from launcher.errors import DataError
 from launcher.init.splits import find_splits
 from launcher.predict.row_reader import RowReader
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 from tests.support.data_files import open_data, read_all
 
 _KINDS: dict[str, ColumnKind] = {"text": "text", "label": "class"}

@@ -186,9 +186,9 @@ from launcher.tasks.text_classification import TextClassification
 class Fragile(TextClassification):
     """Fails in a way that depends on max_length."""
 
-    def sample_losses(self, logits, labels):
-        losses = super().sample_losses(logits, labels)
-        if self.params.max_length == 31 and len(labels) > 4:
+    def sample_losses(self, outputs, batch):
+        losses = super().sample_losses(outputs, batch)
+        if self.params.max_length == 31 and len(batch.labels) > 4:
             raise RuntimeError("CUDA out of memory (not really)")
         return losses * (float("nan") if self.params.max_length == 30 else 1.0)
 '''

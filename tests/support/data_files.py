@@ -8,7 +8,7 @@ import pytest
 
 from launcher.data.convert import splittable_files
 from launcher.data.splits import Split, open_files
-from launcher.tasks.base import ColumnKind
+from launcher.tasks.params import ColumnKind
 
 
 def open_data(

@@ -1,6 +1,7 @@
 """Contract of the task protocol (`launcher/tasks/base.py`), checked for each built-in task on a tiny model."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from pydantic import ValidationError
 from launcher.errors import UserError
 from launcher.spec.model import ModelSpec
 from launcher.tasks import params_class, params_models, task_class, task_names
-from launcher.tasks.base import Task, TaskParams
+from launcher.tasks.base import Task
+from launcher.tasks.params import TaskParams
+from launcher.tasks.samples import Batch, Outputs
 from launcher.tasks.text_classification import TextClassification, TextParams
 from tests.support.jobs import Columns
 
@@ -148,46 +151,54 @@ def _same(first: torch.Tensor | bool, second: torch.Tensor | bool) -> bool:
     )
 
 
+def _batch(task: Task, samples: pa.Table, whole: pa.Table) -> Batch:
+    """Collate a part of a global batch, which is `whole`, as the loop does."""
+    for name in task.partner_columns:
+        samples = samples.append_column(f"partner_{name}", samples.column(name))
+    totals = {name: float(sum(whole.column(name).to_pylist())) for name in task.normalizers}
+    return replace(task.collate(samples), totals={"weight": float(len(whole)), **totals})
+
+
 @pytest.mark.parametrize("size", [1, 2, _ROWS])
 def test_collate_pads_to_the_longest(task: Task, size: int) -> None:
     encoded = task.encode(task.example_rows(_ROWS, 1), True)
-    batch = task.collate(encoded.samples.slice(3, size))
+    part = encoded.samples.slice(3, size)
+    batch = _batch(task, part, part)
     size = min(size, _ROWS - 3)
     assert batch.mask.tolist() == [1.0] * size
-    assert batch.labels.shape[0] == size
     assert "labels" not in batch.inputs
-    width = int(encoded.lengths[3 : 3 + size].max())
-    for name, tensor in batch.inputs.items():
-        if isinstance(tensor, torch.Tensor) and name != "pixel_values":
-            assert tensor.shape[:2] == (size, width)
-            assert tensor.dtype == torch.int64
-    mask = batch.inputs.get("attention_mask")
-    if isinstance(mask, torch.Tensor):
-        assert mask.sum(1).tolist() == encoded.lengths[3 : 3 + size].tolist()
+    inputs = {name: value for name, value in batch.inputs.items() if isinstance(value, torch.Tensor)}
+    assert len({len(tensor) for tensor in inputs.values()}) == 1
+    assert all(tensor.dtype == torch.int64 for name, tensor in inputs.items() if name != "pixel_values")
+    # A row of one sequence has as many tokens as its length says; of several sequences it is their sum.
+    if len(next(iter(inputs.values()))) == size and "input_ids" in inputs:
+        width = int(encoded.lengths[3 : 3 + size].max())
+        assert inputs["input_ids"].shape == (size, width)
+        if "attention_mask" in inputs:
+            assert inputs["attention_mask"].sum(1).tolist() == encoded.lengths[3 : 3 + size].tolist()
     assert batch.to(torch.device("cpu")).inputs.keys() == batch.inputs.keys()
 
 
 def test_losses_and_predictions_have_the_documented_shapes(task: Task) -> None:
     samples = task.encode(task.example_rows(_ROWS, 1), True).samples
-    batch = task.collate(samples)
+    batch = _batch(task, samples, samples)
     model = task.build_model().eval()
     facts = task.check_model()
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts["model_type"] == model.config.model_type
     with torch.no_grad():
-        logits = model(**batch.inputs).logits
-    losses = task.sample_losses(logits, batch.labels)
+        outputs = task.evaluation_forward(model, batch)
+    losses = task.coupled_losses(outputs) if task.couples else task.sample_losses(outputs, batch)
     assert losses.shape == (_ROWS,)
     assert losses.dtype == torch.float32
     assert bool(losses.isfinite().all())
-    single = [task.sample_losses(logits[i : i + 1], batch.labels[i : i + 1]).item() for i in range(_ROWS)]
-    assert losses.tolist() == pytest.approx(single, abs=1e-5)
-    decoded = task.decode(logits, samples)
+    decoded = task.decode(outputs, samples)
     assert len(decoded) == _ROWS
     assert decoded.schema == task.prediction_schema
     assert decoded.column("prediction").null_count == 0
-    results = task.row_results(logits, batch.labels, samples)
+    results = task.row_results(outputs, batch, samples, [*range(_ROWS)])
     assert len(results) == _ROWS
+    assert task.row_results(outputs, batch, samples, [7, 3]) == [results[7], results[3]]
     assert all(result.target and isinstance(result.prediction, str) for result in results)
 
 
@@ -211,22 +222,29 @@ def test_padding_does_not_change_a_loss(task: Task) -> None:
     encoded = task.encode(task.example_rows(_ROWS, 1), True)
     model = task.build_model().eval()
 
-    def losses(samples: pa.Table) -> list[float]:
-        batch = task.collate(samples)
+    def outputs_and_losses(samples: pa.Table) -> tuple[Outputs, list[float]]:
+        batch = _batch(task, samples, encoded.samples)
         with torch.no_grad():
-            return [float(x) for x in task.sample_losses(model(**batch.inputs).logits, batch.labels)]
+            outputs = task.forward(model, batch)
+        return outputs, [] if task.couples else task.sample_losses(outputs, batch).tolist()
 
-    alone = [losses(encoded.samples.slice(i, 1))[0] for i in range(_ROWS)]
-    assert losses(encoded.samples) == pytest.approx(alone, abs=1e-5)
+    whole, losses = outputs_and_losses(encoded.samples)
+    alone = [outputs_and_losses(encoded.samples.slice(i, 1)) for i in range(_ROWS)]
+    if task.couples:
+        for key, tensor in whole.items():
+            assert torch.allclose(tensor, torch.cat([outputs[key] for outputs, _ in alone]), atol=1e-5)
+    assert losses == pytest.approx([loss for _, row in alone for loss in row], abs=1e-5)
 
 
 def test_metrics_have_modes_and_baselines(task: Task) -> None:
-    batch = task.collate(task.encode(task.example_rows(200, 1), True).samples)
-    with torch.no_grad():
-        logits = task.build_model().eval()(**batch.inputs).logits
+    samples = task.encode(task.example_rows(200, 1), True).samples
+    model = task.build_model().eval()
     metrics = task.metrics(torch.device("cpu"))
     for begin, end in ((0, 1), (1, 90), (90, 200)):
-        metrics.update(logits[begin:end], batch.labels[begin:end])
+        part = samples.slice(begin, end - begin)
+        batch = _batch(task, part, samples)
+        with torch.no_grad():
+            task.update_metrics(metrics, task.evaluation_forward(model, batch), batch, part)
     computed = metrics.compute()
     assert next(iter(computed)) == next(iter(task.metric_modes))
     assert computed.keys() <= task.metric_modes.keys()
@@ -260,7 +278,7 @@ def test_an_unknown_task_is_refused_with_the_known_names() -> None:
 
 
 _OUTSIDE = '''
-from launcher.tasks.base import TaskParams
+from launcher.tasks.params import TaskParams
 from launcher.tasks.text_classification import TextClassification, TextParams
 
 
@@ -347,8 +365,8 @@ def test_text_classification_of_each_kind(
     batch = task.collate(task.encode(table, True).samples)
     assert tuple(batch.labels.shape) == shape
     with torch.no_grad():
-        logits = task.build_model().eval()(**batch.inputs).logits
-    assert logits.shape == (3, classes)
-    assert task.sample_losses(logits, batch.labels).shape == (3,)
-    assert len(task.decode(logits, table)) == 3
-    assert all(result.target for result in task.row_results(logits, batch.labels, table))
+        outputs = task.forward(task.build_model().eval(), batch)
+    assert outputs["logits"].shape == (3, classes)
+    assert task.sample_losses(outputs, batch).shape == (3,)
+    assert len(task.decode(outputs, table)) == 3
+    assert all(result.target for result in task.row_results(outputs, batch, table, [0, 1, 2]))

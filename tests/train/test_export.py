@@ -27,14 +27,14 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     engine.train_mode()
     batches = [batch for _, _, batch in ShardStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
     for step, batch in enumerate(batches[:3]):
-        forward_backward(engine, task, batch.micro_batches, batch.global_batch.weight, step)
+        forward_backward(engine, task, batch.micro_batches, batch.global_batch, step)
         engine.step(1e-2, step)
     export_model(prepared.run, engine, task, prepared.job, prepared.plan)
-    inputs = collate(task, batches[0].micro_batches[0])
+    inputs = collate(task, batches[0].micro_batches[0], batches[0].global_batch)
     Path(prepared.run.uri).mkdir(parents=True, exist_ok=True)
     torch.save(dict(inputs.inputs), f"{prepared.run.uri}/inputs-{engine.rank}.pt")
     with engine.evaluation_mode():
-        logits: list[list[float]] = engine.logits(inputs).flatten(1).tolist()
+        logits: list[list[float]] = engine.forward(task, inputs)["logits"].flatten(1).tolist()
     return logits
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from launcher.data.rank_batches import GlobalBatch
 from launcher.rundir.recovery import read_reductions
 from launcher.train.loop import forward_backward
 from launcher.train.oom import is_out_of_memory
@@ -23,19 +24,19 @@ _JOB: dict[str, Any] = {
 
 def _small_rank_1(engine: Any, broken: tuple[int, ...] = (0, 5)) -> None:
     """Rank 1 asks torch for a pebibyte in the backward pass of what is larger than two samples, at some steps."""
-    forward, seed, now = engine.logits, engine.seed, [0]
+    forward, seed, now = engine.forward, engine.seed, [0]
 
     def seeded(step: int) -> None:
         now[0] = step
         seed(step)
 
-    def logits(batch: Any) -> torch.Tensor:
-        found = forward(batch)
+    def outputs(task: Any, batch: Any) -> Any:
+        found = forward(task, batch)
         if dist.get_rank() == 1 and len(batch.labels) > _FITS and now[0] in broken:
-            found.register_hook(lambda gradient: torch.empty(2**50))
+            found["logits"].register_hook(lambda gradient: torch.empty(2**50))
         return found
 
-    engine.seed, engine.logits = seeded, logits
+    engine.seed, engine.forward = seeded, outputs
 
 
 def _healed(prepared: Any) -> Any:
@@ -104,7 +105,8 @@ def test_what_counts_as_out_of_memory() -> None:
         yield  # a generator: it raises where the loop asks for the first micro-batch
 
     engine: Any = SimpleNamespace(seed=lambda step: None, device="cpu")
-    task: Any = None
+    task: Any = SimpleNamespace(couples=False)
+    batch = GlobalBatch(1, 1.0, 1)
     with pytest.raises(RuntimeError, match="shapes"):
-        forward_backward(engine, task, failing(RuntimeError("shapes do not match")), 1.0, 0)
-    assert forward_backward(engine, task, failing(MemoryError()), 1.0, 0) is None
+        forward_backward(engine, task, failing(RuntimeError("shapes do not match")), batch, 0)
+    assert forward_backward(engine, task, failing(MemoryError()), batch, 0) is None

@@ -23,7 +23,7 @@ def _first_loss_and_curve(job: PreparedJob) -> Any:
     encoded = stream.encode(task, window, ids)
     batch = task.collate(encoded.samples.take(stream.batches(window, len(ids), encoded)[0]))
     with torch.no_grad():
-        logits = task.build_model().eval()(**batch.inputs).logits
+        logits = task.forward(task.build_model().eval(), batch)["logits"]
     weights = torch.tensor(list(job.job.task.parameters()["class_weights"].values()))
     loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=0.2)(logits, batch.labels)
     assert job.splits["train"].rows == job.plan.train_rows

@@ -6,6 +6,7 @@ counts the bytes of the storages that are alive. Runs on the client and the head
 
 import logging
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,8 @@ from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import convert_to_sync_batch_norm, find_batch_norms
 from launcher.models.pretrained import load_config, untrained_model
 from launcher.spec.job import JobSpec
-from launcher.tasks.base import Batch, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,16 +109,17 @@ def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, eval
 
 def _run_micro_batch(model: "PreTrainedModel", task: Task, batch: Batch) -> None:
     """Run forward and backward with the same operations as `train/loop.py` and `train/engine.py`."""
-    losses_B = task.sample_losses(model(**batch.inputs).logits, batch.labels)
+    outputs = task.forward(model, batch)
+    losses_B = task.coupled_losses(outputs) if task.couples else task.sample_losses(outputs, batch)
     loss_sum = (losses_B * batch.mask).sum()
     (loss_sum / 1.0 * 1).backward()
 
 
 def _run_evaluation(model: "PreTrainedModel", task: Task, batch: Batch) -> None:
-    """Score a batch like `train/validate.py`, which copies the logits of samples that are not padding."""
-    logits = model(**batch.inputs).logits
-    selected = logits.clone()
-    task.sample_losses(selected, batch.labels)
+    """Score a batch like `train/validate.py`."""
+    outputs = task.forward(model, batch)
+    if not task.couples:
+        task.sample_losses(outputs, batch)
 
 
 def _fake(batch: Batch, dtype: torch.dtype) -> Batch:
@@ -131,7 +134,8 @@ def _fake(batch: Batch, dtype: torch.dtype) -> Batch:
         return fake(value).to(dtype) if value.is_floating_point() else fake(value)
 
     inputs = {name: fake_input(value) for name, value in batch.inputs.items()}
-    return Batch(inputs, fake(batch.labels), fake(batch.mask))
+    targets = {name: fake(value) for name, value in batch.targets.items()}
+    return replace(batch, inputs=inputs, labels=fake(batch.labels), mask=fake(batch.mask), targets=targets)
 
 
 class LiveTensorTracker(TorchDispatchMode):

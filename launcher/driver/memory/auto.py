@@ -29,7 +29,8 @@ from launcher.rundir.plan import Plan, WorkerMemory
 from launcher.rundir.recovery import effective_micro_batch
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
-from launcher.tasks.base import Batch, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Batch
 
 # Rows among which the longest are sought: a few hundred milliseconds, for images too, which all have one size.
 _SEARCHED_ROWS, _SEARCHED_IMAGES, _ENCODED_ROWS = 4096, 8, 64

@@ -38,7 +38,7 @@ def main() -> None:
         (share,) = source.shards(window, [dist.get_rank()])
         for step in deserialize_shard(pa.py_buffer(share))[1]:
             steps.append(
-                (step.global_batch, [collate(task, samples).to(engine.device) for samples in step.micro_batches])
+                (step.global_batch, [collate(task, m, step.global_batch).to(engine.device) for m in step.micro_batches])
             )
     engine.train_mode()
     samples, begun = 0, 0.0
@@ -48,7 +48,7 @@ def main() -> None:
             samples, begun = 0, time.perf_counter()
         engine.seed(number)
         for batch in batches:
-            losses_B = task.sample_losses(engine.logits(batch), batch.labels)
+            losses_B = task.sample_losses(engine.forward(task, batch), batch)
             engine.backward((losses_B * batch.mask).sum(), header.weight)
         engine.step(learning_rate(job.train, number, plan.total_steps), number)
         samples += header.samples

@@ -21,7 +21,8 @@ from launcher.driver.memory.estimate import (
 from launcher.driver.prepare import prepare
 from launcher.formatting import format_bytes
 from launcher.tasks import build_task
-from launcher.tasks.base import Batch, Task
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Batch
 from tests.support.jobs import make_job, write_splits
 
 _TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
@@ -37,7 +38,7 @@ def _profile_peak(task: Task, batch: Batch) -> int:
         batch = Batch(
             {k: v if isinstance(v, bool) else v.clone() for k, v in batch.inputs.items()}, batch.labels, batch.mask
         )
-        losses = task.sample_losses(model(**batch.inputs).logits, batch.labels)
+        losses = task.sample_losses(task.forward(model, batch), batch)
         (losses * batch.mask).sum().backward()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
     events.sort(key=lambda event: event.start_ns())

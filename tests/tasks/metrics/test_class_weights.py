@@ -15,6 +15,7 @@ from launcher.tasks.causal_lm import CausalLM, CausalParams
 from launcher.tasks.metrics.class_weights import balanced_weights, complete_weights
 from launcher.tasks.metrics.labels import Labels
 from launcher.tasks.metrics.tags import Tags
+from launcher.tasks.samples import Batch
 from launcher.tasks.text_classification import TextClassification, TextParams
 from launcher.tasks.token_classification import TokenClassification, TokenParams
 from tests.support.jobs import Columns
@@ -66,8 +67,9 @@ def test_evaluation_losses_are_plain() -> None:
     torch.manual_seed(0)
     logits, ids = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
     task = CausalLM(CausalParams(label_smoothing=0.2), ModelSpec(name="none"), 0)
+    batch = Batch({}, ids, torch.ones(2))
     for variant, smoothing in ((task, 0.2), (task.for_evaluation(), 0.0)):
-        for loss, row, truth in zip(variant.sample_losses(logits, ids), logits, ids, strict=True):
+        for loss, row, truth in zip(variant.sample_losses({"logits": logits}, batch), logits, ids, strict=True):
             expected = torch.nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)(row, truth)
             assert float(loss) == pytest.approx(float(expected))
     plain = TextClassification(TextParams(labels=("a", "b")), ModelSpec(name="none"), 0)

@@ -1,0 +1,122 @@
+"""Losses that couple the rows of a global batch (in-batch negatives, KTO's KL), computed in two passes.
+
+GradCache (Gao et al. 2021, arXiv:2101.06983): the first pass computes the outputs of all micro-batches without
+gradients and gathers them from all ranks; the loss of the global batch and its gradient with respect to the outputs are
+then the same everywhere; the second pass repeats each micro-batch with gradients and propagates its part. So the loss
+depends neither on the micro-batch nor on the number of workers. Runs in train workers; used by `loop.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch.nn.functional import pad
+
+from launcher.data.rank_batches import GlobalBatch, collate
+from launcher.tasks.base import Task
+from launcher.tasks.samples import Outputs
+from launcher.train.engine import Engine
+
+
+@dataclass(frozen=True)
+class GatheredOutputs:
+    """Outputs of all N rows of a global batch, equal on all ranks.
+
+    Args:
+        outputs: Tensors (N, ...) by name, ordered by row id; floats are float32.
+        own: Position among the N of each row of this rank, int64 (n,).
+    """
+
+    outputs: Mapping[str, torch.Tensor]
+    own: torch.Tensor
+
+
+def coupled_forward_backward(
+    engine: Engine, task: Task, micro_batches: Sequence[pa.Table], global_batch: GlobalBatch, step: int
+) -> torch.Tensor:
+    """Accumulate this rank's gradient of a coupled loss; arguments as in `loop.forward_backward`. Collective.
+
+    Returns:
+        Sum of the losses of this rank's rows (scalar, on the device).
+    """
+    with torch.no_grad(), engine.frozen_statistics():
+        first = []
+        for number, samples in enumerate(micro_batches):
+            engine.seed(step, number)
+            outputs = engine.forward(task, collate(task, samples, global_batch).to(engine.device))
+            first.append(without_fillers(outputs, samples))
+    rows = [row for samples in micro_batches for row in row_ids(samples)]
+    # Collective: a rank that ran out of memory above never gets here, so such a step cannot be repeated in place.
+    gathered = gather_outputs(concatenate(first), rows)
+    leaves = {name: tensor.requires_grad_() for name, tensor in gathered.outputs.items() if tensor.is_floating_point()}
+    losses_N = task.coupled_losses(gathered.outputs)
+    # An output that only steers the loss (a label, a constant reference) has no gradient.
+    gradients = torch.autograd.grad(losses_N.sum(), list(leaves.values()), allow_unused=True)
+    own = {name: grad[gathered.own] for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
+    begin = 0
+    for number, samples in enumerate(micro_batches):
+        # The noise of the first pass: with another dropout mask the gradient would belong to other outputs.
+        engine.seed(step, number)
+        outputs = engine.forward(task, collate(task, samples, global_batch).to(engine.device))
+        end = begin + len(row_ids(samples))
+        # The gradient of this product is the chain rule. A filler has no rows and gets zeros; it runs all the same, as
+        # the backward pass is a collective under ZeRO 2 and 3.
+        terms = [(outputs[name][: end - begin].float() * grad[begin:end]).sum() for name, grad in own.items()]
+        engine.backward(torch.stack(terms).sum(), global_batch.weight)
+        begin = end
+    return losses_N.detach()[gathered.own].sum()
+
+
+def row_ids(samples: pa.Table) -> list[int]:
+    """Return the row ids of a micro-batch without its fillers."""
+    return [row for row in samples.column("__row").to_pylist() if row >= 0]
+
+
+def without_fillers(outputs: Outputs, samples: pa.Table) -> dict[str, torch.Tensor]:
+    """Return the outputs of the rows of a micro-batch, which holds rows or one filler, never both."""
+    rows = len(row_ids(samples))
+    return {name: tensor.detach()[:rows] for name, tensor in outputs.items()}
+
+
+def concatenate(parts: Sequence[Outputs]) -> dict[str, torch.Tensor]:
+    """Return the outputs of several micro-batches as one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def gather_outputs(outputs: Outputs, rows: Sequence[int]) -> GatheredOutputs:
+    """Gather the outputs of a global batch from all ranks. Collective.
+
+    Args:
+        outputs: Outputs of this rank's n rows, (n, ...) each; n differs between ranks, the other sizes do not.
+        rows: Row ids of those rows.
+    """
+    names = sorted(outputs)
+    device = outputs[names[0]].device
+    ids = torch.tensor(rows, dtype=torch.int64, device=device)
+    counts = [len(rows)]
+    world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    if world_size > 1:
+        sizes = torch.zeros(world_size, dtype=torch.int64, device=device)
+        sizes[rank] = len(rows)
+        dist.all_reduce(sizes)
+        # A host-device sync: the sizes decide how much is gathered.
+        counts = sizes.tolist()
+
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        if world_size == 1:
+            return tensor.clone()
+        # all_gather needs equal shapes, so each rank's part is padded to the largest.
+        padding = [0, 0] * (tensor.dim() - 1) + [0, max(counts) - len(tensor)]
+        own = pad(tensor, padding).contiguous()
+        parts = [torch.empty_like(own) for _ in counts]
+        dist.all_gather(parts, own)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    # By row id: sums over the batch then have one order for any number of ranks and any micro-batch.
+    order = gather(ids).argsort(stable=True)
+    begin = sum(counts[:rank])
+    own = order.argsort()[begin : begin + len(rows)]
+    return GatheredOutputs({name: gather(outputs[name])[order] for name in names}, own)
