@@ -1,7 +1,6 @@
 """Causal language modelling and instruction tuning (GPT, Llama): the next token of texts or of answers.
 
-Runs wherever a task runs (`base.py` says where). Read `conversations.py` next for its parameters, and `models/chat.py`
-for how rows become tokens.
+Runs wherever a task runs. Read `conversations.py` next for its parameters, `models/chat.py` for how rows become tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,8 +42,7 @@ class CausalLM(Task):
         self.target_columns = (params.response,) if params.prompt and not params.messages else ()
         self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
         self.prediction_schema = pa.schema({"prediction": pa.string()})
-        self.pack_length = params.max_length if params.packing else None
-        self.smoothing = params.label_smoothing
+        self.pack_length, self.smoothing = (params.max_length if params.packing else None), params.label_smoothing
 
     def columns(self, with_targets: bool = True) -> dict[str, ColumnKind]:
         return {**dict.fromkeys(self.params.optional_columns, "text"), **super().columns(with_targets)}
@@ -98,14 +96,16 @@ class CausalLM(Task):
         position_ids = torch.from_numpy(positions(samples))
         # Labels stay out of the inputs: transformers would shift them once more and average the loss per micro-batch.
         # Without `use_cache: False` a forward pass also returns the keys and values of all layers.
-        return Batch(
-            {"input_ids": ids, "position_ids": position_ids, "use_cache": False}, labels, torch.ones(len(samples))
-        )
+        inputs = {"input_ids": ids, "position_ids": position_ids, "use_cache": False}
+        return Batch(inputs, labels, torch.ones(len(samples)))
+
+    def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
+        from launcher.tasks.metrics.chunked_head import token_outputs
+
+        return token_outputs(self.auto_model, model, batch, self.smoothing)
 
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
-        from launcher.tasks.metrics.losses import token_losses
-
-        return token_losses(outputs["logits"], batch.labels, smoothing=self.smoothing)
+        return outputs["losses"].sum(-1)
 
     def for_evaluation(self) -> Task:
         return with_replaced(self, smoothing=0.0) if self.smoothing else self
@@ -115,17 +115,19 @@ class CausalLM(Task):
 
         return LanguageMetrics(device)
 
+    def update_metrics(self, metrics: "LanguageMetrics", outputs: Outputs, batch: Batch, samples: pa.Table) -> None:
+        metrics.update(outputs["losses"], outputs["predicted"], batch.labels)
+
     def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
         """Return the most likely token at each learned position, given the true tokens before it (teacher forcing)."""
-        # argmax first: (B, T) ids leave the device, not (B, T, V) logits.
-        rows = zip(outputs["logits"].argmax(-1).tolist(), samples.column("labels").to_pylist(), strict=True)
-        # Not strict: logits are padded to the longest row of the batch.
+        rows = zip(outputs["predicted"].tolist(), samples.column("labels").to_pylist(), strict=True)
+        # Not strict: predictions are padded to the longest row of the batch.
         ids = [[token for token, label in zip(row, labels, strict=False) if label != IGNORED] for row, labels in rows]
         return pa.table({"prediction": self._tokenizer.batch_decode(ids)}, self.prediction_schema)
 
     def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
         truth = self._tokenizer.batch_decode([row[row != IGNORED] for row in batch.labels[chosen].cpu()])
-        predicted = self.decode({"logits": outputs["logits"][chosen]}, samples.take(pa.array(chosen)))
+        predicted = self.decode({"predicted": outputs["predicted"][chosen]}, samples.take(pa.array(chosen)))
         return list(map(RowResult, truth, predicted.column("prediction").to_pylist()))
 
     def predict(self, model: "PreTrainedModel", samples: pa.Table) -> pa.Table:

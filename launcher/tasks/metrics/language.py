@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from launcher.models.chat import IGNORED
 from launcher.tasks.base import TaskMetrics
@@ -24,17 +24,16 @@ class LanguageMetrics(TaskMetrics):
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._label_counts_V = torch.zeros(0, dtype=torch.float64, device=device)
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add B rows: logits (B, T, V); labels (B, T), the next token or -100."""
-        # The size of the vocabulary is that of the first logits: a padded embedding is larger than the tokenizer.
-        if len(self._label_counts_V) < logits.shape[-1]:
-            self._label_counts_V = self._label_counts_V.new_zeros(logits.shape[-1])
+    def update(self, losses: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add B rows: losses (B, T), 0 without a label; predicted tokens (B, T); labels (B, T), a token or -100."""
         is_labelled = labels != IGNORED
-        # The boolean index syncs with the device and copies; only labelled tokens are converted to fp32.
-        chosen, truth = logits[is_labelled].float(), labels[is_labelled]
-        loss = cross_entropy(chosen, truth, reduction="sum").double()
-        self._sums += torch.stack([loss, (chosen.argmax(-1) == truth).sum().double()])
-        self._label_counts_V += torch.bincount(truth, minlength=len(self._label_counts_V)).double()
+        # The boolean index syncs with the device.
+        truth = labels[is_labelled]
+        self._sums += torch.stack([losses.double().sum(), (predicted[is_labelled] == truth).sum().double()])
+        counts = torch.bincount(truth, minlength=len(self._label_counts_V)).double()
+        # As long as the largest label so far: the vocabulary is not known here.
+        counts[: len(self._label_counts_V)] += self._label_counts_V
+        self._label_counts_V = counts
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, perplexity first. Collective."""

@@ -13,7 +13,17 @@ from launcher.models.chat import IGNORED
 def token_losses(
     logits_BTC: torch.Tensor, labels_BT: torch.Tensor, weight_C: torch.Tensor | None = None, smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Return the cross entropy of each sequence, summed over its labelled tokens.
+    """Return the cross entropy of each sequence, summed over its labelled tokens: float32 (B,).
+
+    Arguments are those of `labelled_losses`.
+    """
+    return labelled_losses(logits_BTC, labels_BT, weight_C, smoothing).sum(-1)
+
+
+def labelled_losses(
+    logits_BTC: torch.Tensor, labels_BT: torch.Tensor, weight_C: torch.Tensor | None = None, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the cross entropy of each token, 0 where there is no label.
 
     Args:
         logits_BTC: Scores of C classes, any float type.
@@ -22,13 +32,13 @@ def token_losses(
         smoothing: Share of each target that is spread over all classes.
 
     Returns:
-        float32 (B,).
+        float32 (B, T).
     """
     is_labelled = labels_BT != IGNORED
     losses = logits_BTC.new_zeros(labels_BT.shape, dtype=torch.float32)
     # Only labelled tokens are converted to float32: (B, T, V) in fp32 is the largest tensor of a step, and of a long
     # prompt with a short answer a fraction is labelled. The boolean index syncs with the device to learn its size.
-    labelled_losses = cross_entropy(
+    chosen_losses = cross_entropy(
         logits_BTC[is_labelled].float(), labels_BT[is_labelled], weight_C, reduction="none", label_smoothing=smoothing
     )
-    return losses.masked_scatter(is_labelled, labelled_losses).sum(-1)
+    return losses.masked_scatter(is_labelled, chosen_losses)
