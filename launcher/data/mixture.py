@@ -151,13 +151,6 @@ class SourceRows:
     fingerprint: str
 
 
-def source_of(sources: Sequence[SourceRows], ids: RowIds) -> RowIds:
-    """Return the index of the source of each row id, int64 (n,)."""
-    starts = np.array([source.first_row for source in sources], np.int64)
-    index: RowIds = np.searchsorted(starts, ids, side="right") - 1
-    return index
-
-
 def passes(begin: int, end: int, rows: int) -> list[tuple[int, int, int]]:
     """Return the places of a source's rows `begin` to `end`, counted over all its epochs: (epoch, start, stop)."""
     places = []

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.encoded_cache import encoded_rows
-from launcher.data.mixture import cut_mixed_batches, source_of
+from launcher.data.mixture import cut_mixed_batches
 from launcher.data.rank_batches import (
     BatchLayout,
     LocalBatch,
@@ -70,9 +70,11 @@ class StreamSource:
         pack_length = task.pack_length if window.kind == TRAIN else None
         micro_batch = self.job.parallel.micro_batch
         size = micro_batch if isinstance(micro_batch, int) else None
-        layout = BatchLayout(self.world_size, size, pack_length, task.normalizers, task.partner_columns)
+        starts = tuple(source.first_row for source in split.sources)
+        layout = BatchLayout(self.world_size, size, pack_length, task.normalizers, task.partner_columns, starts)
+        source = layout.source_of(ids[encoded.valid_rows])
         # Here the ranks begin: the global batches are settled, and any number of ranks divides the same ones.
-        assigned = [assign_to_ranks(batch, encoded.lengths, layout) for batch in batches]
+        assigned = [assign_to_ranks(batch, encoded.lengths, layout, source) for batch in batches]
         # One rank's table at a time: those of all ranks together are as large as the encoded window itself.
         for rank in ranks:
             table, steps = build_shard(encoded, ids, batches, assigned, rank, layout)
@@ -137,7 +139,7 @@ class StreamSource:
         lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
         sources = self.splits[TRAIN].sources
         if sources:
-            source = source_of(sources, ids[encoded.valid_rows])
+            source = np.searchsorted([part.first_row for part in sources], ids[encoded.valid_rows], side="right") - 1
             return cut_mixed_batches(lengths, source, source_counts(self.job, window), rng)
         return cut_batches(lengths, -(-len(ids) // size), size, rng)
 

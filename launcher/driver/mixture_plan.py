@@ -8,7 +8,7 @@ from launcher.errors import DataError
 from launcher.formatting import format_percent
 from launcher.rundir.plan import count_batches
 from launcher.spec.job import JobSpec
-from launcher.tasks.base import Task
+from launcher.tasks.base import MetricMode, Task
 
 _SAMPLE_PLACES, _SAMPLE_ROWS = 4, 64
 """Places of each source whose rows are measured, and rows at each."""
@@ -25,6 +25,13 @@ def count_epoch_steps(job: JobSpec, train: Split) -> int:
     names = [source.name for source in train.sources]
     weights = weights_of([*job.data.mixture.values()])
     return steps_per_epoch(weights, job.train.batch_size, train.source_rows, names, job.data.until)
+
+
+def metric_modes(task: Task, validation: Split | None) -> dict[str, MetricMode]:
+    """Return the direction of each metric, the main one first: of the whole split, and of each source of a mixture."""
+    modes: dict[str, MetricMode] = {**task.metric_modes, "loss": "min"}
+    sources = () if validation is None else validation.sources
+    return modes | {f"{source.name}/{name}": mode for source in sources for name, mode in modes.items()}
 
 
 def mixture_notes(job: JobSpec, train: Split, total_steps: int) -> list[str]:

@@ -32,7 +32,7 @@ from launcher.data.label_inference import infer_task_params
 from launcher.data.mixed_splits import mix_splits
 from launcher.data.splits import Split, open_files, row_bytes, sample_rows
 from launcher.driver.memory.auto import MemoryPlan, largest_local_batch, resolve_auto_parallel
-from launcher.driver.mixture_plan import count_epoch_steps, mixture_notes, with_row_weights
+from launcher.driver.mixture_plan import count_epoch_steps, metric_modes, mixture_notes, with_row_weights
 from launcher.driver.preflight import missing_local_resources
 from launcher.errors import DataError, ModelError
 from launcher.models import from_config
@@ -331,10 +331,10 @@ def _make_plan(
     """
     job, task = memory.job, build_task(memory.job)
     rows = {name: split.rows for name, split in splits.items()}
-    metric_modes = {**task.metric_modes, "loss": "min"}
-    metric = job.evaluation.metric or next(iter(metric_modes))
-    if metric not in metric_modes:
-        raise DataError(not_one_of("evaluation.metric", metric, tuple(metric_modes)))
+    modes = metric_modes(task, splits.get("validation"))
+    metric = job.evaluation.metric or next(iter(modes))
+    if metric not in modes:
+        raise DataError(not_one_of("evaluation.metric", metric, tuple(modes)))
     steps = count_epoch_steps(job, splits["train"])
     if total_steps(steps, job) > MAX_STEPS:
         raise DataError(
@@ -359,7 +359,7 @@ def _make_plan(
         total_steps=total_steps(steps, job),
         evaluate_every_steps=job.evaluation.every_steps,
         metric=metric,
-        metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else metric_modes[metric],
+        metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric],
         workers=job.cluster.workers,
         zero=job.zero_stage,
         samples_per_worker=local_batch,

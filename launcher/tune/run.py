@@ -15,6 +15,7 @@ from rich.console import Console
 
 from launcher.data.checks import check_columns
 from launcher.data.files import list_files
+from launcher.driver.mixture_plan import metric_modes
 from launcher.driver.preflight import check_leakage_in_background, preflight
 from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, with_absolute_paths
 from launcher.driver.run import run_job
@@ -163,7 +164,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
                     raise ModelError("this model attends across packed samples; set task.packing: false")
             except UserError as error:
                 raise RunError(f"tune.space: {key} {value}: {error.message}") from error
-    return choose_metric(spec, job, build_task(job).metric_modes)
+    return choose_metric(spec, job, metric_modes(build_task(job), prepared.splits.get("validation")))
 
 
 def prepare_sweep(job: JobSpec) -> PreparedSweep:
