@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from launcher.data.row_order import epoch_sampler
 from launcher.data.splits import Split, is_numbered, item_type
-from launcher.data.stream import BAD_ROW_REMEDY, epoch_sampler, handle_bad_rows
+from launcher.data.stream import BAD_ROW_REMEDY, handle_bad_rows
 from launcher.errors import DataError
 from launcher.formatting import list_names
 from launcher.spec.job import JobSpec
@@ -106,7 +107,8 @@ def has_classes(task: Task) -> bool:
 def note_sorted_rows(job: JobSpec, task: Task, train: Split) -> list[str]:
     """Return a note if rows are sorted by class and a shuffle pool holds few of the classes; reads the first pool."""
     names = getattr(task.params, "labels", None) or () if has_classes(task) else ()
-    if not names:
+    # A mixture draws from each of its sources all the time, whatever its classes.
+    if not names or train.sources:
         return []
     label = task.target_columns[0]
     kind = train.schema.field(label).type

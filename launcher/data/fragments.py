@@ -37,6 +37,8 @@ class Fragment:
     """JSON of the columns in the names of the file's folders, with their values; empty if there are none."""
     names: ClassNames = field(default_factory=dict)
     """Class names of the integer columns that are read as names."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names in the file of the columns that the split names differently."""
 
 
 # No equality by value: comparing arrays gives arrays, not a truth value. Caches compare a split's fingerprint or
@@ -47,13 +49,14 @@ class Fragments(Sequence[Fragment]):
 
     Args:
         files: Path, format, origin and, if folders hold columns, partition of each file, as columns of strings, and
-            `numbering`, the index of the file's class numbering.
+            `numbering`, the index of the file's class numbering; in a mixture `source`, the index of its source.
         file: Index of the file of each fragment, int64 (fragments,).
         place: Position of each fragment in its file.
         file_row: Position of each fragment's first row in its file.
         rows: Number of rows of each fragment.
         size_bytes: Uncompressed size of each fragment.
         names: Columns that are read as names, with these names, for each numbering; () reads integers.
+        columns: Columns of each source of a mixture that its files name differently; () outside of mixtures.
     """
 
     files: pa.Table
@@ -63,6 +66,7 @@ class Fragments(Sequence[Fragment]):
     rows: RowIds
     size_bytes: RowIds
     names: tuple[ClassNames, ...] = ()
+    columns: tuple[Mapping[str, str], ...] = ()
 
     @staticmethod
     def of(files: pa.Table, counts: RowIds, rows: RowIds, size_bytes: RowIds) -> "Fragments":
@@ -122,4 +126,5 @@ class Fragments(Sequence[Fragment]):
             origin=origin,
             partition=partition,
             names=self.names[int(self.files.column("numbering")[file])] if self.names else {},
+            columns=self.columns[int(self.files.column("source")[file])] if self.columns else {},
         )

@@ -27,6 +27,8 @@ class GlobalBatch:
     """Micro-batches that each rank runs, fillers included: ranks must call forward and backward equally often."""
     totals: Mapping[str, float] = field(default_factory=dict)
     """Sum of each of `Task.normalizers` over all samples."""
+    source_weights: tuple[float, ...] = ()
+    """Weight of the samples of each source of a mixture; () without a mixture."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,26 @@ class BatchLayout:
     """Columns that are summed over each global batch (`Task.normalizers`)."""
     partner_columns: tuple[str, ...] = ()
     """Columns that each sample also gets from another row of its global batch (`Task.partner_columns`)."""
+    source_starts: tuple[int, ...] = ()
+    """First row id of each source of a mixture; () without a mixture."""
+
+    def source_of(self, ids: RowIds) -> RowIds:
+        """Return the index of the source of each row, int64 (n,); zeros without a mixture."""
+        starts = np.array(self.source_starts or (0,), np.int64)
+        index: RowIds = np.searchsorted(starts, ids, side="right") - 1
+        return index
 
 
-def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout) -> list[list[RowIds]]:
+def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout, source: RowIds) -> list[list[RowIds]]:
     """Assign a global batch to ranks: for each rank a list of sequences, each the positions of its samples.
 
     All ranks are computed at once, as each must know how many micro-batches the largest part has.
+
+    Args:
+        batch: Positions of the samples of the batch.
+        lengths: Length of every sample of the window.
+        layout: Number of ranks, and packing.
+        source: Source of every sample of the window; zeros without a mixture.
     """
     ranks = range(layout.world_size)
     # No sequence is dropped to make ranks equal: they may differ by one, and `build_shard` evens out the number of
@@ -83,7 +99,16 @@ def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout) -> list
         return [[batch[i : i + 1] for i in range(rank, len(batch), layout.world_size)] for rank in ranks]
     # Packed sequences have no padding, so a rank's time follows from its tokens and not from its number of samples.
     owner = _spread_evenly(lengths[batch], layout.world_size)
-    return [_pack(batch[owner == rank], lengths, layout.pack_length) for rank in ranks]
+    own = [batch[owner == rank] for rank in ranks]
+    # A sequence has samples of one source, so that the loss of each source is known.
+    return [
+        [
+            sequence
+            for i in np.unique(source[rows])
+            for sequence in _pack(rows[source[rows] == i], lengths, layout.pack_length)
+        ]
+        for rows in own
+    ]
 
 
 def build_shard(
@@ -108,6 +133,7 @@ def build_shard(
         The sequences with their `__` columns, and the facts of each global batch.
     """
     ids = rows[encoded.valid_rows]
+    source = layout.source_of(ids)
     sequences: list[RowIds] = []
     micro_of, mask, step_of, headers = [], [], [], []
     normalizers = {name: encoded.samples.column(name).to_numpy() for name in layout.normalizers}
@@ -120,7 +146,11 @@ def build_shard(
         micro_batches = max(1, -(-largest // size))
         # The weight is that of the global batch, not of this rank: dividing by it makes the sum over ranks the mean.
         totals = {name: float(values[batch].sum()) for name, values in normalizers.items()}
-        headers.append(GlobalBatch(len(batch), float(encoded.weights[batch].sum()), micro_batches, totals))
+        weights = encoded.weights[batch]
+        by_source: tuple[float, ...] = ()
+        if layout.source_starts:
+            by_source = tuple(np.bincount(source[batch], weights, minlength=len(layout.source_starts)).tolist())
+        headers.append(GlobalBatch(len(batch), float(weights.sum()), micro_batches, totals, by_source))
         # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
         ordered = np.sort(batch)
         partners[ordered] = np.roll(ordered, -1)
@@ -152,6 +182,8 @@ def build_shard(
         "__row": np.where(is_real, ids[first], -1),
         "__mask": is_real.astype(np.float32),
     }
+    if layout.source_starts:
+        extra["__source"] = source[first]
     for name, values in extra.items():
         table = table.append_column(name, pa.array(values))
     return table, tuple(headers)
@@ -255,7 +287,10 @@ def collate(task: Task, samples: pa.Table, global_batch: GlobalBatch) -> Batch:
     # Not at the top: data workers import this module without paying for torch.
     import torch
 
-    batch = task.collate(samples.drop_columns(["__row", "__mask"]))
+    own = [name for name in ("__row", "__mask", "__source") if name in samples.column_names]
+    batch = task.collate(samples.drop_columns(own))
     # Arrow's views are read-only, and `torch.from_numpy` warns of arrays that cannot be written: copy.
     mask = torch.from_numpy(samples.column("__mask").to_numpy().copy())
-    return replace(batch, mask=mask, totals={"weight": global_batch.weight, **global_batch.totals})
+    source = torch.from_numpy(samples.column("__source").to_numpy().copy()) if "__source" in own else None
+    totals = {"weight": global_batch.weight, **global_batch.totals}
+    return replace(batch, mask=mask, source=source, totals=totals)

@@ -176,7 +176,7 @@ class DeterministicDataConfig(DataConfig):
             later = _LATER.format(name)
             if name in datasets:
                 # Lazily: a long stream has far more windows than its first segment.
-                first = next(stream_segments(name, split.rows, self._plan, self._job, self._start))
+                first = next(stream_segments(name, split.source_rows, self._plan, self._job, self._start))
                 for rank, iterator in enumerate(split_stream(source, first)):
                     shards[rank][name] = iterator
             elif later in datasets:
@@ -200,7 +200,7 @@ class _StreamSplitter:
 
     def __init__(self, source: StreamSource, name: str, plan: Plan, start: int) -> None:
         self._source = source
-        self._segments = enumerate(stream_segments(name, source.splits[name].rows, plan, source.job, start))
+        self._segments = enumerate(stream_segments(name, source.splits[name].source_rows, plan, source.job, start))
         self._number, _ = next(self._segments)
         self._iterators: list[DataIterator] = []
 
@@ -241,7 +241,7 @@ def iter_shards(name: str, splits: dict[str, Split], plan: Plan, job: JobSpec, s
         start: Step of the checkpoint that the workers resume from.
     """
     # Every rank must run this to the end: opening a segment is a barrier over all of them, see below.
-    rows = splits[name].rows
+    rows = splits[name].source_rows
     if can_read_in_workers(job, splits):
         source = StreamSource(job, splits, job.cluster.workers)
         rank = ray.train.get_context().get_world_rank()

@@ -147,13 +147,20 @@ class EpochSampler:
         """
         # A window permutes its pools whole and keeps a slice: no part of a permutation can be had without the rest of
         # it.
-        parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(index)]
+        return self.rows_between(*self.bounds(index))
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Return the first and the last position, exclusive, of a window in the epoch's order."""
+        start = index * self.window_rows
+        return start, min(self.rows, start + self.window_rows)
+
+    def rows_between(self, start: int, stop: int) -> RowIds:
+        """Return the row ids at some positions of the epoch's order, int64 (stop - start,)."""
+        parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(start, stop)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def places(self, index: int) -> list[tuple[int, int, int]]:
-        """Return where the rows of a window are: (pool, begin, end) among the permuted rows of each pool."""
-        start = index * self.window_rows
-        stop = min(self.rows, start + self.window_rows)
+    def places(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Return where rows are that lie between two positions: (pool, begin, end) among each pool's permuted rows."""
         # Windows ignore where pools end, so that every window but the last is full and the number of steps follows from
         # the number of rows alone. A window may therefore reach over several pools.
         first = int(np.searchsorted(self.pool_starts, start, side="right")) - 1

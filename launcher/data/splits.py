@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from launcher.data.files import DataFile, first_line, is_integer, list_files
 from launcher.data.footers import Footer, OnProgress, arrow_reader, distinct_schemas, read_footers, to_plain_types
 from launcher.data.fragments import ClassNames, Fragment, Fragments
+from launcher.data.mixture import SourceRows
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
 from launcher.rundir.uri import is_transient, open_uri, redact_uri, storage_error
@@ -61,6 +62,8 @@ class Split:
     """Distinct class numberings of the files' own metadata; `class_names` joins them, the first file's names first."""
     version: str = ""
     """Hash of paths, sizes and modification times: changes with any file, unlike the fingerprint. Caches use it."""
+    sources: tuple[SourceRows, ...] = ()
+    """Sources of a mixture, in row order; () for data without."""
 
     @property
     def starts(self) -> RowIds:
@@ -71,6 +74,11 @@ class Split:
     def rows(self) -> int:
         """Number of rows, by the footers."""
         return int(self.starts[-1])
+
+    @property
+    def source_rows(self) -> tuple[int, ...]:
+        """Number of rows of each source; of all rows without a mixture."""
+        return tuple(source.rows for source in self.sources) or (self.rows,)
 
     def locate(self, row: int) -> tuple[str, int]:
         """Return the file that the user knows and the row within it, for a row id."""
@@ -150,19 +158,23 @@ def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READ
     """
     fs, path = open_uri(fragment.path)
     rows = how.rows_at_once
+    wanted, columns = columns, [fragment.columns.get(name, name) for name in columns]
+    read = list(dict.fromkeys(columns))
     try:
         if fragment.format == "parquet":
             # `pre_buffer` would hold the whole row group; threads of pyarrow would compete with the data workers.
             file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
-            names = own_columns(fragment, file.schema_arrow, columns)
+            names = own_columns(fragment, file.schema_arrow, read)
             batches = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
         else:
             reader = arrow_reader(fs, path)
             # A record batch is read whole and then sliced: from a remote storage it takes its full size in memory.
-            whole = reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, columns))
+            whole = reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, read))
             batches = (whole.slice(begin, rows) for begin in range(0, whole.num_rows, rows))
-        for batch in with_partition(map(to_plain_types, batches), fragment, columns):
-            yield _with_names(batch, fragment.names)
+        for batch in with_partition(map(to_plain_types, batches), fragment, read):
+            # `select` too: two columns of the split may be one of the file.
+            renamed = batch.select(columns).rename_columns(list(wanted)) if fragment.columns else batch
+            yield _with_names(renamed, fragment.names)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable_file_error(fragment.path, error) from error
 
@@ -239,7 +251,7 @@ def open_files(
     # Metadata names classes and indexes of one file; merged schemas would mix those of all.
     schema = schemas[0][1].remove_metadata()
     for position, other in schemas[1:]:
-        schema = _merge_schemas(shown[0], schema, shown[position], other, kinds)
+        schema = merge_schemas(shown[0], schema, shown[position], other, kinds)
     ignored = dict.fromkeys(name for _, other in schemas for name in other.names if name not in schema.names)
     owns = {position: dict(_class_names(other)) for position, other in schemas}
     numberings = [own for i, own in enumerate(owns.values()) if own not in list(owns.values())[:i]]
@@ -263,7 +275,7 @@ def open_files(
         raise DataError(f"data.{name}: {shown[0]} has no rows; give a file that has")
     # Absolute paths and times: a moved copy has the same fingerprint, and so the same order, but another version.
     version = hashlib.sha256(repr([(file.path, file.size, file.mtime_ns) for file in files]).encode()).hexdigest()
-    names = tuple(_join_numberings(numberings).items())
+    names = tuple(join_numberings(numberings).items())
     fingerprint = _fingerprint(files, footers)
     return Split(name, fragments, schema, fingerprint, names, tuple(ignored), tuple(numberings), version)
 
@@ -315,7 +327,8 @@ def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> 
     return [name for name in names if name in schema.names] if fragment.partition else list(names)
 
 
-def _join_numberings(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:
+def join_numberings(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:
+    """Return the class names of each column over all numberings, those of the first numbering first."""
     columns = dict.fromkeys(column for own in numberings for column in own)
     return {
         column: tuple(dict.fromkeys(name for own in numberings for name in own.get(column, ()))) for column in columns
@@ -355,7 +368,7 @@ def unique_columns(path: str, schema: pa.Schema, kinds: Mapping[str, ColumnKind]
     return pa.schema([field for field in schema if field.name not in repeated], schema.metadata)
 
 
-def _merge_schemas(
+def merge_schemas(
     first: str, schema: pa.Schema, path: str, other: pa.Schema, kinds: Mapping[str, ColumnKind] | None
 ) -> pa.Schema:
     """Return columns that both files can be read with, without those that differ and that the task does not read.

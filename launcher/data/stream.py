@@ -5,13 +5,14 @@ has row ids, `sampler.py` the rows of a window, `rank_batches.py` the shards, an
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from launcher.data.encoded_cache import encoded_rows
+from launcher.data.mixture import cut_mixed_batches
 from launcher.data.rank_batches import (
     BatchLayout,
     LocalBatch,
@@ -21,8 +22,9 @@ from launcher.data.rank_batches import (
     deserialize_shard,
     serialize_shard,
 )
-from launcher.data.sampler import EpochSampler, RowIds, cut_batches, generator, row_noise
-from launcher.data.splits import Split, sample_rows
+from launcher.data.row_order import read_ranges, row_ranges, source_counts
+from launcher.data.sampler import RowIds, cut_batches, generator
+from launcher.data.splits import Split
 from launcher.data.windows import TRAIN, Window, train_windows
 from launcher.errors import DataError, RowCountError
 from launcher.rundir.plan import Plan
@@ -33,9 +35,6 @@ from launcher.tasks.samples import Encoded
 
 BAD_ROW_REMEDY = "fix the row, or set data.on_bad_row: skip to leave such rows out"
 """Remedy for a row that cannot be used, for messages."""
-_MIN_CACHED_POOL_BYTES = 256 << 20
-"""A pool may take more memory than `shuffle_pool_mib`, as row groups say less than their texts take when decoded. One
-above this size, and above twice its nominal size, is not held; each window then reads its own rows."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,16 @@ class StreamSource:
         handle_bad_rows(split, ids, encoded, self.job.data.on_bad_row)
         # The window is cut whole and then sliced. Cutting only what is left of it after a resume would draw another
         # shuffle.
-        batches = self.batches(window, len(ids), encoded)[window.begin : window.end]
+        batches = self.batches(window, ids, encoded)[window.begin : window.end]
         # Evaluations never pack: they need the result of each sample by itself.
         pack_length = task.pack_length if window.kind == TRAIN else None
         micro_batch = self.job.parallel.micro_batch
         size = micro_batch if isinstance(micro_batch, int) else None
-        layout = BatchLayout(self.world_size, size, pack_length, task.normalizers, task.partner_columns)
+        starts = tuple(source.first_row for source in split.sources)
+        layout = BatchLayout(self.world_size, size, pack_length, task.normalizers, task.partner_columns, starts)
+        source = layout.source_of(ids[encoded.valid_rows])
         # Here the ranks begin: the global batches are settled, and any number of ranks divides the same ones.
-        assigned = [assign_to_ranks(batch, encoded.lengths, layout) for batch in batches]
+        assigned = [assign_to_ranks(batch, encoded.lengths, layout, source) for batch in batches]
         # One rank's table at a time: those of all ranks together are as large as the encoded window itself.
         for rank in ranks:
             table, steps = build_shard(encoded, ids, batches, assigned, rank, layout)
@@ -95,10 +96,12 @@ class StreamSource:
         # Augmented rows differ from epoch to epoch; a cache would repeat the first draw for ever.
         if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
             return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
-        rows = self._read(window, ids, task.input_columns + task.target_columns)
-        # One seed per row, not one stream of draws: a row is augmented alike in any window size and in any order.
-        noise = row_noise(self.job.seed, window.epoch, ids) if window.kind == TRAIN else None
-        return task.encode(rows, True, noise)
+        columns = task.input_columns + task.target_columns
+        if window.kind != TRAIN:
+            # File order, and no pool: of a row group larger than a window, each window decodes the beginning again.
+            return task.encode(split.read(ids, columns), True)
+        ranges = row_ranges(self.job, split, window)
+        return task.encode(read_ranges(ranges, columns), True, np.concatenate([part.noise for part in ranges]))
 
     def encode_rows(self, task: Task, kind: str, ids: RowIds) -> Encoded:
         """Read and encode any rows of a split, without augmentation."""
@@ -106,49 +109,27 @@ class StreamSource:
             return encoded_rows(self.job, self.splits[kind], task, kind != TRAIN, ids)
         return task.encode(self.splits[kind].read(ids, task.input_columns + task.target_columns), True)
 
-    def _read(self, window: Window, ids: RowIds, columns: tuple[str, ...]) -> pa.Table:
-        """Read the rows of a window; those of training are slices of pools that this process holds."""
-        split = self.splits[window.kind]
-        if window.kind != TRAIN:
-            # File order, and no pool: of a row group larger than a window, each window decodes the beginning again.
-            return split.read(ids, columns)
-        key = _SamplerKey.of(self.job, split)
-        order = _sampler(key, window.epoch)
-        places = order.places(window.index)
-        # Footers give the size of encoded pages: a column of few distinct values is small there and large in memory.
-        max_bytes = max(_MIN_CACHED_POOL_BYTES, 2 * order.pool_bytes)
-        if any(order.pool_rows(pool) * _row_bytes(key, columns) > max_bytes for pool, _, _ in places):
-            return split.read(ids, columns)
-        # Slices do not copy. Where a window crosses into the next pool it refers to both, which stay in memory until
-        # the join.
-        parts = [_read_pool(key, window.epoch, pool, columns).slice(begin, end - begin) for pool, begin, end in places]
-        return pa.concat_tables(parts).combine_chunks()
-
     def row_ids(self, window: Window) -> RowIds:
         """Return the row ids of a window: in the sampler's order for training, in file order for evaluation."""
-        split = self.splits[window.kind]
         if window.kind != TRAIN:
-            # The same product as in `windows.evaluation_windows`, which counts the windows: change both or rows are
-            # lost.
-            size = self.job.evaluation.batch_size * self.job.data.window_steps
-            return np.arange(window.index * size, min(split.rows, (window.index + 1) * size), dtype=np.int64)
-        return epoch_sampler(self.job, split, window.epoch).window(window.index)
+            return np.arange(window.first_row, window.first_row + window.rows, dtype=np.int64)
+        return np.concatenate([part.ids for part in row_ranges(self.job, self.splits[TRAIN], window)])
 
-    def batches(self, window: Window, rows: int, encoded: Encoded) -> list[RowIds]:
+    def batches(self, window: Window, ids: RowIds, encoded: Encoded) -> list[RowIds]:
         """Return the global batches of a window, as positions among the rows that can be used.
 
         Nothing here may depend on the number of ranks or the micro-batch: it is why the curve does not.
 
         Args:
             window: Window to cut.
-            rows: Number of rows of the window, unusable ones included.
+            ids: Row ids of the window, unusable ones included.
             encoded: Encoded rows of the window.
         """
         if window.kind != TRAIN:
             size = self.job.evaluation.batch_size
             # No shuffle: metrics do not depend on the order, and with the longest rows first memory peaks in a window's
             # first batch.
-            return cut_batches(encoded.lengths, -(-rows // size), size, None)
+            return cut_batches(encoded.lengths, -(-len(ids) // size), size, None)
         size = self.job.train.batch_size
         fingerprint = self.splits[TRAIN].fingerprint
         # A generator per window: a resumed run draws the same batches without drawing those of earlier windows.
@@ -156,7 +137,11 @@ class StreamSource:
         rng = generator("batches", fingerprint, self.job.seed, window.epoch, window.index)
         # Equal lengths leave the order of the window; the number of batches is the plan's, skipped rows or not.
         lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
-        return cut_batches(lengths, -(-rows // size), size, rng)
+        sources = self.splits[TRAIN].sources
+        if sources:
+            source = np.searchsorted([part.first_row for part in sources], ids[encoded.valid_rows], side="right") - 1
+            return cut_mixed_batches(lengths, source, source_counts(self.job, window), rng)
+        return cut_batches(lengths, -(-len(ids) // size), size, rng)
 
 
 def handle_bad_rows(split: Split, ids: RowIds, encoded: Encoded, on_bad_row: str) -> None:
@@ -192,66 +177,11 @@ def read_batch_rows(job: JobSpec, plan: Plan, splits: dict[str, Split], step: in
     ids = source.row_ids(window)
     encoded = source.encode(source.task(False), window, ids)
     # `batches` knows nothing of `window.begin`: the index counts from the window's first step.
-    batch = source.batches(window, len(ids), encoded)[step - window.first_step]
+    batch = source.batches(window, ids, encoded)[step - window.first_step]
     rows: RowIds = ids[encoded.valid_rows[batch]]
     # In place, which is safe: indexing with an array has copied.
     rows.sort()
     return rows
-
-
-@dataclass(frozen=True)
-class _SamplerKey:
-    """Cache key of a sampler. It hashes the fingerprint, not the split with its many fragments."""
-
-    fingerprint: str
-    seed: int
-    batch_size: int
-    window_steps: int
-    shuffle_pool_mib: int
-    split: Split = field(compare=False)
-
-    @staticmethod
-    def of(job: JobSpec, split: Split) -> "_SamplerKey":
-        data = job.data
-        # All that `EpochSampler` depends on, but the epoch. Whatever is missing here would silently serve the order of
-        # another job: the trials of a sweep share this process.
-        return _SamplerKey(
-            split.fingerprint, job.seed, job.train.batch_size, data.window_steps, data.shuffle_pool_mib, split
-        )
-
-
-def epoch_sampler(job: JobSpec, split: Split, epoch: int) -> EpochSampler:
-    """Return the order of one epoch of a job's training rows."""
-    return _sampler(_SamplerKey.of(job, split), epoch)
-
-
-# Pieces are laid out once per epoch and process, not once per window.
-@lru_cache(maxsize=4)
-def _sampler(key: _SamplerKey, epoch: int) -> EpochSampler:
-    columns = key.split.fragments
-    fragments = tuple(zip(columns.rows.tolist(), columns.size_bytes.tolist(), strict=True))
-    window_rows = key.batch_size * key.window_steps
-    return EpochSampler(fragments, key.fingerprint, key.seed, epoch, window_rows, key.shuffle_pool_mib << 20)
-
-
-@lru_cache(maxsize=4)
-def _row_bytes(key: _SamplerKey, columns: tuple[str, ...]) -> float:
-    """Return the mean size of a decoded row in memory, estimated from a few rows."""
-    # Footers cannot tell: their sizes are those of encoded pages. The sample is read once per process.
-    rows = sample_rows(key.split, columns, 32)
-    return float(rows.nbytes) / max(1, len(rows))
-
-
-# Windows come in order, so one pool at a time is enough. `lru_cache` drops an entry only after the function has
-# returned the next one: while a pool is read, the one before is still in memory, so plan for two.
-@lru_cache(maxsize=1)
-def _read_pool(key: _SamplerKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa.Table:
-    """Read the rows of a pool, permuted.
-
-    The pieces of a pool are spread over all files, and a row group is decoded from its beginning: reading them for
-    each window by itself would decode most of the files for each window.
-    """
-    return key.split.read(_sampler(key, epoch).pool_ids(pool), columns)
 
 
 @lru_cache(maxsize=4)

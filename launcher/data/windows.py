@@ -4,9 +4,9 @@ Runs on the head, on data workers and on train workers. `sampler.py` has the row
 encodes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
@@ -34,14 +34,18 @@ class Window:
     """End of the batches, exclusive."""
     is_last: bool = False
     """True in the last window of an evaluation."""
+    first_row: int = 0
+    """First row id of an evaluation's window, whose rows are consecutive and of one source."""
+    rows: int = 0
+    """Number of rows of an evaluation's window."""
 
 
-def stream_windows(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
+def stream_windows(name: str, rows: Sequence[int], plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
     """Yield the windows of a stream.
 
     Args:
         name: Name of the stream: `train`, or the split that is evaluated.
-        rows: Number of rows of the split.
+        rows: Number of rows of each source of the split; one number without a mixture.
         plan: Plan of the run.
         job: Job of the run.
         start: Steps completed before the first window of training.
@@ -51,7 +55,7 @@ def stream_windows(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -
     return evaluation_windows(name, rows, job, plan.total_steps)
 
 
-def stream_segments(name: str, rows: int, plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
+def stream_segments(name: str, rows: Sequence[int], plan: Plan, job: JobSpec, start: int) -> Iterator[list[Window]]:
     """Yield the windows of a stream in lists, at least one list; arguments as in `stream_windows`."""
     # One iterator for all segments: where a segment ends is no place in the order, only in the transport.
     windows = stream_windows(name, rows, plan, job, start)
@@ -86,15 +90,28 @@ def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]
             # After `start_step` only: an evaluation at that step was done before its checkpoint was saved.
             for step in range(first + begin + 1, stop + 1):
                 if plan.evaluates_after(step):
-                    yield from evaluation_windows(VALIDATION, plan.validation_rows, job, step)
+                    rows = plan.validation_sources or (plan.validation_rows,)
+                    yield from evaluation_windows(VALIDATION, rows, job, step)
 
 
-def evaluation_windows(split: str, rows: int, job: JobSpec, step: int) -> Iterator[Window]:
-    """Yield the windows of one pass over a split, in file order."""
+def evaluation_windows(split: str, rows: Sequence[int], job: JobSpec, step: int) -> Iterator[Window]:
+    """Yield the windows of one pass over a split, in file order; a window has rows of one source.
+
+    Args:
+        split: Name of the split.
+        rows: Number of rows of each source; one number without a mixture.
+        job: Job of the run.
+        step: Steps completed.
+    """
+    # An evaluation has windows of its own size, as its batch size is another.
     size = job.evaluation.batch_size * job.data.window_steps
-    # An evaluation has windows of its own size, as its batch size is another; `StreamSource.row_ids` has the same
-    # product.
-    count = -(-rows // size)
-    for i in range(count):
-        end = -(-min(size, rows - i * size) // job.evaluation.batch_size)
-        yield Window(split, 0, i, step, 0, end, is_last=i == count - 1)
+    starts = [(first, count) for first, count in zip(accumulate((0, *rows)), rows, strict=False) if count]
+    begins = [
+        (begin, min(size, first + count - begin))
+        for first, count in starts
+        for begin in range(first, first + count, size)
+    ]
+    for index, (begin, count) in enumerate(begins):
+        end = -(-count // job.evaluation.batch_size)
+        is_last = index == len(begins) - 1
+        yield Window(split, 0, index, step, 0, end, is_last, begin, count)

@@ -29,16 +29,19 @@ from launcher.data.convert import splittable_files
 from launcher.data.encoded_cache import cache_root
 from launcher.data.footers import OnProgress, gc_paused
 from launcher.data.label_inference import infer_task_params
+from launcher.data.mixed_splits import mix_splits
 from launcher.data.splits import Split, open_files, row_bytes, sample_rows
 from launcher.driver.memory.auto import MemoryPlan, largest_local_batch, resolve_auto_parallel
+from launcher.driver.mixture_plan import count_epoch_steps, metric_modes, mixture_notes, with_row_weights
 from launcher.driver.preflight import missing_local_resources
 from launcher.errors import DataError, ModelError
 from launcher.models import from_config
 from launcher.models.fingerprint import fingerprint_model
 from launcher.models.pretrained import load_config, without_weights
 from launcher.rundir.directory import RunDir
-from launcher.rundir.plan import MAX_STEPS, Plan, count_batches, state_bytes, total_steps
+from launcher.rundir.plan import MAX_STEPS, Plan, state_bytes, total_steps
 from launcher.rundir.uri import join, redact_uri, split_options
+from launcher.spec.data import DataSpec, SourceSpec
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.tasks import build_task
@@ -93,6 +96,7 @@ def prepare(
     splits = open_splits(job, on_progress, cache)
     job = _resolve_task(job, splits)
     task = build_task(job)
+    job = with_row_weights(job, task, splits["train"])
     model_facts = task.check_model()
     if model_facts.get("packs") is False:
         unpacked = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
@@ -146,11 +150,10 @@ def _sample_remarks(task: Task, train: Split) -> tuple[str, ...]:
 
 def with_absolute_paths(job: JobSpec) -> JobSpec:
     """Return the job with absolute local paths, which mean the same in every process."""
-    data: dict[str, object] = {
-        name: tuple(_absolute(location) for location in locations)
-        for name in ("train", "validation", "test")
-        if (locations := getattr(job.data, name)) is not None
-    }
+    data: dict[str, object] = _absolute_locations(job.data)
+    if job.data.mixture is not None:
+        sources = job.data.mixture.items()
+        data["mixture"] = {name: spec.model_copy(update=_absolute_locations(spec)) for name, spec in sources}
     data["files_below"] = tuple(_absolute(location) for location in job.data.files_below)
     cache = job.data.cache
     if cache is not None and cache.path is not None:
@@ -166,6 +169,14 @@ def with_absolute_paths(job: JobSpec) -> JobSpec:
             "logging": job.logging.model_copy(update={"mlflow": _absolute_mlflow_uri(job.logging.mlflow)}),
         }
     )
+
+
+def _absolute_locations(spec: DataSpec | SourceSpec) -> dict[str, object]:
+    return {
+        name: tuple(_absolute(location) for location in locations)
+        for name in ("train", "validation", "test")
+        if (locations := getattr(spec, name)) is not None
+    }
 
 
 def absolute_model_name(name: str) -> str:
@@ -202,12 +213,31 @@ def open_splits(job: JobSpec, on_progress: OnProgress | None = None, cache: str 
     splits: dict[str, Split] = {}
     kinds = build_task(job).columns()
     for name in ("train", "validation", "test"):
-        locations = getattr(job.data, name)
-        if locations is not None:
-            splits[name] = _open_split(job, name, locations, kinds, on_progress, cache)
+        if job.data.locations(name):
+            splits[name] = _open_sources(job, name, kinds, on_progress, cache)
             # Training data come first: their classes decide how the same columns of the other splits are read.
             kinds = _kinds_of_training(kinds, splits["train"])
     return with_class_names(job, splits)
+
+
+def _open_sources(
+    job: JobSpec,
+    name: str,
+    kinds: Mapping[str, ColumnKind],
+    on_progress: OnProgress | None,
+    cache: str | None,
+) -> Split:
+    """Open a split: its files, or those of each source of a mixture that has this split."""
+    locations = getattr(job.data, name)
+    if locations is not None:
+        return _open_split(job, name, locations, kinds, on_progress, cache)
+    sources = {n: source for n, source in (job.data.mixture or {}).items() if getattr(source, name) is not None}
+    opened = []
+    for source_name, source in sources.items():
+        # The files have their own names for some columns.
+        own = {source.columns.get(column, column): kind for column, kind in kinds.items()}
+        opened.append((source_name, _open_split(job, name, getattr(source, name), own, on_progress, cache)))
+    return mix_splits(name, opened, [source.columns for source in sources.values()], kinds)
 
 
 def _kinds_of_training(kinds: dict[str, ColumnKind], train: Split) -> dict[str, ColumnKind]:
@@ -301,14 +331,15 @@ def _make_plan(
     """
     job, task = memory.job, build_task(memory.job)
     rows = {name: split.rows for name, split in splits.items()}
-    metric_modes = {**task.metric_modes, "loss": "min"}
-    metric = job.evaluation.metric or next(iter(metric_modes))
-    if metric not in metric_modes:
-        raise DataError(not_one_of("evaluation.metric", metric, tuple(metric_modes)))
-    if total_steps(rows["train"], job) > MAX_STEPS:
+    modes = metric_modes(task, splits.get("validation"))
+    metric = job.evaluation.metric or next(iter(modes))
+    if metric not in modes:
+        raise DataError(not_one_of("evaluation.metric", metric, tuple(modes)))
+    steps = count_epoch_steps(job, splits["train"])
+    if total_steps(steps, job) > MAX_STEPS:
         raise DataError(
-            f"train.epochs: {job.train.epochs} epochs of {count_batches(rows['train'], job.train.batch_size)} steps "
-            f"are more than the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
+            f"train.epochs: {job.train.epochs} epochs of {steps} steps are more than "
+            f"the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
         )
     local_batch = largest_local_batch(job, splits["train"])
     requested = job.parallel.micro_batch
@@ -319,15 +350,16 @@ def _make_plan(
         train_rows=rows["train"],
         validation_rows=rows.get("validation", 0),
         test_rows=rows.get("test", 0),
+        validation_sources=splits["validation"].source_rows if "validation" in splits else (),
         fingerprint=splits["train"].fingerprint,
         batch_size=job.train.batch_size,
         window_steps=job.data.window_steps,
-        steps_per_epoch=count_batches(rows["train"], job.train.batch_size),
+        steps_per_epoch=steps,
         epochs=job.train.epochs,
-        total_steps=total_steps(rows["train"], job),
+        total_steps=total_steps(steps, job),
         evaluate_every_steps=job.evaluation.every_steps,
         metric=metric,
-        metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else metric_modes[metric],
+        metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric],
         workers=job.cluster.workers,
         zero=job.zero_stage,
         samples_per_worker=local_batch,
@@ -345,6 +377,7 @@ def _make_plan(
             *_model_notes(job, model_facts),
             *_cluster_notes(job),
             *_repeated_file_notes(splits),
+            *mixture_notes(job, splits["train"], total_steps(steps, job)),
             *memory.notes,
         ),
     )
@@ -358,7 +391,7 @@ def _training_notes(job: JobSpec, task: Task, rows: dict[str, int]) -> list[str]
         notes += class_name_notes(getattr(task.params, "labels", None) or (), task.target_columns[0])
     if task.for_evaluation() is not task:
         notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
-    if rows["train"] < job.train.batch_size:
+    if rows["train"] < job.train.batch_size and job.data.mixture is None:
         notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
     if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
         notes.append(

@@ -43,7 +43,7 @@ class CellSource:
     @classmethod
     def from_data(cls, data: DataSpec) -> "CellSource":
         """Return the directories of a job's data and its `data.files_below`."""
-        locations = (*data.train, *(data.validation or ()), *(data.test or ()))
+        locations = [place for split in ("train", "validation", "test") for place in data.locations(split)]
         roots = [_directory(location) for location in locations if not location.startswith(HUB_PREFIX)]
         roots += data.files_below
         # Links are resolved on both sides: a directory may itself be a link, and a cell must not leave it by one.

@@ -67,6 +67,8 @@ def make_curve_charts(data: ReportData) -> tuple[Chart, ...]:
     """Return the charts over the optimizer steps, without those that have no data yet."""
     steps = [line.step for line in data.steps]
     charts = [_make_loss_chart(data)] if steps or data.evaluations else []
+    if data.job.data.mixture and charts:
+        charts.append(_make_source_chart(data, tuple(data.job.data.mixture)))
     charts += _make_metric_charts(data)
     if steps:
         rates = [line.learning_rate for line in data.steps]
@@ -249,9 +251,33 @@ def _make_loss_chart(data: ReportData) -> Chart:
     return _make_step_chart("Loss", figure, note, height_px=380)
 
 
+def _make_source_chart(data: ReportData, sources: Sequence[str]) -> Chart:
+    """Return the losses of each source of a mixture: smoothed in training, and of the validation data."""
+    figure = go.Figure()
+    for index, source in enumerate(sources):
+        colour = _PALETTE[index % len(_PALETTE)]
+        steps = [(line.step, line.sources[source]) for line in data.steps if line.sources and source in line.sources]
+        if steps:
+            lines = _make_noisy_lines(source, [step for step, _ in steps], [loss for _, loss in steps], colour)
+            figure.add_trace(lines[1])
+        scores = [(e.step, e.metrics[f"{source}/loss"]) for e in data.evaluations if f"{source}/loss" in e.metrics]
+        if scores:
+            figure.add_trace(
+                make_step_line(
+                    f"{source}, validation",
+                    [step for step, _ in scores],
+                    [loss for _, loss in scores],
+                    colour,
+                    symbol=_SYMBOLS[index % len(_SYMBOLS)],
+                )
+            )
+    return _make_step_chart("Loss by source", figure, "Lines with marks: validation data.")
+
+
 def _make_metric_charts(data: ReportData) -> list[Chart]:
     """Return one chart of all metrics within [-1, 1], and one of each other metric, which needs its own axis."""
-    names = list(dict.fromkeys(name for line in data.evaluations for name in line.metrics))
+    every = list(dict.fromkeys(name for line in data.evaluations for name in line.metrics))
+    names = [name for name in every if "/" not in name]
     # By values, not by names: a perplexity of thousands would flatten an accuracy on a common axis.
     groups: list[list[str]] = [[]]
     for name in names:
@@ -260,6 +286,9 @@ def _make_metric_charts(data: ReportData) -> list[Chart]:
             groups[0].append(name)
         else:
             groups.append([name])
+    # Of a mixture each source has a chart; its loss is in the chart of losses.
+    sources = dict.fromkeys(name.split("/")[0] for name in every if "/" in name)
+    groups += [[n for n in every if n.startswith(f"{source}/") and n != f"{source}/loss"] for source in sources]
     return [_make_metric_chart(data, group) for group in groups if group]
 
 
@@ -277,7 +306,8 @@ def _make_metric_chart(data: ReportData, names: Sequence[str]) -> Chart:
         value = best.metrics[main]
         figure.add_trace(go.Scatter(x=[best.step], y=[value], mode="markers", marker=star, name="best"))
         note = f"Best {main}: {format_number(value)} at step {best.step:,}."
-    title = "Validation metrics" if len(names) > 1 else f"Validation {names[0]}"
+    source = names[0].split("/")[0] if "/" in names[0] else ""
+    title = f"Validation metrics{f' of {source}' if source else ''}" if len(names) > 1 else f"Validation {names[0]}"
     return _make_step_chart(title, figure, note)
 
 

@@ -150,11 +150,11 @@ def list_missing_parts(data: ReportData) -> tuple[str, ...]:
         sentences.append("No training step is logged yet (metrics.jsonl).")
     elif data.result is None:
         sentences.append(f"Training has not finished: the last logged step is {data.steps_done:,} (result.json).")
-    if data.job.data.validation and not data.evaluations:
+    if data.job.data.locations("validation") and not data.evaluations:
         sentences.append("The validation data has not been evaluated yet (metrics.jsonl).")
     scored = {record.split for record in data.scores}
-    for split, rows in (("test", data.job.data.test), ("validation", data.job.data.validation)):
-        if rows and split not in scored:
+    for split in ("test", "validation"):
+        if data.job.data.locations(split) and split not in scored:
             sentences.append(f"The {split} data has not been scored yet (scores-{split}.json).")
     if data.environment is None:
         sentences.append("The environment is not recorded yet (environment.json).")

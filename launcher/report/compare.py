@@ -70,7 +70,7 @@ class Comparison:
         fingerprints = {_plan_value(data, "fingerprint") for data in self.runs}
         if len(fingerprints) > 1:
             sentences.append("The runs were trained on different data.")
-        if len({data.job.data.validation for data in self.runs}) > 1:
+        if len({data.job.data.locations("validation") for data in self.runs}) > 1:
             sentences.append("The runs were validated on different data.")
         unfinished = [name for name, data in zip(self.names, self.runs, strict=True) if data.result is None]
         if unfinished:

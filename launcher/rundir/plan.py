@@ -49,6 +49,8 @@ class Plan(Record):
     train_rows: int
     validation_rows: int
     test_rows: int
+    validation_sources: tuple[int, ...] = ()
+    """Rows of each source of a mixture in the validation data; () without a mixture."""
     fingerprint: str
     """Hash that identifies the training data."""
     batch_size: int
@@ -124,7 +126,7 @@ def count_batches(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
-def total_steps(rows: int, job: JobSpec) -> int:
+def total_steps(steps_per_epoch: int, job: JobSpec) -> int:
     """Return the number of optimizer steps of the whole run."""
-    steps = count_batches(rows, job.train.batch_size) * job.train.epochs
+    steps = steps_per_epoch * job.train.epochs
     return min(steps, job.train.max_steps or steps)

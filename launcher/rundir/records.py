@@ -36,6 +36,8 @@ class StepRecord(Record):
     """Throughput of all workers together since the last log."""
     elapsed_s: float
     """Seconds of training over all attempts."""
+    sources: dict[str, float] | None = None
+    """Loss of each source of a mixture that the batch has rows of; null without a mixture."""
 
 
 class EvaluationRecord(Record):
@@ -47,6 +49,7 @@ class EvaluationRecord(Record):
     loss: float
     """Mean loss per unit of weight."""
     metrics: dict[str, float]
+    """Metrics by name; in a mixture also the loss and the metrics of each source, as `source/name`."""
     rows: int
     """Scored rows: the rows of the files minus `skipped_rows`."""
     skipped_rows: int

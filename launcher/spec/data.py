@@ -1,5 +1,6 @@
 """`data:` in the job file: where the rows come from and in which order they are read. Runs anywhere."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -50,6 +51,9 @@ _Directories = Annotated[
 ]
 
 
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
 class CacheSpec(Section):
     """`data.cache:` On-disk cache of encoded rows, shared by epochs, runs and trials."""
 
@@ -68,10 +72,35 @@ class CacheSpec(Section):
         return self
 
 
+Weight = Annotated[float, Field(ge=0.0, lt=1e9)]
+"""Weight of a source; only the ratios of weights count."""
+Step = Annotated[int, Field(ge=0)]
+
+
+class SourceSpec(Section):
+    """`data.mixture.NAME:` One source of a mixture."""
+
+    train: Locations
+    """Training data of this source, as `data.train`."""
+
+    validation: Locations | None = None
+    """Validation data of this source: scored with those of the other sources, and by itself (`NAME/loss`)."""
+
+    test: Locations | None = None
+    """Test data of this source."""
+
+    weight: Weight | Annotated[dict[Step, Weight], Field(min_length=1)] = 1.0
+    """Share of this source in each global batch, relative to the other weights. {step: weight, ...} changes it: linear
+    between the steps, constant before the first and after the last."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns of this source that are named differently: {column that the task reads: column in the files}."""
+
+
 class DataSpec(Section):
     """`data:` Where the rows come from and in which order they are read."""
 
-    train: Locations
+    train: Locations | None = None
     """Training data: one path or a list. Each is a file, a directory, a glob (`*` matches within one directory, `**`
     across directories), a URI (s3://, gs://, hdfs://) or a Hugging Face dataset (hub:NAME, hub:ORG/NAME or
     hub:ORG/NAME/CONFIG, each with #SPLIT)."""
@@ -81,6 +110,17 @@ class DataSpec(Section):
 
     test: Locations | None = None
     """Test data, evaluated once after training with the best checkpoint."""
+
+    mixture: Annotated[dict[SourceName, SourceSpec], Field(min_length=1)] | None = None
+    """Several sources by name, instead of `train`: every global batch has exact shares of them by their weights."""
+
+    until: Literal["exhausted", "repeat"] = "exhausted"
+    """End of an epoch of a mixture: `exhausted` before the first source would repeat a row, `repeat` when every row of
+    every source was used; smaller sources then start again, shuffled anew."""
+
+    weight_unit: Literal["rows", "tokens"] = "rows"
+    """Unit of the weights of a mixture. With `tokens` a source's share of rows is its weight divided by the mean length
+    of its rows, measured on a sample before training."""
 
     format: Literal["auto", "parquet", "arrow", "csv", "jsonl", "text"] = "auto"
     """File format. `auto` takes it from the file name: .parquet, .arrow/.feather, .csv/.tsv, .jsonl/.json or .txt; all
@@ -111,7 +151,57 @@ class DataSpec(Section):
     window_steps: int = Field(default=32, ge=1, le=4096)
     """Global batches that are read, encoded and split together. Part of the row order, so it changes the loss curve."""
 
+    @model_validator(mode="after")
+    def _check_sources(self) -> "DataSpec":
+        if (self.train is None) == (self.mixture is None):
+            both = "train and mixture are both given" if self.train else "train is missing"
+            raise ValueError(f"{both}; give train, or a mixture of several sources")
+        for split in ("validation", "test"):
+            named = [name for name, source in (self.mixture or {}).items() if getattr(source, split) is not None]
+            if named and getattr(self, split) is not None:
+                raise ValueError(f"{split} is given here and in mixture.{named[0]}; give it in one place")
+        if self.mixture and not any(weight for source in self.mixture.values() for weight in _weights(source.weight)):
+            raise ValueError("mixture: all weights are 0; give one source a positive weight")
+        return self
+
+    def places(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield the key and the location of all data, as (("mixture", "news", "train", 0), "news.parquet")."""
+        sections: list[tuple[tuple[str, ...], DataSpec | SourceSpec]] = [((), self)]
+        sections += [(("mixture", name), source) for name, source in (self.mixture or {}).items()]
+        for key, section in sections:
+            for split in ("train", "validation", "test"):
+                for index, location in enumerate(getattr(section, split) or ()):
+                    yield (*key, split, index), location
+
+    def locations(self, split: str) -> tuple[str, ...]:
+        """Return the locations of a split (`train`, `validation` or `test`), of all sources; () if there are none."""
+        return tuple(location for key, location in self.places() if key[-2] == split)
+
+    def with_test_of(self, other: "DataSpec | None") -> "DataSpec":
+        """Return this section with the test data of another one that has the same sources; None leaves it out."""
+        sources = {} if other is None else other.mixture or {}
+        mixture = self.mixture and {
+            name: source.model_copy(update={"test": sources[name].test if name in sources else None})
+            for name, source in self.mixture.items()
+        }
+        return self.model_copy(update={"test": None if other is None else other.test, "mixture": mixture})
+
+    def with_validation_in_training(self) -> "DataSpec":
+        """Return this section with the validation data of each source as further training data."""
+        if self.mixture is None:
+            both = (*self.locations("train"), *self.locations("validation"))
+            return self.model_copy(update={"train": both, "validation": None})
+        mixture = {
+            name: source.model_copy(update={"train": (*source.train, *(source.validation or ())), "validation": None})
+            for name, source in self.mixture.items()
+        }
+        return self.model_copy(update={"mixture": mixture})
+
     # A data worker decodes each pool once, together with the rows before its slices in the same row groups.
     shuffle_pool_mib: int = Field(default=64, ge=1, le=65536)
     """Size of a shuffle pool in MiB, uncompressed. A pool takes slices from all over the files, and rows are shuffled
     within it; smaller datasets are shuffled as a whole. A data worker holds one pool in memory."""
+
+
+def _weights(weight: float | dict[int, float]) -> tuple[float, ...]:
+    return tuple(weight.values()) if isinstance(weight, dict) else (weight,)

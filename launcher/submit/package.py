@@ -216,7 +216,6 @@ def _code(base: Path, entry: str) -> tuple[dict[str, Path], list[str]]:
     return {}, [f"cluster.code: {entry} is not in {base}; give an existing file or directory"]
 
 
-_SPLITS = ("train", "validation", "test")
 _SHARED = "give a URI or an absolute path on storage that all nodes share"
 
 
@@ -225,7 +224,8 @@ def _missing(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
     job = package.job
     if not _is_global(job.output.storage):
         yield "output.storage", job.output.storage, _SHARED
-    inputs = [(f"data.{name}", location) for name in _SPLITS for location in getattr(job.data, name) or ()]
+    # Without the index of the location, which the message shows in full.
+    inputs = [(".".join(("data", *map(str, key[:-1]))), location) for key, location in job.data.places()]
     inputs += [("data.files_below", location) for location in job.data.files_below]
     if job.model.name and (base / job.model.name).is_dir():  # otherwise a name on the hub
         inputs.append(("model.name", job.model.name))

@@ -60,6 +60,7 @@ class Batch:
         mask: 1.0 for a real row and 0.0 for a filler, float32 (B,). Fillers keep the number of forward passes equal
             on all ranks, without which collectives would deadlock. A micro-batch has rows or one filler, never both.
         targets: Tensors of other kinds that losses and metrics need, by name: row of each sequence, boxes, scores.
+        source: Index of the source of each row in a mixture, int64 (B,); None without a mixture.
         totals: Sums over the whole global batch: `weight`, and each of `Task.normalizers`. Empty in `predict`.
     """
 
@@ -68,6 +69,7 @@ class Batch:
     mask: "torch.Tensor"
     targets: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
+    source: "torch.Tensor | None" = None
 
     def to(self, device: "torch.device") -> "Batch":
         """Return a copy on another device. Copies from pinned memory are asynchronous."""
@@ -77,6 +79,7 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             mask=self.mask.to(device, non_blocking=True),
             targets={name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()},
+            source=None if self.source is None else self.source.to(device, non_blocking=True),
         )
 
 

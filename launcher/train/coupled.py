@@ -39,7 +39,7 @@ def coupled_forward_backward(
     """Accumulate this rank's gradient of a coupled loss; arguments as in `loop.forward_backward`. Collective.
 
     Returns:
-        Sum of the losses of this rank's rows (scalar, on the device).
+        Sum of the losses of this rank's rows (scalar, on the device; in a mixture one for each source).
     """
     with torch.no_grad(), engine.frozen_statistics():
         first = []
@@ -66,7 +66,27 @@ def coupled_forward_backward(
         terms = [(outputs[name][: end - begin].float() * grad[begin:end]).sum() for name, grad in own.items()]
         engine.backward(torch.stack(terms).sum(), global_batch.weight)
         begin = end
-    return losses_N.detach()[gathered.own].sum()
+    loss_sum = empty_loss_sum(global_batch, engine.device)
+    source = None
+    if global_batch.source_weights:
+        own_sources = [s for part in micro_batches for s in part.column("__source").to_pylist()[: len(row_ids(part))]]
+        source = torch.tensor(own_sources, dtype=torch.int64, device=engine.device)
+    add_losses(loss_sum, losses_N.detach()[gathered.own], source)
+    return loss_sum
+
+
+def empty_loss_sum(global_batch: GlobalBatch, device: torch.device) -> torch.Tensor:
+    """Return zeros for the sum of losses: a scalar, or in a mixture one number for each source."""
+    sources = len(global_batch.source_weights)
+    return torch.zeros((sources,) if sources else (), device=device)
+
+
+def add_losses(loss_sum: torch.Tensor, losses_B: torch.Tensor, source_B: torch.Tensor | None) -> None:
+    """Add losses to a sum in place, to those of their sources in a mixture. No host-device sync."""
+    if source_B is None:
+        loss_sum += losses_B.sum()
+    else:
+        loss_sum.index_add_(0, source_B, losses_B.to(loss_sum.dtype))
 
 
 def row_ids(samples: pa.Table) -> list[int]:

@@ -23,7 +23,7 @@ from launcher.rundir.records import EvaluationRecord, ResultRecord, TrainerState
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.train.checkpoint.writer import CheckpointWriter
-from launcher.train.coupled import coupled_forward_backward
+from launcher.train.coupled import add_losses, coupled_forward_backward, empty_loss_sum
 from launcher.train.engine import Engine
 from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import PendingStep, RunLog
@@ -170,8 +170,8 @@ def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> to
         lr: Learning rate of this step.
 
     Returns:
-        Sum of this rank's sample losses (scalar, on the device); None if the batch is skipped. Summed over ranks and
-        divided by the weight of the global batch it is the loss of the step.
+        Sum of this rank's sample losses (scalar, on the device; in a mixture one for each source); None if the batch
+        is skipped. Summed over ranks and divided by the weight of the global batch it is the loss of the step.
 
     Raises:
         MicroBatchOOMError: Memory ran out under ZeRO 2 or 3; the workers restart with a smaller micro-batch.
@@ -206,11 +206,11 @@ def forward_backward(
         step: Number of optimizer steps completed before this one; seeds the dropout.
 
     Returns:
-        Sum of the sample losses (scalar, on the device), or None if memory ran out.
+        Sum of the sample losses (scalar, on the device; in a mixture one for each source), or None if memory ran out.
     """
     # A function of seed, step and rank: a step that is repeated, or reached again after a resume, draws the same noise.
     engine.seed(step)
-    loss_sum = torch.zeros((), device=engine.device)
+    loss_sum = empty_loss_sum(global_batch, engine.device)
     try:
         if task.couples:
             return coupled_forward_backward(engine, task, micro_batches, global_batch, step)
@@ -222,7 +222,7 @@ def forward_backward(
             # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream
             # gives every rank the same number of micro-batches, or the ranks would wait for each other here.
             engine.backward(micro_loss, global_batch.weight)
-            loss_sum += micro_loss.detach()
+            add_losses(loss_sum, (losses_B * batch.mask).detach(), batch.source)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -51,7 +51,7 @@ class NonFinitePolicy:
         engine = self._ctx.engine
         if self._policy != "skip":
             return True
-        is_finite = torch.isfinite(loss_sum).to(torch.int32).reshape(1)
+        is_finite = torch.isfinite(loss_sum).all().to(torch.int32).reshape(1)
         if engine.world_size > 1:
             # One rank's NaN makes all ranks skip: the weights would differ for good if some applied the gradient.
             dist.all_reduce(is_finite, dist.ReduceOp.MIN)

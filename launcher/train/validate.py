@@ -7,7 +7,7 @@ import base64
 import heapq
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -117,21 +117,28 @@ def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step
     started = time.monotonic()
     task = task.for_evaluation()
     metrics = task.metrics(engine.device)
-    # Loss and rows of this rank. In float64, as a sum over millions of rows in fp32 loses the small terms.
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    weight = 0.0
+    # A global batch has rows of one source (data/windows.py), so each source of a mixture has states of its own.
+    by_source = [task.metrics(engine.device) for _ in split.sources]
+    # Loss and rows of this rank for each source, of all rows without a mixture. In float64, as a sum over millions of
+    # rows in fp32 loses the small terms.
+    sums = torch.zeros(max(1, len(split.sources)), 2, dtype=torch.float64, device=engine.device)
+    weights = np.zeros(len(sums))
     local_worst: list[_WorstSample] = []
     with engine.evaluation_mode():
         for batch in batches:
             # Not reduced over ranks below: each header has the weight of its whole global batch.
-            weight += batch.global_batch.weight
-            sums += _score(engine, task, batch, metrics, local_worst)
+            source = int(np.argmax(batch.global_batch.source_weights or (0.0,)))
+            weights[source] += batch.global_batch.weight
+            states = [metrics, *by_source[source : source + 1]]
+            sums[source] += _score(engine, task, batch, states, local_worst)
     # Known after the last batch. Only rank 0's shards count skipped rows, so the sum counts each row once.
     skipped = torch.tensor([float(batches.skipped_rows)], dtype=torch.float64, device=engine.device)
-    merged = torch.cat([sums, skipped])
-    # One all-reduce and one host-device sync for all three numbers.
+    merged = torch.cat([sums.flatten(), skipped])
+    # One all-reduce and one host-device sync for all numbers.
     dist.all_reduce(merged)
-    loss, rows, skipped_rows = merged.tolist()
+    *numbers, skipped_rows = merged.tolist()
+    losses, counts = numbers[0::2], numbers[1::2]
+    rows = sum(counts)
     # The numbers are merged, so all ranks raise or none. A row that is lost or read twice would change the score
     # without an error.
     if int(rows) + int(skipped_rows) != split.rows:
@@ -141,6 +148,9 @@ def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step
         )
     # Collective: torchmetrics merges the states of the ranks.
     values = metrics.compute()
+    for index, part in enumerate(split.sources):
+        named = {"loss": losses[index] / max(float(weights[index]), 1e-12), **by_source[index].compute()}
+        values |= {f"{part.name}/{name}": value for name, value in named.items()}
     gathered: list[list[_WorstSample]] = [[] for _ in range(engine.world_size)]
     # Collective, of pickles on the host: at most 20 rows of each rank.
     dist.all_gather_object(gathered, local_worst)
@@ -149,7 +159,7 @@ def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step
     return Scores(
         split=split,
         step=step,
-        loss=loss / max(weight, 1e-12),
+        loss=sum(losses) / max(float(weights.sum()), 1e-12),
         rows=int(rows),
         skipped_rows=int(skipped_rows),
         metrics=values,
@@ -179,7 +189,7 @@ def generate_samples(engine: Engine, task: Task, split: Split, step: int) -> lis
 
 
 def _score(
-    engine: Engine, task: Task, batch: LocalBatch, metrics: TaskMetrics, worst: list[_WorstSample]
+    engine: Engine, task: Task, batch: LocalBatch, metrics: Sequence[TaskMetrics], worst: list[_WorstSample]
 ) -> torch.Tensor:
     """Update metrics and worst samples with a batch; return the sum of its losses and its rows, float64 (2,)."""
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
@@ -189,7 +199,8 @@ def _score(
         if part.is_filler:
             continue
         assert part.losses_B is not None
-        task.update_metrics(metrics, part.outputs, part.batch, part.samples)
+        for states in metrics:
+            task.update_metrics(states, part.outputs, part.batch, part.samples)
         sums[0] += part.losses_B.double().sum()
         sums[1] += len(part.losses_B)
         _update_worst(task, worst, part, part.losses_B)

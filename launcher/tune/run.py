@@ -15,6 +15,7 @@ from rich.console import Console
 
 from launcher.data.checks import check_columns
 from launcher.data.files import list_files
+from launcher.driver.mixture_plan import metric_modes
 from launcher.driver.preflight import check_leakage_in_background, preflight
 from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, with_absolute_paths
 from launcher.driver.run import run_job
@@ -25,6 +26,7 @@ from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.leakage import LeakageRecord
 from launcher.rundir.trials import SweepRecord, TrialRecord
 from launcher.spec.curve import spec_difference
+from launcher.spec.data import DataSpec
 from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.spec.tune import TuneSpec
@@ -49,8 +51,8 @@ class PreparedSweep:
 
     prepared: PreparedJob
     """Resolved job without test data."""
-    test: tuple[str, ...] | None
-    """Location of the test data, which is not read before the best trial is known."""
+    data: DataSpec
+    """Data with the locations of the test data, which is not read before the best trial is known."""
     sweep: SweepDir
     search: Search
     leakage: LeakageRecord | None
@@ -124,12 +126,17 @@ def check_sweep(job: JobSpec) -> JobSpec:
     """
     if job.tune is None:
         raise UserError("tune: missing; set what to search, as in `tune: {space: {train.learning_rate: ...}}`")
-    if job.data.validation is None:
+    if not job.data.locations("validation"):
         raise DataError("data.validation: missing; a sweep ranks its trials by the validation data")
+    if job.tune.refit != "none" and job.data.mixture is not None and job.data.validation is not None:
+        raise DataError(
+            "tune.refit: trains on the validation data too, and data.validation belongs to no source of data.mixture; "
+            "give each source its own validation, or drop refit"
+        )
     job = job.model_copy(update={"tune": _with_absolute_models(job.tune)})
     assert job.tune is not None
     check_space(job, job.tune, params_class)
-    for location in job.data.test or ():
+    for location in job.data.locations("test"):
         if not location.startswith("hub:"):
             list_files("test", location, job.data.format)  # checks that the files exist; their content stays unread
     return job
@@ -157,7 +164,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
                     raise ModelError("this model attends across packed samples; set task.packing: false")
             except UserError as error:
                 raise RunError(f"tune.space: {key} {value}: {error.message}") from error
-    return choose_metric(spec, job, build_task(job).metric_modes)
+    return choose_metric(spec, job, metric_modes(build_task(job), prepared.splits.get("validation")))
 
 
 def prepare_sweep(job: JobSpec) -> PreparedSweep:
@@ -167,7 +174,7 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
         UserError: The job file or the data must be fixed first.
     """
     job = check_sweep(job)
-    prepared = prepare(job.model_copy(update={"data": job.data.model_copy(update={"test": None})}))
+    prepared = prepare(job.model_copy(update={"data": job.data.with_test_of(None)}))
     base, spec = prepared.job, prepared.job.tune
     assert spec is not None
     metric, mode = check_trials(prepared)
@@ -185,7 +192,7 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
     )  # fmt: skip
     # Last, because it is the first to write into the run directory: a refused sweep leaves nothing there.
     sweep = _open_sweep_dir(prepared, spec, record)
-    return PreparedSweep(prepared, with_absolute_paths(job).data.test, sweep, search, leakage)
+    return PreparedSweep(prepared, with_absolute_paths(job).data, sweep, search, leakage)
 
 
 def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult:
@@ -215,7 +222,7 @@ def run_trials(prepared_sweep: PreparedSweep, listener: Listener) -> SweepResult
         raise TrainingError(f"no trial reached an evaluation ({reason}); see {sweep.folder}")
     # Saved before the best job starts: from here on the same command runs no more trials.
     sweep.save(best=best.number)
-    with_test = base.model_copy(update={"data": base.data.model_copy(update={"test": prepared_sweep.test})})
+    with_test = base.model_copy(update={"data": base.data.with_test_of(prepared_sweep.data)})
     job = _make_best_job(with_test, best, sweep.spec)
     named = job.model_copy(update={"name": f"{base.name}-best"})
     sweep.run.write_bytes("sweep/best.yaml", dump_job(named).encode())
@@ -243,9 +250,7 @@ def _make_best_job(base: JobSpec, best: TrialRecord, spec: TuneSpec) -> JobSpec:
     job = trial_job(base, best.params, params_class).model_copy(update={"tune": None})
     if spec.refit == "none":
         return job
-    assert job.data.validation is not None
-    both = {"train": (*job.data.train, *job.data.validation), "validation": None}
-    return job.model_copy(update={"data": job.data.model_copy(update=both)})
+    return job.model_copy(update={"data": job.data.with_validation_in_training()})
 
 
 def _run_phases(base: JobSpec, sweep: SweepDir, search: Search, listener: Listener) -> None:

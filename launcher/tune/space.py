@@ -77,7 +77,8 @@ def check_space(base: JobSpec, spec: TuneSpec, params_of: Callable[[str], type[B
     """
     problems: list[str] = []
     for key, dimension in spec.space.items():
-        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED):
+        is_weight = key.startswith("data.mixture.") and key.endswith(".weight")
+        if not is_weight and any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED):
             problems.append(
                 f"tune.space: {key} cannot be searched, because all trials share it; remove it from the space"
             )

@@ -205,7 +205,10 @@ def test_trials_of_a_sweep_fill_and_read_the_cache(
     prepared = _job(tiny_bert, tmp_path, cached=True)
     counted = _Counted(monkeypatch, build_task(prepared.job))
     rows = prepared.splits["validation"].rows
-    windows = [*train_windows(prepared.plan, prepared.job, 0), *evaluation_windows("validation", rows, prepared.job, 1)]
+    windows = [
+        *train_windows(prepared.plan, prepared.job, 0),
+        *evaluation_windows("validation", (rows,), prepared.job, 1),
+    ]
     in_memory = InMemorySource(prepared.job, prepared.splits, 2)
     plain = StreamSource(_job(tiny_bert, tmp_path, cached=False).job, prepared.splits, 2)
     assert [list(in_memory.read(window)) for window in windows] == [list(plain.read(window)) for window in windows]

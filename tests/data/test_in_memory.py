@@ -31,7 +31,7 @@ def test_shards_built_in_a_train_worker_are_those_of_the_stream(
     prepared: PreparedJob, world_size: int, start: int, data: st.DataObject
 ) -> None:
     rank = data.draw(st.integers(0, world_size - 1))
-    windows = stream_windows(TRAIN, prepared.splits[TRAIN].rows, prepared.plan, prepared.job, start)
+    windows = stream_windows(TRAIN, prepared.splits[TRAIN].source_rows, prepared.plan, prepared.job, start)
     shards = iter_shards_in_memory(StreamSource(prepared.job, prepared.splits, world_size), windows, rank)
     assert list(shards) == list(share_cells(prepared, world_size, rank, start))
 

@@ -73,7 +73,7 @@ def _job_of_two_segments(tiny_bert: Path, tmp_path: Path) -> PreparedJob:
 @pytest.mark.ray
 def test_segments_of_a_long_stream_follow_each_other(ray_cluster: None, tiny_bert: Path, tmp_path: Path) -> None:
     prepared = _job_of_two_segments(tiny_bert, tmp_path)
-    assert len(list(stream_segments(TRAIN, 150, prepared.plan, prepared.job, 3))) == 2
+    assert len(list(stream_segments(TRAIN, (150,), prepared.plan, prepared.job, 3))) == 2
     data = DeterministicDataConfig(prepared.job, prepared.plan, prepared.splits, 3)
     first, later = data.names([TRAIN])
     shards = {name: data.configure({name: None}, 2, None, None) for name in (first, later)}  # type: ignore[dict-item]
@@ -127,7 +127,7 @@ def test_resumed_windows_are_the_rest_of_the_uninterrupted_ones(
     assert [step for kind, step, *_ in whole if kind == TRAIN] == list(range(steps * epochs))
     rest = [batch for batch in whole if (batch[1] >= start if batch[0] == TRAIN else batch[1] > start)]
     assert batches_of(train_windows(plan, _JOB, start)) == rest
-    segments = list(stream_segments(TRAIN, steps, plan, _JOB, start))
+    segments = list(stream_segments(TRAIN, (steps,), plan, _JOB, start))
     assert [window for segment in segments for window in segment] == list(train_windows(plan, _JOB, start))
     assert len(segments[0]) <= FIRST_SEGMENT and all(len(segment) <= NEXT_SEGMENTS for segment in segments[1:])
 
@@ -136,7 +136,7 @@ def test_windows_of_ten_thousand_million_rows_are_generated_lazily() -> None:
     plan = _make_plan(10**10 // 32, 3, 64, 10**6)
     start = plan.total_steps - 10**6
     assert next(train_windows(plan, _JOB, start)).epoch == 2
-    segments = islice(stream_segments(TRAIN, 10**10, plan, _JOB, start), 2)
+    segments = islice(stream_segments(TRAIN, (10**10,), plan, _JOB, start), 2)
     assert [len(segment) for segment in segments] == [FIRST_SEGMENT, NEXT_SEGMENTS]
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from launcher.data.fragments import Fragment
 from launcher.data.rank_batches import deserialize_shard
+from launcher.data.row_order import epoch_sampler, read_ranges, row_ranges
 from launcher.data.sampler import RowIds
 from launcher.data.splits import Reading, read_rows
-from launcher.data.stream import StreamSource, epoch_sampler
+from launcher.data.stream import StreamSource
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import PreparedJob
 from launcher.errors import DataError
@@ -105,7 +106,8 @@ def test_pool_is_read_once_and_gives_the_rows_of_the_sampler(
     windows = [window for window in train_windows(prepared.plan, prepared.job, 0) if window.kind == "train"]
     expected = [split.read(source.row_ids(window), columns) for window in windows]
     monkeypatch.setattr("launcher.data.splits.read_rows", counted)
-    assert [source._read(window, source.row_ids(window), columns) for window in windows] == expected
+    ranges = [row_ranges(prepared.job, split, window) for window in windows]
+    assert [read_ranges(parts, columns) for parts in ranges] == expected
     pools = len(epoch_sampler(prepared.job, split, 0).pools)
     assert 4 < pools < len(windows) / 5
     assert len(opened) <= 6 * (pools + 1)  # each row group once for each pool, not for each window

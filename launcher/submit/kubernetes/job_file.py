@@ -121,11 +121,10 @@ def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
         Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}") for key, shown, what in find_secrets(job)
     ]
     problems += [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
-    for split in ("train", "validation", "test"):
-        for index, location in enumerate(getattr(job.data, split) or ()):
-            path = parse_hub(location).source if location.startswith(HUB_PREFIX) else location
-            if not location.startswith(HUB_PREFIX) or path.startswith(("/", ".", "~")):
-                problems += _readable(("data", split, index), path, spec)
+    for key, location in job.data.places():
+        path = parse_hub(location).source if location.startswith(HUB_PREFIX) else location
+        if not location.startswith(HUB_PREFIX) or path.startswith(("/", ".", "~")):
+            problems += _readable(("data", *key), path, spec)
     for index, location in enumerate(job.data.files_below):
         problems += _readable(("data", "files_below", index), location, spec)
     # A name such as org/model is tried on this machine only to tell a directory from a model of the hub. That directory

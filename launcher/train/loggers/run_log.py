@@ -51,7 +51,7 @@ class PendingStep:
     epoch: int
     global_batch: GlobalBatch
     loss_sum: torch.Tensor | None
-    """Sum of this rank's sample losses, scalar on the device; None if the batch was skipped."""
+    """Sum of this rank's sample losses on the device, scalar or (sources,); None if the batch was skipped."""
     learning_rate: float
     grad_norm: "float | torch.Tensor | None"
 
@@ -77,6 +77,7 @@ class RunLog:
         # The first flush checks at once: an attempt may be stale before its first line.
         self._lease_checked_at = -math.inf
         self._lease_answered_at = time.monotonic()
+        self._sources = tuple(job.data.mixture or ())
         self._unwritten_records: dict[str, Record] = {}
         self._unwritten_lines: list[MetricsLine] = []
         self._pending: list[PendingStep] = []
@@ -128,7 +129,9 @@ class RunLog:
         """
         # In fp64: rounding in the sum over ranks is far below a digit of fp32. All ranks have equally many pending
         # steps, as they skip a batch together: the all-reduce adds by position.
-        sums = [pending.loss_sum.detach().double() for pending in self._pending if pending.loss_sum is not None]
+        sums = [
+            pending.loss_sum.detach().double().view(-1) for pending in self._pending if pending.loss_sum is not None
+        ]
         device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._untimed_flushes += 1
         self._untimed_steps += len(self._pending)
@@ -139,14 +142,16 @@ class RunLog:
         extras = [float(skipped_rows), float(stale is not None), *map(float, flags), *own_times]
         merged = torch.tensor(extras, dtype=torch.float64, device=device)
         if sums:
-            merged = torch.cat([torch.stack(sums), merged])
+            merged = torch.cat([*sums, merged])
         with self.timer.phase("communication"):
             # Collective, the only one of the log: losses, rows, flags and times in one tensor.
             dist.all_reduce(merged)
         # The only host-device sync of these steps.
         numbers = merged.tolist()
-        losses = numbers[: len(sums)]
-        all_skipped_rows, is_stale, first_flag, second_flag, *times = numbers[len(sums) :]
+        per_step = len(sums[0]) if sums else 1
+        count = len(sums) * per_step
+        losses = [numbers[begin : begin + per_step] for begin in range(0, count, per_step)]
+        all_skipped_rows, is_stale, first_flag, second_flag, *times = numbers[count:]
         if is_stale:
             raise stale or StaleAttemptError(f"{self._run.uri}: a newer attempt has started, this one stops")
         now = time.monotonic()
@@ -225,11 +230,16 @@ class RunLog:
             checkpoint_s=checkpoint,
         )
 
-    def _step_line(self, pending: PendingStep, loss_sum: float, skipped_rows: int, samples_per_s: float) -> StepRecord:
+    def _step_line(
+        self, pending: PendingStep, loss_sums: Sequence[float], skipped_rows: int, samples_per_s: float
+    ) -> StepRecord:
+        weights = pending.global_batch.source_weights
+        by_source = zip(self._sources, loss_sums, weights, strict=True) if weights else ()
         return StepRecord(
             step=pending.step,
             epoch=pending.epoch + 1,
-            loss=loss_sum / max(pending.global_batch.weight, 1e-12),
+            loss=sum(loss_sums) / max(pending.global_batch.weight, 1e-12),
+            sources={name: loss / weight for name, loss, weight in by_source if weight > 0} or None,
             learning_rate=pending.learning_rate,
             # A host-device sync per step, but after the all-reduce of a flush the device has nothing left to do.
             grad_norm=None if pending.grad_norm is None else float(pending.grad_norm),

@@ -51,6 +51,7 @@ def scalars_of(line: MetricsLine) -> dict[str, float]:
         "train/learning_rate": line.learning_rate,
         "train/samples_per_s": line.samples_per_s,
     }
+    scalars |= {f"train/loss/{source}": loss for source, loss in (line.sources or {}).items()}
     return scalars if line.grad_norm is None else scalars | {"train/grad_norm": line.grad_norm}
 
 

@@ -174,7 +174,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         metrics_log.truncate_after(run, step)
     with timed("first_window"):
         source = StreamSource(prepared.job, prepared.splits, workers)
-        pieces = stream_segments(TRAIN, plan.train_rows, plan, prepared.job, step)
+        pieces = stream_segments(TRAIN, (plan.train_rows,), plan, prepared.job, step)
         window = next(pieces)[0]
         ids = source.row_ids(window)
         lengths = np.zeros(len(ids), np.int64)
