@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from launcher.formatting import format_percent
-from launcher.models.chat import Writer
+from launcher.models.chat import DATE, IGNORED, Writer, Written
 from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import SmoothedParams, TrainingColumns, truncation_note
 
@@ -137,8 +137,19 @@ def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str
         with suppress(ValueError):
             written.append(writer.write(row, True))
     # Tokenized without truncation, or nothing could be said of what is cut off.
-    notes = truncation_note([len(writer.tokenized(row)[0]) for row in written], max_length)
+    tokenized = [writer.tokenized(row) for row in written]
+    notes = truncation_note([len(tokens) for tokens, _ in tokenized], max_length)
+    labels = [label for _, targets in tokenized for label in targets[:max_length]]
+    if writer.form != "text" and labels:
+        share = sum(label != IGNORED for label in labels) / len(labels)
+        notes += (f"{writer.column}: {format_percent(share)} of the tokens are learned, those of the answers",)
+    return notes + _answer_notes(writer, written)
+
+
+def _answer_notes(writer: Writer, written: Sequence[Written]) -> tuple[str, ...]:
+    """Return remarks on answers that are empty, not learned or without their thoughts, and on a fixed date."""
     answers = sum(row.answers for row in written)
+    notes: tuple[str, ...] = ()
     empty = sum(row.empty_answers for row in written)
     if empty:
         notes += (
@@ -150,6 +161,18 @@ def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str
         notes += (
             f"{writer.column}: {format_percent(unlearned / answers)} of the answers are not learned ({unlearned} of "
             f"the {answers} looked at), as the chat template writes them differently once other messages follow; split "
-            "conversations after each answer, or set task.chat_template",
+            "conversations after each answer, or set task.chat_template (chatml writes them alike)",
+        )
+    dropped = sum(row.dropped_thoughts for row in written)
+    if dropped:
+        notes += (
+            f"{writer.column}: the thoughts (reasoning_content) of {format_percent(dropped / answers)} of the answers "
+            f"are not learned ({dropped} of the {answers} looked at), as the chat template does not write them; set "
+            "task.chat_template to one that does, or put them into the content",
+        )
+    if writer.writes_date:
+        notes += (
+            f"{writer.column}: the chat template writes the current date; the run writes {DATE:%Y-%m-%d} on every day, "
+            "so that the loss curve does not depend on it",
         )
     return notes
