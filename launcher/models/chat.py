@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,7 +98,7 @@ class Writer:
         tokenizer: Fast tokenizer, as character offsets are needed.
         form: Part that is learned: a `text` whole, of a `chat` the messages of `roles`, of an `answer` the response.
         column: Column with texts, conversations or prompts.
-        response: Column with answers.
+        response: Column with answers, as texts or conversations.
         roles: Roles whose messages are learned.
         input: Column with the input of each prompt; "" for none.
         system: Column with system messages; "" for none.
@@ -164,8 +164,13 @@ class Writer:
         if not with_targets:
             return Written(self._prompt(turns, tools), ())
         if self.form == "answer":
-            answer = as_text(row[self.response], self.response)
-            turns.append(Turn({"role": self.roles[0], "content": answer}, self.roles[0]))
+            answer = row[self.response]
+            # Answers within the prompt are context, as the names of the columns say.
+            turns = [replace(turn, is_weighted=False) for turn in turns]
+            if isinstance(answer, list):
+                turns += read_turns(answer, self.response, self.roles)
+            else:
+                turns.append(Turn({"role": self.roles[0], "content": as_text(answer, self.response)}, self.roles[0]))
         return self._chat(turns, tools)
 
     @cached_property

@@ -28,11 +28,12 @@ class CausalParams(SmoothedParams):
     text: str | None = None
     """Column with texts that are learned whole; the column `text` if no other is named."""
     messages: str | None = None
-    """Column with conversations, lists of {role, content} or {from, value}; only the answers are learned."""
+    """Column with conversations, lists of {role, content} or {from, value} or JSON text of them; only the answers are
+    learned."""
     prompt: str | None = None
-    """Column with a question each; its answer, in the column `response`, is learned."""
+    """Column with a question each, as text or as a conversation; its answer, in the column `response`, is learned."""
     response: str = "response"
-    """Column with the answers."""
+    """Column with the answers, as texts or as the rest of the conversations."""
     input: str | None = None
     """Column with the input of each prompt, added to it on a new line; null reads the column `input` where the training
     data has one in addition to the prompts, "" none."""
@@ -46,11 +47,12 @@ class CausalParams(SmoothedParams):
     chat_template: str | None = None
     """Jinja template of conversations; `chatml` for that one; null takes the tokenizer's own."""
     max_length: int = Field(default=512, ge=8)
-    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
+    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off. `predict` refuses longer
+    prompts (`data.on_bad_row`)."""
     packing: bool = True
     """Put several samples into one sequence, with the same loss curve; off for models that do not isolate them."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Most tokens that `predict`, and the samples in the report, generate."""
+    """Most tokens that `predict`, and the samples in the report, generate; fewer where the model's positions end."""
 
     one_of: ClassVar = ("text", "messages", "prompt")
 

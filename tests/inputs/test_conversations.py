@@ -159,6 +159,15 @@ def test_a_part_other_than_text_is_a_bad_row(kind: str, learned: Callable[..., l
     ]  # fmt: skip
 
 
+def test_text_and_parts_may_be_mixed_in_one_file(tmp_path: Path) -> None:
+    rows = [_chat(("user", _parts("hi")), ("assistant", "yo")), _chat(("user", "hi"), ("assistant", _parts("yo", "!")))]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    split = open_data(tmp_path / "a.jsonl", cache=tmp_path / "cache", kinds={"messages": "text"})
+    cells = split.read(np.arange(2), ["messages"]).column(0).to_pylist()
+    contents = [[turn.message["content"] for turn in read_turns(cell, "m")] for cell in cells]
+    assert contents == [["hi", "yo"], ["hi", "yo\n!"]]
+
+
 def test_null_content_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
     row = _chat(("user", "Hi."), ("assistant", None))
     other = _chat(("user", None), ("assistant", "No."))
@@ -327,6 +336,18 @@ def test_the_input_is_added_to_the_instruction(
     ]  # fmt: skip
     assert learned(PLAIN, *rows, **names) == ["Paris<end>", "?<end>"]
     assert _task(tmp_path, PLAIN, _lines(*rows), **names).params.input == "input"
+
+
+def test_an_answer_may_be_the_rest_of_a_conversation(
+    learned: Callable[..., list[str]], prompts: Callable[..., list[str]]
+) -> None:
+    prompt = _chat(("user", "1?"), ("assistant", "One."), ("user", "2?"))["messages"]
+    names = {"prompt": "prompt", "response": "completion"}
+    row = {"prompt": prompt, "completion": _chat(("assistant", "Two."))["messages"]}
+    assert learned(PLAIN, row, **names) == ["Two.<end>"]
+    assert learned(PLAIN, {"prompt": prompt, "completion": "Two."}, **names) == ["Two.<end>"]
+    expected = "[user]1?<end>[assistant]One.<end>[user]2?<end>[assistant]"
+    assert prompts(PLAIN, row, **names) == [expected]
 
 
 def test_a_null_input_adds_nothing(prompts: Callable[..., list[str]]) -> None:
