@@ -167,7 +167,7 @@ class Writer:
             answer = row[self.response]
             # Answers within the prompt are context, as the names of the columns say.
             turns = [replace(turn, is_weighted=False) for turn in turns]
-            if isinstance(answer, list):
+            if isinstance(answer, list) and isinstance(answer[0], dict):
                 turns += read_turns(answer, self.response, self.roles)
             else:
                 turns.append(Turn({"role": self.roles[0], "content": as_text(answer, self.response)}, self.roles[0]))
@@ -239,10 +239,11 @@ class Writer:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        variables: dict[str, Any] = {**self.tokenizer.special_tokens_map}
         with self._template_errors():
             rendered: Any = render_jinja_template(
                 [list(messages)], [*tools] if tools else None, chat_template=self._template(tools),
-                return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map,
+                return_assistant_tokens_mask=True, **variables,
             )  # fmt: skip
         (text,), (parts,) = rendered
         contents = [messages[i]["content"].rpartition("</think>")[2].strip() for i in assistants]
