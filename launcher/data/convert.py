@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from launcher.data.csv_files import CSV_NULLS, header_hint, read_csv, read_texts
 from launcher.data.files import ROW_GROUP, DataFile, first_line, list_files, open_data_file
 from launcher.data.footers import ORIGIN, to_plain_types
-from launcher.data.json_files import changed_column, is_array, read_json
+from launcher.data.json_files import changed_keys, is_array, read_json
 from launcher.data.splits import unique_columns
 from launcher.errors import DataError, RunError
 from launcher.rundir.uri import describe_os_error, is_local, join, open_uri, storage_error, translate_errors
@@ -132,21 +132,24 @@ def _convert(file: DataFile, cache: str, kinds: Kinds | None) -> str:
 
 
 def _convert_mixed(target: str, file: DataFile, kinds: Kinds, error: DataError) -> str:
-    """Convert a JSON file whose unread columns may have more than one type; `error` is that of the first attempt.
+    """Convert a JSON file whose columns may have more than one type; `error` is that of the first attempt.
+
+    A column that the task reads must have one type, but for what its objects hold: messages may be texts of JSON too
+    (`models/conversation.py`), and OpenAI's have a text as content here and a list of parts there.
 
     Raises:
         DataError: An attempt failed for another reason.
     """
     mixed: set[str] = set()
-    name = changed_column(error.__cause__ or error)
+    keys = changed_keys(error.__cause__ or error)
     # pyarrow names one column per error: a file with k such columns takes k + 1 attempts, the first time it is used.
-    while name and name not in {*kinds, *mixed}:
-        mixed.add(name)
+    while keys and keys[0] not in mixed and (keys[0] not in kinds or (len(keys) > 1 and kinds[keys[0]] == "text")):
+        mixed.add(keys[0])
         try:
             return _convert_to(target, file, kinds, mixed)
         except DataError as next_error:
             error = next_error
-        name = changed_column(error.__cause__ or error)
+        keys = changed_keys(error.__cause__ or error)
     raise error
 
 

@@ -1,8 +1,8 @@
 """JSON Lines and JSON arrays as record batches. Runs on the client and the head.
 
 pyarrow reads lines of objects only. Anything else is rewritten to such lines on the way, a few MiB at a time: an array
-of objects in any layout, and a column that the task does not read and that has more than one type, whose values become
-texts of JSON. Read `convert.py` next.
+of objects in any layout, and a column with more than one type that the task does not read, or whose cells are lists of
+objects (messages), and which becomes texts of JSON. Read `convert.py` next.
 """
 
 import codecs
@@ -58,10 +58,10 @@ def read_json(path: str, from_all_rows: bool, mixed: Collection[str] = ()) -> It
             return
 
 
-def changed_column(error: BaseException) -> str:
-    """Return the key whose values have more than one type, out of pyarrow's message; "" for another error."""
-    match = re.search(r"Column\(/([^/)]+)[^)]*\) (?:changed|was specified)", str(error))
-    return match.group(1) if match else ""
+def changed_keys(error: BaseException) -> tuple[str, ...]:
+    """Return the keys down to the values with more than one type, out of pyarrow's message; none for another error."""
+    match = re.search(r"Column\(/([^)]+)\) (?:changed|was specified)", str(error))
+    return tuple(key for key in match.group(1).split("/") if key != "[]") if match else ()
 
 
 def _open_as_lines(stream: pa.NativeFile, has_array: bool, mixed: Collection[str]) -> "pa.NativeFile | pa.PythonFile":

@@ -96,7 +96,9 @@ def pair_of(columns: Sequence[Column], pairs: Sequence[tuple[str, str]]) -> tupl
     """Return the first two columns named like a pair that hold texts, or a conversation and its answer; else None."""
     by_name = {plain(c.name): c for c in columns if c.shape in ("text", "messages")}
     for first, second in pairs:
-        if first in by_name and second in by_name and by_name[second].shape == "text":
+        # An answer may be a conversation too if its prompt is one (TRL's prompt and completion).
+        shapes = {by_name[name].shape for name in (first, second) if name in by_name}
+        if first in by_name and second in by_name and (by_name[second].shape == "text" or shapes == {"messages"}):
             return by_name[first], by_name[second]
     return None
 

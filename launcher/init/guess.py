@@ -167,6 +167,10 @@ def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | 
     conversations = [c for c in _inputs(profile, choices) if c.shape == "messages"]
     if not conversations or (choices.label and choices.inputs):
         return None
+    prompts = pair_of(conversations if choices.inputs else profile.columns, PROMPTS)
+    # A conversation up to an answer, which another column holds.
+    if prompts is not None and prompts[0].shape == "messages":
+        return None
     column = min(conversations, key=lambda c: rank(c.name, CONVERSATIONS))
     if "assistant" not in column.roles:
         raise DataError(
@@ -175,9 +179,25 @@ def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | 
         )
     reasons = {column.name: f"conversations of {', '.join(column.roles[:4])}"}
     beside = beside_of(profile.columns, ("system", "tools"), (column,))
-    notes = _unread_notes(profile, (column, *beside.values()))
-    why = f"column {column.name} holds conversations"
+    pair = pair_of([c for c in profile.columns if c.shape == "text" and c not in beside.values()], PROMPTS)
+    if pair is None:
+        notes = _unread_notes(profile, (column, *beside.values()))
+    else:
+        # Usually the same rows in another form, whose `input` is no loss then.
+        named = [c for c in profile.columns if rank(c.name, USUAL["input"]) < len(USUAL["input"])]
+        notes = (
+            f"columns {pair[0].name} and {pair[1].name} are not read, as {column.name} has conversations; "
+            f"--text {pair[0].name} --label {pair[1].name} reads them instead",
+            *_unread_notes(profile, (column, *beside.values(), *named)),
+        )
+    why = f"column {column.name} holds conversations {_conversation_form(column)}"
     return Guess("causal-lm", "messages", (column,), None, why, reasons, notes, beside)
+
+
+def _conversation_form(column: Column) -> str:
+    """Return the form of conversations, by the name under which users know it."""
+    form = "in ShareGPT's form" if "from" in column.keys else "of OpenAI's messages" if column.keys else "as JSON text"
+    return f"{form}, with tool calls" if column.has_calls else form
 
 
 def _guess_tags(profile: DataProfile, choices: UserChoices) -> Guess | None:
@@ -216,7 +236,10 @@ def _guess_prompts(profile: DataProfile, choices: UserChoices) -> Guess | None:
     if choices.inputs and choices.label:
         prompt = profile.column(choices.inputs[0])
         answer = profile.column(choices.label)
-        fits = prompt.shape in ("text", "messages") and answer.shape == "text" and len(choices.inputs) == 1
+        fits = len(choices.inputs) == 1 and (
+            (answer.shape == "text" and prompt.shape in ("text", "messages"))
+            or (answer.shape == "messages" and prompt.shape == "messages")
+        )
         # Unless the user names the task, a column with few distinct values is a class, not an answer.
         is_class = is_category(answer) or label_columns((answer,), ())
         if not fits or (choices.task is None and is_class):
@@ -228,7 +251,9 @@ def _guess_prompts(profile: DataProfile, choices: UserChoices) -> Guess | None:
         if pair is None or choices.label == "" or (has_label and choices.task is None) or not _agrees(pair, choices):
             return None
         prompt, answer = pair
-    why = f"columns {prompt.name} and {answer.name} are prompts and their answers"
+    is_alpaca = (plain(prompt.name), plain(answer.name)) == ("instruction", "output")
+    kind = "Alpaca's instructions and outputs" if is_alpaca else "prompts and their answers"
+    why = f"columns {prompt.name} and {answer.name} are {kind}"
     reasons = {prompt.name: _text_reason(prompt), answer.name: f"{_text_reason(answer)}; only these are learned"}
     keys = ("system", "tools") if prompt.shape == "messages" else ("input", "system", "tools")
     beside = beside_of(profile.columns, keys, (prompt, answer))
@@ -372,12 +397,8 @@ def _find_preferences(profile: DataProfile) -> str | None:
     if names >= _PREFERRED:
         return "columns chosen and rejected are preferences (DPO), for which the launcher has no task"
     conversations = {column.name for column in _shaped(profile, "messages")}
-    if conversations >= {"prompt", "completion"}:
-        if "label" in names:
-            what = "judged answers (KTO), for which the launcher has no task"
-        else:
-            what = "two halves of a conversation; join them into one column of messages, which causal-lm reads"
-        return f"columns prompt and completion are {what}"
+    if conversations >= {"prompt", "completion"} and "label" in names:
+        return "columns prompt and completion are judged answers (KTO), for which the launcher has no task"
     return None
 
 

@@ -153,7 +153,7 @@ def _shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
         return "number"
     if _is_text(kind):
         # Content decides, as all three are strings: that of the first 100 values.
-        return "picture" if _are_paths(known) else "messages" if _are_conversations(known) else "text"
+        return "picture" if _are_paths(known) else _json_shape(known)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _list_shape(kind.value_type, known)
     return _content_shape(kind, feature, known)
@@ -217,9 +217,20 @@ def _are_paths(known: Sequence[object]) -> bool:
     return bool(known) and all(str(value).lower().endswith(PICTURE_SUFFIXES) for value in known[:100])
 
 
-def _are_conversations(known: Sequence[object]) -> bool:
-    """Return True if texts are conversations as JSON."""
-    return bool(known) and all(str(cell).lstrip().startswith("[") and _turns_of(cell) for cell in known[:100])
+def _json_shape(known: Sequence[object]) -> Shape:
+    """Return the shape of texts: `messages` for conversations as JSON, `structs` if none of these can be read."""
+    lists = [_parse_list(str(cell)) for cell in known[:100]]
+    is_chat = bool(lists) and all(items and {"role", "from"} & set(items[0]) for items in lists)
+    return "text" if not is_chat else "messages" if any(map(_turns_of, known[:100])) else "structs"
+
+
+def _parse_list(text: str) -> list[dict[str, object]]:
+    """Return the objects of a JSON list; empty for another text."""
+    try:
+        items = json.loads(text) if text.lstrip().startswith("[") else []
+    except (ValueError, RecursionError):
+        return []
+    return items if all(isinstance(item, dict) for item in items) else []
 
 
 def _turns_of(cell: object) -> list[Turn]:
@@ -312,12 +323,13 @@ def _opening_tokens(conversation: list[Turn]) -> int:
     return NO_ANSWER
 
 
-def _struct_facts(known: list[list[dict[str, object]]]) -> dict[str, Any]:
+def _struct_facts(known: list[list[dict[str, object]] | str]) -> dict[str, Any]:
     problem = ""
     try:
         read_turns(known[0] if known else [], "row 0")
     except ValueError as error:
-        problem = str(error) if known[0] and known[0][0].get("role") else ""
+        first = _parse_list(known[0]) if isinstance(known[0], str) else known[0]
+        problem = str(error) if first and first[0].get("role") else ""
     return {"tokens": tuple(estimate_tokens(json.dumps(cell, default=str)) for cell in known), "problem": problem}
 
 

@@ -1,19 +1,35 @@
 """Texts, prompts and conversations as tokens, with the answers that are learned. Runs in data workers.
 
-A conversation is rendered by the tokenizer's chat template. Templates do not say where an answer begins and ends, so
-the conversation is rendered again up to the beginning and the end of each answer: where both texts are prefixes of the
-whole text, what is between them is learned. Read `conversation.py` first for what the data may hold.
+A conversation is rendered by the tokenizer's chat template. What is learned of it:
+
+- the parts that the template marks by `{% generation %}`, if it has this tag;
+- otherwise the conversation is rendered again up to the beginning and the end of each answer: where both texts are
+  prefixes of the whole text, what is between them is learned. It ends with what the template writes after the answer.
+
+An answer with neither is not learned, and a row without any other is refused. Read `conversation.py` first for what the
+data may hold.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.errors import ModelError
 from launcher.formatting import as_text, list_names
-from launcher.models.conversation import Message, Turn, read_tools, read_turns
+from launcher.models.conversation import (
+    Message,
+    Turn,
+    read_tools,
+    read_turns,
+    thoughts_of,
+    with_short_ids,
+    with_text_arguments,
+)
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 
@@ -40,10 +56,17 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_CLOCK = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")
+DATE = datetime(2024, 7, 26)
+"""Date that templates write in place of the current one; Llama 3 has it where there is no clock."""
+
 # A template is a program that indexes and concatenates: what it raises may depend on the row.
 _ROW_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 _Tools = list[dict[str, Any]] | None
+_Part = tuple[int, int]
+_CallForm = Callable[[Sequence[Message]], list[Message]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,7 @@ class Written:
         answers: Number of answers in the row.
         empty_answers: Number of answers without content, of which only the end token is learned.
         unlearned_answers: Number of answers that the chat template renders differently when other messages follow.
+        dropped_thoughts: Number of learned answers whose thoughts (`reasoning_content`) are not in the text.
     """
 
     text: str
@@ -63,6 +87,7 @@ class Written:
     answers: int = 0
     empty_answers: int = 0
     unlearned_answers: int = 0
+    dropped_thoughts: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +98,7 @@ class Writer:
         tokenizer: Fast tokenizer, as character offsets are needed.
         form: Part that is learned: a `text` whole, of a `chat` the messages of `roles`, of an `answer` the response.
         column: Column with texts, conversations or prompts.
-        response: Column with answers.
+        response: Column with answers, as texts or conversations.
         roles: Roles whose messages are learned.
         input: Column with the input of each prompt; "" for none.
         system: Column with system messages; "" for none.
@@ -139,8 +164,13 @@ class Writer:
         if not with_targets:
             return Written(self._prompt(turns, tools), ())
         if self.form == "answer":
-            answer = as_text(row[self.response], self.response)
-            turns.append(Turn({"role": self.roles[0], "content": answer}, self.roles[0]))
+            answer = row[self.response]
+            # Answers within the prompt are context, as the names of the columns say.
+            turns = [replace(turn, is_weighted=False) for turn in turns]
+            if isinstance(answer, list) and isinstance(answer[0], dict):
+                turns += read_turns(answer, self.response, self.roles)
+            else:
+                turns.append(Turn({"role": self.roles[0], "content": as_text(answer, self.response)}, self.roles[0]))
         return self._chat(turns, tools)
 
     @cached_property
@@ -171,41 +201,98 @@ class Writer:
         return turn.role in self.roles or turn.speaker in self.roles
 
     def _chat(self, turns: Sequence[Turn], tools: _Tools) -> Written:
-        """Render a conversation and find the messages that are learned.
-
-        Templates of reasoning models (Qwen3) render an answer differently once a user's message follows: they drop its
-        thoughts. Such an answer is not learned: the prompt that precedes it in inference is not a prefix of this text.
-        """
+        """Render a conversation and find the parts of it that are learned."""
         answers = [i for i, turn in enumerate(turns) if self._is_answer(turn)]
         if not answers:
             roles = list_names(sorted({turn.speaker for turn in turns})) or "nobody"
             raise ValueError(
                 f"{self.column} has no message of {list_names(self.roles)} (task.answer_roles), only of {roles}"
             )
+        weighted = [i for i in answers if turns[i].is_weighted]
+        if not weighted:
+            raise ValueError(f"{self.column}: all its answers have the weight 0")
         messages = self._messages(turns)
         text = self._render(messages, tools, False)
         # Renders once more for tools, tool calls and content that is not found, and never for a plain conversation.
         self._check_written(messages, tools, text)
-        learned, problems = [], []
+        assistants = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        # The tag marks the assistant's messages; of other roles that the job names it says nothing.
+        if set(answers) <= set(assistants) and _MARK.search(self._template(tools)):
+            marked = dict(zip(assistants, self._marked_parts(messages, tools, assistants), strict=True))
+            learned = {i: marked[i] for i in weighted}
+        else:
+            learned = self._stable_parts(messages, tools, text, weighted)
+        return Written(
+            text,
+            tuple(learned.values()),
+            answers=len(answers),
+            empty_answers=sum(turns[i].is_empty for i in answers),
+            unlearned_answers=len(weighted) - len(learned),
+            dropped_thoughts=sum(thoughts_of(messages[i]) not in text for i in learned),
+        )
+
+    def _marked_parts(self, messages: Sequence[Message], tools: _Tools, assistants: Sequence[int]) -> list[_Part]:
+        """Return the part of each assistant's message that the template marks by `{% generation %}`.
+
+        Raises:
+            ValueError: The template does not mark each of these messages once.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        variables: dict[str, Any] = {**self.tokenizer.special_tokens_map}
+        with self._template_errors():
+            rendered: Any = render_jinja_template(
+                [list(messages)], [*tools] if tools else None, chat_template=self._template(tools),
+                return_assistant_tokens_mask=True, **variables,
+            )  # fmt: skip
+        (text,), (parts,) = rendered
+        contents = [messages[i]["content"].rpartition("</think>")[2].strip() for i in assistants]
+        # transformers 5.23 counts the characters written so far: a mark within a macro or a `set` block is elsewhere
+        # than it says. Content that the template escapes is not found in the text, and proves nothing.
+        is_misplaced = len(parts) == len(assistants) and any(
+            content in text and content not in text[begin:end]
+            for content, (begin, end) in zip(contents, parts, strict=True)
+        )
+        if len(parts) != len(assistants) or is_misplaced:
+            marked = f"{len(parts)} part{'s' * (len(parts) != 1)}{', not all around the answers' * is_misplaced}"
+            raise ValueError(
+                f"{self.column}: {{% generation %}} of the chat template marks {marked}, and the conversation has "
+                f"{len(assistants)} answers; mark each of them once, or remove the tag from task.chat_template"
+            )
+        return [(begin, end) for begin, end in parts]
+
+    def _stable_parts(
+        self, messages: Sequence[Message], tools: _Tools, text: str, answers: Sequence[int]
+    ) -> dict[int, _Part]:
+        """Return the part of each answer that the template renders alike whether or not other messages follow.
+
+        Templates of reasoning models (Qwen3) render an answer differently once a user's message follows: they drop its
+        thoughts. Such an answer is not learned: the prompt that precedes it in inference is not a prefix of this text.
+        A tool call without thoughts is: all later prompts have it as this text does.
+
+        Raises:
+            ValueError: There is no such answer.
+        """
+        learned, problems = {}, []
         for i in answers:
-            if not turns[i].is_weighted:
-                continue
             # Two renderings for each answer, so a conversation of n answers costs 2 n + 1.
             prompt = self._render(messages[:i], tools, True) if i else ""
             with_answer = self._render(messages[: i + 1], tools, False)
-            if not text.startswith(with_answer):
+            is_stable = text.startswith(with_answer)
+            opening = 0 if is_stable else _call_opening(messages[i], prompt, with_answer, text)
+            if opening:
+                learned[i] = (len(prompt), len(with_answer) - opening)
+            elif not is_stable:
                 problems.append(f"renders message {i} differently when others follow; split the conversation after it")
             elif not text.startswith(prompt):
-                problems.append(f"begins an answer differently from message {i}, of {turns[i].speaker}; write it alike")
+                role = messages[i]["role"]
+                problems.append(f"begins an answer differently from message {i}, of {role}; write it alike")
             else:
-                learned.append((min(len(prompt), len(with_answer)), len(with_answer)))
+                learned[i] = (min(len(prompt), len(with_answer)), len(with_answer))
         # A row with at least one learned answer is used; the others are counted as unlearned.
-        if problems and not learned:
-            raise ValueError(f"{self.column}: the chat template {problems[0]}, or set task.chat_template")
         if not learned:
-            raise ValueError(f"{self.column}: all its answers have the weight 0")
-        empty = sum(turns[i].is_empty for i in answers)
-        return Written(text, tuple(learned), len(answers), empty, len(problems))
+            raise ValueError(f"{self.column}: the chat template {problems[0]}, or set task.chat_template")
+        return learned
 
     def _prompt(self, turns: Sequence[Turn], tools: _Tools) -> str:
         """Render a conversation up to where the model answers, without its last messages of `roles`."""
@@ -219,21 +306,27 @@ class Writer:
 
     def _messages(self, turns: Sequence[Turn]) -> list[Message]:
         messages = [turn.message for turn in turns]
-        has_calls = any("tool_calls" in message for message in messages)
-        return [_with_text_arguments(m) for m in messages] if has_calls and self._wants_text_arguments else messages
+        return self._call_form(messages) if any("tool_calls" in message for message in messages) else messages
 
     @cached_property
-    def _wants_text_arguments(self) -> bool:
-        """Return True if the template takes arguments of tool calls as JSON text only, as DeepSeek's does."""
-        call = {"type": "function", "id": "abcdefghi", "function": {"name": "a", "arguments": {"b": "c"}}}
+    def _call_form(self) -> _CallForm:
+        """Conversion of tool calls to the form that the template takes; the first one if it takes none.
+
+        Arguments are objects for most templates, whose `tojson` would quote JSON text, and text for DeepSeek's. Ids are
+        those of the data, or none, for most; Mistral's refuses all but nine letters and digits.
+        """
+        call = {"type": "function", "id": "call_0123456789", "function": {"name": "a", "arguments": {"b": "c"}}}
         probe: list[Message] = [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        # Objects first: most templates want them, and their `tojson` would quote JSON text.
-        if self._try_render(probe, None, False) is not None:
-            return False
-        return self._try_render([*map(_with_text_arguments, probe)], None, False) is not None
+        forms: tuple[_CallForm, ...] = (
+            list,
+            with_text_arguments,
+            with_short_ids,
+            lambda messages: with_text_arguments(with_short_ids(messages)),
+        )
+        return next((form for form in forms if self._try_render(form(probe), None, False) is not None), list)
 
     def _check_written(self, messages: Sequence[Message], tools: _Tools, text: str, prompt: bool = False) -> None:
         """Refuse a conversation of which the template silently drops something.
@@ -276,27 +369,61 @@ class Writer:
             return None
 
     def _render(self, messages: Sequence[Message], tools: _Tools, prompt: bool) -> str:
-        from jinja2 import TemplateError
-
-        try:
+        with self._template_errors():
             text = self.tokenizer.apply_chat_template(
-                list(messages), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
-            )
-        except (TemplateError, *_ROW_ERRORS) as error:
-            raise ValueError(f"{self.column}: the chat template refuses it ({error})") from error
+                list(messages), tools=[*tools] if tools else None, chat_template=self._template(tools),
+                tokenize=False, add_generation_prompt=prompt,
+            )  # fmt: skip
         assert isinstance(text, str)
         return text
 
+    def _template(self, tools: _Tools) -> str:
+        """Return the template of a conversation; a tokenizer may have another one for tools."""
+        return _fix_date(self.tokenizer.get_chat_template(tools=tools))
 
-def _with_text_arguments(message: Message) -> Message:
-    """Return a message with the arguments of its tool calls as JSON text."""
-    if "tool_calls" not in message:
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-    return {**message, "tool_calls": calls}
+    @property
+    def writes_date(self) -> bool:
+        """Return True if the chat template writes the current date, which `DATE` replaces."""
+        return self.form != "text" and "strftime_now(" in str(self.tokenizer.chat_template)
+
+    @contextmanager
+    def _template_errors(self) -> Iterator[None]:
+        """Turn what a template raises into the reason why a row is bad."""
+        from jinja2 import TemplateError
+
+        try:
+            yield
+        except (TemplateError, *_ROW_ERRORS) as error:
+            reason = f"the chat template refuses it ({error}), and task.chat_template may name another"
+            raise ValueError(f"{self.column}: {reason}") from error
+
+
+@lru_cache
+def _fix_date(template: str) -> str:
+    """Return a template that writes `DATE` in place of the current date.
+
+    With the current date, the tokens of a run would depend on the day, and those of a resumed run change at midnight.
+    """
+    return _CLOCK.sub(lambda call: json.dumps(DATE.strftime(call[2])), template)
+
+
+def _call_opening(message: Message, prompt: str, with_answer: str, text: str) -> int:
+    """Return the number of characters before a tool call that the template writes only while no message follows.
+
+    Qwen3's writes an empty block of thoughts there. 0 if there is none, or if more than that differs.
+
+    Args:
+        message: Message that may hold calls.
+        prompt: Rendered messages before it, up to where the model answers.
+        with_answer: Rendered messages up to this one.
+        text: Rendered conversation.
+    """
+    is_candidate = "tool_calls" in message and not thoughts_of(message) and "</think>" not in message["content"]
+    if not is_candidate or not with_answer.startswith(prompt) or not text.startswith(prompt):
+        return 0
+    own = message["content"].strip() or message["tool_calls"][0]["function"]["name"]
+    begin, latest = len(prompt), with_answer.find(own, len(prompt))
+    return next((i - begin for i in range(begin, latest + 1) if text.startswith(with_answer[i:], begin)), 0)
 
 
 def load_chat_tokenizer(model: ModelSpec, template: str | None, required: bool) -> "PreTrainedTokenizerBase":

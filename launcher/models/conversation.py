@@ -4,8 +4,10 @@ Reads OpenAI's messages ({role, content}, content parts, tool calls) and ShareGP
 structs or as JSON text. Read `chat.py` next for how they become text.
 """
 
+import itertools
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # JSON of any shape
 
@@ -13,13 +15,13 @@ from launcher.formatting import as_text, show_value
 
 Message = dict[str, Any]
 
+# Roles whose content is a call, as in LLaMA-Factory's and ms-swift's files.
+_CALLS = ("function_call", "tool_call")
 # Role of a chat template by the name that data sets give it.
 _ROLES = {
-    "human": "user",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai", "function_call"), "assistant"),
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("function", "observation", "function_response", "tool_response"), "tool"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "ai", *_CALLS), "assistant"),
 }
 USUAL: Mapping[str, tuple[str, ...]] = {
     "input": ("input", "context"),
@@ -30,6 +32,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 UNREAD = ("history", "image", "images", "videos", "audios")
 """Usual names of columns that belong to conversations and that no task reads."""
 
+# Names of thoughts in public data; transformers 5.23 gives a template those that it reads.
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -101,6 +105,51 @@ def read_tools(cell: object, column: str) -> list[dict[str, Any]] | None:
     return wrapped
 
 
+def thoughts_of(message: Message) -> str:
+    """Return the thoughts of an answer; "" for none."""
+    return str(next((message[key] for key in _THOUGHTS if message.get(key)), "")).strip()
+
+
+def with_text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with the arguments of their tool calls as JSON text."""
+    converted = []
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+        converted.append({**message, "tool_calls": calls} if calls else message)
+    return converted
+
+
+def with_short_ids(messages: Sequence[Message]) -> list[Message]:
+    """Return messages whose tool calls have ids of nine letters and digits, which the results that follow name."""
+    converted = []
+    # Numbered from the beginning, so that the form of a message does not depend on those after it.
+    numbered = (f"call{number:05d}" for number in itertools.count())
+    short: dict[str, str] = {}
+    unanswered: list[str] = []
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            given = str(call.get("id", ""))
+            new = given if re.fullmatch("[A-Za-z0-9]{9}", given) else next(numbered)
+            short[given] = new
+            unanswered.append(new)
+            calls.append({**call, "id": new})
+        if calls:
+            converted.append({**message, "tool_calls": calls})
+        elif message["role"] == "tool" and unanswered:
+            # Results without an id (ShareGPT's) come in the order of the calls.
+            given = str(message.get("tool_call_id", ""))
+            new = short[given] if given and given in short else unanswered[0]
+            unanswered = [name for name in unanswered if name != new]
+            converted.append({**message, "tool_call_id": new})
+        else:
+            converted.append(message)
+    return converted
+
+
 def to_display_text(cell: object) -> str:
     """Return a text as it is, and a conversation as a line for each message, for the report."""
     try:
@@ -151,8 +200,7 @@ def _turn(message: object, where: str, own_roles: Collection[str]) -> Turn:
         rest = {key: value for key, value in entries.items() if key not in _REPLACED}
         content = _content(entries.get("content"), where)
     raw_calls = entries.get("tool_calls") or entries.get("function_call")
-    # ShareGPT: the content is the call.
-    if speaker == "function_call":
+    if speaker in _CALLS:
         raw_calls = content or "null"
         content = None
     parsed = _parse_json(raw_calls) if isinstance(raw_calls, str) else raw_calls or []

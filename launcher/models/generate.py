@@ -15,22 +15,40 @@ def generate(
 ) -> list[str]:
     """Return the text that the model generates after each prompt, always taking the most likely token.
 
+    Prompt and answer share the model's positions: an answer ends where they do, and a prompt is never cut.
+
     Args:
         model: Model in eval mode, on any device. Under ZeRO-3 each forward pass gathers parameters (a collective), so
             all ranks must call with the same prompts.
         tokenizer: Tokenizer of the model.
-        prompts: Token ids of each prompt, at least one.
+        prompts: Token ids of each prompt.
         max_new_tokens: Limit of generated tokens for each prompt.
     """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [
+        min(max_new_tokens, positions - len(p)) if isinstance(positions, int) else max_new_tokens for p in prompts
+    ]
+    texts = [""] * len(prompts)
+    # Usually one batch: prompts with another limit are near the end of the positions. The limit of a prompt does not
+    # depend on the others, so neither does its text.
+    for limit in sorted({limit for limit in limits if limit > 0}):
+        chosen = [i for i, own_limit in enumerate(limits) if own_limit == limit]
+        for i, text in zip(chosen, _generate(model, tokenizer, [prompts[i] for i in chosen], limit), strict=True):
+            texts[i] = text
+    return texts
+
+
+def _generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> list[str]:
+    """Return the text after each prompt, at least one, as `generate` does; all are generated in one batch."""
     import torch
     import torch.distributed as dist
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    positions = getattr(model.config, "max_position_embeddings", None)
-    # Prompt and answer share the positions; a long prompt loses its beginning.
-    if isinstance(positions, int):
-        max_new_tokens = min(max_new_tokens, positions - 1)
-        prompts = [p[-(positions - max_new_tokens) :] for p in prompts]
     width = max(map(len, prompts))
     # Left padding: the generated tokens of all rows begin at the same position.
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)

@@ -67,6 +67,10 @@ class CausalLM(Task):
         for i, row in enumerate(rows.to_pylist()):
             try:
                 tokens, targets = self._writer.tokens(row, with_targets)
+                # Cutting a prompt would drop its system message and tools, and the answer would be to something else.
+                if not with_targets and len(tokens) > size:
+                    reason = f"a prompt of {len(tokens)} tokens, more than task.max_length: {size} (raise it)"
+                    raise ValueError(f"{self.input_columns[0]} has {reason}")
                 # `IGNORED` is below every token id: the largest label is `IGNORED` only if none of them is learned.
                 if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
                     reason = f"nothing to learn among its first {size} of {len(tokens)} tokens (task.max_length)"
@@ -74,8 +78,7 @@ class CausalLM(Task):
             except ValueError as problem:
                 problems.append((i, str(problem)))
                 continue
-            # A training sample loses its end, a prompt its beginning: the model continues from the prompt's end.
-            ids.append(tokens[:size] if with_targets else tokens[-size:])
+            ids.append(tokens[:size])
             # Labels are shifted, so the last one kept may be the first token that was cut off. It is learned all the
             # same.
             labels.append(targets[: len(ids[-1])])

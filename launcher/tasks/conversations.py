@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from launcher.formatting import format_percent
-from launcher.models.chat import Writer
+from launcher.models.chat import DATE, IGNORED, Writer, Written
 from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import truncation_note
 from launcher.tasks.params import SmoothedParams, TrainingColumns
@@ -29,11 +29,12 @@ class CausalParams(SmoothedParams):
     text: str | None = None
     """Column with texts that are learned whole; the column `text` if no other is named."""
     messages: str | None = None
-    """Column with conversations, lists of {role, content} or {from, value}; only the answers are learned."""
+    """Column with conversations, lists of {role, content} or {from, value} or JSON text of them; only the answers are
+    learned."""
     prompt: str | None = None
-    """Column with a question each; its answer, in the column `response`, is learned."""
+    """Column with a question each, as text or as a conversation; its answer, in the column `response`, is learned."""
     response: str = "response"
-    """Column with the answers."""
+    """Column with the answers, as texts or as the rest of the conversations."""
     input: str | None = None
     """Column with the input of each prompt, added to it on a new line; null reads the column `input` where the training
     data has one in addition to the prompts, "" none."""
@@ -47,11 +48,12 @@ class CausalParams(SmoothedParams):
     chat_template: str | None = None
     """Jinja template of conversations; `chatml` for that one; null takes the tokenizer's own."""
     max_length: int = Field(default=512, ge=8)
-    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
+    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off. `predict` refuses longer
+    prompts (`data.on_bad_row`)."""
     packing: bool = True
     """Put several samples into one sequence, with the same loss curve; off for models that do not isolate them."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Most tokens that `predict`, and the samples in the report, generate."""
+    """Most tokens that `predict`, and the samples in the report, generate; fewer where the model's positions end."""
 
     one_of: ClassVar = ("text", "messages", "prompt")
 
@@ -138,8 +140,19 @@ def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str
         with suppress(ValueError):
             written.append(writer.write(row, True))
     # Tokenized without truncation, or nothing could be said of what is cut off.
-    notes = truncation_note([len(writer.tokenized(row)[0]) for row in written], max_length)
+    tokenized = [writer.tokenized(row) for row in written]
+    notes = truncation_note([len(tokens) for tokens, _ in tokenized], max_length)
+    labels = [label for _, targets in tokenized for label in targets[:max_length]]
+    if writer.form != "text" and labels:
+        share = sum(label != IGNORED for label in labels) / len(labels)
+        notes += (f"{writer.column}: {format_percent(share)} of the tokens are learned, those of the answers",)
+    return notes + _answer_notes(writer, written)
+
+
+def _answer_notes(writer: Writer, written: Sequence[Written]) -> tuple[str, ...]:
+    """Return remarks on answers that are empty, not learned or without their thoughts, and on a fixed date."""
     answers = sum(row.answers for row in written)
+    notes: tuple[str, ...] = ()
     empty = sum(row.empty_answers for row in written)
     if empty:
         notes += (
@@ -151,6 +164,18 @@ def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str
         notes += (
             f"{writer.column}: {format_percent(unlearned / answers)} of the answers are not learned ({unlearned} of "
             f"the {answers} looked at), as the chat template writes them differently once other messages follow; split "
-            "conversations after each answer, or set task.chat_template",
+            "conversations after each answer, or set task.chat_template (chatml writes them alike)",
+        )
+    dropped = sum(row.dropped_thoughts for row in written)
+    if dropped:
+        notes += (
+            f"{writer.column}: the thoughts (reasoning_content) of {format_percent(dropped / answers)} of the answers "
+            f"are not learned ({dropped} of the {answers} looked at), as the chat template does not write them; set "
+            "task.chat_template to one that does, or put them into the content",
+        )
+    if writer.writes_date:
+        notes += (
+            f"{writer.column}: the chat template writes the current date; the run writes {DATE:%Y-%m-%d} on every day, "
+            "so that the loss curve does not depend on it",
         )
     return notes

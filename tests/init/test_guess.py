@@ -1,5 +1,6 @@
 """Task and columns of every form of data, and the reasons for refusing data of other tasks."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,41 @@ def test_ambiguous_data_is_refused_in_one_sentence(
     assert caught.value.message == message
 
 
+_TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+_CALLS = [{"role": "user", "content": "Weather?"}, {"role": "function_call", "content": '{"name": "weather"}'}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"conversations": [_TURNS] * ROWS}, "column conversations holds conversations in ShareGPT's form"),
+        ({"messages": chats()}, "column messages holds conversations of OpenAI's messages"),
+        ({"messages": [_CALLS] * ROWS},
+         "column messages holds conversations of OpenAI's messages, with tool calls"),
+        ({"messages": [json.dumps(_TURNS)] * ROWS}, "column messages holds conversations as JSON text"),
+        ({"instruction": words(), "output": words(seed=1)},
+         "columns instruction and output are Alpaca's instructions and outputs"),
+        ({"question": words(), "answer": words(seed=1)}, "columns question and answer are prompts and their answers"),
+        ({"prompt": chats(), "completion": chats()}, "columns prompt and completion are prompts and their answers"),
+    ],
+)  # fmt: skip
+def test_conversations_and_prompts_are_named_by_their_form(
+    columns: dict[str, object], why: str, tmp_path: Path
+) -> None:
+    assert _guess(pa.table(columns), tmp_path).why == why
+
+
+def test_prompts_beside_conversations_are_noted(tmp_path: Path) -> None:
+    columns = {"instruction": words(), "input": words(seed=2), "output": words(seed=1), "messages": chats()}
+    guess = _guess(pa.table(columns), tmp_path)
+    assert guess.inputs[0].name == "messages"
+    assert guess.notes == (
+        "columns instruction and output are not read, as messages has conversations; --text instruction --label output "
+        "reads them instead",
+    )
+    assert _guess(pa.table(columns), tmp_path, inputs=("instruction",), label="output").form == "prompt"
+
+
 def test_notes_name_columns_that_are_not_read(tmp_path: Path) -> None:
     assert _guess(toy_data.PROMPTS.append_column("history", toy_data.PROMPTS["input"]), tmp_path).notes == (
         "column history is not read; put it into the prompts or conversations if it matters",
@@ -183,7 +219,6 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
         ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)},
          "chosen and rejected are preferences"),
         ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, "judged answers (KTO)"),
-        ({"prompt": chats(), "completion": chats()}, "join them into one column of messages"),
         ({"image": _PICTURES, "objects": cycle({"bbox": [[1.0, 2.0]], "category": [1]})}, "column objects holds boxes"),
         ({"image": _PICTURES, "mask": _PICTURES}, "pictures and masks (segmentation)"),
         ({"left": _PICTURES, "right": _PICTURES, "same": cycle(0, 1)}, "left and right both hold pictures"),
@@ -194,6 +229,8 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
         ({"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
          "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image', and only "
          "parts of type 'text' are read)"),
+        ({"messages": [json.dumps([{"role": "user", "content": [{"type": "image"}]}])] * ROWS},
+         "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image'"),
         ({"text": words(), "labels": cycle([0, 1, 0], [1, 1, 0])}, "holds a 0 or 1 for each class"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from launcher.models.chat import CHATML, Writer
+from launcher.models.chat import CHATML
 from launcher.models.conversation import Turn, read_tools, read_turns, to_display_text
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
@@ -157,6 +157,15 @@ def test_a_part_other_than_text_is_a_bad_row(kind: str, learned: Callable[..., l
     assert learned(PLAIN, bad, good, messages="messages") == [
         f"messages: message 0 has a part of type '{kind}', and only parts of type 'text' are read", "Yes.<end>",
     ]  # fmt: skip
+
+
+def test_text_and_parts_may_be_mixed_in_one_file(tmp_path: Path) -> None:
+    rows = [_chat(("user", _parts("hi")), ("assistant", "yo")), _chat(("user", "hi"), ("assistant", _parts("yo", "!")))]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    split = open_data(tmp_path / "a.jsonl", cache=tmp_path / "cache", kinds={"messages": "text"})
+    cells = split.read(np.arange(2), ["messages"]).column(0).to_pylist()
+    contents = [[turn.message["content"] for turn in read_turns(cell, "m")] for cell in cells]
+    assert contents == [["hi", "yo"], ["hi", "yo\n!"]]
 
 
 def test_null_content_is_a_bad_row(learned: Callable[..., list[str]]) -> None:
@@ -329,6 +338,18 @@ def test_the_input_is_added_to_the_instruction(
     assert _task(tmp_path, PLAIN, _lines(*rows), **names).params.input == "input"
 
 
+def test_an_answer_may_be_the_rest_of_a_conversation(
+    learned: Callable[..., list[str]], prompts: Callable[..., list[str]]
+) -> None:
+    prompt = _chat(("user", "1?"), ("assistant", "One."), ("user", "2?"))["messages"]
+    names = {"prompt": "prompt", "response": "completion"}
+    row = {"prompt": prompt, "completion": _chat(("assistant", "Two."))["messages"]}
+    assert learned(PLAIN, row, **names) == ["Two.<end>"]
+    assert learned(PLAIN, {"prompt": prompt, "completion": "Two."}, **names) == ["Two.<end>"]
+    expected = "[user]1?<end>[assistant]One.<end>[user]2?<end>[assistant]"
+    assert prompts(PLAIN, row, **names) == [expected]
+
+
 def test_a_null_input_adds_nothing(prompts: Callable[..., list[str]]) -> None:
     rows = [{"instruction": "Go.", "input": None, "output": "a"}, {"instruction": "Go.", "input": "b", "output": "a"}]
     names = {"prompt": "instruction", "response": "output"}
@@ -346,10 +367,11 @@ def test_unread_columns_are_noted(tmp_path: Path) -> None:
     row = {"question": "Who?", "context": "Anna.", "history": "b", "id": "c", "response": "a"}
     task = _task(tmp_path, PLAIN, _lines(row), prompt="question")
     assert task.remarks(_lines(row), list(row)[1:4]) == (
+        "question: 19 % of the tokens are learned, those of the answers",
         "column context is not read; task.input: context reads it",
         "column history is not read; put it into the prompts or conversations if it matters",
     )
-    assert _task(tmp_path, PLAIN, prompt="question", input="context").remarks(_lines(row), ["id"]) == ()
+    assert len(_task(tmp_path, PLAIN, prompt="question", input="context").remarks(_lines(row), ["id"])) == 1
     assert _task(tmp_path, PLAIN, messages="question").params.unread(["context", "functions"]) == (
         "column functions is not read; task.tools: functions reads it",
     )
@@ -434,15 +456,16 @@ def test_a_function_call_without_json_is_a_bad_row(learned: Callable[..., list[s
 def test_answers_that_are_not_learned_are_noted(tmp_path: Path) -> None:
     rows = [_chat(("user", "hi"), ("assistant", "")), _chat(("user", "hi"), ("assistant", "yo"))]
     task = _task(tmp_path, PLAIN, messages="messages")
-    assert task.remarks(_lines(*rows)) == (
+    assert task.remarks(_lines(*rows))[1:] == (
         "messages: 50 % of the answers are empty (1 of the 2 looked at), so only their end is learned; fill them, or "
         "remove such rows",
     )
     row = _chat(("user", "0?"), ("assistant", "Yes."), ("user", "Sure?"), ("assistant", "Quite."))
     task = _task(tmp_path, THINKING, messages="messages")
-    assert task.remarks(_lines(row, row)) == (
+    assert task.remarks(_lines(row, row))[1:] == (
         "messages: 50 % of the answers are not learned (2 of the 4 looked at), as the chat template writes them "
-        "differently once other messages follow; split conversations after each answer, or set task.chat_template",
+        "differently once other messages follow; split conversations after each answer, or set task.chat_template "
+        "(chatml writes them alike)",
     )
 
 
@@ -518,12 +541,6 @@ def test_rows_of_several_files_keep_their_own_tools(tmp_path: Path) -> None:
 def test_messages_keep_other_keys_for_templates() -> None:
     (turn,) = read_turns([{"role": "assistant", "content": "a", "reasoning_content": "b", "name": None}], "m")
     assert turn.message == {"role": "assistant", "content": "a", "reasoning_content": "b"}
-
-
-def test_templates_that_need_text_arguments_are_detected() -> None:
-    writer = Writer(_tokenizer(LLAMA), "chat", "messages", "", ("assistant",))
-    assert not writer._wants_text_arguments
-    assert Writer(_tokenizer(TEXT_ARGUMENTS), "chat", "messages", "", ("assistant",))._wants_text_arguments
 
 
 _KEYS = st.sampled_from(

@@ -44,6 +44,8 @@ CALLING = {
 }  # fmt: skip
 TURNS = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}], "system": "Be kind."}
 JSON_TEXT = {"messages": json.dumps(CALLING["messages"]), "tools": json.dumps(TOOLS)}
+MIXED = {"messages": [_message("user", _parts("1+1?")), _message("assistant", "2")]}
+HALVES = {"prompt": [_message("user", "1+1?")], "completion": [_message("assistant", "2")]}
 CONTEXT = {"question": "Who?", "context": "Anna was here, as all of us know.", "answer": "Anna, of course, and no one."}
 
 
@@ -88,6 +90,8 @@ def launch(
         pytest.param(ALPACA, {"prompt": "instruction", "response": "output", "input": "input"}, id="r16"),
         pytest.param([CONTEXT], {"prompt": "question", "response": "answer", "input": "context"}, id="context"),
         pytest.param([TURNS], {"messages": "conversations", "system": "system"}, id="q50"),
+        pytest.param([PARTS, MIXED], {"messages": "messages"}, id="text and parts"),
+        pytest.param([HALVES], {"prompt": "prompt", "response": "completion"}, id="halves"),
         pytest.param([JSON_TEXT], {"messages": "messages", "tools": "tools"}, id="q54"),
     ],
 )

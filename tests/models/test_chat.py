@@ -98,4 +98,22 @@ def test_generated_text_does_not_depend_on_the_batch(tiny_models: dict[str, Path
     prompts = [[10, 11, 12], [20], [30, 31, 32, 33, 34]]
     together = generate(model, task.processor(), prompts, 6)
     assert together == [generate(model, task.processor(), [prompt], 6)[0] for prompt in prompts]
-    assert generate(model, task.processor(), [[5] * 80], 60)  # longer than the model's positions: its end is kept
+    assert generate(model, task.processor(), [], 6) == []
+
+
+def test_an_answer_ends_with_the_positions_of_the_model(tiny_models: dict[str, Path]) -> None:
+    task = CausalLM(CausalParams(), ModelSpec(name=str(tiny_models["causal-lm"])), 0)
+    model = task.build_model().eval()
+    model.generation_config.eos_token_id = None
+    prompts = [[10, 11, 12], [5] * 60, [5] * 64]
+    texts = generate(model, task.processor(), prompts, 8)
+    assert [len(text.split()) for text in texts] == [8, 4, 0]
+    assert texts == [generate(model, task.processor(), [prompt], 8)[0] for prompt in prompts]
+
+
+def test_a_prompt_that_is_too_long_is_a_bad_row(tiny_models: dict[str, Path]) -> None:
+    task = CausalLM(CausalParams(messages="messages", max_length=16), ModelSpec(name=str(tiny_models["causal-lm"])), 0)
+    long = [{"role": "user", "content": "w1 " * 20}, {"role": "assistant", "content": "w3"}]
+    encoded = task.encode(pa.table({"messages": [long, _CHAT]}), False)
+    assert encoded.valid_rows.tolist() == [1]
+    assert encoded.problems == ((0, "messages has a prompt of 25 tokens, more than task.max_length: 16 (raise it)"),)

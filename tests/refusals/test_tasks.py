@@ -162,7 +162,8 @@ CASES = [
     Case(
         "a chat template that fails",
         lambda desk: _chat(desk, _TURNS, ', chat_template: "{{ 1 / 0 }}"'),
-        f"{_TRAIN}: row 0: chat: the chat template refuses it (division by zero); {_MEND}",
+        f"{_TRAIN}: row 0: chat: the chat template refuses it (division by zero), and task.chat_template may "
+        f"name another; {_MEND}",
     ),
     Case(
         "answers that are lists",
