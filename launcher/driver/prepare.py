@@ -350,7 +350,7 @@ def _make_plan(
         train_rows=rows["train"],
         validation_rows=rows.get("validation", 0),
         test_rows=rows.get("test", 0),
-        validation_sources=splits["validation"].source_rows if "validation" in splits else (),
+        validation_sources=tuple(part.rows for part in splits["validation"].sources) if "validation" in splits else (),
         fingerprint=splits["train"].fingerprint,
         batch_size=job.train.batch_size,
         window_steps=job.data.window_steps,

@@ -99,7 +99,7 @@ class CausalLM(Task):
         position_ids = torch.from_numpy(positions(samples))
         # Labels stay out of the inputs: transformers would shift them once more and average the loss per micro-batch.
         # Without `use_cache: False` a forward pass also returns the keys and values of all layers.
-        inputs = {"input_ids": ids, "position_ids": position_ids, "use_cache": False}
+        inputs: dict[str, torch.Tensor | bool] = {"input_ids": ids, "position_ids": position_ids, "use_cache": False}
         return Batch(inputs, labels, torch.ones(len(samples)))
 
     def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:

@@ -48,6 +48,10 @@ def train_worker(config: WorkerConfig) -> None:
     result = run.find_record("result.json", ResultRecord)
     if result is not None and not run.exists("model/README.md"):
         result = None  # stopped between the end of training and the end of the export
+    # Trap: its modules are loaded on first use. A thread that begins to import them while this one does may see half of
+    # them (`ImportError: cannot import name 'AutoTokenizer'`), so they are imported before there is a second thread.
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+
     # Before the engine is built: the first window is encoded meanwhile.
     stream = ShardStream(_prefetch_first(_shards(config, TRAIN))) if result is None else None
     # After the imports and before the engine: the plan's estimate covers the model, its states and a step.

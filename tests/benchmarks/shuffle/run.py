@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402  # the path is set before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
+from launcher.data.row_order import read_ranges, row_ranges  # noqa: E402
 from launcher.data.sampler import EpochSampler  # noqa: E402
 from launcher.data.splits import open_split  # noqa: E402
 from launcher.data.stream import StreamSource  # noqa: E402
@@ -69,7 +70,7 @@ def texts(folder: Path, windows: int) -> dict[str, float]:
     for index in range(windows):
         window = Window("train", 0, index, index * _WINDOW, 0, _WINDOW)
         begin = time.perf_counter()
-        rows = source._read(window, source.row_ids(window), _COLUMNS)
+        rows = read_ranges(row_ranges(source.job, split, window), _COLUMNS)
         seconds["pools"] += time.perf_counter() - begin
         if index in compared:
             begin = time.perf_counter()
