@@ -98,9 +98,7 @@ def prepare(
     task = build_task(job)
     job = with_row_weights(job, task, splits["train"])
     model_facts = task.check_model()
-    if model_facts.get("packs") is False:
-        unpacked = TaskSpec.model_validate({**job.task.model_dump(), "packing": False})
-        job = job.model_copy(update={"task": unpacked})
+    job = _resolve_packing(job, task, model_facts.get("packs") is not False)
     data_notes = [*note_lost_labels(task, list(splits.values())), *note_sorted_rows(job, task, splits["train"])]
     run = RunDir(join(job.output.storage, job.name))
     if on_data is not None:
@@ -109,6 +107,19 @@ def prepare(
     if measure:
         data_notes += _sample_remarks(task, splits["train"])
     return PreparedJob(memory.job, run, splits, _make_plan(memory, splits, model_facts, data_notes))
+
+
+def _resolve_packing(job: JobSpec, task: Task, is_possible: bool) -> JobSpec:
+    """Return the job with `task.packing` true or false, for a task that has the parameter."""
+    wanted = getattr(task.params, "packing", None)
+    if wanted is None:
+        return job
+    if wanted == "auto":
+        # Batches of similar lengths have little padding. A packed sequence pays attention over its whole length, which
+        # a GPU makes up for by larger kernels and a CPU does not (tests/benchmarks/README.md).
+        wanted = bool(job.cluster.gpus_per_worker) or not job.data.group_by_length
+    section = {**job.task.model_dump(), "packing": wanted and is_possible}
+    return job.model_copy(update={"task": TaskSpec.model_validate(section)})
 
 
 def _check_optimizer(job: JobSpec) -> None:

@@ -8,7 +8,11 @@ from launcher.spec.job import JobSpec
 _CURVE_SECTIONS = {"seed", "task", "model", "data", "train"}
 # Keys of these sections that do not change the curve. The hash is in every checkpoint: a change here makes old
 # checkpoints unusable.
-_EXCLUDED = {"train": {"log_every_steps", "sync_check_steps"}, "data": {"leakage", "cache", "files_below"}}
+_EXCLUDED = {
+    "train": {"log_every_steps", "sync_check_steps"},
+    "data": {"leakage", "cache", "files_below"},
+    "task": {"packing"},
+}
 
 
 def spec_hash(job: JobSpec) -> str:

@@ -198,7 +198,7 @@ def test_packed_sequences_have_rows_of_one_source(tiny_models: dict[str, Path], 
     for seed, name in enumerate(("a", "b")):
         pq.write_table(example_table(50, seed, "causal-lm"), tmp_path / f"{name}.parquet")
         mixture[name] = {"train": str(tmp_path / f"{name}.parquet")}
-    task = {"type": "causal-lm", "max_length": 48}
+    task = {"type": "causal-lm", "max_length": 48, "packing": True}
     job = prepared_job(tiny_models["causal-lm"], {"mixture": mixture, "weight_unit": "tokens"}, tmp_path, task=task)
     assert job.job.data.weight_unit == "rows"
     for shard in share_cells(job, 2, 0, 0):

@@ -14,6 +14,7 @@ from tests.support.worker_group import run_group, train_curve, train_here, train
 _SYNC: dict[str, Any] = {"model": {"batch_norm": "sync"}}
 _LORA: dict[str, Any] = {"model": {"lora": {"rank": 4}}, "train": {"learning_rate": 3e-2, "max_steps": 20}}
 _STEPS = 10
+_PACKED = {"max_length": 48, "packing": True}
 _AUGMENT = {"flip_fraction": 0.5, "crop_scale_min": 0.6, "rotate_degrees": 5}
 
 # Name -> task, its parameters, other sections.
@@ -21,11 +22,11 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "text-lora": ("text-classification", {"max_length": 32}, _LORA),
     "token": ("token-classification", {"max_length": 32}, {}),
     "token-lora": ("token-classification", {"max_length": 32}, _LORA),
-    "causal-packed": ("causal-lm", {"max_length": 48}, {}),
+    "causal-packed": ("causal-lm", _PACKED, {}),
     # At a larger learning rate this one is chaotic: differences of the last bit double with every step.
-    "causal-packed-lora": ("causal-lm", {"max_length": 48}, {**_LORA, "train": {"learning_rate": 5e-3}}),
-    "causal-packed-opt": ("causal-lm", {"max_length": 48}, {"train": {"learning_rate": 1e-3}}),
-    "causal-packed-opt-lora": ("causal-lm", {"max_length": 48}, {**_LORA, "train": {"learning_rate": 5e-3}}),
+    "causal-packed-lora": ("causal-lm", _PACKED, {**_LORA, "train": {"learning_rate": 5e-3}}),
+    "causal-packed-opt": ("causal-lm", _PACKED, {"train": {"learning_rate": 1e-3}}),
+    "causal-packed-opt-lora": ("causal-lm", _PACKED, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
     "image-resnet-sync": ("image-classification", {}, _SYNC),
@@ -82,7 +83,7 @@ def test_packing_does_not_change_the_curve(job: PreparedJob) -> None:
 def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     model = make_tiny_bloom(tmp_path / "bloom", tiny_models["causal-lm"])
     data = write_splits(tmp_path / "data", train=20, task="causal-lm")
-    prepared = prepared_job(model, data, tmp_path, task={"type": "causal-lm"})
+    prepared = prepared_job(model, data, tmp_path, task={"type": "causal-lm", "packing": True})
     assert prepared.job.task.parameters()["packing"] is False
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
