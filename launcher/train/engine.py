@@ -18,10 +18,11 @@ from launcher.errors import TrainingError, WeightDivergenceError
 from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
+from launcher.models.quantization import dequantize, is_quantized, set_compute_dtype
 from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Batch, Task
-from launcher.train.checkpoint.state_dict import collect_state
+from launcher.train.checkpoint.state_dict import collect_state, load_trained
 from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
 from launcher.train.deepspeed_config import deepspeed_config
 from launcher.train.ema import EMA, EMA_FILE
@@ -37,6 +38,9 @@ from launcher.train.op_builders import prepare_op_builds
 from launcher.train.param_groups import bitsandbytes_optimizer, build_param_groups, check_shardable
 
 deepspeed = import_deepspeed()
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Integers of a weight's bits, by the bytes of an element.
+_BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
 _DIGEST_ELEMENTS = 1 << 20
 """Elements of a weight that `check_sync` converts at a time."""
 
@@ -48,6 +52,8 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
         # The reentrant variant needs an input that requires a gradient (torch/utils/checkpoint.py). With frozen
         # embeddings, or with LoRA, none does, and the layers would get no gradient.
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if job.model.quantization is not None:
+        set_compute_dtype(inner, _DTYPES[job.train.precision])
     if job.model.freeze is not None:
         freeze(inner, job.model.freeze)
     model = inner if job.model.lora is None else add_adapters(inner, task.auto_model, job.model, job.seed)
@@ -291,7 +297,11 @@ class Engine:
         module_only = weights_only and not universal and self.zero < 3
         with reading_back(self._engine, universal):
             path, _ = self._engine.load_checkpoint(
-                str(directory), tag=tag, load_module_only=module_only, load_lr_scheduler_states=False
+                str(directory),
+                tag=tag,
+                load_module_only=module_only,
+                load_lr_scheduler_states=False,
+                custom_load_fn=load_trained,
             )
         if path is None:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
@@ -331,6 +341,8 @@ class Engine:
             # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
+                    if is_quantized(tensor):
+                        tensor = dequantize(self._unwrapped.get_submodule(name.rpartition(".")[0]))
                     # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
                     state[name] = tensor.detach().cpu().clone()
         if self.rank != 0:
@@ -373,7 +385,7 @@ class Engine:
             digest.update(name.encode())
             # A sum of the raw bits, weighted by position, detects any flipped bit and moves 8 bytes to the CPU. In
             # chunks: as int64, a large embedding would take four times its own memory.
-            bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+            bits = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
             total = torch.zeros((), dtype=torch.int64, device=bits.device)
             for number, chunk in enumerate(bits.flatten().split(_DIGEST_ELEMENTS)):
                 begin = number * _DIGEST_ELEMENTS + 1
