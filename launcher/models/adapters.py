@@ -192,6 +192,27 @@ def _trained_rows(model: "PreTrainedModel", spec: ModelSpec) -> dict[str, list[i
     return {name: ids for name, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
+def borrowed_parameters(model: "PeftModel") -> "list[tuple[torch.nn.Module, torch.nn.Parameter]]":
+    """Return the parameters that a module's forward pass reads of other modules, with that module.
+
+    ZeRO-3 gathers a module's own parameters alone unless it is told of these: DoRA computes norms of a layer's weight,
+    and new tokens replace rows of the embeddings.
+    """
+    from peft.tuners.lora.dora import DoraLinearLayer
+    from peft.tuners.lora.layer import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    borrowed: list[tuple[torch.nn.Module, torch.nn.Parameter]] = []
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            lenders = (layer.get_base_layer(), *layer.lora_A.values(), *layer.lora_B.values())
+            doras = [inner for inner in layer.lora_magnitude_vector.values() if isinstance(inner, DoraLinearLayer)]
+            borrowed += [(dora, p) for dora in doras for lender in lenders for p in lender.parameters(recurse=False)]
+        if isinstance(layer, TrainableTokensLayer):
+            borrowed += [(layer, p) for p in (layer.base_layer.weight, *layer.trainable_tokens_delta.values())]
+    return borrowed
+
+
 def save_adapters(model: "PeftModel", state: "dict[str, torch.Tensor]", folder: Path) -> None:
     """Save the adapters and the trained layers without the base model, for `PeftModel.from_pretrained`.
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import TrainingError, WeightDivergenceError
-from launcher.models.adapters import add_adapters
+from launcher.models.adapters import add_adapters, borrowed_parameters
 from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
 from launcher.models.quantization import dequantize, is_quantized, set_compute_dtype
@@ -115,6 +115,9 @@ class Engine:
                 config=config,
                 dist_init_required=False,
             )
+        if self.zero == 3 and job.model.lora is not None:
+            for reader, parameter in borrowed_parameters(model):  # type: ignore[arg-type]  # a PeftModel
+                deepspeed.zero.register_external_parameter(reader, parameter)
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
