@@ -131,8 +131,10 @@ def _explain_no_match(
 ) -> str:
     problem = f"not a layer of this {model.config.model_type} model"
     if matches:
-        is_new = all(name in new for name in matches)
-        problem = "new, so it is trained in full" if is_new else f"a {kinds[matches[0]]}, which takes no adapter"
+        kind = kinds[matches[0]]
+        problem = f"a{'n' * (kind[0] in 'AEIOU')} {kind}, which takes no adapter"
+        if all(name in new for name in matches):
+            problem = "new, so it is trained in full"
     names = sorted({name.rpartition(".")[2] for name in linear})
     near = difflib.get_close_matches(pattern, names, 1)
     remedy = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(names)}"
