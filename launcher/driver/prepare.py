@@ -107,7 +107,8 @@ def prepare(
 
 
 def _check_bitsandbytes(job: JobSpec) -> None:
-    if importlib.util.find_spec("bitsandbytes") is not None:
+    # transformers quantizes with both.
+    if all(importlib.util.find_spec(name) for name in ("bitsandbytes", "accelerate")):
         return
     keys = {
         "train.optimizer: adamw_8bit needs": "take adamw" if job.train.optimizer.type == "adamw_8bit" else None,

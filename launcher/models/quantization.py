@@ -13,6 +13,7 @@ from launcher.models.weights import OPTIONAL_PARTS
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
+_BLOCK = 64
 BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight: 4 bits, a scale of 8 bits for 64 weights, and a scale of those in fp32 for 256 of them."""
 
@@ -20,7 +21,8 @@ BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 def quantized_layers(model: "PreTrainedModel") -> list[str]:
     """Return the names of the layers that are quantized: the linear ones of the pretrained body.
 
-    Not the output layer, whose errors would reach every token, nor layers that the weights may lack: they are trained.
+    Not the output layer, whose errors would reach every token, nor layers that the weights may lack, which are trained,
+    nor layers whose inputs are not whole blocks of 64: bitsandbytes 0.50 confuses their scales on a CPU.
 
     Args:
         model: Model on any device, meta too, before it is quantized.
@@ -40,6 +42,7 @@ def quantized_layers(model: "PreTrainedModel") -> list[str]:
         and (name.startswith(prefix) or not has_body)
         and not name.endswith(in_fp32 or ("\0",))
         and OPTIONAL_PARTS.isdisjoint(name.split("."))
+        and module.weight.shape[0 if isinstance(module, Conv1D) else 1] % _BLOCK == 0
     ]
 
 
