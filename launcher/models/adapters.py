@@ -16,6 +16,7 @@ from launcher.spec.model import LoraSpec, ModelSpec
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
 # peft's task types: the class that `AutoPeftModel` loads an adapter with. peft has none for masked language models.
@@ -272,13 +273,13 @@ def _plain_name(name: str) -> str:
 
 
 def _merge_layer(
-    layer: "torch.nn.Module", name: str, weight: "torch.Tensor", state: "dict[str, torch.Tensor]"
+    layer: "LoraLayer", name: str, weight: "torch.Tensor", state: "dict[str, torch.Tensor]"
 ) -> "torch.Tensor":
     """Return a layer's weight with its adapter."""
     up, down = (state[f"{name}.lora_{part}.default.weight"].float() for part in "BA")
     # Flattened, as the adapters of a convolution are convolutions. In fp32, even if the weights are not.
-    delta = (up.flatten(1) @ down.flatten(1)) * layer.scaling["default"]  # type: ignore[index]  # a LoraLayer
-    base = layer.get_base_layer()  # type: ignore[operator]  # a LoraLayer
+    delta = (up.flatten(1) @ down.flatten(1)) * layer.scaling["default"]
+    base = layer.get_base_layer()
     # GPT-2's Conv1D stores its weight as (in, out); a quantized layer knows what it was.
     is_transposed = getattr(base, "source_cls", type(base)).__name__ == "Conv1D"
     rows = weight.T if is_transposed else weight
@@ -286,4 +287,5 @@ def _merge_layer(
     magnitude = state.get(f"{name}.lora_magnitude_vector.default.weight")
     if magnitude is not None:
         merged *= (magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
-    return (merged.T.contiguous() if is_transposed else merged).to(weight.dtype)
+    whole: torch.Tensor = merged.T.contiguous() if is_transposed else merged
+    return whole.to(weight.dtype)

@@ -4,7 +4,7 @@ Runs in train workers, and on the head where memory is estimated on a meta model
 (`driver/prepare.py` checks that it is installed), so it is imported by transformers and here only where it is used.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any  # layers of bitsandbytes, which may not be installed
 
 import torch
 
@@ -70,12 +70,14 @@ def finish_loading(model: "PreTrainedModel") -> None:
 
     Otherwise the exported config would announce weights of 4 bits, and `to` of the model would raise.
     """
+    module: Any
     for module in model.modules():
         if is_quantized(getattr(module, "weight", None)):
             # Trap, bitsandbytes 0.50 (nn/modules.py, Linear4bit.forward): on a CPU with AVX-512 the first evaluation
             # would pack the weights for its kernel and round their scales to bf16, and training would go on with that.
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # a Linear4bit
-    model.hf_quantizer.remove_quantization_config(model)
+            module.support_avx512bf16_for_cpu = False
+    quantizer: Any = model.hf_quantizer
+    quantizer.remove_quantization_config(model)
     # A map of one device, for which accelerate adds no hooks; `save_pretrained` would take "cpu" for offloading.
     if hasattr(model, "hf_device_map"):
         del model.hf_device_map
@@ -83,9 +85,10 @@ def finish_loading(model: "PreTrainedModel") -> None:
 
 def set_compute_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Set the dtype in which quantized layers multiply: that of the training."""
+    module: Any
     for module in model.modules():
         if is_quantized(getattr(module, "weight", None)):
-            module.compute_dtype = dtype  # type: ignore[assignment]  # a Linear4bit
+            module.compute_dtype = dtype
 
 
 def is_quantized(weight: object) -> bool:
@@ -94,11 +97,11 @@ def is_quantized(weight: object) -> bool:
     return type(weight).__name__ == "Params4bit"
 
 
-def dequantize(layer: torch.nn.Module) -> torch.Tensor:
+def dequantize(layer: Any) -> torch.Tensor:
     """Return the weight of a quantized layer in fp32, in the shape that its class had before."""
     from bitsandbytes.functional import dequantize_4bit
     from transformers.pytorch_utils import Conv1D
 
     weight: torch.Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     # transformers transposes the weights of GPT-2's Conv1D before it quantizes them (integrations/bitsandbytes.py).
-    return weight.T.contiguous() if issubclass(layer.source_cls, Conv1D) else weight  # type: ignore[arg-type]
+    return weight.T.contiguous() if issubclass(layer.source_cls, Conv1D) else weight

@@ -344,10 +344,10 @@ class Engine:
             # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
-                    if is_quantized(tensor):
-                        tensor = dequantize(self._unwrapped.get_submodule(name.rpartition(".")[0]))
+                    layer = self._unwrapped.get_submodule(name.rpartition(".")[0])
+                    whole = dequantize(layer) if is_quantized(tensor) else tensor
                     # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
-                    state[name] = tensor.detach().cpu().clone()
+                    state[name] = whole.detach().cpu().clone()
         if self.rank != 0:
             return None
         parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))

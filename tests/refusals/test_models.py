@@ -194,7 +194,8 @@ CHANGED = [
     Case(
         "4-bit weights that are trained",
         lambda desk: ["model.quantization=nf4"],
-        "override model.quantization=nf4: model.quantization is nf4, and weights of 4 bits cannot be trained; add lora, or drop quantization",
+        "override model.quantization=nf4: model.quantization is nf4, and weights of 4 bits cannot be trained; add "
+        "lora, or drop quantization",
     ),
     Case(
         "new tokens whose embeddings are frozen",

@@ -6,7 +6,7 @@ counts the bytes of the storages that are alive. Runs on the client and the head
 
 import logging
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any  # a PeftModel or the model in it
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -63,8 +63,8 @@ def count_parameters(model: "PreTrainedModel", is_quantized: bool) -> ParameterC
         is_quantized: True if the frozen weights of its linear layers will have 4 bits.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    layers = [inner.get_submodule(name) for name in (quantized_layers(inner) if is_quantized else ())]
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    layers: list[Any] = [inner.get_submodule(name) for name in (quantized_layers(inner) if is_quantized else ())]
     quantized = [layer.weight.numel() for layer in layers if not layer.weight.requires_grad]
     return ParameterCounts(
         trained=sum(p.numel() for p in trained),
