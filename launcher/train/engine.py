@@ -344,8 +344,8 @@ class Engine:
             # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
-                    layer = self._unwrapped.get_submodule(name.rpartition(".")[0])
-                    whole = dequantize(layer) if is_quantized(tensor) else tensor
+                    owner = name.rpartition(".")[0]
+                    whole = dequantize(self._unwrapped.get_submodule(owner)) if is_quantized(tensor) else tensor
                     # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
                     state[name] = whole.detach().cpu().clone()
         if self.rank != 0:
