@@ -29,6 +29,7 @@ _MAY_SKIP = {
     "tests/cluster/test_slurm.py::test_a_run_that_is_stopped_goes_on_in_the_next_start": "`make test-slurm` runs it",
     "tests/faults/test_nodes.py*": "needs ",
     "tests/submit/kubernetes/test_kubectl.py*": "needs kubectl",
+    "tests/models/test_quantization.py*": "needs bitsandbytes",
     "tests/processes/*": "for Linux alone",
     "tests/processes/test_fork_server.py::test_another_user_is_refused": "needs root",
     "tests/refusals/test_storages.py*": "needs to mount a tmpfs",

@@ -199,7 +199,7 @@ def cache_root(job: JobSpec) -> str | None:
 
 def encoding_of(job: JobSpec) -> str:
     """Return the part of a job that decides how its rows are encoded, as JSON."""
-    return job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config"}})
+    return job.model_dump_json(include={"task": True, "model": {"name", "revision", "from_config", "add_tokens"}})
 
 
 def encoded_rows(job: JobSpec, split: Split, task: Task, for_evaluation: bool, ids: RowIds) -> Encoded:

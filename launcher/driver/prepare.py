@@ -89,7 +89,7 @@ def prepare(
     Raises:
         UserError: Data, columns, labels or model do not fit the job file.
     """
-    _check_optimizer(job)
+    _check_bitsandbytes(job)
     job = with_absolute_paths(job)
     # Called for its error alone: it checks data.cache.
     cache_root(job)
@@ -122,12 +122,20 @@ def _resolve_packing(job: JobSpec, task: Task, is_possible: bool) -> JobSpec:
     return job.model_copy(update={"task": TaskSpec.model_validate(section)})
 
 
-def _check_optimizer(job: JobSpec) -> None:
-    if job.train.optimizer.type == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "train.optimizer: adamw_8bit needs bitsandbytes, which is not installed here; pip install "
-            "'launcher[bitsandbytes]' on every node, or take adamw"
-        )
+def _check_bitsandbytes(job: JobSpec) -> None:
+    # transformers quantizes with both.
+    if all(importlib.util.find_spec(name) for name in ("bitsandbytes", "accelerate")):
+        return
+    keys = {
+        "train.optimizer: adamw_8bit needs": "take adamw" if job.train.optimizer.type == "adamw_8bit" else None,
+        "model.quantization: nf4 needs": "drop it" if job.model.quantization else None,
+    }
+    for key, alternative in keys.items():
+        if alternative is not None:
+            raise ModelError(
+                f"{key} bitsandbytes, which is not installed here; pip install 'launcher[bitsandbytes]' on every node, "
+                f"or {alternative}"
+            )
 
 
 def _resolve_task(job: JobSpec, splits: dict[str, Split]) -> JobSpec:

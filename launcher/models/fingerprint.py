@@ -13,14 +13,17 @@ from launcher.spec.model import ModelSpec
 
 _HASHED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 # Only their size is recorded: hashing gigabytes takes minutes, and a resumed run has the weights of its checkpoint.
+# Frozen weights are in none, so samples of them are hashed: another training changes nearly all of them.
 _WEIGHTS = (".safetensors", ".bin")
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
 def fingerprint_model(model: ModelSpec) -> dict[str, str]:
     """Return the fingerprint of a model.
 
     Returns:
-        The commit of a hub model; of a directory, sha256 of its small files and sizes of its weights, by file name.
+        The commit of a hub model; of a directory, by file name, sha256 of its small files and sizes of its weights, and
+        of a job that freezes weights a hash of samples of them.
 
     Raises:
         ModelError: There is no such model.
@@ -36,5 +39,16 @@ def fingerprint_model(model: ModelSpec) -> dict[str, str]:
         if path.suffix in _HASHED:
             fingerprint[path.name] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         elif path.suffix in _WEIGHTS:
-            fingerprint[path.name] = f"{path.stat().st_size} bytes"
+            is_frozen = model.lora is not None or model.freeze is not None
+            fingerprint[path.name] = f"{path.stat().st_size} bytes" + (f", {_hash_samples(path)}" if is_frozen else "")
     return fingerprint
+
+
+def _hash_samples(path: Path) -> str:
+    """Return a hash of blocks that are spread evenly over a file."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as stream:
+        for number in range(_SAMPLES):
+            stream.seek(number * size // _SAMPLES)
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return f"samples {digest.hexdigest()[:16]}"

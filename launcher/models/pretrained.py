@@ -2,7 +2,8 @@
 
 Models are loaded in train and predict workers, configs and processors anywhere. No remote code and no pickles are
 loaded unless the job file allows it. New layers (a head) are initialised from the job's seed and the parameter's name,
-so their values do not depend on how the model is loaded or sharded. Read `weights.py` next for the checks of the files.
+so their values do not depend on how the model is loaded or sharded; so are the rows of tokens that the job adds
+(`model.add_tokens`). Read `weights.py` next for the checks of the files.
 """
 
 import hashlib
@@ -27,6 +28,9 @@ _DROPOUTS = (
     "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "seq_classif_dropout",
     "pooler_dropout", "summary_first_dropout", "classifier_dropout_prob", "embedding_dropout", "mlp_dropout",
 )  # fmt: skip
+
+# Auto classes without a head of the task's own: their weights must be complete. Only a pooler may be new.
+_WHOLE = frozenset(("AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"))
 
 
 def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
@@ -58,7 +62,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
 
 
 def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a model. It always has a padding token, if it has any special token.
+    """Load the tokenizer of a model, with the job's new tokens. It has a padding token, if it has any special token.
 
     Args:
         spec: Model section of the job.
@@ -89,6 +93,10 @@ def load_tokenizer(spec: ModelSpec, words: bool = False) -> "PreTrainedTokenizer
         raise ModelError(
             f"model.name: {spec.name} has no tokenizer; put its files (tokenizer.json) next to the weights"
         )
+    if spec.add_tokens:
+        # Without those that it has: as added tokens they would be found inside other words too.
+        known = tokenizer.get_vocab()
+        tokenizer.add_tokens([token for token in dict.fromkeys(spec.add_tokens) if token not in known])
     if tokenizer.pad_token_id is None:
         # Padding with token 0 would be padding with a word ("!" in GPT-2's vocabulary): models that classify from the
         # last token before the padding would skip it at the end of a text.
@@ -138,7 +146,14 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             # Every rank draws the same weights, as the seed is the job's.
-            return kind.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]  # untyped
+            model = kind.from_config(config, dtype=torch.float32)
+        add_embeddings(model, spec, seed)
+        return model  # type: ignore[no-any-return]  # untyped
+    options = {}
+    if spec.quantization is not None:
+        from launcher.models.quantization import nf4_config  # imports torch
+
+        options["quantization_config"] = nf4_config(without_weights(auto_model, spec, config))
     try:
         model, info = kind.from_pretrained(
             local_copy(spec.name, weights=True),
@@ -151,14 +166,99 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
             # rounded.
             dtype=torch.float32,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _model_error(spec, error) from error
-    check_loaded(spec, model, info["missing_keys"], is_whole=auto_model == "AutoModelForCausalLM")
+    if spec.quantization is not None:
+        from launcher.models.quantization import finish_loading
+
+        finish_loading(model)
+    missing = frozenset(info["missing_keys"])
+    check_loaded(spec, model, missing, is_whole=auto_model in _WHOLE)
     # transformers has drawn them already, from the global generator: overwritten, or a head would depend on what else
     # drew before.
-    _initialise(model, set(info["missing_keys"]), seed)
+    _initialise(model, missing, seed)
+    # Read by `new_parameters`: what the files lack is known only now.
+    model.launcher_new_parameters = missing
+    add_embeddings(model, spec, seed)
     return model  # type: ignore[no-any-return]  # from_pretrained is untyped
+
+
+def new_parameters(auto_model: str, model: "PreTrainedModel") -> frozenset[str]:
+    """Return the names of the parameters that the weights lack, such as a new head's.
+
+    Args:
+        auto_model: Name of the Auto class.
+        model: Result of `load_model`; of another model, such as one on the meta device, a head counts as new unless it
+            is a language model's.
+    """
+    known: frozenset[str] | None = getattr(model, "launcher_new_parameters", None)
+    if known is not None:
+        return known
+    names = [name for name, _ in model.named_parameters()]
+    prefix = f"{model.base_model_prefix}."
+    has_new_head = not auto_model.endswith("LM") and any(name.startswith(prefix) for name in names)
+    return frozenset(name for name in names if has_new_head and not name.startswith(prefix))
+
+
+def new_token_ids(spec: ModelSpec) -> list[int]:
+    """Return the ids of the job's tokens that the model's own tokenizer lacks."""
+    if not spec.add_tokens:
+        return []
+    known = load_tokenizer(spec.model_copy(update={"add_tokens": ()})).get_vocab()
+    vocabulary = load_tokenizer(spec).get_vocab()
+    return [vocabulary[token] for token in dict.fromkeys(spec.add_tokens) if token not in known]
+
+
+def add_embeddings(model: "PreTrainedModel", spec: ModelSpec, seed: int) -> None:
+    """Add a row to the embeddings, and to the output layer, for each new token; in place.
+
+    A model with more embeddings than tokens, as many have, uses its spare rows first.
+
+    Args:
+        model: Model on any device; on the meta device only the shapes change.
+        spec: Model section of the job.
+        seed: Seed of the new rows; the global random state is left as it was.
+
+    Raises:
+        ModelError: The model reads no tokens.
+    """
+    import torch
+
+    if not spec.add_tokens:
+        return
+    embeddings = model.get_input_embeddings()
+    if not isinstance(embeddings, torch.nn.Embedding):
+        raise ModelError(
+            f"model.add_tokens: a {model.config.model_type} model has no embeddings of tokens; drop add_tokens"
+        )
+    size = max(new_token_ids(spec), default=-1) + 1
+    if size <= embeddings.num_embeddings:
+        return
+    is_real = not embeddings.weight.is_meta
+    with torch.random.fork_rng():
+        # All ranks and attempts must draw the same rows: transformers draws them around the mean of the others, from
+        # the global generator.
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(size, mean_resizing=is_real)
+
+
+def check_trained_rows(model: "PreTrainedModel", spec: ModelSpec) -> None:
+    """Refuse frozen embeddings of new tokens, which would stay random.
+
+    Args:
+        model: Model after `layers.freeze`.
+        spec: Model section of the job.
+
+    Raises:
+        ModelError: The embeddings are frozen.
+    """
+    if spec.add_tokens and not any(p.requires_grad for p in model.get_input_embeddings().parameters()):
+        raise ModelError(
+            "model.freeze: freezes the embeddings, and those of model.add_tokens must be trained; freeze less, or use "
+            "model.lora, which trains the new rows alone"
+        )
 
 
 def without_weights(auto_model: str, spec: ModelSpec, config: "PretrainedConfig") -> "PreTrainedModel":
@@ -205,7 +305,7 @@ def _auto_class(name: str) -> "type[_BaseAutoModelClass]":
     return getattr(transformers, name)  # type: ignore[no-any-return]  # looked up by name
 
 
-def _initialise(model: "PreTrainedModel", missing: set[str], seed: int) -> None:
+def _initialise(model: "PreTrainedModel", missing: frozenset[str], seed: int) -> None:
     """Initialise new parameters from seed and name: matrices N(0, initializer_range), biases 0, norm weights 1."""
     import torch
 

@@ -5,7 +5,6 @@ Runs on the client and the head, on the headers of the files, which have the nam
 training would then start from noise.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -29,15 +28,12 @@ _AGAIN = "copy or download it again"
 _TOGETHER = "put the files of one model together"
 # Parts of names added by DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-# Parameters of a body that may be missing: checkpoints of pretraining heads lack the pooler or the mask embedding.
-_OPTIONAL = frozenset(("pooler", "mask_token", "mask_emb", "masked_spec_embed"))
+OPTIONAL_PARTS = frozenset(("pooler", "mask_token", "mask_emb", "masked_spec_embed"))
+"""Parts of a body that may be missing: checkpoints of pretraining heads lack the pooler or the mask embedding."""
 _LFS_MAGIC = b"version https://git-lfs"
 # A zip archive, or a bare pickle as torch.save wrote before 1.6.
 _TORCH_MAGIC = (b"PK", b"\x80")
 _LAYER = re.compile(r"(.+?\.)\d+\.")
-# Conv1D is GPT-2's linear layer.
-_LINEAR = ("Linear", "Conv1D")
-_ADAPTABLE = (*_LINEAR, "Embedding", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
 
 
 def check_place(spec: ModelSpec) -> None:
@@ -105,7 +101,7 @@ def check_loaded(spec: ModelSpec, model: "PreTrainedModel", missing: Collection[
         spec: Model section of the job.
         model: Loaded model.
         missing: Names of the parameters that the weights lack.
-        is_whole: True if the head must be pretrained too.
+        is_whole: True if all of it must be pretrained, the head too.
 
     Raises:
         ModelError: There are such parameters; names the first.
@@ -113,7 +109,7 @@ def check_loaded(spec: ModelSpec, model: "PreTrainedModel", missing: Collection[
     names = [name for name, _ in model.named_parameters()]
     body = [name for name in names if name.startswith(f"{model.base_model_prefix}.")]
     needed = names if is_whole or set(names) <= set(missing) else body
-    gaps = [name for name in needed if name in missing and _OPTIONAL.isdisjoint(name.split("."))]
+    gaps = [name for name in needed if name in missing and OPTIONAL_PARTS.isdisjoint(name.split("."))]
     if gaps:
         more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
         raise ModelError(
@@ -262,28 +258,6 @@ def _about_head(name: str, prefix: str) -> str:
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
-
-
-def check_layers(targets: tuple[str, ...], model: "PreTrainedModel") -> None:
-    """Refuse names of layers that cannot get adapters.
-
-    Args:
-        targets: Names in `model.lora.target_modules`; a layer matches by the end of its name.
-        model: Model without storage (`pretrained.without_weights`).
-
-    Raises:
-        ModelError: A name matches no layer, or none that can have an adapter.
-    """
-    named = [(name, type(module).__name__) for name, module in model.named_modules()]
-    linear = sorted({name.rpartition(".")[2] for name, kind in named if kind in _LINEAR})
-    for target in targets:
-        kinds = [kind for name, kind in named if name == target or name.endswith(f".{target}")]
-        if any(kind in _ADAPTABLE for kind in kinds):
-            continue
-        problem = f"a {kinds[0]}, which takes no adapter" if kinds else f"not a layer of this {_kind(model)} model"
-        near = difflib.get_close_matches(target, linear, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(linear)}"
-        raise ModelError(f"model.lora.target_modules: {target} is {problem}; {remedy}")
 
 
 def _kind(model: "PreTrainedModel") -> str:

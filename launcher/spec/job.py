@@ -83,6 +83,12 @@ class JobSpec(Section):
                 "train.compile is true and the ZeRO stage is 3, which gathers weights on the fly, and compiled code "
                 "cannot; drop train.compile, or use parallel.zero: 2 without offload_parameters and offload_path"
             )
+        if self.model.quantization is not None and self.zero_stage == 3:
+            raise ValueError(
+                f"model.quantization is {self.model.quantization} and the ZeRO stage is 3, which would cut 4-bit "
+                "weights apart from their scales; set parallel.zero: 2 without offload_parameters and offload_path, or "
+                "drop quantization"
+            )
         if self.train.precision == "fp16" and self.zero_stage == 0:
             # At stage 0, DeepSpeed 0.19.8 starts with a loss scale of 2**32 and skips about the first twenty steps.
             raise ValueError(

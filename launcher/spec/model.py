@@ -1,6 +1,6 @@
 """`model:` in the job file: the model to start from, and which of its weights to train. Runs anywhere."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -14,13 +14,22 @@ class LoraSpec(Section):
     """Rank of each adapter."""
 
     alpha: float = Field(default=32.0, gt=0.0)
-    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank, or alpha / sqrt(rank) if rank-stabilized."""
+
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank), which keeps large ranks learning (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
+
+    dora: bool = False
+    """Learn the length of each row of a weight apart from its direction (DoRA, Liu et al. 2024, arXiv:2402.09353):
+    closer to full fine-tuning at small ranks, for more compute."""
 
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout probability of each adapter's input."""
 
     target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Names of the layers that get an adapter; null means every linear layer except the head (arXiv:2305.14314)."""
+    """Layers that get an adapter, by the end of their names, with * and ?: `q_proj`, `layers.1?.*_proj`; null means
+    every linear layer except a language model's output layer (arXiv:2305.14314). Layers that are new, such as a head,
+    get none: they are trained in full."""
 
 
 class FreezeSpec(Section):
@@ -53,6 +62,14 @@ class ModelSpec(Section):
     lora: LoraSpec | None = None
     """Train low-rank adapters and the head instead of all weights; null trains all weights."""
 
+    quantization: Literal["nf4"] | None = None
+    """Keep the frozen weights of the linear layers in 4 bits under `lora` (QLoRA, Dettmers et al. 2023,
+    arXiv:2305.14314): a quarter of the memory of bf16. Needs bitsandbytes; not for ZeRO-3."""
+
+    add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Tokens to add to the tokenizer, in this order; those that it has are skipped. Their embeddings start near the
+    mean of the others and are trained, also under `lora`."""
+
     freeze: FreezeSpec | None = None
     """Freeze a part of the weights; `launcher check` prints which. Frozen BatchNorm layers keep their statistics."""
 
@@ -74,10 +91,14 @@ class ModelSpec(Section):
 
     def exported(self, directory: str) -> "ModelSpec":
         """Return the spec that loads a finished run's exported model, with the same permissions."""
-        # The export holds whole weights, with adapters merged into them: nothing may be added or frozen again.
+        # The export holds whole weights, with adapters merged into them and rows for the new tokens: nothing may be
+        # added or frozen again.
         return self.model_copy(
-            update={"name": directory, "revision": None, "from_config": None, "lora": None, "freeze": None}
-        )
+            update={
+                "name": directory, "revision": None, "from_config": None, "lora": None, "freeze": None,
+                "quantization": None, "add_tokens": (),
+            }
+        )  # fmt: skip
 
     @property
     def syncs_batch_norm(self) -> bool:
@@ -92,4 +113,14 @@ class ModelSpec(Section):
             raise ValueError("from_config needs a model_type, such as gpt2, bert, vit or resnet")
         if self.freeze is not None and self.lora is not None:
             raise ValueError("freeze has no effect with lora, which trains only its adapters and the head; drop freeze")
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"quantization is {self.quantization}, and weights of 4 bits cannot be trained; add lora, or drop "
+                "quantization"
+            )
+        if self.quantization is not None and self.from_config is not None:
+            raise ValueError(
+                f"quantization is {self.quantization}, and from_config starts from random weights, which must be "
+                "trained; drop one of them"
+            )
         return self

@@ -33,9 +33,17 @@ import pyarrow as pa
 
 from launcher.errors import ModelError
 from launcher.formatting import format_percent
+from launcher.models.adapters import find_targets
 from launcher.models.cells import CellSource
-from launcher.models.pretrained import load_config, load_model, usable_positions, without_weights
-from launcher.models.weights import check_layers, check_weights
+from launcher.models.pretrained import (
+    add_embeddings,
+    check_trained_rows,
+    load_config,
+    load_model,
+    usable_positions,
+    without_weights,
+)
+from launcher.models.weights import check_weights
 from launcher.rundir.records import ClassRow, ConfusionMatrix, SpanMark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.params import ColumnKind, TaskParams, TrainingColumns
@@ -246,14 +254,16 @@ class Task(Protocol):
         max_length, positions = getattr(self.params, "max_length", 0), usable_positions(model)
         if positions is not None and max_length > positions:
             raise ModelError(f"task.max_length: {max_length} is more than the model's {positions} positions; lower it")
+        add_embeddings(model, self.model, self.seed)
         if self.model.lora is not None:
-            check_layers(self.model.lora.target_modules or (), model)
+            find_targets(self.model.lora, model)
         self._check_vocabulary(model)
         # transformers gives every configuration 2 labels, so the number means something only where the task sets it.
         classes = {"classes": config.num_labels} if self.head() else {}
         facts: dict[str, object] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         if self.model.freeze is not None:
             freeze(model, self.model.freeze)
+            check_trained_rows(model, self.model)
             facts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
             facts["frozen"] = " ".join(frozen_modules(model))
         if self.pack_length is not None and not keeps_samples_apart(self.auto_model, config):

@@ -15,14 +15,15 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import TrainingError, WeightDivergenceError
-from launcher.models.adapters import add_adapters
+from launcher.models.adapters import add_adapters, borrowed_parameters
 from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
+from launcher.models.quantization import dequantize, is_quantized, set_compute_dtype
 from launcher.processes.preload import import_deepspeed
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.tasks.samples import Batch, Outputs
-from launcher.train.checkpoint.state_dict import collect_state
+from launcher.train.checkpoint.state_dict import collect_state, load_trained
 from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
 from launcher.train.deepspeed_config import deepspeed_config
 from launcher.train.ema import EMA, EMA_FILE
@@ -38,6 +39,9 @@ from launcher.train.op_builders import prepare_op_builds
 from launcher.train.param_groups import bitsandbytes_optimizer, build_param_groups, check_shardable
 
 deepspeed = import_deepspeed()
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Integers of a weight's bits, by the bytes of an element.
+_BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
 _DIGEST_ELEMENTS = 1 << 20
 """Elements of a weight that `check_sync` converts at a time."""
 
@@ -49,6 +53,8 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
         # The reentrant variant needs an input that requires a gradient (torch/utils/checkpoint.py). With frozen
         # embeddings, or with LoRA, none does, and the layers would get no gradient.
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if job.model.quantization is not None:
+        set_compute_dtype(inner, _DTYPES[job.train.precision])
     if job.model.freeze is not None:
         freeze(inner, job.model.freeze)
     model = inner if job.model.lora is None else add_adapters(inner, task.auto_model, job.model, job.seed)
@@ -111,6 +117,9 @@ class Engine:
                 config=config,
                 dist_init_required=False,
             )
+        if self.zero == 3 and job.model.lora is not None:
+            for reader, parameter in borrowed_parameters(model):  # type: ignore[arg-type]  # a PeftModel
+                deepspeed.zero.register_external_parameter(reader, parameter)
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
@@ -316,7 +325,11 @@ class Engine:
         module_only = weights_only and not universal and self.zero < 3
         with reading_back(self._engine, universal):
             path, _ = self._engine.load_checkpoint(
-                str(directory), tag=tag, load_module_only=module_only, load_lr_scheduler_states=False
+                str(directory),
+                tag=tag,
+                load_module_only=module_only,
+                load_lr_scheduler_states=False,
+                custom_load_fn=load_trained,
             )
         if path is None:
             raise TrainingError(f"{directory}: DeepSpeed found no checkpoint there; remove the directory")
@@ -356,8 +369,10 @@ class Engine:
             # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
+                    owner = name.rpartition(".")[0]
+                    whole = dequantize(self._unwrapped.get_submodule(owner)) if is_quantized(tensor) else tensor
                     # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
-                    state[name] = tensor.detach().cpu().clone()
+                    state[name] = whole.detach().cpu().clone()
         if self.rank != 0:
             return None
         parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))
@@ -398,7 +413,7 @@ class Engine:
             digest.update(name.encode())
             # A sum of the raw bits, weighted by position, detects any flipped bit and moves 8 bytes to the CPU. In
             # chunks: as int64, a large embedding would take four times its own memory.
-            bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+            bits = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
             total = torch.zeros((), dtype=torch.int64, device=bits.device)
             for number, chunk in enumerate(bits.flatten().split(_DIGEST_ELEMENTS)):
                 begin = number * _DIGEST_ELEMENTS + 1

@@ -31,6 +31,9 @@ def export_model(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Pl
         if job.model.lora is not None:
             adapters = Path(scratch) / "adapter"
             save_adapters(model, state, adapters)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
+            if job.model.add_tokens:
+                # Their rows are in the adapters; whoever loads these resizes the base model to this tokenizer first.
+                task.processor().save_pretrained(adapters)
             run.publish_directory(adapters, "adapter")
             model, state = merge_adapters(model, state)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
         model.save_pretrained(target, state_dict=state)  # type: ignore[operator]  # a transformers model, kept as nn.Module

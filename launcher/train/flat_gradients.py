@@ -85,8 +85,9 @@ def use_sparse_embedding_update(model: torch.nn.Module) -> None:
     written and added for each micro-batch. Requires that `FlatGradients` holds the gradients.
     """
     for module in model.modules():
-        # torch has no sparse gradient of an embedding that scales by frequency, and raises in the backward pass.
-        if isinstance(module, torch.nn.Embedding) and not module.scale_grad_by_freq:
+        # torch has no sparse gradient of an embedding that scales by frequency, and raises in the backward pass. So it
+        # does for frozen ones in which peft trains new tokens: it copies their rows into the weight first.
+        if isinstance(module, torch.nn.Embedding) and not module.scale_grad_by_freq and module.weight.requires_grad:
             module.sparse = True
 
 

@@ -180,6 +180,30 @@ CHANGED = [
         "classifier, dense, key, query, value",
     ),
     Case(
+        "adapters for a pattern of layers that are not there",
+        lambda desk: ["model.lora={target_modules: ['layer.9.*']}"],
+        "model.lora.target_modules: layer.9.* is not a layer of this bert model; its linear layers are "
+        "classifier, dense, key, query, value",
+    ),
+    Case(
+        "adapters for embeddings",
+        lambda desk: ["model.lora={target_modules: [word_embeddings]}"],
+        "model.lora.target_modules: word_embeddings is an Embedding, which takes no adapter; its linear layers are "
+        "classifier, dense, key, query, value",
+    ),
+    Case(
+        "4-bit weights that are trained",
+        lambda desk: ["model.quantization=nf4"],
+        "override model.quantization=nf4: model.quantization is nf4, and weights of 4 bits cannot be trained; add "
+        "lora, or drop quantization",
+    ),
+    Case(
+        "new tokens whose embeddings are frozen",
+        lambda desk: ["model.add_tokens=[<a>]", "model.freeze={embeddings: true}"],
+        "model.freeze: freezes the embeddings, and those of model.add_tokens must be trained; freeze less, or use "
+        "model.lora, which trains the new rows alone",
+    ),
+    Case(
         "adapters for no layers",
         lambda desk: ["model.lora={target_modules: []}"],
         "override model.lora={target_modules: []}: model.lora.target_modules is [], which has fewer than 1 item; give "

@@ -38,6 +38,9 @@ def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
         ("train.optimizer={type: sgd, momentum: 0, nesterov: true}",
          "train.optimizer.nesterov needs a momentum above 0; set one or drop nesterov"),
         ("train.layer_decay=1.5", "train.layer_decay is 1.5, which is above 1; give"),
+        ("model={name: m, quantization: nf5, lora: {}}", "model.quantization is nf5, which is not"),
+        ("model.add_tokens=[a, '']", "model.add_tokens[1] is \"\", which has fewer than 1 character"),
+        ("model.lora={use_dora: true}", "model.lora.use_dora is not a key of model.lora; did you mean dora?"),
         ("model.freeze={layer: 3}", "model.freeze.layer is not a key of model.freeze; did you mean layers?"),
         ("model.freeze=backbone", "model.freeze is backbone, which is not a section"),
     ],
@@ -72,6 +75,20 @@ def test_class_names_may_be_numbers_in_yaml(tmp_path: Path) -> None:
          "offload_optimizer or use adamw"),
         (("model.lora={rank: 4}", "model.freeze={layers: 1}"),
          "model.freeze has no effect with lora, which trains only its adapters and the head; drop freeze"),
+        (("model.quantization=nf4",),
+         "model.quantization is nf4, and weights of 4 bits cannot be trained; add lora, or drop quantization"),
+        (("model.quantization=nf4", "model.lora={rank: 4}", "model.from_config={model_type: gpt2}"),
+         "model.quantization is nf4, and from_config starts from random weights, which must be trained; drop one of "
+         "them"),
+        *(
+            (("model.quantization=nf4", "model.lora={rank: 4}", key),
+             "model.quantization is nf4 and the ZeRO stage is 3, which would cut 4-bit weights apart from their "
+             "scales; set parallel.zero: 2 without offload_parameters and offload_path, or drop quantization")
+            for key in (
+                "parallel.zero=3", "parallel.offload_parameters=true",
+                "parallel={offload_optimizer: true, offload_path: /mnt/nvme}",
+            )
+        ),
     ],
 )  # fmt: skip
 def test_contradicting_keys_are_refused(tmp_path: Path, overrides: tuple[str, ...], problem: str) -> None:

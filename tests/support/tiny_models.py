@@ -64,7 +64,7 @@ def make_tiny_bert(folder: Path, hidden_size: int = 32) -> Path:
     return folder
 
 
-def make_tiny_gpt(folder: Path) -> Path:
+def make_tiny_gpt(folder: Path, hidden_size: int = 32) -> Path:
     """Save a GPT-2 with its language model head, and a chat template of its own words."""
     words = ["<pad>", "<end>", "<unk>", "user", "assistant", ":", *_WORDS]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -76,7 +76,7 @@ def make_tiny_gpt(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(words), n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1,
+        vocab_size=len(words), n_positions=64, n_embd=hidden_size, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1,
         pad_token_id=0,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)

@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from launcher.data.rank_batches import collate
 from launcher.data.stream import ShardStream
@@ -16,7 +21,7 @@ from launcher.tasks import build_task
 from launcher.train.engine import Engine
 from launcher.train.export import check_finite, export_model
 from launcher.train.loop import forward_backward
-from tests.support.jobs import prepared_job, write_splits
+from tests.support.jobs import mark_texts, prepared_job, write_splits
 from tests.support.worker_group import run_group, share_cells
 
 
@@ -38,29 +43,57 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     return logits
 
 
+_CAUSAL = ("causal-lm", AutoModelForCausalLM, {"max_length": 48})
+_CLASSES = ("text-classification", AutoModelForSequenceClassification, {"max_length": 32})
+_DORA = {"rank": 4, "dora": True, "rank_stabilized": True}
+# `w5` exists: it is skipped.
+_TOKENS = ("w5", "<sep>", "<end-of-row>")
+
+
 @pytest.mark.parametrize(
-    ("task", "auto", "params"),
+    ("kind", "zero", "model"),
     [
-        ("causal-lm", AutoModelForCausalLM, {"max_length": 48}),
-        ("text-classification", AutoModelForSequenceClassification, {"max_length": 32}),
+        (_CAUSAL, 3, {"lora": {"rank": 4}}),
+        (_CLASSES, 3, {"lora": {"rank": 4}}),
+        (_CAUSAL, 3, {"lora": _DORA}),
+        (_CLASSES, 3, {"lora": {**_DORA, "target_modules": ["layer.1.*.query", "*.value"]}}),
+        # The embeddings of GPT-2 are its output layer too.
+        (_CAUSAL, 3, {"lora": {"rank": 4}, "add_tokens": _TOKENS}),
+        (_CLASSES, 2, {"lora": _DORA, "add_tokens": _TOKENS}),
     ],
+    ids=["causal", "classes", "causal-dora", "classes-dora", "causal-tokens", "classes-dora-tokens"],
 )
 def test_adapters_alone_and_merged_match_the_trained_model(
-    task: str, auto: Any, params: dict[str, Any], tiny_models: dict[str, Path], tmp_path: Path
+    kind: tuple[str, Any, dict[str, Any]],
+    zero: int,
+    model: dict[str, Any],
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
+    task, auto, params = kind
     data = write_splits(tmp_path / "data", train=40, task=task)
+    if "add_tokens" in model:
+        mark_texts(data["train"])
     prepared = prepared_job(
-        tiny_models[task], data, tmp_path, task={"type": task, **params}, model={"lora": {"rank": 4}},
-        parallel={"zero": 3}, train={"batch_size": 10},
+        tiny_models[task], data, tmp_path, task={"type": task, **params}, model=model,
+        parallel={"zero": zero}, train={"batch_size": 10},
     )  # fmt: skip
     expected = torch.tensor(run_group(2, _train_and_export, prepared))
     inputs = torch.load(f"{prepared.run.uri}/inputs-0.pt")
     merged = auto.from_pretrained(prepared.run.path("model")).eval()
-    base = auto.from_pretrained(tiny_models[task], config=merged.config).eval()
+    base = auto.from_pretrained(tiny_models[task])
+    base.config.num_labels = merged.config.num_labels
+    base = auto.from_pretrained(tiny_models[task], config=base.config).eval()
+    if "add_tokens" in model:
+        tokenizer = AutoTokenizer.from_pretrained(prepared.run.path("adapter"))
+        assert tokenizer.convert_tokens_to_ids(list(_TOKENS[1:])) == [len(tokenizer) - 2, len(tokenizer) - 1]
+        assert (inputs["input_ids"] >= len(tokenizer) - 2).any()
+        base.resize_token_embeddings(len(tokenizer))
+        assert merged.config.vocab_size == len(tokenizer)
     adapted = PeftModel.from_pretrained(base, prepared.run.path("adapter")).eval()
     with torch.no_grad():
-        for model in (merged, adapted):
-            assert torch.allclose(model(**inputs).logits.flatten(1), expected, atol=1e-5)
+        for exported in (merged, adapted):
+            assert torch.allclose(exported(**inputs).logits.flatten(1), expected, atol=1e-5)
     assert not [name for name in merged.state_dict() if "lora" in name]
 
 

@@ -25,6 +25,15 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "causal-packed": ("causal-lm", _PACKED, {}),
     # At a larger learning rate this one is chaotic: differences of the last bit double with every step.
     "causal-packed-lora": ("causal-lm", _PACKED, {**_LORA, "train": {"learning_rate": 5e-3}}),
+    # Their weights and embeddings are read by other layers than their own, which ZeRO-3 has to be told.
+    "causal-packed-dora-tokens": (
+        "causal-lm",
+        _PACKED,
+        {
+            "model": {"lora": {"rank": 4, "dora": True, "rank_stabilized": True}, "add_tokens": ["w5", "w7 w8"]},
+            "train": {"learning_rate": 5e-3, "max_steps": 16},
+        },
+    ),
     "causal-packed-opt": ("causal-lm", _PACKED, {"train": {"learning_rate": 1e-3}}),
     "causal-packed-opt-lora": ("causal-lm", _PACKED, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
@@ -100,7 +109,7 @@ def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     assert second == [[step, reference[step]] for step in range(5, job.plan.total_steps + 1)]
 
 
-@_cases("causal-packed", "causal-packed-lora", "image-resnet-sync")
+@_cases("causal-packed", "causal-packed-lora", "causal-packed-dora-tokens", "image-resnet-sync")
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(job: PreparedJob) -> None:
     checkpoint = {"every_steps": 4, "every_minutes": None}
     stopped = with_job(job, checkpoint=checkpoint, parallel={"zero": 3})

@@ -7,7 +7,7 @@ counts the bytes of the storages that are alive. Runs on the client and the head
 import logging
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any  # a PeftModel or the model in it
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map_only
 from launcher.driver.memory.estimate import Activations, ParameterCounts
 from launcher.models.adapters import add_adapters
 from launcher.models.batch_norm import convert_to_sync_batch_norm, find_batch_norms
-from launcher.models.pretrained import load_config, untrained_model
+from launcher.models.pretrained import add_embeddings, load_config, untrained_model
+from launcher.models.quantization import BYTES_PER_WEIGHT, quantized_layers
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.tasks.samples import Batch
@@ -41,6 +42,7 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
     with torch.device("meta"):
         model = untrained_model(task.auto_model, load_config(task.model, **task.head()))
         task.add_adapters(model)
+        add_embeddings(model, job.model, job.seed)
         if job.parallel.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if job.model.lora is not None:
@@ -55,13 +57,22 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
     return model
 
 
-def count_parameters(model: torch.nn.Module) -> ParameterCounts:
-    """Count a model's parameters and the bytes of its buffers."""
+def count_parameters(model: "PreTrainedModel", is_quantized: bool) -> ParameterCounts:
+    """Count a model's parameters and the bytes of its buffers.
+
+    Args:
+        model: Model of `meta_model`.
+        is_quantized: True if the frozen weights of its linear layers will have 4 bits.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
-    sizes = [p.numel() for p in trained]
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    layers: list[Any] = [inner.get_submodule(name) for name in (quantized_layers(inner) if is_quantized else ())]
+    quantized = [layer.weight.numel() for layer in layers if not layer.weight.requires_grad]
     return ParameterCounts(
-        trained=sum(sizes),
-        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        trained=sum(p.numel() for p in trained),
+        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad) - sum(quantized),
+        quantized_bytes=int(sum(quantized) * BYTES_PER_WEIGHT),
+        dequantized=max(quantized, default=0),
         persistent=sum(p.numel() for p in model.parameters() if p.numel() < _PERSISTENCE_THRESHOLD),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
     )

@@ -166,8 +166,8 @@ def _choose_stage(
         return job.zero_stage, "a single worker has no other to shard with"
     # Half precision needs ZeRO for its fp32 master weights, offloading for the optimizer states.
     first = 1 if job.train.precision != "fp32" or parallel.offload_optimizer else 0
-    # Compiled code cannot gather the weights of ZeRO-3 (`spec/job.py` refuses both together).
-    last = min(stages[-1], 2 if job.train.compile else 3)
+    # Compiled code cannot gather the weights of ZeRO-3, nor can it cut 4-bit ones (`spec/job.py` refuses both).
+    last = min(stages[-1], 2 if job.train.compile or job.model.quantization else 3)
     fitting = lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
     if fitting is None:
         return last, f"the smallest, and still about {format_bytes(peak(last))} of {format_bytes(limit)}"
@@ -271,7 +271,9 @@ def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple
     from launcher.driver.memory import activations
 
     model = activations.meta_model(job, task)
-    return activations.count_parameters(model), activations.measure_activations(model, task, train, evaluation)
+    return activations.count_parameters(model, job.model.quantization is not None), activations.measure_activations(
+        model, task, train, evaluation
+    )
 
 
 def _memory_config(job: JobSpec, zero: int, has_accumulation: bool) -> MemoryConfig:

@@ -22,9 +22,14 @@ class ParameterCounts(Record):
 
     trained: int
     frozen: int
+    """Frozen ones in the model's own dtype."""
     persistent: int
     """Elements of parameters so small that ZeRO-3 keeps them whole on every worker."""
     buffer_bytes: int
+    quantized_bytes: int = 0
+    """Bytes of frozen weights in 4 bits, with their scales."""
+    dequantized: int = 0
+    """Elements of the largest of them: one at a time is made whole to multiply with."""
 
 
 class Activations(Record):
@@ -81,7 +86,7 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
     """
     trained = counts.trained
     shards = config.workers if config.zero else 1
-    weights = (trained + counts.frozen) * config.element_bytes + counts.buffer_bytes
+    weights = (trained + counts.frozen) * config.element_bytes + counts.quantized_bytes + counts.buffer_bytes
     if config.zero == 3:
         weights = weights // config.workers + counts.persistent * config.element_bytes
     # ZeRO, and half precision without it, updates a flat fp32 copy of the weights, even if these are fp32 too.
@@ -101,13 +106,16 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
     resident = (
         (0 if config.offload_parameters else weights) + (0 if config.offload_optimizer else master + states) + ema
     )
+    # In the forward and in the backward pass, so in both peaks.
+    resident += counts.dequantized * config.element_bytes
     step = _step_memory(counts, activations, config, gradient_shard, resident)
     # On a CPU worker, offloading moves states from one part of the same memory to another.
     peak = max(step.peak, resident + activations.evaluation) + (offloaded if config.on_cpu else 0)
-    # Copy that rank 0 makes for a checkpoint: it writes the weights below ZeRO-3, and all states without ZeRO.
+    # Copy that rank 0 makes for a checkpoint: it writes the trained weights below ZeRO-3, and all states without ZeRO.
     staged = 0
+    saved = trained * config.element_bytes + counts.buffer_bytes
     if config.stages_checkpoints:
-        staged = weights + (0 if config.offload_to_disk else master + states) + ema
+        staged = (0 if config.zero == 3 else saved) + (0 if config.offload_to_disk else master + states) + ema
     return WorkerMemory(
         weights=weights,
         gradients=step.gradients,
@@ -118,7 +126,7 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
         host=0 if config.on_cpu else offloaded + staged,
         disk=disk,
         copy_bytes=staged if config.on_cpu else 0,
-        checkpoint=(trained + counts.frozen) * config.element_bytes
+        checkpoint=trained * config.element_bytes
         + (states + master) * shards
         + (trained * _FP32_BYTES if config.has_ema else 0),
     )

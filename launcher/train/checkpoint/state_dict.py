@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any  # trees of DeepSpeed's making
 
 import torch
 
+from launcher.errors import TrainingError
 from launcher.train.offload.nvme import is_swapped, map_files, overridden, without_copies
 
 if TYPE_CHECKING:
@@ -38,12 +39,46 @@ def collect_state(engine: "deepspeed.DeepSpeedEngine") -> dict[str, object]:
         without_copies(engine),
     ):
         # Collective: it has barriers of its own.
-        engine.save_checkpoint(empty, tag="state", save_latest=False)
+        engine.save_checkpoint(empty, tag="state", save_latest=False, exclude_frozen_parameters=True)
+    for tree in trees.values():
+        if "module" in tree:
+            tree["module"] = _without_frozen(engine.module, tree["module"])
     if is_sharded:
         _clear_sharded_weights(engine, trees)
     if is_swapped(engine):
         map_files(engine, trees)
     return dict(trees)
+
+
+def _without_frozen(model: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the trained weights and the buffers of a module's tree.
+
+    Frozen weights are those of the model that the job names, which every attempt loads again. DeepSpeed has left most
+    of them out, but not the second name of a tied weight, nor the scales of quantized ones.
+    """
+    trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    kept = trained | {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return {name: value for name, value in state.items() if name in kept}
+
+
+def load_trained(src: dict[str, Any], dst: torch.nn.Module) -> None:
+    """Load the weights of a module's tree, in which frozen ones may be missing.
+
+    Args:
+        src: Weights and buffers by name; checkpoints of older versions have the frozen weights too.
+        dst: Module, which has its frozen weights already.
+
+    Raises:
+        TrainingError: A trained weight is missing.
+    """
+    frozen = {name for name, weight in dst.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    missing = set(dst.load_state_dict(src, strict=False).missing_keys)
+    lost = sorted(missing & {name for name, _ in dst.named_parameters()} - frozen)
+    if lost:
+        raise TrainingError(
+            f"the checkpoint has nothing for {lost[0]} and {len(lost) - 1} more weights; it is of another model, "
+            "remove it"
+        )
 
 
 def _do_nothing(*_: object, **__: object) -> None:

@@ -105,7 +105,7 @@ def test_each_zero_stage_shards_its_states() -> None:
     by_stage = [worker_memory(counts, activations, MemoryConfig(4, zero, 4, False)) for zero in range(4)]
     assert [m.weights for m in by_stage] == [6000, 6000, 6000, 1500]
     assert [m.optimizer for m in by_stage] == [8000, 3000, 3000, 3000]  # with ZeRO's fp32 copy of the weights
-    assert {m.checkpoint for m in by_stage[1:]} == {6000 + 12000}
+    assert {m.checkpoint for m in by_stage[1:]} == {4000 + 12000}
 
 
 def test_lowest_stage_and_largest_micro_batch() -> None:
