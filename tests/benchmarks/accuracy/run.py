@@ -113,7 +113,7 @@ TASKS = {
             name="sentence-embedding",
             job=HERE / "sentence-embedding.yaml",
             peer=HERE / "trainer_sentence_embedding.py",
-            metric="recall@1",
+            metric="recall_at_1",
             workers=1,
             python=PEERS_PYTHON,
         ),

@@ -29,7 +29,7 @@ def main() -> None:
         said.seed,
         said.scratch,
         SentenceTransformerTrainingArguments,
-        max_steps=24,
+        max_steps=16,
         per_device_train_batch_size=64,
         learning_rate=1e-4,
         lr_scheduler_type="linear",
@@ -41,7 +41,7 @@ def main() -> None:
         model, arguments, train_dataset=splits["train"], loss=MultipleNegativesRankingLoss(model, scale=20.0)
     )
     trainer.train()
-    print_scores(trainer, "recall@1", {name: score(model, splits[split]) for name, split in SCORED})
+    print_scores(trainer, "recall_at_1", {name: score(model, splits[split]) for name, split in SCORED})
 
 
 def load_model() -> SentenceTransformer:
@@ -63,9 +63,9 @@ def score(model: SentenceTransformer, rows: Dataset) -> dict[str, float]:
     ranks = (cosines > own[:, None]).sum(1)  # 0 for the nearest
     shown = ranks < DEPTH
     return {
-        "recall@1": float((ranks == 0).mean()),
-        f"mrr@{DEPTH}": float(np.where(shown, 1 / (ranks + 1), 0).mean()),
-        f"ndcg@{DEPTH}": float(np.where(shown, 1 / np.log2(ranks + 2), 0).mean()),
+        "recall_at_1": float((ranks == 0).mean()),
+        f"mrr_at_{DEPTH}": float(np.where(shown, 1 / (ranks + 1), 0).mean()),
+        f"ndcg_at_{DEPTH}": float(np.where(shown, 1 / np.log2(ranks + 2), 0).mean()),
         "rows": len(ranks),
     }
 

@@ -5,13 +5,13 @@ of its output is one JSON object with sacrebleu's BLEU on dev (validation) and t
 """
 
 import numpy as np
+from datasets import Dataset
 from peer import SCORED, options, parquet_splits, print_scores, training_arguments
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     EncoderDecoderModel,
-    EvalPrediction,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -40,30 +40,24 @@ def main() -> None:
         # Told the global count, EncoderDecoderModel takes its own mean all the same (see trainer_text_classification).
         average_tokens_across_devices=False,
         predict_with_generate=True,
-        generation_max_length=MAX_TARGET_LENGTH,
+        generation_max_length=MAX_TARGET_LENGTH + 1,  # with the decoder's start token
         generation_num_beams=1,
     )
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = EncoderDecoderModel.from_pretrained(MODEL, dtype="float32")
     with arguments.main_process_first():  # the other process reads the first one's cache
-        splits = parquet_splits(DATA, said.scratch)
-        splits = splits.map(
-            lambda rows: encode(rows, tokenizer), batched=True, remove_columns=splits["train"].column_names
-        )
+        raw = parquet_splits(DATA, said.scratch)
+        splits = raw.map(lambda rows: encode(rows, tokenizer), batched=True, remove_columns=[SOURCE, TARGET])
+    texts = {split: list(raw[split][TARGET]) for _, split in SCORED}
     trainer = Seq2SeqTrainer(
         model,
         arguments,
         train_dataset=splits["train"],
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        compute_metrics=lambda scored: translated(scored, tokenizer),
     )
     trainer.train()
-    scores = {}
-    for name, split in SCORED:
-        found = trainer.evaluate(splits[split], metric_key_prefix=name)
-        scores[name] = {key: found[f"{name}_{key}"] for key in ("bleu", "chrf", "loss", "rows")}
-        assert scores[name]["rows"] == len(splits[split]), "every row is scored once"
+    scores = {name: score(trainer, splits[split], texts[split]) for name, split in SCORED}
     print_scores(trainer, "bleu", scores)
 
 
@@ -71,21 +65,22 @@ def encode(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[st
     """Token ids of both languages; the model shifts the labels into the decoder's input itself."""
     found = tokenizer(rows[SOURCE], truncation=True, max_length=MAX_SOURCE_LENGTH)
     target = tokenizer(text_target=rows[TARGET], truncation=True, max_length=MAX_TARGET_LENGTH)
-    # Without [CLS]: the decoder's start token stands in its place.
-    labels = [ids[1:] for ids in target["input_ids"]]
-    return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"], "labels": labels}
-
-
-def translated(scored: EvalPrediction, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """BLEU and chrF2 of the texts against their references in the tokenizer's lower case."""
-    said, truth = (
-        tokenizer.batch_decode(np.where(ids == IGNORED, tokenizer.pad_token_id, ids), skip_special_tokens=True)
-        for ids in (scored.predictions, scored.label_ids)
-    )
-    bleu, chrf = BLEU(), CHRF()
     return {
-        "bleu": bleu.corpus_score(said, [truth]).score,
-        "chrf": chrf.corpus_score(said, [truth]).score,
+        "input_ids": found["input_ids"],
+        "attention_mask": found["attention_mask"],
+        "labels": target["input_ids"],
+    }
+
+
+def score(trainer: Seq2SeqTrainer, rows: Dataset, references: list[str]) -> dict[str, float]:
+    """BLEU and chrF2 of generated texts against the true texts, as they are written."""
+    predicted = trainer.predict(rows)
+    ids = np.where(predicted.predictions == IGNORED, trainer.processing_class.pad_token_id, predicted.predictions)
+    said = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+    return {
+        "bleu": BLEU().corpus_score(said, [references]).score,
+        "chrf": CHRF().corpus_score(said, [references]).score,
+        "loss": predicted.metrics["test_loss"],  # the mean over batches
         "rows": len(said),
     }
 
