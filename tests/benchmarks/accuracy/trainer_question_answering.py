@@ -46,7 +46,7 @@ def characters(text: str) -> str:
 
 
 COMPARISONS = {
-    "en": Comparison("../shared/data/question-answering/xquad_en", "data/quickstart/model", {"num_train_epochs": 1}),
+    "en": Comparison("../shared/data/question-answering/xquad_en", "data/quickstart/model", {"num_train_epochs": 3}),
     "zh": Comparison("../shared/data/question-answering/cmrc2018", "data/e5", {"max_steps": 60}, characters),
 }
 
