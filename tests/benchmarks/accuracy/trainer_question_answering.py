@@ -26,6 +26,7 @@ MAX_LENGTH = 384
 STRIDE = 128
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
+FIRST_CHINESE = "\u2e80"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Comparison:
 
 
 def characters(text: str) -> str:
-    """Return each character as a word, punctuation and spaces left out: Chinese has no spaces."""
-    return " ".join(c for c in text if unicodedata.category(c)[0] not in "PZ")
+    """Return each Chinese character as a word, as CMRC 2018 does; punctuation is left out."""
+    kept = (c for c in text if unicodedata.category(c)[0] != "P")
+    return "".join(f" {c} " if c >= FIRST_CHINESE else c for c in kept)
 
 
 COMPARISONS = {
@@ -162,14 +164,14 @@ def spans(start: np.ndarray, end: np.ndarray, offsets: list) -> Iterator[tuple[f
 
 
 def score(rows: Dataset, said: dict[str, str], words: Callable[[str], str]) -> dict[str, float]:
-    """SQuAD's exact match and F1 in percent, each row by its best gold answer."""
+    """SQuAD's exact match and F1, each row by its best gold answer."""
     predictions = [{"id": row, "prediction_text": words(said[row])} for row in rows["id"]]
     targets = [
         {"id": row, "answers": {**gold, "text": [words(text) for text in gold["text"]]}}
         for row, gold in zip(rows["id"], rows["answers"], strict=True)
     ]
     found = squad(predictions, targets)
-    return {"exact_match": float(found["exact_match"]), "f1": float(found["f1"]), "rows": len(predictions)}
+    return {name: float(found[name]) / 100 for name in ("exact_match", "f1")} | {"rows": len(predictions)}
 
 
 if __name__ == "__main__":
