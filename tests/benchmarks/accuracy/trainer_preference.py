@@ -51,17 +51,17 @@ def main() -> None:
         peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"),
     )
     trainer.train()
-    scores = {name: score(trainer, trainer.eval_dataset[split], name) for name, split in SCORED}
+    scores = {name: score(trainer, trainer.eval_dataset[split]) for name, split in SCORED}
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     curves = {key: [entry[key] for entry in steps if key in entry] for key in KEPT}
     losses = {name: scores[name]["loss"] for name, _ in SCORED}
     print(json.dumps(losses | {"metrics": scores, "curves": curves}), flush=True)
 
 
-def score(trainer: Trainer, rows: Dataset, name: str) -> dict[str, float]:
+def score(trainer: Trainer, rows: Dataset) -> dict[str, float]:
     """Metrics of a split, which is one batch."""
-    found = trainer.evaluate(rows, metric_key_prefix=name)
-    return {key: found[f"{name}_{key}"] for key in KEPT if f"{name}_{key}" in found} | {"rows": len(rows)}
+    found = trainer.evaluate(rows)  # TRL's own metrics are `eval_...` whatever the prefix
+    return {key: found[f"eval_{key}"] for key in KEPT if f"eval_{key}" in found} | {"rows": len(rows)}
 
 
 if __name__ == "__main__":
