@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -23,6 +23,18 @@ moto: .venv-moto/.installed
 .venv-moto/.installed: tests/support/s3-requirements.txt
 	test -x .venv-moto/bin/python || $(PYTHON) -m venv .venv-moto
 	.venv-moto/bin/python -m pip install --quiet --disable-pip-version-check -r tests/support/s3-requirements.txt
+	touch $@
+
+# Libraries that some benchmarks compare with, on top of what .venv has; a path file shows it there, so that torch is not
+# installed a second time.
+PEERS := tests/benchmarks/accuracy/requirements-peers.txt
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: $(PEERS) $(STAMP)
+	test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/launcher.pth"
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(PEERS)
 	touch $@
 
 test: venv moto
@@ -48,11 +60,18 @@ quickstart: venv
 	$(BIN)/python jobs/quickstart/prepare.py
 	$(BIN)/launcher train jobs/quickstart.yaml
 
-bench-accuracy: venv
+bench-accuracy: venv $(if $(filter seq2seq sentence-embedding preference-%,$(TASK)),peers)
 	$(BIN)/python tests/benchmarks/accuracy/run.py $(TASK)
 
 bench-cache: venv
 	$(BIN)/python tests/benchmarks/cache/run.py
+
+# How far the peers' own curves depend on the batch of one device.
+bench-coupled-peers: venv peers
+	$(BIN)/python jobs/quickstart/prepare.py
+	$(BIN)/python tests/benchmarks/accuracy/prepare_minilm_twice.py
+	$(BIN)/python tests/benchmarks/accuracy/prepare_preference.py
+	.venv-peers/bin/python tests/benchmarks/coupled/peers.py
 
 bench-packing: venv
 	$(BIN)/python tests/benchmarks/packing/run.py

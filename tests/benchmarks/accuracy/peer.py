@@ -9,34 +9,42 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 SPLITS = ("train", "validation", "test")
+SCORED = (("dev", "validation"), ("test", "test"))
 
 
 def options() -> argparse.Namespace:
     """What run.py says to a peer."""
+    return option_parser().parse_args()
+
+
+def option_parser() -> argparse.ArgumentParser:
+    """What run.py says to every peer; those of several job files add what tells them apart."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--scratch", required=True, help="directory for caches; nothing in it is needed afterwards")
-    return parser.parse_args()
+    return parser
 
 
-def training_arguments(seed: int, scratch: str, **own: object) -> TrainingArguments:
+def training_arguments(
+    seed: int, scratch: str, kind: type[TrainingArguments] = TrainingArguments, **own: object
+) -> TrainingArguments:
     """The numbers all our job files hold, and a task's own; AdamW's betas and epsilon are both sides' defaults."""
-    return TrainingArguments(
-        output_dir=scratch,
-        seed=seed,
-        warmup_steps=0.1,  # below 1: the share of all steps
-        weight_decay=0.01,  # not on biases and norms
-        max_grad_norm=1.0,
-        use_cpu=True,
-        ddp_backend="gloo",
-        dataloader_pin_memory=False,  # there is no GPU to pin for
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        logging_steps=10,
-        disable_tqdm=True,
-        **own,  # type: ignore[arg-type]
-    )
+    shared: dict[str, object] = {
+        "output_dir": scratch,
+        "seed": seed,
+        "warmup_steps": 0.1,  # below 1: the share of all steps
+        "weight_decay": 0.01,  # not on biases and norms
+        "max_grad_norm": 1.0,
+        "use_cpu": True,
+        "ddp_backend": "gloo",
+        "dataloader_pin_memory": False,  # there is no GPU to pin for
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 10,
+        "disable_tqdm": True,
+    }
+    return kind(**shared | own)  # type: ignore[arg-type]
 
 
 def parquet_splits(folder: str, scratch: str) -> DatasetDict:
@@ -60,9 +68,17 @@ def train_and_score(trainer: Trainer, splits: Mapping[str, Dataset], metric: str
     """Train, then print the metric on dev and test as one JSON object. `compute_metrics` counts the rows it saw."""
     trainer.train()
     scores = {}
-    for name, split in (("dev", "validation"), ("test", "test")):
+    for name, split in SCORED:
         found = trainer.evaluate(splits[split], metric_key_prefix=name)
         assert found[f"{name}_rows"] == len(splits[split]), "every row is scored once"
         scores[name] = found[f"{name}_{metric}"]
     if trainer.is_world_process_zero():
         print(json.dumps(scores), flush=True)
+
+
+def print_scores(trainer: Trainer, metric: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print one JSON object: a metric on dev and test for run.py, then all metrics and the losses that were logged."""
+    if trainer.is_world_process_zero():
+        chosen = {name: scores[name][metric] for name, _ in SCORED}
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        print(json.dumps(chosen | {"metrics": scores, "losses": losses}), flush=True)

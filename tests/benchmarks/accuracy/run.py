@@ -24,6 +24,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 SIDES = ("ours", "trainer")
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "tokenizers", "numpy")
+# What some peers need beside the launcher's own environment; `make .venv-peers/.installed`.
+PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+PEERS_REQUIREMENTS = HERE / "requirements-peers.txt"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,11 @@ class Task:
     prepare: Path = ROOT / "jobs" / "quickstart" / "prepare.py"
     """Script that gets the model, if it is not there yet."""
     workers: int = 2
-    """Processes of the peer; as many as the job file says."""
+    """Processes of the peer: as many as the job file says, or one where its curve depends on their number."""
+    peer_options: tuple[str, ...] = ()
+    """Further options of the peer's script, where it is the peer of several job files."""
+    python: Path = Path(sys.executable)
+    """Interpreter of the peer: that of the launcher, or PEERS_PYTHON."""
     overrides: tuple[str, ...] = ()
     """Further changes to the job file, `key.path=value`."""
 
@@ -72,6 +79,63 @@ TASKS = {
             job=HERE / "image-classification.yaml",
             peer=HERE / "trainer_image_classification.py",
             metric="accuracy",
+        ),
+        Task(
+            name="question-answering",
+            job=HERE / "question-answering.yaml",
+            peer=HERE / "trainer_question_answering.py",
+            metric="f1",
+            peer_options=("--language=en",),
+        ),
+        Task(
+            name="question-answering-zh",
+            job=HERE / "question-answering-zh.yaml",
+            peer=HERE / "trainer_question_answering.py",
+            metric="f1",
+            prepare=HERE / "prepare_e5.py",
+            peer_options=("--language=zh",),
+        ),
+        Task(
+            name="seq2seq",
+            job=HERE / "seq2seq.yaml",
+            peer=HERE / "trainer_seq2seq.py",
+            metric="bleu",
+            prepare=HERE / "prepare_minilm_twice.py",
+            python=PEERS_PYTHON,
+        ),
+        Task(
+            name="masked-lm",
+            job=HERE / "masked-lm.yaml",
+            peer=HERE / "trainer_masked_lm.py",
+            metric="loss",
+        ),
+        Task(
+            name="sentence-embedding",
+            job=HERE / "sentence-embedding.yaml",
+            peer=HERE / "trainer_sentence_embedding.py",
+            metric="recall_at_1",
+            workers=1,
+            python=PEERS_PYTHON,
+        ),
+        Task(
+            name="preference-dpo",
+            job=HERE / "preference-dpo.yaml",
+            peer=HERE / "trainer_preference.py",
+            metric="loss",
+            prepare=HERE / "prepare_preference.py",
+            workers=1,
+            peer_options=("--loss=dpo",),
+            python=PEERS_PYTHON,
+        ),
+        Task(
+            name="preference-kto",
+            job=HERE / "preference-kto.yaml",
+            peer=HERE / "trainer_preference.py",
+            metric="loss",
+            prepare=HERE / "prepare_preference.py",
+            workers=1,
+            peer_options=("--loss=kto",),
+            python=PEERS_PYTHON,
         ),
     )
 }
@@ -148,7 +212,9 @@ def settings(task: Task, side: str) -> str:
     sources = (
         [task.job, *sorted((ROOT / "launcher").rglob("*.py"))] if side == "ours" else [task.peer, HERE / "peer.py"]
     )
-    digest = hashlib.sha256(repr((task.overrides, task.workers, task.metric)).encode())
+    if side == "trainer" and task.python == PEERS_PYTHON:
+        sources.append(PEERS_REQUIREMENTS)
+    digest = hashlib.sha256(repr((task.overrides, task.workers, task.metric, task.peer_options)).encode())
     for source in sources:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -167,11 +233,12 @@ def run_ours(benchmark: Benchmark, seed: int) -> Scores:
 
 
 def run_trainer(benchmark: Benchmark, seed: int) -> Scores:
-    """The peer's script under torchrun, one thread per process; from the start if it was interrupted."""
+    """The peer's script under torchrun, two threads in all; from the start if it was interrupted."""
     task, scratch = benchmark.task, benchmark.storage / "scratch"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={task.workers}"]
-    command += [str(task.peer), f"--seed={seed}", f"--scratch={scratch}"]
-    output = call(command, {"OMP_NUM_THREADS": "1"}, benchmark.path("trainer", seed, ".log"))
+    command = [str(task.python), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={task.workers}"]
+    command += [str(task.peer), f"--seed={seed}", f"--scratch={scratch}", *task.peer_options]
+    threads = max(1, 2 // task.workers)
+    output = call(command, {"OMP_NUM_THREADS": str(threads)}, benchmark.path("trainer", seed, ".log"))
     found = json.loads(output.strip().splitlines()[-1])
     return Scores(found["dev"], found["test"])
 

@@ -1,0 +1,74 @@
+"""The peer of sentence-embedding.yaml: SentenceTransformerTrainer with MultipleNegativesRankingLoss.
+
+Runs in one process of `torchrun --nproc_per_node 1`, from the repository's root: with two, the other rows of a global
+batch would not be negatives. `run.py` starts it. The last line of its output is one JSON object with recall@1 on dev
+(validation) and test: each query among all answers of its split.
+"""
+
+import numpy as np
+from datasets import Dataset
+from peer import SCORED, options, parquet_splits, print_scores, training_arguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+DATA = "../shared/data/retrieval/medquad"
+MODEL = "data/quickstart/model"
+MAX_LENGTH = 64
+DEPTH = 10
+
+
+def main() -> None:
+    said = options()
+    arguments = training_arguments(
+        said.seed,
+        said.scratch,
+        SentenceTransformerTrainingArguments,
+        max_steps=16,
+        per_device_train_batch_size=64,
+        learning_rate=1e-4,
+        lr_scheduler_type="linear",
+        logging_steps=1,
+    )
+    model = load_model()
+    splits = parquet_splits(DATA, said.scratch).select_columns(["query", "positive"])
+    trainer = SentenceTransformerTrainer(
+        model, arguments, train_dataset=splits["train"], loss=MultipleNegativesRankingLoss(model, scale=20.0)
+    )
+    trainer.train()
+    print_scores(trainer, "recall_at_1", {name: score(model, splits[split]) for name, split in SCORED})
+
+
+def load_model() -> SentenceTransformer:
+    """MiniLM, whose vectors are means over the tokens."""
+    encoder = Transformer(MODEL, max_seq_length=MAX_LENGTH, model_kwargs={"dtype": "float32"})
+    return SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), "mean")], device="cpu")
+
+
+def score(model: SentenceTransformer, rows: Dataset) -> dict[str, float]:
+    """Place of each query's own answer among the different answers of all rows, by cosine."""
+    answers = sorted(set(rows["positive"]))
+    places = {answer: i for i, answer in enumerate(answers)}
+    queries, corpus = (
+        model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        for texts in (rows["query"], answers)
+    )
+    cosines = queries @ corpus.T
+    own = np.array([cosines[i, places[answer]] for i, answer in enumerate(rows["positive"])])
+    ranks = (cosines > own[:, None]).sum(1)  # 0 for the nearest
+    shown = ranks < DEPTH
+    return {
+        "recall_at_1": float((ranks == 0).mean()),
+        f"mrr_at_{DEPTH}": float(np.where(shown, 1 / (ranks + 1), 0).mean()),
+        f"ndcg_at_{DEPTH}": float(np.where(shown, 1 / np.log2(ranks + 2), 0).mean()),
+        "rows": len(ranks),
+    }
+
+
+if __name__ == "__main__":
+    main()
