@@ -95,7 +95,7 @@ def steps_per_epoch(weights: Weights, batch_size: int, rows: Sequence[int], name
         batch_size: Rows of a global batch.
         rows: Number of rows of each source.
         names: Names of the sources, for messages.
-        until: `exhausted` or `repeat` (`data.until`).
+        until: End of an epoch, `exhausted` or `repeat` (`data.until`).
 
     Raises:
         DataError: A source is too small for a batch, or the epoch would be too long.

@@ -15,7 +15,7 @@ from launcher.models.conversation import to_display_text
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import RowInputs, RowResult, Task, with_replaced
-from launcher.tasks.conversations import CausalParams, learning_notes
+from launcher.tasks.conversations import CausalParams, check_lengths, learning_notes
 from launcher.tasks.padding import list_column, pad_lists, positions
 from launcher.tasks.params import ColumnKind, TrainingColumns
 from launcher.tasks.samples import Batch, Encoded, Outputs
@@ -67,14 +67,7 @@ class CausalLM(Task):
         for i, row in enumerate(rows.to_pylist()):
             try:
                 tokens, targets = self._writer.tokens(row, with_targets)
-                # Cutting a prompt would drop its system message and tools, and the answer would be to something else.
-                if not with_targets and len(tokens) > size:
-                    reason = f"a prompt of {len(tokens)} tokens, more than task.max_length: {size} (raise it)"
-                    raise ValueError(f"{self.input_columns[0]} has {reason}")
-                # `IGNORED` is below every token id: the largest label is `IGNORED` only if none of them is learned.
-                if with_targets and max(targets[:size], default=IGNORED) == IGNORED:
-                    reason = f"nothing to learn among its first {size} of {len(tokens)} tokens (task.max_length)"
-                    raise ValueError(f"{self.input_columns[0]} has {reason}")
+                check_lengths(tokens, targets if with_targets else None, size, self.input_columns[0])
             except ValueError as problem:
                 problems.append((i, str(problem)))
                 continue

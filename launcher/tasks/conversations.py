@@ -180,3 +180,26 @@ def _answer_notes(writer: Writer, written: Sequence[Written]) -> tuple[str, ...]
             "so that the loss curve does not depend on it",
         )
     return notes
+
+
+def check_lengths(tokens: Sequence[int], targets: Sequence[int] | None, max_length: int, column: str) -> None:
+    """Check that a row has something to learn among its first tokens, or that a prompt is not too long.
+
+    Args:
+        tokens: Token ids of the row.
+        targets: Labels of a training row; None for a prompt.
+        max_length: Tokens kept of each row.
+        column: Column of the row, for messages.
+
+    Raises:
+        ValueError: It has not, or it is.
+    """
+    # Cutting a prompt would drop its system message and tools, and the answer would be to something else.
+    if targets is None and len(tokens) > max_length:
+        raise ValueError(
+            f"{column} has a prompt of {len(tokens)} tokens, more than task.max_length: {max_length} (raise it)"
+        )
+    # `IGNORED` is below every token id: the largest label is `IGNORED` only if none of them is learned.
+    if targets is not None and max(targets[:max_length], default=IGNORED) == IGNORED:
+        reason = f"nothing to learn among its first {max_length} of {len(tokens)} tokens (task.max_length)"
+        raise ValueError(f"{column} has {reason}")
