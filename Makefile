@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -72,6 +72,9 @@ bench-coupled-peers: venv peers
 	$(BIN)/python tests/benchmarks/accuracy/prepare_minilm_twice.py
 	$(BIN)/python tests/benchmarks/accuracy/prepare_preference.py
 	.venv-peers/bin/python tests/benchmarks/coupled/peers.py
+
+bench-chunked-head: venv
+	$(BIN)/python tests/benchmarks/chunked_head/run.py
 
 bench-packing: venv
 	$(BIN)/python tests/benchmarks/packing/run.py
