@@ -1,7 +1,7 @@
 """Measures the chunked cross entropy: peak memory and tokens per second of a step of SmolLM2-135M.
 
-The same forward and backward pass, with the loss from the whole logits and by `tasks/metrics/chunked_head.py`, each in a
-process of its own, in turn. Weights are random, as their values cost nothing; the sizes are SmolLM2's. Prints one JSON
+The same forward and backward pass, with the loss from the whole logits and by `tasks/metrics/chunked_head.py`, each in
+a process of its own, in turn. Weights are random, as their values cost nothing; sizes are SmolLM2's. Prints one JSON
 object on its last line. `make bench-chunked-head`; figures in ../README.md.
 """
 
