@@ -149,8 +149,8 @@ def check_place(answer: Answer, context: str, column: str, context_column: str) 
     Raises:
         ValueError: Other characters stand there; the text says which.
     """
-    there = context[max(answer.start, 0) : max(answer.end, 0)]
-    if answer.start < 0 or there != answer.text:
+    there = context[answer.start : answer.end] if answer.start >= 0 else ""
+    if there != answer.text:
         place = context.find(answer.text)
         hint = f"it stands at {place}" if place >= 0 else f"{context_column} does not contain it"
         raise ValueError(
