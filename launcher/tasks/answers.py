@@ -152,10 +152,10 @@ def check_place(answer: Answer, context: str, column: str, context_column: str) 
     there = context[answer.start : answer.end] if answer.start >= 0 else ""
     if there != answer.text:
         place = context.find(answer.text)
-        hint = f"it stands at {place}" if place >= 0 else f"{context_column} does not contain it"
+        hint = f"it stands at {place}, in characters from 0" if place >= 0 else f"{context_column} does not contain it"
         raise ValueError(
             f"{column} has the answer {show_value(answer.text)} at {answer.start}, where {context_column} has "
-            f"{show_value(there)} ({hint}, in characters from 0)"
+            f"{show_value(there)} ({hint})"
         )
     stripped = answer.text.strip()
     return Answer(stripped, answer.start + answer.text.index(stripped))
