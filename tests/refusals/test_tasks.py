@@ -221,7 +221,8 @@ CASES = [
     Case(
         "windows that would not advance",
         lambda desk: _questions(desk, ANSWERS, ", doc_stride: 32"),
-        "override task={type: question-answering, max_length: 32, doc_stride: 32}: task.doc_stride 32 leaves nothing new in windows of 32; lower it",
+        "override task={type: question-answering, max_length: 32, doc_stride: 32}: task.doc_stride 32 leaves nothing "
+        "new in windows of 32; lower it",
     ),
     Case(
         "pictures that are not there",
