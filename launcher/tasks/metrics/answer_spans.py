@@ -63,7 +63,7 @@ def span_losses(outputs: Outputs, labels_S2: torch.Tensor, attention_mask_ST: "t
     """Return the mean cross entropy of first and last token of each window, float32 (S,).
 
     Args:
-        outputs: `start_logits` and `end_logits` (S, T).
+        outputs: Logits `start_logits` and `end_logits` (S, T).
         labels_S2: First and last token of the answer in each window, int64.
         attention_mask_ST: 1 for tokens and 0 for padding, int64.
     """
@@ -81,7 +81,7 @@ def find_answers(outputs: Outputs, samples: pa.Table, search: Search) -> list[Pr
     """Return the best answer of each of B rows.
 
     Args:
-        outputs: `start_logits` and `end_logits` (S, T) of all windows of the rows, in order.
+        outputs: Logits `start_logits` and `end_logits` (S, T) of all windows of the rows, in order.
         samples: Rows with `context`, and lists of windows: `starts`, `ends` (characters of tokens), `null`.
         search: Limits of the search.
     """

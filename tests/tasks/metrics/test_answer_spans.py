@@ -105,6 +105,15 @@ def _reversed(outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"start_logits": order, "end_logits": -order}
 
 
+def test_spaces_around_an_answer_are_left_out() -> None:
+    # As byte-level BPE has them: the second token is the space and the word after it.
+    window = {"starts": [[-1, 0, 1]], "ends": [[-1, 1, 5]], "null": [0]}
+    samples = pa.Table.from_pylist([{"context": "a  bc d", **window}])
+    outputs = {name: torch.tensor([[0.0, 0.0, 5.0]]) for name in ("start_logits", "end_logits")}
+    (prediction,) = find_answers(outputs, samples, _ALL)
+    assert (prediction.text, prediction.start) == ("bc", 3)
+
+
 def test_predictions_do_not_depend_on_the_other_rows(tiny_bert: Path) -> None:
     samples = _samples(tiny_bert)
     outputs = _logits(samples)
