@@ -88,7 +88,9 @@ class QuestionAnswering(Task):
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         from launcher.tasks.metrics.answer_spans import span_losses
 
-        losses_S = span_losses(outputs, batch.labels, batch.inputs["attention_mask"])
+        mask = batch.inputs["attention_mask"]
+        assert not isinstance(mask, bool)
+        losses_S = span_losses(outputs, batch.labels, mask)
         return losses_S.new_zeros(len(batch.mask)).index_add(0, batch.targets["row"], losses_S)
 
     def metrics(self, device: "torch.device") -> "AnswerMetrics":

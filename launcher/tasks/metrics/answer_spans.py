@@ -59,7 +59,7 @@ def flat_windows(samples: pa.Table, names: tuple[str, ...]) -> pa.Table:
     return pa.table({name: pc.list_flatten(samples.column(name)) for name in present})
 
 
-def span_losses(outputs: Outputs, labels_S2: torch.Tensor, attention_mask_ST: "torch.Tensor | bool") -> torch.Tensor:
+def span_losses(outputs: Outputs, labels_S2: torch.Tensor, attention_mask_ST: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy of first and last token of each window, float32 (S,).
 
     Args:
