@@ -105,6 +105,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> di
     return {
         "text-classification": tiny_bert,
         "token-classification": tiny_bert,
+        "question-answering": tiny_bert,
         "causal-lm": make_tiny_gpt(folder / "tiny-gpt"),
         "image-classification": make_tiny_vit(folder / "tiny-vit"),
     }

@@ -23,6 +23,7 @@ def _name(path: Path) -> str:
 def _limit(path: Path) -> int:
     is_task = path.parent.name == "tasks" and path.stem not in (
         "__init__",
+        "answers",
         "base",
         "conversations",
         "padding",

@@ -29,6 +29,8 @@ PROMPTS = (
     ("query", "response"), ("input", "output"), ("inputs", "targets"), ("input", "target"), ("user", "assistant"),
     ("problem", "solution"),
 )  # fmt: skip
+QUESTIONS = ("question", "query", "questions")
+CONTEXTS = ("context", "passage", "paragraph", "document", "article", "text", "content", "contexts")
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "stars", "rating", "sentiment", "score",
     "similarity", "similarity_score", "relatedness_score", "polarity", "toxicity", "emotion", "emotions", "intent",

@@ -90,7 +90,7 @@ def _read_json(path: Path) -> dict[str, object] | None:
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # Upper limits of `max_length`: longer sequences cost much memory, so the user decides.
-_LONGEST = {"text-classification": 512, "token-classification": 512, "causal-lm": 1024}
+_LONGEST = {"text-classification": 512, "token-classification": 512, "question-answering": 384, "causal-lm": 1024}
 # Marks that a tokenizer adds to a row: four for RoBERTa's pairs, <s> a </s></s> b </s>.
 _SPECIAL_TOKENS = 4
 # Instructions on tool calls that a chat template adds.
@@ -102,8 +102,16 @@ _BESIDE = {
     "input": "what a prompt is about, appended to it",
     "system": "the system message",
     "tools": "tools that may be called",
+    "answers": "right answers, and where they begin",
 }
-_METRICS = {"single-label": "accuracy", "multi-label": "f1", "regression": "pearson", "words": "f1", "spans": "f1"}
+_METRICS = {
+    "single-label": "accuracy",
+    "multi-label": "f1",
+    "regression": "pearson",
+    "words": "f1",
+    "spans": "f1",
+    "answers": "f1",
+}
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,8 @@ def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     least = 128 if guess.task == "causal-lm" else 32
     chosen = next((n for n in _LENGTHS if n >= max(usual, least)), _LENGTHS[-1])
     why = f"99 of 100 have at most about {usual}"
-    return min(chosen, longest), why if chosen <= longest else f"{why}; longer ones are cut"
+    cut = "are read in windows that overlap" if guess.form == "answers" else "are cut"
+    return min(chosen, longest), why if chosen <= longest else f"{why}; longer ones {cut}"
 
 
 def _usual(sizes: Sequence[int]) -> int:
@@ -269,6 +278,7 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         "text-classification": ("text", "text_pair"),
         "token-classification": ("text",),
         "image-classification": ("image",),
+        "question-answering": ("context", "question"),
         "causal-lm": (guess.form,),
     }[guess.task]
     lines = [Line(key, c.name, reasons[c.name]) for key, c in zip(keys, guess.inputs, strict=False)]

@@ -11,9 +11,11 @@ from typing import Literal
 
 from launcher.errors import DataError
 from launcher.init.column_roles import (
+    CONTEXTS,
     CONVERSATIONS,
     PAIRS,
     PROMPTS,
+    QUESTIONS,
     SURE_LABELS,
     TAGS,
     TEXTS,
@@ -32,13 +34,14 @@ from launcher.init.column_roles import (
 from launcher.init.profile import Column, DataProfile, Labels
 from launcher.models.conversation import UNREAD, USUAL
 
-TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
+TASKS = ("text-classification", "token-classification", "question-answering", "causal-lm", "image-classification")
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
-Form = Kind | Literal["words", "spans", "text", "messages", "prompt"]
+Form = Kind | Literal["words", "spans", "text", "messages", "prompt", "answers"]
 
 _NEEDS = {
     "text-classification": "a column of texts and one of labels",
     "token-classification": "words with a tag for each, or a text and a list of {start, end, label}",
+    "question-answering": "columns of questions, contexts and answers ({text, answer_start})",
     "causal-lm": "a column of texts, of conversations ({role, content}), or of prompts and one of answers",
     "image-classification": "a column of pictures and one of classes",
 }
@@ -161,6 +164,21 @@ def _guess_images(profile: DataProfile, choices: UserChoices) -> Guess | None:
         raise DataError(f"--label {label.name}: its values are numbers with a fraction, and pictures have classes only")
     why = f"pictures are in column {image.name}, their classes in {label.name}"
     return Guess("image-classification", kind, (image,), label, why, {image.name: "pictures", **_because(label)})
+
+
+def _guess_answers(profile: DataProfile, choices: UserChoices) -> Guess | None:
+    columns = [profile.column(choices.label, "--label")] if choices.label else profile.columns
+    answers = next((c for c in columns if c.shape == "answers"), None)
+    # Not `text_columns`: questions may be few and short.
+    texts = [c for c in _inputs(profile, choices) if c.shape == "text" and not is_id(c)]
+    if answers is None or len(texts) < 2:
+        return None
+    question = min(texts, key=lambda c: (rank(c.name, QUESTIONS), c.mean_tokens))
+    context = min((c for c in texts if c is not question), key=lambda c: (rank(c.name, CONTEXTS), -c.mean_tokens))
+    why = f"column {answers.name} marks answers to {question.name} in {context.name}"
+    inputs = (context, question)
+    reasons = {c.name: _text_reason(c) for c in inputs}
+    return Guess("question-answering", "answers", inputs, None, why, reasons, (), {"answers": answers})
 
 
 def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | None:
@@ -323,6 +341,7 @@ _Rule = Callable[[DataProfile, UserChoices], Guess | None]
 # The order matters: a data set with images or conversations often has a text column too.
 _RULES: tuple[tuple[str, _Rule], ...] = (
     ("image-classification", _guess_images),
+    ("question-answering", _guess_answers),
     ("causal-lm", _guess_conversations),
     ("token-classification", _guess_tags),
     ("causal-lm", _guess_prompts),
@@ -421,6 +440,13 @@ def _find_translated_texts(profile: DataProfile) -> str | None:
     return None
 
 
+def _find_flat_answers(profile: DataProfile) -> str | None:
+    if "answer_start" not in {column.name for column in profile.columns}:
+        return None
+    remedy = "join it with their texts into one column of {text, answer_start}"
+    return f"column answer_start says where answers begin, and question-answering reads lists of them; {remedy}"
+
+
 def _find_other_conversations(profile: DataProfile) -> str | None:
     columns = [column for column in _shaped(profile, "structs") if column.problem]
     if not columns or _shaped(profile, "messages"):
@@ -451,11 +477,7 @@ _UNSUPPORTED: tuple[Callable[[DataProfile], str | None], ...] = (
         lambda c: bool({"bbox", "bboxes", "boxes"} & {c.name.lower(), *map(str.lower, c.keys)}),
     ),
     _find_image_pairs,
-    partial(
-        _find_column,
-        "marks answers in a context (extractive question answering)",
-        lambda c: "answer_start" in (c.name, *c.keys),
-    ),
+    _find_flat_answers,
     partial(
         _find_column,
         "holds translations",

@@ -32,11 +32,12 @@ from launcher.models.conversation import Turn, read_turns
 from launcher.tasks.padding import floats_to_integers
 
 Shape = Literal[
-    "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "structs",
+    "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "answers", "structs",
     "picture", "sound", "other",
 ]  # fmt: skip
 """Kind of content. `words`, `integers`, `numbers`: lists of these. `messages`: lists of {role, content} or {from,
-value}, or their JSON text. `spans`: lists of {start, end, label}. `structs`: lists of other structs."""
+value}, or their JSON text. `spans`: lists of {start, end, label}. `answers`: {text, answer_start} of lists, or lists of
+{text, start}. `structs`: lists of other structs."""
 
 # First bytes of image and audio files. RIFF contains either (WEBP, WAVE) and names it at byte 8.
 _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
@@ -172,12 +173,16 @@ def _list_shape(item: pa.DataType, known: Sequence[object]) -> Shape:
     if {"role", "content"} <= set(types) or {"from", "value"} <= set(types):
         # One readable conversation is enough: a run reports the others, with their rows.
         return "messages" if not known or any(map(_turns_of, known[:100])) else "structs"
+    if "text" in types and "label" not in types and not {"start", "answer_start"}.isdisjoint(types):
+        return "answers"
     spans = {"start", "end", "label"} <= set(types)
     return "spans" if spans and _is_text(types["label"]) and pa.types.is_integer(types["start"]) else "structs"
 
 
 def _content_shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
-    """Return the shape of a column of files: binary content, or structs {bytes, path}."""
+    """Return the shape of a column of structs, or of files: binary content, or structs {bytes, path}."""
+    if {"text", "answer_start"} <= set(_keys(kind)):
+        return "answers"
     if not _is_binary(kind) and not (pa.types.is_struct(kind) and {"bytes", "path"} <= set(_keys(kind))):
         return "other"
     contents = map(_content, known)

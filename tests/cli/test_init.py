@@ -44,6 +44,8 @@ _NAMED = toy_data.named_classes(pa.table({"text": words(), "label": cycle(0, 1)}
         (toy_data.MULTI, "text-classification", {"text": "text", "label": "labels", "kind": "multi-label"}),
         (toy_data.TAGS, "token-classification", {"text": "tokens", "label": "ner_tags"}),
         (toy_data.SPANS, "token-classification", {"text": "text", "label": "entities"}),
+        (toy_data.ANSWERS, "question-answering",
+         {"context": "context", "question": "question", "answers": "answers"}),
         (toy_data.TEXTS, "causal-lm", {"text": "text"}),
         (toy_data.MESSAGES, "causal-lm", {"messages": "messages"}),
         (toy_data.PROMPTS, "causal-lm", {"prompt": "instruction", "response": "output", "input": "input"}),

@@ -27,7 +27,7 @@ from launcher.tasks.samples import Encoded
 from tests.support.jobs import example_table, make_job, prepared_job, write_splits
 from tests.support.worker_group import share_cells
 
-TASKS = ["text-classification", "token-classification", "causal-lm", "image-classification"]
+TASKS = ["text-classification", "token-classification", "question-answering", "causal-lm", "image-classification"]
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,9 @@ _SCORES = pa.table({"text": words(), "score": list(range(0, 2 * ROWS, 2))})
 _LONE = pa.table({"id": range(ROWS), "remark": words(), "verdict": cycle("good", "bad")})
 _PATHS = pa.table({"file": [f"/data/{i}.png" for i in range(ROWS)], "animal": cycle("cat", "dog")})
 _CHINESE = pa.table({"text": [f"这个酒店不错{i}号" for i in range(ROWS)], "label": cycle(0, 1)})
+_QA_LISTS = pa.table(
+    {"query": words(low=2, high=4), "passage": words(seed=1), "gold": cycle([{"text": "w1", "start": 0}], [])}
+)
 _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
 
 
@@ -51,6 +54,8 @@ _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
         (toy_data.MULTI, "text-classification", "multi-label", ["text"], "labels"),
         (toy_data.TAGS, "token-classification", "words", ["tokens"], "ner_tags"),
         (toy_data.SPANS, "token-classification", "spans", ["text"], "entities"),
+        (toy_data.ANSWERS, "question-answering", "answers", ["context", "question"], None),
+        (_QA_LISTS, "question-answering", "answers", ["passage", "query"], None),
         (toy_data.TEXTS, "causal-lm", "text", ["text"], None),
         (toy_data.MESSAGES, "causal-lm", "messages", ["messages"], None),
         (toy_data.PROMPTS, "causal-lm", "prompt", ["instruction"], "output"),
@@ -222,8 +227,8 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
         ({"image": _PICTURES, "objects": cycle({"bbox": [[1.0, 2.0]], "category": [1]})}, "column objects holds boxes"),
         ({"image": _PICTURES, "mask": _PICTURES}, "pictures and masks (segmentation)"),
         ({"left": _PICTURES, "right": _PICTURES, "same": cycle(0, 1)}, "left and right both hold pictures"),
-        ({"context": words(), "question": words(), "answers": cycle({"text": ["a"], "answer_start": [0]})},
-         "(extractive"),
+        ({"context": words(), "question": words(), "answer": words(), "answer_start": range(ROWS)},
+         "column answer_start says where answers begin"),
         ({"en": words(), "de": words(seed=1)}, "columns en and de are translations"),
         ({"translation": cycle({"en": "a", "de": "b"})}, "column translation holds translations"),
         ({"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
@@ -241,7 +246,9 @@ def test_data_of_unsupported_tasks_is_refused(columns: dict[str, object], reason
     assert ";" in caught.value.message  # a remedy
 
 
-@pytest.mark.parametrize("name", ["SINGLE", "PAIR", "MULTI", "TAGS", "SPANS", "TEXTS", "MESSAGES", "PROMPTS", "IMAGES"])
+@pytest.mark.parametrize(
+    "name", ["SINGLE", "PAIR", "MULTI", "TAGS", "SPANS", "ANSWERS", "TEXTS", "MESSAGES", "PROMPTS", "IMAGES"]
+)
 def test_data_of_supported_tasks_is_not_refused(name: str, tmp_path: Path) -> None:
     assert unsupported_reason(look_at(getattr(toy_data, name), tmp_path)) is None
 
@@ -258,6 +265,9 @@ def test_named_task_overrides_the_refusal(tmp_path: Path) -> None:
         ("text-classification/chnsenticorp", "text-classification", "single-label", ["text", "label"]),
         ("biology/splice_junctions", "text-classification", "single-label", ["sequence", "label"]),
         ("token-classification/wnut17", "token-classification", "words", ["tokens", "ner_tags"]),
+        ("question-answering/xquad_en", "question-answering", "answers", ["context", "question"]),
+        ("question-answering/cmrc2018", "question-answering", "answers", ["context", "question"]),
+        ("question-answering/subjqa", "question-answering", "answers", ["context", "question"]),
         ("instruction-sft/alpaca_en", "causal-lm", "messages", ["messages"]),
         ("instruction-sft/glaive_toolcall_en", "causal-lm", "messages", ["messages"]),
         ("causal-lm/c4_demo", "causal-lm", "text", ["text"]),
@@ -285,7 +295,6 @@ def test_real_data_sets_get_the_right_task_and_columns(
         ("audio/emodb_4emotions", "column audio holds audio"),
         ("object-detection/bccd", "column objects holds boxes (object detection)"),
         ("semantic-segmentation/camvid", "columns image and mask are pictures and masks"),
-        ("question-answering/xquad_en", "column answers marks answers in a context"),
         ("preference/dpo_en", "columns chosen and rejected are preferences"),
         ("preference/kto_en", "columns prompt and completion are judged answers"),
         ("face-recognition/orl_pairs", "columns image_a and image_b both hold pictures"),

@@ -49,6 +49,12 @@ def _pictures(desk: Desk, cells: Any) -> list[str]:
     return ["task={type: image-classification}", f"model.name={desk.models['image-classification']}"]
 
 
+def _questions(desk: Desk, answers: Any, more: str = "", **columns: Any) -> list[str]:
+    base = {"question": ["w0"] * 10, "context": ["w1 w2 w3"] * 10}
+    _both(desk, **(base | columns), answers=answers)
+    return [f"task={{type: question-answering, max_length: 32{more}}}"]
+
+
 def _without_processor(desk: Desk) -> list[str]:
     overrides = _pictures(desk, [b"x"] * 4)
     Path("vit").mkdir()
@@ -58,6 +64,7 @@ def _without_processor(desk: Desk) -> list[str]:
     return [overrides[0], "model.name=vit"]
 
 
+ANSWERS = [{"text": ["w2"], "answer_start": [3]}] * 10
 WORDS = [["w1", "w2"]] * 10
 TAGS = [["O", "B-x"]] * 10
 
@@ -174,6 +181,49 @@ CASES = [
         "prompts longer than max_length",
         lambda desk: _lm(desk, "prompt: p, response: r", p=["w1 " * 100] * 10, r=["w2"] * 10),
         f"{_TRAIN}: row 0: p has nothing to learn among its first 32 of 107 tokens (task.max_length); {_MEND}",
+    ),
+    Case(
+        "answers that stand elsewhere",
+        lambda desk: _questions(desk, [*ANSWERS[:9], {"text": ["w2"], "answer_start": [4]}]),
+        f"{_TRAIN}: row 9: answers has the answer 'w2' at 4, where context has '2 ' (it stands at 3, in characters "
+        f"from 0); {_MEND}",
+    ),
+    Case(
+        "answers that are in no context",
+        lambda desk: _questions(desk, [*ANSWERS[:9], {"text": ["w9"], "answer_start": [3]}]),
+        f"{_TRAIN}: row 9: answers has the answer 'w9' at 3, where context has 'w2' (context does not contain it); "
+        f"{_MEND}",
+    ),
+    Case(
+        "answers without their places",
+        lambda desk: _questions(desk, ["w2"] * 10),
+        "task: column answers of the training data is of type string; give {text: [...], answer_start: [...]} as SQuAD "
+        "has it, or a list of {text, start}, in Parquet or JSON",
+    ),
+    Case(
+        "more answers than starts",
+        lambda desk: _questions(desk, [*ANSWERS[:9], {"text": ["w2"], "answer_start": []}]),
+        f"{_TRAIN}: row 9: answers has 1 texts for 0 starts; {_MEND}",
+    ),
+    Case(
+        "a question that fills a window",
+        lambda desk: _questions(desk, ANSWERS, question=["w0 " * 19] * 10),
+        f"{_TRAIN}: row 0: question leaves 10 of the 32 tokens of a window (task.max_length) for context, and 10 are "
+        f"shared with the next one (task.doc_stride); raise the first or lower the second; {_MEND}",
+    ),
+    Case(
+        "an answer longer than the overlap of windows",
+        lambda desk: _questions(
+            desk, [{"text": ["w1 " * 29 + "w1"], "answer_start": [0]}] * 10, context=["w1 " * 60] * 10
+        ),
+        f"{_TRAIN}: row 0: answers has the answer 'w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1 w1..., which "
+        "is whole in no window, as two share 10 tokens (task.doc_stride); raise it; " + _MEND,
+    ),
+    Case(
+        "windows that would not advance",
+        lambda desk: _questions(desk, ANSWERS, ", doc_stride: 32"),
+        "override task={type: question-answering, max_length: 32, doc_stride: 32}: task.doc_stride 32 leaves nothing "
+        "new in windows of 32; lower it",
     ),
     Case(
         "pictures that are not there",

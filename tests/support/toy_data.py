@@ -67,6 +67,10 @@ SPANS = pa.table(
         ],
     }
 )
+ANSWERS = pa.table(
+    {"id": [f"q{i}" for i in range(ROWS)], "title": cycle("w1", "w2"), "context": words(), "question": cycle("w1 w2?"),
+     "answers": [{"text": [text.split()[1]], "answer_start": [len(text.split()[0]) + 1]} for text in words()]}
+)  # fmt: skip
 TEXTS = pa.table({"url": [f"http://x/{i}" for i in range(ROWS)], "text": words()})
 MESSAGES = pa.table({"prompt_id": [f"p{i}" for i in range(ROWS)], "messages": chats()})
 PROMPTS = pa.table({"instruction": words(), "input": cycle("", "w1 w2"), "output": words(seed=1)})

@@ -22,6 +22,8 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "text-lora": ("text-classification", {"max_length": 32}, _LORA),
     "token": ("token-classification", {"max_length": 32}, {}),
     "token-lora": ("token-classification", {"max_length": 32}, _LORA),
+    # Rows of one to four windows.
+    "question": ("question-answering", {"max_length": 32, "doc_stride": 8}, {"train": {"learning_rate": 1e-2}}),
     "causal-packed": ("causal-lm", _PACKED, {}),
     # At a larger learning rate this one is chaotic: differences of the last bit double with every step.
     "causal-packed-lora": ("causal-lm", _PACKED, {**_LORA, "train": {"learning_rate": 5e-3}}),
@@ -97,7 +99,7 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-@_cases("token", "causal-packed", "causal-packed-lora", "image-vit", "image-resnet-sync")
+@_cases("token", "question", "causal-packed", "causal-packed-lora", "image-vit", "image-resnet-sync")
 def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     """Stopped within a window, with dropout on: the same bits."""
     checkpoint = {"every_steps": 4, "every_minutes": None}
@@ -109,7 +111,7 @@ def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     assert second == [[step, reference[step]] for step in range(5, job.plan.total_steps + 1)]
 
 
-@_cases("causal-packed", "causal-packed-lora", "causal-packed-dora-tokens", "image-resnet-sync")
+@_cases("question", "causal-packed", "causal-packed-lora", "causal-packed-dora-tokens", "image-resnet-sync")
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(job: PreparedJob) -> None:
     checkpoint = {"every_steps": 4, "every_minutes": None}
     stopped = with_job(job, checkpoint=checkpoint, parallel={"zero": 3})

@@ -35,7 +35,7 @@ WordSpans = Sequence[tuple[int, int]]
 """First character, and one past the last, of each word of a text."""
 
 # Scripts without spaces between words (Thai to CJK), and Korean, whose particles are suffixes of the noun.
-_UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 
 _ENTITY = pa.struct(
     {"label": pa.string(), "start": pa.int32(), "end": pa.int32(), "text": pa.string(), "score": pa.float32()}
@@ -394,7 +394,7 @@ def _may_split(text: str, end: int, start: int) -> bool:
     are_letters = all(
         unicodedata.category(c)[0] in "LMN" or unicodedata.category(c) == "Cf" for c in (text[end - 1], text[start])
     )
-    return not are_letters or _UNSPACED.match(text[end - 1]) is not None or _UNSPACED.match(text[start]) is not None
+    return not are_letters or UNSPACED.match(text[end - 1]) is not None or UNSPACED.match(text[start]) is not None
 
 
 def _characters(entity: Mapping[str, object]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Memory estimates: activations measured on fake tensors, and the stages and sizes that `auto` chooses from them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from launcher.tasks.base import Task
 from launcher.tasks.samples import Batch
 from tests.support.jobs import make_job, write_splits
 
-_TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
+_TASKS = ("text-classification", "token-classification", "question-answering", "causal-lm", "image-classification")
 _MIB = 2**20
 
 
@@ -35,9 +36,7 @@ def _profile_peak(task: Task, batch: Batch) -> int:
     model.train()
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        batch = Batch(
-            {k: v if isinstance(v, bool) else v.clone() for k, v in batch.inputs.items()}, batch.labels, batch.mask
-        )
+        batch = replace(batch, inputs={k: v if isinstance(v, bool) else v.clone() for k, v in batch.inputs.items()})
         losses = task.sample_losses(task.forward(model, batch), batch)
         (losses * batch.mask).sum().backward()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
