@@ -258,4 +258,5 @@ def collate(task: Task, samples: pa.Table, global_batch: GlobalBatch) -> Batch:
     batch = task.collate(samples.drop_columns(["__row", "__mask"]))
     # Arrow's views are read-only, and `torch.from_numpy` warns of arrays that cannot be written: copy.
     mask = torch.from_numpy(samples.column("__mask").to_numpy().copy())
-    return replace(batch, mask=mask, totals={"weight": global_batch.weight, **global_batch.totals})
+    totals = {"weight": global_batch.weight, **global_batch.totals}
+    return replace(batch, mask=mask, totals=totals, rows=tuple(samples.column("__row").to_pylist()))

@@ -19,6 +19,7 @@ _HEADS = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
 }
 
 # Names of heads in transformers: they are trained in full, so they get no adapters.
@@ -49,8 +50,8 @@ def add_adapters(model: "PreTrainedModel", auto_model: str, spec: ModelSpec, see
         lora_dropout=lora.dropout,
         target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
         # peft leaves out the output layer of a language model by itself. peft 0.21 warns where an excluded name does
-        # not exist, so a causal model, which has neither name, excludes none.
-        exclude_modules=None if auto_model == "AutoModelForCausalLM" else _HEAD_LAYERS,
+        # not exist, so a language model, which has neither name, excludes none.
+        exclude_modules=None if auto_model.endswith("LM") else _HEAD_LAYERS,
         base_model_name_or_path=spec.name,
         revision=spec.revision,
     )

@@ -6,6 +6,7 @@ so their values do not depend on how the model is loaded or sharded. Read `weigh
 """
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
     Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
+LANGUAGE_MODELS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+"""Auto classes whose head is pretrained with the rest: the embeddings, turned around."""
+
 # Names of dropout probabilities in the configurations of transformers.
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout", "dropout",
     "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "seq_classif_dropout",
     "pooler_dropout", "summary_first_dropout", "classifier_dropout_prob", "embedding_dropout", "mlp_dropout",
+    "dropout_rate",
 )  # fmt: skip
 
 
@@ -40,7 +45,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
         ModelError: There is no such model, or it needs remote code that is not allowed.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     check_place(spec)
     try:
@@ -49,11 +54,17 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise _model_error(spec, error) from error
+    for name, value in overrides.items():
+        # transformers 5.23 drops what the class does not declare, such as T5's decoder_start_token_id.
+        if not hasattr(config, name):
+            setattr(config, name, value)
     if spec.dropout is not None:
-        for name in _DROPOUTS:
+        # An encoder-decoder made of two models has the probabilities in the configurations of these.
+        parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
+        for part, name in itertools.product(parts, _DROPOUTS):
             # Only names that the model has: others would be saved with the config and do nothing.
-            if hasattr(config, name):
-                setattr(config, name, spec.dropout)
+            if hasattr(part, name):
+                setattr(part, name, spec.dropout)
     return config  # type: ignore[no-any-return]  # AutoConfig is untyped
 
 
@@ -154,7 +165,7 @@ def load_model(auto_model: str, spec: ModelSpec, config: "PretrainedConfig", see
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _model_error(spec, error) from error
-    check_loaded(spec, model, info["missing_keys"], is_whole=auto_model == "AutoModelForCausalLM")
+    check_loaded(spec, model, info["missing_keys"], is_whole=auto_model in LANGUAGE_MODELS)
     # transformers has drawn them already, from the global generator: overwritten, or a head would depend on what else
     # drew before.
     _initialise(model, set(info["missing_keys"]), seed)

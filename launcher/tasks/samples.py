@@ -1,6 +1,6 @@
 """Samples of a task: encoded rows, and micro-batches of them. Data workers make the first, train workers the second."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -61,6 +61,7 @@ class Batch:
             on all ranks, without which collectives would deadlock. A micro-batch has rows or one filler, never both.
         targets: Tensors of other kinds that losses and metrics need, by name: row of each sequence, boxes, scores.
         totals: Sums over the whole global batch: `weight`, and each of `Task.normalizers`. Empty in `predict`.
+        rows: Row id of each row in its split, -1 for a filler. Empty in `predict`.
     """
 
     inputs: "Mapping[str, torch.Tensor | bool]"
@@ -68,6 +69,7 @@ class Batch:
     mask: "torch.Tensor"
     targets: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
+    rows: Sequence[int] = ()
 
     def to(self, device: "torch.device") -> "Batch":
         """Return a copy on another device. Copies from pinned memory are asynchronous."""
