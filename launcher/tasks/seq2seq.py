@@ -142,12 +142,10 @@ class Seq2Seq(Task):
         return self.params.target_text(row)
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Return pairs of which the target has the words of the source (w0..w99) plus 100, backwards."""
-        rng = np.random.default_rng(seed)
-        words = [rng.integers(0, 100, rng.integers(2, 9)) for _ in range(rows)]
-        sources = [" ".join(f"w{w}" for w in row) for row in words]
-        targets = [" ".join(f"w{w + 100}" for w in row[::-1]) for row in words]
-        return pa.table({self.params.source: sources, self.params.target: targets})
+        """Return pairs that count: a source from one of w0..w19 on, and its target 100 words further."""
+        runs = np.random.default_rng(seed).integers((0, 2), (20, 9), (rows, 2))
+        texts = [[" ".join(f"w{first + i + j}" for j in range(n)) for first, n in runs] for i in (0, 100)]
+        return pa.table({self.params.source: texts[0], self.params.target: texts[1]})
 
 
 TASK = Seq2Seq
