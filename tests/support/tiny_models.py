@@ -8,6 +8,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     BloomConfig,
     BloomForCausalLM,
@@ -65,6 +66,17 @@ def make_tiny_bert(folder: Path, hidden_size: int = 32) -> Path:
         intermediate_size=2 * hidden_size, max_position_embeddings=64,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_masked_bert(folder: Path, bert: Path) -> Path:
+    """Save a tiny BERT with its language model head and a mask token."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(bert)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(bert, vocab_size=len(tokenizer))
+    BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -132,8 +144,8 @@ def make_tiny_bart(folder: Path) -> Path:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", sep_token="</s>",
-        cls_token="<s>",
+        tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        sep_token="</s>", cls_token="<s>",
     )  # fmt: skip
     torch.manual_seed(0)
     config = BartConfig(

@@ -28,6 +28,8 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "causal-packed-opt-lora": ("causal-lm", {"max_length": 48}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "seq2seq": ("seq2seq", {"max_target_length": 16}, {}),
     "seq2seq-lora": ("seq2seq", {"max_target_length": 16}, {**_LORA, "train": {"learning_rate": 5e-3}}),
+    "masked": ("masked-lm", {"max_length": 32}, {}),
+    "masked-lora": ("masked-lm", {"max_length": 32}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
     "image-resnet-sync": ("image-classification", {}, _SYNC),
@@ -89,7 +91,7 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-@_cases("token", "causal-packed", "causal-packed-lora", "seq2seq", "image-vit", "image-resnet-sync")
+@_cases("token", "causal-packed", "causal-packed-lora", "masked", "seq2seq", "image-vit", "image-resnet-sync")
 def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     """Stopped within a window, with dropout on: the same bits."""
     checkpoint = {"every_steps": 4, "every_minutes": None}
