@@ -29,6 +29,12 @@ PROMPTS = (
     ("query", "response"), ("input", "output"), ("inputs", "targets"), ("input", "target"), ("user", "assistant"),
     ("problem", "solution"),
 )  # fmt: skip
+# Texts and what is written of them.
+SUMMARIES = (
+    ("document", "summary"), ("article", "highlights"), ("article", "summary"), ("dialogue", "summary"),
+    ("text", "summary"), ("content", "summary"), ("body", "summary"), ("report", "summary"), ("document", "title"),
+    ("article", "title"), ("abstract", "title"), ("source", "target"), ("src", "tgt"), ("source", "summary"),
+)  # fmt: skip
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "stars", "rating", "sentiment", "score",
     "similarity", "similarity_score", "relatedness_score", "polarity", "toxicity", "emotion", "emotions", "intent",
