@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from launcher.formatting import as_text
+from launcher.formatting import as_text, show_value
 from launcher.tasks.params import SmoothedParams, TrainingColumns
 
 _SCORED_TEXTS = 1000
@@ -120,11 +120,15 @@ class PairParams(SmoothedParams):
         if self.translation is None:
             return as_text(row[name], name)
         cell = row[self.translation]
-        if cell is not None and not isinstance(cell, Mapping):
-            raise ValueError(f"{self.translation} is no text by language; drop task.translation")
-        if cell is not None and name not in cell:
+        if cell is None:
+            raise ValueError(f"{self.translation} is null")
+        if not isinstance(cell, Mapping):
+            raise ValueError(
+                f"{self.translation} is {show_value(cell)}, which is not a text by language ({{en: ..., de: ...}})"
+            )
+        if name not in cell:
             raise ValueError(f"{self.translation} has no {name}, only {', '.join(map(str, cell))}")
-        return as_text(None if cell is None else cell[name], self.translation if cell is None else name)
+        return as_text(cell[name], f"{self.translation}.{name}")
 
     def with_tokenization(self, data: TrainingColumns) -> "PairParams":
         """Return the parameters with the tokenization that `auto` chooses."""
