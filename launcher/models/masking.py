@@ -30,14 +30,14 @@ class MaskedTexts:
     """Samples of texts.
 
     Args:
-        kept: Positions of the texts that have a token to predict, int64 (n,).
-        samples: Their tokens as the model reads them (`input_ids`), `positions` and `labels` of those to predict, the
+        usable: Positions of the texts that have a token to predict, int64 (n,).
+        samples: Tokens of these as the model reads them (`input_ids`), `positions` and `labels` of those to predict, the
             characters that these stand for (`starts`, `ends`), if asked for, and the `text`.
         lengths: Number of tokens of each, int64 (n,).
         counts: Number of tokens to predict, int64 (n,).
     """
 
-    kept: Ints
+    usable: Ints
     samples: pa.Table
     lengths: Ints
     counts: Ints
@@ -77,20 +77,20 @@ class Masker:
                 return_offsets_mapping=has_places,
             )  # fmt: skip
         special = frozenset(self._special_ids.tolist())
-        kept = [k for k, ids in enumerate(tokens["input_ids"]) if not (chooses and special.issuperset(ids))]
-        lengths = np.array([len(tokens["input_ids"][k]) for k in kept], np.int64)
-        ids = np.fromiter(chain.from_iterable(tokens["input_ids"][k] for k in kept), np.int64, int(lengths.sum()))
-        row_of = np.repeat(np.arange(len(kept)), lengths)
+        usable = [k for k, ids in enumerate(tokens["input_ids"]) if not (chooses and special.issuperset(ids))]
+        lengths = np.array([len(tokens["input_ids"][k]) for k in usable], np.int64)
+        ids = np.fromiter(chain.from_iterable(tokens["input_ids"][k] for k in usable), np.int64, int(lengths.sum()))
+        row_of = np.repeat(np.arange(len(usable)), lengths)
         positions = np.arange(len(ids)) - (np.cumsum(lengths) - lengths)[row_of]
         if chooses:
-            keys = _hashes(ids, row_of, positions, len(kept)) if seeds is None else seeds[kept].astype(np.uint64)
+            keys = _hashes(ids, row_of, positions, len(usable)) if seeds is None else seeds[usable].astype(np.uint64)
             chosen, read = self._mask(ids, row_of, positions, keys)
         else:
             chosen, read = np.flatnonzero(ids == self._mask_id), ids
-        counts = np.bincount(row_of[chosen], minlength=len(kept))
+        counts = np.bincount(row_of[chosen], minlength=len(usable))
         spans = np.zeros((0, 2), np.int64)
         if has_places:
-            offsets = chain.from_iterable(tokens["offset_mapping"][k] for k in kept)
+            offsets = chain.from_iterable(tokens["offset_mapping"][k] for k in usable)
             spans = np.array(list(offsets), np.int64).reshape(-1, 2)[chosen]
         columns = {
             "input_ids": _lists(read, lengths),
@@ -98,9 +98,9 @@ class Masker:
             "labels": _lists(ids[chosen], counts),
             "starts": _lists(spans[:, 0], counts * has_places),
             "ends": _lists(spans[:, 1], counts * has_places),
-            "text": pa.array([texts[k] for k in kept], pa.string()),
+            "text": pa.array([texts[k] for k in usable], pa.string()),
         }
-        return MaskedTexts(np.array(kept, np.int64), pa.table(columns), lengths, counts)
+        return MaskedTexts(np.array(usable, np.int64), pa.table(columns), lengths, counts)
 
     def _mask(self, ids: Ints, row_of: Ints, positions: Ints, keys: Words) -> tuple[Ints, Ints]:
         """Choose and hide tokens of n rows, laid end to end.

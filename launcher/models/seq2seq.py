@@ -160,7 +160,7 @@ def set_generation(model: "PreTrainedModel", tokens: DecoderTokens, num_beams: i
         model: Model whose generation config is changed in place.
         tokens: Tokens that frame a target.
         num_beams: Beams of the search; 1 takes the most likely token.
-        max_new_tokens: Most tokens of a generated text.
+        max_new_tokens: Limit of tokens of a generated text.
     """
     config = model.generation_config
     assert config is not None

@@ -89,10 +89,10 @@ class MaskedLM(Task):
         # Only evaluations and `predict` display the places of masks.
         masked = self._masker.encode(texts, seeds, chooses=with_targets, has_places=noise is None)
         positions = np.array(valid_rows, np.int64)
-        unusable = np.delete(positions, masked.kept)
+        unusable = np.delete(positions, masked.usable)
         problems += [(int(i), f"{self.params.text} has no token to predict") for i in unusable]
         weights = masked.counts.astype(np.float64)
-        return Encoded(masked.samples, positions[masked.kept], masked.lengths, weights, tuple(sorted(problems)))
+        return Encoded(masked.samples, positions[masked.usable], masked.lengths, weights, tuple(sorted(problems)))
 
     def collate(self, samples: pa.Table) -> Batch:
         """Pad input_ids, attention_mask and labels to (B, T); labels are -100 where no token is predicted."""

@@ -26,7 +26,7 @@ class Texts:
         valid_rows: Positions of the rows with all texts.
         problems: Pairs (position, reason) of the others.
         sources: Source of each valid row.
-        targets: Its target.
+        targets: Target of each valid row.
     """
 
     valid_rows: list[int]

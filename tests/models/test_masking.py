@@ -72,7 +72,7 @@ def test_masks_change_with_the_seed_and_stay_in_evaluations(tokenizer: PreTraine
 
 def test_each_row_has_a_mask_and_special_tokens_have_none(tokenizer: PreTrainedTokenizerBase) -> None:
     masked = Masker(tokenizer, 0.01, 8).encode(["w1", "", "w2 unseen", "unseen", *_TEXTS], None, True, True)
-    assert masked.kept.tolist() == [0, 2, *range(4, 304)]
+    assert masked.usable.tolist() == [0, 2, *range(4, 304)]
     rows = masked.samples.to_pylist()
     assert [row["labels"] for row in rows[:2]] == [[5], [6]]
     assert set(masked.counts) == {1}

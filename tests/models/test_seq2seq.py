@@ -15,8 +15,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBart50Tokenizer,
 from launcher.errors import ModelError
 from launcher.models.seq2seq import PairTokenizer
 from launcher.spec.model import ModelSpec
+from launcher.tasks import build_task
 from launcher.tasks.seq2seq import Seq2Seq
 from launcher.tasks.text_pairs import PairParams
+from tests.support.jobs import prepared_job, write_splits
 from tests.support.tiny_models import make_tiny_bart, make_tiny_bert_pair
 
 
@@ -182,3 +184,19 @@ def test_languages_are_marked(kind: str, tiny_bart: Path, tmp_path: Path) -> Non
 def test_a_language_without_a_tokenizer_for_it_is_refused(tiny_bart: Path) -> None:
     with pytest.raises(ModelError, match=r"marks no languages; drop it$"):
         PairTokenizer(ModelSpec(name=str(tiny_bart)), "en_XX", "de_DE")
+
+
+def test_a_model_and_its_tokenizer_are_made_of_both_columns(tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=60, task="seq2seq")
+    config = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = {"name": "", "from_config": {**config, "vocab_size": 300}}
+    prepared = prepared_job(Path("none"), data, tmp_path, task={"type": "seq2seq"}, model=model)
+    task = build_task(prepared.job)
+    tokens = PairTokenizer(prepared.job.model, None, None).tokens
+    tokenizer = AutoTokenizer.from_pretrained(prepared.job.model.name)
+    names = tokenizer.convert_ids_to_tokens([tokens.start, tokens.end, tokens.pad])
+    assert (names, tokens.adds_end) == (["[CLS]", "[SEP]", "[PAD]"], False)
+    # Only the targets have words with three digits.
+    assert any(token.isdigit() and len(token) == 3 for token in tokenizer.get_vocab())
+    samples = task.encode(task.example_rows(2, 0).select(["source"]), False).samples
+    assert len(task.predict(task.build_model().eval(), samples)) == 2
