@@ -31,8 +31,8 @@ class MaskedTexts:
 
     Args:
         usable: Positions of the texts that have a token to predict, int64 (n,).
-        samples: Tokens of these as the model reads them (`input_ids`), `positions` and `labels` of those to predict, the
-            characters that these stand for (`starts`, `ends`), if asked for, and the `text`.
+        samples: Tokens of these as the model reads them (`input_ids`), `positions` and `labels` of those to predict,
+            the characters that these stand for (`starts`, `ends`), if asked for, and the `text`.
         lengths: Number of tokens of each, int64 (n,).
         counts: Number of tokens to predict, int64 (n,).
     """
