@@ -314,9 +314,10 @@ def _pair_lines(guess: Guess, model: Model) -> list[Line]:
         lines.append(Line("prefix", f"translate {first} to {second}: ", "T5 was pretrained with it"))
     if guess.form == "summary":
         lines.append(Line("scores", "rouge", "how generated targets are scored; bleu is for translations"))
-    size, why = max_length(guess, model.positions)
-    lines.append(Line("max_source_length", size, f"tokens kept of each source; {why}"))
+    # The profile measures texts in columns of their own alone.
     if guess.label is not None:
+        size, why = max_length(guess, model.positions)
+        lines.append(Line("max_source_length", size, f"tokens kept of each source; {why}"))
         size, why = max_length(replace(guess, inputs=(guess.label,)), model.positions)
         lines.append(Line("max_target_length", size, f"tokens kept of each target, and generated; {why}"))
     lines.append(Line("generated_rows", 500, "rows that an evaluation generates, which takes most of its time", True))
