@@ -99,7 +99,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> dict[str, Path]:
     """A pretrained-looking model for each task, by the task's name."""
-    from tests.support.tiny_models import make_tiny_gpt, make_tiny_vit
+    from tests.support.tiny_models import make_tiny_gpt, make_tiny_masked_bert, make_tiny_t5, make_tiny_vit
 
     folder = tmp_path_factory.mktemp("models")
     return {
@@ -108,4 +108,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> di
         "question-answering": tiny_bert,
         "causal-lm": make_tiny_gpt(folder / "tiny-gpt"),
         "image-classification": make_tiny_vit(folder / "tiny-vit"),
+        "masked-lm": make_tiny_masked_bert(folder / "tiny-masked-bert", tiny_bert),
+        "seq2seq": make_tiny_t5(folder / "tiny-t5"),
     }

@@ -50,7 +50,7 @@ def init(  # noqa: PLR0913 -- the options of a command
     It guesses the task, the columns and the model, and prints every guess with its reason. On a terminal it asks you to
     confirm; options answer in advance.
     """
-    from launcher.init.defaults import fill_defaults, find_model
+    from launcher.init.defaults import fill_defaults, find_model, fit_task
     from launcher.init.guess import UserChoices
     from launcher.init.job_file import check_target, job_name, publish
     from launcher.init.splits import check_not_existing
@@ -69,6 +69,8 @@ def init(  # noqa: PLR0913 -- the options of a command
     choices = UserChoices(task, opened.profile.parse_names(text) if text else (), label)
     guess = _ask_guess(opened, choices) if ask else _guess(opened, choices)
     chosen_model = chosen_model or _choose_model(guess, ask)
+    if task is None:
+        guess = fit_task(guess, chosen_model)
     opened = reopen_for_task(_offer_other_splits(opened) if ask else opened, guess)
     fitted = match_splits(opened, guess, splits)
     fraction = _validation_fraction(fitted, split, folder, ask)
@@ -118,7 +120,7 @@ def _ask_guess(data: "UserData", choices: "UserChoices") -> "Guess":
         inputs = ",".join(column.name for column in guess.inputs) if guess else ""
         text = typer.prompt("input column (two with a comma for a pair)", default=inputs or None)
         label = guess.label.name if guess and guess.label else ""
-        is_optional = choices.task == "causal-lm"
+        is_optional = choices.task in ("causal-lm", "masked-lm", "seq2seq")
         answer = typer.prompt(
             "column with answers, empty for none" if is_optional else "target column",
             default=label if label or is_optional else None,
@@ -195,7 +197,7 @@ def _print_profile(profile: "DataProfile", guess: "Guess | None") -> None:
         if guess is not None and column in guess.inputs:
             role = "input"
         elif guess is not None and column == guess.label:
-            role = "answer" if guess.form == "prompt" else "label"
+            role = "answer" if guess.writes_label else "label"
         why = guess.reasons.get(column.name, "") if guess is not None and role else ""
         table.add_row(*map(Text, (column.name, column.type, column.example, f"{role}: {why}" if why else role)))
     OUT.print(table)

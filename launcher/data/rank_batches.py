@@ -293,4 +293,4 @@ def collate(task: Task, samples: pa.Table, global_batch: GlobalBatch) -> Batch:
     mask = torch.from_numpy(samples.column("__mask").to_numpy().copy())
     source = torch.from_numpy(samples.column("__source").to_numpy().copy()) if "__source" in own else None
     totals = {"weight": global_batch.weight, **global_batch.totals}
-    return replace(batch, mask=mask, source=source, totals=totals)
+    return replace(batch, mask=mask, source=source, totals=totals, rows=tuple(samples.column("__row").to_pylist()))

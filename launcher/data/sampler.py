@@ -21,6 +21,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from launcher.models.noise import mixed
+
 RowIds = npt.NDArray[np.int64]
 _MAX_POOL_ROWS = 1 << 20
 """Repeated values take next to no bytes in a file, but the ids of all rows of a pool are permuted in memory."""
@@ -46,17 +48,12 @@ def row_noise(seed: int, epoch: int, rows: RowIds) -> RowIds:
     """Return a seed for the augmentation of each row: a function of (seed, epoch, row), the same on any cluster.
 
     Returns:
-        Seeds, int64 (n,), not negative; SplitMix64 (Steele et al. 2014) of the row ids.
+        Seeds, int64 (n,), not negative.
     """
-    # Not one generator per row: SplitMix64 is a counter, hashed in a few vector operations for all rows, and row k
-    # needs no draw for the rows before it.
-    start = np.uint64(generator("noise", seed, epoch).integers(0, 2**63))
-    with np.errstate(over="ignore"):
-        z = start + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        # The lowest bit is dropped, so that a seed fits into int64 without a sign.
-        return ((z ^ (z >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+    # Not one generator per row: all rows take a few vector operations, and row k no draw for the rows before it.
+    start = np.full(len(rows), generator("noise", seed, epoch).integers(0, 2**63), np.uint64)
+    # The lowest bit is dropped, so that a seed fits into int64 without a sign.
+    return (mixed(start, rows) >> np.uint64(1)).astype(np.int64)
 
 
 @dataclass(frozen=True)

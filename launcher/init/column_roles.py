@@ -31,6 +31,12 @@ PROMPTS = (
 )  # fmt: skip
 QUESTIONS = ("question", "query", "questions")
 CONTEXTS = ("context", "passage", "paragraph", "document", "article", "text", "content", "contexts")
+# Texts and what is written of them.
+SUMMARIES = (
+    ("document", "summary"), ("article", "highlights"), ("article", "summary"), ("dialogue", "summary"),
+    ("text", "summary"), ("content", "summary"), ("body", "summary"), ("report", "summary"), ("document", "title"),
+    ("article", "title"), ("abstract", "title"), ("source", "target"), ("src", "tgt"), ("source", "summary"),
+)  # fmt: skip
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "stars", "rating", "sentiment", "score",
     "similarity", "similarity_score", "relatedness_score", "polarity", "toxicity", "emotion", "emotions", "intent",

@@ -6,7 +6,7 @@ Runs on the client; does not import transformers. Read `job_file.py` next, which
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.errors import ModelError
@@ -19,6 +19,8 @@ from launcher.spec.hub import is_local_path
 
 # Fraction of letters from which a text counts as non-Latin.
 _FOREIGN = 0.3
+_ENCODERS = ("bert", "electra", "mpnet")
+"""Parts of the names of encoders, and of their types in config.json."""
 # A model of the hub is not downloaded to guess: its name has to tell whether it has a chat template.
 _CHAT_WORDS = ("instruct", "chat", "-it")
 
@@ -35,6 +37,8 @@ class Model:
     """Longest input in tokens; None if unknown."""
     has_template: bool
     """Whether its tokenizer has a chat template."""
+    is_encoder: bool = False
+    """Whether it reads a text as a whole and cannot continue it."""
 
 
 def default_model(guess: Guess) -> Model:
@@ -43,6 +47,8 @@ def default_model(guess: Guess) -> Model:
     script = "texts are not in a Latin script" if is_foreign else ""
     if guess.task == "image-classification":
         return Model("google/vit-base-patch16-224-in21k", "a ViT pretrained on ImageNet-21k", None, False)
+    if guess.task == "seq2seq":
+        return _default_pair_model(guess, is_foreign)
     if guess.task == "causal-lm" and guess.form == "text":
         name = "Qwen/Qwen2.5-0.5B" if is_foreign else "gpt2"
         return Model(name, script or "small; any causal language model will do", 1024, False)
@@ -54,6 +60,23 @@ def default_model(guess: Guess) -> Model:
     cased = "bert-base-cased" if guess.task == "token-classification" else "bert-base-uncased"
     why = "capitals help to recognise names" if guess.task == "token-classification" else "a good first model"
     return Model("bert-base-multilingual-cased" if is_foreign else cased, script or why, 512, False)
+
+
+def _default_pair_model(guess: Guess, is_foreign: bool) -> Model:
+    """Return a small encoder-decoder."""
+    is_foreign = is_foreign or (guess.label is not None and guess.label.foreign > _FOREIGN)
+    if is_foreign or not {*_pair_languages(guess)} <= {"", *_T5_LANGUAGES}:
+        return Model("google/mt5-small", "reads and writes many languages", None, False)
+    if guess.form == "summary":
+        return Model("facebook/bart-base", "small, and pretrained to restore texts", 1024, False)
+    return Model("google-t5/t5-small", "small, and has learned to translate", None, False)
+
+
+def _pair_languages(guess: Guess) -> tuple[str, str]:
+    """Return the languages of source and target by their names in the data, "" for unknown ones."""
+    names = guess.inputs[0].keys[:2] if guess.label is None else (guess.inputs[0].name, guess.label.name)
+    first, second = (name.lower()[:2] if guess.form != "summary" and len(name) == 2 else "" for name in names)
+    return first, second
 
 
 def find_model(name: str) -> Model:
@@ -68,7 +91,8 @@ def find_model(name: str) -> Model:
             raise ModelError(f"--model {name}: is a file; give the directory it is in, or a hub name")
         if is_local_path(name):
             raise ModelError(f"--model {name}: there is no such directory; give one that exists, or a hub name")
-        return Model(name, "as asked", None, any(word in name.lower() for word in _CHAT_WORDS))
+        has_template = any(word in name.lower() for word in _CHAT_WORDS)
+        return Model(name, "as asked", None, has_template, _is_encoder(name))
     config = _read_json(folder / "config.json")
     if config is None:
         raise ModelError(f"--model {name}: holds no model (it has no config.json); give a directory that has one")
@@ -77,7 +101,19 @@ def find_model(name: str) -> Model:
     tokenizer = _read_json(folder / "tokenizer_config.json") or {}
     # Newer versions of transformers save the template as a file, older ones inside of the JSON.
     has_template = (folder / "chat_template.jinja").is_file() or "chat_template" in tokenizer
-    return Model(str(folder), "as asked", length if isinstance(length, int) else None, has_template)
+    is_encoder = _is_encoder(str(config.get("model_type")))
+    return Model(str(folder), "as asked", length if isinstance(length, int) else None, has_template, is_encoder)
+
+
+def _is_encoder(name: str) -> bool:
+    return any(part in name.lower() for part in _ENCODERS)
+
+
+def fit_task(guess: Guess, model: Model) -> Guess:
+    """Return the guess for plain texts with the task that a model can learn them by: an encoder fills masks."""
+    if guess.task == "causal-lm" and guess.form == "text" and model.is_encoder:
+        return replace(guess, task="masked-lm", notes=(), why=f"{guess.why}, and the model is an encoder")
+    return guess
 
 
 def _read_json(path: Path) -> dict[str, object] | None:
@@ -90,7 +126,16 @@ def _read_json(path: Path) -> dict[str, object] | None:
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # Upper limits of `max_length`: longer sequences cost much memory, so the user decides.
-_LONGEST = {"text-classification": 512, "token-classification": 512, "question-answering": 384, "causal-lm": 1024}
+_LONGEST = {
+    "text-classification": 512,
+    "token-classification": 512,
+    "question-answering": 384,
+    "causal-lm": 1024,
+    "masked-lm": 512,
+    "seq2seq": 512,
+}
+_T5_LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
+"""Languages that T5 was pretrained to translate, by its prefix."""
 # Marks that a tokenizer adds to a row: four for RoBERTa's pairs, <s> a </s></s> b </s>.
 _SPECIAL_TOKENS = 4
 # Instructions on tool calls that a chat template adds.
@@ -111,6 +156,9 @@ _METRICS = {
     "words": "f1",
     "spans": "f1",
     "answers": "f1",
+    "pair": "bleu",
+    "translation": "bleu",
+    "summary": "rouge1",
 }
 
 
@@ -258,11 +306,32 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         lines.append(
             Line("augment", augment, "random changes to training pictures; no flips if left and right matter", True)
         )
+    elif guess.task == "seq2seq":
+        lines += _pair_lines(guess, model)
     else:
         size, why = max_length(guess, model.positions)
         packed = " and packed sequence" if guess.task == "causal-lm" else ""
         lines.append(Line("max_length", size, f"tokens kept of each row{packed}; {why}"))
     return tuple(lines)
+
+
+def _pair_lines(guess: Guess, model: Model) -> list[Line]:
+    """Return the lines of a task that reads one text and writes another."""
+    languages = _pair_languages(guess)
+    lines = []
+    if "t5" in model.name.lower() and set(languages) <= set(_T5_LANGUAGES):
+        first, second = (_T5_LANGUAGES[language] for language in languages)
+        lines.append(Line("prefix", f"translate {first} to {second}: ", "T5 was pretrained with it"))
+    if guess.form == "summary":
+        lines.append(Line("scores", "rouge", "how generated targets are scored; bleu is for translations"))
+    # The profile measures texts in columns of their own alone.
+    if guess.label is not None:
+        size, why = max_length(guess, model.positions)
+        lines.append(Line("max_source_length", size, f"tokens kept of each source; {why}"))
+        size, why = max_length(replace(guess, inputs=(guess.label,)), model.positions)
+        lines.append(Line("max_target_length", size, f"tokens kept of each target, and generated; {why}"))
+    lines.append(Line("generated_rows", 500, "rows that an evaluation generates, which takes most of its time", True))
+    return lines
 
 
 def _are_bare_numbers(guess: Guess) -> bool:
@@ -272,7 +341,7 @@ def _are_bare_numbers(guess: Guess) -> bool:
 
 def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
     reasons = {name: f"column: {why}" for name, why in guess.reasons.items()}
-    if labels is not None and guess.label is not None and guess.form != "prompt":
+    if labels is not None and guess.label is not None and not guess.writes_label:
         reasons[guess.label.name] = f"column: {_label_reason(guess, labels)}"
     keys = {
         "text-classification": ("text", "text_pair"),
@@ -280,12 +349,16 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         "image-classification": ("image",),
         "question-answering": ("context", "question"),
         "causal-lm": (guess.form,),
+        "masked-lm": ("text",),
+        "seq2seq": ("translation" if guess.form == "translation" else "source",),
     }[guess.task]
     lines = [Line(key, c.name, reasons[c.name]) for key, c in zip(keys, guess.inputs, strict=False)]
+    if guess.form == "translation":
+        first, second = guess.inputs[0].keys[:2]
+        lines += [Line("source", first, "language to read"), Line("target", second, "language to write")]
     if guess.label is not None:
-        lines.append(
-            Line("response" if guess.form == "prompt" else "label", guess.label.name, reasons[guess.label.name])
-        )
+        key = {"prompt": "response", "pair": "target", "summary": "target"}.get(guess.form, "label")
+        lines.append(Line(key, guess.label.name, reasons[guess.label.name]))
     return [*lines, *(Line(key, column.name, f"column: {_BESIDE[key]}") for key, column in guess.beside.items())]
 
 
@@ -362,7 +435,7 @@ def _bad_rows(guess: Guess) -> int:
     if guess.form == "words" and guess.label:
         # Null lists count as empty in both columns, so the rows correspond.
         bad += sum(a != b for a, b in zip(guess.inputs[0].lengths, guess.label.lengths, strict=False))
-    return bad + (guess.label.nulls if guess.form == "prompt" and guess.label else 0)
+    return bad + (guess.label.nulls if guess.writes_label and guess.label else 0)
 
 
 def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:

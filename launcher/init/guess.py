@@ -16,6 +16,7 @@ from launcher.init.column_roles import (
     PAIRS,
     PROMPTS,
     QUESTIONS,
+    SUMMARIES,
     SURE_LABELS,
     TAGS,
     TEXTS,
@@ -34,15 +35,20 @@ from launcher.init.column_roles import (
 from launcher.init.profile import Column, DataProfile, Labels
 from launcher.models.conversation import UNREAD, USUAL
 
-TASKS = ("text-classification", "token-classification", "question-answering", "causal-lm", "image-classification")
+TASKS = (
+    "text-classification", "token-classification", "question-answering", "causal-lm", "masked-lm", "seq2seq",
+    "image-classification",
+)  # fmt: skip
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
-Form = Kind | Literal["words", "spans", "text", "messages", "prompt", "answers"]
+Form = Kind | Literal["words", "spans", "text", "messages", "prompt", "answers", "pair", "translation", "summary"]
 
 _NEEDS = {
     "text-classification": "a column of texts and one of labels",
     "token-classification": "words with a tag for each, or a text and a list of {start, end, label}",
     "question-answering": "columns of questions, contexts and answers ({text, answer_start})",
     "causal-lm": "a column of texts, of conversations ({role, content}), or of prompts and one of answers",
+    "masked-lm": "a column of texts",
+    "seq2seq": "a column of texts to read and one of texts to write, or one of texts by language ({en, de})",
     "image-classification": "a column of pictures and one of classes",
 }
 # A text column without a usual name must be this many times longer than the next one to be chosen.
@@ -82,6 +88,11 @@ class Guess:
     """Notes for the user on columns that are not read."""
     beside: Mapping[str, Column] = field(default_factory=dict)
     """Additional columns (system message, tools, input of a prompt), by the key of the job file."""
+
+    @property
+    def writes_label(self) -> bool:
+        """Return True if the label is a text that the model learns to write."""
+        return self.form in ("prompt", "pair", "summary")
 
     @property
     def has_unnamed_tags(self) -> bool:
@@ -279,6 +290,50 @@ def _guess_prompts(profile: DataProfile, choices: UserChoices) -> Guess | None:
     return Guess("causal-lm", "prompt", (prompt,), answer, why, reasons, notes, beside)
 
 
+def _guess_pairs(profile: DataProfile, choices: UserChoices) -> Guess | None:
+    """Recognise translations, as a column of texts by language or as two columns, and summaries."""
+    structs = [c for c in _inputs(profile, choices) if _is_by_language(c)]
+    if structs and not choices.label:
+        column = structs[0]
+        why = f"column {column.name} holds texts by language ({', '.join(column.keys)})"
+        note = f"{column.keys[0]} is translated to {column.keys[1]}; swap task.source and task.target for the reverse"
+        return Guess("seq2seq", "translation", (column,), None, why, {column.name: "texts by language"}, (note,))
+    texts = [c for c in profile.columns if c.shape == "text"]
+    if choices.inputs and choices.label:
+        pair = profile.column(choices.inputs[0]), profile.column(choices.label)
+        if choices.task is None or len(choices.inputs) != 1 or not set(pair) <= set(texts):
+            return None
+    else:
+        # With a label, two texts are a pair to classify.
+        has_label = any(rank(c.name, SURE_LABELS) < len(SURE_LABELS) for c in profile.columns)
+        named = _languages(profile)[:2] or list(pair_of(texts, SUMMARIES) or ())
+        if len(named) < 2 or choices.label == "" or (has_label and choices.task is None):
+            return None
+        pair = named[0], named[1]
+        if not _agrees(pair, choices):
+            return None
+    source, target = pair
+    is_summary = 2 * target.mean_tokens < source.mean_tokens
+    what = "summaries" if is_summary else "translations"
+    why = f"columns {source.name} and {target.name} are texts and their {what}"
+    reasons = {source.name: _text_reason(source), target.name: f"{_text_reason(target)}; only these are learned"}
+    return Guess("seq2seq", "summary" if is_summary else "pair", (source,), target, why, reasons)
+
+
+def _is_by_language(column: Column) -> bool:
+    """Return True if cells hold texts by language, as the `Translation` feature of `datasets` does."""
+    has_languages = len(column.keys) > 1 and set(column.keys) <= _LANGUAGES
+    return has_languages or (column.feature == "Translation" and len(column.keys) > 1)
+
+
+def _languages(profile: DataProfile) -> list[Column]:
+    """Return the columns of texts that are named like languages, if there are several."""
+    texts = [column for column in profile.columns if column.shape == "text" and column.mean_tokens >= 3]
+    named = [c for c in texts if c.name.lower()[:2] in _LANGUAGES and (len(c.name) == 2 or c.name[2:3] in ("_", "-"))]
+    # Two letters may be a word, such as `no` or `it`, so one name is not enough.
+    return named if len(named) >= 2 else []
+
+
 def _unread_notes(profile: DataProfile, read: Sequence[Column]) -> tuple[str, ...]:
     """Return notes on columns with a name that belongs to prompts or conversations, and that the task does not read."""
     names = [name for usual in (*USUAL.values(), UNREAD) for name in usual]
@@ -333,8 +388,10 @@ def _guess_texts(profile: DataProfile, choices: UserChoices) -> Guess | None:
     rivals = [c for c in texts[1:] if c.mean_tokens * _CLEARLY_LONGER > text.mean_tokens]
     if not is_named and (rivals or text.mean_tokens < _SHORTEST_TEXT):
         return None
+    task = choices.task or "causal-lm"
     why = f"column {text.name} holds texts and no column looks like a label or an answer"
-    return Guess("causal-lm", "text", (text,), None, why, {text.name: _text_reason(text)})
+    notes = () if choices.task else ("an encoder (BERT) learns such texts too, by hidden words: --task masked-lm",)
+    return Guess(task, "text", (text,), None, why, {text.name: _text_reason(text)}, notes)
 
 
 _Rule = Callable[[DataProfile, UserChoices], Guess | None]
@@ -345,8 +402,10 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
     ("causal-lm", _guess_conversations),
     ("token-classification", _guess_tags),
     ("causal-lm", _guess_prompts),
+    ("seq2seq", _guess_pairs),
     ("text-classification", _guess_labelled_texts),
     ("causal-lm", _guess_texts),
+    ("masked-lm", _guess_texts),
 )
 
 
@@ -431,15 +490,6 @@ def _find_image_pairs(profile: DataProfile) -> str | None:
     return f"{names} both hold pictures, and the launcher's image-classification reads one per row"
 
 
-def _find_translated_texts(profile: DataProfile) -> str | None:
-    texts = [column.name for column in _shaped(profile, "text") if column.mean_tokens >= 3]
-    names = [n for n in texts if n.lower()[:2] in _LANGUAGES and (len(n) == 2 or n[2:3] in ("_", "-"))]
-    # Two letters may be a word, such as `no` or `it`, so one name is not enough.
-    if len(names) >= 2:
-        return f"columns {names[0]} and {names[1]} are translations, for which the launcher has no task"
-    return None
-
-
 def _find_flat_answers(profile: DataProfile) -> str | None:
     if "answer_start" not in {column.name for column in profile.columns}:
         return None
@@ -480,10 +530,9 @@ _UNSUPPORTED: tuple[Callable[[DataProfile], str | None], ...] = (
     _find_flat_answers,
     partial(
         _find_column,
-        "holds translations",
-        lambda c: c.feature.startswith("Translation") or (len(c.keys) > 1 and set(c.keys) <= _LANGUAGES),
+        "holds translations of varying languages",
+        lambda c: c.feature == "TranslationVariableLanguages",
     ),
-    _find_translated_texts,
     _find_other_conversations,
     _find_one_hot,
 )

@@ -61,7 +61,7 @@ def kinds_of(guess: Guess) -> dict[str, ColumnKind]:
     """Return the kind of content of each column that the task reads."""
     kinds: dict[str, ColumnKind] = dict.fromkeys((column.name for column in guess.inputs), "text")
     if guess.label is not None:
-        forms: dict[str, ColumnKind] = {"regression": "number", "prompt": "text"}
+        forms: dict[str, ColumnKind] = {"regression": "number", "prompt": "text", "pair": "text", "summary": "text"}
         kinds[guess.label.name] = forms.get(guess.form, "class")
     return kinds
 
@@ -76,7 +76,7 @@ def training_labels(split: Split, guess: Guess) -> Labels:
     name = guess.label.name
     labels = count_labels(split, name)
     classes = [label for label, _ in labels.counts if not guess.is_unlabelled(label, labels)]
-    if guess.form in ("regression", "spans", "prompt"):
+    if guess.writes_label or guess.form in ("regression", "spans"):
         # Numbers, spans and answers are not classes: any number of distinct values is right.
         if labels.nulls == labels.rows:
             raise DataError(f"--label {name}: is null in all rows; name another column")
@@ -99,7 +99,7 @@ def check_rows(split: Split, guess: Guess, known: Sequence[str]) -> SplitCheck:
     missing = [column.name for column in columns if column.name not in split.schema.names]
     if missing:
         return SplitCheck(split.rows, f"it has no column {missing[0]}")
-    if guess.label is None or guess.form == "prompt":
+    if guess.label is None or guess.writes_label:
         return SplitCheck(split.rows)
     labels = count_labels(split, guess.label.name)
     # A label that training has never seen cannot be scored.
@@ -169,7 +169,7 @@ def match_splits(data: UserData, guess: Guess, named: Mapping[str, str]) -> Matc
     Raises:
         DataError: The labels are not usable, or a split that the user named does not match.
     """
-    has_labels = guess.label is not None and guess.form != "prompt"
+    has_labels = guess.label is not None and not guess.writes_label
     labels = training_labels(data.train, guess) if has_labels else None
     known = guess.known_labels(labels) if labels is not None and labels.counts else ()
     locations = {"train": data.splits.locations["train"]}

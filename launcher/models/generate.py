@@ -1,10 +1,17 @@
-"""Greedy generation of text. Runs in train workers (samples for the report) and predict workers."""
+"""Greedy generation of text after prompts. Runs in train workers (samples for the report) and predict workers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def is_sharded(model: "torch.nn.Module") -> bool:
+    """Return True if the weights are shards of ZeRO-3, so that each forward pass is a collective of all ranks."""
+    # DeepSpeed 0.19.8 gives each weight that it partitions an id (runtime/zero/partition_parameters.py).
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def generate(
@@ -46,7 +53,6 @@ def _generate(
 ) -> list[str]:
     """Return the text after each prompt, at least one, as `generate` does; all are generated in one batch."""
     import torch
-    import torch.distributed as dist
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(map(len, prompts))
@@ -64,7 +70,7 @@ def _generate(
         eos_token_id=_end_tokens(model, tokenizer),
         # A rank that is done continues with dummy forward passes until the last one is, or ZeRO-3 would deadlock.
         # It costs an all_reduce and a sync for each token (`_has_unfinished_sequences` of transformers 5.23).
-        synced_gpus=dist.is_initialized() and dist.get_world_size() > 1,
+        synced_gpus=is_sharded(model),
     )
     texts: list[str] = tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
     return texts

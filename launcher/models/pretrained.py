@@ -7,6 +7,7 @@ so their values do not depend on how the model is loaded or sharded; so are the 
 """
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
     Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
+
 # Names of dropout probabilities in the configurations of transformers.
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout", "dropout",
     "attention_dropout", "activation_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "seq_classif_dropout",
     "pooler_dropout", "summary_first_dropout", "classifier_dropout_prob", "embedding_dropout", "mlp_dropout",
+    "dropout_rate",
 )  # fmt: skip
 
 # Auto classes without a head of the task's own: their weights must be complete. Only a pooler may be new.
@@ -44,7 +47,7 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
         ModelError: There is no such model, or it needs remote code that is not allowed.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     check_place(spec)
     try:
@@ -53,11 +56,17 @@ def load_config(spec: ModelSpec, **overrides: object) -> "PretrainedConfig":
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise _model_error(spec, error) from error
+    for name, value in overrides.items():
+        # transformers 5.23 drops what the class does not declare, such as T5's decoder_start_token_id.
+        if not hasattr(config, name):
+            setattr(config, name, value)
     if spec.dropout is not None:
-        for name in _DROPOUTS:
+        # An encoder-decoder made of two models has the probabilities in the configurations of these.
+        parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
+        for part, name in itertools.product(parts, _DROPOUTS):
             # Only names that the model has: others would be saved with the config and do nothing.
-            if hasattr(config, name):
-                setattr(config, name, spec.dropout)
+            if hasattr(part, name):
+                setattr(part, name, spec.dropout)
     return config  # type: ignore[no-any-return]  # AutoConfig is untyped
 
 

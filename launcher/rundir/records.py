@@ -67,6 +67,8 @@ class GenerationRecord(Record):
     """Row number in the validation data."""
     inputs: dict[str, str]
     prediction: str
+    target: str | None = None
+    """Text that the data has for this row; null for a task that continues texts."""
 
 
 class TimesRecord(Record):
@@ -153,6 +155,8 @@ class ScoresRecord(Record):
     confusion: ConfusionMatrix | None
     classes: tuple[ClassRow, ...]
     worst: tuple[WorstRow, ...]
+    notes: tuple[str, ...] = ()
+    """How metrics were computed, such as the signature of a BLEU score."""
 
 
 class TrackerRecord(Record):

@@ -20,7 +20,9 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Task
 from launcher.tasks.params import TaskParams
 
-_NOT_TASKS = ("__init__", "answers", "base", "conversations", "padding", "params", "samples", "targets")
+_NOT_TASKS = (
+    "__init__", "answers", "base", "conversations", "padding", "params", "samples", "targets", "text_pairs",
+)  # fmt: skip
 
 
 def task_names() -> list[str]:

@@ -114,6 +114,10 @@ class TaskMetrics(Protocol):
         """Return precision, recall and F1 of each class; empty for tasks without classes."""
         return ()
 
+    def notes(self) -> tuple[str, ...]:
+        """Return how metrics were computed where several ways exist (the signature of a BLEU score)."""
+        return ()
+
 
 class Task(Protocol):
     """One kind of fine-tuning: its columns, model, loss and metrics."""
@@ -149,6 +153,8 @@ class Task(Protocol):
     partner_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of `Encoded.samples` of which each training or evaluation sample also gets those of another row of its
     global batch, as `partner_<name>`: mismatched pairs that do not depend on how the batch is cut."""
+    length_keys: ClassVar[tuple[str, ...]] = ("max_length",)
+    """Parameters in tokens that may not exceed the positions of the model."""
     auto_model: ClassVar[str]
     """Name of the transformers Auto class that is fine-tuned, such as `AutoModelForSequenceClassification`."""
     from_scratch: ClassVar[Literal["encoder", "decoder", "image"]] = "encoder"
@@ -251,15 +257,17 @@ class Task(Protocol):
         config = load_config(self.model, **self.head())
         model = without_weights(self.auto_model, self.model, config)
         check_weights(self.model, model)
-        max_length, positions = getattr(self.params, "max_length", 0), usable_positions(model)
-        if positions is not None and max_length > positions:
-            raise ModelError(f"task.max_length: {max_length} is more than the model's {positions} positions; lower it")
+        positions = usable_positions(model)
+        for key in self.length_keys:
+            length = getattr(self.params, key, None) or 0
+            if positions is not None and length > positions:
+                raise ModelError(f"task.{key}: {length} is more than the model's {positions} positions; lower it")
         add_embeddings(model, self.model, self.seed)
         if self.model.lora is not None:
             find_targets(self.model.lora, model)
         self._check_vocabulary(model)
         # transformers gives every configuration 2 labels, so the number means something only where the task sets it.
-        classes = {"classes": config.num_labels} if self.head() else {}
+        classes = {"classes": config.num_labels} if "num_labels" in self.head() else {}
         facts: dict[str, object] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         if self.model.freeze is not None:
             freeze(model, self.model.freeze)
@@ -402,16 +410,25 @@ class Task(Protocol):
         """Return the input columns of one row as the report displays them. The default displays texts."""
         return RowInputs({name: str(row[name]) for name in self.input_columns})
 
+    def display_target(self, row: Mapping[str, object]) -> str | None:
+        """Return the text that a task which `generates` should have generated; None, the default, for free text.
+
+        Args:
+            row: Input and target columns.
+        """
+        return None
+
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Return synthetic rows that a model can learn, a function of the seed; for `tests/tasks/test_contract.py`."""
 
 
-def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
-    """Return a remark on what `task.max_length` cuts off; empty if it cuts nothing.
+def truncation_note(lengths: Sequence[int], max_length: int, key: str = "max_length") -> tuple[str, ...]:
+    """Return a remark on what a limit of tokens cuts off; empty if it cuts nothing.
 
     Args:
         lengths: Tokens of each row in a sample of the data, before truncation.
         max_length: Tokens kept of each row.
+        key: Parameter of the task that says so.
     """
     longer = [length for length in lengths if length > max_length]
     if not longer:
@@ -419,7 +436,7 @@ def truncation_note(lengths: Sequence[int], max_length: int) -> tuple[str, ...]:
     # A share of the tokens: of the rows, one token too many would count like a thousand.
     share = sum(length - max_length for length in longer) / sum(lengths)
     return (
-        f"task.max_length: about {format_percent(share)} of the tokens are cut off, as {len(longer)} of the "
+        f"task.{key}: about {format_percent(share)} of the tokens are cut off, as {len(longer)} of the "
         f"{len(lengths)} rows looked at have more than {max_length} (up to {max(longer)}); raise it, or cut such rows "
         "into several",
     )

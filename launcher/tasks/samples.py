@@ -1,6 +1,6 @@
 """Samples of a task: encoded rows, and micro-batches of them. Data workers make the first, train workers the second."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -62,6 +62,7 @@ class Batch:
         targets: Tensors of other kinds that losses and metrics need, by name: row of each sequence, boxes, scores.
         source: Index of the source of each row in a mixture, int64 (B,); None without a mixture.
         totals: Sums over the whole global batch: `weight`, and each of `Task.normalizers`. Empty in `predict`.
+        rows: Row id of each row in its split, -1 for a filler. Empty in `predict`.
     """
 
     inputs: "Mapping[str, torch.Tensor | bool]"
@@ -70,6 +71,7 @@ class Batch:
     targets: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     source: "torch.Tensor | None" = None
+    rows: Sequence[int] = ()
 
     def to(self, device: "torch.device") -> "Batch":
         """Return a copy on another device. Copies from pinned memory are asynchronous."""

@@ -197,7 +197,8 @@ class Engine:
             # transformers hands no mask down to its layers, and fillers must not count in the statistics. Two
             # collectives per layer, so every rank must run the same number of forward passes.
             layer.mask = batch.mask
-        forward = task.forward if self._engine.training else task.evaluation_forward
+        # The model's mode: DeepSpeed's engine stays in training mode itself (0.19.8, runtime/engine.py, `eval`).
+        forward = task.forward if self._unwrapped.training else task.evaluation_forward
         return forward(self._engine, batch)
 
     @contextmanager

@@ -68,6 +68,7 @@ def write_model_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord
                 for name, value in scores.metrics.items()
             ]
             lines += [f"| loss | {scores.loss:.4f} | |", f"| rows | {scores.rows} | |\n"]
+            lines += [f"{note}\n" for note in scores.notes]
     run.write_bytes("model/README.md", "\n".join(lines).encode())
 
 

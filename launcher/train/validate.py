@@ -98,6 +98,7 @@ class Scores:
             confusion=self.states.confusion(),
             classes=self.states.classes(),
             worst=tuple(_worst_row(self.split, task, sample) for sample in self.worst),
+            notes=self.states.notes(),
         )
 
 
@@ -177,14 +178,16 @@ def generate_samples(engine: Engine, task: Task, split: Split, step: int) -> lis
     if not task.generates:
         return []
     ids = np.arange(min(_GENERATED_ROWS, split.rows))
-    rows = task.generation_prompts(split.read(ids, task.input_columns))
+    whole = split.read(ids, task.input_columns + task.target_columns)
+    rows = task.generation_prompts(whole.select(list(task.input_columns)))
     encoded = task.encode(rows, False)
     with engine.evaluation_mode():
         texts = task.predict(engine.model, encoded.samples).column("prediction").to_pylist()  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
     inputs = [task.display_inputs(row) for row in rows.take(pa.array(encoded.valid_rows)).to_pylist()]
+    targets = [task.display_target(row) for row in whole.take(pa.array(encoded.valid_rows)).to_pylist()]
     return [
-        GenerationRecord(step=step, row=int(ids[index]), inputs=row.texts, prediction=text)
-        for index, row, text in zip(encoded.valid_rows, inputs, texts, strict=True)
+        GenerationRecord(step=step, row=int(ids[index]), inputs=row.texts, prediction=text, target=target)
+        for index, row, text, target in zip(encoded.valid_rows, inputs, texts, targets, strict=True)
     ]
 
 

@@ -15,6 +15,7 @@ from launcher.init.defaults import (
     default_model,
     fill_defaults,
     find_model,
+    fit_task,
     max_length,
     rare_class,
     steps_for,
@@ -162,7 +163,7 @@ def test_default_model_follows_task_and_script(table: pa.Table, model: str, tmp_
 def test_local_model_gives_length_and_template(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     gpt, bert = tiny_models["causal-lm"], tiny_models["text-classification"]
     assert find_model(str(gpt)) == Model(str(gpt), "as asked", 64, True)
-    assert find_model(str(bert)) == Model(str(bert), "as asked", 64, False)
+    assert find_model(str(bert)) == Model(str(bert), "as asked", 64, False, is_encoder=True)
     (tmp_path / "config.json").write_text(json.dumps({"n_positions": 1024}))
     assert find_model(str(tmp_path)).positions == 1024
 
@@ -181,3 +182,42 @@ def test_path_without_a_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError) as caught:
             find_model(name)
         assert caught.value.message == f"--model {name}: {reason}"
+
+
+_FRENCH = pa.table({"fr": words(), "en": words(seed=1)})
+_HUNGARIAN = pa.table({"hu": words(), "en": words(seed=1)})
+_NEWS = pa.table({"article": words(low=90, high=99), "highlights": words(seed=1)})
+
+
+@pytest.mark.parametrize(
+    ("table", "model", "lines"),
+    [
+        (_FRENCH, "google-t5/t5-small", {"source": "fr", "target": "en", "prefix": "translate French to English: "}),
+        (_HUNGARIAN, "google/mt5-small", {"source": "hu", "target": "en", "max_target_length": 32}),
+        (_NEWS, "facebook/bart-base", {"scores": "rouge", "max_source_length": 256, "max_target_length": 32}),
+        (
+            pa.table({"translation": cycle({"en": "a", "de": "b"}, {"en": "c", "de": "d"})}),
+            "google-t5/t5-small",
+            {"translation": "translation", "source": "en", "target": "de", "prefix": "translate English to German: "},
+        ),
+    ],
+)
+def test_pairs_get_a_model_and_their_keys(
+    table: pa.Table, model: str, lines: dict[str, object], tmp_path: Path
+) -> None:
+    chosen = default_model(_guess(table, tmp_path))
+    assert chosen.name == model
+    values = {key.removeprefix("task."): line.value for key, line in _lines(table, tmp_path, model=chosen).items()}
+    assert {key: values[key] for key in lines} == lines
+    assert ("prefix" in values) == ("prefix" in lines)
+    assert values["evaluation.metric"] == ("rouge1" if "scores" in lines else "bleu")
+
+
+def test_an_encoder_learns_plain_texts_by_masks(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    guess = _guess(toy_data.TEXTS, tmp_path)
+    assert fit_task(guess, find_model("gpt2")) == guess
+    for name in ("bert-base-uncased", str(tiny_models["masked-lm"])):
+        fitted = fit_task(guess, find_model(name))
+        assert (fitted.task, fitted.inputs) == ("masked-lm", guess.inputs)
+    lines = fill_defaults("run", look_at(toy_data.TEXTS, tmp_path), fitted, None, _MODEL, _BOTH).sections["task"]
+    assert [line.key for line in lines] == ["type", "text", "max_length"]

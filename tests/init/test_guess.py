@@ -42,6 +42,10 @@ _CHINESE = pa.table({"text": [f"这个酒店不错{i}号" for i in range(ROWS)],
 _QA_LISTS = pa.table(
     {"query": words(low=2, high=4), "passage": words(seed=1), "gold": cycle([{"text": "w1", "start": 0}], [])}
 )
+_TRANSLATED = pa.table({"en": words(), "de": words(seed=1)})
+_STRUCTS = pa.table({"id": range(ROWS), "translation": cycle({"en": "a b", "de": "b"}, {"en": "c", "de": "d"})})
+_SUMMARIES = pa.table({"document": words(low=30, high=40), "summary": words(seed=1), "id": range(ROWS)})
+_WRITTEN = pa.table({"source": words(), "target": words(seed=1)})
 _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
 
 
@@ -74,6 +78,10 @@ _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
         (_PATHS, "image-classification", "single-label", ["file"], "animal"),
         (_CHINESE, "text-classification", "single-label", ["text"], "label"),
         (_CHAT_AND_PROMPT, "causal-lm", "messages", ["messages"], None),
+        (_TRANSLATED, "seq2seq", "pair", ["en"], "de"),
+        (_STRUCTS, "seq2seq", "translation", ["translation"], None),
+        (_SUMMARIES, "seq2seq", "summary", ["document"], "summary"),
+        (_WRITTEN, "seq2seq", "pair", ["source"], "target"),
     ],
 )
 def test_form_of_data_decides_task_and_columns(
@@ -112,6 +120,9 @@ def test_form_of_data_decides_task_and_columns(
         (_WIKI_QA, {"task": "causal-lm", "inputs": ("question",), "label": ""}, "text", ["question"], None),
         (_CHAT_AND_PROMPT, {"task": "causal-lm", "inputs": ("prompt",)}, "text", ["prompt"], None),
         (toy_data.TAGS, {"label": "pos_tags"}, "words", ["tokens"], "pos_tags"),
+        (_TRANSLATED, {"inputs": ("de",), "label": "en", "task": "seq2seq"}, "pair", ["de"], "en"),
+        (_TRANSLATED, {"inputs": ("de",), "task": "masked-lm"}, "text", ["de"], None),
+        (toy_data.TEXTS, {"task": "masked-lm"}, "text", ["text"], None),
         (toy_data.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
     ],
 )
@@ -229,8 +240,6 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
         ({"left": _PICTURES, "right": _PICTURES, "same": cycle(0, 1)}, "left and right both hold pictures"),
         ({"context": words(), "question": words(), "answer": words(), "answer_start": range(ROWS)},
          "column answer_start says where answers begin"),
-        ({"en": words(), "de": words(seed=1)}, "columns en and de are translations"),
-        ({"translation": cycle({"en": "a", "de": "b"})}, "column translation holds translations"),
         ({"messages": [[{"role": "user", "content": [{"type": "image"}]}]] * ROWS},
          "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image', and only "
          "parts of type 'text' are read)"),
@@ -272,6 +281,9 @@ def test_named_task_overrides_the_refusal(tmp_path: Path) -> None:
         ("instruction-sft/glaive_toolcall_en", "causal-lm", "messages", ["messages"]),
         ("causal-lm/c4_demo", "causal-lm", "text", ["text"]),
         ("causal-lm/tinyshakespeare", "causal-lm", "text", ["text"]),
+        ("translation/multi30k_en_de", "seq2seq", "pair", ["en", "de"]),
+        ("translation/tatoeba_zh_en", "seq2seq", "pair", ["zh", "en"]),
+        ("summarization/aeslc", "seq2seq", "summary", ["document", "summary"]),
         ("image-classification/mnist_10k", "image-classification", "single-label", ["image", "label"]),
         ("image-classification/sklearn_digits", "image-classification", "single-label", ["image", "label"]),
         ("face-recognition/orl_faces", "image-classification", "single-label", ["image", "identity"]),
@@ -290,7 +302,6 @@ def test_real_data_sets_get_the_right_task_and_columns(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("translation/multi30k_en_de", "columns en and de are translations"),
         ("audio/fsdd", "column audio holds audio"),
         ("audio/emodb_4emotions", "column audio holds audio"),
         ("object-detection/bccd", "column objects holds boxes (object detection)"),

@@ -44,6 +44,16 @@ def _without_template(desk: Desk) -> list[str]:
     return [overrides[0], "model.name=gpt"]
 
 
+def _pairs(desk: Desk, task: str = "", model: str = "seq2seq", **columns: Any) -> list[str]:
+    _both(desk, **columns)
+    return [f"task={{type: seq2seq{task}}}", f"model.name={desk.models[model]}"]
+
+
+def _masked(desk: Desk, texts: Any, model: str = "masked-lm") -> list[str]:
+    _both(desk, text=texts)
+    return ["task={type: masked-lm, max_length: 32}", f"model.name={desk.models[model]}"]
+
+
 def _pictures(desk: Desk, cells: Any) -> list[str]:
     _both(desk, image=cells, label=["a", "b"] * (len(cells) // 2))
     return ["task={type: image-classification}", f"model.name={desk.models['image-classification']}"]
@@ -224,6 +234,69 @@ CASES = [
         lambda desk: _questions(desk, ANSWERS, ", doc_stride: 32"),
         "override task={type: question-answering, max_length: 32, doc_stride: 32}: task.doc_stride 32 leaves nothing "
         "new in windows of 32; lower it",
+    ),
+    Case(
+        "a translation into a language that is not there",
+        lambda desk: _pairs(
+            desk, ", translation: t, source: en, target: fr", t=[{"en": "w1", "de": "w2"}] * 10
+        ),
+        f"{_TRAIN}: row 0: t has no fr, only en, de; {_MEND}",
+    ),
+    Case(
+        "a translation that is null",
+        lambda desk: _pairs(
+            desk, ", translation: t, source: en, target: de", t=[*[{"en": "w1", "de": "w2"}] * 9, {"en": "w1"}]
+        ),
+        f"{_TRAIN}: row 9: t.de is null; {_MEND}",
+    ),
+    Case(
+        "a translation that is a string",
+        lambda desk: _pairs(desk, ", translation: t, source: en, target: de", t=["w1 w2"] * 10),
+        f"{_TRAIN}: row 0: t is 'w1 w2', which is not a text by language ({{en: ..., de: ...}}); {_MEND}",
+    ),
+    Case(
+        "a translation from a language into itself",
+        lambda desk: _pairs(desk, ", translation: t, source: en, target: en", t=[{"en": "w1"}] * 10),
+        "override ...: task.source and target are both en, so there is nothing to learn; name two keys",
+    ),
+    Case(
+        "a text that is its own target",
+        lambda desk: _pairs(desk, ", source: t, target: t", t=["w1"] * 10),
+        "task: column 't' is both input and label, so there is nothing to learn; name two",
+    ),
+    Case(
+        "one language of two",
+        lambda desk: _pairs(desk, ", source_lang: en_XX", source=["w1"] * 10, target=["w2"] * 10),
+        "override ...: task.target_lang is missing, but a model of many languages needs both; name it",
+    ),
+    Case(
+        "languages of a model that marks none",
+        lambda desk: _pairs(
+            desk, ", source_lang: en_XX, target_lang: de_DE", source=["w1"] * 10, target=["w2"] * 10
+        ),
+        "task.source_lang: en_XX, but the tokenizer of ... marks no languages; drop it",
+    ),
+    Case(
+        "an encoder that cannot write",
+        lambda desk: _pairs(desk, "", "text-classification", source=["w1"] * 10, target=["w2"] * 10),
+        "model.name: ... is a bert model, of which transformers has no AutoModelForSeq2SeqLM; give a model that can do "
+        "the task",
+    ),
+    Case(
+        "a text of unknown words to mask",
+        lambda desk: _masked(desk, [*["w1 w2"] * 9, "unseen"]),
+        f"{_TRAIN}: row 9: text has no token to predict; {_MEND}",
+    ),
+    Case(
+        "a text to mask that is a list",
+        lambda desk: _masked(desk, [["w1", "w2"]] * 10),
+        f"{_TRAIN}: row 0: text is ['w1', 'w2'], which is not text; {_MEND}",
+    ),
+    Case(
+        "a tokenizer without a mask",
+        lambda desk: _masked(desk, ["w1 w2"] * 10, "text-classification"),
+        "model.name: the tokenizer of ... has no mask token, so no token can be hidden; give a model that was "
+        "pretrained with masks, such as BERT",
     ),
     Case(
         "pictures that are not there",

@@ -13,7 +13,7 @@ from launcher.report.collect import collect
 from launcher.report.render import render_report, write_report
 from launcher.rundir.directory import RunDir
 from launcher.rundir.events import record_event
-from launcher.rundir.records import ConfusionMatrix, ScoresRecord
+from launcher.rundir.records import ConfusionMatrix, GenerationRecord, ScoresRecord
 
 
 class Page(HTMLParser):
@@ -137,6 +137,18 @@ def test_a_regression_has_no_classes(make_run: Callable[..., RunDir]) -> None:
     for part in ("Confusion", "confusions", "Classes", "chance"):
         assert part not in page.text
     assert "pearson 0.7870 0.0000" in page.text and "baseline" in page.text
+
+
+def test_generated_texts_stand_beside_the_true_ones(make_run: Callable[..., RunDir]) -> None:
+    run = make_run("translated", steps=30)
+    line = GenerationRecord(step=30, row=4, inputs={"en": "a dog"}, prediction="eine Katze", target="ein Hund")
+    run.append_metrics([line, line.model_copy(update={"row": 5, "target": None})])
+    scores = run.read_record("scores-test.json", ScoresRecord)
+    run.write_record("scores-test.json", scores.model_copy(update={"notes": ("bleu: nrefs:1|tok:13a",)}))
+    page = Page(render_report(collect(run)))
+    assert "en a dog target ein Hund step 30 eine Katze" in page.text
+    assert page.text.count("target ein Hund") == 1
+    assert "bleu: nrefs:1|tok:13a" in page.text
 
 
 def test_a_run_with_only_a_job_file(begun: RunDir) -> None:

@@ -5,10 +5,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     BloomConfig,
     BloomForCausalLM,
+    EncoderDecoderModel,
     GPT2Config,
     GPT2LMHeadModel,
     OPTConfig,
@@ -16,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
 )
@@ -64,6 +70,17 @@ def make_tiny_bert(folder: Path, hidden_size: int = 32) -> Path:
     return folder
 
 
+def make_tiny_masked_bert(folder: Path, bert: Path) -> Path:
+    """Save a tiny BERT with its language model head and a mask token."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(bert)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(bert, vocab_size=len(tokenizer))
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_tiny_gpt(folder: Path, hidden_size: int = 32) -> Path:
     """Save a GPT-2 with its language model head, and a chat template of its own words."""
     words = ["<pad>", "<end>", "<unk>", "user", "assistant", ":", *_WORDS]
@@ -101,6 +118,52 @@ def make_tiny_bloom(folder: Path, gpt: Path) -> Path:
     PreTrainedTokenizerFast.from_pretrained(gpt).save_pretrained(folder)
     config = BloomConfig(vocab_size=206, hidden_size=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
     BloomForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_t5(folder: Path) -> Path:
+    """Save a T5, whose tokenizer ends a text by itself and whose decoder starts from the padding token."""
+    words = ["<pad>", "</s>", "<unk>", *_WORDS]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(words), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_bart(folder: Path) -> Path:
+    """Save a BART, which has positions, and settings of generation for texts of 30 tokens and more."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        sep_token="</s>", cls_token="<s>",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(words), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    model.generation_config.update(num_beams=4, early_stopping=True, length_penalty=2.0, min_length=30, max_length=60)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_bert_pair(folder: Path, bert: Path) -> Path:
+    """Save two BERTs as an encoder-decoder, as `from_encoder_decoder_pretrained` makes it: without a start token."""
+    torch.manual_seed(0)
+    EncoderDecoderModel.from_encoder_decoder_pretrained(str(bert), str(bert)).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(bert).save_pretrained(folder)
     return folder
 
 

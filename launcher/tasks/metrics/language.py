@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 
 from launcher.models.chat import IGNORED
 from launcher.tasks.base import TaskMetrics
+from launcher.tasks.metrics.losses import labelled_losses
 
 
 class LanguageMetrics(TaskMetrics):
@@ -34,6 +35,10 @@ class LanguageMetrics(TaskMetrics):
         # As long as the largest label so far: the vocabulary is not known here.
         counts[: len(self._label_counts_V)] += self._label_counts_V
         self._label_counts_V = counts
+
+    def update_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add B rows of which the whole logits are known: logits (B, T, V); labels (B, T)."""
+        self.update(labelled_losses(logits, labels), logits.argmax(-1), labels)
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, perplexity first. Collective."""

@@ -1,0 +1,156 @@
+"""Masked language modelling (BERT, RoBERTa): hidden tokens of plain texts, to adapt an encoder to their language.
+
+Runs wherever a task runs (`base.py` says where). Read `models/masking.py` next for the masks. The exported model is a
+`model.name` for the other text tasks (task-adaptive pretraining, Gururangan et al. 2020, arXiv:2004.10964).
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from launcher.errors import ModelError
+from launcher.formatting import as_text
+from launcher.models.chat import IGNORED
+from launcher.models.masking import Masker, filled_texts, places, token_texts
+from launcher.models.pretrained import load_tokenizer
+from launcher.rundir.records import SpanMark
+from launcher.spec.model import ModelSpec
+from launcher.tasks.base import RowResult, Task, truncation_note
+from launcher.tasks.padding import text_inputs
+from launcher.tasks.params import TaskParams
+from launcher.tasks.samples import Batch, Encoded, Outputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from launcher.tasks.metrics.language import LanguageMetrics
+
+
+class MaskedParams(TaskParams):
+    """`task:` with `type: masked-lm`."""
+
+    text: str = "text"
+    """Column with the texts."""
+    max_length: int = Field(default=128, ge=4)
+    """Tokens kept of each row; the rest is cut off."""
+    mask_fraction: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of each row's tokens that is predicted, at least one: 80 % of these are hidden, 10 % replaced by any token
+    and 10 % kept. Training draws others in each epoch; an evaluation's are a function of the row's text."""
+
+
+class MaskedLM(Task):
+    """Fine-tuning of `AutoModelForMaskedLM`. The weight of a sample is its number of predicted tokens."""
+
+    Params = MaskedParams
+    params: MaskedParams
+    auto_model = "AutoModelForMaskedLM"
+    target_columns = ()
+
+    def __init__(self, params: MaskedParams, model: ModelSpec, seed: int) -> None:
+        self.params, self.model, self.seed = params, model, seed
+        self.input_columns = (params.text,)
+        self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
+        fields = {"prediction": pa.string(), "tokens": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
+        self.prediction_schema = pa.schema(fields)
+
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        tokenizer = load_tokenizer(self.model)
+        if tokenizer.mask_token_id is None:
+            raise ModelError(
+                f"model.name: the tokenizer of {self.model.name} has no mask token, so no token can be hidden; give a "
+                "model that was pretrained with masks, such as BERT"
+            )
+        return tokenizer
+
+    def processor(self) -> "PreTrainedTokenizerBase":
+        return self._tokenizer
+
+    @cached_property
+    def _masker(self) -> Masker:
+        return Masker(self._tokenizer, self.params.mask_fraction, self.params.max_length)
+
+    def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
+        texts, valid_rows, problems = [], [], []
+        for i, cell in enumerate(rows.column(self.params.text).to_pylist()):
+            try:
+                texts.append(as_text(cell, self.params.text))
+                valid_rows.append(i)
+            except ValueError as problem:
+                problems.append((i, str(problem)))
+        seeds = None if noise is None else noise[valid_rows]
+        # Only evaluations and `predict` display the places of masks.
+        masked = self._masker.encode(texts, seeds, chooses=with_targets, has_places=noise is None)
+        positions = np.array(valid_rows, np.int64)
+        unusable = np.delete(positions, masked.usable)
+        problems += [(int(i), f"{self.params.text} has no token to predict") for i in unusable]
+        weights = masked.counts.astype(np.float64)
+        return Encoded(masked.samples, positions[masked.usable], masked.lengths, weights, tuple(sorted(problems)))
+
+    def collate(self, samples: pa.Table) -> Batch:
+        """Pad input_ids, attention_mask and labels to (B, T); labels are -100 where no token is predicted."""
+        import torch
+
+        inputs = text_inputs(samples, self._tokenizer.pad_token_id)
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
+        truth = samples.column("labels").combine_chunks().flatten()
+        labels[places(samples)] = torch.from_numpy(truth.to_numpy().astype(np.int64))
+        return Batch({**inputs}, labels, torch.ones(len(samples)))
+
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
+        from launcher.tasks.metrics.losses import token_losses
+
+        return token_losses(outputs["logits"], batch.labels)
+
+    def metrics(self, device: "torch.device") -> "LanguageMetrics":
+        from launcher.tasks.metrics.language import LanguageMetrics
+
+        return LanguageMetrics(device)
+
+    def update_metrics(self, metrics: "LanguageMetrics", outputs: Outputs, batch: Batch, samples: pa.Table) -> None:
+        metrics.update_logits(outputs["logits"], batch.labels)
+
+    def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
+        """Return each text with its masks filled, and the most likely token for each mask with its probability."""
+        scores, ids = outputs["logits"][places(samples)].float().softmax(-1).max(-1)
+        ends = np.cumsum(pc.list_value_length(samples.column("positions")).to_numpy()).tolist()
+        tokens = [ids[begin:end].tolist() for begin, end in pairwise([0, *ends])]
+        columns = {
+            "prediction": filled_texts(self._tokenizer, samples, tokens),
+            "tokens": [token_texts(self._tokenizer, row) for row in tokens],
+            "scores": [scores[begin:end].tolist() for begin, end in pairwise([0, *ends])],
+        }
+        return pa.table(columns, self.prediction_schema)
+
+    def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
+        rows = samples.take(pa.array(chosen))
+        predicted = self.decode({"logits": outputs["logits"][chosen]}, rows).column("tokens").to_pylist()
+        results = []
+        for row, tokens in zip(rows.to_pylist(), predicted, strict=True):
+            truth = token_texts(self._tokenizer, row["labels"])
+            # Not strict: a slow tokenizer knows no places.
+            cells = zip(row["starts"], row["ends"], truth, tokens, strict=False)
+            marks = [SpanMark(start=s, end=e, label=p, kind="found" if t == p else "wrong") for s, e, t, p in cells]
+            results.append(RowResult(" ".join(truth), " ".join(tokens), tuple(marks)))
+        return results
+
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        texts = [text for text in rows.column(self.params.text).to_pylist() if text]
+        # Without truncation, or nothing could be said of what is cut off.
+        lengths = [len(self._tokenizer(str(text))["input_ids"]) for text in texts]
+        return truncation_note(lengths, self.params.max_length)
+
+    def example_rows(self, rows: int, seed: int) -> pa.Table:
+        """Return texts of two alternating words each, so that each hidden word stands next to its neighbours."""
+        runs = np.random.default_rng(seed).integers((0, 4), (20, 12), (rows, 2))
+        return pa.table({self.params.text: [" ".join([f"w{first} w{first + 1}"] * n) for first, n in runs]})
+
+
+TASK = MaskedLM
