@@ -25,6 +25,7 @@ def _limit(path: Path) -> int:
         "__init__",
         "base",
         "conversations",
+        "documents",
         "padding",
         "targets",
     )
