@@ -27,9 +27,7 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "causal-packed-opt": ("causal-lm", {"max_length": 48}, {"train": {"learning_rate": 1e-3}}),
     "causal-packed-opt-lora": ("causal-lm", {"max_length": 48}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "embedding": ("sentence-embedding", {"max_length": 32, "symmetric": True}, {}),
-    "embedding-cosent": ("sentence-embedding", {"max_length": 32, "loss": "cosent"}, {}),
     "reranking": ("reranking", {"max_length": 32}, {}),
-    "reranking-lora": ("reranking", {"max_length": 32}, _LORA),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
     "image-resnet-sync": ("image-classification", {}, _SYNC),
@@ -91,7 +89,7 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-@_cases("token", "causal-packed", "causal-packed-lora", "image-vit", "image-resnet-sync")
+@_cases("token", "causal-packed", "causal-packed-lora", "embedding", "image-vit", "image-resnet-sync")
 def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     """Stopped within a window, with dropout on: the same bits."""
     checkpoint = {"every_steps": 4, "every_minutes": None}
