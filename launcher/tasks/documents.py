@@ -384,15 +384,11 @@ def example_texts(rows: int, seed: int) -> tuple[list[str], list[str], list[floa
 
 
 def example_rankings(rows: int, seed: int) -> tuple[list[str], list[str], list[list[str]]]:
-    """Return queries of four words, documents that begin with two of them, and one to three that have none of them."""
+    """Return queries, documents of the words w0..w99 to rank first, and one to three others of w100..w199."""
     rng = np.random.default_rng(seed)
-    queries, positives, negatives = [], [], []
-    for _ in range(rows):
-        # The four words of a query are neighbours, so that even a small model learns which documents fit.
-        first = 4 * int(rng.integers(0, 50))
-        own = [f"w{first + i}" for i in rng.permutation(4)]
-        others = [f"w{w}" for w in rng.permutation(200) if not first <= w < first + 4]
-        queries.append(" ".join(own))
-        positives.append(" ".join(own[:2] + others[:3]))
-        negatives.append([" ".join(others[5 * i : 5 * i + 5]) for i in range(1, int(rng.integers(2, 5)))])
-    return queries, positives, negatives
+
+    def text(first: int) -> str:
+        return " ".join(f"w{first + word}" for word in rng.integers(0, 100, rng.integers(3, 9)))
+
+    negatives = [[text(100) for _ in range(rng.integers(1, 4))] for _ in range(rows)]
+    return [text(0) for _ in range(rows)], [text(0) for _ in range(rows)], negatives
