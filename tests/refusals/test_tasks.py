@@ -239,7 +239,8 @@ CASES = [
     Case(
         "negatives for scored pairs",
         lambda desk: ["task={type: sentence-embedding, loss: cosent, negatives: neg}"],
-        "job.yaml: task: negatives has no meaning for loss cosent; drop negatives, or name another loss",
+        "override task={type: sentence-embedding, loss: cosent, negatives: neg}: task.negatives has no meaning for "
+        "loss cosent; drop negatives, or name another loss",
     ),
     Case(
         "nothing to rank",
