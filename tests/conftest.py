@@ -104,6 +104,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> di
     folder = tmp_path_factory.mktemp("models")
     return {
         "text-classification": tiny_bert,
+        "sentence-embedding": tiny_bert,
+        "reranking": tiny_bert,
         "token-classification": tiny_bert,
         "question-answering": tiny_bert,
         "causal-lm": make_tiny_gpt(folder / "tiny-gpt"),

@@ -26,6 +26,7 @@ def _limit(path: Path) -> int:
         "answers",
         "base",
         "conversations",
+        "documents",
         "padding",
         "targets",
     )

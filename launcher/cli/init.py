@@ -120,9 +120,13 @@ def _ask_guess(data: "UserData", choices: "UserChoices") -> "Guess":
         inputs = ",".join(column.name for column in guess.inputs) if guess else ""
         text = typer.prompt("input column (two with a comma for a pair)", default=inputs or None)
         label = guess.label.name if guess and guess.label else ""
-        is_optional = choices.task in ("causal-lm", "masked-lm", "seq2seq")
+        optional = {
+            "causal-lm": "answers", "masked-lm": "answers", "seq2seq": "targets",
+            "sentence-embedding": "scores", "reranking": "scores",
+        }.get(choices.task)  # fmt: skip
+        is_optional = optional is not None
         answer = typer.prompt(
-            "column with answers, empty for none" if is_optional else "target column",
+            f"column with {optional}, empty for none" if is_optional else "target column",
             default=label if label or is_optional else None,
             show_default=bool(label),
         )

@@ -222,7 +222,8 @@ def check_first_rows_of_split(
     Raises:
         DataError: A row cannot be used and the job file says `error`, or no row can be used.
     """
-    columns = task.input_columns + (task.target_columns if with_targets else ())
+    names = split.schema.names
+    columns = task.input_columns + task.target_columns if with_targets else task.prediction_inputs(names)
     rows = min(rows, split.rows)
     # A file may begin with unusable rows; only if three places have no usable one, a wrong column is the likely reason.
     begins = (0,) if job.data.on_bad_row == "error" else (0, (split.rows - rows) // 2, split.rows - rows)

@@ -37,6 +37,15 @@ SUMMARIES = (
     ("text", "summary"), ("content", "summary"), ("body", "summary"), ("report", "summary"), ("document", "title"),
     ("article", "title"), ("abstract", "title"), ("source", "target"), ("src", "tgt"), ("source", "summary"),
 )  # fmt: skip
+# Queries with a document that answers them. With the second ones a label beside them makes it a classification.
+ANSWERED = (("query", "positive"), ("anchor", "positive"), ("question", "positive"), ("query", "pos"))
+DOCUMENTS = (("query", "document"), ("query", "passage"), ("question", "passage"))
+NEGATIVES = ("negative", "negatives", "hard_negative", "hard_negatives", "neg")
+# Pairs of the same kind of text, whose score is a similarity.
+SIMILAR = (
+    ("sentence1", "sentence2"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"),
+    ("question1", "question2"),
+)  # fmt: skip
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "stars", "rating", "sentiment", "score",
     "similarity", "similarity_score", "relatedness_score", "polarity", "toxicity", "emotion", "emotions", "intent",

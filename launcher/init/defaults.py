@@ -57,6 +57,12 @@ def default_model(guess: Guess) -> Model:
     if guess.task == "causal-lm":
         name = "Qwen/Qwen2.5-0.5B-Instruct" if is_foreign else "HuggingFaceTB/SmolLM2-360M-Instruct"
         return Model(name, script or "small, and already follows instructions", 2048, True)
+    if guess.task == "sentence-embedding":
+        name = "paraphrase-multilingual-MiniLM-L12-v2" if is_foreign else "all-MiniLM-L6-v2"
+        return Model(f"sentence-transformers/{name}", script or "small, and already embeds sentences", 512, False)
+    if guess.task == "reranking":
+        name = "BAAI/bge-reranker-base" if is_foreign else "cross-encoder/ms-marco-MiniLM-L6-v2"
+        return Model(name, script or "small, and already ranks passages", 512, False)
     cased = "bert-base-cased" if guess.task == "token-classification" else "bert-base-uncased"
     why = "capitals help to recognise names" if guess.task == "token-classification" else "a good first model"
     return Model("bert-base-multilingual-cased" if is_foreign else cased, script or why, 512, False)
@@ -133,6 +139,8 @@ _LONGEST = {
     "causal-lm": 1024,
     "masked-lm": 512,
     "seq2seq": 512,
+    "sentence-embedding": 512,
+    "reranking": 512,
 }
 _T5_LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 """Languages that T5 was pretrained to translate, by its prefix."""
@@ -148,6 +156,7 @@ _BESIDE = {
     "system": "the system message",
     "tools": "tools that may be called",
     "answers": "right answers, and where they begin",
+    "negatives": "documents that do not answer it",
 }
 _METRICS = {
     "single-label": "accuracy",
@@ -243,7 +252,11 @@ def steps_for(guess: Guess, rows: int) -> Steps:
     """Choose epochs, batch size and learning rate for a task and a number of rows."""
     batch_size = 8 if rows < 1000 else 16 if rows < 5000 else 32
     epochs = 5 if rows < 1000 else 3 if rows < 100_000 else 2 if rows < 1_000_000 else 1
-    rate = 2e-5 if guess.task == "text-classification" or guess.form in ("messages", "prompt") else 5e-5
+    if guess.task == "sentence-embedding":
+        # Every row is compared with the others of its batch: more of them are a harder question.
+        batch_size *= 4
+    is_slow = guess.task in ("text-classification", "sentence-embedding", "reranking")
+    rate = 2e-5 if is_slow or guess.form in ("messages", "prompt") else 5e-5
     return Steps(epochs, batch_size, rate)
 
 
@@ -252,11 +265,14 @@ def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     columns = [*guess.inputs, *([guess.label] if guess.form == "prompt" and guess.label else [])]
     # Columns leave out their null rows, so the rows of two columns may be shifted against each other. Only a percentile
     # is taken of their sums.
-    sizes = sorted(map(sum, zip(*(column.tokens for column in columns), strict=False)))
+    # An embedding reads each text alone, all others read them together.
+    combine = max if guess.task == "sentence-embedding" else sum
+    sizes = sorted(map(combine, zip(*(column.tokens for column in columns), strict=False)))
     usual = (
         _usual(sizes)
         + _TOOL_TOKENS * ("tools" in guess.beside)
-        + sum(_usual(sorted(column.tokens)) for column in guess.beside.values())
+        # Negatives are about as long as the positives.
+        + sum(_usual(sorted(column.tokens)) for key, column in guess.beside.items() if key != "negatives")
         + _SPECIAL_TOKENS
     )
     longest = min(_LONGEST[guess.task], positions or _LONGEST[guess.task])
@@ -286,7 +302,9 @@ def rare_class(guess: Guess, labels: Labels) -> tuple[str, float] | None:
 
 def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]:
     lines = [Line("type", guess.task, guess.why), *_columns(guess, labels)]
-    if guess.form in ("multi-label", "regression"):
+    if guess.task == "sentence-embedding" and guess.form == "regression":
+        lines.append(Line("loss", "cosent", "learns the order of the scores, whatever their range"))
+    elif guess.form in ("multi-label", "regression"):
         what = "lists of labels: any number of classes per row" if guess.form == "multi-label" else "numbers"
         lines.append(Line("kind", guess.form, what))
     elif guess.task == "text-classification" and _are_bare_numbers(guess):
@@ -351,6 +369,8 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         "causal-lm": (guess.form,),
         "masked-lm": ("text",),
         "seq2seq": ("translation" if guess.form == "translation" else "source",),
+        "sentence-embedding": ("query", "positive") if guess.form == "ranking" else ("text_a", "text_b"),
+        "reranking": ("query", "positive"),
     }[guess.task]
     lines = [Line(key, c.name, reasons[c.name]) for key, c in zip(keys, guess.inputs, strict=False)]
     if guess.form == "translation":
@@ -358,6 +378,7 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         lines += [Line("source", first, "language to read"), Line("target", second, "language to write")]
     if guess.label is not None:
         key = {"prompt": "response", "pair": "target", "summary": "target"}.get(guess.form, "label")
+        key = "score" if guess.task == "sentence-embedding" else key
         lines.append(Line(key, guess.label.name, reasons[guess.label.name]))
     return [*lines, *(Line(key, column.name, f"column: {_BESIDE[key]}") for key, column in guess.beside.items())]
 
@@ -370,6 +391,7 @@ def _label_reason(guess: Guess, labels: Labels) -> str:
     if guess.form == "regression":
         low, high = guess.label.low, guess.label.high
         far = max(abs(low), abs(high)) > _FAR_FROM_ONE
+        far = far and guess.task == "text-classification"
         return f"numbers from {low:g} to {high:g}" + ("; scaled to about 0 to 1 they are learned faster" * far)
     total = sum(count for _, count in labels.counts)
     shares = [f"{label} ({format_percent(count / total)})" for label, count in labels.counts if label in known]
@@ -458,7 +480,8 @@ def _evaluation(guess: Guess, labels: Labels | None, profile: DataProfile) -> tu
         share = format_percent(rare[1])
         why = f"only {share} of the labels are {rare[0]}: this mean over classes weights it like the others"
         return (Line("metric", "macro_f1", why),)
-    metric = _METRICS.get(guess.form, "perplexity")
+    by_task = {"sentence-embedding": "ndcg_at_10" if guess.form == "ranking" else "spearman", "reranking": "mrr_at_10"}
+    metric = by_task.get(guess.task) or _METRICS.get(guess.form, "perplexity")
     return (Line("metric", metric, "decides which checkpoint is kept; the other metrics are reported too"),)
 
 

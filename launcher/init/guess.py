@@ -11,11 +11,15 @@ from typing import Literal
 
 from launcher.errors import DataError
 from launcher.init.column_roles import (
+    ANSWERED,
     CONTEXTS,
     CONVERSATIONS,
+    DOCUMENTS,
+    NEGATIVES,
     PAIRS,
     PROMPTS,
     QUESTIONS,
+    SIMILAR,
     SUMMARIES,
     SURE_LABELS,
     TAGS,
@@ -37,10 +41,13 @@ from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = (
     "text-classification", "token-classification", "question-answering", "causal-lm", "masked-lm", "seq2seq",
-    "image-classification",
+    "image-classification", "sentence-embedding", "reranking",
 )  # fmt: skip
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
-Form = Kind | Literal["words", "spans", "text", "messages", "prompt", "answers", "pair", "translation", "summary"]
+Form = (
+    Kind
+    | Literal["words", "spans", "text", "messages", "prompt", "answers", "pair", "translation", "summary", "ranking"]
+)
 
 _NEEDS = {
     "text-classification": "a column of texts and one of labels",
@@ -50,6 +57,8 @@ _NEEDS = {
     "masked-lm": "a column of texts",
     "seq2seq": "a column of texts to read and one of texts to write, or one of texts by language ({en, de})",
     "image-classification": "a column of pictures and one of classes",
+    "sentence-embedding": "a column of queries and one of documents that answer them, or two of texts and a score",
+    "reranking": "columns of queries, of documents that answer them, and of negatives that do not",
 }
 # A text column without a usual name must be this many times longer than the next one to be chosen.
 _CLEARLY_LONGER = 3.0
@@ -334,6 +343,50 @@ def _languages(profile: DataProfile) -> list[Column]:
     return named if len(named) >= 2 else []
 
 
+def _guess_queries(profile: DataProfile, choices: UserChoices, task: str = "sentence-embedding") -> Guess | None:
+    if choices.label or (choices.inputs and choices.task is None):
+        return None
+    # Beside a label, a query and a passage are two texts to classify.
+    has_label = bool(label_columns(profile.columns, ()))
+    pair = pair_of(profile.columns, ANSWERED) or (None if has_label else pair_of(profile.columns, DOCUMENTS))
+    named = _inputs(profile, choices) if choices.inputs else list(pair or ())
+    if len(named) not in (2, 3) or any(column.shape != "text" for column in named[:2]):
+        return None
+    rest = named[2:] or [c for c in profile.columns if c not in named and rank(c.name, NEGATIVES) < len(NEGATIVES)]
+    negatives = [c for c in rest if c.shape in ("text", "words")][:1]
+    if task == "reranking" and not negatives:
+        return None
+    query, positive = named[:2]
+    why = f"column {positive.name} has the document that answers each {query.name}"
+    reasons = {column.name: _text_reason(column) for column in named[:2]}
+    notes = () if task == "reranking" or not negatives else (_RERANKING_NOTE,)
+    beside = {"negatives": negatives[0]} if negatives else {}
+    return Guess(task, "ranking", (query, positive), None, why, reasons, notes, beside)
+
+
+_RERANKING_NOTE = "a model that reads query and document together is slower and more exact: --task reranking"
+
+
+def _guess_scored_pairs(profile: DataProfile, choices: UserChoices) -> Guess | None:
+    if choices.inputs and choices.task is None:
+        return None
+    texts = _inputs(profile, choices) if choices.inputs else list(pair_of(profile.columns, SIMILAR) or ())
+    if len(texts) != 2 or any(column.shape != "text" for column in texts):
+        return None
+    label = _label(profile, choices, [c.name for c in texts])
+    # Grades are classes for `text-classification`; here any number will do, as its order is learned.
+    if label is None or label.shape not in ("number", "integer") or (choices.task is None and not _is_score(label)):
+        return None
+    why = f"column {label.name} says how similar {texts[0].name} and {texts[1].name} are"
+    reasons = {**{c.name: _text_reason(c) for c in texts}, **_because(label)}
+    note = "a model that reads both texts together is slower and more exact: --task text-classification"
+    return Guess("sentence-embedding", "regression", tuple(texts), label, why, reasons, (note,))
+
+
+def _is_score(label: Column) -> bool:
+    return kind_of(label) == "regression"
+
+
 def _unread_notes(profile: DataProfile, read: Sequence[Column]) -> tuple[str, ...]:
     """Return notes on columns with a name that belongs to prompts or conversations, and that the task does not read."""
     names = [name for usual in (*USUAL.values(), UNREAD) for name in usual]
@@ -401,7 +454,10 @@ _RULES: tuple[tuple[str, _Rule], ...] = (
     ("question-answering", _guess_answers),
     ("causal-lm", _guess_conversations),
     ("token-classification", _guess_tags),
+    ("sentence-embedding", _guess_queries),
+    ("reranking", partial(_guess_queries, task="reranking")),
     ("causal-lm", _guess_prompts),
+    ("sentence-embedding", _guess_scored_pairs),
     ("seq2seq", _guess_pairs),
     ("text-classification", _guess_labelled_texts),
     ("causal-lm", _guess_texts),

@@ -113,7 +113,7 @@ def _open_input(input: str, job: JobSpec, console: Console) -> Split:
     files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)
     split = open_files("input", files, kinds=kinds)
     names = split.schema.names
-    missing = [column for column in task.input_columns if column not in names]
+    missing = [column for column in task.prediction_inputs(names) if column not in names]
     if missing:
         raise DataError(f"{split.locate(0)[0]}: has no column {missing[0]!r}; it has {', '.join(names)}")
     taken = [name for name in task.prediction_schema.names if name in names]

@@ -122,6 +122,16 @@ class SpanMark(Record):
     kind: Literal["found", "missed", "wrong"]
 
 
+class DocumentRow(Record):
+    """One of the documents that a model ranked for a query."""
+
+    rank: int
+    score: float
+    is_true: bool
+    """Whether it is the document that should come first."""
+    text: str
+
+
 class WorstRow(Record):
     """One of the rows with the highest loss."""
 
@@ -137,6 +147,8 @@ class WorstRow(Record):
     prediction: str
     marks: tuple[SpanMark, ...] = ()
     """Spans in the first input."""
+    documents: tuple[DocumentRow, ...] = ()
+    """Documents by rank, of tasks that rank."""
     image: str | None = None
     """Input image as a `data:` URI."""
 

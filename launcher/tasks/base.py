@@ -53,12 +53,31 @@ from launcher.tasks.samples import Batch, Encoded, LostLabels, Outputs
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from launcher.models.pretrained import Processor
 
 
 MetricMode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """Document at a rank for one query, for the report; `Task.document_text` has its text.
+
+    Args:
+        rank: Rank from 1.
+        score: Score of the model.
+        is_true: Whether it is what should come first.
+        position: Position among the documents of its row, from 0.
+        row: Row of the split that has it; None for the query's own.
+    """
+
+    rank: int
+    score: float
+    is_true: bool
+    position: int
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +88,13 @@ class RowResult:
         target: Truth.
         prediction: Prediction of the model.
         marks: Spans of the row's first displayed text that were found, missed or wrong.
+        documents: Documents that the model ranks first, for tasks that rank.
     """
 
     target: str
     prediction: str
     marks: tuple[SpanMark, ...] = ()
+    documents: tuple[RankedDocument, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,15 @@ class TaskMetrics(Protocol):
         """Return how metrics were computed where several ways exist (the signature of a BLEU score)."""
         return ()
 
+    def complete(self, row: int, result: RowResult) -> RowResult:
+        """Return the result of one of this rank's rows, with what only the whole split shows. After `compute`.
+
+        Args:
+            row: Row id, as in the column `__row` of the samples.
+            result: Result of `Task.row_results`.
+        """
+        return result
+
 
 class Task(Protocol):
     """One kind of fine-tuning: its columns, model, loss and metrics."""
@@ -136,7 +166,7 @@ class Task(Protocol):
     """Direction of each metric other than `loss`: `max` if more is better. The first selects the best checkpoint,
     unless the job file names another."""
     prediction_schema: pa.Schema
-    """Columns that `decode` and `predict` return: `prediction` in the task's natural form, and its scores."""
+    """Columns that `decode` and `predict` return: `prediction` (or `embedding`) in the task's natural form, scores."""
     pack_length: int | None = None
     """Length in tokens up to which samples are packed into one training sequence; None never packs. A task that packs
     has a parameter `packing`, which is switched off for models in which packed samples would attend to each other."""
@@ -144,7 +174,7 @@ class Task(Protocol):
     """Whether `encode` may use `noise`. Samples of a task that never does are encoded once and cached."""
     generates: ClassVar[bool] = False
     """Whether the model generates text, so that every evaluation adds some generated samples to the report."""
-    couples: ClassVar[bool] = False
+    couples: bool = False
     """Whether the loss of a row depends on the other rows of its global batch (in-batch negatives). `forward` then
     returns what `coupled_losses` compares, and the loop computes it on the whole global batch in two passes."""
     normalizers: ClassVar[tuple[str, ...]] = ()
@@ -182,6 +212,10 @@ class Task(Protocol):
         # Inputs override targets: a column that is both is text, unless `column_kinds` says otherwise.
         kinds |= dict.fromkeys(self.input_columns, "text")
         return kinds | {name: kind for name, kind in self.column_kinds.items() if name in kinds}
+
+    def prediction_inputs(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns that `predict` reads of data with these columns. The default is `input_columns`."""
+        return self.input_columns
 
     def infer_params(self, data: TrainingColumns) -> TaskParams:
         """Return the parameters, completed by what only the training data knows (class names, class weights).
@@ -355,7 +389,7 @@ class Task(Protocol):
             metrics: States of `metrics`; the default calls their `update(logits, labels)`.
             outputs: Outputs of `evaluation_forward`.
             batch: Micro-batch of B rows, no fillers.
-            samples: Rows that were collated to the batch.
+            samples: Rows that were collated to the batch, with their row ids in the column `__row`.
         """
         metrics.update(outputs["logits"], batch.labels)
 
@@ -417,6 +451,18 @@ class Task(Protocol):
             row: Input and target columns.
         """
         return None
+
+    def document_text(self, row: Mapping[str, object], position: int) -> str:
+        """Return a document of a row as the report displays it, for tasks that rank (`RankedDocument`)."""
+        raise NotImplementedError(f"{type(self).__name__} ranks documents, but has no document_text")
+
+    def export_files(self, config: "PretrainedConfig") -> Mapping[str, str]:
+        """Return further text files of the exported model's directory, by relative path. The default has none.
+
+        Args:
+            config: Configuration of the exported model.
+        """
+        return {}
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Return synthetic rows that a model can learn, a function of the seed; for `tests/tasks/test_contract.py`."""

@@ -38,6 +38,9 @@ def export_model(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Pl
             model, state = merge_adapters(model, state)  # type: ignore[arg-type]  # a PeftModel, kept as nn.Module
         model.save_pretrained(target, state_dict=state)  # type: ignore[operator]  # a transformers model, kept as nn.Module
         task.processor().save_pretrained(target)
+        for name, content in task.export_files(model.config).items():  # type: ignore[arg-type]  # a transformers model, kept as nn.Module
+            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).write_text(content, encoding="utf-8")
         (target / "README.md").write_text(_card(job, plan), encoding="utf-8")
         run.publish_directory(target, "model")
 

@@ -19,7 +19,7 @@ from launcher.data.rank_batches import GlobalBatch, LocalBatch, collate
 from launcher.data.splits import Split
 from launcher.data.stream import Evaluation
 from launcher.errors import RowCountError, TrainingError
-from launcher.rundir.records import EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
+from launcher.rundir.records import DocumentRow, EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
 from launcher.tasks.base import RowResult, Task, TaskMetrics
 from launcher.tasks.samples import Batch, Outputs
 from launcher.train.coupled import concatenate, gather_outputs, row_ids, without_fillers
@@ -152,6 +152,7 @@ def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step
     for index, part in enumerate(split.sources):
         named = {"loss": losses[index] / max(float(weights[index]), 1e-12), **by_source[index].compute()}
         values |= {f"{part.name}/{name}": value for name, value in named.items()}
+    local_worst = [replace(w, result=metrics.complete(w.row, w.result)) for w in local_worst]
     gathered: list[list[_WorstSample]] = [[] for _ in range(engine.world_size)]
     # Collective, of pickles on the host: at most 20 rows of each rank.
     dist.all_gather_object(gathered, local_worst)
@@ -284,7 +285,26 @@ def _worst_row(split: Split, task: Task, sample: _WorstSample) -> WorstRow:
         target=sample.result.target,
         prediction=sample.result.prediction,
         marks=sample.result.marks,
+        documents=_documents(split, task, sample),
         image=_data_uri(inputs.image),
+    )
+
+
+def _documents(split: Split, task: Task, sample: _WorstSample) -> tuple[DocumentRow, ...]:
+    """Return ranked documents with their texts, which are read from the data again."""
+    documents = sample.result.documents
+    owners = [sample.row if document.row is None else document.row for document in documents]
+    ids = np.unique(np.array(owners, np.int64))
+    columns = task.input_columns + task.target_columns
+    rows = dict(zip(ids.tolist(), split.read(ids, columns).to_pylist() if documents else (), strict=True))
+    return tuple(
+        DocumentRow(
+            rank=document.rank,
+            score=document.score,
+            is_true=document.is_true,
+            text=task.document_text(rows[owner], document.position),
+        )
+        for owner, document in zip(owners, documents, strict=True)
     )
 
 

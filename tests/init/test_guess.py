@@ -46,6 +46,8 @@ _TRANSLATED = pa.table({"en": words(), "de": words(seed=1)})
 _STRUCTS = pa.table({"id": range(ROWS), "translation": cycle({"en": "a b", "de": "b"}, {"en": "c", "de": "d"})})
 _SUMMARIES = pa.table({"document": words(low=30, high=40), "summary": words(seed=1), "id": range(ROWS)})
 _WRITTEN = pa.table({"source": words(), "target": words(seed=1)})
+_PASSAGES = pa.table({"query": words(), "passage": words(seed=1), "title": words(seed=2)})
+_TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
 _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
 
 
@@ -54,7 +56,11 @@ _CHAT_AND_PROMPT = pa.table({"prompt": words(), "messages": chats()})
     [
         (toy_data.SINGLE, "text-classification", "single-label", ["review"], "stars"),
         (toy_data.PAIR, "text-classification", "single-label", ["premise", "hypothesis"], "label"),
-        (toy_data.REGRESSION, "text-classification", "regression", ["sentence1", "sentence2"], "score"),
+        (toy_data.REGRESSION, "text-classification", "regression", ["question", "passage"], "score"),
+        (toy_data.SCORED, "sentence-embedding", "regression", ["sentence1", "sentence2"], "score"),
+        (toy_data.QUERIES, "sentence-embedding", "ranking", ["query", "positive"], None),
+        (toy_data.RANKED, "sentence-embedding", "ranking", ["anchor", "positive"], None),
+        (_PASSAGES, "sentence-embedding", "ranking", ["query", "passage"], None),
         (toy_data.MULTI, "text-classification", "multi-label", ["text"], "labels"),
         (toy_data.TAGS, "token-classification", "words", ["tokens"], "ner_tags"),
         (toy_data.SPANS, "token-classification", "spans", ["text"], "entities"),
@@ -124,6 +130,16 @@ def test_form_of_data_decides_task_and_columns(
         (_TRANSLATED, {"inputs": ("de",), "task": "masked-lm"}, "text", ["de"], None),
         (toy_data.TEXTS, {"task": "masked-lm"}, "text", ["text"], None),
         (toy_data.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
+        (toy_data.RANKED, {"task": "reranking"}, "ranking", ["anchor", "positive"], None),
+        (_TWO_TEXTS, {"task": "sentence-embedding", "inputs": ("a", "b")}, "ranking", ["a", "b"], None),
+        (
+            toy_data.REGRESSION,
+            {"task": "sentence-embedding", "inputs": ("question", "passage"), "label": "score"},
+            "regression",
+            ["question", "passage"],
+            "score",
+        ),
+        (toy_data.SCORED, {"task": "text-classification"}, "regression", ["sentence1", "sentence2"], "score"),
     ],
 )
 def test_choices_of_the_user_take_precedence(
@@ -132,9 +148,6 @@ def test_choices_of_the_user_take_precedence(
     result = _guess(table, tmp_path, **choices)
     names = [column.name for column in result.inputs]
     assert (result.form, names, result.label.name if result.label else None) == (form, inputs, label)
-
-
-_TWO_TEXTS = pa.table({"a": words(), "b": words(seed=1)})
 
 
 @pytest.mark.parametrize(
@@ -272,6 +285,9 @@ def test_named_task_overrides_the_refusal(tmp_path: Path) -> None:
     [
         ("text-classification/sst2", "text-classification", "single-label", ["text", "label"]),
         ("text-classification/chnsenticorp", "text-classification", "single-label", ["text", "label"]),
+        ("retrieval/medquad", "sentence-embedding", "ranking", ["query", "positive"]),
+        ("retrieval/cmrc2018_pairs", "sentence-embedding", "ranking", ["query", "positive"]),
+        ("sentence-similarity/stsb", "sentence-embedding", "regression", ["sentence1", "sentence2", "score"]),
         ("biology/splice_junctions", "text-classification", "single-label", ["sequence", "label"]),
         ("token-classification/wnut17", "token-classification", "words", ["tokens", "ner_tags"]),
         ("question-answering/xquad_en", "question-answering", "answers", ["context", "question"]),

@@ -74,6 +74,11 @@ def _without_processor(desk: Desk) -> list[str]:
     return [overrides[0], "model.name=vit"]
 
 
+def _texts(desk: Desk, task: str, **columns: Any) -> list[str]:
+    _both(desk, **columns)
+    return [f"task={{{task}}}"]
+
+
 ANSWERS = [{"text": ["w2"], "answer_start": [3]}] * 10
 WORDS = [["w1", "w2"]] * 10
 TAGS = [["O", "B-x"]] * 10
@@ -328,6 +333,45 @@ CASES = [
         "pictures that are numbers",
         lambda desk: _pictures(desk, pa.array([1, 2, 3, 4])),
         f"{_TRAIN}: row 0: image is int, which is not a file; {_MEND}",
+    ),
+    Case(
+        "queries without documents",
+        lambda desk: _texts(desk, "type: sentence-embedding, max_length: 32", query=["w1"] * 4, answer=["w2"] * 4),
+        f"{_TRAIN}: has no column 'positive', which the task reads; the file has query, answer (see task:)",
+    ),
+    Case(
+        "a query that is its own document",
+        lambda desk: _texts(desk, "type: sentence-embedding, max_length: 32, positive: query", query=["w1"] * 4),
+        "task: column 'query' is both input and label, so there is nothing to learn; name two",
+    ),
+    Case(
+        "documents that are lists",
+        lambda desk: _texts(
+            desk, "type: sentence-embedding, max_length: 32", query=["w1"] * 4, positive=[["w2"], ["w3", "w4"]] * 2
+        ),
+        f"{_TRAIN}: row 0: positive is ['w2'], which is not text; {_MEND}",
+    ),
+    Case(
+        "scores that no cosine reaches",
+        lambda desk: _texts(
+            desk, "type: sentence-embedding, max_length: 32, loss: cosine",
+            text_a=["w1"] * 4, text_b=["w2"] * 4, score=[0.5, 4.2, 0.1, 3.0],
+        ),
+        f"{_TRAIN}: row 1: score is 4.2, which is not between -1 and 1; set task.max_score to the score of equal "
+        f"texts; {_MEND}",
+    ),
+    Case(
+        "negatives for scored pairs",
+        lambda desk: ["task={type: sentence-embedding, loss: cosent, negatives: neg}"],
+        "override task={type: sentence-embedding, loss: cosent, negatives: neg}: task.negatives has no meaning for "
+        "loss cosent; drop negatives, or name another loss",
+    ),
+    Case(
+        "nothing to rank",
+        lambda desk: _texts(
+            desk, "type: reranking, max_length: 32", query=["w1"] * 4, positive=["w2"] * 4, negatives=[["w3"], []] * 2
+        ),
+        f"{_TRAIN}: row 1: negatives has no document besides the positive, so there is nothing to rank; {_MEND}",
     ),
     Case(
         "no image processor",

@@ -13,7 +13,7 @@ from launcher.report.collect import collect
 from launcher.report.render import render_report, write_report
 from launcher.rundir.directory import RunDir
 from launcher.rundir.events import record_event
-from launcher.rundir.records import ConfusionMatrix, GenerationRecord, ScoresRecord
+from launcher.rundir.records import ConfusionMatrix, DocumentRow, GenerationRecord, ScoresRecord
 
 
 class Page(HTMLParser):
@@ -130,6 +130,23 @@ def test_hostile_metric_names_are_escaped(make_run: Callable[..., RunDir], hosti
     assert page.count("script") == 3 and page.count("img") == 0
     names = [trace["name"] for trace in json.loads(page.scripts[0])["curve-1"]["data"]]
     assert all("<" not in name for name in names)
+
+
+def test_ranked_documents_are_listed_and_the_true_one_is_marked(make_run: Callable[..., RunDir], hostile: str) -> None:
+    run = make_run("search", steps=30)
+    scores = run.read_record("scores-test.json", ScoresRecord)
+    documents = (
+        DocumentRow(rank=1, score=0.83, is_true=False, text=hostile),
+        DocumentRow(rank=1234, score=0.21, is_true=True, text="what was asked for"),
+    )
+    worst = (scores.worst[0].model_copy(update={"documents": documents}),)
+    run.write_record("scores-test.json", scores.model_copy(update={"worst": worst}))
+    page = Page(render_report(collect(run)))
+    assert "1. 0.8300" in page.text
+    assert "1,234. 0.2100 what was asked for" in page.text
+    assert [tag for tag, attrs in page.tags if attrs.get("class") == "true"] == ["span", "dd"]
+    assert page.texts.count(hostile) == 1
+    assert page.count("script") == 3
 
 
 def test_a_regression_has_no_classes(make_run: Callable[..., RunDir]) -> None:

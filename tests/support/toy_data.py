@@ -51,7 +51,12 @@ def named_classes(table: pa.Table, column: str, names: list[str]) -> pa.Table:
 
 SINGLE = pa.table({"id": range(ROWS), "review": words(), "stars": cycle(1, 2, 3)})
 PAIR = pa.table({"premise": words(), "hypothesis": words(seed=1), "label": cycle("yes", "no", "maybe")})
-REGRESSION = pa.table({"sentence1": words(), "sentence2": words(seed=1), "score": [i / 10 for i in range(ROWS)]})
+REGRESSION = pa.table({"question": words(), "passage": words(seed=1), "score": [i / 10 for i in range(ROWS)]})
+SCORED = pa.table({"sentence1": words(), "sentence2": words(seed=1), "score": [i / 10 for i in range(ROWS)]})
+QUERIES = pa.table({"query": words(), "positive": words(seed=1)})
+RANKED = pa.table(
+    {"anchor": words(), "positive": words(seed=1), "negatives": [words(i % 3 + 1, seed=i) for i in range(ROWS)]}
+)
 MULTI = pa.table({"text": words(), "labels": cycle(["a"], ["b", "c"], ["a", "c"])})
 TAGS = pa.table(
     {"id": [f"r{i}" for i in range(ROWS)], "tokens": [text.split() for text in words()],

@@ -42,6 +42,14 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "seq2seq-lora": ("seq2seq", {"max_target_length": 16}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "masked": ("masked-lm", {"max_length": 32}, {}),
     "masked-lora": ("masked-lm", {"max_length": 32}, {**_LORA, "train": {"learning_rate": 5e-3}}),
+    "embedding": ("sentence-embedding", {"max_length": 32, "symmetric": True}, {}),
+    # The example rows of queries have a score too.
+    "embedding-cosent": (
+        "sentence-embedding",
+        {"max_length": 32, "loss": "cosent", "text_a": "query", "text_b": "positive"},
+        {"train": {"learning_rate": 1e-3}},
+    ),
+    "reranking": ("reranking", {"max_length": 32}, {}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
     "image-resnet-sync": ("image-classification", {}, _SYNC),
@@ -103,9 +111,10 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-@_cases(
-    "token", "question", "causal-packed", "causal-packed-lora", "masked", "seq2seq", "image-vit", "image-resnet-sync"
-)
+_RESUMED = ("token", "question", "causal-packed", "causal-packed-lora", "masked", "seq2seq", "embedding")
+
+
+@_cases(*_RESUMED, "image-vit", "image-resnet-sync")
 def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     """Stopped within a window, with dropout on: the same bits."""
     checkpoint = {"every_steps": 4, "every_minutes": None}

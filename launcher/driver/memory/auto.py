@@ -309,9 +309,11 @@ def _longest_samples(task: Task, train: Split) -> tuple[pa.Table, np.ndarray]:
         RuntimeError: None of the rows can be used.
     """
     searched = _SEARCHED_IMAGES if task.from_scratch == "image" else _SEARCHED_ROWS
-    rows = train.read(np.arange(min(searched, train.rows)), task.input_columns + task.target_columns)
+    # Targets too: they may be texts that the model reads, such as answers and positive documents.
+    columns = task.input_columns + task.target_columns
+    rows = train.read(np.arange(min(searched, train.rows)), columns)
     text_lengths = np.zeros(len(rows), np.int64)
-    for name in task.input_columns:
+    for name in columns:
         kind = rows.schema.field(name).type
         if pa.types.is_string(kind) or pa.types.is_nested(kind):
             text_lengths += np.array([len(str(cell)) for cell in rows.column(name).to_pylist()], np.int64)
