@@ -101,9 +101,12 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> di
     from tests.support.tiny_models import make_tiny_gpt, make_tiny_vit
 
     folder = tmp_path_factory.mktemp("models")
+    gpt = make_tiny_gpt(folder / "tiny-gpt")
     return {
         "text-classification": tiny_bert,
         "token-classification": tiny_bert,
-        "causal-lm": make_tiny_gpt(folder / "tiny-gpt"),
+        "causal-lm": gpt,
+        "preference": gpt,
+        "reward": gpt,
         "image-classification": make_tiny_vit(folder / "tiny-vit"),
     }

@@ -24,6 +24,7 @@ def _limit(path: Path) -> int:
     is_task = path.parent.name == "tasks" and path.stem not in (
         "__init__",
         "base",
+        "completions",
         "conversations",
         "padding",
         "targets",

@@ -20,7 +20,7 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Task
 from launcher.tasks.params import TaskParams
 
-_NOT_TASKS = ("__init__", "base", "conversations", "padding", "params", "samples", "targets")
+_NOT_TASKS = ("__init__", "base", "completions", "conversations", "padding", "params", "samples", "targets")
 
 
 def task_names() -> list[str]:

@@ -25,6 +25,8 @@ class ParameterCounts(Record):
     persistent: int
     """Elements of parameters so small that ZeRO-3 keeps them whole on every worker."""
     buffer_bytes: int
+    reference: int = 0
+    """Elements of a frozen model that losses compare with; no checkpoint holds them."""
 
 
 class Activations(Record):
@@ -98,8 +100,14 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
         offloaded += weights
     # The average lies where the weights lie, so it is sharded under ZeRO-3 alone.
     ema = trained * _FP32_BYTES // (config.workers if config.zero == 3 else 1) if config.has_ema else 0
+    # A second model, sharded and offloaded like the first.
+    reference = counts.reference * config.element_bytes // (config.workers if config.zero == 3 else 1)
+    if config.offload_parameters:
+        offloaded += reference
     resident = (
-        (0 if config.offload_parameters else weights) + (0 if config.offload_optimizer else master + states) + ema
+        (0 if config.offload_parameters else weights + reference)
+        + (0 if config.offload_optimizer else master + states)
+        + ema
     )
     step = _step_memory(counts, activations, config, gradient_shard, resident)
     # On a CPU worker, offloading moves states from one part of the same memory to another.
@@ -109,7 +117,7 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
     if config.stages_checkpoints:
         staged = weights + (0 if config.offload_to_disk else master + states) + ema
     return WorkerMemory(
-        weights=weights,
+        weights=weights + reference,
         gradients=step.gradients,
         optimizer=master + states + ema,
         buffers=step.buffers,
