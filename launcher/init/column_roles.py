@@ -29,6 +29,10 @@ PROMPTS = (
     ("query", "response"), ("input", "output"), ("inputs", "targets"), ("input", "target"), ("user", "assistant"),
     ("problem", "solution"),
 )  # fmt: skip
+PAIR_KEYS, JUDGED_KEYS = ("chosen", "rejected"), ("completion", "label")
+"""Columns of preference data, which are keys of the job file too."""
+QUESTIONS = ("prompt", "question", "instruction", "query", "input")
+"""Names of the prompts of preference data."""
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "stars", "rating", "sentiment", "score",
     "similarity", "similarity_score", "relatedness_score", "polarity", "toxicity", "emotion", "emotions", "intent",

@@ -48,7 +48,7 @@ def default_model(guess: Guess) -> Model:
         return Model(name, script or "small; any causal language model will do", 1024, False)
     if guess.task == "causal-lm" and ("tools" in guess.beside or any(column.has_calls for column in guess.inputs)):
         return Model("Qwen/Qwen2.5-0.5B-Instruct", "small, and its template writes tools and their calls", 2048, True)
-    if guess.task == "causal-lm":
+    if guess.task in ("causal-lm", "preference", "reward"):
         name = "Qwen/Qwen2.5-0.5B-Instruct" if is_foreign else "HuggingFaceTB/SmolLM2-360M-Instruct"
         return Model(name, script or "small, and already follows instructions", 2048, True)
     cased = "bert-base-cased" if guess.task == "token-classification" else "bert-base-uncased"
@@ -90,18 +90,25 @@ def _read_json(path: Path) -> dict[str, object] | None:
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # Upper limits of `max_length`: longer sequences cost much memory, so the user decides.
-_LONGEST = {"text-classification": 512, "token-classification": 512, "causal-lm": 1024}
+_LONGEST = {
+    "text-classification": 512, "token-classification": 512, "causal-lm": 1024, "preference": 1024, "reward": 1024,
+}  # fmt: skip
 # Marks that a tokenizer adds to a row: four for RoBERTa's pairs, <s> a </s></s> b </s>.
 _SPECIAL_TOKENS = 4
 # Instructions on tool calls that a chat template adds.
 _TOOL_TOKENS = 150
 _FAR_FROM_ONE = 20.0
+_GENTLE_RATE = 5e-6
 _WINDOW_BYTES = 512 << 20
 _DEFAULT_WINDOW = 32
 _BESIDE = {
     "input": "what a prompt is about, appended to it",
     "system": "the system message",
     "tools": "tools that may be called",
+    "chosen": "the better completion",
+    "rejected": "the worse completion",
+    "completion": "one completion of each prompt",
+    "label": "true for a desirable completion, false for an undesirable one",
 }
 _METRICS = {"single-label": "accuracy", "multi-label": "f1", "regression": "pearson", "words": "f1", "spans": "f1"}
 
@@ -188,6 +195,9 @@ def steps_for(guess: Guess, rows: int) -> Steps:
     batch_size = 8 if rows < 1000 else 16 if rows < 5000 else 32
     epochs = 5 if rows < 1000 else 3 if rows < 100_000 else 2 if rows < 1_000_000 else 1
     rate = 2e-5 if guess.task == "text-classification" or guess.form in ("messages", "prompt") else 5e-5
+    if guess.task in ("preference", "reward"):
+        # A preference says little, and is soon learned by heart.
+        epochs, rate = min(epochs, 2), _GENTLE_RATE if guess.task == "preference" else 2e-5
     return Steps(epochs, batch_size, rate)
 
 
@@ -200,11 +210,12 @@ def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     usual = (
         _usual(sizes)
         + _TOOL_TOKENS * ("tools" in guess.beside)
-        + sum(_usual(sorted(column.tokens)) for column in guess.beside.values())
+        # A rejected completion is in another sequence than the chosen one, and as long.
+        + sum(_usual(sorted(column.tokens)) for key, column in guess.beside.items() if key != "rejected")
         + _SPECIAL_TOKENS
     )
     longest = min(_LONGEST[guess.task], positions or _LONGEST[guess.task])
-    least = 128 if guess.task == "causal-lm" else 32
+    least = 128 if guess.form in ("text", "messages", "prompt", "pair", "judged") else 32
     chosen = next((n for n in _LENGTHS if n >= max(usual, least)), _LENGTHS[-1])
     why = f"99 of 100 have at most about {usual}"
     return min(chosen, longest), why if chosen <= longest else f"{why}; longer ones are cut"
@@ -240,7 +251,11 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         lines.append(Line("labels", names, "-1 marks rows without a label"))
     if guess.has_unnamed_tags:
         lines.append(Line("labels", ["O", "B-", "I-"], "needed: the name of each number, in order", is_commented=True))
-    if guess.form in ("messages", "prompt") and not model.has_template:
+    if guess.form == "judged":
+        lines.append(Line("loss", "kto", "for single completions; dpo, ipo, orpo and simpo learn from pairs"))
+    if guess.task == "preference" and guess.form == "pair":
+        lines.append(Line("loss", "dpo", "or ipo, and without a reference model orpo and simpo"))
+    if guess.form in ("messages", "prompt", "pair", "judged") and not model.has_template:
         lines.append(
             Line("chat_template", "chatml", "format of messages, as the model has no template; null uses its own")
         )
@@ -270,8 +285,10 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         "token-classification": ("text",),
         "image-classification": ("image",),
         "causal-lm": (guess.form,),
-    }[guess.task]
+    }.get(guess.task, ("prompt",))
     lines = [Line(key, c.name, reasons[c.name]) for key, c in zip(keys, guess.inputs, strict=False)]
+    if guess.form == "pair" and guess.inputs[0] is guess.beside["chosen"]:
+        lines = [Line("prompt", None, "none: completions are whole conversations")]
     if guess.label is not None:
         lines.append(
             Line("response" if guess.form == "prompt" else "label", guess.label.name, reasons[guess.label.name])
@@ -349,6 +366,7 @@ def _bad_rows(guess: Guess) -> int:
     """Count unusable rows of the sample: nulls, and lists of tags of another length than their words."""
     # Of the sample alone, as it only decides whether `on_bad_row` is written. Other bad rows stop the run.
     bad = sum(column.nulls for column in guess.inputs)
+    bad += sum(guess.beside[key].nulls for key in ("chosen", "rejected", "completion", "label") if key in guess.beside)
     if guess.form == "words" and guess.label:
         # Null lists count as empty in both columns, so the rows correspond.
         bad += sum(a != b for a, b in zip(guess.inputs[0].lengths, guess.label.lengths, strict=False))
@@ -361,7 +379,8 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
         "few rows need more passes" if steps.epochs > 3 else "many rows need fewer passes" if steps.epochs < 3 else ""
     )
     # Fails on a rate that `steps_for` does not return, so a new one needs its reason here.
-    usual = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task"}[steps.learning_rate]
+    reasons = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task", _GENTLE_RATE: "small, as usual here"}
+    usual = reasons[steps.learning_rate]
     return (
         Line("epochs", steps.epochs, f"passes over the {rows:,} rows{f'; {size}' if size else ''}"),
         Line("batch_size", steps.batch_size, f"rows per step over all workers: {per_epoch:,} steps per epoch"),
@@ -375,7 +394,7 @@ def _evaluation(guess: Guess, labels: Labels | None, profile: DataProfile) -> tu
         share = format_percent(rare[1])
         why = f"only {share} of the labels are {rare[0]}: this mean over classes weights it like the others"
         return (Line("metric", "macro_f1", why),)
-    metric = _METRICS.get(guess.form, "perplexity")
+    metric = "reward_accuracy" if guess.form in ("pair", "judged") else _METRICS.get(guess.form, "perplexity")
     return (Line("metric", metric, "decides which checkpoint is kept; the other metrics are reported too"),)
 
 

@@ -12,8 +12,11 @@ from typing import Literal
 from launcher.errors import DataError
 from launcher.init.column_roles import (
     CONVERSATIONS,
+    JUDGED_KEYS,
+    PAIR_KEYS,
     PAIRS,
     PROMPTS,
+    QUESTIONS,
     SURE_LABELS,
     TAGS,
     TEXTS,
@@ -32,14 +35,16 @@ from launcher.init.column_roles import (
 from launcher.init.profile import Column, DataProfile, Labels
 from launcher.models.conversation import UNREAD, USUAL
 
-TASKS = ("text-classification", "token-classification", "causal-lm", "image-classification")
+TASKS = ("text-classification", "token-classification", "causal-lm", "preference", "reward", "image-classification")
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
-Form = Kind | Literal["words", "spans", "text", "messages", "prompt"]
+Form = Kind | Literal["words", "spans", "text", "messages", "prompt", "pair", "judged"]
 
 _NEEDS = {
     "text-classification": "a column of texts and one of labels",
     "token-classification": "words with a tag for each, or a text and a list of {start, end, label}",
     "causal-lm": "a column of texts, of conversations ({role, content}), or of prompts and one of answers",
+    "preference": "columns chosen and rejected, or prompt, completion and label",
+    "reward": "columns chosen and rejected",
     "image-classification": "a column of pictures and one of classes",
 }
 # A text column without a usual name must be this many times longer than the next one to be chosen.
@@ -78,7 +83,7 @@ class Guess:
     notes: tuple[str, ...] = ()
     """Notes for the user on columns that are not read."""
     beside: Mapping[str, Column] = field(default_factory=dict)
-    """Additional columns (system message, tools, input of a prompt), by the key of the job file."""
+    """Additional columns (system message, tools, input of a prompt, completions), by the key of the job file."""
 
     @property
     def has_unnamed_tags(self) -> bool:
@@ -161,6 +166,31 @@ def _guess_images(profile: DataProfile, choices: UserChoices) -> Guess | None:
         raise DataError(f"--label {label.name}: its values are numbers with a fraction, and pictures have classes only")
     why = f"pictures are in column {image.name}, their classes in {label.name}"
     return Guess("image-classification", kind, (image,), label, why, {image.name: "pictures", **_because(label)})
+
+
+def _guess_preferences(profile: DataProfile, choices: UserChoices) -> Guess | None:
+    """Recognise pairs of completions and judged completions, by the names of their columns."""
+    task = choices.task or "preference"
+    by_name = {plain(c.name): c for c in profile.columns}
+    texts = {name: c for name, c in by_name.items() if c.shape in ("text", "messages")}
+    prompt = next((texts[name] for name in QUESTIONS if name in texts), None)
+    if choices.inputs or choices.label:
+        return None
+    if texts.keys() >= {"chosen", "rejected"}:
+        names, form, why = PAIR_KEYS, "pair", "columns chosen and rejected are preferences"
+        if prompt is None and texts["chosen"].shape != "messages":
+            return None
+    elif task == "preference" and prompt and "completion" in texts and "label" in by_name:
+        names, form, why = JUDGED_KEYS, "judged", "columns completion and label are judged completions"
+        if by_name["label"].distinct > 2:
+            return None
+    else:
+        return None
+    beside = {name: by_name[name] for name in names}
+    beside |= beside_of(profile.columns, ("system",), (*beside.values(), *((prompt,) if prompt else ())))
+    inputs = (prompt or beside["chosen"],)
+    notes = _unread_notes(profile, (*inputs, *beside.values()))
+    return Guess(task, form, inputs, None, why, {inputs[0].name: _text_reason(inputs[0])}, notes, beside)
 
 
 def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | None:
@@ -298,6 +328,8 @@ _Rule = Callable[[DataProfile, UserChoices], Guess | None]
 # The order matters: a data set with images or conversations often has a text column too.
 _RULES: tuple[tuple[str, _Rule], ...] = (
     ("image-classification", _guess_images),
+    ("preference", _guess_preferences),
+    ("reward", _guess_preferences),
     ("causal-lm", _guess_conversations),
     ("token-classification", _guess_tags),
     ("causal-lm", _guess_prompts),
@@ -350,7 +382,6 @@ _LANGUAGES = frozenset((  # ISO 639-1
     "mr", "ms", "mt", "nb", "nl", "nn", "no", "pa", "pl", "ps", "pt", "ro", "ru", "si", "sk", "sl", "sq", "sr",
     "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "uz", "vi", "zh",
 ))  # fmt: skip
-_PREFERRED = {"chosen", "rejected"}
 
 
 def unsupported_reason(profile: DataProfile) -> str | None:
@@ -367,18 +398,12 @@ def _find_column(what: str, matches: Callable[[Column], bool], profile: DataProf
     return f"column {names[0]} {what}, for which the launcher has no task" if names else None
 
 
-def _find_preferences(profile: DataProfile) -> str | None:
-    names = {column.name for column in profile.columns}
-    if names >= _PREFERRED:
-        return "columns chosen and rejected are preferences (DPO), for which the launcher has no task"
+def _find_halves(profile: DataProfile) -> str | None:
     conversations = {column.name for column in _shaped(profile, "messages")}
-    if conversations >= {"prompt", "completion"}:
-        if "label" in names:
-            what = "judged answers (KTO), for which the launcher has no task"
-        else:
-            what = "two halves of a conversation; join them into one column of messages, which causal-lm reads"
-        return f"columns prompt and completion are {what}"
-    return None
+    if not conversations >= {"prompt", "completion"} or "label" in {column.name for column in profile.columns}:
+        return None
+    what = "two halves of a conversation; join them into one column of messages, which causal-lm reads"
+    return f"columns prompt and completion are {what}"
 
 
 def _find_image_pairs(profile: DataProfile) -> str | None:
@@ -423,7 +448,7 @@ def _find_one_hot(profile: DataProfile) -> str | None:
 # The first match is reported.
 _UNSUPPORTED: tuple[Callable[[DataProfile], str | None], ...] = (
     partial(_find_column, "holds audio", lambda c: c.shape == "sound"),
-    _find_preferences,
+    _find_halves,
     partial(
         _find_column,
         "holds boxes (object detection)",
