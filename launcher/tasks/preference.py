@@ -118,7 +118,7 @@ class Preference(Task):
         return self.judgements.losses(outputs)
 
     def for_evaluation(self) -> Task:
-        return self if self.couples else with_replaced(self, judgements=Pairs(self.params))
+        return with_replaced(self, judgements=Pairs(self.params)) if self.params.label_smoothing else self
 
     def metrics(self, device: "torch.device") -> TaskMetrics:
         return self.judgements.metrics(device)

@@ -180,9 +180,6 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
     ("columns", "reason"),
     [
         ({"audio": [_SOUND] * ROWS, "text": words(), "label": cycle(0, 1)}, "column audio holds audio"),
-        ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)},
-         "chosen and rejected are preferences"),
-        ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, "judged answers (KTO)"),
         ({"prompt": chats(), "completion": chats()}, "join them into one column of messages"),
         ({"image": _PICTURES, "objects": cycle({"bbox": [[1.0, 2.0]], "category": [1]})}, "column objects holds boxes"),
         ({"image": _PICTURES, "mask": _PICTURES}, "pictures and masks (segmentation)"),
@@ -204,6 +201,26 @@ def test_data_of_unsupported_tasks_is_refused(columns: dict[str, object], reason
     assert ";" in caught.value.message  # a remedy
 
 
+@pytest.mark.parametrize(
+    ("columns", "choices", "form", "inputs", "beside"),
+    [
+        ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {}, "pair", ["prompt"],
+         ["chosen", "rejected"]),
+        ({"system": words(seed=3), "question": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {}, "pair",
+         ["question"], ["chosen", "rejected", "system"]),
+        ({"chosen": chats(), "rejected": chats()}, {"task": "reward"}, "pair", ["chosen"], ["chosen", "rejected"]),
+        ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, {}, "judged", ["prompt"],
+         ["completion", "label"]),
+    ],
+)  # fmt: skip
+def test_preferences_are_recognised_by_their_names(
+    columns: dict[str, object], choices: dict[str, Any], form: str, inputs: list[str], beside: list[str], tmp_path: Path
+) -> None:
+    result = _guess(pa.table(columns), tmp_path, **choices)
+    assert (result.task, result.form) == (choices.get("task", "preference"), form)
+    assert ([column.name for column in result.inputs], sorted(result.beside)) == (inputs, sorted(beside))
+
+
 @pytest.mark.parametrize("name", ["SINGLE", "PAIR", "MULTI", "TAGS", "SPANS", "TEXTS", "MESSAGES", "PROMPTS", "IMAGES"])
 def test_data_of_supported_tasks_is_not_refused(name: str, tmp_path: Path) -> None:
     assert unsupported_reason(look_at(getattr(toy_data, name), tmp_path)) is None
@@ -223,6 +240,9 @@ def test_named_task_overrides_the_refusal(tmp_path: Path) -> None:
         ("token-classification/wnut17", "token-classification", "words", ["tokens", "ner_tags"]),
         ("instruction-sft/alpaca_en", "causal-lm", "messages", ["messages"]),
         ("instruction-sft/glaive_toolcall_en", "causal-lm", "messages", ["messages"]),
+        ("preference/dpo_en", "preference", "pair", ["prompt"]),
+        ("preference/dpo_zh", "preference", "pair", ["prompt"]),
+        ("preference/kto_en", "preference", "judged", ["prompt"]),
         ("causal-lm/c4_demo", "causal-lm", "text", ["text"]),
         ("causal-lm/tinyshakespeare", "causal-lm", "text", ["text"]),
         ("image-classification/mnist_10k", "image-classification", "single-label", ["image", "label"]),
@@ -249,8 +269,6 @@ def test_real_data_sets_get_the_right_task_and_columns(
         ("object-detection/bccd", "column objects holds boxes (object detection)"),
         ("semantic-segmentation/camvid", "columns image and mask are pictures and masks"),
         ("question-answering/xquad_en", "column answers marks answers in a context"),
-        ("preference/dpo_en", "columns chosen and rejected are preferences"),
-        ("preference/kto_en", "columns prompt and completion are judged answers"),
         ("face-recognition/orl_pairs", "columns image_a and image_b both hold pictures"),
         ("tabular/credit_data", "numbers and categories, and the launcher has no task for tables"),
         ("tabular/brca", "numbers and categories, and the launcher has no task for tables"),

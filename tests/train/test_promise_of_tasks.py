@@ -94,7 +94,10 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-@_cases("token", "causal-packed", "causal-packed-lora", "image-vit", "image-resnet-sync")
+@_cases(
+    "token", "causal-packed", "causal-packed-lora", "preference-dpo-lora", "preference-kto", "image-vit",
+    "image-resnet-sync",
+)  # fmt: skip
 def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     """Stopped within a window, with dropout on: the same bits."""
     checkpoint = {"every_steps": 4, "every_minutes": None}
@@ -106,7 +109,7 @@ def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     assert second == [[step, reference[step]] for step in range(5, job.plan.total_steps + 1)]
 
 
-@_cases("causal-packed", "causal-packed-lora", "image-resnet-sync")
+@_cases("causal-packed", "causal-packed-lora", "preference-dpo", "image-resnet-sync")
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(job: PreparedJob) -> None:
     checkpoint = {"every_steps": 4, "every_minutes": None}
     stopped = with_job(job, checkpoint=checkpoint, parallel={"zero": 3})

@@ -162,8 +162,8 @@ class JudgedMetrics(TaskMetrics):
             self._rows = sorted(row for part in parts for row in part)
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 3)
         ratio_N, mismatched_N, desirable_N = rows.unbind(1)
-        kl = float(mismatched_N.sum()) / max(len(rows), 1)
-        is_right_N = torch.where(desirable_N > 0, ratio_N > max(kl, 0.0), ratio_N < max(kl, 0.0))
+        kl = max(float(mismatched_N.sum()) / max(len(rows), 1), 0.0)
+        is_right_N = torch.where(desirable_N > 0, ratio_N > kl, ratio_N < kl)
         values = {"reward_accuracy": float(is_right_N.double().sum()) / max(len(rows), 1)}
         reward_of = {}
         # A split without rows of one kind has no mean of it, and so no margin.

@@ -97,4 +97,4 @@ def test_metrics_of_judged_rows_compare_with_the_divergence_of_the_split() -> No
     assert metrics.baseline() == {"reward_accuracy": 0.5}
     one_kind = JudgedMetrics(0.5)
     one_kind.update(torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([1]))
-    assert one_kind.compute() == pytest.approx({"reward_accuracy": 1.0, "desirable_reward": 1.0, "kl": -1.0})
+    assert one_kind.compute() == pytest.approx({"reward_accuracy": 1.0, "desirable_reward": 1.0, "kl": 0.0})
