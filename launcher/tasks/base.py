@@ -36,7 +36,7 @@ from launcher.formatting import format_percent
 from launcher.models.cells import CellSource
 from launcher.models.pretrained import load_config, load_model, usable_positions, without_weights
 from launcher.models.weights import check_layers, check_weights
-from launcher.rundir.records import ClassRow, ConfusionMatrix, SpanMark
+from launcher.rundir.records import ClassRow, ConfusionMatrix, Histogram, SpanMark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.params import ColumnKind, TaskParams, TrainingColumns
 from launcher.tasks.samples import Batch, Encoded, LostLabels, Outputs
@@ -105,6 +105,10 @@ class TaskMetrics(Protocol):
     def classes(self) -> tuple[ClassRow, ...]:
         """Return precision, recall and F1 of each class; empty for tasks without classes."""
         return ()
+
+    def histogram(self) -> Histogram | None:
+        """Return the distribution of a value that the metrics are means of, or None."""
+        return None
 
 
 class Task(Protocol):

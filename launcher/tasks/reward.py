@@ -108,7 +108,7 @@ class Reward(Task):
     def metrics(self, device: "torch.device") -> "PairMetrics":
         from launcher.tasks.metrics.preferences import PairMetrics
 
-        return PairMetrics(device)
+        return PairMetrics()
 
     def update_metrics(self, metrics: Any, outputs: Outputs, batch: Batch, samples: pa.Table) -> None:
         metrics.update(outputs["chosen"], outputs["rejected"])

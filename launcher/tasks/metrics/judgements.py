@@ -136,7 +136,7 @@ class Pairs(Judgements):
     def metrics(self, device: "torch.device") -> "PairMetrics":
         from launcher.tasks.metrics.preferences import PairMetrics
 
-        return PairMetrics(device, self.params.has_reference)
+        return PairMetrics(self.params.has_reference)
 
     def update(self, metrics: "PairMetrics", outputs: Outputs) -> None:
         """Add the rows of a batch to the metric states."""

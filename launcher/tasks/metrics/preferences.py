@@ -4,11 +4,16 @@ All losses are per row, as their papers have them; sums and divisors of batches 
 sums over the tokens of a completion, or means where a name says `mean`.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch.nn.functional import logsigmoid
 
+from launcher.rundir.records import Histogram
 from launcher.tasks.base import TaskMetrics
+
+_BINS = 20
 
 
 def dpo_losses(log_ratio_margin_B: torch.Tensor, beta: float, smoothing: float = 0.0) -> torch.Tensor:
@@ -105,36 +110,59 @@ class PairMetrics(TaskMetrics):
     """Rewards of chosen and rejected completions.
 
     Args:
-        device: Device of the states.
         has_reference: Whether rewards compare with a reference, whose log-ratios are then a metric.
     """
 
-    def __init__(self, device: torch.device, has_reference: bool = False) -> None:
-        # Rows, pairs in the right order, rewards of chosen and of rejected completions, log-ratios.
-        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+    def __init__(self, has_reference: bool = False) -> None:
         self._has_reference = has_reference
+        # Rewards of chosen and rejected completions, and log-ratios. Three numbers per row, for the histogram.
+        self._rows: list[list[float]] = []
 
     def update(self, chosen_B: torch.Tensor, rejected_B: torch.Tensor, log_ratio_B: torch.Tensor | None = None) -> None:
         """Add B rows: rewards of both completions, and the mean log-ratio of both to the reference."""
-        last = torch.zeros_like(chosen_B) if log_ratio_B is None else log_ratio_B
-        columns = (torch.ones_like(chosen_B), (chosen_B > rejected_B).float(), chosen_B, rejected_B, last)
-        self._sums += torch.stack(columns).double().sum(1)
+        last_B = torch.zeros_like(chosen_B) if log_ratio_B is None else log_ratio_B
+        self._rows += torch.stack([chosen_B.double(), rejected_B.double(), last_B.double()], 1).tolist()
 
     def compute(self) -> dict[str, float]:
-        """Merge the states of all ranks and return the metrics, the share of pairs in the right order first."""
-        if dist.is_initialized():
-            dist.all_reduce(self._sums)
-        rows, *sums = self._sums.tolist()
-        accuracy, chosen, rejected, log_ratio = (value / max(rows, 1) for value in sums)
+        """Merge the rows of all ranks and return the metrics, the share of pairs in the right order first. Collective.
+
+        A tie is an error: a model that prefers nothing has learned nothing.
+        """
+        self._rows = _merged(self._rows)
+        rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 3)
+        chosen, rejected, log_ratio = (rows.sum(0) / max(len(rows), 1)).tolist()
         values = {
-            "reward_accuracy": accuracy, "reward_margin": chosen - rejected, "chosen_reward": chosen,
+            "reward_accuracy": int((rows[:, 0] > rows[:, 1]).sum()) / max(len(rows), 1),
+            "reward_margin": chosen - rejected,
+            "chosen_reward": chosen,
             "rejected_reward": rejected,
-        }  # fmt: skip
+        }
         return {**values, "log_ratio": log_ratio} if self._has_reference else values
 
     def baseline(self) -> dict[str, float]:
         """Return the score of a coin."""
         return {"reward_accuracy": 0.5}
+
+    def histogram(self) -> Histogram | None:
+        """Return the distribution of reward margins; None where there are none, or not even two of them."""
+        margins = [chosen - rejected for chosen, rejected, _ in self._rows]
+        if len(set(margins)) < 2 or not all(map(math.isfinite, margins)):
+            return None
+        low, high = min(margins), max(margins)
+        # A border at zero: what is below it is in the wrong order.
+        width = (max(high, 0.0) - min(low, 0.0)) / _BINS
+        edges = [width * k for k in range(math.floor(low / width), math.floor(high / width) + 2)]
+        counts = torch.histogram(torch.tensor(margins, dtype=torch.float64), torch.tensor(edges, dtype=torch.float64))
+        return Histogram(name="reward margin", edges=tuple(edges), counts=tuple(map(int, counts.hist.tolist())))
+
+
+def _merged(rows: list[list[float]]) -> list[list[float]]:
+    """Return the rows of all ranks, sorted, so that rounding does not depend on which rank has which. Collective."""
+    if not dist.is_initialized():
+        return sorted(rows)
+    parts: list[list[list[float]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, rows)
+    return sorted(row for part in parts for row in part)
 
 
 class JudgedMetrics(TaskMetrics):
@@ -155,11 +183,7 @@ class JudgedMetrics(TaskMetrics):
 
     def compute(self) -> dict[str, float]:
         """Merge the rows of all ranks and return the metrics, the share on the right side first. Collective."""
-        if dist.is_initialized():
-            parts: list[list[list[float]]] = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(parts, self._rows)
-            # Sorted, so that rounding does not depend on which rank has which row.
-            self._rows = sorted(row for part in parts for row in part)
+        self._rows = _merged(self._rows)
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 3)
         ratio_N, mismatched_N, desirable_N = rows.unbind(1)
         kl = max(float(mismatched_N.sum()) / max(len(rows), 1), 0.0)

@@ -75,14 +75,27 @@ def test_the_divergence_is_not_negative_and_has_no_gradient() -> None:
 
 
 def test_metrics_of_pairs_are_means_over_rows() -> None:
-    metrics = PairMetrics(torch.device("cpu"), has_reference=True)
+    metrics = PairMetrics(has_reference=True)
     metrics.update(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 4.0]))
     metrics.update(torch.tensor([-2.0]), torch.tensor([1.0]), torch.tensor([0.0]))
     assert metrics.compute() == pytest.approx({
         "reward_accuracy": 1 / 3, "reward_margin": -2.5 / 3, "chosen_reward": -1 / 3, "rejected_reward": 0.5,
         "log_ratio": 2.0,
     })  # fmt: skip
-    assert "log_ratio" not in PairMetrics(torch.device("cpu")).compute()
+    assert "log_ratio" not in PairMetrics().compute()
+
+
+def test_the_histogram_of_margins_has_a_border_at_zero() -> None:
+    metrics = PairMetrics()
+    assert metrics.histogram() is None
+    metrics.update(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
+    metrics.compute()
+    histogram = metrics.histogram()
+    assert histogram is not None
+    assert len(histogram.edges) == len(histogram.counts) + 1
+    zero = histogram.edges.index(0.0)
+    assert (sum(histogram.counts[:zero]), sum(histogram.counts)) == (1, 3)
+    assert histogram.edges[0] <= -0.5 < 1.0 <= histogram.edges[-1]
 
 
 def test_metrics_of_judged_rows_compare_with_the_divergence_of_the_split() -> None:
