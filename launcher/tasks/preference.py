@@ -104,10 +104,10 @@ class Preference(Task):
             peft_model: Any = getattr(model, "module", model)
             with peft_model.disable_adapter():
                 yield model
-            return
-        if self.reference is None:
-            self.reference = self.build_reference()  # no engine has set it: outside of a train worker
-        yield self.reference
+        else:
+            # No engine has set it outside of a train worker.
+            self.reference = self.build_reference() if self.reference is None else self.reference
+            yield self.reference
 
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         assert isinstance(self.judgements, Pairs)
