@@ -176,6 +176,7 @@ def _guess_preferences(profile: DataProfile, choices: UserChoices) -> Guess | No
     prompt = next((texts[name] for name in QUESTIONS if name in texts), None)
     if choices.inputs or choices.label:
         return None
+    form: Form
     if texts.keys() >= {"chosen", "rejected"}:
         names, form, why = PAIR_KEYS, "pair", "columns chosen and rejected are preferences"
         if prompt is None and texts["chosen"].shape != "messages":
