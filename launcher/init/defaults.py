@@ -378,6 +378,8 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
     size = (
         "few rows need more passes" if steps.epochs > 3 else "many rows need fewer passes" if steps.epochs < 3 else ""
     )
+    if guess.form in ("pair", "judged"):
+        size = "preferences are soon learned by heart"
     # Fails on a rate that `steps_for` does not return, so a new one needs its reason here.
     reasons = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task", _GENTLE_RATE: "small, as usual here"}
     usual = reasons[steps.learning_rate]

@@ -43,13 +43,19 @@ class Preference(Task):
     generates = True
 
     def __init__(self, params: PreferenceParams, model: ModelSpec, seed: int) -> None:
+        if params.has_reference and model.from_config is not None:
+            raise ModelError(
+                f"model.from_config: loss {params.loss} compares with the model that training starts from, which has "
+                "learned nothing; give a pretrained model.name alone, or set task.loss: orpo"
+            )
         # Without dropout, unless the job asks for it: its noise would count as a difference to the reference.
         model = model if model.dropout is not None else model.model_copy(update={"dropout": 0.0})
         self.params, self.model, self.seed = params, model, seed
         self.couples = params.loss == "kto"
         self.judgements = Judged(params) if self.couples else Pairs(params, params.label_smoothing)
         self.input_columns = (params.prompt or params.completion_columns[0], *params.context_columns)
-        self.target_columns = self.judgements.columns
+        # Whole conversations are both; prompts are read of them alone.
+        self.target_columns = tuple(c for c in self.judgements.columns if c not in self.input_columns)
         self.column_kinds = {params.label: "class"} if self.couples else {}
         self.normalizers = ("chosen_tokens",) if params.loss == "orpo" else ()
         self.partner_columns = ("input_ids", "labels") if self.couples else ()
@@ -74,14 +80,6 @@ class Preference(Task):
 
     def exported_params(self) -> PreferenceParams:
         return self.params.with_reference(self.model.name, self.model.revision)
-
-    def check_model(self) -> dict[str, object]:
-        if self.params.has_reference and self.model.from_config is not None:
-            raise ModelError(
-                f"model.from_config: loss {self.params.loss} compares with the model that training starts from, which "
-                "has learned nothing; give a pretrained model.name alone, or set task.loss: orpo"
-            )
-        return super().check_model()
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
         if with_targets:

@@ -191,7 +191,7 @@ OVERRIDES = [
     Case(
         "a reference that nothing compares with",
         lambda desk: ["task={type: preference, loss: orpo, reference: gpt2}"],
-        "override task={...: task: loss orpo compares with no reference; drop reference",
+        "override task={...: task.reference: loss orpo compares with no reference; drop reference",
     ),
     Case(
         "a prompt that takes all tokens",

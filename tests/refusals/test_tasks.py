@@ -211,7 +211,7 @@ CASES = [
     ),
     Case(
         "a preference without a chat template",
-        lambda desk: [_preference(desk)[0], _without_template(desk)[1]],
+        lambda desk: [_without_template(desk)[1], _preference(desk)[0]],
         "task.chat_template: missing, and the tokenizer of DESK/gpt has none; set chatml, or one of your own",
     ),
     Case(

@@ -169,3 +169,16 @@ def test_a_margin_is_asked_of_rewards(model: ModelSpec) -> None:
     expected = -torch.nn.functional.logsigmoid(outputs["chosen"] - outputs["rejected"] - batch.labels)
     assert batch.labels.tolist() == [0.5, *[1.0] * (_ROWS - 2)]
     assert torch.allclose(task.sample_losses(outputs, batch), expected)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_whole_conversations_are_inputs_and_what_is_learned(loss: str, model: ModelSpec) -> None:
+    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    other = [turns[0], {"role": "assistant", "content": "w3"}]
+    rows = pa.table({"chosen": [turns], "rejected": [other], "completion": [turns], "label": [True]})
+    task = _task(model, loss=loss, prompt=None)
+    assert not set(task.input_columns) & set(task.target_columns)
+    assert set(task.columns()) == ({"completion", "label"} if task.couples else {"chosen", "rejected"})
+    assert task.encode(rows, True).problems == ()
+    (prompt,) = task.encode(rows, False).samples.column("input_ids").to_pylist()
+    assert task.processor().decode(prompt) == "user : w1 <end> assistant :"
