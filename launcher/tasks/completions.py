@@ -170,10 +170,12 @@ class PreferenceParams(CompletionParams):
         return self.model_copy(update={"reference": name, "reference_revision": revision})
 
 
-def encode_prompts(params: CompletionParams, writer: CompletionWriter, rows: pa.Table) -> Encoded:
+def encode_prompts(params: PreferenceParams, writer: CompletionWriter, rows: pa.Table) -> Encoded:
     """Return the prompts of rows, in the column `input_ids`; a long one loses its beginning."""
     prompts, valid_rows, problems = _encode_each(rows, writer.prompt_tokens)
-    ids = [prompt[-params.max_length :] for prompt in prompts]
+    # `max_length` may be the number of the model's positions, and the answer needs some of them.
+    limit = max(params.prompt_limit, params.max_length - params.max_new_tokens)
+    ids = [prompt[-limit:] for prompt in prompts]
     return _encoded({"input_ids": list_column(ids)}, ids, valid_rows, problems)
 
 
