@@ -102,13 +102,16 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> di
     from tests.support.tiny_models import make_tiny_gpt, make_tiny_masked_bert, make_tiny_t5, make_tiny_vit
 
     folder = tmp_path_factory.mktemp("models")
+    gpt = make_tiny_gpt(folder / "tiny-gpt")
     return {
         "text-classification": tiny_bert,
         "sentence-embedding": tiny_bert,
         "reranking": tiny_bert,
         "token-classification": tiny_bert,
         "question-answering": tiny_bert,
-        "causal-lm": make_tiny_gpt(folder / "tiny-gpt"),
+        "causal-lm": gpt,
+        "preference": gpt,
+        "reward": gpt,
         "image-classification": make_tiny_vit(folder / "tiny-vit"),
         "masked-lm": make_tiny_masked_bert(folder / "tiny-masked-bert", tiny_bert),
         "seq2seq": make_tiny_t5(folder / "tiny-t5"),

@@ -25,6 +25,7 @@ def _limit(path: Path) -> int:
         "__init__",
         "answers",
         "base",
+        "completions",
         "conversations",
         "documents",
         "padding",

@@ -20,7 +20,7 @@ from launcher.report.render import write_report
 from launcher.rundir.directory import RunDir, runnable_job
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import ScoresRecord
-from launcher.spec.job import JobSpec
+from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.spec.scored import EVALUATION_SPLITS, check_scores_name, scores_name
 from launcher.tasks import build_task
@@ -124,7 +124,9 @@ def with_exported_model(run: RunDir, job: JobSpec) -> JobSpec:
     Nothing is offloaded to a disk: no optimizer states change in an evaluation.
     """
     parallel = job.parallel.model_copy(update={"offload_path": None, "zero": job.zero_stage})
-    return job.model_copy(update={"model": job.model.exported(run.path("model")), "parallel": parallel})
+    parameters = build_task(job).exported_params().model_dump(mode="json")
+    task = TaskSpec.model_validate({"type": job.task.type, **parameters})
+    return job.model_copy(update={"model": job.model.exported(run.path("model")), "parallel": parallel, "task": task})
 
 
 def _check_rows(run: RunDir, job: JobSpec, split: Split, console: Console) -> None:

@@ -437,7 +437,8 @@ def _model_notes(job: JobSpec, model_facts: dict[str, object]) -> list[str]:
             f"task.packing: off, as packed samples would see each other in a {model_facts['model_type']} model; "
             "shorter rows are padded, and the loss curve is the same"
         )
-    if job.model.dropout != 0.0:
+    # The task's: some switch dropout off unless the job asks for it.
+    if build_task(job).model.dropout != 0.0:
         notes.append("dropout noise depends on the number of workers and the micro-batch; all else stays equal")
     return notes
 

@@ -46,6 +46,10 @@ SIMILAR = (
     ("sentence1", "sentence2"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"),
     ("question1", "question2"),
 )  # fmt: skip
+PAIR_KEYS, JUDGED_KEYS = ("chosen", "rejected"), ("completion", "label")
+"""Columns of preference data, which are keys of the job file too."""
+PREFERENCE_PROMPTS = ("prompt", "question", "instruction", "query", "input")
+"""Names of the prompts of preference data."""
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "stars", "rating", "sentiment", "score",
     "similarity", "similarity_score", "relatedness_score", "polarity", "toxicity", "emotion", "emotions", "intent",

@@ -54,7 +54,7 @@ def default_model(guess: Guess) -> Model:
         return Model(name, script or "small; any causal language model will do", 1024, False)
     if guess.task == "causal-lm" and ("tools" in guess.beside or any(column.has_calls for column in guess.inputs)):
         return Model("Qwen/Qwen2.5-0.5B-Instruct", "small, and its template writes tools and their calls", 2048, True)
-    if guess.task == "causal-lm":
+    if guess.task in ("causal-lm", "preference", "reward"):
         name = "Qwen/Qwen2.5-0.5B-Instruct" if is_foreign else "HuggingFaceTB/SmolLM2-360M-Instruct"
         return Model(name, script or "small, and already follows instructions", 2048, True)
     if guess.task == "sentence-embedding":
@@ -141,6 +141,8 @@ _LONGEST = {
     "seq2seq": 512,
     "sentence-embedding": 512,
     "reranking": 512,
+    "preference": 1024,
+    "reward": 1024,
 }
 _T5_LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 """Languages that T5 was pretrained to translate, by its prefix."""
@@ -149,6 +151,7 @@ _SPECIAL_TOKENS = 4
 # Instructions on tool calls that a chat template adds.
 _TOOL_TOKENS = 150
 _FAR_FROM_ONE = 20.0
+_GENTLE_RATE = 5e-6
 _WINDOW_BYTES = 512 << 20
 _DEFAULT_WINDOW = 32
 _BESIDE = {
@@ -157,6 +160,10 @@ _BESIDE = {
     "tools": "tools that may be called",
     "answers": "right answers, and where they begin",
     "negatives": "documents that do not answer it",
+    "chosen": "the better completion",
+    "rejected": "the worse completion",
+    "completion": "one completion of each prompt",
+    "label": "true for a desirable completion, false for an undesirable one",
 }
 _METRICS = {
     "single-label": "accuracy",
@@ -257,6 +264,9 @@ def steps_for(guess: Guess, rows: int) -> Steps:
         batch_size *= 4
     is_slow = guess.task in ("text-classification", "sentence-embedding", "reranking")
     rate = 2e-5 if is_slow or guess.form in ("messages", "prompt") else 5e-5
+    if guess.task in ("preference", "reward"):
+        # A preference says little, and is soon learned by heart.
+        epochs, rate = min(epochs, 2), _GENTLE_RATE if guess.task == "preference" else 2e-5
     return Steps(epochs, batch_size, rate)
 
 
@@ -271,12 +281,16 @@ def max_length(guess: Guess, positions: int | None) -> tuple[int, str]:
     usual = (
         _usual(sizes)
         + _TOOL_TOKENS * ("tools" in guess.beside)
-        # Negatives are about as long as the positives.
-        + sum(_usual(sorted(column.tokens)) for key, column in guess.beside.items() if key != "negatives")
+        # Negatives are about as long as the positives. A rejected completion is in another sequence than the chosen one.
+        + sum(
+            _usual(sorted(column.tokens))
+            for key, column in guess.beside.items()
+            if key not in ("negatives", "rejected")
+        )
         + _SPECIAL_TOKENS
     )
     longest = min(_LONGEST[guess.task], positions or _LONGEST[guess.task])
-    least = 128 if guess.task == "causal-lm" else 32
+    least = 128 if guess.form in ("text", "messages", "prompt", "preferred", "judged") else 32
     chosen = next((n for n in _LENGTHS if n >= max(usual, least)), _LENGTHS[-1])
     why = f"99 of 100 have at most about {usual}"
     cut = "are read in windows that overlap" if guess.form == "answers" else "are cut"
@@ -315,7 +329,11 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         lines.append(Line("labels", names, "-1 marks rows without a label"))
     if guess.has_unnamed_tags:
         lines.append(Line("labels", ["O", "B-", "I-"], "needed: the name of each number, in order", is_commented=True))
-    if guess.form in ("messages", "prompt") and not model.has_template:
+    if guess.form == "judged":
+        lines.append(Line("loss", "kto", "for single completions; dpo, ipo, orpo and simpo learn from pairs"))
+    if guess.task == "preference" and guess.form == "preferred":
+        lines.append(Line("loss", "dpo", "or ipo, and without a reference model orpo and simpo"))
+    if guess.form in ("messages", "prompt", "preferred", "judged") and not model.has_template:
         lines.append(
             Line("chat_template", "chatml", "format of messages, as the model has no template; null uses its own")
         )
@@ -371,11 +389,13 @@ def _columns(guess: Guess, labels: Labels | None) -> list[Line]:
         "seq2seq": ("translation" if guess.form == "translation" else "source",),
         "sentence-embedding": ("query", "positive") if guess.form == "ranking" else ("text_a", "text_b"),
         "reranking": ("query", "positive"),
-    }[guess.task]
+    }.get(guess.task, ("prompt",))
     lines = [Line(key, c.name, reasons[c.name]) for key, c in zip(keys, guess.inputs, strict=False)]
     if guess.form == "translation":
         first, second = guess.inputs[0].keys[:2]
         lines += [Line("source", first, "language to read"), Line("target", second, "language to write")]
+    if guess.form == "preferred" and guess.inputs[0] is guess.beside["chosen"]:
+        lines = [Line("prompt", None, "none: completions are whole conversations")]
     if guess.label is not None:
         key = {"prompt": "response", "pair": "target", "summary": "target"}.get(guess.form, "label")
         key = "score" if guess.task == "sentence-embedding" else key
@@ -454,6 +474,7 @@ def _bad_rows(guess: Guess) -> int:
     """Count unusable rows of the sample: nulls, and lists of tags of another length than their words."""
     # Of the sample alone, as it only decides whether `on_bad_row` is written. Other bad rows stop the run.
     bad = sum(column.nulls for column in guess.inputs)
+    bad += sum(guess.beside[key].nulls for key in ("chosen", "rejected", "completion", "label") if key in guess.beside)
     if guess.form == "words" and guess.label:
         # Null lists count as empty in both columns, so the rows correspond.
         bad += sum(a != b for a, b in zip(guess.inputs[0].lengths, guess.label.lengths, strict=False))
@@ -465,8 +486,11 @@ def _train(guess: Guess, rows: int, steps: Steps) -> tuple[Line, ...]:
     size = (
         "few rows need more passes" if steps.epochs > 3 else "many rows need fewer passes" if steps.epochs < 3 else ""
     )
+    if guess.form in ("preferred", "judged"):
+        size = "preferences are soon learned by heart"
     # Fails on a rate that `steps_for` does not return, so a new one needs its reason here.
-    usual = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task"}[steps.learning_rate]
+    reasons = {2e-5: "a usual start for fine-tuning", 5e-5: "usual for this task", _GENTLE_RATE: "small, as usual here"}
+    usual = reasons[steps.learning_rate]
     return (
         Line("epochs", steps.epochs, f"passes over the {rows:,} rows{f'; {size}' if size else ''}"),
         Line("batch_size", steps.batch_size, f"rows per step over all workers: {per_epoch:,} steps per epoch"),
@@ -480,7 +504,12 @@ def _evaluation(guess: Guess, labels: Labels | None, profile: DataProfile) -> tu
         share = format_percent(rare[1])
         why = f"only {share} of the labels are {rare[0]}: this mean over classes weights it like the others"
         return (Line("metric", "macro_f1", why),)
-    by_task = {"sentence-embedding": "ndcg_at_10" if guess.form == "ranking" else "spearman", "reranking": "mrr_at_10"}
+    by_task = {
+        "sentence-embedding": "ndcg_at_10" if guess.form == "ranking" else "spearman",
+        "reranking": "mrr_at_10",
+        "preference": "reward_accuracy",
+        "reward": "reward_accuracy",
+    }
     metric = by_task.get(guess.task) or _METRICS.get(guess.form, "perplexity")
     return (Line("metric", metric, "decides which checkpoint is kept; the other metrics are reported too"),)
 

@@ -15,8 +15,11 @@ from launcher.init.column_roles import (
     CONTEXTS,
     CONVERSATIONS,
     DOCUMENTS,
+    JUDGED_KEYS,
     NEGATIVES,
+    PAIR_KEYS,
     PAIRS,
+    PREFERENCE_PROMPTS,
     PROMPTS,
     QUESTIONS,
     SIMILAR,
@@ -41,13 +44,11 @@ from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = (
     "text-classification", "token-classification", "question-answering", "causal-lm", "masked-lm", "seq2seq",
-    "image-classification", "sentence-embedding", "reranking",
+    "image-classification", "sentence-embedding", "reranking", "preference", "reward",
 )  # fmt: skip
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
-Form = (
-    Kind
-    | Literal["words", "spans", "text", "messages", "prompt", "answers", "pair", "translation", "summary", "ranking"]
-)
+_TextForm = Literal["words", "spans", "text", "messages", "prompt", "answers", "pair", "translation", "summary"]
+Form = Kind | _TextForm | Literal["ranking", "preferred", "judged"]
 
 _NEEDS = {
     "text-classification": "a column of texts and one of labels",
@@ -56,6 +57,8 @@ _NEEDS = {
     "causal-lm": "a column of texts, of conversations ({role, content}), or of prompts and one of answers",
     "masked-lm": "a column of texts",
     "seq2seq": "a column of texts to read and one of texts to write, or one of texts by language ({en, de})",
+    "preference": "columns chosen and rejected, or prompt, completion and label",
+    "reward": "columns chosen and rejected",
     "image-classification": "a column of pictures and one of classes",
     "sentence-embedding": "a column of queries and one of documents that answer them, or two of texts and a score",
     "reranking": "columns of queries, of documents that answer them, and of negatives that do not",
@@ -96,7 +99,7 @@ class Guess:
     notes: tuple[str, ...] = ()
     """Notes for the user on columns that are not read."""
     beside: Mapping[str, Column] = field(default_factory=dict)
-    """Additional columns (system message, tools, input of a prompt), by the key of the job file."""
+    """Additional columns (system message, tools, input of a prompt, completions), by the key of the job file."""
 
     @property
     def writes_label(self) -> bool:
@@ -199,6 +202,32 @@ def _guess_answers(profile: DataProfile, choices: UserChoices) -> Guess | None:
     inputs = (context, question)
     reasons = {c.name: _text_reason(c) for c in inputs}
     return Guess("question-answering", "answers", inputs, None, why, reasons, (), {"answers": answers})
+
+
+def _guess_preferences(profile: DataProfile, choices: UserChoices) -> Guess | None:
+    """Recognise pairs of completions and judged completions, by the names of their columns."""
+    task = choices.task or "preference"
+    by_name = {plain(c.name): c for c in profile.columns}
+    texts = {name: c for name, c in by_name.items() if c.shape in ("text", "messages")}
+    prompt = next((texts[name] for name in PREFERENCE_PROMPTS if name in texts), None)
+    if choices.inputs or choices.label:
+        return None
+    form: Form
+    if texts.keys() >= {"chosen", "rejected"}:
+        names, form, why = PAIR_KEYS, "preferred", "columns chosen and rejected are preferences"
+        if prompt is None and texts["chosen"].shape != "messages":
+            return None
+    elif task == "preference" and prompt and "completion" in texts and "label" in by_name:
+        names, form, why = JUDGED_KEYS, "judged", "columns completion and label are judged completions"
+        if by_name["label"].distinct > 2:
+            return None
+    else:
+        return None
+    beside = {name: by_name[name] for name in names}
+    beside |= beside_of(profile.columns, ("system",), (*beside.values(), *((prompt,) if prompt else ())))
+    inputs = (prompt or beside["chosen"],)
+    notes = _unread_notes(profile, (*inputs, *beside.values()))
+    return Guess(task, form, inputs, None, why, {inputs[0].name: _text_reason(inputs[0])}, notes, beside)
 
 
 def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | None:
@@ -452,6 +481,8 @@ _Rule = Callable[[DataProfile, UserChoices], Guess | None]
 _RULES: tuple[tuple[str, _Rule], ...] = (
     ("image-classification", _guess_images),
     ("question-answering", _guess_answers),
+    ("preference", _guess_preferences),
+    ("reward", _guess_preferences),
     ("causal-lm", _guess_conversations),
     ("token-classification", _guess_tags),
     ("sentence-embedding", _guess_queries),
@@ -509,7 +540,6 @@ _LANGUAGES = frozenset((  # ISO 639-1
     "mr", "ms", "mt", "nb", "nl", "nn", "no", "pa", "pl", "ps", "pt", "ro", "ru", "si", "sk", "sl", "sq", "sr",
     "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "uz", "vi", "zh",
 ))  # fmt: skip
-_PREFERRED = {"chosen", "rejected"}
 
 
 def unsupported_reason(profile: DataProfile) -> str | None:
@@ -524,16 +554,6 @@ def _shaped(profile: DataProfile, *shapes: str) -> list[Column]:
 def _find_column(what: str, matches: Callable[[Column], bool], profile: DataProfile) -> str | None:
     names = [column.name for column in profile.columns if matches(column)]
     return f"column {names[0]} {what}, for which the launcher has no task" if names else None
-
-
-def _find_preferences(profile: DataProfile) -> str | None:
-    names = {column.name for column in profile.columns}
-    if names >= _PREFERRED:
-        return "columns chosen and rejected are preferences (DPO), for which the launcher has no task"
-    conversations = {column.name for column in _shaped(profile, "messages")}
-    if conversations >= {"prompt", "completion"} and "label" in names:
-        return "columns prompt and completion are judged answers (KTO), for which the launcher has no task"
-    return None
 
 
 def _find_image_pairs(profile: DataProfile) -> str | None:
@@ -576,7 +596,6 @@ def _find_one_hot(profile: DataProfile) -> str | None:
 # The first match is reported.
 _UNSUPPORTED: tuple[Callable[[DataProfile], str | None], ...] = (
     partial(_find_column, "holds audio", lambda c: c.shape == "sound"),
-    _find_preferences,
     partial(
         _find_column,
         "holds boxes (object detection)",

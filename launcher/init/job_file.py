@@ -112,6 +112,8 @@ def scalar(value: object) -> str:
         return re.sub(r"e([+-])0+", r"e\1", f"{value:g}")
     if isinstance(value, int):
         return str(value)
+    if value is None:
+        return "null"
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT:
         return text

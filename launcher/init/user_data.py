@@ -63,7 +63,8 @@ def kinds_of(guess: Guess) -> dict[str, ColumnKind]:
     if guess.label is not None:
         forms: dict[str, ColumnKind] = {"regression": "number", "prompt": "text", "pair": "text", "summary": "text"}
         kinds[guess.label.name] = forms.get(guess.form, "class")
-    return kinds
+    beside: dict[str, ColumnKind] = {c.name: "class" if k == "label" else "text" for k, c in guess.beside.items()}
+    return beside | kinds
 
 
 def training_labels(split: Split, guess: Guess) -> Labels:

@@ -14,7 +14,7 @@ import plotly.io as pio  # type: ignore[import-untyped]
 
 from launcher.formatting import clip, format_number
 from launcher.report.collect import ReportData
-from launcher.rundir.records import ConfusionMatrix, TimesRecord
+from launcher.rundir.records import ConfusionMatrix, Histogram, TimesRecord
 
 MAX_POINTS = 2000
 """Maximum points of a curve. More make the page large and cannot be seen."""
@@ -117,6 +117,26 @@ def make_confusion_chart(matrix: ConfusionMatrix) -> Chart | None:
     # Never exhausted: a matrix of more than `MAX_CLASSES` has returned above.
     row_px = next(px for max_classes, px in _ROW_PX if count <= max_classes)
     return make_chart("Confusion matrix", figure, 200 + count * row_px, "Coloured by the percentage of the true class.")
+
+
+def make_histogram_chart(histogram: Histogram) -> Chart:
+    """Return the numbers of rows by a value as bars; those below zero have another colour."""
+    bins = list(zip(histogram.edges, histogram.edges[1:], strict=False))
+    figure = go.Figure(
+        go.Bar(
+            x=[(low + high) / 2 for low, high in bins],
+            y=list(histogram.counts),
+            width=[high - low for low, high in bins],
+            marker_color=[ORANGE if low + high < 0 else BLUE for low, high in bins],
+            customdata=[[low, high] for low, high in bins],
+            hovertemplate="%{customdata[0]:.3g} to %{customdata[1]:.3g}: %{y:,} rows<extra></extra>",
+        )
+    )
+    figure.update_layout(bargap=0.05)
+    figure.update_xaxes(title_text=escape_label(histogram.name, _LABEL_CHARS), automargin=True)
+    figure.update_yaxes(title_text="rows", rangemode="tozero", automargin=True)
+    title = escape_label(histogram.name.capitalize(), _LABEL_CHARS)
+    return make_chart(title, figure, 300, f"Rows by {histogram.name}.")
 
 
 def make_time_chart(times: Sequence[TimesRecord]) -> Chart | None:

@@ -53,6 +53,7 @@ class SplitView:
     confusion: Chart | None
     is_small_confusion: bool
     """True if the matrix fits next to the metrics."""
+    histogram: Chart | None
     confusions: tuple[Confusion, ...]
     """Largest confusions. Empty for two classes, where the matrix shows them."""
 
@@ -81,6 +82,7 @@ def render_report(data: ReportData) -> str:
     splits = tuple(_make_split_view(data, record) for record in data.scores)
     figures = {f"curve-{index}": chart for index, chart in enumerate(curves)}
     figures |= {f"confusion-{i}": view.confusion for i, view in enumerate(splits) if view.confusion is not None}
+    figures |= {f"histogram-{i}": view.histogram for i, view in enumerate(splits) if view.histogram is not None}
     return render_page(
         "report.html.j2",
         figures,
@@ -141,6 +143,7 @@ def _make_split_view(data: ReportData, record: ScoresRecord) -> SplitView:
         baseline_name=summary.baseline_name(record),
         confusion=charts.make_confusion_chart(matrix) if matrix is not None else None,
         is_small_confusion=matrix is not None and len(matrix.labels) <= _SMALL_CLASSES,
+        histogram=charts.make_histogram_chart(record.histogram) if record.histogram is not None else None,
         confusions=_largest_confusions(matrix) if matrix is not None else (),
     )
 

@@ -153,6 +153,17 @@ class WorstRow(Record):
     """Input image as a `data:` URI."""
 
 
+class Histogram(Record):
+    """Numbers of rows by the value of something."""
+
+    name: str
+    """Name of the value, such as `reward margin`."""
+    edges: tuple[float, ...]
+    """Borders of the n bins, ascending, (n + 1,)."""
+    counts: tuple[int, ...]
+    """Rows in each bin, (n,)."""
+
+
 class ScoresRecord(Record):
     """Content of scores-<split>.json: results of an evaluation of one split."""
 
@@ -166,6 +177,8 @@ class ScoresRecord(Record):
     """Metrics of a model that knows only the class frequencies; may be empty."""
     confusion: ConfusionMatrix | None
     classes: tuple[ClassRow, ...]
+    histogram: Histogram | None = None
+    """Distribution of a value over the rows, for tasks that have one."""
     worst: tuple[WorstRow, ...]
     notes: tuple[str, ...] = ()
     """How metrics were computed, such as the signature of a BLEU score."""

@@ -44,7 +44,7 @@ from launcher.models.pretrained import (
     without_weights,
 )
 from launcher.models.weights import check_weights
-from launcher.rundir.records import ClassRow, ConfusionMatrix, SpanMark
+from launcher.rundir.records import ClassRow, ConfusionMatrix, Histogram, SpanMark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.params import ColumnKind, TaskParams, TrainingColumns
 from launcher.tasks.samples import Batch, Encoded, LostLabels, Outputs
@@ -148,6 +148,10 @@ class TaskMetrics(Protocol):
         """
         return result
 
+    def histogram(self) -> Histogram | None:
+        """Return the distribution of a value that the metrics are means of, or None."""
+        return None
+
 
 class Task(Protocol):
     """One kind of fine-tuning: its columns, model, loss and metrics."""
@@ -177,14 +181,19 @@ class Task(Protocol):
     couples: bool = False
     """Whether the loss of a row depends on the other rows of its global batch (in-batch negatives). `forward` then
     returns what `coupled_losses` compares, and the loop computes it on the whole global batch in two passes."""
-    normalizers: ClassVar[tuple[str, ...]] = ()
+    normalizers: tuple[str, ...] = ()
     """Numeric columns of `Encoded.samples` that are summed over the global batch, for losses with terms that are
     divided by another number than the weight; see `Batch.totals`."""
-    partner_columns: ClassVar[tuple[str, ...]] = ()
+    partner_columns: tuple[str, ...] = ()
     """Columns of `Encoded.samples` of which each training or evaluation sample also gets those of another row of its
     global batch, as `partner_<name>`: mismatched pairs that do not depend on how the batch is cut."""
     length_keys: ClassVar[tuple[str, ...]] = ("max_length",)
     """Parameters in tokens that may not exceed the positions of the model."""
+    reference_model: ModelSpec | None = None
+    """Model section of a frozen model that losses compare with; None for none. Train workers load it as `reference`,
+    in eval mode, sharded under ZeRO-3; checkpoints and exports do not hold it."""
+    reference: "torch.nn.Module | None" = None
+    """Model of `reference_model`, once the engine has set it."""
     auto_model: ClassVar[str]
     """Name of the transformers Auto class that is fine-tuned, such as `AutoModelForSequenceClassification`."""
     from_scratch: ClassVar[Literal["encoder", "decoder", "image"]] = "encoder"
@@ -330,6 +339,22 @@ class Task(Protocol):
         model = load_model(self.auto_model, self.model, load_config(self.model, **self.head()), self.seed)
         self.add_adapters(model)
         return model
+
+    def build_reference(self) -> "PreTrainedModel":
+        """Load the model of `reference_model` in fp32, frozen and in eval mode.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        assert self.reference_model is not None
+        config = load_config(self.reference_model, **self.head())
+        model = load_model(self.auto_model, self.reference_model, config, self.seed)
+        model.eval().requires_grad_(False)
+        return model
+
+    def exported_params(self) -> TaskParams:
+        """Return the parameters for evaluations of the exported model, which `model` names then."""
+        return self.params
 
     def add_adapters(self, model: "PreTrainedModel") -> None:
         """Modify the model in place before its first forward pass; also called on a meta model to measure memory.

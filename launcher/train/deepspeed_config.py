@@ -64,6 +64,19 @@ def deepspeed_config(
     }
 
 
+def reference_config(job: JobSpec) -> dict[str, object]:
+    """Return the configuration that shards a frozen model by ZeRO-3, without an optimizer."""
+    zero = _zero(job, 0, None)
+    return {
+        # DeepSpeed refuses a configuration without it; nothing depends on its value.
+        "train_micro_batch_size_per_gpu": 1,
+        "steps_per_print": None,
+        "zero_optimization": {key: value for key, value in zero.items() if key != "offload_optimizer"},
+        "bf16": {"enabled": job.train.precision == "bf16"},
+        "fp16": {"enabled": job.train.precision == "fp16"},
+    }
+
+
 def _optimizer(job: JobSpec) -> dict[str, object]:
     """Return the section of an optimizer of torch.optim; {} if `engine.py` builds it (`bitsandbytes_optimizer`)."""
     chosen = job.train.optimizer

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from launcher.tasks.base import Task
 from launcher.tasks.samples import Batch, Outputs
 from launcher.train.checkpoint.state_dict import collect_state, load_trained
 from launcher.train.checkpoint.universal import MOMENTS, load_buffers, load_full, rename_moments
-from launcher.train.deepspeed_config import deepspeed_config
+from launcher.train.deepspeed_config import deepspeed_config, reference_config
 from launcher.train.ema import EMA, EMA_FILE
 from launcher.train.flat_gradients import (
     FlatGradients,
@@ -142,9 +143,27 @@ class Engine:
             # The model's own weights: what evaluation and export use. Without ZeRO the fp32 masters are not averaged.
             weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
             self.ema = EMA(job.train.ema, weights, sharded=self.zero == 3)
+        self._sharded_reference: Any = None
+        if task.reference_model is not None:
+            # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
+            task.reference = self._build_reference(task)
         if self._flat is not None:
             # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
             self._engine.enable_backward_allreduce = False
+
+    def _build_reference(self, task: Task) -> torch.nn.Module:
+        """Load a task's frozen model in the precision of the training, sharded under ZeRO-3."""
+        precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.job.train.precision]
+        reference = task.build_reference()
+        torch.nn.Module.to(reference, device=self.device, dtype=precision)  # transformers' own `to` is untyped
+        if self.zero < 3:
+            return reference
+        # Without an optimizer DeepSpeed shards the weights and gathers them in each forward pass, and does no more.
+        config = reference_config(self.job)
+        self._sharded_reference, *_ = deepspeed.initialize(model=reference, config=config, dist_init_required=False)
+        self._sharded_reference.eval()
+        sharded: torch.nn.Module = self._sharded_reference
+        return sharded
 
     @property
     def model(self) -> torch.nn.Module:
@@ -350,6 +369,8 @@ class Engine:
     def close(self) -> None:
         """Remove hooks and buffers that would keep the model in memory: a sweep builds many in one process."""
         self._engine.destroy()
+        if self._sharded_reference is not None:
+            self._sharded_reference.destroy()
         self.remove_swap_dir()
 
     def remove_swap_dir(self) -> None:

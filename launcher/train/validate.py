@@ -97,6 +97,7 @@ class Scores:
             baseline=self.states.baseline(),
             confusion=self.states.confusion(),
             classes=self.states.classes(),
+            histogram=self.states.histogram(),
             worst=tuple(_worst_row(self.split, task, sample) for sample in self.worst),
             notes=self.states.notes(),
         )

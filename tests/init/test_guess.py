@@ -245,9 +245,6 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
     ("columns", "reason"),
     [
         ({"audio": [_SOUND] * ROWS, "text": words(), "label": cycle(0, 1)}, "column audio holds audio"),
-        ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)},
-         "chosen and rejected are preferences"),
-        ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, "judged answers (KTO)"),
         ({"image": _PICTURES, "objects": cycle({"bbox": [[1.0, 2.0]], "category": [1]})}, "column objects holds boxes"),
         ({"image": _PICTURES, "mask": _PICTURES}, "pictures and masks (segmentation)"),
         ({"left": _PICTURES, "right": _PICTURES, "same": cycle(0, 1)}, "left and right both hold pictures"),
@@ -266,6 +263,26 @@ def test_data_of_unsupported_tasks_is_refused(columns: dict[str, object], reason
         _guess(pa.table(columns), tmp_path)
     assert reason in caught.value.message and caught.value.message.startswith("toy.parquet: column")
     assert ";" in caught.value.message  # a remedy
+
+
+@pytest.mark.parametrize(
+    ("columns", "choices", "form", "inputs", "beside"),
+    [
+        ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {}, "preferred", ["prompt"],
+         ["chosen", "rejected"]),
+        ({"system": words(seed=3), "question": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {}, "preferred",
+         ["question"], ["chosen", "rejected", "system"]),
+        ({"chosen": chats(), "rejected": chats()}, {"task": "reward"}, "preferred", ["chosen"], ["chosen", "rejected"]),
+        ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, {}, "judged", ["prompt"],
+         ["completion", "label"]),
+    ],
+)  # fmt: skip
+def test_preferences_are_recognised_by_their_names(
+    columns: dict[str, object], choices: dict[str, Any], form: str, inputs: list[str], beside: list[str], tmp_path: Path
+) -> None:
+    result = _guess(pa.table(columns), tmp_path, **choices)
+    assert (result.task, result.form) == (choices.get("task", "preference"), form)
+    assert ([column.name for column in result.inputs], sorted(result.beside)) == (inputs, sorted(beside))
 
 
 @pytest.mark.parametrize(
@@ -295,6 +312,9 @@ def test_named_task_overrides_the_refusal(tmp_path: Path) -> None:
         ("question-answering/subjqa", "question-answering", "answers", ["context", "question"]),
         ("instruction-sft/alpaca_en", "causal-lm", "messages", ["messages"]),
         ("instruction-sft/glaive_toolcall_en", "causal-lm", "messages", ["messages"]),
+        ("preference/dpo_en", "preference", "preferred", ["prompt"]),
+        ("preference/dpo_zh", "preference", "preferred", ["prompt"]),
+        ("preference/kto_en", "preference", "judged", ["prompt"]),
         ("causal-lm/c4_demo", "causal-lm", "text", ["text"]),
         ("causal-lm/tinyshakespeare", "causal-lm", "text", ["text"]),
         ("translation/multi30k_en_de", "seq2seq", "pair", ["en", "de"]),
@@ -322,8 +342,6 @@ def test_real_data_sets_get_the_right_task_and_columns(
         ("audio/emodb_4emotions", "column audio holds audio"),
         ("object-detection/bccd", "column objects holds boxes (object detection)"),
         ("semantic-segmentation/camvid", "columns image and mask are pictures and masks"),
-        ("preference/dpo_en", "columns chosen and rejected are preferences"),
-        ("preference/kto_en", "columns prompt and completion are judged answers"),
         ("face-recognition/orl_pairs", "columns image_a and image_b both hold pictures"),
         ("tabular/credit_data", "numbers and categories, and the launcher has no task for tables"),
         ("tabular/brca", "numbers and categories, and the launcher has no task for tables"),

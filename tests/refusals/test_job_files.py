@@ -184,6 +184,21 @@ OVERRIDES = [
         "override task={...: task.text and messages are both given, but a row is one of them; keep one",
     ),
     Case(
+        "a key of another loss",
+        lambda desk: ["task={type: preference, gamma: 0.5}"],
+        "override task={...: task: gamma is for loss: simpo, and loss is dpo; drop gamma",
+    ),
+    Case(
+        "a reference that nothing compares with",
+        lambda desk: ["task={type: preference, loss: orpo, reference: gpt2}"],
+        "override task={...: task.reference: loss orpo compares with no reference; drop reference",
+    ),
+    Case(
+        "a prompt that takes all tokens",
+        lambda desk: ["task={type: reward, max_length: 64, max_prompt_length: 64}"],
+        "override task={...: task: max_prompt_length: 64 leaves nothing of max_length: 64 to the completion; lower it",
+    ),
+    Case(
         "an answer of nobody",
         lambda desk: ["task={type: causal-lm, prompt: text, response: label, answer_roles: []}"],
         "override task={...: task.answer_roles is [], which has fewer than 1 item; give a list, ...",

@@ -33,6 +33,16 @@ def _chat(desk: Desk, messages: Any, more: str = "") -> list[str]:
     return _lm(desk, f"messages: chat{more}", chat=[messages] * 10)
 
 
+def _preference(desk: Desk, task: str = "", **columns: Any) -> list[str]:
+    _both(desk, **{"prompt": ["w1"] * 10, "chosen": ["w2"] * 10, "rejected": ["w3"] * 10, **columns})
+    return [f"task={{type: preference, max_length: 32{task}}}", f"model.name={desk.models['preference']}"]
+
+
+def _kto(desk: Desk, **columns: Any) -> list[str]:
+    rows = {"completion": ["w2"] * 10, "label": [True, False] * 5}
+    return _preference(desk, ", loss: kto", **{**rows, **columns})
+
+
 def _without_template(desk: Desk) -> list[str]:
     overrides = _chat(desk, _TURNS)
     Path("gpt").mkdir()
@@ -302,6 +312,42 @@ CASES = [
         lambda desk: _masked(desk, ["w1 w2"] * 10, "text-classification"),
         "model.name: the tokenizer of ... has no mask token, so no token can be hidden; give a model that was "
         "pretrained with masks, such as BERT",
+    ),
+    Case(
+        "completions that are the same",
+        lambda desk: _preference(desk, rejected=["w2"] * 10),
+        f"{_TRAIN}: row 0: chosen and rejected are the same, so there is nothing to prefer; {_MEND}",
+    ),
+    Case(
+        "completions that differ after max_length",
+        lambda desk: _preference(desk, chosen=["w2 " * 40 + "w3"] * 10, rejected=["w2 " * 40 + "w4"] * 10),
+        f"{_TRAIN}: row 0: chosen and rejected are the same in their first 32 tokens (task.max_length); {_MEND}",
+    ),
+    Case(
+        "an empty completion",
+        lambda desk: _preference(desk, chosen=["w2"] * 9 + [""]),
+        f"{_TRAIN}: row 9: chosen is empty; {_MEND}",
+    ),
+    Case(
+        "completions without a prompt that are texts",
+        lambda desk: _preference(desk, ", prompt: null"),
+        f"{_TRAIN}: row 0: chosen is a text, and without task.prompt it should be a list of messages; {_MEND}",
+    ),
+    Case(
+        "a judgement that is neither true nor false",
+        lambda desk: _kto(desk, label=["good", "bad"] * 5),
+        f"{_TRAIN}: row 0: label is 'good', which is neither true nor false; {_MEND}",
+    ),
+    Case(
+        "a preference without a chat template",
+        lambda desk: [_without_template(desk)[1], _preference(desk)[0]],
+        "task.chat_template: missing, and the tokenizer of DESK/gpt has none; set chatml, or one of your own",
+    ),
+    Case(
+        "a reference without knowledge",
+        lambda desk: [*_preference(desk), "model.from_config={model_type: gpt2}"],
+        "model.from_config: loss dpo compares with the model that training starts from, which has learned nothing; "
+        "give a pretrained model.name alone, or set task.loss: orpo",
     ),
     Case(
         "pictures that are not there",

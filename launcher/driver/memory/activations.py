@@ -57,12 +57,26 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
     return model
 
 
-def count_parameters(model: "PreTrainedModel", is_quantized: bool) -> ParameterCounts:
-    """Count a model's parameters and the bytes of its buffers.
+def meta_reference(job: JobSpec, task: Task) -> torch.nn.Module | None:
+    """Return the frozen model that the task's losses compare with, on the meta device; None if there is none."""
+    if task.reference_model is None:
+        return None
+    with torch.device("meta"):
+        model = untrained_model(task.auto_model, load_config(task.reference_model, **task.head()))
+    model.eval().requires_grad_(False)
+    torch.nn.Module.to(model, dtype=_DTYPES[job.train.precision])  # transformers' own `to` is untyped
+    return model
+
+
+def count_parameters(
+    model: "PreTrainedModel", is_quantized: bool, reference: torch.nn.Module | None = None
+) -> ParameterCounts:
+    """Count the parameters of a model and of its reference, and the bytes of the model's buffers.
 
     Args:
         model: Model of `meta_model`.
         is_quantized: True if the frozen weights of its linear layers will have 4 bits.
+        reference: Model of `meta_reference`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
@@ -75,6 +89,7 @@ def count_parameters(model: "PreTrainedModel", is_quantized: bool) -> ParameterC
         dequantized=max(quantized, default=0),
         persistent=sum(p.numel() for p in model.parameters() if p.numel() < _PERSISTENCE_THRESHOLD),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
+        reference=0 if reference is None else sum(p.numel() for p in reference.parameters()),
     )
 
 
@@ -82,7 +97,7 @@ def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, eval
     """Measure the bytes that a micro-batch keeps alive in addition to the model.
 
     Args:
-        model: Model of `meta_model`; its weights become fake tensors.
+        model: Model of `meta_model`; its weights become fake tensors, and so do those of `task.reference`.
         task: Task with the loss.
         train: Largest micro-batch, on the CPU.
         evaluation: Largest evaluation batch, on the CPU.
@@ -100,8 +115,9 @@ def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, eval
         # Without `allow_non_fake_inputs` constants that the model's code makes on its own would be refused.
         with FakeTensorMode(allow_non_fake_inputs=True):
             # Inside the mode, so that the new storages are fake and nothing is allocated.
-            model.to_empty(device="cpu")
-            tracker = LiveTensorTracker(model, num_labelled, train.labels.shape)
+            models = torch.nn.ModuleList([model] if task.reference is None else [model, task.reference])
+            models.to_empty(device="cpu")
+            tracker = LiveTensorTracker(models, num_labelled, train.labels.shape)
             trained = [p for p in model.parameters() if p.requires_grad]
             hooks = [p.register_post_accumulate_grad_hook(tracker.count_as_gradient) for p in trained]
             with tracker:
@@ -109,7 +125,7 @@ def measure_activations(model: "PreTrainedModel", task: Task, train: Batch, eval
                 forward, backward, joint = tracker.forward, tracker.backward, tracker.joint
             for hook in hooks:
                 hook.remove()
-            evaluation_tracker = LiveTensorTracker(model, evaluation.labels.numel(), evaluation.labels.shape)
+            evaluation_tracker = LiveTensorTracker(models, evaluation.labels.numel(), evaluation.labels.shape)
             model.eval()
             with evaluation_tracker, torch.no_grad():
                 _run_evaluation(model, task, _fake(evaluation, model.dtype))
@@ -153,7 +169,7 @@ class LiveTensorTracker(TorchDispatchMode):
     """Counter of the bytes of live tensors that operations have made; gradients are counted apart.
 
     Args:
-        model: Model whose own tensors do not count.
+        model: Model, or list of models, whose own tensors do not count.
         num_labelled: Number of labels that are not ignored; a mask of the labels' shape selects that many values.
         labels_shape: Shape of the labels.
     """

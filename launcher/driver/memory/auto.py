@@ -271,9 +271,9 @@ def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple
     from launcher.driver.memory import activations
 
     model = activations.meta_model(job, task)
-    return activations.count_parameters(model, job.model.quantization is not None), activations.measure_activations(
-        model, task, train, evaluation
-    )
+    task.reference = activations.meta_reference(job, task)
+    counts = activations.count_parameters(model, job.model.quantization is not None, task.reference)
+    return counts, activations.measure_activations(model, task, train, evaluation)
 
 
 def _memory_config(job: JobSpec, zero: int, has_accumulation: bool) -> MemoryConfig:

@@ -30,6 +30,8 @@ class ParameterCounts(Record):
     """Bytes of frozen weights in 4 bits, with their scales."""
     dequantized: int = 0
     """Elements of the largest of them: one at a time is made whole to multiply with."""
+    reference: int = 0
+    """Elements of a frozen model that losses compare with; no checkpoint holds them."""
 
 
 class Activations(Record):
@@ -103,8 +105,14 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
         offloaded += weights
     # The average lies where the weights lie, so it is sharded under ZeRO-3 alone.
     ema = trained * _FP32_BYTES // (config.workers if config.zero == 3 else 1) if config.has_ema else 0
+    # A second model, sharded and offloaded like the first.
+    reference = counts.reference * config.element_bytes // (config.workers if config.zero == 3 else 1)
+    if config.offload_parameters:
+        offloaded += reference
     resident = (
-        (0 if config.offload_parameters else weights) + (0 if config.offload_optimizer else master + states) + ema
+        (0 if config.offload_parameters else weights + reference)
+        + (0 if config.offload_optimizer else master + states)
+        + ema
     )
     # In the forward and in the backward pass, so in both peaks.
     resident += counts.dequantized * config.element_bytes
@@ -117,7 +125,7 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
     if config.stages_checkpoints:
         staged = (0 if config.zero == 3 else saved) + (0 if config.offload_to_disk else master + states) + ema
     return WorkerMemory(
-        weights=weights,
+        weights=weights + reference,
         gradients=step.gradients,
         optimizer=master + states + ema,
         buffers=step.buffers,

@@ -107,6 +107,32 @@ def test_each_zero_stage_shards_its_states() -> None:
     assert {m.checkpoint for m in by_stage[1:]} == {4000 + 12000}
 
 
+@pytest.mark.parametrize(("zero", "shards"), [(0, 1), (2, 1), (3, 4)])
+def test_a_reference_is_one_more_model_that_no_checkpoint_holds(zero: int, shards: int) -> None:
+    counts = ParameterCounts(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
+    activations, config = Activations(forward=10, backward=10, joint=10, evaluation=10), MemoryConfig(4, zero, 2, False)
+    alone = worker_memory(counts, activations, config)
+    both = worker_memory(counts.model_copy(update={"reference": 1500}), activations, config)
+    assert (both.weights - alone.weights, both.peak - alone.peak) == (3000 // shards, 3000 // shards)
+    assert (both.checkpoint, both.copy_bytes) == (alone.checkpoint, alone.copy_bytes)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "orpo"])
+def test_a_preference_task_is_measured_with_its_reference(
+    loss: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    data = write_splits(tmp_path / "data", train=20, task="preference")
+    task = {"type": "preference", "loss": loss, "max_length": 48}
+    job = make_job(tiny_models["preference"], data, tmp_path, task=task, parallel={"zero": "auto"})
+    memory = prepare(job, measure=True).plan.memory
+    assert memory is not None
+    parameters = sum(p.numel() for p in build_task(job).build_model().parameters())
+    # One model without a reference, two with one; buffers are a few bytes.
+    models = 1 if loss == "orpo" else 2
+    assert memory.weights / (4 * parameters) == pytest.approx(models, rel=0.05)
+    assert memory.activations > 0
+
+
 def test_lowest_stage_and_largest_micro_batch() -> None:
     assert lowest_stage(range(4), lambda stage: 10 - stage, 8) == 2
     assert lowest_stage(range(4), lambda stage: 10, 8) is None and lowest_stage(range(4), lambda stage: 0, None) is None
