@@ -14,8 +14,9 @@ from launcher.cli.options import OUT, print_line
 from launcher.errors import DataError, SpecError, UserError
 
 if TYPE_CHECKING:
-    from launcher.init.defaults import Draft, Model
+    from launcher.init.defaults import Draft
     from launcher.init.guess import Guess, UserChoices
+    from launcher.init.model_choice import Model
     from launcher.init.profile import DataProfile
     from launcher.init.user_data import MatchedSplits, UserData
 
@@ -50,9 +51,10 @@ def init(  # noqa: PLR0913 -- the options of a command
     It guesses the task, the columns and the model, and prints every guess with its reason. On a terminal it asks you to
     confirm; options answer in advance.
     """
-    from launcher.init.defaults import fill_defaults, find_model, fit_task
+    from launcher.init.defaults import fill_defaults
     from launcher.init.guess import UserChoices
     from launcher.init.job_file import check_target, job_name, publish
+    from launcher.init.model_choice import find_model, fit_task
     from launcher.init.splits import check_not_existing
     from launcher.init.user_data import hold_out_validation, match_splits, open_training, reopen_for_task
 
@@ -101,7 +103,7 @@ def _check_flags(task: str | None, name: str | None) -> None:
 
 
 def _guess(data: "UserData", choices: "UserChoices") -> "Guess":
-    from launcher.init.guess import guess_task
+    from launcher.init.rules import guess_task
 
     return guess_task(data.profile, choices)
 
@@ -156,7 +158,7 @@ def _try_guess(data: "UserData", choices: "UserChoices") -> "Guess | None":
 
 
 def _choose_model(guess: "Guess", ask: bool) -> "Model":
-    from launcher.init.defaults import default_model, find_model
+    from launcher.init.model_choice import default_model, find_model
 
     default = default_model(guess)
     while ask:

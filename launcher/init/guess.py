@@ -1,43 +1,18 @@
-"""Choose the task and its columns from the profile of the data and the user's choices. Pure functions; client.
+"""A guess of the task and columns of data, and what rules share to make one. Runs on the client.
 
-Each rule recognises one form of data; the first that matches decides. Data of a task that the launcher does not have is
-refused with a reason. Read `defaults.py` next for the other keys of the job file.
+`rules.py` and `text_rules.py` have the rules.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from launcher.errors import DataError
 from launcher.init.column_roles import (
-    ANSWERED,
-    CONTEXTS,
-    CONVERSATIONS,
-    DOCUMENTS,
-    JUDGED_KEYS,
-    NEGATIVES,
-    PAIR_KEYS,
-    PAIRS,
-    PREFERENCE_PROMPTS,
-    PROMPTS,
-    QUESTIONS,
-    SIMILAR,
-    SUMMARIES,
-    SURE_LABELS,
-    TAGS,
-    TEXTS,
     Kind,
-    beside_of,
-    is_category,
     is_id,
-    kind_of,
     label_columns,
     lone_category,
-    pair_of,
     plain,
-    rank,
-    text_columns,
 )
 from launcher.init.profile import Column, DataProfile, Labels
 from launcher.models.conversation import UNREAD, USUAL
@@ -46,29 +21,9 @@ TASKS = (
     "text-classification", "token-classification", "question-answering", "causal-lm", "masked-lm", "seq2seq",
     "image-classification", "sentence-embedding", "reranking", "preference", "reward",
 )  # fmt: skip
-_FLAGS = "--task, --text COLUMN, --label COLUMN"
 _TextForm = Literal["words", "spans", "text", "messages", "prompt", "answers", "pair", "translation", "summary"]
 Form = Kind | _TextForm | Literal["ranking", "preferred", "judged"]
 
-_NEEDS = {
-    "text-classification": "a column of texts and one of labels",
-    "token-classification": "words with a tag for each, or a text and a list of {start, end, label}",
-    "question-answering": "columns of questions, contexts and answers ({text, answer_start})",
-    "causal-lm": "a column of texts, of conversations ({role, content}), or of prompts and one of answers",
-    "masked-lm": "a column of texts",
-    "seq2seq": "a column of texts to read and one of texts to write, or one of texts by language ({en, de})",
-    "preference": "columns chosen and rejected, or prompt, completion and label",
-    "reward": "columns chosen and rejected",
-    "image-classification": "a column of pictures and one of classes",
-    "sentence-embedding": "a column of queries and one of documents that answer them, or two of texts and a score",
-    "reranking": "columns of queries, of documents that answer them, and of negatives that do not",
-}
-# A text column without a usual name must be this many times longer than the next one to be chosen.
-_CLEARLY_LONGER = 3.0
-_SHORTEST_TEXT = 5.0
-# Sequences of letters (proteins, DNA) instead of words: without spaces, and longer than words.
-_UNSPACED = 0.05
-_LONG_WORD = 20
 _UNLABELLED = "-1"
 
 
@@ -134,373 +89,38 @@ class Guess:
         return is_counted or bool(self.label.class_names)
 
 
-def guess_task(profile: DataProfile, choices: UserChoices) -> Guess:
-    """Choose the task and its columns.
-
-    Raises:
-        DataError: A column that the user named is missing or does not fit, or no rule matches. The text has the remedy.
-    """
-    for name in choices.inputs:
-        profile.column(name)
-    if choices.label:
-        profile.column(choices.label, "--label")
-    # A choice of the user overrides the refusal: names of columns are only signs of another task.
-    reason = None if choices.task or choices.inputs else unsupported_reason(profile)
-    if reason is not None:
-        remedy = "" if ";" in reason else f"; if another task is meant, name it: {_FLAGS}"
-        raise DataError(f"{profile.where}: {reason}{remedy}")
-    for task, rule in _RULES:
-        result = rule(profile, choices) if choices.task in (None, task) else None
-        if result is not None:
-            return result
-    if choices.task is not None:
-        where = "the columns named are" if choices.inputs and choices.label else f"{profile.where} has"
-        listed = ", ".join(profile.column(n).describe() for n in (*choices.inputs, choices.label or "") if n)
-        what = listed if choices.inputs and choices.label else profile.describe_columns()
-        raise DataError(
-            f"{choices.task} needs {_NEEDS[choices.task]}; {where} {what}; name columns by --text and --label"
-        )
-    kinds = {column.shape for column in profile.columns}
-    table = kinds <= {"number", "integer", "flag", "text"} and not text_columns(profile.columns)
-    what = "these are numbers and categories, and the launcher has no task for tables" if table else "no task fits them"
-    raise DataError(
-        f"{profile.where} has the columns {profile.describe_columns()}: {what}; if one is meant, name it: {_FLAGS}"
-    )
-
-
-def _guess_images(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    pictures = [c for c in _inputs(profile, choices) if c.shape == "picture"]
-    if not pictures:
-        return None
-    image = pictures[0]
-    label = _label(profile, choices, (image.name,))
-    if label is None:
-        raise DataError(
-            f"{profile.where}: column {image.name} holds pictures, and no other column looks like their class "
-            f"({profile.describe_columns()}); name it with --label"
-        )
-    kind = kind_of(label)
-    if kind == "regression" and label.shape == "integer":
-        # Pictures have classes only, however many.
-        kind = "single-label"
-    if kind == "regression":
-        raise DataError(f"--label {label.name}: its values are numbers with a fraction, and pictures have classes only")
-    why = f"pictures are in column {image.name}, their classes in {label.name}"
-    return Guess("image-classification", kind, (image,), label, why, {image.name: "pictures", **_because(label)})
-
-
-def _guess_answers(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    columns = [profile.column(choices.label, "--label")] if choices.label else profile.columns
-    answers = next((c for c in columns if c.shape == "answers"), None)
-    # Not `text_columns`: questions may be few and short.
-    texts = [c for c in _inputs(profile, choices) if c.shape == "text" and not is_id(c)]
-    if answers is None or len(texts) < 2:
-        return None
-    question = min(texts, key=lambda c: (rank(c.name, QUESTIONS), c.mean_tokens))
-    context = min((c for c in texts if c is not question), key=lambda c: (rank(c.name, CONTEXTS), -c.mean_tokens))
-    why = f"column {answers.name} marks answers to {question.name} in {context.name}"
-    inputs = (context, question)
-    reasons = {c.name: _text_reason(c) for c in inputs}
-    return Guess("question-answering", "answers", inputs, None, why, reasons, (), {"answers": answers})
-
-
-def _guess_preferences(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    """Recognise pairs of completions and judged completions, by the names of their columns."""
-    task = choices.task or "preference"
-    by_name = {plain(c.name): c for c in profile.columns}
-    texts = {name: c for name, c in by_name.items() if c.shape in ("text", "messages")}
-    prompt = next((texts[name] for name in PREFERENCE_PROMPTS if name in texts), None)
-    if choices.inputs or choices.label:
-        return None
-    form: Form
-    if texts.keys() >= {"chosen", "rejected"}:
-        names, form, why = PAIR_KEYS, "preferred", "columns chosen and rejected are preferences"
-        if prompt is None and texts["chosen"].shape != "messages":
-            return None
-    elif task == "preference" and prompt and "completion" in texts and "label" in by_name:
-        names, form, why = JUDGED_KEYS, "judged", "columns completion and label are judged completions"
-        if by_name["label"].distinct > 2:
-            return None
-    else:
-        return None
-    beside = {name: by_name[name] for name in names}
-    beside |= beside_of(profile.columns, ("system",), (*beside.values(), *((prompt,) if prompt else ())))
-    inputs = (prompt or beside["chosen"],)
-    notes = _unread_notes(profile, (*inputs, *beside.values()))
-    return Guess(task, form, inputs, None, why, {inputs[0].name: _text_reason(inputs[0])}, notes, beside)
-
-
-def _guess_conversations(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    conversations = [c for c in _inputs(profile, choices) if c.shape == "messages"]
-    if not conversations or (choices.label and choices.inputs):
-        return None
-    prompts = pair_of(conversations if choices.inputs else profile.columns, PROMPTS)
-    # A conversation up to an answer, which another column holds.
-    if prompts is not None and prompts[0].shape == "messages":
-        return None
-    column = min(conversations, key=lambda c: rank(c.name, CONVERSATIONS))
-    if "assistant" not in column.roles:
-        raise DataError(
-            f"{profile.where}: column {column.name} has the roles {', '.join(column.roles[:6]) or 'none'}, and none of "
-            "them is the assistant, whose messages are learned; rename a role to assistant"
-        )
-    reasons = {column.name: f"conversations of {', '.join(column.roles[:4])}"}
-    beside = beside_of(profile.columns, ("system", "tools"), (column,))
-    pair = pair_of([c for c in profile.columns if c.shape == "text" and c not in beside.values()], PROMPTS)
-    if pair is None:
-        notes = _unread_notes(profile, (column, *beside.values()))
-    else:
-        # Usually the same rows in another form, whose `input` is no loss then.
-        named = [c for c in profile.columns if rank(c.name, USUAL["input"]) < len(USUAL["input"])]
-        notes = (
-            f"columns {pair[0].name} and {pair[1].name} are not read, as {column.name} has conversations; "
-            f"--text {pair[0].name} --label {pair[1].name} reads them instead",
-            *_unread_notes(profile, (column, *beside.values(), *named)),
-        )
-    why = f"column {column.name} holds conversations {_conversation_form(column)}"
-    return Guess("causal-lm", "messages", (column,), None, why, reasons, notes, beside)
-
-
-def _conversation_form(column: Column) -> str:
-    """Return the form of conversations, by the name under which users know it."""
-    form = "in ShareGPT's form" if "from" in column.keys else "of OpenAI's messages" if column.keys else "as JSON text"
-    return f"{form}, with tool calls" if column.has_calls else form
-
-
-def _guess_tags(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    inputs = _inputs(profile, choices)
-    labels = [profile.column(choices.label)] if choices.label else list(profile.columns)
-    # A list of tags is a list of words too, and has the fewer distinct items.
-    for words in sorted((c for c in inputs if c.shape == "words"), key=lambda c: -c.distinct):
-        tags = [
-            c for c in labels if c is not words and c.shape in ("integers", "words") and _has_tag_per_word(words, c)
-        ]
-        if tags:
-            label = min(tags, key=lambda c: rank(c.name, TAGS))
-            why = f"column {label.name} has a tag for each word of {words.name}"
-            reasons = {words.name: "lists of words", label.name: "a tag for each word"}
-            result = Guess("token-classification", "words", (words,), label, why, reasons)
-            note = f"tags in column {label.name} are numbers; name them in order in task.labels before training"
-            return replace(result, notes=(note,)) if result.has_unnamed_tags else result
-    spans = [c for c in labels if c.shape == "spans"]
-    texts = text_columns(inputs)
-    if not spans or not texts:
-        return None
-    why = f"column {spans[0].name} marks places in {texts[0].name}"
-    reasons = {texts[0].name: _text_reason(texts[0]), spans[0].name: "places of entities: {start, end, label}"}
-    return Guess("token-classification", "spans", (texts[0],), spans[0], why, reasons)
-
-
-def _has_tag_per_word(words: Column, tags: Column) -> bool:
-    """Return True if the lists of two columns have equal lengths in 95 % of the rows, and some list has two items."""
-    pairs = list(zip(words.lengths, tags.lengths, strict=True))
-    equal = sum(a == b for a, b in pairs)
-    # Lists of one item each would match any label. A few rows may be broken: a run reports or skips them.
-    return max(words.lengths, default=0) > 1 and equal >= 0.95 * len(pairs)
-
-
-def _guess_prompts(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    if choices.inputs and choices.label:
-        prompt = profile.column(choices.inputs[0])
-        answer = profile.column(choices.label)
-        fits = len(choices.inputs) == 1 and (
-            (answer.shape == "text" and prompt.shape in ("text", "messages"))
-            or (answer.shape == "messages" and prompt.shape == "messages")
-        )
-        # Unless the user names the task, a column with few distinct values is a class, not an answer.
-        is_class = is_category(answer) or label_columns((answer,), ())
-        if not fits or (choices.task is None and is_class):
-            return None
-    else:
-        # With a label, a question and its answer are a pair of texts to classify.
-        has_label = any(rank(c.name, SURE_LABELS) < len(SURE_LABELS) for c in profile.columns)
-        pair = pair_of(profile.columns, PROMPTS)
-        if pair is None or choices.label == "" or (has_label and choices.task is None) or not _agrees(pair, choices):
-            return None
-        prompt, answer = pair
-    is_alpaca = (plain(prompt.name), plain(answer.name)) == ("instruction", "output")
-    kind = "Alpaca's instructions and outputs" if is_alpaca else "prompts and their answers"
-    why = f"columns {prompt.name} and {answer.name} are {kind}"
-    reasons = {prompt.name: _text_reason(prompt), answer.name: f"{_text_reason(answer)}; only these are learned"}
-    keys = ("system", "tools") if prompt.shape == "messages" else ("input", "system", "tools")
-    beside = beside_of(profile.columns, keys, (prompt, answer))
-    notes = _unread_notes(profile, (prompt, answer, *beside.values()))
-    return Guess("causal-lm", "prompt", (prompt,), answer, why, reasons, notes, beside)
-
-
-def _guess_pairs(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    """Recognise translations, as a column of texts by language or as two columns, and summaries."""
-    structs = [c for c in _inputs(profile, choices) if _is_by_language(c)]
-    if structs and not choices.label:
-        column = structs[0]
-        why = f"column {column.name} holds texts by language ({', '.join(column.keys)})"
-        note = f"{column.keys[0]} is translated to {column.keys[1]}; swap task.source and task.target for the reverse"
-        return Guess("seq2seq", "translation", (column,), None, why, {column.name: "texts by language"}, (note,))
-    texts = [c for c in profile.columns if c.shape == "text"]
-    if choices.inputs and choices.label:
-        pair = profile.column(choices.inputs[0]), profile.column(choices.label)
-        if choices.task is None or len(choices.inputs) != 1 or not set(pair) <= set(texts):
-            return None
-    else:
-        # With a label, two texts are a pair to classify.
-        has_label = any(rank(c.name, SURE_LABELS) < len(SURE_LABELS) for c in profile.columns)
-        named = _languages(profile)[:2] or list(pair_of(texts, SUMMARIES) or ())
-        if len(named) < 2 or choices.label == "" or (has_label and choices.task is None):
-            return None
-        pair = named[0], named[1]
-        if not _agrees(pair, choices):
-            return None
-    source, target = pair
-    is_summary = 2 * target.mean_tokens < source.mean_tokens
-    what = "summaries" if is_summary else "translations"
-    why = f"columns {source.name} and {target.name} are texts and their {what}"
-    reasons = {source.name: _text_reason(source), target.name: f"{_text_reason(target)}; only these are learned"}
-    return Guess("seq2seq", "summary" if is_summary else "pair", (source,), target, why, reasons)
-
-
-def _is_by_language(column: Column) -> bool:
+def is_by_language(column: Column) -> bool:
     """Return True if cells hold texts by language, as the `Translation` feature of `datasets` does."""
-    has_languages = len(column.keys) > 1 and set(column.keys) <= _LANGUAGES
+    has_languages = len(column.keys) > 1 and set(column.keys) <= LANGUAGES
     return has_languages or (column.feature == "Translation" and len(column.keys) > 1)
 
 
-def _languages(profile: DataProfile) -> list[Column]:
+def language_columns(profile: DataProfile) -> list[Column]:
     """Return the columns of texts that are named like languages, if there are several."""
     texts = [column for column in profile.columns if column.shape == "text" and column.mean_tokens >= 3]
-    named = [c for c in texts if c.name.lower()[:2] in _LANGUAGES and (len(c.name) == 2 or c.name[2:3] in ("_", "-"))]
+    named = [c for c in texts if c.name.lower()[:2] in LANGUAGES and (len(c.name) == 2 or c.name[2:3] in ("_", "-"))]
     # Two letters may be a word, such as `no` or `it`, so one name is not enough.
     return named if len(named) >= 2 else []
 
 
-def _guess_queries(profile: DataProfile, choices: UserChoices, task: str = "sentence-embedding") -> Guess | None:
-    if choices.label or (choices.inputs and choices.task is None):
-        return None
-    # Beside a label, a query and a passage are two texts to classify.
-    has_label = bool(label_columns(profile.columns, ()))
-    pair = pair_of(profile.columns, ANSWERED) or (None if has_label else pair_of(profile.columns, DOCUMENTS))
-    named = _inputs(profile, choices) if choices.inputs else list(pair or ())
-    if len(named) not in (2, 3) or any(column.shape != "text" for column in named[:2]):
-        return None
-    rest = named[2:] or [c for c in profile.columns if c not in named and rank(c.name, NEGATIVES) < len(NEGATIVES)]
-    negatives = [c for c in rest if c.shape in ("text", "words")][:1]
-    if task == "reranking" and not negatives:
-        return None
-    query, positive = named[:2]
-    why = f"column {positive.name} has the document that answers each {query.name}"
-    reasons = {column.name: _text_reason(column) for column in named[:2]}
-    notes = () if task == "reranking" or not negatives else (_RERANKING_NOTE,)
-    beside = {"negatives": negatives[0]} if negatives else {}
-    return Guess(task, "ranking", (query, positive), None, why, reasons, notes, beside)
-
-
-_RERANKING_NOTE = "a model that reads query and document together is slower and more exact: --task reranking"
-
-
-def _guess_scored_pairs(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    if choices.inputs and choices.task is None:
-        return None
-    texts = _inputs(profile, choices) if choices.inputs else list(pair_of(profile.columns, SIMILAR) or ())
-    if len(texts) != 2 or any(column.shape != "text" for column in texts):
-        return None
-    label = _label(profile, choices, [c.name for c in texts])
-    # Grades are classes for `text-classification`; here any number will do, as its order is learned.
-    if label is None or label.shape not in ("number", "integer") or (choices.task is None and not _is_score(label)):
-        return None
-    why = f"column {label.name} says how similar {texts[0].name} and {texts[1].name} are"
-    reasons = {**{c.name: _text_reason(c) for c in texts}, **_because(label)}
-    note = "a model that reads both texts together is slower and more exact: --task text-classification"
-    return Guess("sentence-embedding", "regression", tuple(texts), label, why, reasons, (note,))
-
-
-def _is_score(label: Column) -> bool:
-    return kind_of(label) == "regression"
-
-
-def _unread_notes(profile: DataProfile, read: Sequence[Column]) -> tuple[str, ...]:
+def unread_notes(profile: DataProfile, read: Sequence[Column]) -> tuple[str, ...]:
     """Return notes on columns with a name that belongs to prompts or conversations, and that the task does not read."""
     names = [name for usual in (*USUAL.values(), UNREAD) for name in usual]
     more = [c.name for c in profile.columns if plain(c.name) in names and c not in read]
     return tuple(f"column {name} is not read; put it into the prompts or conversations if it matters" for name in more)
 
 
-def _agrees(pair: tuple[Column, Column], choices: UserChoices) -> bool:
+def agrees(pair: tuple[Column, Column], choices: UserChoices) -> bool:
     """Return True if a pair agrees with the column that the user named."""
     return choices.inputs in ((), (pair[0].name,)) and choices.label in (None, pair[1].name)
 
 
-def _guess_labelled_texts(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    if len(choices.inputs) > 2:
-        raise DataError(f"--text {','.join(choices.inputs)}: text-classification reads one column, or two as a pair")
-    taken = {choices.label} if choices.label else set()
-    inputs = [c for c in _inputs(profile, choices) if c.name not in taken]
-    # Columns that the user has named are read as they are, in their order.
-    pair = None if choices.inputs else pair_of(inputs, PAIRS)
-    texts = [c for c in inputs if c.shape == "text"] if choices.inputs else list(pair or text_columns(inputs)[:1])
-    label = _label(profile, choices, [c.name for c in texts], sole=True)
-    if label is None or not texts or len(texts) < len(choices.inputs):
-        return None
-    if choices.label and label.shape not in ("text", "integer", "flag", "number", "words", "integers"):
-        raise DataError(f"--label {label.name}: its values are {label.type}, which is not a label of a text")
-    what = f"columns {texts[0].name} and {texts[1].name}" if len(texts) == 2 else f"column {texts[0].name}"
-    why = f"texts are in {what}, their labels in {label.name}"
-    reasons = {**{c.name: _text_reason(c) for c in texts}, **_because(label)}
-    rest = [c.name for c in text_columns(profile.columns) if c not in texts and c is not label]
-    notes = []
-    if rest and len(texts) == 1 and not choices.inputs:
-        notes.append(f"not read: {', '.join(rest)}; --text {texts[0].name},{rest[0]} reads two as a pair")
-    # Sequences of letters, such as proteins, which are no words. Other scripts without spaces are no such case.
-    notes += [
-        f"texts in column {c.name} have no spaces: name a model for such sequences with --model"
-        for c in texts
-        if c.spaced < _UNSPACED and c.foreign < _UNSPACED and c.characters > _LONG_WORD
-    ]
-    return Guess("text-classification", kind_of(label), tuple(texts), label, why, reasons, tuple(notes))
-
-
-def _guess_texts(profile: DataProfile, choices: UserChoices) -> Guess | None:
-    if choices.label:
-        return None
-    texts = text_columns(_inputs(profile, choices)) or [c for c in _inputs(profile, choices) if choices.inputs]
-    texts = [c for c in texts if c.shape == "text"]
-    if not texts or (choices.inputs and len(texts) != 1):
-        return None
-    text = texts[0]
-    is_named = bool(choices.inputs) or rank(text.name, TEXTS) < len(TEXTS)
-    # Without a usual name, only a clear difference decides. A wrong column would train without any error.
-    rivals = [c for c in texts[1:] if c.mean_tokens * _CLEARLY_LONGER > text.mean_tokens]
-    if not is_named and (rivals or text.mean_tokens < _SHORTEST_TEXT):
-        return None
-    task = choices.task or "causal-lm"
-    why = f"column {text.name} holds texts and no column looks like a label or an answer"
-    notes = () if choices.task else ("an encoder (BERT) learns such texts too, by hidden words: --task masked-lm",)
-    return Guess(task, "text", (text,), None, why, {text.name: _text_reason(text)}, notes)
-
-
-_Rule = Callable[[DataProfile, UserChoices], Guess | None]
-# The order matters: a data set with images or conversations often has a text column too.
-_RULES: tuple[tuple[str, _Rule], ...] = (
-    ("image-classification", _guess_images),
-    ("question-answering", _guess_answers),
-    ("preference", _guess_preferences),
-    ("reward", _guess_preferences),
-    ("causal-lm", _guess_conversations),
-    ("token-classification", _guess_tags),
-    ("sentence-embedding", _guess_queries),
-    ("reranking", partial(_guess_queries, task="reranking")),
-    ("causal-lm", _guess_prompts),
-    ("sentence-embedding", _guess_scored_pairs),
-    ("seq2seq", _guess_pairs),
-    ("text-classification", _guess_labelled_texts),
-    ("causal-lm", _guess_texts),
-    ("masked-lm", _guess_texts),
-)
-
-
-def _inputs(profile: DataProfile, choices: UserChoices) -> list[Column]:
+def chosen_inputs(profile: DataProfile, choices: UserChoices) -> list[Column]:
+    """Return the input columns that the user chose; all columns where there is no choice."""
     return [profile.column(name) for name in choices.inputs] if choices.inputs else list(profile.columns)
 
 
-def _label(
+def find_label(
     profile: DataProfile, choices: UserChoices, taken: tuple[str, ...] | list[str], sole: bool = False
 ) -> Column | None:
     """Return the label column: the user's choice, else the best by name, else the only remaining one; None if unclear.
@@ -522,92 +142,23 @@ def _label(
     return rest[0] if len(rest) == 1 and rest[0].distinct > 1 else None
 
 
-def _text_reason(column: Column) -> str:
+def text_reason(column: Column) -> str:
+    """Return the reason for a column of texts or conversations."""
     if column.shape == "messages":
         return "conversations"
     return f"texts of about {max(1, round(column.mean_tokens))} tokens"
 
 
-def _because(label: Column) -> dict[str, str]:
+def label_reason(label: Column) -> dict[str, str]:
+    """Return the reason for a label column by its name; {} where the classes are counted later."""
     if label.class_names:
         return {label.name: f"{len(label.class_names)} classes with names in the files"}
     return {label.name: f"{label.distinct} different values"}
 
 
-_LANGUAGES = frozenset((  # ISO 639-1
+LANGUAGES = frozenset((  # ISO 639-1
     "ar", "bg", "bn", "ca", "cs", "cy", "da", "de", "el", "en", "es", "et", "eu", "fa", "fi", "fr", "ga", "gl",
     "gu", "he", "hi", "hr", "hu", "hy", "is", "it", "ja", "ka", "kk", "kn", "ko", "lt", "lv", "mk", "ml", "mn",
     "mr", "ms", "mt", "nb", "nl", "nn", "no", "pa", "pl", "ps", "pt", "ro", "ru", "si", "sk", "sl", "sq", "sr",
     "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "uz", "vi", "zh",
 ))  # fmt: skip
-
-
-def unsupported_reason(profile: DataProfile) -> str | None:
-    """Return why the data belongs to a task that the launcher does not have, as a clause; None if it may have one."""
-    return next((reason for reason in (check(profile) for check in _UNSUPPORTED) if reason is not None), None)
-
-
-def _shaped(profile: DataProfile, *shapes: str) -> list[Column]:
-    return [column for column in profile.columns if column.shape in shapes]
-
-
-def _find_column(what: str, matches: Callable[[Column], bool], profile: DataProfile) -> str | None:
-    names = [column.name for column in profile.columns if matches(column)]
-    return f"column {names[0]} {what}, for which the launcher has no task" if names else None
-
-
-def _find_image_pairs(profile: DataProfile) -> str | None:
-    columns = _shaped(profile, "picture")
-    if len(columns) < 2:
-        return None
-    names = f"columns {columns[0].name} and {columns[1].name}"
-    if any(word in column.name.lower() for column in columns for word in ("mask", "segment", "annotation")):
-        return f"{names} are pictures and masks (segmentation), for which the launcher has no task"
-    return f"{names} both hold pictures, and the launcher's image-classification reads one per row"
-
-
-def _find_flat_answers(profile: DataProfile) -> str | None:
-    if "answer_start" not in {column.name for column in profile.columns}:
-        return None
-    remedy = "join it with their texts into one column of {text, answer_start}"
-    return f"column answer_start says where answers begin, and question-answering reads lists of them; {remedy}"
-
-
-def _find_other_conversations(profile: DataProfile) -> str | None:
-    columns = [column for column in _shaped(profile, "structs") if column.problem]
-    if not columns or _shaped(profile, "messages"):
-        return None
-    return f"column {columns[0].name} holds conversations that causal-lm does not read ({columns[0].problem})"
-
-
-def _find_one_hot(profile: DataProfile) -> str | None:
-    for column in _shaped(profile, "integers", "numbers"):
-        # A list of class numbers varies in length, or has other numbers than 0 and 1.
-        is_binary = (column.low, column.high) == (0.0, 1.0) and column.distinct == 2
-        has_one_length = len(set(column.lengths)) == 1 and column.lengths[0] > 2
-        if is_binary and has_one_length and not _shaped(profile, "words"):
-            return (
-                f"column {column.name} holds a 0 or 1 for each class, and the launcher reads the list of the classes "
-                "that apply; write [2, 5] for [0, 0, 1, 0, 0, 1]"
-            )
-    return None
-
-
-# The first match is reported.
-_UNSUPPORTED: tuple[Callable[[DataProfile], str | None], ...] = (
-    partial(_find_column, "holds audio", lambda c: c.shape == "sound"),
-    partial(
-        _find_column,
-        "holds boxes (object detection)",
-        lambda c: bool({"bbox", "bboxes", "boxes"} & {c.name.lower(), *map(str.lower, c.keys)}),
-    ),
-    _find_image_pairs,
-    _find_flat_answers,
-    partial(
-        _find_column,
-        "holds translations of varying languages",
-        lambda c: c.feature == "TranslationVariableLanguages",
-    ),
-    _find_other_conversations,
-    _find_one_hot,
-)

@@ -81,7 +81,7 @@ def bitsandbytes_optimizer(job: JobSpec) -> Callable[[object], torch.optim.Optim
     if optimizer.type != "adamw_8bit":
         return None
     # An optional dependency; `driver/prepare.py` has checked that it is installed.
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     betas = (optimizer.beta1, optimizer.beta2)
     # Without weight decay, which every parameter group has on its own.

@@ -8,20 +8,11 @@ import pyarrow as pa
 import pytest
 
 from launcher.errors import ModelError
-from launcher.init.defaults import (
-    Line,
-    Model,
-    Sources,
-    default_model,
-    fill_defaults,
-    find_model,
-    fit_task,
-    max_length,
-    rare_class,
-    steps_for,
-)
-from launcher.init.guess import Guess, UserChoices, guess_task
+from launcher.init.defaults import Line, Sources, fill_defaults, max_length, rare_class, steps_for
+from launcher.init.guess import Guess, UserChoices
+from launcher.init.model_choice import Model, default_model, find_model, fit_task
 from launcher.init.profile import Labels
+from launcher.init.rules import guess_task
 from tests.support import toy_data
 from tests.support.toy_data import chats, cycle, look_at, words
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from launcher.errors import DataError
-from launcher.init.guess import Guess, UserChoices, guess_task, unsupported_reason
+from launcher.init.guess import Guess, UserChoices
+from launcher.init.rules import guess_task, unsupported_reason
 from launcher.init.user_data import open_training
 from tests.support import toy_data
 from tests.support.toy_data import ROWS, chats, cycle, look_at, named_classes, picture, words
@@ -270,8 +271,8 @@ def test_data_of_unsupported_tasks_is_refused(columns: dict[str, object], reason
     [
         ({"prompt": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {}, "preferred", ["prompt"],
          ["chosen", "rejected"]),
-        ({"system": words(seed=3), "question": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {}, "preferred",
-         ["question"], ["chosen", "rejected", "system"]),
+        ({"system": words(seed=3), "question": words(), "chosen": words(seed=1), "rejected": words(seed=2)}, {},
+         "preferred", ["question"], ["chosen", "rejected", "system"]),
         ({"chosen": chats(), "rejected": chats()}, {"task": "reward"}, "preferred", ["chosen"], ["chosen", "rejected"]),
         ({"prompt": chats(), "completion": chats(), "label": cycle(True, False)}, {}, "judged", ["prompt"],
          ["completion", "label"]),

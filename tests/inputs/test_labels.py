@@ -11,8 +11,10 @@ import pytest
 from launcher.data.checks import check_first_rows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError
-from launcher.init.defaults import default_model, fill_defaults
-from launcher.init.guess import UserChoices, guess_task
+from launcher.init.defaults import fill_defaults
+from launcher.init.guess import UserChoices
+from launcher.init.model_choice import default_model
+from launcher.init.rules import guess_task
 from launcher.init.user_data import match_splits, open_training
 from launcher.tasks import build_task
 from launcher.tasks.metrics.labels import class_name_notes
