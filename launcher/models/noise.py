@@ -16,10 +16,11 @@ def mixed(seeds: Words, counters: npt.NDArray[np.int64]) -> Words:
         z = seeds + (counters.astype(np.uint64) + np.uint64(1)) * _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        mixed_words: Words = z ^ (z >> np.uint64(31))
+        return mixed_words
 
 
 def uniform(seeds: Words, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return numbers in [0, 1) that are functions of seed and counter."""
     # The 53 bits of a float64's fraction.
-    return (mixed(seeds, counters) >> np.uint64(11)) * 2.0**-53
+    return (mixed(seeds, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
