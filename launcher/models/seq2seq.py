@@ -28,6 +28,7 @@ class DecoderTokens:
         end: Token that ends a target.
         language: Token that begins a target in its language (NLLB, mBART-50, M2M-100), or None.
         adds_end: True if the tokenizer does not end a text by itself.
+        repeats_start: True if the tokenizer begins a text with the start token.
     """
 
     start: int
@@ -35,6 +36,7 @@ class DecoderTokens:
     end: int
     language: int | None
     adds_end: bool
+    repeats_start: bool
 
 
 class PairTokenizer:
@@ -61,9 +63,11 @@ class PairTokenizer:
     def target_ids(self, texts: Sequence[str], size: int | None) -> list[list[int]]:
         """Return the tokens of targets with an end, cut to a size; None does not cut."""
         end = [self.tokens.end] * self.tokens.adds_end
+        # Two BERTs would learn to write [CLS] after [CLS], which the decoder reads anyway, and soon write nothing else.
+        begin = int(self.tokens.repeats_start)
         # A target that is cut keeps the end, as in the recipes of transformers: the tokenizer cuts between its marks.
-        ids = self._ids(None if size is None else size - len(end), text_target=list(texts))
-        return [row + end for row in ids] if end else ids
+        ids = self._ids(None if size is None else size - len(end) + begin, text_target=list(texts))
+        return [row[begin:] + end for row in ids]
 
     def _ids(self, size: int | None, **texts: list[str]) -> list[list[int]]:
         # A tokenizer refuses an empty batch.
@@ -118,8 +122,9 @@ def _decoder_tokens(spec: ModelSpec, tokenizer: "PreTrainedTokenizerBase", has_l
     """Return the tokens that frame a target; `has_language` if targets are marked with their language."""
     config = load_config(spec)
     marks = list(tokenizer(text_target="")["input_ids"])
-    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
-    end = next((token for token in ends if token is not None), None)
+    ends = [token for token in (tokenizer.eos_token_id, tokenizer.sep_token_id) if token is not None]
+    # The one that the tokenizer writes itself, if it has both.
+    end = next((token for token in ends if token in marks), ends[0] if ends else None)
     if end is None or tokenizer.pad_token_id is None:
         what = "end" if end is None else "pad"
         raise ModelError(
@@ -150,6 +155,7 @@ def _decoder_tokens(spec: ModelSpec, tokenizer: "PreTrainedTokenizerBase", has_l
         end=end,
         language=None if is_start else language,
         adds_end=end not in marks,
+        repeats_start=marks[:1] == [start],
     )
 
 

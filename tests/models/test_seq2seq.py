@@ -92,6 +92,10 @@ def test_two_encoders_start_from_the_class_token(bert_pair: Path) -> None:
     task = _task(bert_pair, max_source_length=64, max_target_length=64)
     assert task.head() == {"decoder_start_token_id": 2, "pad_token_id": 0}
     assert task.build_model().generation_config.eos_token_id == 3
+    # It is read, and not written once more.
+    batch = task.collate(task.encode(pa.table({"source": ["w0"], "target": ["w1 w2"]}), True).samples)
+    assert batch.inputs["decoder_input_ids"].tolist() == [[2, 5, 6]]
+    assert batch.labels.tolist() == [[5, 6, 3]]
     facts = task.check_model()
     assert facts["model_type"] == "encoder-decoder"
     assert "classes" not in facts
