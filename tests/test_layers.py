@@ -27,7 +27,13 @@ _ORDER = (
     ("__main__",),
 )
 _RANKS = {folder: rank for rank, folders in enumerate(_ORDER) for folder in folders}
-_TASK_PROTOCOL = {"launcher.tasks", "launcher.tasks.base", "launcher.tasks.params", "launcher.tasks.samples"}
+_TASK_PROTOCOL = {
+    "launcher.tasks",
+    "launcher.tasks.base",
+    "launcher.tasks.params",
+    "launcher.tasks.results",
+    "launcher.tasks.samples",
+}
 # Who alone may import a library: modules by their path below launcher/, folders by their name.
 _KEPT_IN = {
     "deepspeed": (

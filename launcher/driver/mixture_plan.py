@@ -8,7 +8,8 @@ from launcher.errors import DataError
 from launcher.formatting import format_percent
 from launcher.rundir.plan import count_batches
 from launcher.spec.job import JobSpec
-from launcher.tasks.base import MetricMode, Task
+from launcher.tasks.base import Task
+from launcher.tasks.results import MetricMode
 
 _SAMPLE_PLACES, _SAMPLE_ROWS = 4, 64
 """Places of each source whose rows are measured, and rows at each."""

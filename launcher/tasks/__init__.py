@@ -21,8 +21,8 @@ from launcher.tasks.base import Task
 from launcher.tasks.params import TaskParams
 
 _NOT_TASKS = (
-    "__init__", "answers", "base", "completions", "conversations", "documents", "padding", "params", "samples",
-    "targets", "text_pairs",
+    "__init__", "answers", "base", "completions", "conversations", "documents", "padding", "params", "results",
+    "samples", "targets", "text_pairs",
 )  # fmt: skip
 
 

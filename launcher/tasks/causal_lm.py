@@ -14,10 +14,11 @@ from launcher.models.chat import IGNORED, Writer, load_chat_tokenizer
 from launcher.models.conversation import to_display_text
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowInputs, RowResult, Task, with_replaced
+from launcher.tasks.base import Task, with_replaced
 from launcher.tasks.conversations import CausalParams, check_lengths, learning_notes
 from launcher.tasks.padding import list_column, pad_lists, positions
 from launcher.tasks.params import ColumnKind, TrainingColumns
+from launcher.tasks.results import RowInputs, RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

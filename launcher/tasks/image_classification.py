@@ -15,8 +15,8 @@ from launcher.models.cells import read_cell
 from launcher.models.images import Augment, Pixels, example_picture, thumbnail
 from launcher.models.pretrained import load_config, load_image_processor
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowInputs
 from launcher.tasks.metrics.labels import Labels
+from launcher.tasks.results import RowInputs
 from launcher.tasks.samples import Batch, Encoded
 from launcher.tasks.targets import LabelParams, TargetTask
 

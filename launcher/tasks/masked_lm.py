@@ -21,9 +21,10 @@ from launcher.models.masking import Masker, filled_texts, places, token_texts
 from launcher.models.pretrained import load_tokenizer
 from launcher.rundir.records import SpanMark
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowResult, Task, truncation_note
+from launcher.tasks.base import Task, truncation_note
 from launcher.tasks.padding import text_inputs
 from launcher.tasks.params import TaskParams
+from launcher.tasks.results import RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

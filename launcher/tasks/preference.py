@@ -22,9 +22,10 @@ from launcher.models.completions import CompletionWriter, decode_labels
 from launcher.models.conversation import to_display_text
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowInputs, RowResult, Task, TaskMetrics, with_replaced
+from launcher.tasks.base import Task, with_replaced
 from launcher.tasks.completions import PreferenceParams, cut_notes, encode_prompts, example_completions
 from launcher.tasks.metrics.judgements import Judged, Pairs, prompt_batch
+from launcher.tasks.results import RowInputs, RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ import pyarrow as pa
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
 from launcher.tasks.answers import AnswerParams, AnswerReader, answer_notes
-from launcher.tasks.base import RowResult, Task
+from launcher.tasks.base import Task
 from launcher.tasks.padding import text_inputs
 from launcher.tasks.params import TrainingColumns
+from launcher.tasks.results import RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import MetricMode, RankedDocument, RowResult, Task, TaskMetrics, truncation_note
+from launcher.tasks.base import Task, truncation_note
 from launcher.tasks.documents import PairRows, RerankingParams, example_rankings, to_places
 from launcher.tasks.params import ColumnKind
+from launcher.tasks.results import MetricMode, RankedDocument, RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

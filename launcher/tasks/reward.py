@@ -15,7 +15,7 @@ from launcher.models.chat import load_chat_tokenizer
 from launcher.models.completions import CompletionWriter, decode_labels
 from launcher.models.conversation import to_display_text
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowInputs, RowResult, Task
+from launcher.tasks.base import Task
 from launcher.tasks.completions import (
     PAIR,
     RewardParams,
@@ -25,6 +25,7 @@ from launcher.tasks.completions import (
     example_completions,
 )
 from launcher.tasks.padding import text_inputs
+from launcher.tasks.results import RowInputs, RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

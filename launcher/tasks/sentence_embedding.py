@@ -14,9 +14,10 @@ import pyarrow as pa
 from launcher.models.pooling import embed, sentence_transformer_files
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import MetricMode, RowResult, Task, TaskMetrics, truncation_note
+from launcher.tasks.base import Task, truncation_note
 from launcher.tasks.documents import EmbeddingParams, EmbeddingRows, example_texts, to_places
 from launcher.tasks.params import ColumnKind
+from launcher.tasks.results import MetricMode, RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ import pyarrow as pa
 from launcher.models.chat import IGNORED
 from launcher.models.seq2seq import PairTokenizer, generate_targets, set_generation
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowInputs, RowResult, Task, truncation_note, with_replaced
+from launcher.tasks.base import Task, truncation_note, with_replaced
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
 from launcher.tasks.params import TrainingColumns
+from launcher.tasks.results import RowInputs, RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs
 from launcher.tasks.text_pairs import PairParams
 

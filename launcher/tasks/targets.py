@@ -11,10 +11,11 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import MetricMode, RowResult, Task, TaskMetrics, with_replaced
+from launcher.tasks.base import Task, with_replaced
 from launcher.tasks.metrics.class_weights import ClassWeights, balanced_weights, complete_weights
 from launcher.tasks.metrics.labels import ClassNames
 from launcher.tasks.params import SmoothedParams, TaskParams, TrainingColumns
+from launcher.tasks.results import MetricMode, RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Outputs
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from launcher.formatting import show_value
 from launcher.models.chat import IGNORED
 from launcher.models.pretrained import load_tokenizer
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import RowInputs, truncation_note
+from launcher.tasks.base import truncation_note
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
+from launcher.tasks.results import RowInputs
 from launcher.tasks.samples import Batch, Encoded, LostLabels
 from launcher.tasks.targets import LabelParams, TargetTask
 

@@ -20,7 +20,8 @@ from launcher.data.splits import Split
 from launcher.data.stream import Evaluation
 from launcher.errors import RowCountError, TrainingError
 from launcher.rundir.records import DocumentRow, EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
-from launcher.tasks.base import RowResult, Task, TaskMetrics
+from launcher.tasks.base import Task
+from launcher.tasks.results import RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Outputs
 from launcher.train.coupled import concatenate, gather_outputs, row_ids, without_fillers
 from launcher.train.engine import Engine

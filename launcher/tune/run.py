@@ -31,7 +31,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.loader import dump_job
 from launcher.spec.tune import TuneSpec
 from launcher.tasks import build_task, params_class
-from launcher.tasks.base import MetricMode
+from launcher.tasks.results import MetricMode
 from launcher.train.loggers import mlflow, trackers
 from launcher.tune.progress import watch_sweep
 from launcher.tune.search import Search, compute_importances

@@ -15,7 +15,7 @@ from launcher.spec.job import JobSpec
 from launcher.spec.messages import Document, Place, not_one_of, translate_errors
 from launcher.spec.schema import JobKeys
 from launcher.spec.tune import Dimension, TuneSpec
-from launcher.tasks.base import MetricMode
+from launcher.tasks.results import MetricMode
 
 Params = dict[str, JsonValue]
 # A larger grid would never finish, and the list of its combinations would fill the memory.

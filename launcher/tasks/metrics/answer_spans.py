@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from launcher.rundir.records import SpanMark
-from launcher.tasks.base import RowResult
 from launcher.tasks.metrics.squad import best_scores
 from launcher.tasks.padding import pad_lists
+from launcher.tasks.results import RowResult
 from launcher.tasks.samples import Outputs
 
 _NO_ANSWER = "no answer"

@@ -17,7 +17,7 @@ from torchmetrics.classification import (
 )
 
 from launcher.rundir.records import ClassRow, ConfusionMatrix
-from launcher.tasks.base import TaskMetrics
+from launcher.tasks.results import TaskMetrics
 
 # Logits from -16 to 16 in steps of 1/16. torchmetrics' own thresholds are evenly spaced probabilities, which cannot
 # tell apart the scores of a confident model: nearly all of them are next to 0 and 1.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from launcher.models.chat import IGNORED
 from launcher.rundir.records import ClassRow
-from launcher.tasks.base import TaskMetrics
+from launcher.tasks.results import TaskMetrics
 
 OUTSIDE = "O"
 

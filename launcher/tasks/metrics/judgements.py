@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from launcher.models.chat import IGNORED
 from launcher.models.completions import CompletionWriter, decode_labels
-from launcher.tasks.base import MetricMode, RowResult, TaskMetrics
 from launcher.tasks.completions import PAIR, PreferenceParams, encode_judged, encode_pairs, mismatched
 from launcher.tasks.padding import list_column, pad_lists
+from launcher.tasks.results import MetricMode, RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from pydantic import AfterValidator
 
 from launcher.errors import DataError
 from launcher.formatting import list_names, show_value
-from launcher.tasks.base import MetricMode, RowResult
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.padding import floats_to_integers
+from launcher.tasks.results import MetricMode, RowResult
 
 if TYPE_CHECKING:
     import torch

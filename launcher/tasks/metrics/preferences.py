@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.nn.functional import logsigmoid
 
 from launcher.rundir.records import Histogram
-from launcher.tasks.base import TaskMetrics
+from launcher.tasks.results import TaskMetrics
 
 _BINS = 20
 

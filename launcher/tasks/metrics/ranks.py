@@ -5,7 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 
-from launcher.tasks.base import TaskMetrics
+from launcher.tasks.results import TaskMetrics
 
 CUTOFF = 10
 """Last rank that counts."""

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 
-from launcher.tasks.base import TaskMetrics
+from launcher.tasks.results import TaskMetrics
 
 
 class RegressionMetrics(TaskMetrics):

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from launcher.tasks.base import RankedDocument, RowResult, TaskMetrics
 from launcher.tasks.metrics.ranks import RankCounts, chance
+from launcher.tasks.results import RankedDocument, RowResult, TaskMetrics
 
 _NEIGHBOURS = 5
 """Documents that the report displays of a query."""

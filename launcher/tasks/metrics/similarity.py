@@ -2,8 +2,8 @@
 
 import torch
 
-from launcher.tasks.base import TaskMetrics
 from launcher.tasks.metrics.regression import RegressionMetrics
+from launcher.tasks.results import TaskMetrics
 
 
 class SimilarityMetrics(TaskMetrics):

@@ -19,9 +19,9 @@ from launcher.errors import DataError
 from launcher.formatting import list_names, show_value
 from launcher.models.chat import IGNORED
 from launcher.rundir.records import SpanMark
-from launcher.tasks.base import MetricMode, RowResult
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.metrics.labels import check_placeholders, distinct, infer_names
+from launcher.tasks.results import MetricMode, RowResult
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ from launcher.models.pretrained import load_tokenizer
 from launcher.rundir.records import SpanMark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.answers import AnswerParams, AnswerReader
-from launcher.tasks.base import RowResult
 from launcher.tasks.metrics.answer_spans import Prediction, Search, find_answers, flat_windows, to_result
 from launcher.tasks.question_answering import QuestionAnswering
+from launcher.tasks.results import RowResult
 
 _ALL = Search(10_000, 10_000, None)
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
-from launcher.tasks.base import RowResult
 from launcher.tasks.metrics.retrieval import RetrievalMetrics
+from launcher.tasks.results import RowResult
 from tests.support.worker_group import run_group
 
 _ROWS, _WIDTH, _SIZE = 61, 3, 6
