@@ -54,7 +54,7 @@ class Masker:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", fraction: float, max_length: int) -> None:
         self._tokenizer, self._fraction, self._max_length = tokenizer, fraction, max_length
-        self._mask_id = int(tokenizer.mask_token_id)  # type: ignore[arg-type]  # checked by the task
+        self._mask_id = int(tokenizer.mask_token_id)
         # Unknown words are special tokens too: to predict one teaches nothing.
         self._special_ids = np.array(sorted(tokenizer.all_special_ids), np.int64)
         self._words = np.setdiff1d(np.arange(len(tokenizer)), self._special_ids)
