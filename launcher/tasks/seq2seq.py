@@ -82,7 +82,10 @@ class Seq2Seq(Task):
         inputs = text_inputs(samples, self._pairs.tokenizer.pad_token_id)
         # Labels never reach the model, which would average the loss. Without `use_cache: False` a forward pass also
         # returns the keys and values of all layers.
-        more = {"decoder_input_ids": self._pairs.decoder_input_ids(labels), "use_cache": False}
+        more: dict[str, torch.Tensor | bool] = {
+            "decoder_input_ids": self._pairs.decoder_input_ids(labels),
+            "use_cache": False,
+        }
         return Batch({**inputs, **more}, labels, torch.ones(len(samples)))
 
     def evaluation_forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:

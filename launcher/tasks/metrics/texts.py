@@ -15,7 +15,8 @@ from launcher.tasks.base import TaskMetrics
 from launcher.tasks.metrics.language import LanguageMetrics
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
 Scores = Literal["bleu", "rouge"]
 Tokenization = Literal["13a", "zh", "char", "intl"]
@@ -123,7 +124,8 @@ class _Sacrebleu:
 
 
 def _bleu(tokenization: Tokenization) -> tuple[_Sacrebleu, ...]:
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     # `force` silences the advice about texts that look tokenized: an uncased model writes them so.
     bleu, chrf = BLEU(tokenize=tokenization, force=True), CHRF()
