@@ -87,7 +87,10 @@ class PairTokenizer:
     def texts(self, generated: "torch.Tensor") -> list[str | None]:
         """Return the texts of `generate_targets`; None for rows that were not generated."""
         texts = self.tokenizer.batch_decode(generated.clamp(min=0), skip_special_tokens=True)
-        return [None if first == IGNORED else text for first, text in zip(generated[:, 0].tolist(), texts, strict=True)]
+        return [
+            None if first == IGNORED else text.strip()
+            for first, text in zip(generated[:, 0].tolist(), texts, strict=True)
+        ]
 
 
 def _load_tokenizer(spec: ModelSpec, source_lang: str | None, target_lang: str | None) -> "PreTrainedTokenizerBase":
