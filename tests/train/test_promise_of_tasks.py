@@ -27,12 +27,6 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "causal-packed-opt": ("causal-lm", {"max_length": 48}, {"train": {"learning_rate": 1e-3}}),
     "causal-packed-opt-lora": ("causal-lm", {"max_length": 48}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "embedding": ("sentence-embedding", {"max_length": 32, "symmetric": True}, {}),
-    # The example rows of queries have a score too.
-    "embedding-cosent": (
-        "sentence-embedding",
-        {"max_length": 32, "loss": "cosent", "text_a": "query", "text_b": "positive"},
-        {"train": {"learning_rate": 1e-3}},
-    ),
     "reranking": ("reranking", {"max_length": 32}, {}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
