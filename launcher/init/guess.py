@@ -36,10 +36,6 @@ from launcher.init.column_roles import (
 from launcher.init.profile import Column, DataProfile, Labels
 from launcher.models.conversation import UNREAD, USUAL
 
-TASKS = (
-    "text-classification", "token-classification", "causal-lm", "image-classification", "sentence-embedding",
-    "reranking",
-)  # fmt: skip
 _FLAGS = "--task, --text COLUMN, --label COLUMN"
 Form = Kind | Literal["words", "spans", "text", "messages", "prompt", "ranking"]
 
@@ -51,6 +47,7 @@ _NEEDS = {
     "sentence-embedding": "a column of queries and one of documents that answer them, or two of texts and a score",
     "reranking": "columns of queries, of documents that answer them, and of negatives that do not",
 }
+TASKS = tuple(_NEEDS)
 # A text column without a usual name must be this many times longer than the next one to be chosen.
 _CLEARLY_LONGER = 3.0
 _SHORTEST_TEXT = 5.0
