@@ -218,13 +218,13 @@ def guess_scored_pairs(profile: DataProfile, choices: UserChoices) -> Guess | No
         return None
     label = find_label(profile, choices, [c.name for c in texts])
     # Grades are classes for `text-classification`; here any number will do, as its order is learned.
-    if label is None or label.shape not in ("number", "integer") or (choices.task is None and not _is_score(label)):
+    if (
+        label is None
+        or label.shape not in ("number", "integer")
+        or (choices.task is None and kind_of(label) != "regression")
+    ):
         return None
     why = f"column {label.name} says how similar {texts[0].name} and {texts[1].name} are"
     reasons = {**{c.name: text_reason(c) for c in texts}, **label_reason(label)}
     note = "a model that reads both texts together is slower and more exact: --task text-classification"
     return Guess("sentence-embedding", "regression", tuple(texts), label, why, reasons, (note,))
-
-
-def _is_score(label: Column) -> bool:
-    return kind_of(label) == "regression"

@@ -137,12 +137,8 @@ class Engine:
             self._flat = FlatGradients(weights)
             if not (has_cuda or job.train.compile):  # torch.compile cannot trace the custom embedding gradient
                 use_sparse_embedding_update(model)
-        self.ema: EMA | None = None
+        self.ema = self._build_ema(model)
         """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
-        if job.train.ema is not None:
-            # The model's own weights: what evaluation and export use. Without ZeRO the fp32 masters are not averaged.
-            weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-            self.ema = EMA(job.train.ema, weights, sharded=self.zero == 3)
         self._sharded_reference: Any = None
         if task.reference_model is not None:
             # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
@@ -164,6 +160,13 @@ class Engine:
         self._sharded_reference.eval()
         sharded: torch.nn.Module = self._sharded_reference
         return sharded
+
+    def _build_ema(self, model: torch.nn.Module) -> EMA | None:
+        if self.job.train.ema is None:
+            return None
+        # The model's own weights: what evaluation and export use. Without ZeRO the fp32 masters are not averaged.
+        weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        return EMA(self.job.train.ema, weights, sharded=self.zero == 3)
 
     @property
     def model(self) -> torch.nn.Module:

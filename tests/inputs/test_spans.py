@@ -48,7 +48,7 @@ def _predicted(task: TokenClassification, rows: Sequence[Row]) -> list[list[tupl
     """Return the predictions of a model that is right about every word."""
     samples = task.encode(_table(rows), True).samples
     logits = torch.nn.functional.one_hot(task.collate(samples).labels.clamp(min=0), len(task.tags.names)).float()
-    predictions = task.decode(logits, samples).column("prediction").to_pylist()
+    predictions = task.decode({"logits": logits}, samples).column("prediction").to_pylist()
     return [[(e["start"], e["end"], e["label"], e["text"]) for e in row] for row in predictions]
 
 
