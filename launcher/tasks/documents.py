@@ -227,7 +227,7 @@ class EmbeddingRows:
         """Return the tokens of each text."""
         # Without token types: a lone text has one type, which is the model's default.
         options = {"return_attention_mask": False, "return_token_type_ids": False, **limits}
-        return self.tokenizer(list(texts), **options)["input_ids"] if texts else []  # type: ignore[no-any-return]  # untyped
+        return self.tokenizer(list(texts), **options)["input_ids"] if texts else []
 
     def encode(self, rows: pa.Table, with_targets: bool) -> Encoded:
         """Return samples: tokens of the query, and lists of those of the documents, with hashes of all."""

@@ -77,7 +77,8 @@ class SentenceEmbedding(Task):
             return {"query": query_BD}
         # A second forward pass: padding questions to the length of their answers would cost more than it.
         documents_SD = run({name: targets[f"document_{name}"] for name in ("input_ids", "attention_mask")})
-        documents_BPD = to_places(documents_SD, targets["places"], *targets["document_hash"].shape, 0.0)
+        rows, width = targets["document_hash"].shape
+        documents_BPD = to_places(documents_SD, targets["places"], rows, width, 0.0)
         others = {name: targets[name] for name in ("query_hash", "document_hash", "score")}
         return {"query": query_BD, "documents": documents_BPD, **others}
 
@@ -86,7 +87,8 @@ class SentenceEmbedding(Task):
 
         if self.params.is_scored:
             return cosent_losses(_cosines(outputs), outputs["score"], self.params.scale)
-        return ranking_losses(*(outputs[name] for name in _RANKED), self.params.scale, self.params.symmetric)
+        tensors = (outputs[name] for name in _RANKED)
+        return ranking_losses(*tensors, scale=self.params.scale, symmetric=self.params.symmetric)
 
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         """Return the squared error of each cosine similarity."""
