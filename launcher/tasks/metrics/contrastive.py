@@ -12,6 +12,7 @@ def ranking_losses(
     documents_NPD: torch.Tensor,
     query_hash_N: torch.Tensor,
     document_hash_NP: torch.Tensor,
+    *,
     scale: float,
     symmetric: bool,
 ) -> torch.Tensor:

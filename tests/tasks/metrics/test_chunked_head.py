@@ -91,7 +91,9 @@ def test_adapters_of_the_output_layer_keep_logits_whole(tiny_models: dict[str, P
     from peft import LoraConfig, get_peft_model
 
     model = CausalLM(CausalParams(), ModelSpec(name=str(tiny_models["causal-lm"])), 0).build_model().eval()
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM", ensure_weight_tying=True)
+    )
     outputs, batch = _outputs(adapted)
     truth = labelled_losses(adapted(**batch.inputs).logits, batch.labels)
     assert torch.allclose(outputs["losses"], truth, atol=1e-6)

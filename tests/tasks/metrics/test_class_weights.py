@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from transformers.modeling_outputs import CausalLMOutput
 
 from launcher.errors import DataError
 from launcher.spec.model import ModelSpec
@@ -68,8 +69,19 @@ def test_evaluation_losses_are_plain() -> None:
     logits, ids = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
     task = CausalLM(CausalParams(label_smoothing=0.2), ModelSpec(name="none"), 0)
     batch = Batch({}, ids, torch.ones(2))
+
+    class Fixed(torch.nn.Module):
+        """A model whose logits are known, with an output layer that is not linear."""
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+        def forward(self) -> CausalLMOutput:
+            return CausalLMOutput(logits=logits)
+
     for variant, smoothing in ((task, 0.2), (task.for_evaluation(), 0.0)):
-        for loss, row, truth in zip(variant.sample_losses({"logits": logits}, batch), logits, ids, strict=True):
+        losses = variant.sample_losses(variant.forward(Fixed(), batch), batch)
+        for loss, row, truth in zip(losses, logits, ids, strict=True):
             expected = torch.nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)(row, truth)
             assert float(loss) == pytest.approx(float(expected))
     plain = TextClassification(TextParams(labels=("a", "b")), ModelSpec(name="none"), 0)

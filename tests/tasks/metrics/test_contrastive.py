@@ -30,7 +30,7 @@ def _by_hand(
 def test_positive_is_ranked_before_all_other_documents_of_the_batch() -> None:
     query, documents = _embeddings(4, 8), _embeddings(4, 3, 8, seed=1)
     hashes = torch.arange(1, 13).view(4, 3)
-    losses = ranking_losses(query, documents, torch.arange(1, 5), hashes, _SCALE, False)
+    losses = ranking_losses(query, documents, torch.arange(1, 5), hashes, scale=_SCALE, symmetric=False)
     places = [(row, position) for row in range(4) for position in range(3)]
     expected = _by_hand(query, documents, {row: [p for p in places if p != (row, 0)] for row in range(4)})
     assert losses.tolist() == pytest.approx(expected, abs=1e-9)
@@ -40,7 +40,7 @@ def test_absent_documents_and_true_ones_of_other_rows_are_no_negatives() -> None
     query, documents = _embeddings(4, 8), _embeddings(4, 2, 8, seed=1)
     # Row 1 has the positive of row 0 as a negative, row 2 has it as its positive; row 3 has the query of row 1.
     hashes = torch.tensor([[5, 0], [6, 5], [5, 7], [8, 9]])
-    losses = ranking_losses(query, documents, torch.tensor([1, 2, 3, 2]), hashes, _SCALE, False)
+    losses = ranking_losses(query, documents, torch.tensor([1, 2, 3, 2]), hashes, scale=_SCALE, symmetric=False)
     expected = _by_hand(
         query,
         documents,
@@ -57,9 +57,11 @@ def test_absent_documents_and_true_ones_of_other_rows_are_no_negatives() -> None
 def test_symmetric_loss_is_the_mean_of_both_directions() -> None:
     query, documents = _embeddings(5, 8), _embeddings(5, 1, 8, seed=1)
     hashes = torch.arange(1, 6)[:, None]
-    one_way = ranking_losses(query, documents, torch.arange(1, 6), hashes, _SCALE, False)
-    other_way = ranking_losses(documents[:, 0], query[:, None], torch.arange(1, 6), hashes, _SCALE, False)
-    both = ranking_losses(query, documents, torch.arange(1, 6), hashes, _SCALE, True)
+    one_way = ranking_losses(query, documents, torch.arange(1, 6), hashes, scale=_SCALE, symmetric=False)
+    other_way = ranking_losses(
+        documents[:, 0], query[:, None], torch.arange(1, 6), hashes, scale=_SCALE, symmetric=False
+    )
+    both = ranking_losses(query, documents, torch.arange(1, 6), hashes, scale=_SCALE, symmetric=True)
     assert both.tolist() == pytest.approx(((one_way + other_way) / 2).tolist(), abs=1e-9)
 
 
