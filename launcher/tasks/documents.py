@@ -227,12 +227,8 @@ class EmbeddingRows:
         """Return the tokens of each text."""
         # Without token types: a lone text has one type, which is the model's default.
         options = {"return_attention_mask": False, "return_token_type_ids": False, **limits}
-<<<<<<< HEAD
         ids: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"] if texts else []
         return ids
-=======
-        return self.tokenizer(list(texts), **options)["input_ids"] if texts else []
->>>>>>> 7249053e4f4dacce90f0ec2507fed96e088046f5
 
     def encode(self, rows: pa.Table, with_targets: bool) -> Encoded:
         """Return samples: tokens of the query, and lists of those of the documents, with hashes of all."""

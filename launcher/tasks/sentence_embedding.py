@@ -78,13 +78,8 @@ class SentenceEmbedding(Task):
             return {"query": query_BD}
         # A second forward pass: padding questions to the length of their answers would cost more than it.
         documents_SD = run({name: targets[f"document_{name}"] for name in ("input_ids", "attention_mask")})
-<<<<<<< HEAD
         rows, places = targets["document_hash"].shape
         documents_BPD = to_places(documents_SD, targets["places"], rows, places, 0.0)
-=======
-        rows, width = targets["document_hash"].shape
-        documents_BPD = to_places(documents_SD, targets["places"], rows, width, 0.0)
->>>>>>> 7249053e4f4dacce90f0ec2507fed96e088046f5
         others = {name: targets[name] for name in ("query_hash", "document_hash", "score")}
         return {"query": query_BD, "documents": documents_BPD, **others}
 
@@ -93,14 +88,9 @@ class SentenceEmbedding(Task):
 
         if self.params.is_scored:
             return cosent_losses(_cosines(outputs), outputs["score"], self.params.scale)
-<<<<<<< HEAD
         query, documents, query_hash, document_hash = (outputs[name] for name in _RANKED)
         scale, symmetric = self.params.scale, self.params.symmetric
         return ranking_losses(query, documents, query_hash, document_hash, scale, symmetric)
-=======
-        tensors = (outputs[name] for name in _RANKED)
-        return ranking_losses(*tensors, scale=self.params.scale, symmetric=self.params.symmetric)
->>>>>>> 7249053e4f4dacce90f0ec2507fed96e088046f5
 
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         """Return the squared error of each cosine similarity."""
