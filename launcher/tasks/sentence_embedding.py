@@ -90,7 +90,7 @@ class SentenceEmbedding(Task):
             return cosent_losses(_cosines(outputs), outputs["score"], self.params.scale)
         query, documents, query_hash, document_hash = (outputs[name] for name in _RANKED)
         scale, symmetric = self.params.scale, self.params.symmetric
-        return ranking_losses(query, documents, query_hash, document_hash, scale, symmetric)
+        return ranking_losses(query, documents, query_hash, document_hash, scale=scale, symmetric=symmetric)
 
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         """Return the squared error of each cosine similarity."""
