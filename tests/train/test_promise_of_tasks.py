@@ -45,8 +45,8 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "masked": ("masked-lm", {"max_length": 32}, {}),
     "masked-lora": ("masked-lm", {"max_length": 32}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "embedding": ("sentence-embedding", {"max_length": 32, "symmetric": True}, {}),
-    # The order of scores leaves some gradients that cancel to the noise of fp32. Adam divides it by itself, and with its
-    # usual epsilon of 1e-8 the curves part after a step (SGD shows the same 1e-6 as this one).
+    # Some gradients of an order of scores cancel to the noise of fp32. Adam divides it by itself, and with its usual
+    # epsilon of 1e-8 the curves part after a step (SGD shows the same 1e-6 as this one).
     "embedding-cosent": (
         "sentence-embedding",
         {"max_length": 32, "loss": "cosent", "text_a": "query", "text_b": "positive"},
