@@ -50,7 +50,8 @@ def mixture_notes(job: JobSpec, train: Split, total_steps: int) -> list[str]:
         f"data.mixture.{source.name}: {source.rows - count} of its {source.rows} rows are not read; train longer, or "
         "set data.until: repeat"
         for source, count in zip(train.sources, taken.tolist(), strict=True)
-        if count < source.rows
+        # Of a run with a limit of steps nobody expects more.
+        if count < source.rows and job.train.max_steps is None
     ]
     return notes
 
