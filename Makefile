@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -67,6 +67,9 @@ bench-cache: venv
 	$(BIN)/python tests/benchmarks/cache/run.py
 
 # How far the peers' own curves depend on the batch of one device.
+bench-coupled: venv
+	$(BIN)/python tests/benchmarks/coupled/ours.py
+
 bench-coupled-peers: venv peers
 	$(BIN)/python jobs/quickstart/prepare.py
 	$(BIN)/python tests/benchmarks/accuracy/prepare_minilm_twice.py
