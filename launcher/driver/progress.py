@@ -139,7 +139,10 @@ class TrainingProgress:
 
 def _evaluation_text(line: EvaluationRecord) -> str:
     """Return one evaluation as one line of text."""
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in line.metrics.items())
+    # Of each source of a mixture its loss and main metric; the log and the report have all of them.
+    main = next(iter(line.metrics), "")
+    shown = {n: v for n, v in line.metrics.items() if "/" not in n or n.split("/", 1)[1] in ("loss", main)}
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
     best = "  (best so far)" if line.best else ""
     skipped = f", {line.skipped_rows} skipped" if line.skipped_rows else ""
     return f"{line.split} at step {line.step}: {metrics}  loss {line.loss:.4f}  ({line.rows} rows{skipped}){best}"
