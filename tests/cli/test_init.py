@@ -187,10 +187,10 @@ def test_answers_change_the_guess(run: CommandLine, monkeypatch: pytest.MonkeyPa
 
 
 def test_answers_can_choose_a_task_for_unsupported_data(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(pa.table({"en": words(), "de": words(seed=1)}))
-    seen = _answer(monkeypatch, "causal-lm", "en", "", "", "n", flags=("--force",))
-    assert "columns en and de are translations" in seen
-    assert load_job("job.yaml").task.parameters()["text"] == "en"
+    _write(pa.table({"story": words(), "labels": cycle([0, 1, 0], [1, 1, 0])}))
+    seen = _answer(monkeypatch, "causal-lm", "story", "", "", "n", flags=("--force",))
+    assert "holds a 0 or 1 for each class" in seen
+    assert load_job("job.yaml").task.parameters()["text"] == "story"
 
 
 def test_files_of_other_splits_are_offered(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

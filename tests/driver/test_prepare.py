@@ -16,7 +16,7 @@ def test_packing_auto_packs_on_a_cpu_only_without_length_grouping(
 ) -> None:
     data = write_splits(tmp_path / "data", train=20, task="causal-lm")
     merged = {**data, **sections.get("data", {})}
-    job = prepared_job(tiny_models["causal-lm"], merged, tmp_path, task={"type": "causal-lm"}).job
+    job = prepared_job(tiny_models["causal-lm"], merged, tmp_path, task={"type": "causal-lm", "max_length": 48}).job
     assert job.task.parameters()["packing"] is packs
     assert spec_hash(job) == spec_hash(
         job.model_copy(update={"task": TaskSpec.model_validate({**job.task.model_dump(), "packing": not packs})})

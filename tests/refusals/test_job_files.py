@@ -186,7 +186,7 @@ OVERRIDES = [
     Case(
         "a key of another loss",
         lambda desk: ["task={type: preference, gamma: 0.5}"],
-        "override task={...: task: gamma is for loss: simpo, and loss is dpo; drop gamma",
+        "override task={...: task.gamma is for loss: simpo, and loss is dpo; drop gamma",
     ),
     Case(
         "a reference that nothing compares with",
@@ -196,7 +196,7 @@ OVERRIDES = [
     Case(
         "a prompt that takes all tokens",
         lambda desk: ["task={type: reward, max_length: 64, max_prompt_length: 64}"],
-        "override task={...: task: max_prompt_length: 64 leaves nothing of max_length: 64 to the completion; lower it",
+        "override task={...: task.max_prompt_length: 64 leaves nothing of max_length: 64 to the completion; lower it",
     ),
     Case(
         "an answer of nobody",

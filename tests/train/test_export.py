@@ -39,7 +39,7 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     Path(prepared.run.uri).mkdir(parents=True, exist_ok=True)
     torch.save(dict(inputs.inputs), f"{prepared.run.uri}/inputs-{engine.rank}.pt")
     with engine.evaluation_mode():
-        logits: list[list[float]] = engine.forward(task, inputs)["logits"].flatten(1).tolist()
+        logits: list[list[float]] = engine.model(**inputs.inputs).logits.flatten(1).tolist()
     return logits
 
 

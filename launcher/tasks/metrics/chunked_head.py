@@ -159,6 +159,8 @@ def token_outputs(auto_model: str, model: torch.nn.Module, batch: Batch, smoothi
 
 def _chunk_head(auto_model: str, model: Any) -> ChunkedHead | None:
     """Make the output layer return token losses; return None where it is not linear or not the last operation."""
+    # DeepSpeed's engine passes attributes on, but has a `config` of its own.
+    model = getattr(model, "module", model)
     head = model.get_output_embeddings()
     # Not a subclass: quantised layers and adapters are some.
     if type(head) is not torch.nn.Linear or not _returns_output_of_head(auto_model, model.config):
