@@ -21,7 +21,7 @@ def _first_loss_and_curve(job: PreparedJob) -> Any:
     window = next(iter(train_windows(job.plan, job.job, 0)))
     ids = stream.row_ids(window)
     encoded = stream.encode(task, window, ids)
-    batch = task.collate(encoded.samples.take(stream.batches(window, len(ids), encoded)[0]))
+    batch = task.collate(encoded.samples.take(stream.batches(window, ids, encoded)[0]))
     with torch.no_grad():
         logits = task.forward(task.build_model().eval(), batch)["logits"]
     weights = torch.tensor(list(job.job.task.parameters()["class_weights"].values()))
