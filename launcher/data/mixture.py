@@ -151,6 +151,12 @@ class SourceRows:
     fingerprint: str
 
 
+def source_of(starts: Sequence[int], ids: RowIds) -> RowIds:
+    """Return the index of the source of each row id, int64 (n,), given the first row id of each source."""
+    index: RowIds = np.searchsorted(np.array(starts, np.int64), ids, side="right") - 1
+    return index
+
+
 def passes(begin: int, end: int, rows: int) -> list[tuple[int, int, int]]:
     """Return the places of a source's rows `begin` to `end`, counted over all its epochs: (epoch, start, stop)."""
     places = []

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from launcher.data.mixture import source_of
 from launcher.data.sampler import RowIds
 from launcher.tasks.base import Task
 from launcher.tasks.samples import Batch, Encoded
@@ -75,9 +76,7 @@ class BatchLayout:
 
     def source_of(self, ids: RowIds) -> RowIds:
         """Return the index of the source of each row, int64 (n,); zeros without a mixture."""
-        starts = np.array(self.source_starts or (0,), np.int64)
-        index: RowIds = np.searchsorted(starts, ids, side="right") - 1
-        return index
+        return source_of(self.source_starts or (0,), ids)
 
 
 def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout, source: RowIds) -> list[list[RowIds]]:
@@ -151,9 +150,10 @@ def build_shard(
         if layout.source_starts:
             by_source = tuple(np.bincount(source[batch], weights, minlength=len(layout.source_starts)).tolist())
         headers.append(GlobalBatch(len(batch), float(weights.sum()), micro_batches, totals, by_source))
-        # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
-        ordered = np.sort(batch)
-        partners[ordered] = np.roll(ordered, -1)
+        if layout.partner_columns:
+            # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
+            ordered = np.sort(batch)
+            partners[ordered] = np.roll(ordered, -1)
         own = ranks[rank]
         micro = np.arange(len(own)) // size
         # A rank that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO every

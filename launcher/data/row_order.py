@@ -74,12 +74,6 @@ class RowRange:
         """Row ids in the split, int64 (stop - start,)."""
         return self.key.first_row + _sampler(self.key, self.epoch).rows_between(self.start, self.stop)
 
-    @property
-    def noise(self) -> RowIds:
-        """Augmentation seed of each row, int64 (stop - start,): another one in each epoch of its source."""
-        # One seed per row, not one stream of draws: a row is augmented alike in any window size and in any order.
-        return row_noise(self.key.seed, self.epoch, self.ids)
-
     def read(self, columns: tuple[str, ...]) -> pa.Table:
         """Return the rows, as slices of pools that this process holds."""
         order = _sampler(self.key, self.epoch)
@@ -127,6 +121,19 @@ def _cumulative_rows(job: JobSpec, steps: int) -> RowIds:
 def read_ranges(ranges: Sequence[RowRange], columns: tuple[str, ...]) -> pa.Table:
     """Return the rows of all ranges, one after the other."""
     return pa.concat_tables([part.read(columns) for part in ranges]).combine_chunks()
+
+
+def noise_of(ranges: Sequence[RowRange], ids: RowIds) -> RowIds:
+    """Return the augmentation seed of each row, int64 (n,): another one in each epoch of its source.
+
+    Args:
+        ranges: Ranges of the rows.
+        ids: Row ids of all ranges, one after the other; to find them once more would permute their pools again.
+    """
+    bounds = np.cumsum([part.stop - part.start for part in ranges])[:-1]
+    # One seed per row, not one stream of draws: a row is augmented alike in any window size and in any order.
+    parts = zip(ranges, np.split(ids, bounds), strict=True)
+    return np.concatenate([row_noise(part.key.seed, part.epoch, own) for part, own in parts])
 
 
 def epoch_sampler(job: JobSpec, split: Split, epoch: int) -> EpochSampler:

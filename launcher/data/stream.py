@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.encoded_cache import encoded_rows
-from launcher.data.mixture import cut_mixed_batches
+from launcher.data.mixture import cut_mixed_batches, source_of
 from launcher.data.rank_batches import (
     BatchLayout,
     LocalBatch,
@@ -22,7 +22,7 @@ from launcher.data.rank_batches import (
     deserialize_shard,
     serialize_shard,
 )
-from launcher.data.row_order import read_ranges, row_ranges, source_counts
+from launcher.data.row_order import noise_of, read_ranges, row_ranges, source_counts
 from launcher.data.sampler import RowIds, cut_batches, generator
 from launcher.data.splits import Split
 from launcher.data.windows import TRAIN, Window, train_windows
@@ -101,7 +101,7 @@ class StreamSource:
             # File order, and no pool: of a row group larger than a window, each window decodes the beginning again.
             return task.encode(split.read(ids, columns), True)
         ranges = row_ranges(self.job, split, window)
-        return task.encode(read_ranges(ranges, columns), True, np.concatenate([part.noise for part in ranges]))
+        return task.encode(read_ranges(ranges, columns), True, noise_of(ranges, ids))
 
     def encode_rows(self, task: Task, kind: str, ids: RowIds) -> Encoded:
         """Read and encode any rows of a split, without augmentation."""
@@ -139,7 +139,7 @@ class StreamSource:
         lengths = encoded.lengths if self.job.data.group_by_length else np.zeros(len(encoded.valid_rows), np.int64)
         sources = self.splits[TRAIN].sources
         if sources:
-            source = np.searchsorted([part.first_row for part in sources], ids[encoded.valid_rows], side="right") - 1
+            source = source_of([part.first_row for part in sources], ids[encoded.valid_rows])
             return cut_mixed_batches(lengths, source, source_counts(self.job, window), rng)
         return cut_batches(lengths, -(-len(ids) // size), size, rng)
 

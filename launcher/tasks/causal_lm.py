@@ -19,7 +19,7 @@ from launcher.tasks.conversations import CausalParams, check_lengths, learning_n
 from launcher.tasks.padding import list_column, pad_lists, positions
 from launcher.tasks.params import ColumnKind, TrainingColumns
 from launcher.tasks.results import RowInputs, RowResult
-from launcher.tasks.samples import Batch, Encoded, Outputs
+from launcher.tasks.samples import Batch, Encoded, Outputs, read_each
 
 if TYPE_CHECKING:
     import torch
@@ -63,24 +63,21 @@ class CausalLM(Task):
         return self.params.writer(self._tokenizer)
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
-        valid_rows, problems, ids, labels = [], [], [], []
         size = self.params.max_length
-        for i, row in enumerate(rows.to_pylist()):
-            try:
-                tokens, targets = self._writer.tokens(row, with_targets)
-                check_lengths(tokens, targets if with_targets else None, size, self.input_columns[0])
-            except ValueError as problem:
-                problems.append((i, str(problem)))
-                continue
-            ids.append(tokens[:size])
+
+        def read(row: Mapping[str, object]) -> tuple[list[int], list[int]]:
+            tokens, targets = self._writer.tokens(row, with_targets)
+            check_lengths(tokens, targets if with_targets else None, size, self.input_columns[0])
             # Labels are shifted, so the last one kept may be the first token that was cut off. It is learned all the
             # same.
-            labels.append(targets[: len(ids[-1])])
-            valid_rows.append(i)
+            return tokens[:size], targets[: len(tokens[:size])]
+
+        pairs, valid_rows, problems = read_each(rows.to_pylist(), read)
+        ids, labels = [tokens for tokens, _ in pairs], [targets for _, targets in pairs]
         samples = pa.table({"input_ids": list_column(ids), "labels": list_column(labels)})
         weights = np.array([sum(label != IGNORED for label in row) for row in labels], np.float64)
         lengths = np.array([len(row) for row in ids], np.int64)
-        return Encoded(samples, np.array(valid_rows, np.int64), lengths, weights, tuple(problems))
+        return Encoded(samples, np.array(valid_rows, np.int64), lengths, weights, problems)
 
     def collate(self, samples: pa.Table) -> Batch:
         """Pad input_ids, position_ids and labels to (B, T); the label at t is the token at t + 1 (`Writer.tokens`)."""

@@ -4,20 +4,25 @@ Read `preference.py` and `reward.py` for the tasks, `models/completions.py` for 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from launcher.formatting import format_percent, show_value
-from launcher.models.chat import IGNORED
+from launcher.models.chat import IGNORED, load_chat_tokenizer
 from launcher.models.completions import CompletionWriter, Tokens, fit
+from launcher.models.conversation import to_display_text
+from launcher.spec.model import ModelSpec
+from launcher.tasks.base import Task
 from launcher.tasks.padding import list_column
 from launcher.tasks.params import TaskParams
-from launcher.tasks.samples import Encoded
+from launcher.tasks.results import RowInputs
+from launcher.tasks.samples import Encoded, read_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +39,6 @@ _JUDGEMENTS = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
 PAIR = ("chosen", "rejected")
 """Names of the two sequences of a row."""
 _Row = Mapping[str, object]
-_Sample = TypeVar("_Sample")
 
 
 class CompletionParams(TaskParams):
@@ -172,7 +176,7 @@ class PreferenceParams(CompletionParams):
 
 def encode_prompts(params: PreferenceParams, writer: CompletionWriter, rows: pa.Table) -> Encoded:
     """Return the prompts of rows, in the column `input_ids`; a long one loses its beginning."""
-    prompts, valid_rows, problems = _encode_each(rows, writer.prompt_tokens)
+    prompts, valid_rows, problems = read_each(rows.to_pylist(), writer.prompt_tokens)
     # `max_length` may be the number of the model's positions, and the answer needs some of them.
     limit = max(params.prompt_limit, params.max_length - params.max_new_tokens)
     ids = [prompt[-limit:] for prompt in prompts]
@@ -194,7 +198,7 @@ def encode_pairs(
     def encode(row: _Row) -> tuple[list[Tokens], float]:
         return params.encode_row(writer, row), _number(row[margin], margin) if margin else 0.0
 
-    pairs, valid_rows, problems = _encode_each(rows, encode)
+    pairs, valid_rows, problems = read_each(rows.to_pylist(), encode)
     columns: dict[str, pa.Array] = {}
     for k, name in enumerate(PAIR):
         columns[f"{name}_ids"] = list_column([pair[k].ids for pair, _ in pairs])
@@ -220,7 +224,7 @@ def _number(value: object, column: str) -> float:
 
 def encode_single(params: CompletionParams, writer: CompletionWriter, rows: pa.Table) -> Encoded:
     """Return sequences of a single completion, in the column `input_ids`."""
-    sequences, valid_rows, problems = _encode_each(rows, lambda row: params.encode_row(writer, row)[0])
+    sequences, valid_rows, problems = read_each(rows.to_pylist(), lambda row: params.encode_row(writer, row)[0])
     ids = [sequence.ids for sequence in sequences]
     return _encoded({"input_ids": list_column(ids)}, ids, valid_rows, problems)
 
@@ -236,7 +240,7 @@ def encode_judged(params: PreferenceParams, writer: CompletionWriter, rows: pa.T
             raise ValueError(f"{params.label} is {show_value(label)}, which is neither true nor false")
         return params.encode_row(writer, row)[0], _JUDGEMENTS[str(label).lower()]
 
-    judged, valid_rows, problems = _encode_each(rows, encode)
+    judged, valid_rows, problems = read_each(rows.to_pylist(), encode)
     ids = [sequence.ids for sequence, _ in judged]
     columns = {
         "input_ids": list_column(ids),
@@ -252,20 +256,6 @@ def mismatched(params: CompletionParams, samples: pa.Table) -> list[Tokens]:
     rows = zip(*(samples.column(name).to_pylist() for name in names), strict=True)
     pairs = (Tokens(ids, labels).with_completion_of(Tokens(*partner)) for ids, labels, *partner in rows)
     return [params.fit([pair])[0] for pair in pairs]
-
-
-def _encode_each(
-    rows: pa.Table, encode: Callable[[_Row], _Sample]
-) -> tuple[list[_Sample], list[int], tuple[tuple[int, str], ...]]:
-    """Return the samples of the usable rows, the positions of these, and pairs (position, reason) of the others."""
-    samples, valid_rows, problems = [], [], []
-    for i, row in enumerate(rows.to_pylist()):
-        try:
-            samples.append(encode(row))
-            valid_rows.append(i)
-        except ValueError as problem:
-            problems.append((i, str(problem)))
-    return samples, valid_rows, tuple(problems)
 
 
 def _encoded(
@@ -315,3 +305,37 @@ def example_completions(rows: int, seed: int) -> pa.Table:
     completions = [good[i] if label else bad[i] for i, label in enumerate(labels)]
     columns = {"prompt": prompts, "chosen": good, "rejected": bad, "completion": completions, "label": labels}
     return pa.table(columns)
+
+
+class CompletionTask(Task):
+    """Task that compares completions of a prompt: what does not depend on the loss. Data workers and train workers."""
+
+    params: CompletionParams
+    augments = False
+    from_scratch = "decoder"
+
+    def __init__(self, params: CompletionParams, model: ModelSpec, seed: int) -> None:
+        # Without dropout, unless the job asks for it: its noise would count as a difference of what is compared.
+        model = model if model.dropout is not None else model.model_copy(update={"dropout": 0.0})
+        self.params, self.model, self.seed = params, model, seed
+
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_chat_tokenizer(self.model, self.params.chat_template, required=True)
+
+    def processor(self) -> "PreTrainedTokenizerBase":
+        return self._tokenizer
+
+    @cached_property
+    def _writer(self) -> CompletionWriter:
+        return self.params.writer(self._tokenizer)
+
+    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
+        return cut_notes(self.params, self._writer, rows)
+
+    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
+        return RowInputs({name: to_display_text(row[name]) for name in self.input_columns})
+
+    def example_rows(self, rows: int, seed: int) -> pa.Table:
+        """Return prompts with an answer of the words w0..w99 (chosen, desirable) and one of w100..w199."""
+        return example_completions(rows, seed)

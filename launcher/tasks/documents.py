@@ -19,7 +19,7 @@ from launcher.models.pooling import Pooling
 from launcher.tasks.metrics.labels import Labels
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
 from launcher.tasks.params import TaskParams
-from launcher.tasks.samples import Batch, Encoded
+from launcher.tasks.samples import Batch, Encoded, read_each
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ class EmbeddingParams(QueryParams):
 
     @property
     def is_scored(self) -> bool:
-        """Whether rows are pairs with a score."""
+        """Return True if rows are pairs with a score."""
         return self.loss != "multiple-negatives"
 
     @property
@@ -201,14 +201,8 @@ def read_rows(
     rows: pa.Table, columns: Sequence[str], read: Callable[[Mapping[str, object]], _Value]
 ) -> tuple[list[_Value], "np.ndarray", tuple[tuple[int, str], ...]]:
     """Return what `read` makes of each row, the positions of the rows, int64, and (position, reason) of the others."""
-    values, valid_rows, problems = [], [], []
-    for i, row in enumerate(rows.select(list(columns)).to_pylist()):
-        try:
-            values.append(read(row))
-            valid_rows.append(i)
-        except ValueError as problem:
-            problems.append((i, str(problem)))
-    return values, np.array(valid_rows, np.int64), tuple(problems)
+    values, valid_rows, problems = read_each(rows.select(list(columns)).to_pylist(), read)
+    return values, np.array(valid_rows, np.int64), problems
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from launcher.tasks.base import Task, truncation_note
 from launcher.tasks.padding import text_inputs
 from launcher.tasks.params import TaskParams
 from launcher.tasks.results import RowResult
-from launcher.tasks.samples import Batch, Encoded, Outputs
+from launcher.tasks.samples import Batch, Encoded, Outputs, read_each
 
 if TYPE_CHECKING:
     import torch
@@ -79,19 +79,14 @@ class MaskedLM(Task):
         return Masker(self._tokenizer, self.params.mask_fraction, self.params.max_length)
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
-        texts, valid_rows, problems = [], [], []
-        for i, cell in enumerate(rows.column(self.params.text).to_pylist()):
-            try:
-                texts.append(as_text(cell, self.params.text))
-                valid_rows.append(i)
-            except ValueError as problem:
-                problems.append((i, str(problem)))
+        column = self.params.text
+        texts, valid_rows, problems = read_each(rows.column(column).to_pylist(), lambda cell: as_text(cell, column))
         seeds = None if noise is None else noise[valid_rows]
         # Only evaluations and `predict` display the places of masks.
         masked = self._masker.encode(texts, seeds, chooses=with_targets, has_places=noise is None)
         positions = np.array(valid_rows, np.int64)
         unusable = np.delete(positions, masked.usable)
-        problems += [(int(i), f"{self.params.text} has no token to predict") for i in unusable]
+        problems += tuple((int(i), f"{column} has no token to predict") for i in unusable)
         weights = masked.counts.astype(np.float64)
         return Encoded(masked.samples, positions[masked.usable], masked.lengths, weights, tuple(sorted(problems)))
 

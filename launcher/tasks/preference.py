@@ -8,39 +8,34 @@ Runs wherever a task runs (`base.py` says where). Read `completions.py` next for
 `metrics/judgements.py` for pairs and judged completions, and `metrics/preferences.py` for the formulas.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from launcher.errors import ModelError
-from launcher.models.chat import load_chat_tokenizer
-from launcher.models.completions import CompletionWriter, decode_labels
-from launcher.models.conversation import to_display_text
+from launcher.models.completions import decode_labels
 from launcher.models.generate import generate
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Task, with_replaced
-from launcher.tasks.completions import PreferenceParams, cut_notes, encode_prompts, example_completions
+from launcher.tasks.completions import CompletionTask, PreferenceParams, encode_prompts
 from launcher.tasks.metrics.judgements import Judged, Pairs, prompt_batch
-from launcher.tasks.results import RowInputs, RowResult, TaskMetrics
+from launcher.tasks.results import RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
-class Preference(Task):
+class Preference(CompletionTask):
     """Preference tuning of `AutoModelForCausalLM`. A row is a pair of completions, or one with a judgement."""
 
     Params = PreferenceParams
     params: PreferenceParams
     auto_model = "AutoModelForCausalLM"
-    augments = False
-    from_scratch = "decoder"
     generates = True
 
     def __init__(self, params: PreferenceParams, model: ModelSpec, seed: int) -> None:
@@ -49,9 +44,7 @@ class Preference(Task):
                 f"model.from_config: loss {params.loss} compares with the model that training starts from, which has "
                 "learned nothing; give a pretrained model.name alone, or set task.loss: orpo"
             )
-        # Without dropout, unless the job asks for it: its noise would count as a difference to the reference.
-        model = model if model.dropout is not None else model.model_copy(update={"dropout": 0.0})
-        self.params, self.model, self.seed = params, model, seed
+        super().__init__(params, model, seed)
         self.couples = params.loss == "kto"
         self.judgements = Judged(params) if self.couples else Pairs(params, params.label_smoothing)
         self.input_columns = (params.prompt or params.completion_columns[0], *params.context_columns)
@@ -64,20 +57,9 @@ class Preference(Task):
         self.prediction_schema = pa.schema({"prediction": pa.string()})
         if params.reference is not None:
             place = {"name": params.reference, "revision": params.reference_revision, "from_config": None}
-            self.reference_model = model.model_copy(update=place)
+            self.reference_model = self.model.model_copy(update=place)
         elif params.has_reference and model.lora is None:
-            self.reference_model = model
-
-    @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        return load_chat_tokenizer(self.model, self.params.chat_template, required=True)
-
-    def processor(self) -> "PreTrainedTokenizerBase":
-        return self._tokenizer
-
-    @cached_property
-    def _writer(self) -> CompletionWriter:
-        return self.params.writer(self._tokenizer)
+            self.reference_model = self.model
 
     def exported_params(self) -> PreferenceParams:
         return self.params.with_reference(self.model.name, self.model.revision)
@@ -137,16 +119,6 @@ class Preference(Task):
         """Return the text that the model generates after each prompt."""
         texts = generate(model, self._tokenizer, samples.column("input_ids").to_pylist(), self.params.max_new_tokens)
         return pa.table({"prediction": texts}, self.prediction_schema)
-
-    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
-        return cut_notes(self.params, self._writer, rows)
-
-    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
-        return RowInputs({name: to_display_text(row[name]) for name in self.input_columns})
-
-    def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Return prompts with an answer of the words w0..w99 (chosen, desirable) or w100..w199."""
-        return example_completions(rows, seed)
 
 
 TASK = Preference

@@ -117,8 +117,13 @@ class QuestionAnswering(Task):
     def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
         from launcher.tasks.metrics.answer_spans import to_result
 
-        predictions, rows = self._find(outputs, samples), samples.select(["answers", "answer_starts"]).to_pylist()
-        return [to_result(predictions[i], **rows[i]) for i in chosen]
+        rows = samples.take(pa.array(chosen))
+        # The windows of these rows, in their order: a search of all rows would be the second one of the batch.
+        windows = [np.flatnonzero(batch.targets["row"].cpu().numpy() == i) for i in chosen]
+        own = np.concatenate(windows)
+        logits = {name: outputs[name][own] for name in ("start_logits", "end_logits")}
+        truth = rows.select(["answers", "answer_starts"]).to_pylist()
+        return [to_result(found, **row) for found, row in zip(self._find(logits, rows), truth, strict=True)]
 
     def example_rows(self, rows: int, seed: int) -> pa.Table:
         """Return contexts of the words w0..w99, most with one of w100..w199, which is the answer."""

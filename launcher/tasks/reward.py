@@ -3,39 +3,33 @@
 Runs wherever a task runs (`base.py` says where). Read `completions.py` next for the parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from launcher.models.chat import load_chat_tokenizer
-from launcher.models.completions import CompletionWriter, decode_labels
-from launcher.models.conversation import to_display_text
 from launcher.spec.model import ModelSpec
-from launcher.tasks.base import Task
 from launcher.tasks.completions import (
     PAIR,
+    CompletionTask,
     RewardParams,
-    cut_notes,
     encode_pairs,
     encode_single,
-    example_completions,
 )
+from launcher.tasks.metrics.judgements import PAIR_MODES, pair_results
 from launcher.tasks.padding import text_inputs
-from launcher.tasks.results import RowInputs, RowResult
+from launcher.tasks.results import RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
     from launcher.tasks.metrics.preferences import PairMetrics
 
 
-class Reward(Task):
+class Reward(CompletionTask):
     """Reward models of `AutoModelForSequenceClassification`, by the Bradley-Terry loss. A row is a pair.
 
     `predict` scores the completion in the column `chosen` and reads no rejected one.
@@ -44,31 +38,14 @@ class Reward(Task):
     Params = RewardParams
     params: RewardParams
     auto_model = "AutoModelForSequenceClassification"
-    augments = False
-    from_scratch = "decoder"
 
     def __init__(self, params: RewardParams, model: ModelSpec, seed: int) -> None:
-        # Without dropout, unless the job asks for it, as in preference tuning: one noise would be on each side.
-        model = model if model.dropout is not None else model.model_copy(update={"dropout": 0.0})
-        self.params, self.model, self.seed = params, model, seed
+        super().__init__(params, model, seed)
         self.input_columns = (*((params.prompt,) if params.prompt else ()), params.chosen, *params.context_columns)
         self.target_columns = (params.rejected, *((params.margin,) if params.margin else ()))
         self.column_kinds = {params.rejected: "text"}
-        self.metric_modes = {
-            "reward_accuracy": "max", "reward_margin": "max", "chosen_reward": "max", "rejected_reward": "min",
-        }  # fmt: skip
+        self.metric_modes = PAIR_MODES
         self.prediction_schema = pa.schema({"prediction": pa.float32()})
-
-    @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        return load_chat_tokenizer(self.model, self.params.chat_template, required=True)
-
-    def processor(self) -> "PreTrainedTokenizerBase":
-        return self._tokenizer
-
-    @cached_property
-    def _writer(self) -> CompletionWriter:
-        return self.params.writer(self._tokenizer)
 
     def head(self) -> dict[str, object]:
         # The model reads its number at the last token that is not padding, which it finds by this id.
@@ -118,23 +95,7 @@ class Reward(Task):
         return pa.table({"prediction": outputs["chosen"].cpu().numpy()}, self.prediction_schema)
 
     def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
-        words = []
-        for name in PAIR:
-            labels = samples.column(f"{name}_labels").take(pa.array(chosen)).to_pylist()
-            texts = decode_labels(self._tokenizer, labels)
-            rewards = outputs[name][chosen].tolist()
-            words.append([f"{name}, reward {r:.3g}: {text}" for text, r in zip(texts, rewards, strict=True)])
-        return [RowResult(target, prediction) for target, prediction in zip(*words, strict=True)]
-
-    def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
-        return cut_notes(self.params, self._writer, rows)
-
-    def display_inputs(self, row: Mapping[str, object]) -> RowInputs:
-        return RowInputs({name: to_display_text(row[name]) for name in self.input_columns})
-
-    def example_rows(self, rows: int, seed: int) -> pa.Table:
-        """Return prompts with an answer of the words w0..w99 (chosen) and one of w100..w199 (rejected)."""
-        return example_completions(rows, seed)
+        return pair_results(outputs, samples, chosen, self._tokenizer)
 
 
 TASK = Reward

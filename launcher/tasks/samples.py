@@ -1,8 +1,8 @@
 """Samples of a task: encoded rows, and micro-batches of them. Data workers make the first, train workers the second."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -10,6 +10,29 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+_Cell = TypeVar("_Cell")
+_Value = TypeVar("_Value")
+
+
+def read_each(
+    cells: Iterable[_Cell], read: Callable[[_Cell], _Value]
+) -> tuple[list[_Value], list[int], tuple[tuple[int, str], ...]]:
+    """Return what `read` makes of each cell or row, their positions, and (position, reason) of those it refuses.
+
+    Args:
+        cells: Cells of a column, or rows.
+        read: Function that raises ValueError with the reason.
+    """
+    values, valid_rows, problems = [], [], []
+    for i, cell in enumerate(cells):
+        try:
+            values.append(read(cell))
+            valid_rows.append(i)
+        except ValueError as problem:
+            problems.append((i, str(problem)))
+    return values, valid_rows, tuple(problems)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from launcher.formatting import as_text, show_value
 from launcher.tasks.params import SmoothedParams, TrainingColumns
+from launcher.tasks.samples import read_each
 
 _SCORED_TEXTS = 1000
 """Training rows whose script decides how targets are tokenized for the scores."""
@@ -104,17 +105,12 @@ class PairParams(SmoothedParams):
 
     def texts(self, rows: pa.Table, with_targets: bool) -> "Texts":
         """Return sources with their prefix, and targets; "" for each target that is not read."""
-        valid_rows, problems, sources, targets = [], [], [], []
-        for i, row in enumerate(rows.to_pylist()):
-            try:
-                source, target = self.source_text(row), self.target_text(row) if with_targets else ""
-            except ValueError as problem:
-                problems.append((i, str(problem)))
-                continue
-            valid_rows.append(i)
-            sources.append(self.prefix + source)
-            targets.append(target)
-        return Texts(valid_rows, tuple(problems), sources, targets)
+
+        def read(row: Mapping[str, object]) -> tuple[str, str]:
+            return self.prefix + self.source_text(row), self.target_text(row) if with_targets else ""
+
+        pairs, valid_rows, problems = read_each(rows.to_pylist(), read)
+        return Texts(valid_rows, problems, [source for source, _ in pairs], [target for _, target in pairs])
 
     def _text(self, row: Mapping[str, object], name: str) -> str:
         if self.translation is None:

@@ -218,11 +218,11 @@ def forward_backward(
             batch = collate(task, samples, global_batch).to(engine.device)
             losses_B = task.sample_losses(engine.forward(task, batch), batch)
             # The mask is 0 for filler samples: ranks without rows left in a batch still take part in its collectives.
-            micro_loss = (losses_B * batch.mask).sum()
+            losses_B = losses_B * batch.mask
             # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream
             # gives every rank the same number of micro-batches, or the ranks would wait for each other here.
-            engine.backward(micro_loss, global_batch.weight)
-            add_losses(loss_sum, (losses_B * batch.mask).detach(), batch.source)
+            engine.backward(losses_B.sum(), global_batch.weight)
+            add_losses(loss_sum, losses_B.detach(), batch.source)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from launcher.tasks.metrics.preferences import JudgedMetrics, PairMetrics
 
+PAIR_MODES: dict[str, MetricMode] = {
+    "reward_accuracy": "max", "reward_margin": "max", "chosen_reward": "max", "rejected_reward": "min",
+}  # fmt: skip
+"""Direction of the metrics of pairs (`PairMetrics`)."""
 ReferenceOf: TypeAlias = "Callable[[torch.nn.Module], AbstractContextManager[torch.nn.Module]]"
 """Opens the reference of a model, which may be the model itself without its adapters."""
 
@@ -78,10 +82,7 @@ class Pairs(Judgements):
 
     @property
     def metric_modes(self) -> dict[str, MetricMode]:
-        modes: dict[str, MetricMode] = {
-            "reward_accuracy": "max", "reward_margin": "max", "chosen_reward": "max", "rejected_reward": "min",
-        }  # fmt: skip
-        return {**modes, "log_ratio": "max"} if self.params.has_reference else modes
+        return {**PAIR_MODES, "log_ratio": "max"} if self.params.has_reference else PAIR_MODES
 
     def encode(self, writer: CompletionWriter, rows: pa.Table) -> Encoded:
         return encode_pairs(self.params, writer, rows)
@@ -152,12 +153,8 @@ class Pairs(Judgements):
     def row_results(
         self, outputs: Outputs, samples: pa.Table, chosen: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
     ) -> list[RowResult]:
-        words = []
-        for name, score in zip(PAIR, self.scores(outputs), strict=True):
-            texts = decode_labels(tokenizer, samples.column(f"{name}_labels").take(pa.array(chosen)).to_pylist())
-            rewards = (self.params.strength * score[chosen]).tolist()
-            words.append([f"{name}, reward {r:.3g}: {text}" for text, r in zip(texts, rewards, strict=True)])
-        return [RowResult(target, prediction) for target, prediction in zip(*words, strict=True)]
+        rewards = {name: self.params.strength * score for name, score in zip(PAIR, self.scores(outputs), strict=True)}
+        return pair_results(rewards, samples, chosen, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -243,6 +240,18 @@ class Judged(Judgements):
             RowResult(f"{word}: {text}", f"reward {reward:.3g}")
             for word, text, reward in zip(words, texts, rewards, strict=True)
         ]
+
+
+def pair_results(
+    rewards: Outputs, samples: pa.Table, chosen: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
+) -> list[RowResult]:
+    """Return both completions of some rows in words, with their rewards (B,) by name."""
+    words = []
+    for name in PAIR:
+        texts = decode_labels(tokenizer, samples.column(f"{name}_labels").take(pa.array(chosen)).to_pylist())
+        pairs = zip(texts, rewards[name][chosen].tolist(), strict=True)
+        words.append([f"{name}, reward {reward:.3g}: {text}" for text, reward in pairs])
+    return [RowResult(target, prediction) for target, prediction in zip(*words, strict=True)]
 
 
 def log_probabilities(
