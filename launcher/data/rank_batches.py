@@ -1,9 +1,13 @@
-"""Global batches cut into shards, one per rank: built on data workers, opened on train workers.
+"""Global batches cut into parts, and these into shards, one per rank: built on data workers, opened on train workers.
 
-A shard is an Arrow IPC stream with one rank's samples of a window: the task's columns, the columns `__step`, `__micro`,
-`__row` and `__mask`, and a header with the weight of each global batch. Read `stream.py` for what builds them.
+Every global batch is cut into the same parts (virtual ranks) for any number of ranks, and each part into the same
+micro-batches; a rank works off a contiguous range of parts. So whatever depends on a part has the same bits on any
+number of workers. A shard is an Arrow IPC stream with one rank's samples of a window: the task's columns, the columns
+`__step`, `__micro`, `__row` and `__mask`, and a header with the weight of each global batch. Read `stream.py` for what
+builds them.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +29,7 @@ class GlobalBatch:
     weight: float
     """Sum of the samples' weights. Each rank divides its sum of losses by it, so the loss does not depend on ranks."""
     micro_batches: int
-    """Micro-batches that each rank runs, fillers included: ranks must call forward and backward equally often."""
+    """Micro-batches of each part, fillers included: ranks must call forward and backward equally often."""
     totals: Mapping[str, float] = field(default_factory=dict)
     """Sum of each of `Task.normalizers` over all samples."""
     source_weights: tuple[float, ...] = ()
@@ -45,26 +49,44 @@ class ShardHeader:
     """True in the last window of an evaluation."""
     skipped_rows: int
     """Unusable rows of the window. Only rank 0's shard has the count, so that a sum over ranks counts each once."""
+    parts: tuple[int, ...]
+    """Parts of this rank, ascending; -1 for one that consists of fillers."""
     steps: tuple[GlobalBatch, ...]
 
 
 @dataclass(frozen=True)
-class LocalBatch:
-    """One rank's part of a global batch."""
+class Part:
+    """One part of a global batch."""
 
-    global_batch: GlobalBatch
+    index: int
+    """Number of the part in its global batch; -1 if it consists of fillers."""
     micro_batches: tuple[pa.Table, ...]
     """Tables with the columns that the task encoded, `__row` (row id; -1 for a filler) and `__mask`. With packing they
     have `segments` too, and `__row` is the first sample's."""
 
 
 @dataclass(frozen=True)
+class LocalBatch:
+    """One rank's parts of a global batch."""
+
+    global_batch: GlobalBatch
+    parts: tuple[Part, ...]
+
+    @property
+    def micro_batches(self) -> tuple[pa.Table, ...]:
+        """Return the micro-batches of all parts, in order."""
+        return tuple(samples for part in self.parts for samples in part.micro_batches)
+
+
+@dataclass(frozen=True)
 class BatchLayout:
-    """Cut of a global batch into shards: it decides memory and speed, never the result."""
+    """Cut of a global batch into parts and shards."""
 
     world_size: int
+    parts: int
+    """Parts of a global batch (`train.virtual_ranks`), a power of two."""
     micro_batch: int | None
-    """Sequences per micro-batch; None means all of a rank's sequences in one."""
+    """Sequences per micro-batch; None means all sequences of a part in one."""
     pack_length: int | None = None
     """Maximum length of a sequence of packed samples; None makes each sample a sequence."""
     normalizers: tuple[str, ...] = ()
@@ -78,27 +100,37 @@ class BatchLayout:
         """Return the index of the source of each row, int64 (n,); zeros without a mixture."""
         return source_of(self.source_starts or (0,), ids)
 
+    def parts_of(self, rank: int) -> tuple[int, ...]:
+        """Return the parts of a rank, filled up with -1: under ZeRO 2 and 3 all ranks must run equally many."""
+        begin, end = rank * self.parts // self.world_size, (rank + 1) * self.parts // self.world_size
+        most = -(-self.parts // self.world_size)
+        return (*range(begin, end), *[-1] * (most - (end - begin)))
 
-def assign_to_ranks(batch: RowIds, lengths: RowIds, layout: BatchLayout, source: RowIds) -> list[list[RowIds]]:
-    """Assign a global batch to ranks: for each rank a list of sequences, each the positions of its samples.
 
-    All ranks are computed at once, as each must know how many micro-batches the largest part has.
+def cut_into_parts(batch: RowIds, lengths: RowIds, layout: BatchLayout, source: RowIds) -> list[list[RowIds]]:
+    """Cut a global batch into parts: for each a list of sequences, each the positions of its samples.
+
+    Nothing here depends on the number of ranks.
 
     Args:
         batch: Positions of the samples of the batch.
         lengths: Length of every sample of the window.
-        layout: Number of ranks, and packing.
+        layout: Number of parts, and packing.
         source: Source of every sample of the window; zeros without a mixture.
     """
-    ranks = range(layout.world_size)
-    # No sequence is dropped to make ranks equal: they may differ by one, and `build_shard` evens out the number of
+    # No sequence is dropped to make parts equal: they may differ by one, and `build_shard` evens out the number of
     # calls.
     if layout.pack_length is None:
-        # Strided: with length grouping the batch is sorted, so all ranks get about the same lengths.
-        return [[batch[i : i + 1] for i in range(rank, len(batch), layout.world_size)] for rank in ranks]
-    # Packed sequences have no padding, so a rank's time follows from its tokens and not from its number of samples.
-    owner = _spread_evenly(lengths[batch], layout.world_size)
-    own = [batch[owner == rank] for rank in ranks]
+        # With length grouping the batch is sorted: a part has similar lengths, and little padding. The longest part is
+        # followed by the shortest, and so on, so that any number of ranks gets about the same lengths.
+        pieces = np.array_split(batch, layout.parts)
+        order = [
+            index for pair in zip(range(layout.parts), reversed(range(layout.parts)), strict=True) for index in pair
+        ]
+        return [[pieces[i][j : j + 1] for j in range(len(pieces[i]))] for i in order[: layout.parts]]
+    # Packed sequences have no padding, so a part's time follows from its tokens and not from its number of samples.
+    owner = _spread_evenly(lengths[batch], layout.parts)
+    own = [batch[owner == part] for part in range(layout.parts)]
     # A sequence has samples of one source, so that the loss of each source is known.
     return [
         [
@@ -124,9 +156,9 @@ def build_shard(
         encoded: Usable rows of the window.
         rows: Row ids of the window before encoding, int64 (n,).
         batches: Positions among the usable rows, from `cut_batches`.
-        assigned: Result of `assign_to_ranks` for each batch.
+        assigned: Result of `cut_into_parts` for each batch.
         rank: Rank that the shard is for.
-        layout: Number of ranks, micro-batch size, packing, and what the task needs of the whole batch.
+        layout: Number of parts and ranks, micro-batch size, packing, and what the task needs of the whole batch.
 
     Returns:
         The sequences with their `__` columns, and the facts of each global batch.
@@ -137,9 +169,10 @@ def build_shard(
     micro_of, mask, step_of, headers = [], [], [], []
     normalizers = {name: encoded.samples.column(name).to_numpy() for name in layout.normalizers}
     partners = np.arange(len(ids))
-    for step, (batch, ranks) in enumerate(zip(batches, assigned, strict=True)):
+    own_parts = layout.parts_of(rank)
+    for step, (batch, parts) in enumerate(zip(batches, assigned, strict=True)):
         # Each rank's shard gets it from the same computation: no collective has to agree on it at each step.
-        largest = max(len(part) for part in ranks)
+        largest = max(len(part) for part in parts)
         size = layout.micro_batch or max(largest, 1)
         # At least one: a batch whose rows were all skipped is still a step of the plan.
         micro_batches = max(1, -(-largest // size))
@@ -154,11 +187,13 @@ def build_shard(
             # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
             ordered = np.sort(batch)
             partners[ordered] = np.roll(ordered, -1)
-        own = ranks[rank]
-        micro = np.arange(len(own)) // size
-        # A rank that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO every
+        own = [sequence for part in own_parts if part >= 0 for sequence in parts[part]]
+        # Number of the micro-batch among all of this rank.
+        counts = [len(parts[part]) if part >= 0 else 0 for part in own_parts]
+        micro = np.concatenate([np.arange(count) // size + i * micro_batches for i, count in enumerate(counts)])
+        # A part that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO 2 and 3 every
         # forward and backward is a collective, and a rank that skipped one would leave the others waiting.
-        idle = np.setdiff1d(np.arange(micro_batches), micro)
+        idle = np.setdiff1d(np.arange(len(own_parts) * micro_batches), micro)
         # With length grouping the last sample is the shortest, so that a filler costs little.
         # An empty batch takes the first sample of the window: `handle_bad_rows` sees to it that there is one.
         filler = np.full(1, batch[-1] if len(batch) else 0, np.int64)
@@ -262,7 +297,8 @@ def deserialize_shard(content: pa.Buffer) -> tuple[ShardHeader, Iterator[LocalBa
     # memory.
     table = pa.ipc.open_stream(content).read_all()
     raw = json.loads(table.schema.metadata[b"launcher"])
-    header = ShardHeader(**{**raw, "steps": tuple(GlobalBatch(**step) for step in raw["steps"])})
+    steps = tuple(GlobalBatch(**step) for step in raw["steps"])
+    header = ShardHeader(**{**raw, "parts": tuple(raw["parts"]), "steps": steps})
     return header, _local_batches(table.replace_schema_metadata(None), header)
 
 
@@ -277,9 +313,11 @@ def _local_batches(table: pa.Table, header: ShardHeader) -> Iterator[LocalBatch]
         order = np.argsort(micro_of[begin:end], kind="stable")
         # `take` copies, but one step at a time: a sorted copy of the window would double its memory.
         local = samples.slice(begin, end - begin).take(pa.array(order))
-        bounds = np.searchsorted(micro_of[begin:end][order], np.arange(step.micro_batches + 1))
-        pairs = zip(bounds[:-1], bounds[1:], strict=True)
-        yield LocalBatch(step, tuple(local.slice(int(a), int(b - a)) for a, b in pairs))
+        count = step.micro_batches
+        bounds = np.searchsorted(micro_of[begin:end][order], np.arange(len(header.parts) * count + 1)).tolist()
+        tables = [local.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
+        parts = (Part(index, tuple(tables[i * count : (i + 1) * count])) for i, index in enumerate(header.parts))
+        yield LocalBatch(step, tuple(parts))
 
 
 def collate(task: Task, samples: pa.Table, global_batch: GlobalBatch) -> Batch:

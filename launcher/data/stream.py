@@ -17,8 +17,8 @@ from launcher.data.rank_batches import (
     BatchLayout,
     LocalBatch,
     ShardHeader,
-    assign_to_ranks,
     build_shard,
+    cut_into_parts,
     deserialize_shard,
     serialize_shard,
 )
@@ -71,17 +71,20 @@ class StreamSource:
         micro_batch = self.job.parallel.micro_batch
         size = micro_batch if isinstance(micro_batch, int) else None
         starts = tuple(source.first_row for source in split.sources)
-        layout = BatchLayout(self.world_size, size, pack_length, task.normalizers, task.partner_columns, starts)
+        layout = BatchLayout(
+            self.world_size, self.job.virtual_ranks, size, pack_length, task.normalizers, task.partner_columns, starts
+        )
         source = layout.source_of(ids[encoded.valid_rows])
-        # Here the ranks begin: the global batches are settled, and any number of ranks divides the same ones.
-        assigned = [assign_to_ranks(batch, encoded.lengths, layout, source) for batch in batches]
+        assigned = [cut_into_parts(batch, encoded.lengths, layout, source) for batch in batches]
+        # Here the ranks begin: the parts are settled, and any number of ranks divides the same ones.
         # One rank's table at a time: those of all ranks together are as large as the encoded window itself.
         for rank in ranks:
             table, steps = build_shard(encoded, ids, batches, assigned, rank, layout)
             # Counted once: on rank 0, and not again by a run that resumes inside the window.
             skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
             first_step = window.first_step + window.begin
-            header = ShardHeader(window.kind, window.epoch, first_step, window.is_last, skipped, steps)
+            parts = layout.parts_of(rank)
+            header = ShardHeader(window.kind, window.epoch, first_step, window.is_last, skipped, parts, steps)
             yield serialize_shard(table, header)
 
     def task(self, for_evaluation: bool) -> Task:

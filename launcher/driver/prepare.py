@@ -31,7 +31,7 @@ from launcher.data.footers import OnProgress, gc_paused
 from launcher.data.label_inference import infer_task_params
 from launcher.data.mixed_splits import mix_splits
 from launcher.data.splits import Split, open_files, row_bytes, sample_rows
-from launcher.driver.memory.auto import MemoryPlan, largest_local_batch, resolve_auto_parallel
+from launcher.driver.memory.auto import MemoryPlan, largest_part, resolve_auto_parallel
 from launcher.driver.mixture_plan import count_epoch_steps, metric_modes, mixture_notes, with_row_weights
 from launcher.driver.preflight import missing_local_resources
 from launcher.errors import DataError, ModelError
@@ -42,6 +42,7 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import MAX_STEPS, Plan, state_bytes, total_steps
 from launcher.rundir.uri import join, redact_uri, split_options
 from launcher.spec.data import DataSpec, SourceSpec
+from launcher.spec.exactness import inexact_reasons
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.tasks import build_task
@@ -101,12 +102,24 @@ def prepare(
     job = _resolve_packing(job, task, model_facts.get("packs") is not False)
     data_notes = [*note_lost_labels(task, list(splits.values())), *note_sorted_rows(job, task, splits["train"])]
     run = RunDir(join(job.output.storage, job.name))
+    job = _with_virtual_ranks(job, run)
     if on_data is not None:
         on_data(job, splits)
     memory = resolve_auto_parallel(job, run, splits["train"], measure)
     if measure:
         data_notes += _sample_remarks(task, splits["train"])
     return PreparedJob(memory.job, run, splits, _make_plan(memory, splits, model_facts, data_notes))
+
+
+def _with_virtual_ranks(job: JobSpec, run: RunDir) -> JobSpec:
+    """Return the job with the number of parts of a batch; that of the run, if it has begun with other workers."""
+    if job.train.virtual_ranks is not None:
+        return job
+    old = run.find_record("plan.json", Plan)
+    parts = (
+        old.virtual_ranks if old is not None and 0 < old.virtual_ranks <= job.train.batch_size else job.virtual_ranks
+    )
+    return job.model_copy(update={"train": job.train.model_copy(update={"virtual_ranks": parts})})
 
 
 def _resolve_packing(job: JobSpec, task: Task, is_possible: bool) -> JobSpec:
@@ -360,9 +373,9 @@ def _make_plan(
             f"train.epochs: {job.train.epochs} epochs of {steps} steps are more than "
             f"the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
         )
-    local_batch = largest_local_batch(job, splits["train"])
+    part = largest_part(job, splits["train"])
     requested = job.parallel.micro_batch
-    micro_batch = min(requested, local_batch) if isinstance(requested, int) else local_batch
+    micro_batch = min(requested, part) if isinstance(requested, int) else part
     parameters = int(str(model_facts.get("parameters", 0)))
     return Plan(
         task=job.task.type,
@@ -381,9 +394,10 @@ def _make_plan(
         metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric],
         workers=job.cluster.workers,
         zero=job.zero_stage,
-        samples_per_worker=local_batch,
+        virtual_ranks=job.virtual_ranks,
+        inexact=inexact_reasons(job),
         micro_batch=micro_batch,
-        accumulation=-(-local_batch // micro_batch),
+        accumulation=-(-job.virtual_ranks // job.cluster.workers) * -(-part // micro_batch),
         model={k: v for k, v in model_facts.items() if v and isinstance(v, (str, int, float, bool))},
         model_files=fingerprint_model(job.model),
         parameters=parameters,
@@ -393,7 +407,7 @@ def _make_plan(
         notes=(
             *data_notes,
             *_training_notes(job, task, rows),
-            *_model_notes(job, model_facts),
+            *_model_notes(job, model_facts, part),
             *_cluster_notes(job),
             *_repeated_file_notes(splits),
             *mixture_notes(job, splits["train"], total_steps(steps, job)),
@@ -414,42 +428,48 @@ def _training_notes(job: JobSpec, task: Task, rows: dict[str, int]) -> list[str]
         notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
     if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
         notes.append(
-            "adamw_8bit quantises blocks of each worker's shard: another number of workers changes the last digits of "
-            "the curve and cannot resume from its checkpoints; parallel.zero: 0 has neither limit"
+            "adamw_8bit quantises blocks of each worker's shard: another number of workers cannot resume from its "
+            "checkpoints; parallel.zero: 0 has no such limit"
         )
     if job.data.cache is not None and task.augments:
         notes.append("data.cache: training rows are augmented, so only validation and test rows are cached")
     return notes
 
 
-def _model_notes(job: JobSpec, model_facts: dict[str, object]) -> list[str]:
+def _model_notes(job: JobSpec, model_facts: dict[str, object], part: int) -> list[str]:
     notes = []
-    if job.model.syncs_batch_norm and model_facts.get("batch_norms"):
+    if job.model.trains_batch_norm and model_facts.get("batch_norms"):
         notes.append(
-            "BatchNorm sees one micro-batch of all workers: parallel.micro_batch changes the result"
+            "BatchNorm sees one micro-batch: parallel.micro_batch changes the result"
             if job.parallel.micro_batch
-            else "BatchNorm is synchronised over all workers; do not set parallel.micro_batch, or the result changes"
+            else f"BatchNorm sees one part of a batch, {part} samples; fewer train.virtual_ranks make parts larger"
         )
     elif model_facts.get("batch_norms"):
-        notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: sync trains them")
+        notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: trained moves them")
     if model_facts.get("packs") is False:
         notes.append(
             f"task.packing: off, as packed samples would see each other in a {model_facts['model_type']} model; "
             "shorter rows are padded, and the loss curve is the same"
         )
-    # The task's: some switch dropout off unless the job asks for it.
-    if build_task(job).model.dropout != 0.0:
-        notes.append("dropout noise depends on the number of workers and the micro-batch; all else stays equal")
     return notes
 
 
 def _cluster_notes(job: JobSpec) -> list[str]:
     notes = []
-    if job.cluster.workers > job.train.batch_size:
+    if job.cluster.workers > job.virtual_ranks:
+        remedy = "raise train.batch_size" if job.cluster.workers > job.train.batch_size else "raise train.virtual_ranks"
         notes.append(
-            f"cluster.workers: of {job.cluster.workers} workers only {job.train.batch_size} ever get a sample, as "
-            "train.batch_size has no more"
+            f"cluster.workers: of {job.cluster.workers} workers only {job.virtual_ranks} ever get a sample, as a batch "
+            f"has no more parts; {remedy}, which changes the curve, or take fewer workers"
         )
+    if not job.cluster.gpus_per_worker and not job.cluster.address and job.cluster.kubernetes is None:
+        cores = os.cpu_count() or 1
+        used = job.cluster.workers * job.train.threads
+        if used < cores // 2:
+            notes.append(
+                f"train.threads: {job.cluster.workers} workers of {job.train.threads} threads leave most of {cores} "
+                "cores idle; take more workers, or more threads, which change the last bits"
+            )
     # A note, not an error: `check` may run on a machine without the GPUs. `train` refuses (`require_local_resources`).
     missing = missing_local_resources(job)
     if missing is not None:

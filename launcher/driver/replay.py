@@ -19,6 +19,7 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
 from launcher.rundir.uri import join, parent
 from launcher.spec.job import INVALID_NAME, JobSpec, is_name
+from launcher.tasks import build_task
 
 # Another machine or commit explains nothing by itself.
 _UNRELATED = ("hosts", "git commit")
@@ -98,23 +99,20 @@ def _known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
     """Return the reasons for which the two curves cannot be equal."""
     job, plan = prepared.job, prepared.plan
     reasons = []
-    is_cut_differently = (old.workers, old.micro_batch) != (plan.workers, plan.micro_batch)
-    has_lora_dropout = job.model.lora is not None and job.model.lora.dropout > 0
-    if is_cut_differently and (job.model.dropout != 0.0 or has_lora_dropout):
-        reasons.append(
-            "dropout noise depends on rank and micro-batch, so with another number of workers or micro-batch the "
-            "losses differ from the first step on; only a run with model.dropout: 0.0 has the same curve under any cut"
-        )
-    if is_cut_differently and job.train.precision != "fp32":
-        reasons.append(
-            f"in {job.train.precision} each micro-batch's gradient is rounded, so with another number of workers or "
-            "micro-batch the losses differ in the third digit; only fp32 has the same curve under any cut"
-        )
-    if is_cut_differently and job.model.syncs_batch_norm and plan.model.get("batch_norms"):
-        reasons.append("BatchNorm sees one micro-batch of all workers, so another micro-batch changes the curve")
-    if job.cluster.gpus_per_worker and not job.train.deterministic:
-        reasons.append("GPU kernels may differ in the last bits from run to run, which adds up over many steps")
-    return tuple(reasons)
+    if old.micro_batch != plan.micro_batch:
+        # The noise of a part is drawn for each of its micro-batches.
+        if build_task(job).model.dropout != 0.0 or (job.model.lora is not None and job.model.lora.dropout > 0):
+            reasons.append(
+                "dropout noise depends on the micro-batch, so with another one the losses differ from the first step on"
+            )
+        if job.train.precision != "fp32":
+            reasons.append(
+                f"in {job.train.precision} each micro-batch's gradient is rounded, so with another one the losses "
+                "differ in the third digit"
+            )
+        if job.model.trains_batch_norm and plan.model.get("batch_norms"):
+            reasons.append("BatchNorm sees one micro-batch, so another size changes the curve")
+    return tuple(dict.fromkeys([*reasons, *old.inexact, *plan.inexact]))
 
 
 def describe_replay(replayed: ReplayResult) -> Sequence[str]:

@@ -65,8 +65,10 @@ class Plan(Record):
     metric_mode: str
     workers: int
     zero: int
-    samples_per_worker: int
-    """Largest local batch: samples of a global batch on one worker."""
+    virtual_ranks: int = 0
+    """Parts that every global batch is cut into; 0 in older runs."""
+    inexact: tuple[str, ...] = ()
+    """Reasons why another number of workers may change the last bits; () if none that divides `virtual_ranks` does."""
     micro_batch: int
     accumulation: int
     """Micro-batches per step and worker."""

@@ -14,6 +14,8 @@ from launcher.spec.parallel import ParallelSpec
 from launcher.spec.train import CheckpointSpec, EvaluationSpec, TrainSpec
 from launcher.spec.tune import TuneSpec
 
+_VIRTUAL_RANKS = 8
+"""Parts of a global batch if neither the job nor the number of workers asks for more."""
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 INVALID_NAME = "not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit first"
 """Explanation of an invalid name, for `NAME is ...` in an error message."""
@@ -107,6 +109,21 @@ class JobSpec(Section):
                 "ZeRO shards them; set parallel.zero: 0, or use another optimizer"
             )
         return self
+
+    @property
+    def virtual_ranks(self) -> int:
+        """Parts of a global batch: `train.virtual_ranks`, or its default for the workers of this job."""
+        if self.train.virtual_ranks is not None:
+            return self.train.virtual_ranks
+        wanted = max(_VIRTUAL_RANKS, 1 << (self.cluster.workers - 1).bit_length())
+        return min(wanted, 1 << (self.train.batch_size.bit_length() - 1))
+
+    @property
+    def adds_in_one_order(self) -> bool:
+        """Return whether gradients are added in the order of the parts, the same for any number of workers."""
+        # Offloaded gradients and the loss scale of fp16 are DeepSpeed's own affair, as are the other stages.
+        is_plain = self.train.precision != "fp16" and not self.parallel.offload_optimizer
+        return self.zero_stage == 0 or (self.zero_stage == 1 and is_plain)
 
     @property
     def zero_stage(self) -> int:

@@ -85,9 +85,9 @@ class ModelSpec(Section):
     dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     """Dropout probability, set in the whole model config; null keeps the model's own values."""
 
-    batch_norm: Literal["frozen", "sync"] | None = None
-    """BatchNorm statistics in training: `frozen` keeps the pretrained ones, `sync` computes them over the micro-batches
-    of all workers; null means `sync` with `from_config`, else `frozen`."""
+    batch_norm: Literal["frozen", "trained"] | None = None
+    """BatchNorm statistics in training: `frozen` keeps the pretrained ones, `trained` computes them over each part of a
+    global batch (`train.virtual_ranks`); null means `trained` with `from_config`, else `frozen`."""
 
     def exported(self, directory: str) -> "ModelSpec":
         """Return the spec that loads a finished run's exported model, with the same permissions."""
@@ -101,9 +101,9 @@ class ModelSpec(Section):
         )  # fmt: skip
 
     @property
-    def syncs_batch_norm(self) -> bool:
-        """Return True if BatchNorm statistics are computed over the micro-batches of all workers."""
-        return self.batch_norm == "sync" or (self.batch_norm is None and self.from_config is not None)
+    def trains_batch_norm(self) -> bool:
+        """Return True if BatchNorm statistics are computed in training."""
+        return self.batch_norm == "trained" or (self.batch_norm is None and self.from_config is not None)
 
     @model_validator(mode="after")
     def _check_sources(self) -> "ModelSpec":

@@ -5,7 +5,7 @@ The loss curve depends on `train:`, but not on the other two.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from launcher.spec.base import Section
 from launcher.spec.optimizer import AdamW, Optimizer
@@ -52,6 +52,16 @@ class TrainSpec(Section):
     batch_size: int = Field(default=32, ge=1)
     """Global batch: samples per optimizer step over all workers. It is split into micro-batches to fit into memory."""
 
+    virtual_ranks: int | None = Field(default=None, ge=1)
+    """Parts that every global batch is cut into, a power of two. Noise, BatchNorm statistics and the order in which
+    gradients are added follow the part, so any number of workers that divides it trains the same bits (ZeRO 0 and 1).
+    Null takes the smallest power of two that is not below `cluster.workers`, at least 8, at most `batch_size`. The run
+    keeps what it started with. Fewer parts make larger micro-batches, which a GPU may need to be busy."""
+
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a worker. They change the last bits of its sums, and so belong to the run and not to the machine.
+    With GPUs they make no difference."""
+
     learning_rate: float = Field(default=2e-5, gt=0.0)
     """Peak learning rate, reached at the end of the warm-up."""
 
@@ -94,6 +104,19 @@ class TrainSpec(Section):
 
     sync_check_steps: int = Field(default=200, ge=1)
     """Steps between comparisons of a weight hash across workers; the first one is after step 1."""
+
+    @model_validator(mode="after")
+    def _check_virtual_ranks(self) -> "TrainSpec":
+        parts = self.virtual_ranks
+        if parts is not None and parts & (parts - 1):
+            lower = 1 << (parts.bit_length() - 1)
+            raise ValueError(f"virtual_ranks is {parts}, which is no power of two; give {lower} or {2 * lower}")
+        if parts is not None and parts > self.batch_size:
+            raise ValueError(
+                f"virtual_ranks is {parts}, more than the {self.batch_size} samples of a batch (batch_size); lower it, "
+                "or raise batch_size"
+            )
+        return self
 
 
 class EvaluationSpec(Section):

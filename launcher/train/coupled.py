@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from launcher.data.rank_batches import GlobalBatch, collate
+from launcher.data.rank_batches import GlobalBatch, Part, collate
 from launcher.tasks.base import Task
 from launcher.tasks.samples import Outputs
 from launcher.train.engine import Engine
@@ -34,20 +34,23 @@ class GatheredOutputs:
 
 
 def coupled_forward_backward(
-    engine: Engine, task: Task, micro_batches: Sequence[pa.Table], global_batch: GlobalBatch, step: int
+    engine: Engine, task: Task, parts: Sequence[Part], global_batch: GlobalBatch, step: int
 ) -> torch.Tensor:
     """Accumulate this rank's gradient of a coupled loss; arguments as in `loop.forward_backward`. Collective.
 
     Returns:
-        Sum of the losses of this rank's rows (scalar, on the device; in a mixture one for each source).
+        Sum of the losses of each part's rows, as in `loop.forward_backward`.
     """
-    with torch.no_grad(), engine.frozen_statistics():
-        first = []
-        for number, samples in enumerate(micro_batches):
-            engine.seed(step, number)
+    # Each micro-batch with its number in its part, from 1.
+    numbered = [(part, i, samples) for part in parts for i, samples in enumerate(part.micro_batches, 1)]
+    first = []
+    with torch.no_grad():
+        for part, number, samples in numbered:
+            engine.seed(step, part.index, number)
+            # Without its part: BatchNorm counts the second pass alone.
             outputs = engine.forward(task, collate(task, samples, global_batch).to(engine.device))
             first.append(without_fillers(outputs, samples))
-    rows = [row for samples in micro_batches for row in row_ids(samples)]
+    rows = [row for _, _, samples in numbered for row in row_ids(samples)]
     # Collective: a rank that ran out of memory above never gets here, so such a step cannot be repeated in place.
     gathered = gather_outputs(concatenate(first), rows)
     leaves = {name: tensor.requires_grad_() for name, tensor in gathered.outputs.items() if tensor.is_floating_point()}
@@ -55,38 +58,36 @@ def coupled_forward_backward(
     # An output that only steers the loss (a label, a constant reference) has no gradient.
     gradients = torch.autograd.grad(losses_N.sum(), list(leaves.values()), allow_unused=True)
     own = {name: grad[gathered.own] for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
+    own_losses = losses_N.detach()[gathered.own]
+    part_losses = empty_part_losses(engine, global_batch)
     begin = 0
-    for number, samples in enumerate(micro_batches):
+    for part, number, samples in numbered:
         # The noise of the first pass: with another dropout mask the gradient would belong to other outputs.
-        engine.seed(step, number)
-        outputs = engine.forward(task, collate(task, samples, global_batch).to(engine.device))
+        engine.seed(step, part.index, number)
+        batch = collate(task, samples, global_batch).to(engine.device)
+        outputs = engine.forward(task, batch, part.index)
         end = begin + len(row_ids(samples))
         # The gradient of this product is the chain rule. A filler has no rows and gets zeros; it runs all the same, as
         # the backward pass is a collective under ZeRO 2 and 3.
         terms = [(outputs[name][: end - begin].float() * grad[begin:end]).sum() for name, grad in own.items()]
-        engine.backward(torch.stack(terms).sum(), global_batch.weight)
+        engine.backward(torch.stack(terms).sum(), global_batch.weight, number == len(part.micro_batches))
+        source = None if batch.source is None else batch.source[: end - begin]
+        add_losses(part_losses[part.index], own_losses[begin:end], source)
         begin = end
-    loss_sum = empty_loss_sum(global_batch, engine.device)
-    source = None
-    if global_batch.source_weights:
-        own_sources = [s for part in micro_batches for s in part.column("__source").to_pylist()[: len(row_ids(part))]]
-        source = torch.tensor(own_sources, dtype=torch.int64, device=engine.device)
-    add_losses(loss_sum, losses_N.detach()[gathered.own], source)
-    return loss_sum
+    return part_losses
 
 
-def empty_loss_sum(global_batch: GlobalBatch, device: torch.device) -> torch.Tensor:
-    """Return zeros for the sum of losses: a scalar, or in a mixture one number for each source."""
-    sources = len(global_batch.source_weights)
-    return torch.zeros((sources,) if sources else (), device=device)
+def empty_part_losses(engine: Engine, global_batch: GlobalBatch) -> torch.Tensor:
+    """Return zeros for the losses of each part by source, (V, sources); one source without a mixture."""
+    return torch.zeros(engine.job.virtual_ranks, max(1, len(global_batch.source_weights)), device=engine.device)
 
 
-def add_losses(loss_sum: torch.Tensor, losses_B: torch.Tensor, source_B: torch.Tensor | None) -> None:
-    """Add losses to a sum in place, to those of their sources in a mixture. No host-device sync."""
+def add_losses(losses_S: torch.Tensor, losses_B: torch.Tensor, source_B: torch.Tensor | None) -> None:
+    """Add losses to the sums of their sources, in place. No host-device sync."""
     if source_B is None:
-        loss_sum += losses_B.sum()
+        losses_S += losses_B.sum()
     else:
-        loss_sum.index_add_(0, source_B, losses_B.to(loss_sum.dtype))
+        losses_S.index_add_(0, source_B, losses_B.to(losses_S.dtype))
 
 
 def row_ids(samples: pa.Table) -> list[int]:

@@ -45,8 +45,8 @@ def deepspeed_config(
         # `engine.step` ends a global batch, whose number of micro-batches may differ from step to step.
         "managed_gradient_accumulation": False,
         "steps_per_print": None,
-        # Without ZeRO, `flat_gradients.py` clips.
-        "gradient_clipping": job.train.max_grad_norm or 0.0 if job.zero_stage else 0.0,
+        # `flat_gradients.py` clips what it adds.
+        "gradient_clipping": 0.0 if job.adds_in_one_order else job.train.max_grad_norm or 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         # Gradients are exchanged and accumulated in fp32: a long sum in half precision loses small terms. DeepSpeed

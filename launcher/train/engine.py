@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from launcher.errors import TrainingError, WeightDivergenceError
 from launcher.models.adapters import add_adapters, borrowed_parameters
-from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
+from launcher.models.batch_norm import PartBatchNorm, add_over_ranks, convert_to_part_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
 from launcher.models.quantization import dequantize, is_quantized, set_compute_dtype
 from launcher.processes.preload import import_deepspeed
@@ -35,6 +35,7 @@ from launcher.train.flat_gradients import (
     unify_gradient_dtype,
     use_sparse_embedding_update,
 )
+from launcher.train.fused_tails import FusedTails
 from launcher.train.offload.nvme import create_swap_dir, reading_back
 from launcher.train.op_builders import prepare_op_builds
 from launcher.train.param_groups import bitsandbytes_optimizer, build_param_groups, check_shardable
@@ -64,8 +65,8 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
         # Dynamic, as micro-batches differ in size and length.
         model.compile(dynamic=True)
     # After `freeze`: layers whose weights are frozen keep their pretrained statistics.
-    if job.model.syncs_batch_norm:
-        convert_to_sync_batch_norm(model)
+    if job.model.trains_batch_norm:
+        convert_to_part_batch_norm(model)
     return model, inner
 
 
@@ -86,8 +87,10 @@ class Engine:
         model, inner = _build(job, task)
         self._unwrapped = model
         self._couples = task.couples
-        self._sync_batch_norms = [m for m in model.modules() if isinstance(m, SyncBatchNorm)]
-        self._frozen_batch_norms = [m for m in find_batch_norms(model) if not isinstance(m, SyncBatchNorm)]
+        self._batch_norms = [m for m in model.modules() if isinstance(m, PartBatchNorm)]
+        for layer in self._batch_norms:
+            layer.sums = torch.zeros(job.virtual_ranks, 2 * layer.num_features + 1, device=self.device)
+        self._frozen_batch_norms = [m for m in find_batch_norms(model) if not isinstance(m, PartBatchNorm)]
         self.zero = job.zero_stage
         self.num_forwards = 0
         """Forward passes so far, including those of generation; the heartbeat reports them as progress."""
@@ -124,28 +127,38 @@ class Engine:
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        self._stepped = weights
         self._flat: FlatGradients | None = None
-        """Gradient buffer without ZeRO; with ZeRO, DeepSpeed holds the gradients."""
-        half = job.train.precision != "fp32"
-        if self.zero == 0 and half:
+        """Gradient sums in the order of the parts; None where DeepSpeed adds them, in another order."""
+        if self.zero == 0 and job.train.precision != "fp32":
             undo_initial_step(self._optimizer)
             # Workaround, DeepSpeed 0.19.8 (runtime/fp16/unfused_optimizer.py, step): it replaces the masters' gradients
             # by those of the half-precision weights. These are None here, so it would step with zeros.
             self._optimizer.step = partial(step_master_weights, self._optimizer)
-            self._flat = FlatGradients(weights, [weight for group in groups for weight in group.parameters])
-        elif self.zero == 0:
-            self._flat = FlatGradients(weights)
-            if not (has_cuda or job.train.compile):  # torch.compile cannot trace the custom embedding gradient
-                use_sparse_embedding_update(model)
+        if job.adds_in_one_order:
+            self._flat = self._add_in_one_order(model)
         self.ema = self._build_ema(model)
         """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
         self._sharded_reference: Any = None
         if task.reference_model is not None:
             # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
             task.reference = self._build_reference(task)
-        if self._flat is not None:
-            # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
-            self._engine.enable_backward_allreduce = False
+
+    def _add_in_one_order(self, model: torch.nn.Module) -> FlatGradients:
+        """Take the addition of gradients from DeepSpeed."""
+        # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
+        self._engine.enable_backward_allreduce = False
+        # Hooks that prepare the reduction of ZeRO 1 (runtime/zero/stage_1_and_2.py): they copy each gradient.
+        for hook in getattr(self._optimizer, "_grad_acc_hooks", ()):
+            hook.remove()
+        optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
+        if self.device.type == "cpu" and isinstance(optimizer, torch.optim.AdamW):
+            FusedTails(optimizer)
+        # torch.compile cannot trace the custom embedding gradient.
+        if self.device.type == "cpu" and not self.job.train.compile:
+            use_sparse_embedding_update(model)
+        trained = [weight for group in self._groups for weight in group.parameters]
+        return FlatGradients(trained, -(-self.job.virtual_ranks // self.world_size), self.world_size)
 
     def _build_reference(self, task: Task) -> torch.nn.Module:
         """Load a task's frozen model in the precision of the training, sharded under ZeRO-3."""
@@ -173,15 +186,15 @@ class Engine:
         """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
         return self._unwrapped
 
-    def seed(self, step: int, micro_batch: int = 0) -> None:
-        """Seed the dropout noise as a function of job seed, step and rank, so that a resumed run draws the same.
+    def seed(self, step: int, part: int, micro_batch: int) -> None:
+        """Seed the dropout noise of a micro-batch: the same on any number of workers, and after a resume.
 
         Args:
             step: Number of optimizer steps completed before this one.
-            micro_batch: Number of the micro-batch, for steps that run each of them twice.
+            part: Number of its part of the global batch.
+            micro_batch: Number of the micro-batch in its part.
         """
-        place = f"{self.job.seed}/{step}/{self.rank}" + (f"/{micro_batch}" if micro_batch else "")
-        digest = hashlib.sha256(place.encode()).digest()
+        digest = hashlib.sha256(f"{self.job.seed}/{step}/{part}/{micro_batch}".encode()).digest()
         number = int.from_bytes(digest[:7], "little")
         # Not `torch.manual_seed`: it records a stack trace for each absent device type, 1 ms a step (torch 2.13).
         torch.default_generator.manual_seed(number)
@@ -189,7 +202,7 @@ class Engine:
             torch.cuda.manual_seed(number)
 
     def train_mode(self) -> None:
-        """Enable dropout. BatchNorm statistics stay as pretrained, unless they are synchronized."""
+        """Enable dropout. BatchNorm statistics stay as pretrained, unless they are trained."""
         self._engine.train()
         for layer in self._frozen_batch_norms:
             layer.eval()
@@ -210,46 +223,42 @@ class Engine:
     def _count_forward(self, *_: object) -> None:
         self.num_forwards += 1
 
-    def forward(self, task: Task, batch: Batch) -> Outputs:
+    def forward(self, task: Task, batch: Batch, part: int = -1) -> Outputs:
         """Return the task's outputs for a micro-batch. Collective under ZeRO-3, which gathers weights.
 
         In `evaluation_mode` these are its outputs for evaluations, which may hold generated text.
+
+        Args:
+            task: Task that calls the model.
+            batch: Micro-batch, or a filler.
+            part: Part whose BatchNorm statistics it adds to; -1 to add to none.
         """
-        for layer in self._sync_batch_norms:
-            # transformers hands no mask down to its layers, and fillers must not count in the statistics. Two
-            # collectives per layer, so every rank must run the same number of forward passes.
-            layer.mask = batch.mask
+        for layer in self._batch_norms:
+            # A micro-batch has rows or one filler, never both. The first row of a filler is -1.
+            layer.part = part if batch.rows[0] >= 0 else -1
         # The model's mode: DeepSpeed's engine stays in training mode itself (0.19.8, runtime/engine.py, `eval`).
         forward = task.forward if self._unwrapped.training else task.evaluation_forward
         return forward(self._engine, batch)
 
-    @contextmanager
-    def frozen_statistics(self) -> Iterator[None]:
-        """Keep the running statistics of synchronized BatchNorm inside the block, for a pass that is repeated."""
-        momenta = [layer.momentum for layer in self._sync_batch_norms]
-        for layer in self._sync_batch_norms:
-            layer.momentum = 0.0
-        try:
-            yield
-        finally:
-            for layer, momentum in zip(self._sync_batch_norms, momenta, strict=True):
-                layer.momentum = momentum
-
-    def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
+    def backward(self, loss_sum: torch.Tensor, global_weight: float, ends_part: bool) -> None:
         """Add the gradient of `loss_sum / global_weight` to that of the step. Collective under ZeRO 2 and 3.
 
         Args:
             loss_sum: Sum of the sample losses of a micro-batch, scalar.
             global_weight: Weight of the whole global batch.
+            ends_part: Whether it is the last micro-batch of its part.
         """
-        # DeepSpeed averages gradients over ranks, hence the factor; FlatGradients sums them.
-        factor = 1 if self._flat is not None else self.world_size
-        self._engine.backward(loss_sum / global_weight * factor, scale_wrt_gas=False)
-
-    @property
-    def has_sync_batch_norm(self) -> bool:
-        """Return True if a forward pass in training changes saved state: the running statistics."""
-        return bool(self._sync_batch_norms)
+        for layer in self._batch_norms:
+            # Activation checkpointing runs layers again in this pass, which must not count twice.
+            layer.part = -1
+        if self._flat is None:
+            # DeepSpeed averages gradients over ranks, hence the factor.
+            self._engine.backward(loss_sum / global_weight * self.world_size, scale_wrt_gas=False)
+            return
+        self._flat.begin(ends_part)
+        self._engine.backward(loss_sum / global_weight, scale_wrt_gas=False)
+        if ends_part:
+            self._flat.end_part()
 
     @property
     def saves_from_files(self) -> bool:
@@ -261,12 +270,13 @@ class Engine:
         """Return True if a step can be repeated before `step`: no gradient has been exchanged or offloaded yet."""
         # A coupled loss gathers outputs in the middle of the step, where the other ranks already wait.
         is_local = (self.zero == 1 or self._flat is not None) and not self._couples
-        # SyncBatchNorm exchanges statistics inside the forward pass, where the other ranks already wait, and a second
-        # pass would update its running statistics twice.
-        return is_local and not (self.job.parallel.offload_optimizer or self._sync_batch_norms)
+        return is_local and not self.job.parallel.offload_optimizer
 
     def reset_gradients(self) -> None:
         """Discard the gradients of an aborted step; requires `can_retry_step`."""
+        for layer in self._batch_norms:
+            assert layer.sums is not None
+            layer.sums.zero_()
         self._engine.zero_grad()
         if self._flat is not None:
             self._flat.clear()
@@ -289,6 +299,9 @@ class Engine:
         # The checkpoint writer copies weights and states during forward and backward passes. The step changes both in
         # place, so it must not begin before the copy has ended.
         self.before_step()
+        add_over_ranks(self._batch_norms)
+        for layer in self._batch_norms:
+            layer.move_running_statistics()
         self._apply(learning_rate)
         if self.ema is not None:
             self.ema.update(step + 1)
@@ -303,13 +316,36 @@ class Engine:
             self._engine.step()
             self.grad_norm = self._engine.get_global_grad_norm()
             return
-        if self.world_size > 1:
-            # Collective, and the only exchange of gradients in the step. Before clipping: the norm must be that of the
-            # whole gradient, or each rank would scale by another factor.
-            self._flat.all_reduce()
+        self._flat.finish()
+        # Collective, and the only exchange of gradients in the step. Before clipping: the norm must be that of the
+        # whole gradient, or each rank would scale by another factor.
+        self._flat.all_reduce()
         self.grad_norm = self._flat.clip(self.job.train.max_grad_norm)
+        if self.zero:
+            self._hand_over(self._flat.views)
+        else:
+            for weight, gradient in zip(self._stepped, self._flat.views, strict=True):
+                weight.grad = gradient
         self._engine.step()
-        self._flat.clear()  # DeepSpeed has set every `.grad` to None
+
+    def _hand_over(self, gradients: list[torch.Tensor]) -> None:
+        """Give the optimizer of ZeRO 1 this rank's share of the complete gradient, as its own reduction would."""
+        optimizer = self._optimizer
+        by_weight = {
+            id(weight): gradient
+            for weight, gradient in zip((w for group in self._groups for w in group.parameters), gradients, strict=True)
+        }
+        for i, owned in enumerate(optimizer.params_in_partition):
+            optimizer.all_grad_tensors[i] = [by_weight[id(weight)] for weight in owned]
+            optimizer.averaged_gradients[i] = optimizer.get_flat_partition(
+                owned,
+                optimizer.first_offset[i],
+                optimizer.partition_size[i],
+                dtype=torch.float32,
+                device=self.device,
+                param_group_idx=i,
+                return_tensor_list=True,
+            )
 
     def local_state(self) -> dict[str, object]:
         """Return what this rank saves, by file name: the live tensors, not copies. Collective."""

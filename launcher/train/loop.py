@@ -1,8 +1,9 @@
 """THE training loop. Runs in every train worker; start reading here.
 
-A global batch arrives as this rank's part of it, encoded and cut into micro-batches (`data/stream.py`). The loss is a
+A global batch arrives as this rank's parts of it, encoded and cut into micro-batches (`data/stream.py`). The loss is a
 sum over samples, divided by the weight of the *global* batch, so neither the number of workers nor the micro-batch
-changes it. `engine.py` wraps DeepSpeed, `validate.py` evaluates, `train/checkpoint/writer.py` saves.
+changes it. Noise and the order of additions follow the parts, which are the same on any number of workers. `engine.py`
+wraps DeepSpeed, `validate.py` evaluates, `train/checkpoint/writer.py` saves.
 """
 
 import math
@@ -10,10 +11,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import pyarrow as pa
 import torch
 
-from launcher.data.rank_batches import GlobalBatch, LocalBatch, collate
+from launcher.data.rank_batches import GlobalBatch, LocalBatch, Part, collate
 from launcher.data.splits import Split
 from launcher.data.stream import ShardStream
 from launcher.data.windows import VALIDATION
@@ -23,7 +23,7 @@ from launcher.rundir.records import EvaluationRecord, ResultRecord, TrainerState
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.train.checkpoint.writer import CheckpointWriter
-from launcher.train.coupled import add_losses, coupled_forward_backward, empty_loss_sum
+from launcher.train.coupled import add_losses, coupled_forward_backward, empty_part_losses
 from launcher.train.engine import Engine
 from launcher.train.fault_injection import FaultInjector
 from launcher.train.loggers.run_log import PendingStep, RunLog
@@ -105,10 +105,10 @@ def train(
     for step, epoch, batch in log.timer.time_data_wait(stream.steps()) if not is_finished else ():
         lr = learning_rate(job.train, step, plan.total_steps)
         with log.timer.time_step():
-            loss_sum = train_step(ctx, batch, step, lr)
+            part_losses = train_step(ctx, batch, step, lr)
         done = step + 1
         # Loss and norm stay on their device: reading them here would make the host wait for the device in every step.
-        log.step(PendingStep(done, epoch, batch.global_batch, loss_sum, lr, engine.grad_norm))
+        log.step(PendingStep(done, epoch, batch.global_batch, part_losses, lr, engine.grad_norm))
         ctx.faults.inject_at_step(done)
         # Collective. Everything that decides about the collectives below must be the same on all ranks: the plan, the
         # step, and what this call or the flush has exchanged; never a local clock or a local error.
@@ -161,17 +161,17 @@ def train(
 
 
 def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> torch.Tensor | None:
-    """Run one optimizer step on this rank's part of a global batch.
+    """Run one optimizer step on this rank's parts of a global batch.
 
     Args:
         ctx: Engine, task and recovery policies of this run.
-        batch: Micro-batches of this rank, and the weight of the whole global batch.
+        batch: Parts of this rank, and the weight of the whole global batch.
         step: Number of optimizer steps completed before this one.
         lr: Learning rate of this step.
 
     Returns:
-        Sum of this rank's sample losses (scalar, on the device; in a mixture one for each source); None if the batch
-        is skipped. Summed over ranks and divided by the weight of the global batch it is the loss of the step.
+        Sum of the sample losses of each part (V, sources), on the device, 0 for those of other ranks; None if the
+        batch is skipped. Their sum over ranks and parts, divided by the weight of the global batch, is the loss.
 
     Raises:
         MicroBatchOOMError: Memory ran out under ZeRO 2 or 3; the workers restart with a smaller micro-batch.
@@ -179,57 +179,58 @@ def train_step(ctx: TrainContext, batch: LocalBatch, step: int, lr: float) -> to
     """
     if ctx.non_finite.is_skipped(step):
         return None
-    loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), batch.global_batch, step)
+    part_losses = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.parts), batch.global_batch, step)
     # Collective under ZeRO 0 and 1: if one rank ran out of memory, all ranks halve the micro-batch and repeat the step.
     # Raises under ZeRO 2 and 3, where the other ranks already wait inside a reduce.
-    while ctx.oom.must_retry(loss_sum, step):
-        loss_sum = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.micro_batches), batch.global_batch, step)
-    assert loss_sum is not None
-    loss_sum = ctx.faults.inject_nan(step, loss_sum)
+    while ctx.oom.must_retry(part_losses, step):
+        part_losses = forward_backward(ctx.engine, ctx.task, ctx.oom.split(batch.parts), batch.global_batch, step)
+    assert part_losses is not None
+    part_losses = ctx.faults.inject_nan(step, part_losses)
     # Collective and a host-device sync, under `train.non_finite: skip` only.
-    if not ctx.non_finite.check_loss(step, loss_sum):
+    if not ctx.non_finite.check_loss(step, part_losses):
         return None
     ctx.engine.step(lr, step)
-    return loss_sum
+    return part_losses
 
 
 def forward_backward(
-    engine: Engine, task: Task, micro_batches: Sequence[pa.Table], global_batch: GlobalBatch, step: int
+    engine: Engine, task: Task, parts: Sequence[Part], global_batch: GlobalBatch, step: int
 ) -> torch.Tensor | None:
     """Accumulate this rank's gradient of a global batch.
 
     Args:
         engine: Model and gradients.
         task: Defines the loss of a sample.
-        micro_batches: Encoded samples, one table per forward pass.
+        parts: Parts of this rank, with one table of encoded samples per forward pass.
         global_batch: Facts of the whole global batch; its weight is its samples, or its learned tokens.
         step: Number of optimizer steps completed before this one; seeds the dropout.
 
     Returns:
-        Sum of the sample losses (scalar, on the device; in a mixture one for each source), or None if memory ran out.
+        Sum of the sample losses of each part (V, sources), on the device, 0 for those of other ranks; None if memory
+        ran out.
     """
-    # A function of seed, step and rank: a step that is repeated, or reached again after a resume, draws the same noise.
-    engine.seed(step)
-    loss_sum = empty_loss_sum(global_batch, engine.device)
+    part_losses = empty_part_losses(engine, global_batch)
     try:
         if task.couples:
-            return coupled_forward_backward(engine, task, micro_batches, global_batch, step)
-        for samples in micro_batches:
-            batch = collate(task, samples, global_batch).to(engine.device)
-            losses_B = task.sample_losses(engine.forward(task, batch), batch)
-            # The mask is 0 for filler samples: ranks without rows left in a batch still take part in its collectives.
-            losses_B = losses_B * batch.mask
-            # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The stream
-            # gives every rank the same number of micro-batches, or the ranks would wait for each other here.
-            engine.backward(losses_B.sum(), global_batch.weight)
-            add_losses(loss_sum, losses_B.detach(), batch.source)
+            return coupled_forward_backward(engine, task, parts, global_batch, step)
+        for part in parts:
+            for number, samples in enumerate(part.micro_batches, 1):
+                engine.seed(step, part.index, number)
+                batch = collate(task, samples, global_batch).to(engine.device)
+                losses_B = task.sample_losses(engine.forward(task, batch, part.index), batch)
+                # The mask is 0 for fillers: ranks without rows left in a batch still take part in its collectives.
+                losses_B = losses_B * batch.mask
+                # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The
+                # stream gives every rank as many micro-batches, or the ranks would wait for each other here.
+                engine.backward(losses_B.sum(), global_batch.weight, number == len(part.micro_batches))
+                add_losses(part_losses[part.index], losses_B.detach(), batch.source)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         # The frames of the traceback hold the graph, and with it the memory that a retry needs.
         error.__traceback__ = None
         return None
-    return loss_sum
+    return part_losses
 
 
 def should_stop_early(job: JobSpec, state: TrainerState) -> bool:

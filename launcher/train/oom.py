@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from launcher.data.rank_batches import Part
 from launcher.errors import MicroBatchOOMError, TrainingError
 from launcher.rundir.directory import RunDir
 from launcher.rundir.recovery import MicroBatchReduction, record_reduction
@@ -44,27 +45,27 @@ class OOMRecovery:
         # Samples of the largest micro-batch of the current attempt.
         self._largest = 0
 
-    def split(self, micro_batches: Sequence[pa.Table]) -> list[pa.Table]:
-        """Return the micro-batches of a step, cut to the size that fits since memory last ran out."""
+    def split(self, parts: Sequence[Part]) -> list[Part]:
+        """Return the parts of a step with micro-batches of the size that fits since memory last ran out."""
         # Ranks may then run different numbers of passes. The size is only ever set where a pass is no collective.
-        pieces = split_micro_batches(micro_batches, self._max_samples)
-        self._largest = max(len(piece) for piece in pieces)
-        return pieces
+        cut = [Part(part.index, tuple(split_micro_batches(part.micro_batches, self._max_samples))) for part in parts]
+        self._largest = max(len(piece) for part in cut for piece in part.micro_batches)
+        return cut
 
-    def must_retry(self, loss_sum: torch.Tensor | None, step: int) -> bool:
+    def must_retry(self, part_losses: torch.Tensor | None, step: int) -> bool:
         """Return True if the step must be repeated in smaller micro-batches. Collective under ZeRO 0 and 1.
 
         Args:
-            loss_sum: Result of the attempt; None if memory ran out on this rank.
+            part_losses: Result of the attempt; None if memory ran out on this rank.
             step: Number of optimizer steps completed before this one.
 
         Raises:
             MicroBatchOOMError: The workers must restart with the smaller micro-batch that was recorded.
             TrainingError: A single sample does not fit.
         """
-        if loss_sum is None:
+        if part_losses is None:
             self._check_can_retry(step)
-        largest_failed = self._largest_failed(self._largest if loss_sum is None else 0)
+        largest_failed = self._largest_failed(self._largest if part_losses is None else 0)
         if not largest_failed:
             return False
         # On the ranks whose attempt was complete as well: all repeat the whole step.

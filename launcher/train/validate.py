@@ -21,6 +21,7 @@ from launcher.data.stream import Evaluation
 from launcher.errors import RowCountError, TrainingError
 from launcher.rundir.records import DocumentRow, EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
 from launcher.tasks.base import Task
+from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.results import RowResult, TaskMetrics
 from launcher.tasks.samples import Batch, Outputs
 from launcher.train.coupled import concatenate, gather_outputs, row_ids, without_fillers
@@ -207,7 +208,7 @@ def _score(
         assert part.losses_B is not None
         for states in metrics:
             task.update_metrics(states, part.outputs, part.batch, part.samples)
-        sums[0] += part.losses_B.double().sum()
+        sums[0] += rounded(part.losses_B.double().sum())
         sums[1] += len(part.losses_B)
         _update_worst(task, worst, part, part.losses_B)
     return sums

@@ -121,9 +121,8 @@ def export_worker(config: WorkerConfig, destination: RunDir) -> None:
 def prepare_process(job: JobSpec) -> None:
     """Set the threads of this process, and deterministic kernels where the job asks for them."""
     if not torch.cuda.is_available():
-        # Ray sets OMP_NUM_THREADS to 1 for fractional CPUs; the workers of a host share its cores instead.
-        workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+        # Whatever OMP_NUM_THREADS says, or the number of cores: it changes the last bits of sums.
+        torch.set_num_threads(job.train.threads)
     if job.parallel.offload_optimizer:
         # DeepSpeed compiles its CPU optimizer, with the ninja that is installed beside this Python.
         os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])

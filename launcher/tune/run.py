@@ -5,12 +5,10 @@ end `launcher/driver/run.py` trains, exports and scores the best job like any ot
 Read `tune_driver.py` next, which runs the trials with Ray Tune.
 """
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import ray
 from rich.console import Console
 
 from launcher.data.checks import check_columns
@@ -181,7 +179,9 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
     leakage = preflight(prepared, "tune")
     # The metric that ranks the trials also chooses the best checkpoint of each trial.
     evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
-    base = base.model_copy(update={"evaluation": evaluation})
+    # Each trial's batch decides anew how many parts it is cut into.
+    train = base.train.model_copy(update={"virtual_ranks": job.train.virtual_ranks})
+    base = base.model_copy(update={"evaluation": evaluation, "train": train})
     plan = prepared.plan.model_copy(update={"metric": metric, "metric_mode": mode})
     prepared = replace(prepared, job=base, plan=plan)
     search = Search(spec, base.seed, mode)
@@ -264,7 +264,6 @@ def _run_phases(base: JobSpec, sweep: SweepDir, search: Search, listener: Listen
             trials=sweep.folder,
             metric=sweep.record.metric,
             worst=-_WORST if sweep.record.mode == "max" else _WORST,
-            threads=_threads_per_worker(base, concurrent),
             grace=spec.grace,
             mlflow_parent=tracker.run_id if tracker is not None else None,
             snapshots=sweep.run.path("sweep/snapshots") if spec.scheduler == "pbt" else None,
@@ -310,15 +309,6 @@ def _repeat_best(
 
 def _are_completed(sweep: SweepDir, numbers: Iterable[int]) -> bool:
     return all(number in sweep.trials and sweep.trials[number].status != "running" for number in numbers)
-
-
-def _threads_per_worker(base: JobSpec, concurrent: int) -> int:
-    """Return the CPU threads of each worker: all cores of the cluster, divided among the concurrent workers."""
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    # Assumes that all nodes are like this one. Ray's own number of CPUs is a scheduling quantity, which may be any
-    # number.
-    cores = (os.cpu_count() or 1) * nodes
-    return max(1, cores // (concurrent * base.cluster.workers))
 
 
 def _with_absolute_models(spec: TuneSpec) -> TuneSpec:

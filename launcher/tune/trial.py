@@ -49,8 +49,6 @@ class SweepContext:
     metric: str
     worst: float
     """Value that Tune gets for a failed trial."""
-    threads: int
-    """CPU threads of each worker."""
     grace: float
     """Fraction of its steps that a trial runs before it can be stopped."""
     mlflow_parent: str | None = None
@@ -214,7 +212,7 @@ class TrialActor(tune.Trainable):
             # The server worked when the sweep began: losing it later does not fail a trial.
             _log.warning("%s", error.message)
         if self._group is None:
-            self._group = TrialWorkerGroup(job.cluster.workers, self._context.threads)
+            self._group = TrialWorkerGroup(job.cluster.workers)
         # Collective: the ranks build the engine together.
         self._group.begin(prepared, self._start)
         self._prepared = prepared

@@ -68,15 +68,12 @@ class TrialWorker:
         rank: Rank of this worker in its group.
         world_size: Number of workers of a trial.
         address: Address of rank 0, `tcp://host:port`.
-        threads: CPU threads of this worker.
     """
 
-    def __init__(self, rank: int, world_size: int, address: str, threads: int) -> None:
+    def __init__(self, rank: int, world_size: int, address: str) -> None:
         has_gpu = torch.cuda.is_available()
         # Ray sets CUDA_VISIBLE_DEVICES to this worker's own GPU, so its local rank is always 0.
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
-        if not has_gpu:
-            torch.set_num_threads(threads)
         # Collective: returns once all ranks have connected. Formed once per process, and reused by all trials.
         dist.init_process_group("nccl" if has_gpu else "gloo", init_method=address, rank=rank, world_size=world_size)
         self._rank = rank
@@ -89,6 +86,8 @@ class TrialWorker:
         job = prepared.job
         # Global state of the process: set for every trial, because the trial before may have had the other value.
         torch.use_deterministic_algorithms(job.train.deterministic)
+        if not torch.cuda.is_available():
+            torch.set_num_threads(job.train.threads)
         task = build_task(job)
         # No generator state carries over from the trial before: new weights are drawn from job.seed inside `fork_rng`,
         # and `Engine.seed` reseeds dropout at every step.
@@ -177,10 +176,9 @@ class TrialWorkerGroup:
 
     Args:
         world_size: Number of workers.
-        threads: CPU threads of each worker.
     """
 
-    def __init__(self, world_size: int, threads: int) -> None:
+    def __init__(self, world_size: int) -> None:
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             # The port is free again before rank 0 listens on it. If another process takes it, the trial fails; it is
@@ -195,9 +193,9 @@ class TrialWorkerGroup:
             bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
             worker = RemoteTrialWorker.options(scheduling_strategy=bundle, **options)  # type: ignore[attr-defined]  # ray adds it
-            self._others.append(worker.remote(rank, world_size, address, threads))
+            self._others.append(worker.remote(rank, world_size, address))
         # Last, because it blocks until all ranks have joined the process group.
-        self._own = TrialWorker(0, world_size, address, threads)
+        self._own = TrialWorker(0, world_size, address)
 
     @property
     def size(self) -> int:

@@ -11,7 +11,7 @@ from tests.support.jobs import prepared_job, write_splits
 from tests.support.tiny_models import make_tiny_bloom, make_tiny_opt, make_tiny_resnet
 from tests.support.worker_group import run_group, train_curve, train_here, train_losses, with_job
 
-_SYNC: dict[str, Any] = {"model": {"batch_norm": "sync"}}
+_SYNC: dict[str, Any] = {"model": {"batch_norm": "trained"}}
 _LORA: dict[str, Any] = {"model": {"lora": {"rank": 4}}, "train": {"learning_rate": 3e-2, "max_steps": 20}}
 # At a larger learning rate language models are chaotic: differences of the last bit double with every step.
 _GENTLE_LORA: dict[str, Any] = {**_LORA, "train": {"learning_rate": 5e-3}}
@@ -61,7 +61,7 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "reward": ("reward", {"max_length": 48}, {}),
     "image-vit": ("image-classification", {"augment": _AUGMENT}, {}),
     "image-resnet-frozen": ("image-classification", {}, {}),
-    "image-resnet-sync": ("image-classification", {}, _SYNC),
+    "image-resnet-trained": ("image-classification", {}, _SYNC),
 }
 
 
@@ -86,7 +86,7 @@ def _cases(*names: str) -> pytest.MarkDecorator:
 
 def _cut_curves(job: PreparedJob) -> list[list[float]]:
     """Train with ZeRO 2 and 3, and with micro-batches unless BatchNorm depends on them."""
-    micro = (None, None) if job.job.model.syncs_batch_norm else (1, 3)
+    micro = (None, None) if job.job.model.trains_batch_norm else (1, 3)
     cuts = zip((2, 3), micro, strict=True)
     return [train_curve(with_job(job, name=f"z{z}", parallel={"zero": z, "micro_batch": m})) for z, m in cuts]
 
@@ -123,7 +123,7 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
 _RESUMED = ("token", "question", "causal-packed", "causal-packed-lora", "masked", "seq2seq", "embedding")
 
 
-@_cases(*_RESUMED, "preference-dpo-lora", "preference-kto", "image-vit", "image-resnet-sync")
+@_cases(*_RESUMED, "preference-dpo-lora", "preference-kto", "image-vit", "image-resnet-trained")
 def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
     """Stopped within a window, with dropout on: the same bits."""
     checkpoint = {"every_steps": 4, "every_minutes": None}
@@ -137,7 +137,7 @@ def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
 
 @_cases(
     "question", "causal-packed", "causal-packed-lora", "causal-packed-dora-tokens", "preference-dpo",
-    "image-resnet-sync",
+    "image-resnet-trained",
 )  # fmt: skip
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(job: PreparedJob) -> None:
     checkpoint = {"every_steps": 4, "every_minutes": None}
@@ -159,7 +159,7 @@ def _statistics(job: PreparedJob) -> list[float]:
     return sums
 
 
-@_cases("image-resnet-sync")
+@_cases("image-resnet-trained")
 def test_batch_norm_statistics_resume_with_another_number_of_workers(job: PreparedJob) -> None:
     stopped = with_job(job, checkpoint={"every_steps": 4, "every_minutes": None}, parallel={"zero": "auto"})
     run_group(2, train_losses, stopped, 9)

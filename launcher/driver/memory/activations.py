@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from launcher.driver.memory.estimate import Activations, ParameterCounts
 from launcher.models.adapters import add_adapters
-from launcher.models.batch_norm import convert_to_sync_batch_norm, find_batch_norms
+from launcher.models.batch_norm import convert_to_part_batch_norm, find_batch_norms
 from launcher.models.pretrained import add_embeddings, load_config, untrained_model
 from launcher.models.quantization import BYTES_PER_WEIGHT, quantized_layers
 from launcher.spec.job import JobSpec
@@ -48,8 +48,8 @@ def meta_model(job: JobSpec, task: Task) -> "PreTrainedModel":
         if job.model.lora is not None:
             model = add_adapters(model, task.auto_model, job.model, job.seed)  # type: ignore[assignment]  # a PeftModel forwards alike
         model.train()
-        if job.model.syncs_batch_norm:
-            convert_to_sync_batch_norm(model)
+        if job.model.trains_batch_norm:
+            convert_to_part_batch_norm(model)
         else:
             for layer in find_batch_norms(model):
                 layer.eval()

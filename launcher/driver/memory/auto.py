@@ -41,10 +41,9 @@ _SIZE_KEYS: Mapping[str, bool | set[str]] = {
     "task": True,
     "model": True,
     "data": {"train"},
-    "train": {"precision"},
+    "train": {"precision", "virtual_ranks"},
     "parallel": {"activation_checkpointing"},
     "evaluation": {"batch_size"},
-    "cluster": {"workers"},
 }
 # Errors of a model's own code that reads values, which fake tensors do not have.
 _NEEDS_VALUES_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
@@ -79,33 +78,33 @@ def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, always_estima
         train: Training split. Its longest rows form the worst-case batch.
         always_estimate: Estimate memory even if nothing is `auto` (takes 1-2 s).
     """
-    local_batch = largest_local_batch(job, train)
+    part = largest_part(job, train)
     stages = _allowed_stages(run)
     # Before anything is chosen: a size that once ran out of memory is never chosen again, whatever the estimate says.
-    job = _with_oom_cap(job, run, local_batch)
+    job = _with_oom_cap(job, run, part)
     parallel = job.parallel
     if not (always_estimate or parallel.zero == "auto" or parallel.micro_batch == "auto"):
         return MemoryPlan(job, None, None, ())
     limit = worker_memory_limit(job)
     try:
-        return _choose(job, _make_estimate(job, train, local_batch), local_batch, limit, stages)
+        return _choose(job, _make_estimate(job, train, part), part, limit, stages)
     # First: UserError is a ValueError and TrainingError a RuntimeError, which the next clause would take for the
     # model's.
     except LauncherError:
         raise
     except _NEEDS_VALUES_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        # Without an estimate: the stage of the existing checkpoints, and the whole local batch (None), which is halved
-        # if memory runs out.
+        # Without an estimate: the stage of the existing checkpoints, and the whole part (None), which is halved if
+        # memory runs out.
         zero = 3 if stages[0] == 3 and parallel.zero == "auto" else job.zero_stage
         micro_batch = None if parallel.micro_batch == "auto" else parallel.micro_batch
         note = f"the memory of activations cannot be estimated ({reason})"
         return MemoryPlan(_with_parallel(job, zero, micro_batch), None, limit, (note,))
 
 
-def largest_local_batch(job: JobSpec, train: Split) -> int:
-    """Return the largest number of samples that one rank has of a global batch."""
-    return -(-min(job.train.batch_size, train.rows) // job.cluster.workers)
+def largest_part(job: JobSpec, train: Split) -> int:
+    """Return the largest number of samples of one part of a global batch."""
+    return -(-min(job.train.batch_size, train.rows) // job.virtual_ranks)
 
 
 def _allowed_stages(run: RunDir) -> tuple[int, ...]:
@@ -116,18 +115,18 @@ def _allowed_stages(run: RunDir) -> tuple[int, ...]:
     return (3,) if old.zero == 3 else (0, 1, 2)
 
 
-def _with_oom_cap(job: JobSpec, run: RunDir, local_batch: int) -> JobSpec:
+def _with_oom_cap(job: JobSpec, run: RunDir, part: int) -> JobSpec:
     """Return the job with the smaller micro-batch that the run recorded when it was out of memory."""
     requested = job.parallel.micro_batch
-    size = requested if isinstance(requested, int) else local_batch
+    size = requested if isinstance(requested, int) else part
     capped = effective_micro_batch(run, size)
     return job if capped == size else _with_parallel(job, job.parallel.zero, capped)
 
 
-def _choose(job: JobSpec, estimate: Estimate, local_batch: int, limit: int | None, stages: Sequence[int]) -> MemoryPlan:
+def _choose(job: JobSpec, estimate: Estimate, part: int, limit: int | None, stages: Sequence[int]) -> MemoryPlan:
     notes = []
     requested = job.parallel.micro_batch
-    micro_batch = min(requested, local_batch) if isinstance(requested, int) else local_batch
+    micro_batch = min(requested, part) if isinstance(requested, int) else part
     zero = job.zero_stage
     if job.parallel.zero == "auto":
         # The stage first, for the smallest micro-batch; then the largest micro-batch that fits that stage.
@@ -135,7 +134,7 @@ def _choose(job: JobSpec, estimate: Estimate, local_batch: int, limit: int | Non
         zero, reason = _choose_stage(job, lambda stage: estimate(stage, smallest).needed, limit, stages)
         notes.append(f"parallel.zero: auto takes {zero}: {reason}")
     if requested == "auto":
-        micro_batch, reason = _choose_micro_batch(job, local_batch, lambda size: estimate(zero, size).needed, limit)
+        micro_batch, reason = _choose_micro_batch(job, part, lambda size: estimate(zero, size).needed, limit)
         notes.append(f"parallel.micro_batch: auto takes {micro_batch}: {reason}")
     memory = estimate(zero, micro_batch)
     if limit is not None and memory.needed > limit:
@@ -174,17 +173,18 @@ def _choose_stage(
     return fitting, f"the lowest stage that fits, {format_bytes(peak(fitting))} of {format_bytes(limit)}"
 
 
-def _choose_micro_batch(
-    job: JobSpec, local_batch: int, peak: Callable[[int], int], limit: int | None
-) -> tuple[int, str]:
+def _choose_micro_batch(job: JobSpec, part: int, peak: Callable[[int], int], limit: int | None) -> tuple[int, str]:
     """Return the largest micro-batch that fits, and the reason."""
-    if job.model.syncs_batch_norm:
-        return local_batch, "the whole local batch, as BatchNorm sees micro-batches"
-    size = largest_micro_batch(local_batch, peak, limit)
+    if job.model.trains_batch_norm:
+        return part, "a whole part of the batch, as BatchNorm sees micro-batches"
+    size = largest_micro_batch(part, peak, limit)
     if limit is None:
-        return size, "the whole local batch, as the workers' memory is not known here; it is halved if it does not fit"
-    part = "the whole local batch fits" if size == local_batch else "the largest part of the local batch that fits"
-    return size, f"{part}, {format_bytes(peak(size))} of {format_bytes(limit)}"
+        return (
+            size,
+            "a whole part of the batch, as the workers' memory is not known here; it is halved if it does not fit",
+        )
+    what = "a whole part of the batch fits" if size == part else "the largest piece of a part that fits"
+    return size, f"{what}, {format_bytes(peak(size))} of {format_bytes(limit)}"
 
 
 def _storage_notes(job: JobSpec, memory: WorkerMemory) -> list[str]:
@@ -238,7 +238,7 @@ def _host_memory() -> int:
     return total
 
 
-def _make_estimate(job: JobSpec, train: Split, local_batch: int) -> Estimate:
+def _make_estimate(job: JobSpec, train: Split, part: int) -> Estimate:
     """Return a function from stage and micro-batch size to a worker's memory, for the longest training rows.
 
     Raises:
@@ -249,7 +249,7 @@ def _make_estimate(job: JobSpec, train: Split, local_batch: int) -> Estimate:
     samples, lengths = _longest_samples(task, train)
     longest = int(lengths.argmax())
     rows_per_sample = 1 if task.pack_length is None else max(1, task.pack_length // max(1, int(lengths[longest])))
-    evaluation_rows = -(-job.evaluation.batch_size // job.cluster.workers)
+    evaluation_rows = -(-job.evaluation.batch_size // job.virtual_ranks)
 
     def estimate(zero: int, micro_batch: int) -> WorkerMemory:
         count = micro_batch if task.pack_length is None else max(1, -(-micro_batch // rows_per_sample))
@@ -258,7 +258,7 @@ def _make_estimate(job: JobSpec, train: Split, local_batch: int) -> Estimate:
             evaluation_batch = repeat_sample(task, samples, longest, evaluation_rows, 1)
             _MEASURED[key, count] = _measure(job, task, train_batch, evaluation_batch)
         parameters, activations = _MEASURED[key, count]
-        return worker_memory(parameters, activations, _memory_config(job, zero, local_batch > micro_batch))
+        return worker_memory(parameters, activations, _memory_config(job, zero, part > micro_batch))
 
     return estimate
 
@@ -276,13 +276,25 @@ def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple
     return counts, activations.measure_activations(model, task, train, evaluation)
 
 
-def _memory_config(job: JobSpec, zero: int, has_accumulation: bool) -> MemoryConfig:
+def _memory_config(job: JobSpec, zero: int, cuts_parts: bool) -> MemoryConfig:
+    """Return the settings that memory depends on.
+
+    Args:
+        job: Job with its virtual ranks.
+        zero: ZeRO stage.
+        cuts_parts: Whether a part has more than one micro-batch.
+    """
     parallel = job.parallel
+    parts = -(-job.virtual_ranks // job.cluster.workers)
+    at_stage = job.model_copy(update={"parallel": parallel.model_copy(update={"zero": zero})})
+    # As many as `train/flat_gradients.py` allocates.
+    sums = max(1, (parts - 1).bit_length()) + (cuts_parts and parts > 1)
     return MemoryConfig(
         workers=job.cluster.workers,
         zero=zero,
         element_bytes=4 if job.train.precision == "fp32" else 2,
-        has_accumulation=has_accumulation,
+        has_accumulation=cuts_parts or parts > 1,
+        gradient_sums=sums if at_stage.adds_in_one_order else 0,
         optimizer_slots=_optimizer_slots(job),
         offload_optimizer=parallel.offload_optimizer,
         offload_parameters=parallel.offload_parameters,

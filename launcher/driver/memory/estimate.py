@@ -56,6 +56,7 @@ class MemoryConfig:
         zero: ZeRO stage.
         element_bytes: Bytes of a weight: 4 in fp32, 2 in half precision.
         has_accumulation: True if a step has more than one micro-batch.
+        gradient_sums: Buffers of all gradients, where they are added in the order of the parts; 0 where DeepSpeed does.
         optimizer_slots: Number of fp32 values that the optimizer keeps for each trained weight; Adam keeps two.
         offload_optimizer: True if optimizer states are in CPU memory.
         offload_parameters: True if weights are in CPU memory between uses.
@@ -69,6 +70,7 @@ class MemoryConfig:
     zero: int
     element_bytes: int
     has_accumulation: bool
+    gradient_sums: int
     optimizer_slots: float = 2.0
     offload_optimizer: bool = False
     offload_parameters: bool = False
@@ -162,6 +164,12 @@ def _step_memory(
         resident: Bytes that are allocated all the time.
     """
     all_gradients = counts.trained * _FP32_BYTES
+    if config.gradient_sums:
+        # Buffers that are always allocated (`train/flat_gradients.py`); the step of ZeRO 1 copies its shard twice.
+        gradients = all_gradients * config.gradient_sums
+        shards = 2 * gradient_shard if config.zero else 0
+        peak = resident + gradients + max(used.forward, used.backward, shards)
+        return _StepMemory(gradients, 0, used.backward, peak)
     if config.zero == 3:
         # Weights stay gathered if they are used again within max_reuse_distance, so in all smaller models. Prefetched
         # ones, up to the bucket size, arrive in a flat buffer first.
@@ -176,15 +184,11 @@ def _step_memory(
         # The optimizer step makes this worker's gradients flat, in addition to their sums.
         peak = resident + max(gradients + used.forward, gradients + all_gradients + used.backward, 2 * gradient_shard)
         return _StepMemory(gradients, all_gradients, used.backward, peak)
-    if config.zero == 1:
-        # Sums exist in addition to the gradient that a backward pass has just made.
-        has_sums = config.has_accumulation or config.element_bytes != _FP32_BYTES
-        backward = all_gradients + used.backward if has_sums else max(used.forward, used.joint)
-        peak = resident + all_gradients + max(backward, 2 * all_gradients // config.workers)
-        return _StepMemory(all_gradients, all_gradients, used.backward, peak)
-    # Stage 0: one gradient buffer that is always allocated (`train/flat_gradients.py`).
-    peak = resident + all_gradients + max(used.forward, used.backward)
-    return _StepMemory(all_gradients, 0, used.backward, peak)
+    # Stage 1 with offloading or fp16. Sums exist in addition to the gradient that a backward pass has just made.
+    has_sums = config.has_accumulation or config.element_bytes != _FP32_BYTES
+    backward = all_gradients + used.backward if has_sums else max(used.forward, used.joint)
+    peak = resident + all_gradients + max(backward, 2 * all_gradients // config.workers)
+    return _StepMemory(all_gradients, all_gradients, used.backward, peak)
 
 
 def lowest_stage(candidates: Sequence[int], peak: Callable[[int], int], limit: int | None) -> int | None:

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from launcher.models.chat import IGNORED
+from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.metrics.losses import labelled_losses
 from launcher.tasks.results import TaskMetrics
 
@@ -30,7 +31,7 @@ class LanguageMetrics(TaskMetrics):
         is_labelled = labels != IGNORED
         # The boolean index syncs with the device.
         truth = labels[is_labelled]
-        self._sums += torch.stack([losses.double().sum(), (predicted[is_labelled] == truth).sum().double()])
+        self._sums += rounded(torch.stack([losses.double().sum(), (predicted[is_labelled] == truth).sum().double()]))
         counts = torch.bincount(truth, minlength=len(self._label_counts_V)).double()
         # As long as the largest label so far: the vocabulary is not known here.
         counts[: len(self._label_counts_V)] += self._label_counts_V

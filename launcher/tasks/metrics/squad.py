@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.metrics.tags import UNSPACED
 from launcher.tasks.results import TaskMetrics
 
@@ -91,7 +92,7 @@ class AnswerMetrics(TaskMetrics):
             else:
                 row = (0.0, 1.0, 0.0, 0.0, exact, 0.0, 0.0)
             sums = [total + value for total, value in zip(sums, row, strict=True)]
-        self._sums += torch.tensor(sums, dtype=torch.float64, device=self._sums.device)
+        self._sums += rounded(torch.tensor(sums, dtype=torch.float64, device=self._sums.device))
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, F1 first. Collective."""

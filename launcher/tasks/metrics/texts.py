@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 
+from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.metrics.language import LanguageMetrics
 from launcher.tasks.results import TaskMetrics
 
@@ -75,7 +76,7 @@ class TextScores(TaskMetrics):
         numbers = [float(len(pairs))]
         for counter in self._counters:
             numbers += counter.count(texts, truth)
-        self._sums += torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
+        self._sums += rounded(torch.tensor(numbers, dtype=torch.float64, device=self._sums.device))
 
     def compute(self) -> dict[str, float]:
         """Merge the states of all ranks and return the metrics, the scores of texts first. Collective."""

@@ -129,9 +129,6 @@ class CheckpointWriter:
         pending.thread.start()
         if not self._is_async:
             self.join()
-        elif self._engine.has_sync_batch_norm:
-            # Forward passes change the running statistics, which are saved.
-            pending.is_staged.wait()
 
     def join(self) -> None:
         """Wait until the pending checkpoint is complete or has failed. Collective.

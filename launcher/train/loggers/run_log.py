@@ -50,8 +50,9 @@ class PendingStep:
     """Steps completed, this one included."""
     epoch: int
     global_batch: GlobalBatch
-    loss_sum: torch.Tensor | None
-    """Sum of this rank's sample losses on the device, scalar or (sources,); None if the batch was skipped."""
+    part_losses: torch.Tensor | None
+    """Sample losses of each part by source (V, sources), on the device, 0 for parts of other ranks; None if the batch
+    was skipped."""
     learning_rate: float
     grad_norm: "float | torch.Tensor | None"
 
@@ -106,7 +107,7 @@ class RunLog:
 
     def step(self, pending: PendingStep) -> None:
         """Add a step to the next flush, unless its batch was skipped. No host-device sync."""
-        if pending.loss_sum is not None:
+        if pending.part_losses is not None:
             self._pending.append(pending)
         self._step = pending.step
 
@@ -127,12 +128,10 @@ class RunLog:
             TrainingError: `check_step` raises it.
             StaleAttemptError: A newer attempt of the run has started.
         """
-        # In fp64: rounding in the sum over ranks is far below a digit of fp32. All ranks have equally many pending
-        # steps, as they skip a batch together: the all-reduce adds by position.
-        sums = [
-            pending.loss_sum.detach().double().view(-1) for pending in self._pending if pending.loss_sum is not None
-        ]
-        device = sums[0].device if sums else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # All ranks have equally many pending steps, as they skip a batch together: the all-reduce adds by position, and
+        # to zeros, as each part is of one rank. So it rounds nothing.
+        losses = [pending.part_losses.detach().double() for pending in self._pending if pending.part_losses is not None]
+        device = losses[0].device if losses else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._untimed_flushes += 1
         self._untimed_steps += len(self._pending)
         is_timed = self._untimed_flushes * _RANKS_PER_FLUSH >= dist.get_world_size()
@@ -141,17 +140,16 @@ class RunLog:
         stale = self._check_lease()
         extras = [float(skipped_rows), float(stale is not None), *map(float, flags), *own_times]
         merged = torch.tensor(extras, dtype=torch.float64, device=device)
-        if sums:
-            merged = torch.cat([*sums, merged])
+        merged = torch.cat([*(part_losses.view(-1) for part_losses in losses), merged])
         with self.timer.phase("communication"):
             # Collective, the only one of the log: losses, rows, flags and times in one tensor.
             dist.all_reduce(merged)
         # The only host-device sync of these steps.
-        numbers = merged.tolist()
-        per_step = len(sums[0]) if sums else 1
-        count = len(sums) * per_step
-        losses = [numbers[begin : begin + per_step] for begin in range(0, count, per_step)]
-        all_skipped_rows, is_stale, first_flag, second_flag, *times = numbers[count:]
+        merged, rest = merged.cpu().split([len(merged) - len(extras), len(extras)])
+        by_part: tuple[torch.Tensor, ...] = merged.view(len(losses), *losses[0].shape).unbind(1) if losses else ()
+        # One after the other, in the order of the parts. A sum over the axis may take another order for another shape.
+        losses_by_step = sum(by_part[1:], by_part[0]).tolist() if losses else []
+        all_skipped_rows, is_stale, first_flag, second_flag, *times = rest.tolist()
         if is_stale:
             raise stale or StaleAttemptError(f"{self._run.uri}: a newer attempt has started, this one stops")
         now = time.monotonic()
@@ -160,7 +158,7 @@ class RunLog:
         samples_per_s = samples / max(now - self._flushed_at, 1e-9)
         lines = [
             self._step_line(pending, loss, int(all_skipped_rows), samples_per_s)
-            for pending, loss in zip(self._pending, losses, strict=True)
+            for pending, loss in zip(self._pending, losses_by_step, strict=True)
         ]
         self._flushed_at = now
         self._pending = []

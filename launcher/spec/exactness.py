@@ -1,0 +1,31 @@
+"""Which runs have the same bits on any number of workers, and why others only agree to rounding. Runs anywhere."""
+
+from launcher.spec.job import JobSpec
+
+
+def inexact_reasons(job: JobSpec) -> tuple[str, ...]:
+    """Return why another number of workers may change the last bits of the loss curve; () if it does not.
+
+    Args:
+        job: Job with its ZeRO stage and virtual ranks.
+    """
+    reasons = []
+    parts, workers, zero = job.virtual_ranks, job.cluster.workers, job.zero_stage
+    if not job.adds_in_one_order:
+        what = {2: "ZeRO-2 adds", 3: "ZeRO-3 adds"}.get(zero)
+        what = what or (
+            "DeepSpeed adds offloaded" if job.parallel.offload_optimizer else "the loss scaling of fp16 adds"
+        )
+        reasons.append(f"{what} gradients in an order of its own")
+    if parts % workers:
+        reasons.append(f"{workers} workers do not divide the {parts} parts of a batch (train.virtual_ranks)")
+    if job.train.optimizer.type == "adamw_8bit" and zero:
+        reasons.append("adamw_8bit quantises blocks of each worker's shard; parallel.zero: 0 does not")
+    if job.cluster.gpus_per_worker and not job.train.deterministic:
+        reasons.append("GPU kernels may differ in the last bits; train.deterministic: true refuses those that do")
+    return tuple(reasons)
+
+
+def exact_workers(job: JobSpec) -> tuple[int, ...]:
+    """Return the numbers of workers that train the same bits: the powers of two up to the virtual ranks."""
+    return tuple(1 << power for power in range(job.virtual_ranks.bit_length()))
