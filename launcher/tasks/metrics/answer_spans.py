@@ -81,7 +81,7 @@ def find_answers(outputs: Outputs, samples: pa.Table, search: Search) -> list[Pr
     """Return the best answer of each of B rows.
 
     Args:
-        outputs: Logits `start_logits` and `end_logits` (S, T) of all windows of the rows, in order.
+        outputs: Logits `start_logits` and `end_logits` of all windows of the rows, in order, (S, T) or longer.
         samples: Rows with `context`, and lists of windows: `starts`, `ends` (characters of tokens), `null`.
         search: Limits of the search.
     """
@@ -91,8 +91,10 @@ def find_answers(outputs: Outputs, samples: pa.Table, search: Search) -> list[Pr
     device = outputs["start_logits"].device
     is_real_ST = torch.arange(starts_ST.shape[1], device=device) < torch.from_numpy(lengths_S).to(device)[:, None]
     # float32: scores are compared across windows, and bf16 has ties.
+    # Of some rows of a micro-batch, the longest window may be shorter than that of the whole.
     first_ST, last_ST = (
-        outputs[name].float().masked_fill(~is_real_ST, -torch.inf) for name in ("start_logits", "end_logits")
+        outputs[name][:, : is_real_ST.shape[1]].float().masked_fill(~is_real_ST, -torch.inf)
+        for name in ("start_logits", "end_logits")
     )
     best_S, token_S2 = best_spans(first_ST, last_ST, torch.from_numpy(starts_ST >= 0).to(device), search)
     null_S = torch.from_numpy(windows.column("null").to_numpy().copy()).to(device).long()

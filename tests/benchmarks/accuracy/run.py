@@ -229,7 +229,7 @@ def run_ours(benchmark: Benchmark, seed: int) -> Scores:
     # The launcher of this checkout, in the workers too, whichever one is installed.
     call(command, {"PYTHONPATH": str(ROOT)}, benchmark.path("ours", seed, ".log"))
     found = [json.loads((runs / name / f"scores-{split}.json").read_text()) for split in ("validation", "test")]
-    return Scores(*(scores["metrics"][task.metric] for scores in found))
+    return Scores(*({"loss": scores["loss"], **scores["metrics"]}[task.metric] for scores in found))
 
 
 def run_trainer(benchmark: Benchmark, seed: int) -> Scores:
