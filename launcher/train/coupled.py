@@ -79,7 +79,7 @@ def coupled_forward_backward(
 
 def empty_part_losses(engine: Engine, global_batch: GlobalBatch) -> torch.Tensor:
     """Return zeros for the losses of each part by source, (V, sources); one source without a mixture."""
-    return torch.zeros(engine.job.virtual_ranks, max(1, len(global_batch.source_weights)), device=engine.device)
+    return torch.zeros(engine.virtual_ranks, max(1, len(global_batch.source_weights)), device=engine.device)
 
 
 def add_losses(losses_S: torch.Tensor, losses_B: torch.Tensor, source_B: torch.Tensor | None) -> None:

@@ -81,7 +81,7 @@ class Engine:
 
     def __init__(self, job: JobSpec, task: Task, micro_batch: int) -> None:
         self.job = job
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size, self.virtual_ranks = dist.get_rank(), dist.get_world_size(), job.virtual_ranks
         has_cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda else torch.device("cpu")
         model, inner = _build(job, task)
@@ -89,7 +89,7 @@ class Engine:
         self._couples = task.couples
         self._batch_norms = [m for m in model.modules() if isinstance(m, PartBatchNorm)]
         for layer in self._batch_norms:
-            layer.sums = torch.zeros(job.virtual_ranks, 2 * layer.num_features + 1, device=self.device)
+            layer.sums = torch.zeros(self.virtual_ranks, 2 * layer.num_features + 1, device=self.device)
         self._frozen_batch_norms = [m for m in find_batch_norms(model) if not isinstance(m, PartBatchNorm)]
         self.zero = job.zero_stage
         self.num_forwards = 0
@@ -158,7 +158,7 @@ class Engine:
         if self.device.type == "cpu" and not self.job.train.compile:
             use_sparse_embedding_update(model)
         trained = [weight for group in self._groups for weight in group.parameters]
-        return FlatGradients(trained, -(-self.job.virtual_ranks // self.world_size), self.world_size)
+        return FlatGradients(trained, -(-self.virtual_ranks // self.world_size), self.world_size)
 
     def _build_reference(self, task: Task) -> torch.nn.Module:
         """Load a task's frozen model in the precision of the training, sharded under ZeRO-3."""

@@ -31,7 +31,7 @@ def _rows_by_step(prepared: PreparedJob, world_size: int, start: int = 0) -> dic
                 continue
             for offset, batch in enumerate(batches):
                 rows = [row for part in batch.micro_batches for row in part.column("__row").to_pylist() if row >= 0]
-                assert len(batch.micro_batches) == batch.global_batch.micro_batches
+                assert {len(part.micro_batches) for part in batch.parts} == {batch.global_batch.micro_batches}
                 steps.setdefault(header.first_step + offset, []).append(rows)
     return steps
 
@@ -136,8 +136,50 @@ def test_length_grouping_saves_padding(tiny_bert: Path, tmp_path: Path) -> None:
         total = 0
         for shard in share_cells(prepared, 1, 0, 0):
             for batch in deserialize_shard(shard)[1]:
-                lengths = np.array([len(ids) for ids in batch.micro_batches[0].column("input_ids").to_pylist()])
-                total += int(lengths.max() * len(lengths))
+                for samples in batch.micro_batches:
+                    lengths = np.array([len(ids) for ids in samples.column("input_ids").to_pylist()])
+                    total += int(lengths.max() * len(lengths))
         return total
 
     assert padded_tokens(True) < 0.9 * padded_tokens(False)
+
+
+def _parts(prepared: PreparedJob, world_size: int) -> dict[tuple[int, int], list[list[int]]]:
+    """Return the row ids of each micro-batch by step and part, -1 for a filler."""
+    found: dict[tuple[int, int], list[list[int]]] = {}
+    for rank in range(world_size):
+        for shard in share_cells(prepared, world_size, rank, 0):
+            header, batches = deserialize_shard(shard)
+            for offset, batch in enumerate(batches):
+                for part in batch.parts:
+                    rows = [samples.column("__row").to_pylist() for samples in part.micro_batches]
+                    if part.index >= 0:
+                        assert found.setdefault((header.first_step + offset, part.index), rows) is rows
+                    else:
+                        assert rows == [[-1]] * len(rows)
+    return found
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize("group_by_length", [True, False])
+def test_parts_do_not_depend_on_the_number_of_workers(
+    tiny_bert: Path, tmp_path: Path, group_by_length: bool, micro_batch: int | None
+) -> None:
+    # Three workers do not divide eight parts, and nine are more than there are.
+    data = {**write_splits(tmp_path / "data", 71), "group_by_length": group_by_length}
+    prepared = prepared_job(tiny_bert, data, tmp_path, parallel={"micro_batch": micro_batch})
+    alone = _parts(prepared, 1)
+    assert {part for _, part in alone} == set(range(8))
+    for workers in (2, 3, 4, 8, 9):
+        assert _parts(prepared, workers) == alone
+
+
+def test_workers_get_about_as_many_tokens(tiny_bert: Path, tmp_path: Path) -> None:
+    prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 640), tmp_path, train={"batch_size": 64})
+    for workers in (2, 4):
+        tokens = []
+        for rank in range(workers):
+            batches = [b for shard in share_cells(prepared, workers, rank, 0) for b in deserialize_shard(shard)[1]]
+            columns = [samples.column("input_ids") for batch in batches for samples in batch.micro_batches]
+            tokens.append(sum(len(ids) for column in columns for ids in column.to_pylist()))
+        assert max(tokens) < 1.05 * min(tokens)

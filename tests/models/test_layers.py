@@ -8,7 +8,7 @@ import transformers
 
 from launcher.driver.prepare import prepare
 from launcher.errors import ModelError
-from launcher.models.batch_norm import SyncBatchNorm, convert_to_sync_batch_norm, find_batch_norms
+from launcher.models.batch_norm import PartBatchNorm, convert_to_part_batch_norm, find_batch_norms
 from launcher.models.layers import Stack, find_stack, freeze, frozen_modules, parameter_depths
 from launcher.spec.model import FreezeSpec
 from launcher.spec.train import TrainSpec
@@ -113,9 +113,9 @@ def test_impossible_freezing_is_refused(
 def test_frozen_batch_norm_keeps_its_statistics(folders: dict[str, Path]) -> None:
     model = _model("resnet", folders)
     freeze(model, FreezeSpec(embeddings=True))
-    convert_to_sync_batch_norm(model)
+    convert_to_part_batch_norm(model)
     norms = dict.fromkeys(find_batch_norms(model))
-    frozen = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]
+    frozen = [norm for norm in norms if not isinstance(norm, PartBatchNorm)]
     assert frozen == find_batch_norms(model.resnet.embedder) and len(frozen) < len(norms)
 
 

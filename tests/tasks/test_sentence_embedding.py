@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
-from launcher.data.rank_batches import GlobalBatch
+from launcher.data.rank_batches import GlobalBatch, Part
 from launcher.models.pooling import embed
 from launcher.spec.model import ModelSpec
 from launcher.tasks.sentence_embedding import SentenceEmbedding
@@ -166,24 +166,22 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(tiny_bert: Path, loss:
 
     class Plain:
         device = torch.device("cpu")
+        virtual_ranks = 1
 
-        def seed(self, step: int, micro_batch: int = 0) -> None:
-            torch.manual_seed(1000 * step + micro_batch)
+        def seed(self, step: int, part: int, micro_batch: int) -> None:
+            torch.manual_seed(1000 * step + 100 * part + micro_batch)
 
-        def forward(self, task: Any, batch: Any) -> Any:
+        def forward(self, task: Any, batch: Any, part: int = -1) -> Any:
             return task.forward(model, batch)
 
-        def frozen_statistics(self) -> Any:
-            return torch.no_grad()
-
-        def backward(self, loss: torch.Tensor, weight: float) -> None:
+        def backward(self, loss: torch.Tensor, weight: float, ends_part: bool) -> None:
             (loss / weight).backward()
 
     def gradients(cuts: list[int]) -> list[torch.Tensor]:
         model.zero_grad()
         engine: Any = Plain()
         parts = [samples.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, 11], strict=True)]
-        coupled_forward_backward(engine, task, parts, GlobalBatch(11, 11.0, len(parts)), 0)
+        coupled_forward_backward(engine, task, [Part(0, tuple(parts))], GlobalBatch(11, 11.0, len(parts)), 0)
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     whole = gradients([])

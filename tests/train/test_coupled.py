@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from launcher.data.rank_batches import GlobalBatch, collate
+from launcher.data.rank_batches import GlobalBatch, Part, collate
 from launcher.driver.prepare import PreparedJob
 from launcher.tasks import build_task
 from launcher.tasks.samples import Batch, Outputs
@@ -112,28 +112,26 @@ def test_both_passes_draw_the_same_dropout(job: PreparedJob) -> None:
 
     class Plain:
         device = torch.device("cpu")
+        virtual_ranks = 1
 
-        def seed(self, step: int, micro_batch: int = 0) -> None:
-            torch.manual_seed(1000 * step + micro_batch)
+        def seed(self, step: int, part: int, micro_batch: int) -> None:
+            torch.manual_seed(1000 * step + 100 * part + micro_batch)
 
-        def forward(self, task: Any, batch: Batch) -> Outputs:
+        def forward(self, task: Any, batch: Batch, part: int = -1) -> Outputs:
             outputs: Outputs = task.forward(model, batch)
             return outputs
 
-        def frozen_statistics(self) -> Any:
-            return torch.no_grad()
-
-        def backward(self, loss: torch.Tensor, weight: float) -> None:
+        def backward(self, loss: torch.Tensor, weight: float, ends_part: bool) -> None:
             (loss / weight).backward()
 
     engine: Any = Plain()
     parts = [samples.slice(0, 4), samples.slice(4, 2)]
-    loss = coupled_forward_backward(engine, task, parts, header, 3)
+    (loss,) = coupled_forward_backward(engine, task, [Part(0, tuple(parts))], header, 3)
     two_passes = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     outputs = []
-    for number, part in enumerate(parts):
-        engine.seed(3, number)
+    for number, part in enumerate(parts, 1):
+        engine.seed(3, 0, number)
         outputs.append(engine.forward(task, collate(task, part, header)))
     whole = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
     direct = task.coupled_losses(whole).sum()

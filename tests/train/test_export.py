@@ -32,7 +32,7 @@ def _train_and_export(prepared: PreparedJob) -> list[list[float]]:
     engine.train_mode()
     batches = [batch for _, _, batch in ShardStream(share_cells(prepared, 2, engine.rank, 0)).steps()]
     for step, batch in enumerate(batches[:3]):
-        forward_backward(engine, task, batch.micro_batches, batch.global_batch, step)
+        forward_backward(engine, task, batch.parts, batch.global_batch, step)
         engine.step(1e-2, step)
     export_model(prepared.run, engine, task, prepared.job, prepared.plan)
     inputs = collate(task, batches[0].micro_batches[0], batches[0].global_batch)
@@ -104,7 +104,7 @@ def test_exported_batch_norm_statistics_match_the_trained_model(tmp_path: Path) 
         Path("none"), data, tmp_path, task={"type": "image-classification"}, train={"batch_size": 10},
         model={"name": "", "from_config": {**config, "layer_type": "basic"}},
     )  # fmt: skip
-    assert prepared.plan.notes[-1].startswith("BatchNorm is synchronised over all workers")
+    assert prepared.plan.notes[-1].startswith("BatchNorm sees one part of a batch, 2 samples")
     expected = torch.tensor(run_group(2, _train_and_export, prepared))
     inputs = torch.load(f"{prepared.run.uri}/inputs-0.pt")
     model = AutoModelForImageClassification.from_pretrained(prepared.run.path("model")).eval()

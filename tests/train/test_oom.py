@@ -17,7 +17,7 @@ from tests.support.worker_group import run_group, train_here, with_job
 
 _FITS = 2
 _JOB: dict[str, Any] = {
-    "train": {"learning_rate": 5e-3, "max_steps": 8},
+    "train": {"learning_rate": 5e-3, "max_steps": 8, "virtual_ranks": 2},
     "checkpoint": {"every_steps": 3, "every_minutes": None},
 }
 
@@ -26,12 +26,12 @@ def _small_rank_1(engine: Any, broken: tuple[int, ...] = (0, 5)) -> None:
     """Rank 1 asks torch for a pebibyte in the backward pass of what is larger than two samples, at some steps."""
     forward, seed, now = engine.forward, engine.seed, [0]
 
-    def seeded(step: int) -> None:
+    def seeded(step: int, part: int, micro_batch: int) -> None:
         now[0] = step
-        seed(step)
+        seed(step, part, micro_batch)
 
-    def outputs(task: Any, batch: Any) -> Any:
-        found = forward(task, batch)
+    def outputs(task: Any, batch: Any, part: int = -1) -> Any:
+        found = forward(task, batch, part)
         if dist.get_rank() == 1 and len(batch.labels) > _FITS and now[0] in broken:
             found["logits"].register_hook(lambda gradient: torch.empty(2**50))
         return found
@@ -102,9 +102,9 @@ def test_what_counts_as_out_of_memory() -> None:
 
     def failing(error: Exception) -> Any:
         raise error
-        yield  # a generator: it raises where the loop asks for the first micro-batch
+        yield  # a generator: it raises where the loop asks for the first part
 
-    engine: Any = SimpleNamespace(seed=lambda step: None, device="cpu")
+    engine: Any = SimpleNamespace(virtual_ranks=1, device="cpu")
     task: Any = SimpleNamespace(couples=False)
     batch = GlobalBatch(1, 1.0, 1)
     with pytest.raises(RuntimeError, match="shapes"):

@@ -56,8 +56,8 @@ class MemoryConfig:
         zero: ZeRO stage.
         element_bytes: Bytes of a weight: 4 in fp32, 2 in half precision.
         has_accumulation: True if a step has more than one micro-batch.
-        gradient_sums: Buffers of all gradients, where they are added in the order of the parts; 0 where DeepSpeed does.
         optimizer_slots: Number of fp32 values that the optimizer keeps for each trained weight; Adam keeps two.
+        gradient_sums: Buffers of all gradients, where they are added in the order of the parts; 0 where DeepSpeed does.
         offload_optimizer: True if optimizer states are in CPU memory.
         offload_parameters: True if weights are in CPU memory between uses.
         offload_to_disk: True if offloaded states are in files instead of CPU memory.
@@ -70,8 +70,8 @@ class MemoryConfig:
     zero: int
     element_bytes: int
     has_accumulation: bool
-    gradient_sums: int
     optimizer_slots: float = 2.0
+    gradient_sums: int = 0
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_to_disk: bool = False

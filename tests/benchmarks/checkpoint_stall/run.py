@@ -78,7 +78,7 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
         for _ in range(STEPS_BETWEEN):
             step, _, share = next(steps)
             start = time.monotonic()
-            forward_backward(engine, task, share.micro_batches, share.global_batch.weight, step)
+            forward_backward(engine, task, share.parts, share.global_batch, step)
             engine.step(1e-5, step)
             dist.barrier()
             spent.append(time.monotonic() - start)

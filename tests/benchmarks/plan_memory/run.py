@@ -85,7 +85,7 @@ def used(prepared: Any) -> dict[str, int]:
         for step, _, share in stream.steps():
             if step == _STEPS:
                 break
-            forward_backward(engine, task, share.micro_batches, share.global_batch.weight, step)
+            forward_backward(engine, task, share.parts, share.global_batch, step)
             engine.step(1e-4, step)
     engine.close()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -131,7 +131,7 @@ def begun(folder: Path, workers: int) -> None:
 def resume(folder: Path, workers: int) -> dict[str, float]:
     """Seconds of each part, and the peak of this process."""
     from launcher.data.checks import check_first_rows
-    from launcher.data.rank_batches import BatchLayout, assign_to_ranks
+    from launcher.data.rank_batches import BatchLayout, cut_into_parts
     from launcher.data.stream import StreamSource
     from launcher.data.windows import TRAIN, stream_segments
     from launcher.driver.preflight import check_resumable
@@ -179,7 +179,7 @@ def resume(folder: Path, workers: int) -> dict[str, float]:
         ids = source.row_ids(window)
         lengths = np.zeros(len(ids), np.int64)
         batch = np.arange(plan.batch_size)
-        assign_to_ranks(batch, lengths, BatchLayout(workers, None, None))
+        cut_into_parts(batch, lengths, BatchLayout(workers, prepared.job.virtual_ranks, None), lengths)
         assert next(pieces)
     engine = cast(Any, SimpleNamespace(rank=0, world_size=workers, zero=2))
     saver = CheckpointWriter(run, prepared.job, engine, lease)

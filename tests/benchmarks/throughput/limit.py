@@ -37,19 +37,22 @@ def main() -> None:
     for window in train_windows(plan, job, 0):
         (share,) = source.shards(window, [dist.get_rank()])
         for step in deserialize_shard(pa.py_buffer(share))[1]:
-            steps.append(
-                (step.global_batch, [collate(task, m, step.global_batch).to(engine.device) for m in step.micro_batches])
-            )
+            passes = [
+                (part.index, number, collate(task, samples, step.global_batch).to(engine.device))
+                for part in step.parts
+                for number, samples in enumerate(part.micro_batches, 1)
+            ]
+            steps.append((step.global_batch, passes))
     engine.train_mode()
     samples, begun = 0, 0.0
     dist.barrier()
-    for number, (header, batches) in enumerate(steps):
+    for number, (header, passes) in enumerate(steps):
         if number == warm:
             samples, begun = 0, time.perf_counter()
-        engine.seed(number)
-        for batch in batches:
-            losses_B = task.sample_losses(engine.forward(task, batch), batch)
-            engine.backward((losses_B * batch.mask).sum(), header.weight)
+        for part, micro_batch, batch in passes:
+            engine.seed(number, part, micro_batch)
+            losses_B = task.sample_losses(engine.forward(task, batch, part), batch)
+            engine.backward((losses_B * batch.mask).sum(), header.weight, micro_batch == header.micro_batches)
         engine.step(learning_rate(job.train, number, plan.total_steps), number)
         samples += header.samples
     if dist.get_rank() == 0:
