@@ -86,6 +86,7 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
         "steps": f"{plan.total_steps} ({plan.steps_per_epoch} per epoch, {plan.epochs} epochs) of {plan.batch_size}",
         "evaluation": f"{plan.metric} ({plan.metric_mode}) every {plan.evaluate_every_steps or plan.steps_per_epoch}",
         "workers": f"{plan.workers}, ZeRO-{plan.zero}, {plan.accumulation} x {plan.micro_batch} samples each per step",
+        "bits": _describe_bits(plan),
         "states": f"{plan.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients, optimizer states per worker",
     }
     if plan.memory is not None:
@@ -98,6 +99,13 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     OUT.print(table)
     for note in (*plan.notes, *leak_notes(leaks)):
         print_line(f"note: {note}")
+
+
+def _describe_bits(plan: "Plan") -> str:
+    if plan.inexact:
+        return f"equal to about 1e-6 on other numbers of workers: {'; '.join(plan.inexact)}"
+    workers = ", ".join(str(1 << power) for power in range(plan.virtual_ranks.bit_length()))
+    return f"the same on {workers} workers, and after any stop"
 
 
 def _describe_memory(memory: "WorkerMemory", limit: int | None) -> str:

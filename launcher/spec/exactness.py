@@ -24,8 +24,3 @@ def inexact_reasons(job: JobSpec) -> tuple[str, ...]:
     if job.cluster.gpus_per_worker and not job.train.deterministic:
         reasons.append("GPU kernels may differ in the last bits; train.deterministic: true refuses those that do")
     return tuple(reasons)
-
-
-def exact_workers(job: JobSpec) -> tuple[int, ...]:
-    """Return the numbers of workers that train the same bits: the powers of two up to the virtual ranks."""
-    return tuple(1 << power for power in range(job.virtual_ranks.bit_length()))

@@ -7,7 +7,18 @@ from launcher.rundir.records import ClassRow, ConfusionMatrix, Histogram, SpanMa
 
 # Data workers encode without the cost of importing torch.
 if TYPE_CHECKING:
-    pass
+    import torch
+
+_STEP = 2.0**-22
+"""Step of rounded sums, far below a digit that anybody reads. In float64 their sums are exact up to 2**31."""
+
+
+def rounded(sums: "torch.Tensor") -> "torch.Tensor":
+    """Return the sums of a micro-batch, float64, rounded so that adding many of them, in any order, rounds nothing.
+
+    So a metric has the same bits for any number of workers, which have the same micro-batches in another order.
+    """
+    return (sums / _STEP).round() * _STEP
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,8 @@ class TaskMetrics(Protocol):
     """Metric states of one pass over a split, merged over all ranks at its end. Fillers are never passed in.
 
     `Task.update_metrics` adds each batch, then `compute` is called once, and the other methods after it. States should
-    be counts or sums of the whole split (words, n-grams, edit distances), never means of batches, which would depend on
-    their size; and never logits, which would fill the memory. Lives in train workers.
+    be counts or sums of the whole split (words, n-grams, edit distances), fractions `rounded`, never means of batches,
+    which would depend on their size; and never logits, which would fill the memory. Lives in train workers.
     """
 
     def compute(self) -> dict[str, float]:

@@ -21,8 +21,7 @@ from launcher.data.stream import Evaluation
 from launcher.errors import RowCountError, TrainingError
 from launcher.rundir.records import DocumentRow, EvaluationRecord, GenerationRecord, ScoresRecord, WorstRow
 from launcher.tasks.base import Task
-from launcher.tasks.metrics.exact import rounded
-from launcher.tasks.results import RowResult, TaskMetrics
+from launcher.tasks.results import RowResult, TaskMetrics, rounded
 from launcher.tasks.samples import Batch, Outputs
 from launcher.train.coupled import concatenate, gather_outputs, row_ids, without_fillers
 from launcher.train.engine import Engine

@@ -1,4 +1,7 @@
-"""The same bits on any number of workers that divides the virtual ranks: losses, scores and weights."""
+"""The same bits on any number of workers that divides the virtual ranks: losses, norms, scores and weights.
+
+Stopped, resumed and resized in between too.
+"""
 
 import hashlib
 from pathlib import Path
@@ -53,10 +56,11 @@ def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: 
     return prepared_job(model, data, tmp_path, **job)
 
 
-def _train(prepared: PreparedJob, stops: tuple[int | None, ...] = (None,)) -> dict[str, Any]:
-    """Train, from the last checkpoint after each stop, and return every logged number and a hash of the weights."""
-    for stop in stops:
-        train_here(prepared, stop)
+def _train(prepared: PreparedJob, stop: int | None = None, is_complete: bool = True) -> dict[str, Any]:
+    """Train from the last checkpoint, and return every logged number and a hash of the weights."""
+    train_here(prepared, stop)
+    if not is_complete:
+        return {}
     lines = [line for line in prepared.run.read_metrics() if line.kind in ("step", "evaluation")]
     numbers = [
         [line.step, line.loss, line.grad_norm if line.kind == "step" else sorted(line.metrics.items())]
@@ -84,3 +88,29 @@ def test_any_number_of_workers_trains_the_same_bits(job: PreparedJob) -> None:
     for run in runs[1:]:
         assert run["numbers"] == runs[0]["numbers"]
         assert run["weights"] == runs[0]["weights"]
+
+
+_RESIZED = ("text-ema-bf16", "causal-packed", "preference-kto", "image-resnet-batch-norm")
+
+
+@pytest.mark.parametrize("job", _RESIZED, indirect=True)
+def test_a_run_that_is_stopped_and_resized_trains_the_same_bits(job: PreparedJob) -> None:
+    whole = run_group(2, _shapes, job, 2, (0,))[0]
+    # Each stops behind a checkpoint, whose steps since are trained again; from stage to stage the states are converted.
+    for name, stages in (("zero-0", (0, 0, 0)), ("zero-1", (1, 1, 1)), ("mixed", (1, 0, 1))):
+        for workers, zero, stop in zip((4, 1, 2), stages, (4, 7, None), strict=True):
+            shape = {"cluster": {"workers": workers}, "parallel": {"zero": zero}}
+            resized = run_group(workers, _train, with_job(job, name=name, **shape), stop, stop is None)
+        assert resized == whole
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_other_shapes_stay_near(workers: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """ZeRO 2 and 3, whose gradients DeepSpeed adds, and workers that do not divide the parts; dropout is on."""
+    data = write_splits(tmp_path / "data", train=71, row_group=37)
+    train = {"max_steps": _STEPS, "epochs": 2, "learning_rate": 3e-3}
+    job = prepared_job(tiny_models["text-classification"], data, tmp_path, model={"dropout": None}, train=train)
+    alone = [number[1] for number in run_group(1, _shapes, job, 1, (0,))[0]["numbers"]]
+    for run in run_group(workers, _shapes, job, workers, (0, 2, 3)):
+        losses = [number[1] for number in run["numbers"]]
+        assert max(abs(one - other) for one, other in zip(alone, losses, strict=True)) < 1e-6

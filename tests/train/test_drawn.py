@@ -1,5 +1,7 @@
 """The promise for jobs drawn at random: started by some workers at some ZeRO stage, resumed by others.
 
+To 1e-5 for any shapes, and to the bit where the plan promises it.
+
 A draw is a function of its number. LAUNCHER_DRAWS=100-160 selects the draws of `make test-all`.
 """
 
@@ -150,3 +152,47 @@ def test_draws_that_once_failed(number: int, tiny_models: dict[str, Path], tmp_p
 @pytest.mark.parametrize("number", range(_FIRST, _LAST))
 def test_draws(number: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
     _check_draw(number, tiny_models, tmp_path)
+
+
+def _check_bits(number: int, models: dict[str, Path], folder: Path) -> None:
+    """Draw a job with dropout, train it whole and in two halves of other shapes, and compare the bits."""
+    sections, *_ = _draw(number)
+    dice = random.Random(-1 - number)
+    sections["model"].pop("dropout")
+    task = sections["task"]["type"]
+    data = write_splits(folder / "data", train=11 * _STEPS - 5, validation=37, row_group=29, task=task)
+    shared = {"micro_batch": dice.choice([None, 1]), "activation_checkpointing": dice.random() < 0.2}
+    shared["activation_checkpointing"] &= task != "image-classification"
+    stages = (0,) if sections["train"]["optimizer"]["type"] == "adafactor" else (0, 1)
+    model = {"dropout": None, **sections.pop("model")}
+    train = sections.pop("train") | {"precision": dice.choice(["fp32", "bf16"])}
+    job = prepared_job(
+        models[task], {**data, **sections.pop("data")}, folder, cluster={"workers": 1},
+        parallel={"zero": 0, **shared}, model=model, train=train, **sections,
+    )  # fmt: skip
+    whole = run_group(1, _train, with_job(job, name="whole"), None)
+    lines: dict[int, float] = {}
+    for stop in (_STOP, None):
+        workers, zero = dice.choice([1, 2, 4]), dice.choice(stages)
+        cut = with_job(job, name="cut", cluster={"workers": workers}, parallel={"zero": zero})
+        assert cut.plan.inexact == ()
+        part = run_group(workers, _train, cut, stop)
+        if part is None:
+            pytest.skip(f"{workers} workers are too many for the job's smallest group of weights")
+        lines |= dict(part["lines"])
+    assert lines == dict(whole["lines"])
+    assert {**part["result"], "elapsed_s": 0} == {**whole["result"], "elapsed_s": 0}
+    best = whole["result"]["best_step"]
+    weights = run_group(1, _exported_weights, with_job(job, name="whole"), best)
+    assert run_group(workers, _exported_weights, cut, best) == weights
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_drawn_jobs_have_the_same_bits(number: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    _check_bits(number, tiny_models, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(4, 34))
+def test_thirty_drawn_jobs_have_the_same_bits(number: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    _check_bits(number, tiny_models, tmp_path)

@@ -7,9 +7,8 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from launcher.models.chat import IGNORED
-from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.metrics.losses import labelled_losses
-from launcher.tasks.results import TaskMetrics
+from launcher.tasks.results import TaskMetrics, rounded
 
 
 class LanguageMetrics(TaskMetrics):

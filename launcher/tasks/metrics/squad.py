@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.metrics.tags import UNSPACED
-from launcher.tasks.results import TaskMetrics
+from launcher.tasks.results import TaskMetrics, rounded
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 
-from launcher.tasks.metrics.exact import rounded
 from launcher.tasks.metrics.language import LanguageMetrics
-from launcher.tasks.results import TaskMetrics
+from launcher.tasks.results import TaskMetrics, rounded
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
