@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-bits bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -122,6 +122,10 @@ gpu-checks: venv
 
 gpu-checks-cpu: venv
 	$(BIN)/python tests/gpu/run.py --cpu
+
+# What the same bits on any number of workers cost.
+bench-bits: venv
+	$(BIN)/python tests/benchmarks/bits/run.py
 
 bench-throughput: venv
 	$(BIN)/python tests/benchmarks/throughput/run.py

@@ -215,7 +215,7 @@ def forward_backward(
             return coupled_forward_backward(engine, task, parts, global_batch, step)
         for part in parts:
             for number, samples in enumerate(part.micro_batches, 1):
-                # Neither rank nor order counts: a step that is repeated, or made by other workers, draws the same noise.
+                # Neither rank nor time counts: a step that is repeated, or made by other workers, draws the same noise.
                 engine.seed(step, part.index, number)
                 batch = collate(task, samples, global_batch).to(engine.device)
                 losses_B = task.sample_losses(engine.forward(task, batch, part.index), batch)

@@ -1,0 +1,62 @@
+"""What the same bits cost: a step with eight parts beside one with a part per worker, and the bytes it sends.
+
+SST-2, MiniLM-L6, global batch 32 over two workers without ZeRO: the engine on batches ready in memory, the sides in
+turn, several rounds. Prints the medians as one JSON object on its last line. `make bench-bits`; figures in ../README.md.
+Runs on the client; needs no GPU.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.throughput.run import WARM, call, write_job  # noqa: E402
+
+SIDES = {"bits": 8, "plain": 2}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "bench-bits")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the job file")
+    options = parser.parse_args()
+    subprocess.run([sys.executable, str(ROOT / "jobs" / "quickstart" / "prepare.py")], check=True, stdout=sys.stderr)
+    storage = options.storage.resolve()
+    shutil.rmtree(storage, ignore_errors=True)
+    storage.mkdir(parents=True)
+    job = write_job(storage, options.steps)
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(options.rounds):
+        for side, parts in SIDES.items():
+            script = [str(ROOT / "tests" / "benchmarks" / "throughput" / "limit.py"), str(job), str(WARM)]
+            keys = ["parallel.zero=0", f"train.virtual_ranks={parts}", *options.set]
+            speed = float(_torchrun(2, [*script, *keys], storage / f"{side}-{number}.log")["samples_per_s"])
+            found[side].append(speed)
+            print(f"round {number + 1}  {side:<6} {speed:7.2f} samples/s", flush=True)
+    median = {side: statistics.median(values) for side, values in found.items()}
+    report: dict[str, object] = {"over_plain": round(median["plain"] / median["bits"], 3)}
+    for workers in (2, 4):
+        traffic = _torchrun(workers, [str(HERE / "traffic.py")], storage / f"traffic-{workers}.log")
+        report[f"bytes_over_all_reduce_{workers}"] = round(float(traffic["over_all_reduce"]), 3)
+        report[f"bytes_over_least_{workers}"] = round(float(traffic["over_least"]), 3)
+    print(json.dumps(report))
+    return 0
+
+
+def _torchrun(workers: int, command: list[str], log: Path) -> dict[str, float]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
+    result: dict[str, float] = json.loads(call([*torchrun, *command], log).strip().splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
