@@ -120,21 +120,6 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
     assert any(note.startswith("task.packing: off, as packed samples") for note in prepared.plan.notes)
 
 
-_RESUMED = ("token", "question", "causal-packed", "causal-packed-lora", "masked", "seq2seq", "embedding")
-
-
-@_cases(*_RESUMED, "preference-dpo-lora", "preference-kto", "image-vit", "image-resnet-trained")
-def test_resume_matches_uninterrupted_run(job: PreparedJob) -> None:
-    """Stopped within a window, with dropout on: the same bits."""
-    checkpoint = {"every_steps": 4, "every_minutes": None}
-    noisy = {"model": {**job.job.model.model_dump(), "dropout": None}, "checkpoint": checkpoint}
-    reference = dict(run_group(2, train_losses, with_job(job, name="whole", **noisy)))
-    stopped = with_job(job, name="stopped", **noisy)
-    run_group(2, train_losses, stopped, 6)
-    second = run_group(2, train_losses, stopped)
-    assert second == [[step, reference[step]] for step in range(5, job.plan.total_steps + 1)]
-
-
 @_cases(
     "question", "causal-packed", "causal-packed-lora", "causal-packed-dora-tokens", "preference-dpo",
     "image-resnet-trained",
