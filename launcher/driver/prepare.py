@@ -373,7 +373,7 @@ def _make_plan(
             f"train.epochs: {job.train.epochs} epochs of {steps} steps are more than "
             f"the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
         )
-    part = largest_part(job, splits["train"])
+    part, parts = largest_part(job, splits["train"]), -(-job.virtual_ranks // job.cluster.workers)
     requested = job.parallel.micro_batch
     micro_batch = min(requested, part) if isinstance(requested, int) else part
     parameters = int(str(model_facts.get("parameters", 0)))
@@ -394,10 +394,11 @@ def _make_plan(
         metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric],
         workers=job.cluster.workers,
         zero=job.zero_stage,
+        samples_per_worker=min(parts * part, job.train.batch_size),
         virtual_ranks=job.virtual_ranks,
         inexact=inexact_reasons(job),
         micro_batch=micro_batch,
-        accumulation=-(-job.virtual_ranks // job.cluster.workers) * -(-part // micro_batch),
+        accumulation=parts * -(-part // micro_batch),
         model={k: v for k, v in model_facts.items() if v and isinstance(v, (str, int, float, bool))},
         model_files=fingerprint_model(job.model),
         parameters=parameters,

@@ -65,6 +65,8 @@ class Plan(Record):
     metric_mode: str
     workers: int
     zero: int
+    samples_per_worker: int
+    """Largest local batch: samples of a global batch on one worker."""
     virtual_ranks: int = 0
     """Parts that every global batch is cut into; 0 in older runs."""
     inexact: tuple[str, ...] = ()

@@ -101,7 +101,7 @@ def _make_plan(steps_per_epoch: int, epochs: int, window_steps: int, every: int 
         task="t", train_rows=steps_per_epoch, validation_rows=5, test_rows=0, fingerprint="f", batch_size=1,
         window_steps=window_steps, steps_per_epoch=steps_per_epoch, epochs=epochs,
         total_steps=steps_per_epoch * epochs, evaluate_every_steps=every, metric="loss", metric_mode="min", workers=1,
-        zero=0, micro_batch=1, accumulation=1, model={}, parameters=1, state_bytes_per_worker=1,
+        zero=0, samples_per_worker=1, micro_batch=1, accumulation=1, model={}, parameters=1, state_bytes_per_worker=1,
     )  # fmt: skip
 
 
