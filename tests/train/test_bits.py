@@ -48,12 +48,12 @@ def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: 
     job = {
         "model": {"dropout": None},
         "evaluation": {"every_steps": 4},
-        "checkpoint": {"every_steps": 3, "every_minutes": None, "keep_last": 9},
+        "checkpoint": {"every_steps": 2, "every_minutes": None, "keep_last": 9},
         **sections,
         "task": {"type": task, **params},
         "train": {"max_steps": _STEPS, "epochs": 2, "learning_rate": 3e-3, **sections.get("train", {})},
     }
-    return prepared_job(model, data, tmp_path, **job)
+    return prepared_job(model, {**data, "window_steps": 3}, tmp_path, **job)
 
 
 def _train(prepared: PreparedJob, stop: int | None = None, is_complete: bool = True) -> dict[str, Any]:
@@ -86,8 +86,9 @@ def test_a_run_that_is_stopped_and_resized_trains_the_same_bits(job: PreparedJob
     assert job.plan.virtual_ranks == 8
     whole = run_group(1, _shapes, job, 1, (0,))[0]
     assert len(whole["numbers"]) == _STEPS + 2
-    # Each stops behind a checkpoint, and the steps since are trained again; from stage to stage states are converted.
-    for workers, zero, stop in ((4, 1, 4), (1, 0, 7), (2, 1, None)):
+    # They stop at the ends of windows, after steps 3 and 6; step 3 is trained again from the checkpoint before it. From
+    # stage to stage states are converted.
+    for workers, zero, stop in ((4, 1, 2), (1, 0, 5), (2, 1, None)):
         shape = {"cluster": {"workers": workers}, "parallel": {"zero": zero}}
         resized = run_group(workers, _train, with_job(job, name="resized", **shape), stop, stop is None)
     assert resized["numbers"] == whole["numbers"]

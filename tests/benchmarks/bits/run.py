@@ -1,7 +1,7 @@
 """What the same bits cost: a step with eight parts beside one with a part per worker, and the bytes it sends.
 
 SST-2, MiniLM-L6, global batch 32 over two workers without ZeRO: the engine on batches ready in memory, the sides in
-turn, several rounds. Prints the medians as one JSON object on its last line. `make bench-bits`; figures in ../README.md.
+turn, several rounds. Prints the medians as one JSON object on its last line. `make bench-bits`; figures: ../README.md.
 Runs on the client; needs no GPU.
 """
 
