@@ -154,8 +154,9 @@ class Engine:
         optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
         if self.device.type == "cpu" and isinstance(optimizer, torch.optim.AdamW):
             FusedTails(optimizer)
-        # torch.compile cannot trace the custom embedding gradient.
-        if self.device.type == "cpu" and not self.job.train.compile:
+        # torch.compile cannot trace the custom embedding gradient. In half precision a dense gradient rounds rows that
+        # occur twice, as it does under ZeRO 2 and 3.
+        if self.device.type == "cpu" and not self.job.train.compile and self.job.train.precision == "fp32":
             use_sparse_embedding_update(model)
         trained = [weight for group in self._groups for weight in group.parameters]
         return FlatGradients(trained, -(-self.virtual_ranks // self.world_size), self.world_size)

@@ -185,8 +185,7 @@ class FlatGradients:
     def _add_sparse(self, index: int, gradient: torch.Tensor | None, height: int) -> None:
         sums = self._sparse.setdefault(index, {})
         heights = [_LEAF, *range(height)] if self._is_last else [_LEAF]
-        # In fp32 before rows that occur twice are added.
-        terms = [] if gradient is None else [gradient.float().coalesce()]
+        terms = [] if gradient is None else [gradient.coalesce()]
         terms += [sums.pop(i) for i in heights if i in sums]
         if self._is_last:
             self._complete.add(index)

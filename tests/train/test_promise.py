@@ -84,13 +84,15 @@ def _job(model: Path, folder: Path, zero: int | str, every_steps: int, /, **sect
     )
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (1, 0)])
-def test_half_precision_resumes_at_another_stage(tiny_bert: Path, tmp_path: Path, before: int, after: int) -> None:
-    # With as many workers to the bit, with another number as near as two such runs are.
+@pytest.mark.parametrize(("before", "after", "near"), [(0, 2, 1e-5), (1, 0, 0.0)])
+def test_half_precision_resumes_at_another_stage(
+    tiny_bert: Path, tmp_path: Path, before: int, after: int, near: float
+) -> None:
+    # With three workers as near as two such runs are; ZeRO 2 adds gradients in another order.
     train = {"max_steps": 12, "learning_rate": 3e-3, "precision": "bf16"}
     job = _job(tiny_bert, tmp_path, before, 4, train=train)
     reference = dict(run_group(2, train_losses, with_job(job, name="whole")))
-    for workers, tolerance in ((2, 0.0), (3, 1e-3)):
+    for workers, tolerance in ((2, near), (3, 1e-3)):
         stopped = with_job(job, name=f"stopped-{workers}")
         run_group(2, train_losses, stopped, 6)
         resumed = with_job(stopped, cluster={"workers": workers}, parallel={"zero": after})
