@@ -59,7 +59,8 @@ def _train(prepared: PreparedJob, stops: tuple[int | None, ...] = (None,)) -> di
         train_here(prepared, stop)
     lines = [line for line in prepared.run.read_metrics() if line.kind in ("step", "evaluation")]
     numbers = [
-        [line.step, line.loss, line.grad_norm if line.kind == "step" else sorted(line.metrics.items())] for line in lines
+        [line.step, line.loss, line.grad_norm if line.kind == "step" else sorted(line.metrics.items())]
+        for line in lines
     ]
     weights = weights_at(prepared, prepared.plan.total_steps)
     digest = hashlib.sha256()
