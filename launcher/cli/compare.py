@@ -83,9 +83,11 @@ def replay(
     must have the same bits, or agree to a tolerance where the plan promises no more.
     """
     from launcher.rundir.directory import find_run
+    from launcher.rundir.run_status import check_finished
 
     check_replay_options(overrides or (), name, prove, workers, zero)
     run_dir = find_run(run)
+    check_finished(run_dir)
     if prove:
         if not prove_shapes(run_dir, overrides or (), workers, zero):
             raise typer.Exit(1)

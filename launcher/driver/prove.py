@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launcher.driver.preflight import check_resumable, is_finished
 from launcher.driver.prepare import PreparedJob
-from launcher.driver.replay import check_finished, find_known_differences, name_with_ending, prepare_replay
+from launcher.driver.replay import find_known_differences, name_with_ending, prepare_replay
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import RunError
@@ -30,6 +30,7 @@ from launcher.rundir.certificate import (
 )
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
+from launcher.rundir.records import EnvironmentRecord
 from launcher.rundir.recovery import effective_micro_batch, read_reductions
 from launcher.spec.curve import spec_hash
 from launcher.spec.job import JobSpec
@@ -48,10 +49,9 @@ def prove_run(run: RunDir, jobs: Sequence[JobSpec], console: Console) -> Certifi
         Certificate, with the shapes that failed.
 
     Raises:
-        RunError: The run is not finished or too old, its data changed, or a run of a shape has another cut.
+        RunError: The run is too old, its data changed, or a run of a shape has another cut.
         LauncherError: `run_job` raised it. The certificate stays as it was.
     """
-    check_finished(run)
     plan = run.read_record("plan.json", Plan)
     if not plan.virtual_ranks:
         raise RunError(
@@ -133,6 +133,8 @@ def compare_shape(
         failure = "; ".join(agreement.sentences)
     else:
         failure = ""
+    if failure:
+        failure += _describe_environments(data.environment, other.environment)
     log = (hashes.losses, hashes.evaluations)
     return ShapeProof(
         run=shape.name,
@@ -164,6 +166,14 @@ def _find_bit_difference(data: ReportData, hashes: RunHashes, other: ReportData,
 
 def _list_changed(values: dict[str, str], others: dict[str, str]) -> str:
     return ", ".join(name for name in sorted({*values, *others}) if values.get(name) != others.get(name))
+
+
+def _describe_environments(first: EnvironmentRecord | None, second: EnvironmentRecord | None) -> str:
+    """Return what may explain a difference: versions and hardware that are not those of the run."""
+    old = {**list_versions(first), "hardware": describe_hardware(first)}
+    new = {**list_versions(second), "hardware": describe_hardware(second)}
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in old.keys() & new.keys() if old[name] != new[name]]
+    return f" (the environments differ: {', '.join(sorted(changed))})" if changed else ""
 
 
 def describe_shape(shape: ShapeProof, hashes: RunHashes) -> str:

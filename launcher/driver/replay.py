@@ -49,10 +49,9 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
         console: Console for progress.
 
     Raises:
-        RunError: The run is not finished, its training data changed, or the name cannot be used.
+        RunError: The training data of the run changed, or the name cannot be used.
         LauncherError: `run_job` raised it.
     """
-    check_finished(run)
     storage = parent(run.uri)
     prepared = prepare_replay(run, job, _check_name(run, name) if name is not None else _free_name(run, storage))
     replay, old = prepared.run, run.read_record("plan.json", Plan)
@@ -64,16 +63,6 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     replay.write_bytes("compare.html", render_comparison(comparison).encode())
     page = replay.path("compare.html")
     return ReplayResult(replay, compare_curves(*comparison.runs), comparison, page, known_differences)
-
-
-def check_finished(run: RunDir) -> None:
-    """Check that a run is finished.
-
-    Raises:
-        RunError: It is not.
-    """
-    if not run.exists("result.json") or not run.exists("metrics.jsonl"):
-        raise RunError(f"{run.uri}: is not finished; finish it with `launcher train` before replaying it")
 
 
 def prepare_replay(run: RunDir, job: JobSpec, name: str) -> PreparedJob:
@@ -140,7 +129,9 @@ def find_known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
             reasons.append("BatchNorm sees one micro-batch, so another size changes the curve")
         if not reasons:
             reasons.append("another micro-batch adds gradients in other groups, which changes their last bits")
-    return tuple(dict.fromkeys([*reasons, *old.inexact, *plan.inexact]))
+    reasons += plan.inexact
+    reasons += [f"of the first run: {reason}" for reason in old.inexact if reason not in plan.inexact]
+    return tuple(reasons)
 
 
 def describe_replay(replayed: ReplayResult) -> Sequence[str]:
