@@ -116,8 +116,8 @@ def compare_shape(
 
     Args:
         run: Finished run.
-        data: Its curve.
-        hashes: Its hashes.
+        data: Content of the run directory.
+        hashes: Hashes of the results of the run.
         shape: Finished run of the shape.
         reasons: Reasons why the bits may differ; () if they must not.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from launcher.errors import RunError, StorageUnavailableError
 from launcher.rundir import certificate as proof
@@ -51,12 +52,12 @@ def verify_files(run: RunDir, certificate: Certificate) -> Iterator[Check]:
     for shape in certificate.shapes:
         yield Check(f"{CERTIFICATE}, proof on {shape.shape}", f"as recorded: {shape.failure}" if shape.failure else "")
     losses = f"metrics.jsonl, losses of {certificate.steps:,} steps"
-    yield _compare(losses, hashes.losses, lambda: proof.hash_losses(run))
-    yield _compare("metrics.jsonl, evaluations", hashes.evaluations, lambda: proof.hash_evaluations(run))
+    yield _compare(losses, hashes.losses, partial(proof.hash_losses, run))
+    yield _compare("metrics.jsonl, evaluations", hashes.evaluations, partial(proof.hash_evaluations, run))
     for split, digest in hashes.scores.items():
-        yield _compare(f"scores-{split}.json", digest, lambda split=split: proof.hash_scores(run, split))
+        yield _compare(f"scores-{split}.json", digest, partial(proof.hash_scores, run, split))
     for path, digest in hashes.weights.items():
-        yield _compare(f"{path}, weights", digest, lambda path=path: proof.hash_file(run, path))
+        yield _compare(f"{path}, weights", digest, partial(proof.hash_file, run, path))
     for path in proof.list_weights(run):
         if path not in hashes.weights:
             yield Check(f"{path}, weights", f"as {CERTIFICATE} does not have this file")
