@@ -10,6 +10,7 @@ from launcher.rundir.certificate import CERTIFICATE, Certificate
 from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.plan import Plan
 from launcher.spec.curve import spec_hash
+from launcher.spec.scored import EVALUATION_SPLITS
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ def verify_files(run: RunDir, certificate: Certificate) -> Iterator[Check]:
     losses = f"metrics.jsonl, losses of {certificate.steps:,} steps"
     yield _compare(losses, hashes.losses, partial(proof.hash_losses, run))
     yield _compare("metrics.jsonl, evaluations", hashes.evaluations, partial(proof.hash_evaluations, run))
-    for split, digest in hashes.scores.items():
-        yield _compare(f"scores-{split}.json", digest, partial(proof.hash_scores, run, split))
-    for path, digest in hashes.weights.items():
-        yield _compare(f"{path}, weights", digest, partial(proof.hash_file, run, path))
-    for path in proof.list_weights(run):
-        if path not in hashes.weights:
-            yield Check(f"{path}, weights", f"as {CERTIFICATE} does not have this file")
+    # Security: the certificate of a copied run may name any path, so only files that the run itself lists are read.
+    for split in EVALUATION_SPLITS:
+        if split in hashes.scores:
+            yield _compare(f"scores-{split}.json", hashes.scores[split], partial(proof.hash_scores, run, split))
+    files = proof.list_weights(run)
+    for path in dict.fromkeys((*hashes.weights, *files)):
+        if path in hashes.weights and path in files:
+            yield _compare(f"{path}, weights", hashes.weights[path], partial(proof.hash_file, run, path))
+        else:
+            where = CERTIFICATE if path in files else "the run directory"
+            yield Check(f"{path}, weights", f"as {where} does not have this file")
     yield _compare("job.yaml, keys of the loss curve", certificate.spec_hash, lambda: spec_hash(read_job(run)))
     fingerprint = certificate.data_fingerprint
     yield _compare("plan.json, data fingerprint", fingerprint, lambda: run.read_record("plan.json", Plan).fingerprint)

@@ -8,8 +8,8 @@ from launcher.cli.options import REPLAY_KEYS, load_run_job
 from launcher.cli.prove import _find_stages
 from launcher.rundir.directory import RunDir
 from launcher.spec.exactness import provable_workers
+from tests.support.certified_run import certified_run
 from tests.support.command_line import CommandLine
-from tests.support.finished_run import certified_run
 from tests.support.jobs import write_splits
 
 

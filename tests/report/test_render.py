@@ -16,7 +16,7 @@ from launcher.rundir.certificate import Certificate, RunHashes
 from launcher.rundir.directory import RunDir
 from launcher.rundir.events import record_event
 from launcher.rundir.records import ConfusionMatrix, DocumentRow, GenerationRecord, ScoresRecord
-from tests.support.finished_run import shape_proof
+from tests.support.records import shape_proof
 
 
 class Page(HTMLParser):

@@ -9,8 +9,7 @@ import pytest
 
 from launcher.rundir.certificate import Certificate, RunHashes, ShapeProof, hash_losses, list_weights
 from launcher.rundir.directory import RunDir
-from tests.support.finished_run import shape_proof
-from tests.support.records import step_record
+from tests.support.records import shape_proof, step_record
 
 _HASHES = RunHashes(losses="1", evaluations="2", scores={}, weights={})
 _CLOSE = {"inexact": ("ZeRO-2 adds gradients in an order of its own",), "largest_difference": 2e-8}

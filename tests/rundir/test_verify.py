@@ -1,5 +1,6 @@
 """A run directory against its certificate: untouched it agrees, and every change is found and named."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from launcher.errors import CorruptRecordError, RunError
 from launcher.rundir.certificate import CERTIFICATE, Certificate
 from launcher.rundir.directory import RunDir
 from launcher.rundir.verify import compare_fingerprint, read_certificate, verify_files
-from tests.support.finished_run import certified_run
+from tests.support.certified_run import certified_run
 from tests.support.jobs import write_splits
 
 
@@ -104,6 +105,15 @@ def test_a_failed_shape_is_a_difference(run: RunDir) -> None:
     assert _find_differences(run) == {
         "certificate.json, proof on 2 workers, ZeRO 1": "as recorded: loss at step 3: 0.5 and 0.25"
     }
+
+
+def test_a_path_outside_of_the_run_is_not_read(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    certificate = read_certificate(run)
+    digest = hashlib.sha256(b"x").hexdigest()
+    hashes = certificate.hashes.model_copy(update={"weights": {"../../secret": digest, **certificate.hashes.weights}})
+    run.write_record(CERTIFICATE, certificate.model_copy(update={"hashes": hashes}).seal())
+    assert _find_differences(run) == {"../../secret, weights": "as the run directory does not have this file"}
 
 
 def test_other_training_data_are_found(run: RunDir) -> None:

@@ -22,7 +22,7 @@ from launcher.tasks import build_task
 from launcher.train.engine import Engine
 from launcher.train.export import check_finite, export_model, write_proof
 from launcher.train.loop import forward_backward
-from tests.support.finished_run import certified_run
+from tests.support.certified_run import certified_run
 from tests.support.jobs import mark_texts, prepared_job, write_splits
 from tests.support.worker_group import run_group, share_cells
 
