@@ -1,4 +1,4 @@
-"""The commands on finished runs: `report`, `compare`, `replay`. Runs on the client; `replay` trains, on the head."""
+"""The commands on finished runs: `report`, `compare`, `replay`, `verify`. Runs on the client; replay on the head."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.options import OUT, Overrides, Run, load_run_job, print_line
+from launcher.cli.options import OUT, REPLAY_KEYS, Overrides, Run, load_run_job, print_line
+from launcher.cli.prove import check_replay_options, prove_shapes
+from launcher.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from launcher.report.compare import Comparison, Row
 
 commands = typer.Typer()
-
-# Sections that the loss curve does not depend on (`spec/curve.py`): any other would make the comparison meaningless.
-_REPLAY_KEYS = ("cluster", "parallel", "checkpoint", "logging")
 
 
 @commands.command()
@@ -64,16 +63,36 @@ def replay(
     run: Run,
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name of the new run; the default is NAME-replay, -2, ...")] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Train on several shapes, compare every bit, write certificate.json.")
+    ] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="With --prove: numbers of workers. Default: 1, 2, 4 ... up to the cores.", metavar="1,2,4"),
+    ] = None,
+    zero: Annotated[
+        str | None, typer.Option(help="With --prove: ZeRO stages. Default: 0 and 1.", metavar="0,1")
+    ] = None,
 ) -> None:
     """Train a finished run again and check that the curves match.
 
     The new run has a name of its own. KEY=VALUE may change cluster, parallel, checkpoint and logging. Run the same
     command again to resume. Exit code: 0 if the curves match, 1 if they do not.
+
+    With --prove it is trained on every combination of --workers and --zero, and losses, evaluations, scores and weights
+    must have the same bits, or agree to a tolerance where the plan promises no more.
     """
     from launcher.rundir.directory import find_run
+    from launcher.rundir.run_status import check_finished
 
+    check_replay_options(overrides or (), name, prove, workers, zero)
     run_dir = find_run(run)
-    job = load_run_job(run_dir, overrides, _REPLAY_KEYS)
+    check_finished(run_dir)
+    if prove:
+        if not prove_shapes(run_dir, overrides or (), workers, zero):
+            raise typer.Exit(1)
+        return
+    job = load_run_job(run_dir, overrides, REPLAY_KEYS)
     # Late, because it loads ray and torch, and a wrong override should be refused at once.
     from launcher.driver.replay import describe_replay, replay_run
 
@@ -83,6 +102,38 @@ def replay(
     print_line(f"comparison: {replayed.page}")
     if not replayed.agreement.is_same_curve:
         raise typer.Exit(1)
+
+
+@commands.command()
+def verify(run: Run) -> None:
+    """Check a run directory against its certificate, without training.
+
+    `launcher replay RUN --prove` writes the certificate. Its hashes find changed files, but are no signature: they do
+    not show who wrote it. Exit code: 0 if everything agrees, 1 if something differs, 2 without a readable certificate.
+    """
+    from launcher.rundir.directory import find_run
+    from launcher.rundir.verify import compare_fingerprint, read_certificate, verify_files
+
+    run_dir = find_run(run)
+    certificate = read_certificate(run_dir)
+    has_difference = False
+    for check in verify_files(run_dir, certificate):
+        print_line(str(check))
+        has_difference = has_difference or bool(check.difference)
+    # Late, because it loads ray and torch.
+    from launcher.driver.current_data import read_fingerprint
+
+    try:
+        check = compare_fingerprint(certificate, read_fingerprint(run_dir))
+    except UserError as error:
+        print_line(f"note: the training data were not compared, as they cannot be read here ({error.message})")
+    else:
+        print_line(str(check))
+        has_difference = has_difference or bool(check.difference)
+    if has_difference:
+        print_line("the certificate does not hold for this directory")
+        raise typer.Exit(1)
+    print_line(certificate.sentence)
 
 
 def _print_comparison(comparison: "Comparison") -> None:

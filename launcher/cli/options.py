@@ -37,6 +37,8 @@ Overrides = Annotated[
 Run = Annotated[str, typer.Argument(help="Directory or URI of a run.", metavar="RUN")]
 EVALUATE_KEYS = ("cluster", "parallel", "task", "data.format", "data.on_bad_row", "evaluation.batch_size")
 """Sections and keys of a run's job that `evaluate` may change."""
+REPLAY_KEYS = ("cluster", "parallel", "checkpoint", "logging")
+"""Sections that the loss curve does not depend on (`spec/curve.py`): `replay` may change these alone."""
 
 
 def print_line(text: str, console: Console = OUT) -> None:

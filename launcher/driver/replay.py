@@ -49,31 +49,38 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
         console: Console for progress.
 
     Raises:
-        RunError: The run is not finished, its training data changed, or the name cannot be used.
+        RunError: The training data of the run changed, or the name cannot be used.
         LauncherError: `run_job` raised it.
     """
-    if not run.exists("result.json") or not run.exists("metrics.jsonl"):
-        raise RunError(f"{run.uri}: is not finished; finish it with `launcher train` before replaying it")
     storage = parent(run.uri)
-    replay = RunDir(join(storage, _check_name(run, name) if name is not None else _free_name(run, storage)))
-    output = job.output.model_copy(update={"storage": storage})
-    job = job.model_copy(update={"name": replay.name, "output": output})
+    prepared = prepare_replay(run, job, _check_name(run, name) if name is not None else _free_name(run, storage))
+    replay, old = prepared.run, run.read_record("plan.json", Plan)
+    known_differences = find_known_differences(old, prepared)
+    for difference in known_differences:
+        console.print(f"note: {difference}", highlight=False, soft_wrap=True, markup=False)
+    run_job(prepared.job, console)
+    comparison = compare((run, replay))
+    replay.write_bytes("compare.html", render_comparison(comparison).encode())
+    page = replay.path("compare.html")
+    return ReplayResult(replay, compare_curves(*comparison.runs), comparison, page, known_differences)
+
+
+def prepare_replay(run: RunDir, job: JobSpec, name: str) -> PreparedJob:
+    """Prepare a run's job to be trained again beside it, under another name.
+
+    Raises:
+        RunError: The training data are not those of the run.
+    """
+    output = job.output.model_copy(update={"storage": parent(run.uri)})
     # Before anything is trained: a replay on other data takes hours and shows nothing.
-    prepared = prepare(job)
+    prepared = prepare(job.model_copy(update={"name": name, "output": output}))
     old = run.read_record("plan.json", Plan)
     if prepared.plan.fingerprint != old.fingerprint:
         raise RunError(
             f"{run.uri}: the training data are not those of the run (fingerprint {prepared.plan.fingerprint[:12]}, "
             f"the run's is {old.fingerprint[:12]}); put back the files it was trained on"
         )
-    known_differences = _known_differences(old, prepared)
-    for difference in known_differences:
-        console.print(f"note: {difference}", highlight=False, soft_wrap=True, markup=False)
-    run_job(job, console)
-    comparison = compare((run, replay))
-    replay.write_bytes("compare.html", render_comparison(comparison).encode())
-    page = replay.path("compare.html")
-    return ReplayResult(replay, compare_curves(*comparison.runs), comparison, page, known_differences)
+    return prepared
 
 
 def _check_name(run: RunDir, name: str) -> str:
@@ -84,19 +91,27 @@ def _check_name(run: RunDir, name: str) -> str:
     return name
 
 
+def name_with_ending(run: RunDir, ending: str) -> str:
+    """Return the name of a run with an ending, cut to the 63 characters of a name (`spec/job.py`)."""
+    return run.name[: 63 - len(ending)] + ending
+
+
 def _free_name(run: RunDir, storage: str) -> str:
     """Return the first name whose run is not finished, so that an interrupted replay is resumed."""
     for number in itertools.count(1):
-        ending = "-replay" if number == 1 else f"-replay-{number}"
-        # A name has at most 63 characters (`spec/job.py`).
-        name = run.name[: 63 - len(ending)] + ending
+        name = name_with_ending(run, "-replay" if number == 1 else f"-replay-{number}")
         if not RunDir(join(storage, name)).exists("result.json"):
             return name
     raise AssertionError("itertools.count never ends")
 
 
-def _known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
-    """Return the reasons for which the two curves cannot be equal."""
+def find_known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
+    """Return the reasons for which the bits of two curves may differ; () if they must not.
+
+    Args:
+        old: Plan of the first run.
+        prepared: Job of the second one.
+    """
     job, plan = prepared.job, prepared.plan
     reasons = []
     if old.micro_batch != plan.micro_batch:
@@ -112,7 +127,11 @@ def _known_differences(old: Plan, prepared: PreparedJob) -> tuple[str, ...]:
             )
         if job.model.trains_batch_norm and plan.model.get("batch_norms"):
             reasons.append("BatchNorm sees one micro-batch, so another size changes the curve")
-    return tuple(dict.fromkeys([*reasons, *old.inexact, *plan.inexact]))
+        if not reasons:
+            reasons.append("another micro-batch adds gradients in other groups, which changes their last bits")
+    reasons += plan.inexact
+    reasons += [f"of the first run: {reason}" for reason in old.inexact if reason not in plan.inexact]
+    return tuple(reasons)
 
 
 def describe_replay(replayed: ReplayResult) -> Sequence[str]:

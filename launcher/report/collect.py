@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.errors import RunError
+from launcher.rundir.certificate import CERTIFICATE, Certificate
 from launcher.rundir.directory import RESTORE, RunDir, read_job
 from launcher.rundir.events import Event, read_events
 from launcher.rundir.leakage import LeakageRecord
@@ -28,7 +29,7 @@ from launcher.spec.job import JobSpec
 
 # The test score is what most readers look for.
 _SPLIT_ORDER = {"test": 0, "validation": 1}
-_LINKED = ("model/README.md", "job.yaml", "plan.json", "environment.json", "metrics.jsonl", "result.json")
+_LINKED = ("model/README.md", "job.yaml", "plan.json", "environment.json", "metrics.jsonl", "result.json", CERTIFICATE)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class ReportData:
     leakage: LeakageRecord | None
     """Duplicate rows across splits."""
     result: ResultRecord | None
+    certificate: Certificate | None
+    """Proof that other shapes train the same run; null if there is none."""
     files: tuple[str, ...]
     """Files that the report links to, relative to the run directory."""
 
@@ -138,6 +141,7 @@ def collect(run: RunDir) -> ReportData:
         scores=_read_scores(run),
         leakage=run.find_record("leakage.json", LeakageRecord),
         result=run.find_record("result.json", ResultRecord),
+        certificate=run.find_record(CERTIFICATE, Certificate),
         # Checked one by one: a link to a file that is not there yet would be dead.
         files=tuple(path for path in _LINKED if run.exists(path)),
     )

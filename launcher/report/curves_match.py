@@ -109,6 +109,27 @@ def compare_curves(first: ReportData, second: ReportData) -> CurveComparison:
     )
 
 
+def find_first_difference(first: ReportData, second: ReportData) -> str | None:
+    """Describe the first logged value whose bits differ between two runs; None if all are the same."""
+    values, others = _list_values(first), _list_values(second)
+    for key in sorted(values.keys() | others.keys()):
+        step, _, name = key
+        if key not in values or key not in others:
+            return f"{name} at step {step} is in only one of the runs"
+        if not _is_identical(values[key], others[key]):
+            return str(Divergence(step, name, values[key], others[key]))
+    return None
+
+
+def _list_values(data: ReportData) -> dict[tuple[int, int, str], float]:
+    """Return losses and metrics by (step, 0 for a loss or 1 for an evaluation, name)."""
+    values = {(line.step, 0, "loss"): line.loss for line in data.steps}
+    for line in data.evaluations:
+        numbers = {"loss": line.loss, **line.metrics}
+        values |= {(line.step, 1, f"{line.split} {name}"): number for name, number in numbers.items()}
+    return values
+
+
 def _find_metric_divergences(
     first: Sequence[EvaluationRecord], second: Sequence[EvaluationRecord]
 ) -> Iterator[Divergence]:
@@ -126,8 +147,8 @@ def _find_metric_divergences(
 
 
 def _is_identical(first: float, second: float) -> bool:
-    # Two runs that both diverged to NaN did the same; `==` alone would call them different.
-    return first == second or (math.isnan(first) and math.isnan(second))
+    # Two runs that both diverged to NaN did the same, and 0 is not -0: `==` would say the opposite of both.
+    return first.hex() == second.hex()
 
 
 def _difference(first: float, second: float) -> float:

@@ -202,6 +202,8 @@ class WorkerRecord(Record):
     """Largest resident memory of the process."""
     peak_device_bytes: int
     """Largest GPU allocation; 0 on a CPU."""
+    hardware: str = ""
+    """GPU name, or CPU model and vector extension, which decide the last bits; "" in older runs."""
 
 
 class EnvironmentRecord(Record):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-from launcher.errors import LauncherError, RunInterrupted
+from launcher.errors import LauncherError, RunError, RunInterrupted
 from launcher.rundir.directory import RunDir
 from launcher.rundir.lease import AttemptRecord, is_alive, newest_attempt
 from launcher.rundir.records import Record
@@ -98,3 +98,13 @@ def run_state(run: RunDir) -> tuple[State, HeartbeatRecord | None]:
     # On this machine a killed driver is seen at once; on another one only when its heartbeat is old.
     is_killed = attempt is not None and attempt.is_here and not is_alive(attempt)
     return ("running" if is_recent and not is_killed else "dead"), last
+
+
+def check_finished(run: RunDir) -> None:
+    """Check that a run is finished.
+
+    Raises:
+        RunError: It is not.
+    """
+    if not run.exists("result.json") or not run.exists("metrics.jsonl"):
+        raise RunError(f"{run.uri}: is not finished; finish it with `launcher train` before replaying it")

@@ -24,3 +24,20 @@ def inexact_reasons(job: JobSpec) -> tuple[str, ...]:
     if job.cluster.gpus_per_worker and not job.train.deterministic:
         reasons.append("GPU kernels may differ in the last bits; train.deterministic: true refuses those that do")
     return tuple(reasons)
+
+
+def provable_workers(job: JobSpec, cores: int) -> tuple[int, ...]:
+    """Return the numbers of workers to prove a run on: the exact ones that this machine has cores for.
+
+    Args:
+        job: Resolved job of the run.
+        cores: CPU cores of this machine.
+    """
+    if job.cluster.gpus_per_worker or job.cluster.address:
+        # Neither is counted here: what held the run will hold it again.
+        most = job.cluster.workers
+    else:
+        # Two are worth more than one core each: a single worker shows nothing of the communication.
+        most = max(2, cores // job.train.threads)
+    exact = (1 << power for power in range(job.virtual_ranks.bit_length()))
+    return tuple(workers for workers in exact if workers <= most)

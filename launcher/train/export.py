@@ -1,5 +1,6 @@
 """Export of the model as a transformers directory: safetensors, tokenizer, model card. Runs in train workers."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from launcher.errors import TrainingError
 from launcher.models.adapters import merge_adapters, save_adapters
+from launcher.rundir.certificate import CERTIFICATE, Certificate
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import ResultRecord, ScoresRecord
@@ -14,6 +16,9 @@ from launcher.rundir.uri import split_options
 from launcher.spec.job import JobSpec
 from launcher.tasks.base import Task
 from launcher.train.engine import Engine
+
+_MADE_BY = "Fine-tuned with launcher."
+_PROOF = re.compile(r"^(Proven|Not proven): .*$", re.MULTILINE)
 
 
 def export_model(run: RunDir, engine: Engine, task: Task, job: JobSpec, plan: Plan) -> None:
@@ -73,6 +78,22 @@ def write_model_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord
             lines += [f"| loss | {scores.loss:.4f} | |", f"| rows | {scores.rows} | |\n"]
             lines += [f"{note}\n" for note in scores.notes]
     run.write_bytes("model/README.md", "\n".join(lines).encode())
+    certificate = run.find_record(CERTIFICATE, Certificate)
+    if certificate is not None:
+        write_proof(run, certificate)
+
+
+def write_proof(run: RunDir, certificate: Certificate) -> None:
+    """Write into the model card, if there is one, what the certificate proves, in place of an earlier such line."""
+    if not run.exists("model/README.md"):
+        return
+    card = run.read_bytes("model/README.md").decode()
+    # Changed and not rendered again: its owner may have added to it.
+    card, replaced = _PROOF.subn(lambda _: certificate.sentence, card, count=1)
+    if not replaced:
+        head, found, rest = card.partition(_MADE_BY)
+        card = f"{head}{found}\n\n{certificate.sentence}{rest}" if found else f"{card}\n{certificate.sentence}\n"
+    run.write_bytes("model/README.md", card.encode())
 
 
 def _number(value: float | None) -> str:
@@ -101,4 +122,4 @@ def _card(job: JobSpec, plan: Plan) -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     head = f"---\nlibrary_name: transformers\nbase_model: {base}\n---\n# {job.name}\n\n"
-    return f"{head}Fine-tuned with launcher.\n\n| | |\n| --- | --- |\n{table}\n"
+    return f"{head}{_MADE_BY}\n\n| | |\n| --- | --- |\n{table}\n"

@@ -29,6 +29,7 @@ from launcher.train.checkpoint.writer import CheckpointWriter
 from launcher.train.engine import Engine
 from launcher.train.export import export_model, write_model_card
 from launcher.train.fault_injection import FaultInjector
+from launcher.train.hardware import describe_hardware
 from launcher.train.loggers.run_log import RunLog
 from launcher.train.loop import INITIAL_STATE, TrainContext, run_to_completion, train
 from launcher.train.peak_memory import PeakMemoryTracker, peak_resident_bytes
@@ -220,5 +221,6 @@ def _write_worker_record(run: RunDir, engine: Engine) -> None:
         device=str(engine.device),
         peak_memory_bytes=peak_resident_bytes(),
         peak_device_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        hardware=describe_hardware(engine.device),
     )
     run.write_record(f"workers/rank-{engine.rank}.json", record)

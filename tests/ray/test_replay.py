@@ -11,6 +11,7 @@ from rich.console import Console
 
 import launcher.cli.main as cli
 from launcher.driver.run import run_job
+from launcher.rundir.certificate import Certificate
 from launcher.rundir.directory import RunDir
 from launcher.rundir.leakage import LeakageRecord
 from launcher.rundir.records import ScoresRecord, StepRecord
@@ -69,6 +70,36 @@ def test_a_replay_under_another_cut_agrees_and_a_changed_run_does_not(
         run.append_metrics(lines)
     output = capsys.readouterr().out
     assert "the loss curves differ: loss at step 4: 9.5 and " in output
+
+
+def test_a_run_is_proven_on_one_and_two_workers_and_verified(
+    tiny_bert: Path,
+    ray_cluster: None,
+    launcher: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = write_splits(tmp_path / "data", 30, validation=11, test=9)
+    dropout = {"dropout": 0.1}
+    run = run_job(
+        make_job(tiny_bert, data, tmp_path / "runs", model=dropout, parallel={"zero": 1}), Console(quiet=True)
+    )
+    assert launcher("replay", run.uri, "--prove", "--workers", "1,2", "--zero", "0,1") == 0
+    output = capsys.readouterr().out
+    sentence = "Proven: the same bits on 1 and 2 workers, ZeRO 0 and 1 (certificate.json)"
+    assert "shape 4 of 4: 2 workers, ZeRO 1 (test-prove-w2-z1)" in output and sentence in output
+    certificate = run.read_record("certificate.json", Certificate)
+    assert {shape.hardware for shape in certificate.shapes} == {certificate.hardware} and certificate.hardware
+    assert all(shape.versions == certificate.versions and "torch" in shape.versions for shape in certificate.shapes)
+    assert list(certificate.hashes.scores) == ["validation", "test"]
+    assert sentence in run.read_bytes("model/README.md").decode()
+    assert sentence in run.read_bytes("report.html").decode()
+    assert launcher("verify", run.uri) == 0
+    weights = bytearray(run.read_bytes("model/model.safetensors"))
+    weights[-1] ^= 1
+    run.write_bytes("model/model.safetensors", bytes(weights))
+    assert launcher("verify", run.uri) == 1
+    assert "model/model.safetensors, weights: differs, " in capsys.readouterr().out
 
 
 def test_new_data_are_scored_next_to_the_own_test_data(

@@ -13,7 +13,7 @@ import pytest
 from launcher.errors import RunError
 from launcher.report.collect import collect
 from launcher.report.compare import MARK, _shorten_names, compare, render_comparison, write_comparison
-from launcher.report.curves_match import compare_curves
+from launcher.report.curves_match import compare_curves, find_first_difference
 from launcher.rundir.directory import RunDir
 from launcher.rundir.records import EnvironmentRecord, EvaluationRecord, MetricsLine, ScoresRecord, StepRecord
 
@@ -254,6 +254,37 @@ def test_differing_evaluations_and_missing_steps_are_found(pair: Pair) -> None:
     _change(second, lambda line: None)
     second.append_metrics([])
     assert compare_curves(collect(first), collect(second)).sentences == ("the runs have no step in common",)
+
+
+def test_the_first_value_with_other_bits_is_found(pair: Pair) -> None:
+    first, second = pair
+
+    def differs() -> str | None:
+        return find_first_difference(collect(first), collect(second))
+
+    assert differs() is None
+
+    def zero(sign: float) -> Callable[[MetricsLine], MetricsLine]:
+        def change(line: MetricsLine) -> MetricsLine:
+            hit = isinstance(line, StepRecord) and line.step == 25
+            return line.model_copy(update={"loss": math.copysign(0.0, sign)}) if hit else line
+
+        return change
+
+    _change(first, zero(1))
+    _change(second, zero(-1))
+    assert differs() == "loss at step 25: 0.0 and -0.0"
+    _change(
+        second,
+        lambda line: (
+            line.model_copy(update={"metrics": {**line.metrics, "mcc": 0.5}})
+            if isinstance(line, EvaluationRecord) and line.step == 21
+            else line
+        ),
+    )
+    assert (differs() or "").startswith("validation mcc at step 21: ")
+    _change(second, lambda line: None if isinstance(line, StepRecord) and line.step == 7 else line)
+    assert differs() == "loss at step 7 is in only one of the runs"
 
 
 def test_names_of_runs_in_two_buckets_hold_no_keys() -> None:

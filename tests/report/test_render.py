@@ -5,15 +5,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from launcher.report.collect import collect
 from launcher.report.render import render_report, write_report
+from launcher.rundir.certificate import Certificate, RunHashes
 from launcher.rundir.directory import RunDir
 from launcher.rundir.events import record_event
 from launcher.rundir.records import ConfusionMatrix, DocumentRow, GenerationRecord, ScoresRecord
+from tests.support.records import shape_proof
 
 
 class Page(HTMLParser):
@@ -70,6 +73,31 @@ def test_the_page_of_a_finished_run(make_run: Callable[..., RunDir]) -> None:
     assert ("a", {"href": "model/README.md"}) in page.tags
     assert "Not available yet" not in page.text
     assert "Skipped rows 5 training 3, test 2" in page.text
+
+
+def test_a_proof_is_shown_shape_by_shape(make_run: Callable[..., RunDir]) -> None:
+    run = make_run("sst2", ("negative", "positive"), steps=30)
+    reason = "ZeRO-2 adds gradients in an order of its own"
+    close = shape_proof(2, 2, inexact=(reason,), is_bit_equal=False, largest_difference=1.5e-8)
+    data = collect(run)
+    certificate = Certificate(
+        steps=30, virtual_ranks=8, hashes=RunHashes(losses="1", evaluations="2", scores={}, weights={}),
+        data_fingerprint="d", spec_hash="s", versions={}, hardware="a CPU, AVX2", threads=1, tolerance=1e-5,
+        shapes=(shape_proof(1, 0), close),
+    )  # fmt: skip
+    page = Page(render_report(replace(data, certificate=certificate.seal())))
+    sentence = "the same bits on 1 worker, ZeRO 0; the same curve within 1e-05 on 2 workers, ZeRO 2 (certificate.json)"
+    assert f"Proven: {sentence}" in page.text and ("a", {"href": "#proof"}) in page.tags
+    assert "30 steps in 8 parts each, 1 thread per worker, a CPU, AVX2." in page.text
+    assert "1 0 2 losses, evaluations, scores, weights the same bits" in page.text
+    assert f"within 1e-05, largest difference 1.5e-08 ({reason})" in page.text
+    failed = shape_proof(2, 1, failure="loss at step 3: 0.5 and <b>")
+    page = Page(render_report(replace(data, certificate=certificate.model_copy(update={"shapes": (failed,)}).seal())))
+    assert "Not proven: another curve on 2 workers, ZeRO 1" in page.text
+    assert "differs: loss at step 3: 0.5 and <b>" in page.text
+    page = Page(render_report(replace(data, certificate=certificate)))
+    assert "Not proven: certificate.json was changed after it was written" in page.text
+    assert "Proof" not in Page(render_report(data)).text
 
 
 def test_every_figure_has_one_place_on_the_page(make_run: Callable[..., RunDir]) -> None:

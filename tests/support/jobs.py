@@ -66,7 +66,7 @@ def mark_texts(path: str) -> None:
 
 
 def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> JobSpec:
-    """A job for tests: batch 11, learning rate 1e-3, no dropout, unless `sections` say otherwise."""
+    """A job for tests: batch 11 in 4 parts, learning rate 1e-3, no dropout, unless `sections` say otherwise."""
     base: dict[str, Any] = {
         "name": "test",
         "task": {"type": "text-classification", "max_length": 32},
@@ -82,6 +82,8 @@ def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **section
         base["task"] = {}
     for name, values in sections.items():
         base[name] = {**base[name], **values} if isinstance(base.get(name), dict) else values
+    if base["train"]["batch_size"] >= 4:
+        base["train"].setdefault("virtual_ranks", 4)  # half of the default: as many forward passes in each step
     return JobSpec.model_validate(base)
 
 

@@ -51,7 +51,13 @@ def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: 
         "checkpoint": {"every_steps": 2, "every_minutes": None, "keep_last": 9},
         **sections,
         "task": {"type": task, **params},
-        "train": {"max_steps": _STEPS, "epochs": 2, "learning_rate": 3e-3, **sections.get("train", {})},
+        "train": {
+            "max_steps": _STEPS,
+            "epochs": 2,
+            "learning_rate": 3e-3,
+            "virtual_ranks": 8,
+            **sections.get("train", {}),
+        },
     }
     return prepared_job(model, {**data, "window_steps": 3}, tmp_path, **job)
 

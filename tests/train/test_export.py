@@ -1,4 +1,4 @@
-"""Export from ZeRO-3: adapters alone, merged adapters, and BatchNorm statistics."""
+"""Export from ZeRO-3: adapters alone, merged adapters, and BatchNorm statistics; and the line of a proof."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from launcher.data.rank_batches import collate
 from launcher.data.stream import ShardStream
 from launcher.driver.prepare import PreparedJob
 from launcher.errors import TrainingError
+from launcher.rundir.verify import read_certificate
 from launcher.tasks import build_task
 from launcher.train.engine import Engine
-from launcher.train.export import check_finite, export_model
+from launcher.train.export import check_finite, export_model, write_proof
 from launcher.train.loop import forward_backward
+from tests.support.certified_run import certified_run
 from tests.support.jobs import mark_texts, prepared_job, write_splits
 from tests.support.worker_group import run_group, share_cells
 
@@ -117,3 +119,22 @@ def test_weights_that_are_not_finite_are_not_exported() -> None:
     check_finite({"a": torch.ones(3), "b": torch.arange(3)})
     with pytest.raises(TrainingError, match=r"1 of 2 weights are not finite \(b\), so no model is exported"):
         check_finite({"a": torch.ones(3), "b": torch.tensor([0.0, float("nan")])})
+
+
+def test_the_model_card_says_what_is_proven_and_keeps_what_its_owner_wrote(tiny_bert: Path, tmp_path: Path) -> None:
+    run = certified_run(tiny_bert, tmp_path / "runs", write_splits(tmp_path / "data", 40))
+    certificate = read_certificate(run)
+    lines = run.read_bytes("model/README.md").decode().splitlines()
+    head = lines.index("Fine-tuned with launcher.")
+    assert lines[head + 1 : head + 4] == ["", certificate.sentence, ""]
+    run.write_bytes("model/README.md", "\n".join([*lines, "", "For \\1 reviews alone."]).encode())
+    one = certificate.model_copy(update={"shapes": certificate.shapes[:1]}).seal()
+    write_proof(run, one)
+    changed = run.read_bytes("model/README.md").decode().splitlines()
+    assert changed == [*lines[: head + 2], one.sentence, *lines[head + 3 :], "", "For \\1 reviews alone."]
+    run.write_bytes("model/README.md", b"# mine\n")
+    write_proof(run, one)
+    assert run.read_bytes("model/README.md").decode() == f"# mine\n\n{one.sentence}\n"
+    run.delete("model/README.md")
+    write_proof(run, one)
+    assert not run.exists("model/README.md")

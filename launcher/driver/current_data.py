@@ -1,0 +1,16 @@
+"""Fingerprint of a run's training data as they are now. Runs on the client (`launcher verify`)."""
+
+from launcher.driver.prepare import open_splits
+from launcher.rundir.directory import RunDir, runnable_job
+
+
+def read_fingerprint(run: RunDir) -> str:
+    """Return the fingerprint of the training data that a run's job file names.
+
+    Raises:
+        UserError: The data cannot be read here, or the job file asks for a permission.
+    """
+    job = runnable_job(run)
+    # The training data alone: the other splits may be gone.
+    data = job.data.model_copy(update={"validation": None, "test": None})
+    return open_splits(job.model_copy(update={"data": data}))["train"].fingerprint
