@@ -167,7 +167,8 @@ def test_parts_do_not_depend_on_the_number_of_workers(
 ) -> None:
     # Three workers do not divide eight parts, and nine are more than there are.
     data = {**write_splits(tmp_path / "data", 71), "group_by_length": group_by_length}
-    prepared = prepared_job(tiny_bert, data, tmp_path, parallel={"micro_batch": micro_batch})
+    train, parallel = {"virtual_ranks": 8}, {"micro_batch": micro_batch}
+    prepared = prepared_job(tiny_bert, data, tmp_path, train=train, parallel=parallel)
     alone = _parts(prepared, 1)
     assert {part for _, part in alone} == set(range(8))
     for workers in (2, 3, 4, 8, 9):

@@ -106,7 +106,7 @@ def test_exported_batch_norm_statistics_match_the_trained_model(tmp_path: Path) 
         Path("none"), data, tmp_path, task={"type": "image-classification"}, train={"batch_size": 10},
         model={"name": "", "from_config": {**config, "layer_type": "basic"}},
     )  # fmt: skip
-    assert prepared.plan.notes[-1].startswith("BatchNorm sees one part of a batch, 2 samples")
+    assert prepared.plan.notes[-1].startswith("BatchNorm sees one part of a batch, 3 samples")
     expected = torch.tensor(run_group(2, _train_and_export, prepared))
     inputs = torch.load(f"{prepared.run.uri}/inputs-0.pt")
     model = AutoModelForImageClassification.from_pretrained(prepared.run.path("model")).eval()
