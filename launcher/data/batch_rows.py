@@ -89,22 +89,22 @@ class RowUse:
     """Reason why the row cannot be used and is left out (`data.on_bad_row: skip`)."""
 
 
-def read_step_rows(job: JobSpec, plan: Plan, train: Split, first: int, last: int) -> Iterator[StepRows]:
-    """Yield the rows of each step from `first` to `last`, counted from 1; windows are read one after the other.
+def read_step_rows(job: JobSpec, plan: Plan, train: Split, steps: range) -> Iterator[StepRows]:
+    """Yield the rows of each of some consecutive steps, counted from 1; windows are read one after the other.
 
     Raises:
         DataError: A row cannot be used and the job file says `error`.
     """
     source = StreamSource(job, {TRAIN: train}, 1)
-    for window in train_windows(plan, job, first - 1):
-        if window.first_step >= last:
+    for window in train_windows(plan, job, steps.start - 1):
+        if window.first_step >= steps.stop - 1:
             return
         if window.kind != TRAIN:
             continue
         cut = source.cut(window)
         epochs = row_epochs(row_ranges(job, train, window))
         for step, batch in enumerate(cut.batches, window.first_step + window.begin + 1):
-            if step <= last:
+            if step in steps:
                 yield _step_rows(step, cut, batch, epochs)
 
 

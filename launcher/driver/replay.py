@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from launcher.driver.preflight import check_same_data
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.driver.run import run_job
 from launcher.errors import RunError
@@ -61,11 +62,7 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     # Before anything is trained: a replay on other data takes hours and shows nothing.
     prepared = prepare(job)
     old = run.read_record("plan.json", Plan)
-    if prepared.plan.fingerprint != old.fingerprint:
-        raise RunError(
-            f"{run.uri}: the training data are not those of the run (fingerprint {prepared.plan.fingerprint[:12]}, "
-            f"the run's is {old.fingerprint[:12]}); put back the files it was trained on"
-        )
+    check_same_data(run, old, prepared.plan.fingerprint)
     known_differences = _known_differences(old, prepared)
     for difference in known_differences:
         console.print(f"note: {difference}", highlight=False, soft_wrap=True, markup=False)

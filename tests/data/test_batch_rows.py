@@ -11,8 +11,8 @@ import pytest
 
 from launcher.data.batch_rows import RowUse, StepRows, find_row, find_uses, read_step_rows
 from launcher.data.rank_batches import deserialize_shard
-from launcher.data.stream import StreamSource, read_batch_rows
-from launcher.data.windows import TRAIN, train_windows
+from launcher.data.stream import CutWindow, StreamSource, read_batch_rows
+from launcher.data.windows import TRAIN, Window, train_windows
 from launcher.driver.prepare import PreparedJob
 from launcher.errors import DataError
 from tests.support.jobs import example_table, prepared_job, write_splits
@@ -52,7 +52,7 @@ def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: 
 
 
 def _all_steps(job: PreparedJob) -> list[StepRows]:
-    return [*read_step_rows(job.job, job.plan, job.splits["train"], 1, job.plan.total_steps)]
+    return [*read_step_rows(job.job, job.plan, job.splits["train"], range(1, job.plan.total_steps + 1))]
 
 
 def _delivered(job: PreparedJob, workers: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -100,11 +100,17 @@ def test_rows_of_each_step_and_part_are_those_that_any_number_of_workers_gets(jo
 def test_a_range_of_steps_is_a_slice_of_all_of_them(job: PreparedJob) -> None:
     train = job.splits["train"]
     whole = [rows.table(train) for rows in _all_steps(job)]
-    assert [rows.table(train) for rows in read_step_rows(job.job, job.plan, train, 4, 14)] == whole[3:14]
+    assert [rows.table(train) for rows in read_step_rows(job.job, job.plan, train, range(4, 15))] == whole[3:14]
     assert sorted(whole[5].column("row").to_pylist()) == read_batch_rows(job.job, job.plan, job.splits, 5).tolist()
 
 
-def test_steps_of_a_row_are_those_that_have_it(job: PreparedJob) -> None:
+def test_steps_of_a_row_are_those_that_have_it(job: PreparedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: dict[Window, CutWindow] = {}
+    cut = StreamSource.cut
+    # Every row asks for its windows: encoded once each, not once for each row.
+    monkeypatch.setattr(
+        StreamSource, "cut", lambda source, window: cuts.get(window) or cuts.setdefault(window, cut(source, window))
+    )
     train = job.splits["train"]
     steps = _all_steps(job)
     expected: dict[int, list[tuple[int, int, int]]] = {}
@@ -131,10 +137,10 @@ def test_steps_of_a_row_are_those_that_have_it(job: PreparedJob) -> None:
 
 
 def test_only_windows_that_have_the_row_are_encoded(job: PreparedJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuts = []
+    cuts: list[Window] = []
     cut = StreamSource.cut
 
-    def counted(source: StreamSource, window: Any) -> Any:
+    def counted(source: StreamSource, window: Window) -> CutWindow:
         cuts.append(window)
         return cut(source, window)
 
