@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,14 +48,12 @@ def rows(
     _check_options(step, row, losses)
     run_dir = find_run(run)
     job = load_run_job(run_dir, overrides, _KEYS)
-    if losses and not job.cluster.gpus_per_worker:
-        # Before torch is loaded: a run on CPUs has other bits on a GPU.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from launcher.driver.rows import describe_loss, loss_tables, open_rows, parse_steps, row_table, step_tables
 
     data = open_rows(run_dir, job, OUT)
     if row is not None:
-        with _writer(output) as write:
+        status = OUT.status("reading the windows that have the row") if OUT.is_terminal else nullcontext()
+        with _writer(output) as write, status:
             table = row_table(data, row)
             write(table)
         if output is None:
@@ -150,19 +148,18 @@ def _print_rows(found: "StepTable") -> None:
     import pyarrow.compute as pc
 
     table = found.rows
-    hidden = {"step", "sequence"}
-    if pc.max(table.column("samples")).as_py() == 1:
-        hidden.add("samples")
+    weights, samples = table.column("weight"), table.column("samples")
+    hidden = {"step", "sequence"} | ({"samples"} if pc.all(pc.equal(samples, 1)).as_py() else set())
+    hidden |= {"weight"} if pc.all(pc.equal(weights, 1)).as_py() else set()
     if "loss" in table.column_names:
         # NaN comes last in Arrow's order, and is what one looks for.
-        is_nan = pc.is_nan(table.column("loss"))
+        is_nan = pc.is_nan(table.column("loss")).cast("int8")
         order = pc.sort_indices(
-            table.append_column("nan", is_nan.cast("int8")), [("nan", "descending"), ("loss", "descending")]
+            table.append_column("is_nan", is_nan), [("is_nan", "descending"), ("loss", "descending")]
         )
         table = table.take(order)
-    shown = [name for name in ("file", *table.column_names) if name not in hidden]
-    shown = list(dict.fromkeys(shown))
-    _print_table(table.select(shown).slice(0, _MOST_ROWS))
+    names = [name for name in table.column_names if name not in (*hidden, "file", "file_row")]
+    _print_table(table.select(["file", "file_row", *names]).slice(0, _MOST_ROWS))
     if len(table) > _MOST_ROWS:
         print_line(f"... and {len(table) - _MOST_ROWS} more rows; --output FILE.parquet writes all of them")
 
@@ -171,16 +168,18 @@ def _print_uses(table: "pa.Table") -> None:
     if not len(table):
         print_line("no step of the run reads this row")
         return
-    _print_table(table)
+    print_line(f"row {table.column('file_row')[0]} of {table.column('file')[0]}")
+    _print_table(table.drop_columns(["file", "file_row"]))
 
 
 def _print_table(table: "pa.Table") -> None:
     shown = Table(box=None, padding=(0, 2))
     for name in table.column_names:
         shown.add_column(name, no_wrap=True, overflow="fold", justify="left" if name in ("file", "state") else "right")
+    here = f"{os.getcwd()}/"
     for cells in table.to_pylist():
         # Rich reads brackets in text as markup; a Text it leaves alone.
-        shown.add_row(*(Text(_format(value)) for value in cells.values()))
+        shown.add_row(*(Text(_format(value).removeprefix(here)) for value in cells.values()))
     # Without a terminal rich assumes 80 columns and would cut the cells.
     (OUT if OUT.is_terminal else Console(width=_WIDTH)).print(shown)
 

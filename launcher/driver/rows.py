@@ -4,7 +4,9 @@
 this process.
 """
 
+import logging
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -117,9 +119,14 @@ def loss_tables(data: RunRows, steps: range, console: Console) -> Iterator[StepT
         RunError: One worker cannot load the checkpoints of the run.
         TrainingError: The model does not fit into memory.
     """
+    if not data.job.cluster.gpus_per_worker:
+        # Before torch is loaded: what a run on CPUs has trained gets other bits on a GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Not at the top: without losses the command needs neither torch nor DeepSpeed.
     from launcher.train.row_losses import compute_row_losses, single_worker_group
 
+    # Only now, as its import sets a level of its own.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     job = _job_of_one_worker(data)
     logged = _logged_losses(data.run, steps)
     progress = RetrainingProgress(console, steps[-1])
@@ -195,11 +202,14 @@ def row_table(data: RunRows, place: str) -> pa.Table:
     ids = find_row(data.train, file, int(number)).tolist()
     uses = [use for row in ids for use in find_uses(data.job, data.plan, data.train, row)]
     uses.sort(key=lambda use: (use.step is None, use.step, use.epoch))
+    files, file_rows = data.train.locate_all(np.array([use.row for use in uses], np.int64))
     return pa.table(
         {
             "step": pa.array([use.step for use in uses], pa.int64()),
             "epoch": pa.array([use.epoch for use in uses], pa.int64()),
             "part": pa.array([use.part for use in uses], pa.int64()),
+            "file": pa.array(files, pa.string()),
+            "file_row": pa.array(file_rows, pa.int64()),
             "row": pa.array([use.row for use in uses], pa.int64()),
             "state": pa.array([_state(data, use) for use in uses], pa.string()),
         }

@@ -6,8 +6,9 @@ number of workers does (`Plan.inexact`). Nothing is written into the run. Used b
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from itertools import takewhile
 
 import torch
@@ -126,7 +127,9 @@ def _load_before(run: RunDir, engine: Engine, step: int, weights_only: bool) -> 
         if saved >= step:
             continue
         try:
-            reader.load(run, engine, saved, weights_only=weights_only and saved == step - 1, read_only=True)
+            # Its converter for another number of workers prints a dozen lines and bars (DeepSpeed 0.19.8).
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                reader.load(run, engine, saved, weights_only=weights_only and saved == step - 1, read_only=True)
         except CorruptCheckpointError:
             # Nothing of it is loaded. Training from an earlier one takes longer and gives the same.
             continue
