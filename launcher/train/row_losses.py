@@ -33,6 +33,7 @@ from launcher.train.loggers.run_log import sum_over_parts
 from launcher.train.loop import forward_backward
 from launcher.train.oom import is_out_of_memory, out_of_memory_message
 from launcher.train.schedule import learning_rate
+from launcher.train.worker import prepare_process
 
 OnStep = Callable[[int], object]
 """Called with the number of steps completed: that of the checkpoint, 0 without one, then after each step."""
@@ -56,8 +57,6 @@ def single_worker_group(job: JobSpec) -> Iterator[None]:
 
     Once, because DeepSpeed 0.19.8 caches groups in globals (`deepspeed/utils/groups.py`).
     """
-    from launcher.train.worker import prepare_process
-
     prepare_process(job)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
