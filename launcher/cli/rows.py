@@ -41,7 +41,7 @@ def rows(
 
     Follows from the job file, whatever the workers were. `--losses` loads the newest checkpoint before the step, trains
     the steps between them again in this process, and changes nothing in the run. On the console the rows with the
-    largest losses come first.
+    largest losses come first. KEY=VALUE may change data.train and data.mixture, where the same files have moved.
     """
     from launcher.rundir.directory import find_run
 

@@ -103,7 +103,9 @@ def test_without_a_usable_checkpoint_an_earlier_one_or_the_beginning_is_taken(jo
     curve = dict(run_group(2, train_here, job)["lines"])
     found = run_group(1, _row_losses, job, 3, 3)
     assert (found["done"], found["steps"][0][2]) == ([0, 1, 2], curve[3])
-    folder = Path(job.run.uri) / catalog.newest_files_dir(job.run, 4)
+    newest = catalog.newest_files_dir(job.run, 4)
+    assert newest is not None
+    folder = Path(job.run.uri) / newest
     largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
