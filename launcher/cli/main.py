@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import compare, doctor, evaluate, init, jobs, kube, predict, runs, tasks, train, tune, up
+from launcher.cli import compare, doctor, evaluate, init, jobs, kube, predict, rows, runs, tasks, train, tune, up
 from launcher.cli.options import ERR, print_line
 from launcher.errors import LauncherError, RunInterrupted, SpecError, UserError
 from launcher.processes import local_ray
@@ -29,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # in typer's default mode, help keeps the line breaks of a docstring
 )
 # `--help` lists the commands in this order.
-for _module in (init, train, tune, evaluate, predict, compare, runs, tasks, jobs, kube, doctor, up):
+for _module in (init, train, tune, evaluate, predict, compare, rows, runs, tasks, jobs, kube, doctor, up):
     app.add_typer(_module.commands)
 
 _DIRECTORIES = "output.storage, TMPDIR, RAY_TMPDIR, HF_HOME"

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.sampler import RowIds
+from launcher.rundir.uri import redact_uri
 
 ClassNames = Mapping[str, tuple[str, ...]]
 """Names of the integers (from 0) of each numbered column."""
@@ -101,6 +102,10 @@ class Fragments(Sequence[Fragment]):
     def starts(self) -> RowIds:
         """First row id of each fragment, then the number of rows: int64 (fragments + 1,)."""
         return np.concatenate([[0], np.cumsum(self.rows)]).astype(np.int64)
+
+    def shown_name(self, file: int) -> str:
+        """Return the name that the user knows a file of `files` by, without the keys that a URI may hold."""
+        return redact_uri(str(self.files.column("origin")[file]) or str(self.files.column("path")[file]))
 
     def __len__(self) -> int:
         return len(self.rows)

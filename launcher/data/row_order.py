@@ -4,17 +4,18 @@ A window is one range of positions in an epoch's order, or in a mixture one for 
 starts again. `sampler.py` has the order of an epoch, `mixture.py` the shares of sources; `stream.py` encodes the rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
-from launcher.data.mixture import SourceRows, cumulative_rows, passes, weights_of
+from launcher.data.mixture import SourceRows, cumulative_rows, passes, source_of, weights_of
 from launcher.data.sampler import EpochSampler, RowIds, row_noise
 from launcher.data.splits import Split, sample_rows
-from launcher.data.windows import Window
+from launcher.data.windows import Window, training_window
+from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
 
 _MIN_CACHED_POOL_BYTES = 256 << 20
@@ -134,6 +135,40 @@ def noise_of(ranges: Sequence[RowRange], ids: RowIds) -> RowIds:
     # One seed per row, not one stream of draws: a row is augmented alike in any window size and in any order.
     parts = zip(ranges, np.split(ids, bounds), strict=True)
     return np.concatenate([row_noise(part.key.seed, part.epoch, own) for part, own in parts])
+
+
+def row_epochs(ranges: Sequence[RowRange]) -> RowIds:
+    """Return the epoch of each row of some ranges, one after the other, from 0: of its source in a mixture."""
+    return np.repeat([part.epoch for part in ranges], [part.stop - part.start for part in ranges]).astype(np.int64)
+
+
+def windows_of_row(job: JobSpec, plan: Plan, split: Split, row: int) -> Iterator[tuple[Window, int]]:
+    """Yield each training window that reads a row, with the epoch (of its source in a mixture) in which it does.
+
+    Nothing is read: a window follows from the order of an epoch alone. Its batches do not.
+    """
+    for epoch, step in _steps_of_row(job, plan, split, row):
+        # From the window's first step, so that all of its batches are cut. A limit of steps may end the run before it.
+        first = step - step % plan.steps_per_epoch % plan.window_steps
+        if first < plan.total_steps:
+            yield training_window(plan, job, first), epoch
+
+
+def _steps_of_row(job: JobSpec, plan: Plan, split: Split, row: int) -> Iterator[tuple[int, int]]:
+    """Yield each epoch in which a row is read, and a step of the window that reads it."""
+    if not split.sources:
+        key = _SamplerKey.of(job, split)
+        for epoch in range(plan.epochs):
+            yield epoch, epoch * plan.steps_per_epoch + _sampler(key, epoch).position(row) // job.train.batch_size
+        return
+    index = int(source_of([source.first_row for source in split.sources], np.array([row]))[0])
+    source = split.sources[index]
+    key = _SamplerKey.of(job, split, source)
+    taken = _cumulative_rows(job, plan.total_steps)[: plan.total_steps + 1, index]
+    for epoch in range(-(-int(taken[-1]) // source.rows)):
+        number = epoch * source.rows + _sampler(key, epoch).position(row - source.first_row)
+        if number < taken[-1]:
+            yield epoch, int(np.searchsorted(taken, number, side="right")) - 1
 
 
 def epoch_sampler(job: JobSpec, split: Split, epoch: int) -> EpochSampler:

@@ -156,6 +156,15 @@ class EpochSampler:
         parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(start, stop)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def position(self, row: int) -> int:
+        """Return the position of a row in the epoch's order; the inverse of `rows_between`."""
+        # One pool is permuted: that of the piece which the row is in.
+        shuffled, bounds = self._pooled_pieces
+        offset = row - shuffled[:, 0]
+        piece = int(np.flatnonzero((offset >= 0) & (offset < shuffled[:, 1]))[0])
+        pool = int(np.searchsorted(bounds, piece, side="right")) - 1
+        return int(self.pool_starts[pool]) + int(np.flatnonzero(self.pool_ids(pool) == row)[0])
+
     def places(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Return where rows are that lie between two positions: (pool, begin, end) among each pool's permuted rows."""
         # Windows ignore where pools end, so that every window but the last is full and the number of steps follows from

@@ -21,7 +21,7 @@ from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.mixture import SourceRows
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
-from launcher.rundir.uri import is_transient, open_uri, redact_uri, storage_error
+from launcher.rundir.uri import is_transient, open_uri, storage_error
 from launcher.tasks.params import ColumnKind
 
 # Fragments that a sample is taken from. Small ones are decoded whole, so that the sample has rows of all their parts.
@@ -82,9 +82,15 @@ class Split:
 
     def locate(self, row: int) -> tuple[str, int]:
         """Return the file that the user knows and the row within it, for a row id."""
-        index = int(np.searchsorted(self.starts, row, side="right")) - 1
-        fragment = self.fragments[index]
-        return redact_uri(fragment.origin or fragment.path), fragment.file_row + row - int(self.starts[index])
+        files, rows = self.locate_all(np.array([row], np.int64))
+        return files[0], int(rows[0])
+
+    def locate_all(self, ids: RowIds) -> tuple[list[str], RowIds]:
+        """Return the file that the user knows and the row within it, for each row id."""
+        owner = np.searchsorted(self.starts, ids, side="right") - 1
+        files, inverse = np.unique(self.fragments.file[owner], return_inverse=True)
+        names = [self.fragments.shown_name(int(file)) for file in files]
+        return [names[i] for i in inverse], self.fragments.file_row[owner] + ids - self.starts[owner]
 
     def with_named_classes(self, columns: ClassNames) -> "Split":
         """Return this split with integer columns read as names, each file by its own numbering.

@@ -25,7 +25,7 @@ from launcher.data.rank_batches import (
 from launcher.data.row_order import noise_of, read_ranges, row_ranges, source_counts
 from launcher.data.sampler import RowIds, cut_batches, generator
 from launcher.data.splits import Split
-from launcher.data.windows import TRAIN, Window, train_windows
+from launcher.data.windows import TRAIN, Window, training_window
 from launcher.errors import DataError, RowCountError
 from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec
@@ -35,6 +35,29 @@ from launcher.tasks.samples import Encoded
 
 BAD_ROW_REMEDY = "fix the row, or set data.on_bad_row: skip to leave such rows out"
 """Remedy for a row that cannot be used, for messages."""
+
+
+@dataclass(frozen=True)
+class CutWindow:
+    """Encoded window cut into global batches. But for the layout's shards, nothing in it depends on the ranks.
+
+    Args:
+        ids: Row ids of the window before encoding, int64 (n,).
+        encoded: Usable rows of the window.
+        batches: Global batches from the window's `begin` on, as positions among the usable rows.
+        source: Source of each usable row; zeros without a mixture.
+        layout: Cut of each batch into parts and shards.
+    """
+
+    ids: RowIds
+    encoded: Encoded
+    batches: list[RowIds]
+    source: RowIds
+    layout: BatchLayout
+
+    def parts(self, batch: RowIds) -> list[list[RowIds]]:
+        """Return the parts of one of the batches: for each a list of sequences, each the positions of its samples."""
+        return cut_into_parts(batch, self.encoded.lengths, self.layout, self.source)
 
 
 @dataclass(frozen=True)
@@ -55,10 +78,25 @@ class StreamSource:
 
     def shards(self, window: Window, ranks: Iterable[int]) -> Iterator[bytes]:
         """Yield the serialized shards of a window for some ranks; raises as `read` does."""
+        cut = self.cut(window)
+        assigned = [cut.parts(batch) for batch in cut.batches]
+        # Here the ranks begin: the parts are settled, and any number of ranks divides the same ones.
+        # One rank's table at a time: those of all ranks together are as large as the encoded window itself.
+        for rank in ranks:
+            table, steps = build_shard(cut.encoded, cut.ids, cut.batches, assigned, rank, cut.layout)
+            # Counted once: on rank 0, and not again by a run that resumes inside the window.
+            skipped = len(cut.encoded.problems) if rank == 0 and window.begin == 0 else 0
+            first_step = window.first_step + window.begin
+            parts = cut.layout.parts_of(rank)
+            header = ShardHeader(window.kind, window.epoch, first_step, window.is_last, skipped, parts, steps)
+            yield serialize_shard(table, header)
+
+    def cut(self, window: Window) -> CutWindow:
+        """Read and encode a window and cut it into the global batches that are not done yet; raises as `read` does."""
         split = self.splits[window.kind]
         task = self.task(window.kind != TRAIN)
-        # Up to `batches` nothing depends on the number of ranks. The whole window is encoded even for a single rank:
-        # the lengths of all rows decide which rows share a batch, and whether a row is usable shows only now.
+        # The whole window is encoded even for a single rank: the lengths of all rows decide which rows share a batch,
+        # and whether a row is usable shows only now.
         ids = self.row_ids(window)
         encoded = self.encode(task, window, ids)
         # Before the cut: a batch consists of usable rows alone, and the header counts the others.
@@ -74,18 +112,7 @@ class StreamSource:
         layout = BatchLayout(
             self.world_size, self.job.virtual_ranks, size, pack_length, task.normalizers, task.partner_columns, starts
         )
-        source = layout.source_of(ids[encoded.valid_rows])
-        assigned = [cut_into_parts(batch, encoded.lengths, layout, source) for batch in batches]
-        # Here the ranks begin: the parts are settled, and any number of ranks divides the same ones.
-        # One rank's table at a time: those of all ranks together are as large as the encoded window itself.
-        for rank in ranks:
-            table, steps = build_shard(encoded, ids, batches, assigned, rank, layout)
-            # Counted once: on rank 0, and not again by a run that resumes inside the window.
-            skipped = len(encoded.problems) if rank == 0 and window.begin == 0 else 0
-            first_step = window.first_step + window.begin
-            parts = layout.parts_of(rank)
-            header = ShardHeader(window.kind, window.epoch, first_step, window.is_last, skipped, parts, steps)
-            yield serialize_shard(table, header)
+        return CutWindow(ids, encoded, batches, layout.source_of(ids[encoded.valid_rows]), layout)
 
     def task(self, for_evaluation: bool) -> Task:
         """Return the task that encodes rows: as evaluation or as training needs it."""
@@ -173,15 +200,9 @@ def read_batch_rows(job: JobSpec, plan: Plan, splits: dict[str, Split], step: in
     Returns:
         Row ids, int64 (n,), ascending.
     """
-    # An evaluation never comes first, but nothing here should rest on that.
-    window = next(window for window in train_windows(plan, job, step) if window.kind == TRAIN)
     # One rank, whatever the run has: batches do not depend on ranks.
-    source = StreamSource(job, splits, 1)
-    ids = source.row_ids(window)
-    encoded = source.encode(source.task(False), window, ids)
-    # `batches` knows nothing of `window.begin`: the index counts from the window's first step.
-    batch = source.batches(window, ids, encoded)[step - window.first_step]
-    rows: RowIds = ids[encoded.valid_rows[batch]]
+    cut = StreamSource(job, splits, 1).cut(training_window(plan, job, step))
+    rows: RowIds = cut.ids[cut.encoded.valid_rows[cut.batches[0]]]
     # In place, which is safe: indexing with an array has copied.
     rows.sort()
     return rows

@@ -94,6 +94,12 @@ def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]
                     yield from evaluation_windows(VALIDATION, rows, job, step)
 
 
+def training_window(plan: Plan, job: JobSpec, step: int) -> Window:
+    """Return the training window with the batch after `step` completed steps, which is the batch at its `begin`."""
+    # An evaluation never comes first: those due at `step` belong to the window before.
+    return next(train_windows(plan, job, step))
+
+
 def evaluation_windows(split: str, rows: Sequence[int], job: JobSpec, step: int) -> Iterator[Window]:
     """Yield the windows of one pass over a split, in file order; a window has rows of one source.
 

@@ -10,7 +10,5 @@ def read_fingerprint(run: RunDir) -> str:
     Raises:
         UserError: The data cannot be read here, or the job file asks for a permission.
     """
-    job = runnable_job(run)
     # The training data alone: the other splits may be gone.
-    data = job.data.model_copy(update={"validation": None, "test": None})
-    return open_splits(job.model_copy(update={"data": data}))["train"].fingerprint
+    return open_splits(runnable_job(run), names=("train",))["train"].fingerprint

@@ -100,6 +100,24 @@ def check_resumable(prepared: "PreparedJob") -> None:
     _check_newest_checkpoint(run, prepared.plan.zero)
 
 
+def check_same_data(run: RunDir, plan: Plan, fingerprint: str) -> None:
+    """Check that training data are those of a run.
+
+    Args:
+        run: Run directory, for the message.
+        plan: Plan of the run.
+        fingerprint: Fingerprint of the data as they are now.
+
+    Raises:
+        RunError: They have changed since.
+    """
+    if fingerprint != plan.fingerprint:
+        raise RunError(
+            f"{run.uri}: the training data are not those of the run (fingerprint {fingerprint[:12]}, the run's is "
+            f"{plan.fingerprint[:12]}); put back the files it was trained on"
+        )
+
+
 def _check_same_job(run: RunDir, prepared: "PreparedJob") -> None:
     """Check that job, data and model are those that the run began with.
 

@@ -234,17 +234,23 @@ def _absolute(location: str) -> str:
     return os.path.abspath(os.path.expanduser(location))
 
 
-def open_splits(job: JobSpec, on_progress: OnProgress | None = None, cache: str | None = None) -> dict[str, Split]:
+def open_splits(
+    job: JobSpec,
+    on_progress: OnProgress | None = None,
+    cache: str | None = None,
+    names: Sequence[str] = ("train", "validation", "test"),
+) -> dict[str, Split]:
     """Open every split that the job names, from footers; convert formats without footers into the storage's cache.
 
     Args:
         job: Job with absolute paths.
         on_progress: Called with the number of footers of a split that are read, and their total.
         cache: Directory or URI for converted files and footers; None is the storage's own.
+        names: Names of the splits to open, `train` first.
     """
     splits: dict[str, Split] = {}
     kinds = build_task(job).columns()
-    for name in ("train", "validation", "test"):
+    for name in names:
         if job.data.locations(name):
             splits[name] = _open_sources(job, name, kinds, on_progress, cache)
             # Training data come first: their classes decide how the same columns of the other splits are read.

@@ -169,3 +169,34 @@ class PredictionProgress:
         if text is not None:
             self._display.update_bar(rows, text)
         self._display.update_log(rows, f"{100 * rows / self._total:.1f} %  {text or 'starting workers'}")
+
+
+class RetrainingProgress:
+    """Steps that are trained again, from a checkpoint to the step that is looked at.
+
+    Args:
+        console: Terminal or log.
+        last: Last step.
+    """
+
+    def __init__(self, console: Console, last: int) -> None:
+        self._console, self._last = console, last
+        self._display: _Display | None = None
+
+    def show(self, done: int) -> None:
+        """Show the steps completed; the first call is that of the checkpoint, 0 without one."""
+        if self._display is not None:
+            self._display.update_bar(done, "training again")
+            self._display.update_log(done, "training again")
+            return
+        count = self._last - 1 - done
+        begin = f"from the checkpoint of step {done}" if done else "no checkpoint is that old: from the beginning"
+        again = f"{count} step{'' if count == 1 else 's'} trained again before the last one" if count else "none again"
+        self._console.print(f"{begin}, {again}", highlight=False, soft_wrap=True)
+        if count:
+            self._display = _Display(self._console, "step", self._last, done, first_log_s=_LOG_EVERY_S)
+
+    def close(self) -> None:
+        """Remove the live bar from the terminal."""
+        if self._display is not None:
+            self._display.close()

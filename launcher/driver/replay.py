@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from launcher.driver.preflight import check_same_data
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.driver.run import run_job
 from launcher.errors import RunError
@@ -75,11 +76,7 @@ def prepare_replay(run: RunDir, job: JobSpec, name: str) -> PreparedJob:
     # Before anything is trained: a replay on other data takes hours and shows nothing.
     prepared = prepare(job.model_copy(update={"name": name, "output": output}))
     old = run.read_record("plan.json", Plan)
-    if prepared.plan.fingerprint != old.fingerprint:
-        raise RunError(
-            f"{run.uri}: the training data are not those of the run (fingerprint {prepared.plan.fingerprint[:12]}, "
-            f"the run's is {old.fingerprint[:12]}); put back the files it was trained on"
-        )
+    check_same_data(run, old, prepared.plan.fingerprint)
     return prepared
 
 

@@ -41,18 +41,8 @@ def coupled_forward_backward(
     Returns:
         Sum of the losses of each part's rows, as in `loop.forward_backward`.
     """
-    # Each micro-batch with its number in its part, from 1.
-    numbered = [(part, i, samples) for part in parts for i, samples in enumerate(part.micro_batches, 1)]
-    first = []
-    with torch.no_grad():
-        for part, number, samples in numbered:
-            engine.seed(step, part.index, number)
-            # Without its part: BatchNorm counts the second pass alone.
-            outputs = engine.forward(task, collate(task, samples, global_batch).to(engine.device))
-            first.append(without_fillers(outputs, samples))
-    rows = [row for _, _, samples in numbered for row in row_ids(samples)]
-    # Collective: a rank that ran out of memory above never gets here, so such a step cannot be repeated in place.
-    gathered = gather_outputs(concatenate(first), rows)
+    numbered = _number(parts)
+    gathered = gather_batch_outputs(engine, task, parts, global_batch, step)
     leaves = {name: tensor.requires_grad_() for name, tensor in gathered.outputs.items() if tensor.is_floating_point()}
     losses_N = task.coupled_losses(gathered.outputs)
     # An output that only steers the loss (a label, a constant reference) has no gradient.
@@ -75,6 +65,31 @@ def coupled_forward_backward(
         add_losses(part_losses[part.index], own_losses[begin:end], source)
         begin = end
     return part_losses
+
+
+def gather_batch_outputs(
+    engine: Engine, task: Task, parts: Sequence[Part], global_batch: GlobalBatch, step: int
+) -> GatheredOutputs:
+    """Run the first pass: compute the outputs of a global batch without gradients. Collective.
+
+    Arguments as in `loop.forward_backward`.
+    """
+    numbered = _number(parts)
+    outputs = []
+    with torch.no_grad():
+        for part, number, samples in numbered:
+            engine.seed(step, part.index, number)
+            # Without its part: BatchNorm counts the second pass alone.
+            whole = engine.forward(task, collate(task, samples, global_batch).to(engine.device))
+            outputs.append(without_fillers(whole, samples))
+    rows = [row for _, _, samples in numbered for row in row_ids(samples)]
+    # Collective: a rank that ran out of memory above never gets here, so such a step cannot be repeated in place.
+    return gather_outputs(concatenate(outputs), rows)
+
+
+def _number(parts: Sequence[Part]) -> list[tuple[Part, int, pa.Table]]:
+    """Return each micro-batch with its part and its number there, from 1."""
+    return [(part, i, samples) for part in parts for i, samples in enumerate(part.micro_batches, 1)]
 
 
 def empty_part_losses(engine: Engine, global_batch: GlobalBatch) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Unusable runs, data and arguments of evaluate, predict, report, compare and replay: one sentence each."""
+"""Unusable runs, data and arguments of evaluate, predict, report, compare, replay, rows: one sentence each."""
 
 import json
 import os
@@ -43,6 +43,7 @@ def _gone(desk: Desk) -> None:
     desk.monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
 
 
+_QUESTIONS = "--step N for the rows of a step, --row FILE:NUMBER for the inverse"
 _PERMITS = "and only you can permit that; add"
 
 ORDERS = [
@@ -281,6 +282,71 @@ ORDERS = [
         f"replay {_RUN}",
         lambda desk: Path("data/train.parquet").unlink(),
         "data.train: DESK/data/train.parquet does not exist; give a file, a directory or a glob that does",
+    ),
+    *(
+        Order(f"rows {_RUN} {rest}", well, sentence)
+        for rest, sentence in (
+            ("", f"--step and --row: give one of them: {_QUESTIONS}"),
+            ("--step 3 --row train.parquet:4", f"--step and --row: give only one of them: {_QUESTIONS}"),
+            ("--row train.parquet:4 --losses", "--losses: are those of a step; give --step N instead of --row"),
+            ("--step 0", "--step: 0 is not within 1 to 10, the steps of the run"),
+            ("--step 9-11", "--step: 9-11 is not within 1 to 10, the steps of the run"),
+            ("--step 5-3", "--step: 5-3 ends before it begins; write 3-5"),
+            ("--step last", "--step: 'last' is neither a step nor a range; write 100 or 100-120"),
+            ("--step 3-", "--step: '3-' is neither a step nor a range; write 100 or 100-120"),
+            (
+                "--row validation.parquet:3",
+                "--row: validation.parquet is no file of the training data; it has DESK/data/train.parquet",
+            ),
+            (
+                "--row data/train.parquet:40",
+                "--row: DESK/data/train.parquet has no row 40; it has 40 rows, numbered from 0",
+            ),
+            ("--row 40", "--row: '40' is no row; write FILE:NUMBER, with the number of the row from 0"),
+            (
+                "--row train.parquet:-1",
+                "--row: 'train.parquet:-1' is no row; write FILE:NUMBER, with the number of the row from 0",
+            ),
+            (
+                "--step 3 --output out.txt",
+                "--output: out.txt is neither a .parquet nor a .csv file; give one of these endings",
+            ),
+            (
+                "--step 3 --output data/train.parquet",
+                "--output: data/train.parquet exists and would be overwritten; give another file",
+            ),
+            (
+                "--step 3 --output job.yaml/out.csv",
+                "--output: job.yaml/out.csv cannot be written (Not a directory); name another file",
+            ),
+            (
+                "--step 3 --output none/out.csv",
+                "--output: none/out.csv cannot be written (No such file or directory); name another file",
+            ),
+            (
+                "--step 3 train.batch_size=4",
+                "override train.batch_size=4: train.batch_size is fixed, as the run was trained with it; only "
+                "data.train, data.mixture may be changed here",
+            ),
+        )
+    ),
+    Order(
+        f"rows {_RUN} --step 3 --losses",
+        lambda desk: desk.edit(f"{_RUN}/plan.json", lambda plan: plan.update(fingerprint="0" * 64)),
+        f"DESK/{_RUN}: the training data are not those of the run (fingerprint ..., the run's is 000000000000); "
+        "put back the files it was trained on",
+    ),
+    Order(
+        f"rows {_RUN} --step 3",
+        lambda desk: Path(f"{_RUN}/plan.json").unlink(),
+        f"DESK/{_RUN}/plan.json: ...",
+    ),
+    Order(
+        f"rows {_RUN} --step 3",
+        _evil("trust_remote_code: false", "trust_remote_code: true"),
+        f"DESK/{_RUN}/job.yaml: asks for model.trust_remote_code: true, which runs Python code from the "
+        f"model's directory, {_PERMITS} model.trust_remote_code=true to the command to allow it, or "
+        "model.trust_remote_code=false to run without it",
     ),
 ]  # fmt: skip
 

@@ -40,7 +40,7 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _HASH_BLOCK_BYTES = 1 << 22
 
 
-def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -> TrainerState:
+def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False, read_only: bool = False) -> TrainerState:
     """Load a checkpoint into the engine, written by any number of workers. Collective.
 
     Args:
@@ -48,12 +48,14 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
         engine: Engine of this rank; its weights and optimizer states are replaced.
         step: Step of the checkpoint.
         weights_only: Load weights (and their average) without optimizer states.
+        read_only: Leave a damaged checkpoint as it is, for commands that write nothing into the run.
 
     Returns:
         Trainer state that was saved with the checkpoint.
 
     Raises:
-        CorruptCheckpointError: A file is missing or damaged. The checkpoint is quarantined; the workers must restart.
+        CorruptCheckpointError: A file is missing or damaged. Nothing has been loaded. The checkpoint is quarantined,
+            unless `read_only`; the workers must restart.
         RunError: The ZeRO stage or the number of workers cannot load it, or a file cannot be read.
     """
     # Rank 0 decides: on a network file system other ranks may still see an older listing.
@@ -70,7 +72,7 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False) -
         # All hashes before the first `torch.load`. The ranks share the files, so together they read each one once.
         corruption = _verify(run.path(source), directory, manifest, _files_to_verify(run, host, engine))
         if corruption is not None:
-            if engine.rank == 0:
+            if engine.rank == 0 and not read_only:
                 catalog.quarantine(run, step, corruption)
             # No rank raises, and so ends the group, before rank 0 has written the quarantine.
             dist.barrier()

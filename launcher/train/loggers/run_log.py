@@ -57,6 +57,13 @@ class PendingStep:
     grad_norm: "float | torch.Tensor | None"
 
 
+def sum_over_parts(part_losses_NVS: torch.Tensor) -> list[list[float]]:
+    """Return the loss of each source in each of N steps, given that of each part, float64 (N, V, S)."""
+    first, *others = part_losses_NVS.unbind(1)
+    # One after the other, in the order of the parts. A sum over the axis may take another order for another shape.
+    return sum(others, first).tolist()
+
+
 class RunLog:
     """Log of one training; every rank has one, and only rank 0 writes.
 
@@ -146,9 +153,7 @@ class RunLog:
             dist.all_reduce(merged)
         # The only host-device sync of these steps.
         merged, rest = merged.cpu().split([len(merged) - len(extras), len(extras)])
-        by_part: tuple[torch.Tensor, ...] = merged.view(len(losses), *losses[0].shape).unbind(1) if losses else ()
-        # One after the other, in the order of the parts. A sum over the axis may take another order for another shape.
-        losses_by_step = sum(by_part[1:], by_part[0]).tolist() if losses else []
+        losses_by_step = sum_over_parts(merged.view(len(losses), *losses[0].shape)) if losses else []
         all_skipped_rows, is_stale, first_flag, second_flag, *times = rest.tolist()
         if is_stale:
             raise stale or StaleAttemptError(f"{self._run.uri}: a newer attempt has started, this one stops")
