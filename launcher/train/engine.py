@@ -41,6 +41,8 @@ from launcher.train.op_builders import prepare_op_builds
 from launcher.train.param_groups import bitsandbytes_optimizer, build_param_groups, check_shardable
 
 deepspeed = import_deepspeed()
+from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses  # noqa: E402
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Integers of a weight's bits, by the bytes of an element.
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
@@ -70,6 +72,17 @@ def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
     return model, inner
 
 
+def _restore_linear(zero: int) -> None:
+    """Undo what a ZeRO-3 engine leaves behind in a process that trains several jobs, for a job of a lower stage.
+
+    It replaces torch's linear function, for good, by one that rounds otherwise (DeepSpeed 0.19.8,
+    runtime/zero/partition_parameters.py).
+    """
+    original = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if original is not None and zero < 3:
+        torch.nn.functional.linear = original
+
+
 class Engine:
     """One rank's part of the model and its optimizer, with the collectives between ranks.
 
@@ -80,6 +93,7 @@ class Engine:
     """
 
     def __init__(self, job: JobSpec, task: Task, micro_batch: int) -> None:
+        _restore_linear(job.zero_stage)
         self.job = job
         self.rank, self.world_size, self.virtual_ranks = dist.get_rank(), dist.get_world_size(), job.virtual_ranks
         has_cuda = torch.cuda.is_available()

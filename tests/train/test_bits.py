@@ -119,3 +119,16 @@ def test_other_shapes_stay_near(workers: int, tiny_models: dict[str, Path], tmp_
     for run in run_group(workers, _shapes, job, workers, (0, 2, 3)):
         losses = [number[1] for number in run["numbers"]]
         assert max(abs(one - other) for one, other in zip(alone, losses, strict=True)) < 1e-6
+
+
+def _twice(prepared: PreparedJob) -> list[dict[str, Any]]:
+    """Train without ZeRO, with ZeRO 3, and once more without, one after the other in one process."""
+    stages = {"first": 0, "between": 3, "second": 0}
+    runs = {name: _train(with_job(prepared, name=name, parallel={"zero": zero})) for name, zero in stages.items()}
+    return [runs["first"], runs["second"]]
+
+
+@pytest.mark.parametrize("job", ["text"], indirect=True)
+def test_a_job_before_it_in_the_process_changes_nothing(job: PreparedJob) -> None:
+    first, second = run_group(1, _twice, with_job(job, cluster={"workers": 1}))
+    assert second == first

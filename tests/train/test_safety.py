@@ -65,8 +65,9 @@ def test_non_finite_gradient_stops_the_run(tiny_bert: Path, tmp_path: Path, zero
     # No checkpoint contains the weights that it would lead to.
     data = write_splits(tmp_path / "data", train=44)
     job = prepared_job(
-        tiny_bert, data, tmp_path, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3}
-    )
+        tiny_bert, data, tmp_path, parallel={"zero": zero}, cluster={"workers": 1}, checkpoint={"every_steps": 3},
+        train={"virtual_ranks": 1},  # one backward pass a step
+    )  # fmt: skip
     error = run_group(1, _train_with_bad_gradient, job, step)
     assert error.startswith("TrainingError: the gradient is ") and f"at step {step}; lower train.learning_rate" in error
     assert catalog.complete_steps(job.run) == ([3] if step == 4 else [])
