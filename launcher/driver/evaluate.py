@@ -12,7 +12,7 @@ from launcher.data.ray_data import DeterministicDataConfig
 from launcher.data.splits import Split, is_numbered
 from launcher.driver.control import open_control_channel
 from launcher.driver.preflight import check_model
-from launcher.driver.prepare import open_split_file
+from launcher.driver.prepare import open_split_file, open_splits
 from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import DataError, RunError
 from launcher.formatting import list_names
@@ -67,11 +67,10 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     if split not in EVALUATION_SPLITS:
         raise RunError(not_one_of("--split", split, EVALUATION_SPLITS))
     check_model(run)
-    locations = getattr(job.data, split)
-    if locations is None:
-        raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     # This split alone: the training data may be gone.
-    part = open_split_file(job, split, locations)
+    part = open_splits(job, names=(split,)).get(split)
+    if part is None:
+        raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
     _check_rows(run, job, part, console)
     return _score(run, job, part, console)
 

@@ -246,14 +246,15 @@ def open_splits(
         job: Job with absolute paths.
         on_progress: Called with the number of footers of a split that are read, and their total.
         cache: Directory or URI for converted files and footers; None is the storage's own.
-        names: Names of the splits to open, `train` first.
+        names: Names of the splits to open, `train` first if it is one of them.
     """
     splits: dict[str, Split] = {}
     kinds = build_task(job).columns()
     for name in names:
         if job.data.locations(name):
             splits[name] = _open_sources(job, name, kinds, on_progress, cache)
-            # Training data come first: their classes decide how the same columns of the other splits are read.
+        if name == "train":
+            # They come first: their classes decide how the same columns of the other splits are read.
             kinds = _kinds_of_training(kinds, splits["train"])
     return with_class_names(job, splits)
 
