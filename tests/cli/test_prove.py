@@ -83,7 +83,7 @@ def test_an_unfinished_run_is_refused(run: RunDir, launcher: CommandLine) -> Non
 
 def test_default_shapes_are_those_that_are_exact_and_find_room(run: RunDir) -> None:
     job = load_run_job(run, [], REPLAY_KEYS)
-    assert [provable_workers(job, cores) for cores in (1, 2, 5, 64)] == [(1, 2), (1, 2), (1, 2, 4), (1, 2, 4, 8)]
+    assert [provable_workers(job, cores) for cores in (1, 2, 5, 64)] == [(1, 2), (1, 2), (1, 2, 4), (1, 2, 4)]
     threads = job.model_copy(update={"train": job.train.model_copy(update={"threads": 4})})
     assert provable_workers(threads, 16) == (1, 2, 4)
     gpus = job.model_copy(update={"cluster": job.cluster.model_copy(update={"gpus_per_worker": 1, "workers": 4})})

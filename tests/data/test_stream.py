@@ -176,7 +176,8 @@ def test_parts_do_not_depend_on_the_number_of_workers(
 
 
 def test_workers_get_about_as_many_tokens(tiny_bert: Path, tmp_path: Path) -> None:
-    prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 640), tmp_path, train={"batch_size": 64})
+    train = {"batch_size": 64, "virtual_ranks": 8}
+    prepared = prepared_job(tiny_bert, write_splits(tmp_path / "data", 640), tmp_path, train=train)
     for workers in (2, 4):
         tokens = []
         for rank in range(workers):

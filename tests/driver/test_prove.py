@@ -53,7 +53,8 @@ def _name(workers: int, zero: int) -> str:
 def proven(tiny_bert: Path, tmp_path: Path) -> tuple[RunDir, list[PreparedJob]]:
     """A run on two workers with dropout, and the same job trained on each shape."""
     data = write_splits(tmp_path / "data", train=40, validation=13)
-    job = prepared_job(tiny_bert, data, tmp_path, model={"dropout": 0.1}, parallel={"zero": 0})
+    train = {"virtual_ranks": 8}
+    job = prepared_job(tiny_bert, data, tmp_path, model={"dropout": 0.1}, parallel={"zero": 0}, train=train)
     sections = [{"name": _name(w, z), "cluster": {"workers": w}, "parallel": {"zero": z}} for w, z in _SHAPES]
     shapes = [with_job(job, **changes) for changes in sections]
     for prepared in (job, *shapes):

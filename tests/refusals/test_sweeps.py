@@ -183,7 +183,10 @@ def test_check_only_notes_missing_gpus_as_the_job_may_run_on_a_cluster(desk: Des
 
 
 def test_check_notes_workers_without_samples(desk: Desk) -> None:
-    sentence = "note: cluster.workers: of 20 workers only 8 ever get a sample, as train.batch_size has no more\n"
+    sentence = (
+        "note: cluster.workers: of 20 workers only 8 ever get a sample, as a batch has no more parts; raise "
+        "train.batch_size, which changes the curve, or take fewer workers\n"
+    )
     assert sentence in desk.launcher("check", "job.yaml", "cluster.workers=20").out
 
 

@@ -59,7 +59,7 @@ def test_rouge_is_the_mean_of_the_rows() -> None:
     rows = [scorer.score(true, text) for true, text in zip(_TRUE, _WRITTEN, strict=True)]
     assert [*computed][:3] == names
     for name in names:
-        assert computed[name] == pytest.approx(np.mean([row[name].fmeasure for row in rows]), abs=1e-12)
+        assert computed[name] == pytest.approx(np.mean([row[name].fmeasure for row in rows]), abs=1e-7)
     assert 0.2 < computed["rouge2"] < computed["rouge1"] < 1
 
 
