@@ -1,6 +1,6 @@
 """What the same bits cost: a step with eight parts beside one with a part per worker, and the bytes that it sends.
 
-`over_plain` compares with a part per worker in one forward pass, `over_micro` with a part per worker in the same passes.
+`over_plain` compares with a part per worker in one forward pass, `over_micro` with one in the same passes.
 
 SST-2, MiniLM-L6, global batch 32 over two workers without ZeRO: the engine on batches ready in memory, the sides in
 turn, several rounds. Prints the medians as one JSON object on its last line. `make bench-bits`; figures: ../README.md.
