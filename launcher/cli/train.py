@@ -102,10 +102,11 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
 
 
 def _describe_bits(plan: "Plan") -> str:
+    from launcher.spec.exactness import exact_workers
+
     if plan.inexact:
         return f"equal to about 1e-6 on other numbers of workers: {'; '.join(plan.inexact)}"
-    workers = ", ".join(str(1 << power) for power in range(plan.virtual_ranks.bit_length()))
-    return f"the same on {workers} workers, and after any stop"
+    return f"the same on {', '.join(map(str, exact_workers(plan.virtual_ranks)))} workers, and after any stop"
 
 
 def _describe_memory(memory: "WorkerMemory", limit: int | None) -> str:

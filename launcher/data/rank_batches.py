@@ -124,10 +124,8 @@ def cut_into_parts(batch: RowIds, lengths: RowIds, layout: BatchLayout, source: 
         # With length grouping the batch is sorted: a part has similar lengths, and little padding. The longest part is
         # followed by the shortest, and so on, so that any number of ranks gets about the same lengths.
         pieces = np.array_split(batch, layout.parts)
-        order = [
-            index for pair in zip(range(layout.parts), reversed(range(layout.parts)), strict=True) for index in pair
-        ]
-        return [[pieces[i][j : j + 1] for j in range(len(pieces[i]))] for i in order[: layout.parts]]
+        order = [-1 - part // 2 if part % 2 else part // 2 for part in range(layout.parts)]
+        return [[pieces[i][j : j + 1] for j in range(len(pieces[i]))] for i in order]
     # Packed sequences have no padding, so a part's time follows from its tokens and not from its number of samples.
     owner = _spread_evenly(lengths[batch], layout.parts)
     own = [batch[owner == part] for part in range(layout.parts)]

@@ -106,7 +106,7 @@ class Certificate(Record):
 
     @property
     def sentence(self) -> str:
-        """One line on what is proven, for the model card and the report."""
+        """Return one line on what is proven, for the model card and the report."""
         if not self.is_intact:
             return f"Not proven: {CERTIFICATE} was changed after it was written"
         exact = [shape for shape in self.shapes if not shape.inexact and not shape.failure]

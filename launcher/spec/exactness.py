@@ -26,6 +26,11 @@ def inexact_reasons(job: JobSpec) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def exact_workers(virtual_ranks: int) -> tuple[int, ...]:
+    """Return the numbers of workers that divide the virtual ranks, which are a power of two."""
+    return tuple(1 << power for power in range(virtual_ranks.bit_length()))
+
+
 def provable_workers(job: JobSpec, cores: int) -> tuple[int, ...]:
     """Return the numbers of workers to prove a run on: the exact ones that this machine has cores for.
 
@@ -39,5 +44,4 @@ def provable_workers(job: JobSpec, cores: int) -> tuple[int, ...]:
     else:
         # Two are worth more than one core each: a single worker shows nothing of the communication.
         most = max(2, cores // job.train.threads)
-    exact = (1 << power for power in range(job.virtual_ranks.bit_length()))
-    return tuple(workers for workers in exact if workers <= most)
+    return tuple(workers for workers in exact_workers(job.virtual_ranks) if workers <= most)

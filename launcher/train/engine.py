@@ -120,7 +120,10 @@ class Engine:
         self.trained_names = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
         prepare_op_builds()
-        elements = sum(weight.numel() for group in groups for weight in group.parameters)
+        trained = [weight for group in groups for weight in group.parameters]
+        self._position = {id(weight): i for i, weight in enumerate(trained)}
+        """Position of each trained weight in the optimizer's order, by its identity."""
+        elements = sum(weight.numel() for weight in trained)
         self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
         disk = None if self._swap is None else self._swap.path
         config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
@@ -140,8 +143,7 @@ class Engine:
                 deepspeed.zero.register_external_parameter(reader, parameter)
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
-        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
-        self._stepped = weights
+        self._stepped = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         self._flat: FlatGradients | None = None
         """Gradient sums in the order of the parts; None where DeepSpeed adds them, in another order."""
         if self.zero == 0 and job.train.precision != "fp32":
@@ -150,7 +152,7 @@ class Engine:
             # by those of the half-precision weights. These are None here, so it would step with zeros.
             self._optimizer.step = partial(step_master_weights, self._optimizer)
         if job.adds_in_one_order:
-            self._flat = self._add_in_one_order(model)
+            self._flat = self._add_in_one_order(model, trained)
         self.ema = self._build_ema(model)
         """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
         self._sharded_reference: Any = None
@@ -158,7 +160,7 @@ class Engine:
             # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
             task.reference = self._build_reference(task)
 
-    def _add_in_one_order(self, model: torch.nn.Module) -> FlatGradients:
+    def _add_in_one_order(self, model: torch.nn.Module, trained: list[torch.nn.Parameter]) -> FlatGradients:
         """Take the addition of gradients from DeepSpeed."""
         # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
         self._engine.enable_backward_allreduce = False
@@ -172,14 +174,14 @@ class Engine:
         # occur twice, as it does under ZeRO 2 and 3.
         if self.device.type == "cpu" and not self.job.train.compile and self.job.train.precision == "fp32":
             use_sparse_embedding_update(model)
-        trained = [weight for group in self._groups for weight in group.parameters]
         return FlatGradients(trained, -(-self.virtual_ranks // self.world_size), self.world_size)
 
     def _build_reference(self, task: Task) -> torch.nn.Module:
         """Load a task's frozen model in the precision of the training, sharded under ZeRO-3."""
-        precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.job.train.precision]
         reference = task.build_reference()
-        torch.nn.Module.to(reference, device=self.device, dtype=precision)  # transformers' own `to` is untyped
+        torch.nn.Module.to(
+            reference, device=self.device, dtype=_DTYPES[self.job.train.precision]
+        )  # transformers' own `to` is untyped
         if self.zero < 3:
             return reference
         # Without an optimizer DeepSpeed shards the weights and gathers them in each forward pass, and does no more.
@@ -346,12 +348,8 @@ class Engine:
     def _hand_over(self, gradients: list[torch.Tensor]) -> None:
         """Give the optimizer of ZeRO 1 this rank's share of the complete gradient, as its own reduction would."""
         optimizer = self._optimizer
-        by_weight = {
-            id(weight): gradient
-            for weight, gradient in zip((w for group in self._groups for w in group.parameters), gradients, strict=True)
-        }
         for i, owned in enumerate(optimizer.params_in_partition):
-            optimizer.all_grad_tensors[i] = [by_weight[id(weight)] for weight in owned]
+            optimizer.all_grad_tensors[i] = [gradients[self._position[id(weight)]] for weight in owned]
             optimizer.averaged_gradients[i] = optimizer.get_flat_partition(
                 owned,
                 optimizer.first_offset[i],

@@ -9,9 +9,7 @@ Runs on the client; needs no GPU.
 
 import argparse
 import json
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -36,10 +34,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the job file")
     options = parser.parse_args()
-    subprocess.run([sys.executable, str(ROOT / "jobs" / "quickstart" / "prepare.py")], check=True, stdout=sys.stderr)
     storage = options.storage.resolve()
-    shutil.rmtree(storage, ignore_errors=True)
-    storage.mkdir(parents=True)
     job = write_job(storage, options.steps)
     found: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(options.rounds):

@@ -32,11 +32,7 @@ def main() -> int:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to our job file")
     options = parser.parse_args()
-    subprocess.run([sys.executable, str(ROOT / "jobs" / "quickstart" / "prepare.py")], check=True, stdout=sys.stderr)
-    storage = options.storage.resolve()
-    shutil.rmtree(storage, ignore_errors=True)
-    storage.mkdir(parents=True)
-    job = write_job(storage, options.steps)
+    job = write_job(options.storage.resolve(), options.steps)
     found: dict[str, list[float]] = {side: [] for side in options.sides}
     for number in range(options.rounds):
         for side in options.sides:
@@ -50,7 +46,10 @@ def main() -> int:
 
 
 def write_job(storage: Path, steps: int) -> Path:
-    """Our job file: the defaults, and the numbers that both sides share."""
+    """Our job file in an empty storage: the defaults, and the numbers that both sides share; gets the model first."""
+    subprocess.run([sys.executable, str(ROOT / "jobs" / "quickstart" / "prepare.py")], check=True, stdout=sys.stderr)
+    shutil.rmtree(storage, ignore_errors=True)
+    storage.mkdir(parents=True)
     job = {
         "name": "throughput",
         "task": {"type": "text-classification", "labels": ["negative", "positive"], "max_length": 128},
