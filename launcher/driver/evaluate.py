@@ -67,10 +67,10 @@ def evaluate_run(run: RunDir, split: str, console: Console, job: JobSpec | None 
     if split not in EVALUATION_SPLITS:
         raise RunError(not_one_of("--split", split, EVALUATION_SPLITS))
     check_model(run)
-    # This split alone: the training data may be gone.
-    part = open_splits(job, names=(split,)).get(split)
-    if part is None:
+    if not job.data.locations(split):
         raise RunError(f"{run.uri}: its job file has no data.{split}; add it to the job file of a new run")
+    # This split alone: the training data may be gone.
+    part = open_splits(job, names=(split,))[split]
     _check_rows(run, job, part, console)
     return _score(run, job, part, console)
 
