@@ -72,7 +72,7 @@ bench-coupled: venv
 
 bench-coupled-peers: venv peers
 	$(BIN)/python jobs/quickstart/prepare.py
-	$(BIN)/python tests/benchmarks/accuracy/prepare_minilm_twice.py
+	$(BIN)/python tests/benchmarks/accuracy/prepare_encoder_decoder.py minilm-twice
 	$(BIN)/python tests/benchmarks/accuracy/prepare_preference.py
 	.venv-peers/bin/python tests/benchmarks/coupled/peers.py
 

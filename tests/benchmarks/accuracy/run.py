@@ -42,6 +42,7 @@ class Task:
     """Key in scores-validation.json and scores-test.json that both sides are compared by."""
     prepare: Path = ROOT / "jobs" / "quickstart" / "prepare.py"
     """Script that gets the model, if it is not there yet."""
+    prepare_options: tuple[str, ...] = ()
     workers: int = 2
     """Processes of the peer: as many as the job file says, or one where its curve depends on their number."""
     peer_options: tuple[str, ...] = ()
@@ -60,6 +61,15 @@ TASKS = {
             job=HERE / "text-classification.yaml",
             peer=HERE / "trainer_text_classification.py",
             metric="accuracy",
+            peer_options=("--language=en",),
+        ),
+        Task(
+            name="text-classification-zh",
+            job=HERE / "text-classification-zh.yaml",
+            peer=HERE / "trainer_text_classification.py",
+            metric="accuracy",
+            prepare=HERE / "prepare_e5.py",
+            peer_options=("--language=zh",),
         ),
         Task(
             name="token-classification",
@@ -100,7 +110,19 @@ TASKS = {
             job=HERE / "seq2seq.yaml",
             peer=HERE / "trainer_seq2seq.py",
             metric="bleu",
-            prepare=HERE / "prepare_minilm_twice.py",
+            prepare=HERE / "prepare_encoder_decoder.py",
+            prepare_options=("minilm-twice",),
+            peer_options=("--source=de",),
+            python=PEERS_PYTHON,
+        ),
+        Task(
+            name="seq2seq-zh",
+            job=HERE / "seq2seq-zh.yaml",
+            peer=HERE / "trainer_seq2seq.py",
+            metric="bleu",
+            prepare=HERE / "prepare_encoder_decoder.py",
+            prepare_options=("e5-twice",),
+            peer_options=("--source=zh",),
             python=PEERS_PYTHON,
         ),
         Task(
@@ -167,7 +189,7 @@ def main() -> int:
     options = parser.parse_args()
     benchmark = Benchmark(TASKS[options.task], options.storage.resolve())
     benchmark.storage.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, str(benchmark.task.prepare)], check=True)
+    subprocess.run([sys.executable, str(benchmark.task.prepare), *benchmark.task.prepare_options], check=True)
     sides = SIDES if options.side == "both" else (options.side,)
     results: dict[str, list[Scores]] = {side: [] for side in sides}
     for seed in options.seeds:

@@ -1,12 +1,14 @@
-"""The peer of seq2seq.yaml: transformers' Seq2SeqTrainer on an encoder-decoder, scored by what it generates.
+"""The peer of seq2seq.yaml and seq2seq-zh.yaml: transformers' Seq2SeqTrainer, scored by what it generates.
 
 Runs in every process of `torchrun --nproc_per_node 2`, from the repository's root; `run.py` starts it. The last line
 of its output is one JSON object with sacrebleu's BLEU on dev (validation) and test.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from datasets import Dataset
-from peer import SCORED, options, parquet_splits, print_scores, training_arguments
+from peer import SCORED, option_parser, parquet_splits, print_scores, training_arguments
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import (
     AutoTokenizer,
@@ -17,21 +19,37 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-DATA = "../shared/data/translation/multi30k_en_de"
-MODEL = "data/minilm-twice"
-SOURCE, TARGET = "de", "en"
+TARGET = "en"
 MAX_SOURCE_LENGTH = 64
 MAX_TARGET_LENGTH = 40
 IGNORED = -100
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What the two job files differ in."""
+
+    data: str
+    model: str
+    max_steps: int
+
+
+COMPARISONS = {
+    "de": Comparison("../shared/data/translation/multi30k_en_de", "data/minilm-twice", 120),
+    "zh": Comparison("../shared/data/translation/tatoeba_zh_en", "data/e5-twice", 120),
+}
+
+
 def main() -> None:
-    said = options()
+    parser = option_parser()
+    parser.add_argument("--source", choices=COMPARISONS, required=True)
+    said = parser.parse_args()
+    compared = COMPARISONS[said.source]
     arguments = training_arguments(
         said.seed,
         said.scratch,
         Seq2SeqTrainingArguments,
-        max_steps=120,
+        max_steps=compared.max_steps,
         per_device_train_batch_size=16,  # 32 over two processes
         per_device_eval_batch_size=64,
         learning_rate=5e-4,
@@ -43,11 +61,13 @@ def main() -> None:
         generation_max_length=MAX_TARGET_LENGTH + 1,  # with the decoder's start token
         generation_num_beams=1,
     )
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = EncoderDecoderModel.from_pretrained(MODEL, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(compared.model)
+    model = EncoderDecoderModel.from_pretrained(compared.model, dtype="float32")
     with arguments.main_process_first():  # the other process reads the first one's cache
-        raw = parquet_splits(DATA, said.scratch)
-        splits = raw.map(lambda rows: encode(rows, tokenizer), batched=True, remove_columns=[SOURCE, TARGET])
+        raw = parquet_splits(compared.data, said.scratch)
+        splits = raw.map(
+            lambda rows: encode(rows, said.source, tokenizer), batched=True, remove_columns=[said.source, TARGET]
+        )
     texts = {split: list(raw[split][TARGET]) for _, split in SCORED}
     trainer = Seq2SeqTrainer(
         model,
@@ -61,9 +81,9 @@ def main() -> None:
     print_scores(trainer, "bleu", scores)
 
 
-def encode(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+def encode(rows: dict[str, list], source: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
     """Token ids of both languages; the model shifts the labels into the decoder's input itself."""
-    found = tokenizer(rows[SOURCE], truncation=True, max_length=MAX_SOURCE_LENGTH)
+    found = tokenizer(rows[source], truncation=True, max_length=MAX_SOURCE_LENGTH)
     target = tokenizer(text_target=rows[TARGET], truncation=True, max_length=MAX_TARGET_LENGTH)
     return {
         "input_ids": found["input_ids"],

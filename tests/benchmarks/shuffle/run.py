@@ -68,7 +68,7 @@ def texts(folder: Path, windows: int) -> dict[str, float]:
     source, seconds = StreamSource(job, {"train": split}, 1), {"pools": 0.0, "ids": 0.0}
     alone, least, compared = 0, 1.0, range(0, windows, _COMPARED)
     for index in range(windows):
-        window = Window("train", 0, index, index * _WINDOW, 0, _WINDOW)
+        window = Window("train", 0, index, index * _WINDOW, 0, _WINDOW, batches=_WINDOW)
         begin = time.perf_counter()
         rows = read_ranges(row_ranges(source.job, split, window), _COLUMNS)
         seconds["pools"] += time.perf_counter() - begin
