@@ -48,6 +48,9 @@ _IN_USE_S = 3600.0
 """Entries that were used within this time are not evicted."""
 _DIGEST_BYTES = 64
 """Bytes before the Arrow file of a block: its sha256 in hex. A multiple of 64 keeps the buffers of Arrow aligned."""
+_PACKAGE = Path(__file__).parents[1]
+# Another version of them may encode the same row differently.
+_ENCODING_LIBRARIES = ("transformers", "tokenizers", "jinja2", "pillow", "numpy", "pyarrow")
 # Columns and metadata keys of a block file.
 _LENGTH, _WEIGHT, _PLACE, _REASONS, _ROWS = "launcher.length", "launcher.weight", "launcher.place", "reasons", "rows"
 _log = logging.getLogger("launcher")
@@ -240,11 +243,13 @@ def _entry(key: _EntryKey) -> "Entry":
 
 def _entry_digest(encoding: str, task: Task) -> str:
     """Hash everything that decides how a row is encoded: data, parameters, code of the task, tokenizer, libraries."""
-    # Another version of transformers may encode the same row differently. Of other libraries no version is part of the
-    # key.
-    digest = hashlib.sha256(f"{encoding}\0{version('transformers')}\0{BLOCK_ROWS}".encode())
-    # The source too: a change to how a task encodes must not read what the old code wrote.
-    digest.update(inspect.getsource(inspect.getmodule(type(task)) or type(task)).encode())
+    versions = {name: version(name) for name in _ENCODING_LIBRARIES}
+    digest = hashlib.sha256(f"{encoding}\0{versions}\0{BLOCK_ROWS}".encode())
+    # The whole package, as reading a column, rendering a chat and cutting windows are code of several folders; and the
+    # module of a user's own task.
+    own = Path(inspect.getfile(type(task)))
+    for source in sorted({own, *_PACKAGE.rglob("*.py")}):
+        digest.update(source.read_bytes())
     # Of a new task: a tokenizer that was used saves its last padding and truncation too, so its files would differ from
     # process to process.
     unused = type(task)(task.params, task.model, task.seed).processor()

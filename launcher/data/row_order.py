@@ -96,7 +96,7 @@ def row_ranges(job: JobSpec, split: Split, window: Window) -> list[RowRange]:
     if not split.sources:
         key = _SamplerKey.of(job, split)
         return [RowRange(key, window.epoch, *_sampler(key, window.epoch).bounds(window.index))]
-    first, stop = window.first_step, window.first_step + window.end
+    first, stop = window.first_step, window.first_step + window.batches
     cumulative = _cumulative_rows(job, stop)
     ranges = []
     for index, source in enumerate(split.sources):
@@ -108,7 +108,7 @@ def row_ranges(job: JobSpec, split: Split, window: Window) -> list[RowRange]:
 
 def source_counts(job: JobSpec, window: Window) -> RowIds:
     """Return the rows of each source in each global batch of a training window, int64 (batches, sources)."""
-    first, stop = window.first_step, window.first_step + window.end
+    first, stop = window.first_step, window.first_step + window.batches
     return np.diff(_cumulative_rows(job, stop)[first : stop + 1], axis=0)
 
 
@@ -164,7 +164,10 @@ def _steps_of_row(job: JobSpec, plan: Plan, split: Split, row: int) -> Iterator[
     index = int(source_of([source.first_row for source in split.sources], np.array([row]))[0])
     source = split.sources[index]
     key = _SamplerKey.of(job, split, source)
-    taken = _cumulative_rows(job, plan.total_steps)[: plan.total_steps + 1, index]
+    # To the end of the last window: a limit of steps ends the run within it, but not the rows that it is cut from.
+    last = training_window(plan, job, plan.total_steps - 1)
+    steps = last.first_step + last.batches
+    taken = _cumulative_rows(job, steps)[: steps + 1, index]
     for epoch in range(-(-int(taken[-1]) // source.rows)):
         number = epoch * source.rows + _sampler(key, epoch).position(row - source.first_row)
         if number < taken[-1]:

@@ -38,6 +38,8 @@ class Window:
     """First row id of an evaluation's window, whose rows are consecutive and of one source."""
     rows: int = 0
     """Number of rows of an evaluation's window."""
+    batches: int = 0
+    """Number of batches that a training window is cut into; a limit of steps may end the run before the last one."""
 
 
 def stream_windows(name: str, rows: Sequence[int], plan: Plan, job: JobSpec, start: int) -> Iterator[Window]:
@@ -79,14 +81,15 @@ def train_windows(plan: Plan, job: JobSpec, start_step: int) -> Iterator[Window]
         for index in range(done_steps // plan.window_steps if epoch == first_epoch else 0, windows):
             first = epoch * plan.steps_per_epoch + index * plan.window_steps
             # A limit of steps cuts `stop`, not the rows of the window: a longer run begins with the same batches.
-            stop = min(first + plan.window_steps, (epoch + 1) * plan.steps_per_epoch, plan.total_steps)
+            batches = min(plan.window_steps, (epoch + 1) * plan.steps_per_epoch - first)
+            stop = min(first + batches, plan.total_steps)
             if stop <= max(start_step, first):
                 return
             # A checkpoint in the middle of a window resumes there; windows before it are never read again.
             begin = max(0, start_step - first)
             # The training window comes before the evaluations that are due inside of it: a rank holds the whole window
             # while it evaluates. `ShardStream` and this order belong together.
-            yield Window(TRAIN, epoch, index, first, begin, stop - first)
+            yield Window(TRAIN, epoch, index, first, begin, stop - first, batches=batches)
             # After `start_step` only: an evaluation at that step was done before its checkpoint was saved.
             for step in range(first + begin + 1, stop + 1):
                 if plan.evaluates_after(step):

@@ -73,7 +73,6 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
         injected = faults.resolve(prepared.plan.total_steps, prepared.plan.workers) if faults is not None else ()
         leakage = preflight(prepared, "train")
         if is_finished(prepared):
-            _write_job_and_plan(prepared)
             _print(console, f"run {run.uri} is complete; change `name` to train again")
         else:
             _print_plan(prepared, console)

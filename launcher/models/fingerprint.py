@@ -5,9 +5,10 @@ A changed tokenizer would encode the same rows to other tokens without any error
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 from launcher.models.pretrained import load_config
-from launcher.models.remote import local_copy
+from launcher.models.remote import local_copy, open_remote_file, remote_files
 from launcher.spec.hub import is_local_path
 from launcher.spec.model import ModelSpec
 
@@ -32,23 +33,29 @@ def fingerprint_model(model: ModelSpec) -> dict[str, str]:
         # A commit covers all files, weights too; without one nothing is compared.
         commit = getattr(load_config(model), "_commit_hash", None)
         return {} if commit is None else {"commit": str(commit)}
+    is_frozen = model.lora is not None or model.freeze is not None
     fingerprint = {}
-    # Trap: `local_copy` prefers a copy with weights where a worker of this node has made one, so for a remote model the
-    # sizes of weights are in the fingerprint only from then on.
     for path in sorted(Path(local_copy(model.name)).iterdir()):
         if path.suffix in _HASHED:
             fingerprint[path.name] = "sha256 " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        elif path.suffix in _WEIGHTS:
-            is_frozen = model.lora is not None or model.freeze is not None
-            fingerprint[path.name] = f"{path.stat().st_size} bytes" + (f", {_hash_samples(path)}" if is_frozen else "")
+        elif path.suffix in _WEIGHTS and "://" not in model.name:
+            with path.open("rb") as stream:
+                fingerprint[path.name] = _weights_fingerprint(stream, path.stat().st_size, is_frozen)
+    if "://" in model.name:
+        # Trap: not from the local copy, which has weights only once a worker of this node has trained.
+        for info in remote_files(model.name):
+            if info.path.endswith(_WEIGHTS):
+                with open_remote_file(model.name, info) as stream:
+                    fingerprint[info.base_name] = _weights_fingerprint(stream, info.size, is_frozen)
     return fingerprint
 
 
-def _hash_samples(path: Path) -> str:
-    """Return a hash of blocks that are spread evenly over a file."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as stream:
-        for number in range(_SAMPLES):
-            stream.seek(number * size // _SAMPLES)
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return f"samples {digest.hexdigest()[:16]}"
+def _weights_fingerprint(stream: BinaryIO, size: int, is_frozen: bool) -> str:
+    """Return the size of a file of weights in bytes, and of frozen weights a hash of blocks spread evenly over it."""
+    if not is_frozen:
+        return f"{size} bytes"
+    digest = hashlib.sha256()
+    for number in range(_SAMPLES):
+        stream.seek(number * size // _SAMPLES)
+        digest.update(stream.read(_SAMPLE_BYTES))
+    return f"{size} bytes, samples {digest.hexdigest()[:16]}"

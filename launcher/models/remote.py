@@ -9,8 +9,11 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow.fs as pafs
 from filelock import FileLock
@@ -77,6 +80,26 @@ def remote_files(name: str) -> list[pafs.FileInfo]:
         problem = "has no config.json" if files else "is empty or does not exist"
         raise ModelError(f"model.name: {shown} {problem}; give a directory that `save_pretrained` wrote")
     return files
+
+
+@contextmanager
+def open_remote_file(name: str, info: pafs.FileInfo) -> Iterator[BinaryIO]:
+    """Open a file of a remote model for reading anywhere in it.
+
+    Args:
+        name: URI of the model.
+        info: File, from `remote_files`.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    try:
+        with translate_errors(f"model.name: {split_options(name)[0]}"):
+            fs, _ = open_uri(name)
+            with fs.open_input_file(info.path) as stream:
+                yield stream
+    except RunError as error:
+        raise ModelError(error.message) from error
 
 
 def _copy(name: str, files: list[pafs.FileInfo], target: Path) -> None:

@@ -151,6 +151,23 @@ def test_another_encoding_has_another_entry(tiny_bert: Path, tmp_path: Path) -> 
     assert _shards(changed) == _shards(_job(tiny_bert, tmp_path, cached=False))
 
 
+def test_another_version_of_the_launcher_has_another_entry(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a chat is rendered or a column read is decided outside of the task's own module."""
+    job = _job(tiny_bert, tmp_path, cached=True)
+    _shards(job)
+    count = len(_blocks(tmp_path))
+    encoded_cache._entry.cache_clear()
+    _shards(job)
+    assert len(_blocks(tmp_path)) == count
+    encoded_cache._entry.cache_clear()
+    monkeypatch.setattr(encoded_cache, "_PACKAGE", tmp_path)
+    (tmp_path / "changed.py").touch()
+    _shards(job)
+    assert len(_blocks(tmp_path)) == 2 * count
+
+
 def test_full_cache_adds_nothing_and_changes_nothing(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,13 @@ def test_every_batch_has_its_shares_on_any_number_of_workers_and_after_a_stop(jo
     assert set(news.values()) == {1, 2}
 
 
+def test_a_longer_run_begins_with_the_same_batches(tiny_bert: Path, tmp_path: Path, sources: dict[str, Any]) -> None:
+    data = {"mixture": sources, "until": "repeat", "window_steps": 8}
+    jobs = [prepared_job(tiny_bert, data, tmp_path, train={"max_steps": steps}) for steps in (11, 30)]
+    short, long = (_batches(job, 1) for job in jobs)
+    assert short == long[:11]
+
+
 def test_smaller_sources_start_again_in_another_order(tiny_bert: Path, tmp_path: Path, sources: dict[str, Any]) -> None:
     sources["news"]["weight"] = sources["tweets"]["weight"] = 1.0
     data = {"mixture": sources, "until": "repeat", "group_by_length": False}

@@ -9,6 +9,7 @@ import torch
 from launcher.driver.preflight import _changed_files
 from launcher.errors import TrainingError
 from launcher.models.fingerprint import fingerprint_model
+from launcher.models.remote import local_copy
 from launcher.spec.model import LoraSpec, ModelSpec
 from launcher.train.checkpoint.state_dict import load_trained
 from tests.support.jobs import prepared_job, write_splits
@@ -65,3 +66,17 @@ def test_another_model_of_the_same_size_is_noticed_where_weights_are_frozen(tmp_
     assert change.startswith(f"model.safetensors: {len(content)} bytes, samples ")
     # A run of an older version knows the size alone.
     assert _changed_files(sizes, before) == []
+
+
+def test_a_local_copy_with_weights_does_not_change_the_fingerprint_of_a_remote_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    uri = f"file://{make_tiny_bert(tmp_path / 'model')}"
+    for spec in (ModelSpec(name=uri), ModelSpec(name=uri, lora=LoraSpec())):
+        local_copy.cache_clear()
+        before = fingerprint_model(spec)
+        assert "model.safetensors" in before
+        local_copy(uri, weights=True)
+        local_copy.cache_clear()
+        assert fingerprint_model(spec) == before
