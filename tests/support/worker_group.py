@@ -40,6 +40,7 @@ _SHARED = [
     "transformers.models.bert.modeling_bert", "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.vit.modeling_vit", "transformers.models.resnet.modeling_resnet",
     "launcher.train.loop", "launcher.train.checkpoint.reader", "launcher.driver.prepare",
+    "tests.support.frozen_imports",
 ]  # fmt: skip
 
 

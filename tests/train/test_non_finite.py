@@ -47,7 +47,9 @@ def _to_the_end(prepared: PreparedJob) -> tuple[dict[int, float], int]:
     raise AssertionError("it never ended")
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+)
 def test_skipping_and_rolling_back_give_the_same_curve(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     skipped = _job(tiny_bert, tmp_path / "skip", "skip", zero)
     back = _job(tiny_bert, tmp_path / "back", "rollback", zero)

@@ -72,7 +72,11 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("job", tuple(_CASES), indirect=True)
+@pytest.mark.parametrize(
+    "job",
+    [pytest.param(name, marks=pytest.mark.long if name in ("zero-2", "zero-3") else ()) for name in _CASES],
+    indirect=True,
+)
 def test_losses_of_rows_are_those_that_the_run_has_trained_with(
     job: PreparedJob, request: pytest.FixtureRequest
 ) -> None:

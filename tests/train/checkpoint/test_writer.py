@@ -61,7 +61,9 @@ def _train(prepared: PreparedJob, stop_after: int | None = None, fault: str = "n
             return {"error": f"{type(error).__name__}: {error.message}"}
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+)
 def test_background_writing_saves_the_same_bits(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     lines, files = {}, {}
     for background in (True, False):
@@ -99,7 +101,7 @@ def _tensors(path: str) -> list[torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(2, marks=pytest.mark.long), 3])
 def test_resume_from_a_background_checkpoint_matches_uninterrupted_run(
     tiny_bert: Path, tmp_path: Path, zero: int
 ) -> None:
