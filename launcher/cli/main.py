@@ -51,6 +51,15 @@ _FIXES = {
     errno.ESTALE: _CHECK_DISK,
     errno.ENOTCONN: _CHECK_DISK,
 }
+# Ray's errors that a machine caused, by name: `launcher --help` must not import ray.
+_RUN_AGAIN = "run the command again; what was saved is not done twice"
+_RAY_FIXES = {
+    "OutOfMemoryError": "ask for fewer workers or smaller batches, or use nodes with more memory",
+    "ObjectStoreFullError": "lower data.window_steps, or use nodes with more memory",
+    "OutOfDiskError": _FREE_SPACE,
+    **dict.fromkeys(("RayActorError", "ActorDiedError", "ActorUnavailableError"), _RUN_AGAIN),
+    **dict.fromkeys(("LocalRayletDiedError", "NodeDiedError", "WorkerCrashedError"), _RUN_AGAIN),
+}
 # pyarrow, and libraries written in Rust, report the system's error number only in the text of their own errors.
 _ERRNO_IN_TEXT = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 
@@ -112,6 +121,12 @@ def explain_system_error(error: BaseException) -> str | None:
     # Python's own error when the system refuses a thread; it has no errno.
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"this machine: no more threads can be started; {_FIXES[errno.EAGAIN]}"
+    name = type(error).__name__
+    # An actor whose constructor raises dies too, of a bug.
+    if type(error).__module__ == "ray.exceptions" and name in _RAY_FIXES and not getattr(error, "actor_init_failed", 0):
+        # Ray's memory monitor also kills actors, and its name is in the text alone.
+        name = "OutOfMemoryError" if "OOM" in str(error) else name
+        return f"Ray: a process of the command was lost ({name}); {_RAY_FIXES[name]}"
     number = _find_errno(error)
     if number in _FIXES:
         place = getattr(error, "filename", None) or "this machine"

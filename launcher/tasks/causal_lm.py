@@ -96,7 +96,7 @@ class CausalLM(Task):
     def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
         from launcher.tasks.metrics.chunked_head import token_outputs
 
-        return token_outputs(self.auto_model, model, batch, self.smoothing)
+        return token_outputs(self.auto_model, model, batch.inputs, batch.labels, self.smoothing)
 
     def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
         return outputs["losses"].sum(-1)

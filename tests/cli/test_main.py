@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
 import launcher.cli.main as cli
 from launcher.cli import train
@@ -150,6 +151,12 @@ def test_a_system_error_names_the_place_and_the_fix(number: int, fix: str) -> No
         (OSError("Error writing bytes. Detail: [errno 28] No space left on device"), "this machine: No space left on"),
         (Exception("Error while serializing: No space left on device (os error 28)"), "this machine: No space left on"),
         (MemoryError(), "this machine: Cannot allocate memory; close other programs"),
+        (
+            OutOfMemoryError("Task was killed"),
+            "Ray: a process of the command was lost (OutOfMemoryError); ask for fewer",
+        ),
+        (RayActorError(error_msg="killed by the memory monitor (OOM)"), "Ray: a process of the command was lost (Out"),
+        (ActorDiedError(), "Ray: a process of the command was lost (ActorDiedError); run the command again"),
         (RuntimeError("can't start new thread"), "this machine: no more threads can be started; raise the limit"),
     ],
 )
@@ -157,7 +164,15 @@ def test_system_errors_are_recognised_in_the_errors_of_libraries(error: Exceptio
     assert str(explain_system_error(error)).startswith(sentence)
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), RuntimeError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        FileNotFoundError(errno.ENOENT, "no", "x"),
+        RuntimeError("odd"),
+        RayActorError(error_msg="its constructor raised KeyError", actor_init_failed=True),
+    ],
+)
 def test_a_bug_is_not_a_system_error(error: Exception) -> None:
     assert explain_system_error(error) is None
 

@@ -7,6 +7,7 @@ label cost nothing. Runs in train workers, and on the head where memory is measu
 """
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,6 @@ from torch.nn import functional
 from launcher.models.chat import IGNORED
 from launcher.models.small_copy import small_copy
 from launcher.tasks.metrics.losses import labelled_losses
-from launcher.tasks.samples import Batch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -128,7 +128,10 @@ _HEADS: "WeakKeyDictionary[torch.nn.Module, ChunkedHead | None]" = WeakKeyDictio
 """Heads of the models that were seen."""
 
 
-def token_outputs(auto_model: str, model: torch.nn.Module, batch: Batch, smoothing: float) -> dict[str, torch.Tensor]:
+def token_outputs(
+    auto_model: str, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor | bool], labels_BT: torch.Tensor,
+    smoothing: float = 0.0,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Run a language model; return `losses`, float32 (B, T), and `predicted`, the most likely tokens, int64 (B, T).
 
     Both are 0 where there is no label. The logits are never in memory as a whole, unless the model scales or caps the
@@ -137,7 +140,8 @@ def token_outputs(auto_model: str, model: torch.nn.Module, batch: Batch, smoothi
     Args:
         auto_model: Name of the transformers Auto class.
         model: Model, possibly inside adapters and DeepSpeed's engine.
-        batch: Micro-batch with labels (B, T).
+        inputs: Arguments of the model's forward pass.
+        labels_BT: Label of each token, int64, -100 for none.
         smoothing: Share of each target that is spread over the vocabulary.
     """
     if model not in _HEADS:
@@ -145,12 +149,12 @@ def token_outputs(auto_model: str, model: torch.nn.Module, batch: Batch, smoothi
         _HEADS[model] = _chunk_head(auto_model, model)
     chunked = _HEADS[model]
     if chunked is None:
-        logits = model(**batch.inputs).logits
-        losses = labelled_losses(logits, batch.labels, smoothing=smoothing)
-        return {"losses": losses, "predicted": logits.argmax(-1).masked_fill(batch.labels == IGNORED, 0)}
-    chunked.labels, chunked.smoothing = batch.labels, smoothing
+        logits = model(**inputs).logits
+        losses = labelled_losses(logits, labels_BT, smoothing=smoothing)
+        return {"losses": losses, "predicted": logits.argmax(-1).masked_fill(labels_BT == IGNORED, 0)}
+    chunked.labels, chunked.smoothing = labels_BT, smoothing
     try:
-        pair = model(**batch.inputs).logits
+        pair = model(**inputs).logits
     finally:
         # Generation with the same model needs logits again.
         chunked.labels = None

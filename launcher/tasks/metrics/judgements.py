@@ -258,10 +258,11 @@ def log_probabilities(
     model: "torch.nn.Module", ids_ST: "torch.Tensor | bool", labels_ST: "torch.Tensor"
 ) -> "torch.Tensor":
     """Return the log-probability of each sequence's completion, summed over its tokens, float32 (S,)."""
-    from launcher.tasks.metrics.losses import token_losses
+    from launcher.tasks.metrics.chunked_head import token_outputs
 
     # There is no attention mask: causal attention never reaches the padding at the end.
-    return -token_losses(model(input_ids=ids_ST, use_cache=False).logits, labels_ST)
+    inputs = {"input_ids": ids_ST, "use_cache": False}
+    return -token_outputs("AutoModelForCausalLM", model, inputs, labels_ST)["losses"].sum(-1)
 
 
 def prompt_batch(samples: pa.Table, pad_token_id: int) -> Batch:

@@ -58,7 +58,7 @@ def _measure(side: str, rows: int, tokens: int, labelled: float) -> dict[str, fl
     for _ in range(_STEPS):
         begin = time.perf_counter()
         if side == "chunked":
-            loss = token_outputs("AutoModelForCausalLM", model, batch, 0.0)["losses"].sum()
+            loss = token_outputs("AutoModelForCausalLM", model, batch.inputs, labels)["losses"].sum()
         else:
             loss = token_losses(model(**batch.inputs).logits, labels).sum()
         loss.backward()

@@ -62,7 +62,7 @@ def _outputs(model: Any, auto: str = "AutoModelForCausalLM") -> tuple[dict[str, 
     labels = ids.roll(-1, 1)
     labels[:, -1] = -100
     batch = Batch({"input_ids": ids, "use_cache": False}, labels, torch.ones(2))
-    return token_outputs(auto, model, batch, 0.0), batch
+    return token_outputs(auto, model, batch.inputs, batch.labels), batch
 
 
 def test_models_return_token_losses_and_still_generate(tiny_models: dict[str, Path]) -> None:
