@@ -90,9 +90,11 @@ def worker_memory(counts: ParameterCounts, activations: Activations, config: Mem
     """
     trained = counts.trained
     shards = config.workers if config.zero else 1
-    weights = (trained + counts.frozen) * config.element_bytes + counts.quantized_bytes + counts.buffer_bytes
+    weights = (trained + counts.frozen) * config.element_bytes + counts.quantized_bytes
     if config.zero == 3:
         weights = weights // config.workers + counts.persistent * config.element_bytes
+    # ZeRO-3 partitions parameters alone.
+    weights += counts.buffer_bytes
     # ZeRO, and half precision without it, updates a flat fp32 copy of the weights, even if these are fp32 too.
     has_master = config.zero or config.element_bytes != _FP32_BYTES
     master = trained * _FP32_BYTES // shards if has_master else 0

@@ -101,12 +101,12 @@ def test_auto_takes_the_lowest_stage_and_the_largest_micro_batch_that_fit(
 
 
 def test_each_zero_stage_shards_its_states() -> None:
-    counts = ParameterCounts(trained=1000, frozen=500, persistent=0, buffer_bytes=0)
+    counts = ParameterCounts(trained=1000, frozen=500, persistent=0, buffer_bytes=8)
     activations = Activations(forward=0, backward=0, joint=4000, evaluation=0)
     sums = (1, 1, 0, 0)
     configs = [MemoryConfig(4, zero, 4, False, gradient_sums=sums[zero]) for zero in range(4)]
     by_stage = [worker_memory(counts, activations, config) for config in configs]
-    assert [m.weights for m in by_stage] == [6000, 6000, 6000, 1500]
+    assert [m.weights for m in by_stage] == [6008, 6008, 6008, 1508]  # buffers are whole everywhere
     assert [m.optimizer for m in by_stage] == [8000, 3000, 3000, 3000]  # with ZeRO's fp32 copy of the weights
     assert {m.checkpoint for m in by_stage[1:]} == {4000 + 12000}
 
