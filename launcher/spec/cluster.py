@@ -50,7 +50,8 @@ class ClusterSpec(Section):
     faster. `auto` is 0 for small data (up to 32 MiB, at most 4 workers, no GPUs, no augmentation), else 2."""
 
     pass_env: tuple[EnvName, ...] = ()
-    """Environment variables passed to the workers, in addition to the launcher's own list (HF_HOME, NCCL_*, ...)."""
+    """Environment variables passed to the workers, in addition to the launcher's own list (HF_HOME, NCCL_*, ...).
+    They are part of Ray's runtime environment, which its dashboard shows to everyone who reaches it."""
 
     driver: Literal["head", "worker"] = "head"
     """Node that runs the driver of a submitted job. With `worker` the run survives a restart of the head (GCS fault
