@@ -100,10 +100,13 @@ class MaskedLM(Task):
         labels[places(samples)] = torch.from_numpy(truth.to_numpy().astype(np.int64))
         return Batch({**inputs}, labels, torch.ones(len(samples)))
 
-    def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
-        from launcher.tasks.metrics.losses import token_losses
+    def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
+        from launcher.tasks.metrics.chunked_head import token_outputs
 
-        return token_losses(outputs["logits"], batch.labels)
+        return token_outputs(self.auto_model, model, batch.inputs, batch.labels)
+
+    def sample_losses(self, outputs: Outputs, batch: Batch) -> "torch.Tensor":
+        return outputs["losses"].sum(-1)
 
     def metrics(self, device: "torch.device") -> "LanguageMetrics":
         from launcher.tasks.metrics.language import LanguageMetrics
@@ -111,11 +114,12 @@ class MaskedLM(Task):
         return LanguageMetrics(device)
 
     def update_metrics(self, metrics: "LanguageMetrics", outputs: Outputs, batch: Batch, samples: pa.Table) -> None:
-        metrics.update_logits(outputs["logits"], batch.labels)
+        metrics.update(outputs["losses"], outputs["predicted"], batch.labels)
 
     def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
         """Return each text with its masks filled, and the most likely token for each mask with its probability."""
-        scores, ids = outputs["logits"][places(samples)].float().softmax(-1).max(-1)
+        where = places(samples)
+        scores, ids = outputs["confidence"][where], outputs["predicted"][where]
         ends = np.cumsum(pc.list_value_length(samples.column("positions")).to_numpy()).tolist()
         tokens = [ids[begin:end].tolist() for begin, end in pairwise([0, *ends])]
         columns = {
@@ -127,7 +131,8 @@ class MaskedLM(Task):
 
     def row_results(self, outputs: Outputs, batch: Batch, samples: pa.Table, chosen: Sequence[int]) -> list[RowResult]:
         rows = samples.take(pa.array(chosen))
-        predicted = self.decode({"logits": outputs["logits"][chosen]}, rows).column("tokens").to_pylist()
+        own = {name: outputs[name][chosen] for name in ("predicted", "confidence")}
+        predicted = self.decode(own, rows).column("tokens").to_pylist()
         results = []
         for row, tokens in zip(rows.to_pylist(), predicted, strict=True):
             truth = token_texts(self._tokenizer, row["labels"])

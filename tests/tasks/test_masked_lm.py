@@ -1,6 +1,7 @@
 """Masked language modelling: losses, filled masks, marks of the report, and the export as a model for other tasks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,13 @@ class _Knowing(torch.nn.Module):
         super().__init__()
         self._token = token
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
+    def get_output_embeddings(self) -> None:
+        """Return None: the output layer is not known."""
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         logits = torch.full((*input_ids.shape, 205), -np.log(204.0))
         logits[..., self._token] = 0.0
-        return {"logits": logits}
+        return SimpleNamespace(logits=logits)
 
 
 def test_predict_fills_the_masks_of_the_text(task: MaskedLM) -> None:
@@ -70,7 +74,7 @@ def test_the_report_marks_found_and_wrong_words(task: MaskedLM) -> None:
     rows = pa.table({"text": ["w5 w5 w5 w5 w5 w5 w5 w6", "w7"]})
     encoded = task.encode(rows, True)
     batch = task.collate(encoded.samples)
-    results = task.row_results(_Knowing(9)(**batch.inputs), batch, encoded.samples, [1, 0])
+    results = task.row_results(task.forward(_Knowing(9), batch), batch, encoded.samples, [1, 0])
     assert (results[0].target, results[0].prediction) == ("w7", "w5")
     (mark,) = results[0].marks
     assert (mark.start, mark.end, mark.label, mark.kind) == (0, 2, "w5", "wrong")

@@ -8,6 +8,7 @@ label cost nothing. Runs in train workers, and on the head where memory is measu
 
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -48,19 +49,18 @@ class ChunkedHead:
     # torch.compile does not know the functions of its own; a graph break here costs nothing beside the layer.
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def _forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Return the loss and the most likely token of each position, float32 (B, T, 2); logits without labels."""
+        """Return loss, most likely token and its probability for each position, float32 (B, T, 3), or the logits."""
         if self.labels is None:
             return self._plain_forward(hidden_BTD)
         is_labelled = self.labels != IGNORED
         # The boolean indices sync with the device to learn their size.
         hidden, labels = hidden_BTD[is_labelled], self.labels[is_labelled]
-        losses, predicted = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's own
+        found = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's own
             hidden, self.head.weight, self.head.bias, labels, self
         )
         zeros = hidden_BTD.new_zeros(self.labels.shape, dtype=torch.float32)
         # Token ids are exact in float32 up to 2**24.
-        pair = [zeros.masked_scatter(is_labelled, losses), zeros.masked_scatter(is_labelled, predicted.float())]
-        return torch.stack(pair, -1)
+        return torch.stack([zeros.masked_scatter(is_labelled, values.float()) for values in found], -1)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -74,9 +74,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
         chunked: ChunkedHead,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         smoothing = chunked.smoothing
-        losses, log_sums = (hidden_ND.new_empty(len(labels_N), dtype=torch.float32) for _ in range(2))
+        losses, log_sums, highest = (hidden_ND.new_empty(len(labels_N), dtype=torch.float32) for _ in range(3))
         predicted = torch.empty_like(labels_N)
         for chunk in _chunks(len(labels_N), len(weight_VD)):
             logits = functional.linear(hidden_ND[chunk], weight_VD, bias_V).float()
@@ -84,13 +84,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             own = logits.gather(1, labels_N[chunk, None]).squeeze(1)
             target = own if not smoothing else (1 - smoothing) * own + smoothing * logits.mean(-1)
             losses[chunk] = log_sums[chunk] - target
-            predicted[chunk] = logits.argmax(-1)
+            highest[chunk], predicted[chunk] = logits.max(-1)
         ctx.save_for_backward(hidden_ND, labels_N, log_sums)
         # The layer, not its weight: ZeRO-3 replaces the data of the weight after this pass and gathers it again before
         # the backward pass of the layer.
         ctx.head, ctx.smoothing = chunked.head, smoothing
-        ctx.mark_non_differentiable(predicted)
-        return losses, predicted
+        confidence = (highest - log_sums).exp()
+        ctx.mark_non_differentiable(predicted, confidence)
+        return losses, predicted, confidence
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -132,9 +133,9 @@ def token_outputs(
     auto_model: str, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor | bool], labels_BT: torch.Tensor,
     smoothing: float = 0.0,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Run a language model; return `losses`, float32 (B, T), and `predicted`, the most likely tokens, int64 (B, T).
+    """Run a language model, causal or masked, and score the tokens that have a label.
 
-    Both are 0 where there is no label. The logits are never in memory as a whole, unless the model scales or caps the
+    The logits are never in memory as a whole, unless the model scales or caps the
     output of its last layer, or that layer is trained by adapters.
 
     Args:
@@ -143,6 +144,10 @@ def token_outputs(
         inputs: Arguments of the model's forward pass.
         labels_BT: Label of each token, int64, -100 for none.
         smoothing: Share of each target that is spread over the vocabulary.
+
+    Returns:
+        `losses`, float32; `predicted`, the most likely token, int64; `confidence`, its probability, float32. (B, T)
+        each, and 0 where there is no label.
     """
     if model not in _HEADS:
         # Looked up at the first pass, when adapters are in place: the layer inside one of them must stay as it is.
@@ -150,15 +155,22 @@ def token_outputs(
     chunked = _HEADS[model]
     if chunked is None:
         logits = model(**inputs).logits
-        losses = labelled_losses(logits, labels_BT, smoothing=smoothing)
-        return {"losses": losses, "predicted": logits.argmax(-1).masked_fill(labels_BT == IGNORED, 0)}
+        is_labelled = labels_BT != IGNORED
+        with torch.no_grad():
+            highest, predicted = logits[is_labelled].float().softmax(-1).max(-1)
+        return {
+            "losses": labelled_losses(logits, labels_BT, smoothing=smoothing),
+            "predicted": torch.zeros_like(labels_BT).masked_scatter(is_labelled, predicted),
+            "confidence": torch.zeros_like(labels_BT, dtype=torch.float32).masked_scatter(is_labelled, highest),
+        }
     chunked.labels, chunked.smoothing = labels_BT, smoothing
     try:
-        pair = model(**inputs).logits
+        found = model(**inputs).logits
     finally:
         # Generation with the same model needs logits again.
         chunked.labels = None
-    return {"losses": pair[..., 0], "predicted": pair[..., 1].long()}
+    losses, predicted, confidence = found.unbind(-1)
+    return {"losses": losses, "predicted": predicted.long(), "confidence": confidence}
 
 
 def _chunk_head(auto_model: str, model: Any) -> ChunkedHead | None:
@@ -178,8 +190,12 @@ def _returns_output_of_head(auto_model: str, config: "PretrainedConfig") -> bool
     outputs: list[torch.Tensor] = []
     try:
         with small_copy(auto_model, text) as model, torch.no_grad():
+            # A bias after the layer is zero in a new model, and would go unnoticed.
+            for tensor in chain(model.parameters(), model.buffers()):
+                if tensor.is_floating_point() and not tensor.any():
+                    tensor.normal_()
             model.get_output_embeddings().register_forward_hook(lambda _module, _args, output: outputs.append(output))
-            logits = model(input_ids=torch.arange(5, 13)[None], use_cache=False).logits
+            logits = model(input_ids=torch.arange(5, 13)[None]).logits
     except Exception as error:  # noqa: BLE001  # the model's code, possibly remote, may raise anything
         _LOG.info("%s cannot be tested (%s: %s)", text.model_type, type(error).__name__, error)
         return False

@@ -29,12 +29,12 @@ def main() -> None:
     arguments = training_arguments(
         said.seed,
         said.scratch,
-        num_train_epochs=1,
+        max_steps=100,
         per_device_train_batch_size=16,  # 32 over two processes
         per_device_eval_batch_size=32,
         learning_rate=5e-4,
         lr_scheduler_type="linear",
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="random",  # grouped, the longest rows come first, and the run ends within an epoch
         average_tokens_across_devices=False,  # see trainer_text_classification.py: BERT takes its own mean
     )
     tokenizer = AutoTokenizer.from_pretrained(MODEL)

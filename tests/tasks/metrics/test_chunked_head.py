@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.conversations import CausalParams
+from launcher.tasks.masked_lm import MaskedLM, MaskedParams
 from launcher.tasks.metrics import chunked_head
 from launcher.tasks.metrics.chunked_head import ChunkedHead, token_outputs
 from launcher.tasks.metrics.losses import labelled_losses
@@ -73,6 +74,30 @@ def test_models_return_token_losses_and_still_generate(tiny_models: dict[str, Pa
     assert torch.allclose(outputs["losses"], truth, atol=1e-5)
     assert "forward" in vars(model.get_output_embeddings())
     assert model.generate(batch.inputs["input_ids"], max_new_tokens=3, do_sample=False).shape[1] > 9
+
+
+def test_masked_models_score_hidden_tokens_alone(tiny_models: dict[str, Path]) -> None:
+    model = MaskedLM(MaskedParams(), ModelSpec(name=str(tiny_models["masked-lm"])), 0).build_model().eval()
+    # As in a pretrained model: the decoder's bias is its own, and not zero.
+    torch.nn.init.normal_(model.get_output_embeddings().bias)
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(1))
+    labels = ids.masked_fill(torch.rand(2, 9, generator=torch.Generator().manual_seed(2)) < 0.7, -100)
+    outputs = token_outputs("AutoModelForMaskedLM", model, {"input_ids": ids}, labels)
+    assert "forward" in vars(model.get_output_embeddings())
+    logits = model(input_ids=ids).logits
+    is_labelled = labels != -100
+    assert torch.allclose(outputs["losses"], labelled_losses(logits, labels), atol=1e-5)
+    confidence, predicted = logits.softmax(-1).max(-1)
+    assert torch.equal(outputs["predicted"], predicted * is_labelled)
+    assert torch.allclose(outputs["confidence"], confidence * is_labelled, atol=1e-6)
+
+
+def test_a_bias_after_the_output_layer_keeps_logits_whole() -> None:
+    from transformers import BertConfig, MarianConfig, RobertaConfig
+
+    assert not chunked_head._returns_output_of_head("AutoModelForSeq2SeqLM", MarianConfig())
+    for config in (BertConfig(), RobertaConfig()):
+        assert chunked_head._returns_output_of_head("AutoModelForMaskedLM", config)
 
 
 def test_models_that_cap_their_logits_keep_them_whole() -> None:
