@@ -99,8 +99,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight, bias = ctx.head.weight, ctx.head.bias
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # In fp32: in half precision each further chunk would round the sum.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        # In fp32: in half precision each further chunk would round the sum. Not set to zero first: it is as large as the
+        # vocabulary.
+        grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
+        is_empty = True
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for chunk in _chunks(len(labels), len(weight)):
             logits = functional.linear(hidden[chunk], weight, bias).float()
@@ -113,11 +115,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight
             if grad_weight is not None:
-                grad_weight += grad.T @ hidden[chunk]
+                _add_product(grad_weight, grad.T, hidden[chunk], is_empty)
+                is_empty = False
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+        if grad_weight is not None and is_empty:
+            grad_weight.zero_()
         grads = (grad_weight, weight), (grad_bias, bias)
         return grad_hidden, *(None if grad is None else grad.to(own.dtype) for grad, own in grads), None, None
+
+
+def _add_product(total_VD: torch.Tensor, left_VN: torch.Tensor, right_ND: torch.Tensor, is_empty: bool) -> None:
+    """Add the product of two matrices to an fp32 sum, or set the sum to it."""
+    if left_VN.dtype == total_VD.dtype:
+        # Without a product in memory beside the sum; beta 0 reads nothing of what is in it.
+        torch.addmm(total_VD, left_VN, right_ND, beta=0.0 if is_empty else 1.0, out=total_VD)
+    elif is_empty:
+        total_VD.copy_(left_VN @ right_ND)
+    else:
+        total_VD += left_VN @ right_ND
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:
