@@ -14,9 +14,10 @@ class ParallelSpec(Section):
     """`parallel:` How a global batch is spread over workers and memory."""
 
     zero: Literal["auto", 0, 1, 2, 3] = "auto"
-    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054). `auto`
-    chooses the lowest stage that fits into a worker's memory. If the memory is not known, it chooses 0 for a single
-    worker and for adafactor, 3 to offload weights, else 2."""
+    """DeepSpeed ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also weights (arXiv:1910.02054). 0 and 1
+    exchange gradients once a step, and train the same bits on any number of workers; 2 and 3 after every part of a
+    batch. `auto` chooses the lowest stage that fits into a worker's memory, or into 8 GiB where that is not known, and
+    then at most 2; 0 for adafactor, 3 to offload weights."""
 
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Samples per worker in one forward pass. Null uses the whole local batch (the worker's part of the global batch);

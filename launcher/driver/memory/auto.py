@@ -36,6 +36,8 @@ from launcher.tasks.samples import Batch
 _SEARCHED_ROWS, _SEARCHED_IMAGES, _ENCODED_ROWS = 4096, 8, 64
 # The rest is for libraries, the CUDA context, the object store and fragmentation.
 _USABLE_FRACTION = 0.8
+_MODEST_BYTES = 8 << 30
+"""Memory that a worker is taken to have where nobody knows."""
 # Keys that sizes depend on. The trials of a sweep differ in other keys, so they are measured once.
 _SIZE_KEYS: Mapping[str, bool | set[str]] = {
     "task": True,
@@ -159,15 +161,20 @@ def _choose_stage(
         return 3, "the run's checkpoints are of stage 3"
     if parallel.offload_parameters or parallel.offload_path:
         return 3, "only ZeRO-3 offloads weights, or states to a disk"
-    if limit is None:
-        return job.zero_stage, "the workers' memory is not known here"
-    if job.cluster.workers == 1:
-        return job.zero_stage, "a single worker has no other to shard with"
+    if job.cluster.workers == 1 and job.zero_stage == 0:
+        return 0, "a single worker has no other to shard with"
     # Half precision needs ZeRO for its fp32 master weights, offloading for the optimizer states.
     first = 1 if job.train.precision != "fp32" or parallel.offload_optimizer else 0
     # Compiled code cannot gather the weights of ZeRO-3, nor can it cut 4-bit ones (`spec/job.py` refuses both).
-    last = min(stages[-1], 2 if job.train.compile or job.model.quantization else 3)
-    fitting = lowest_stage([stage for stage in stages if first <= stage <= last], peak, limit)
+    cannot_gather = job.train.compile or job.model.quantization
+    last = min(stages[-1], 2 if cannot_gather or limit is None or job.cluster.workers == 1 else 3)
+    candidates = [stage for stage in stages if first <= stage <= last]
+    fitting = lowest_stage(candidates, peak, _MODEST_BYTES if limit is None else limit)
+    if limit is None:
+        unknown = "the workers' memory is not known here"
+        if fitting is None:
+            return job.zero_stage, unknown
+        return fitting, f"the lowest stage that fits into {format_bytes(_MODEST_BYTES)}; {unknown}"
     if fitting is None:
         return last, f"the smallest, and still about {format_bytes(peak(last))} of {format_bytes(limit)}"
     return fitting, f"the lowest stage that fits, {format_bytes(peak(fitting))} of {format_bytes(limit)}"

@@ -99,7 +99,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight, bias = ctx.head.weight, ctx.head.bias
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # In fp32: in half precision each further chunk would round the sum. Not set to zero first: it is as large as the
+        # In fp32: in half precision each further chunk would round the sum. Not zeros first: it is as large as the
         # vocabulary.
         grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
         is_empty = True

@@ -82,11 +82,18 @@ def test_auto_takes_the_lowest_stage_and_the_largest_micro_batch_that_fit(
     data = write_splits(tmp_path / "data", train=64)
     auto = {"zero": "auto", "micro_batch": "auto"}
 
-    def chosen(limit: float, workers: int = 4) -> tuple[object, object, str]:
+    def chosen(limit: float, workers: int = 4, precision: str = "fp32") -> tuple[object, object, str]:
         monkeypatch.setattr(
             "launcher.driver.memory.auto.worker_memory_limit", lambda job: None if limit == 0 else int(limit * _MIB)
         )
-        job = make_job(tiny_bert, data, tmp_path, train={"batch_size": 64}, parallel=auto, cluster={"workers": workers})
+        job = make_job(
+            tiny_bert,
+            data,
+            tmp_path,
+            train={"batch_size": 64, "precision": precision},
+            parallel=auto,
+            cluster={"workers": workers},
+        )
         prepared = prepare(job)
         return prepared.job.parallel.zero, prepared.plan.micro_batch, " ".join(prepared.plan.notes)
 
@@ -95,8 +102,12 @@ def test_auto_takes_the_lowest_stage_and_the_largest_micro_batch_that_fit(
     assert zero in (1, 2, 3) and micro_batch in (1, 2, 4, 8)
     assert "the largest piece of a part that fits" in notes
     unknown = chosen(0)
-    assert unknown[:2] == (2, 16) and "not known here" in unknown[2]
+    assert unknown[:2] == (0, 16) and "fits into 8.00 GiB; the workers' memory is not known here" in unknown[2]
+    monkeypatch.setattr("launcher.driver.memory.auto._MODEST_BYTES", 1000)
+    assert chosen(0)[:2] == (2, 16)
     assert chosen(1000, workers=1)[0] == 0
+    # The lowest that keeps fp32 masters.
+    assert chosen(1000, workers=1, precision="bf16")[0] == chosen(1000, precision="bf16")[0] == 1
     assert "lower parallel.micro_batch" in chosen(0.01)[2]
 
 
