@@ -179,9 +179,8 @@ class Engine:
     def _build_reference(self, task: Task) -> torch.nn.Module:
         """Load a task's frozen model in the precision of the training, sharded under ZeRO-3."""
         reference = task.build_reference()
-        torch.nn.Module.to(
-            reference, device=self.device, dtype=_DTYPES[self.job.train.precision]
-        )  # transformers' own `to` is untyped
+        # Transformers' own `to` is untyped.
+        torch.nn.Module.to(reference, device=self.device, dtype=_DTYPES[self.job.train.precision])
         if self.zero < 3:
             return reference
         # Without an optimizer DeepSpeed shards the weights and gathers them in each forward pass, and does no more.
@@ -393,6 +392,8 @@ class Engine:
         self._engine._config.load_universal_checkpoint = universal
         # Hyperparameters come from the job, not the checkpoint: a pbt trial resumes from another trial's checkpoint.
         hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in self._optimizer.param_groups]
+        # With ZeRO 1 `FlatGradients` clips and DeepSpeed does not, with ZeRO 2 DeepSpeed does.
+        clip_grad = getattr(self._optimizer, "clip_grad", None)
         # ZeRO-3 keeps the weights among the optimizer states: loading the module alone would not change them.
         module_only = weights_only and not universal and self.zero < 3
         with reading_back(self._engine, universal):
@@ -410,6 +411,8 @@ class Engine:
         # per group: both would change the curve of a run that resumes with another number of workers.
         for group, own in zip(self._optimizer.param_groups, hyperparameters, strict=True):
             group.update(own)
+        if clip_grad is not None:
+            self._optimizer.clip_grad = clip_grad
         # torch's optimizers count steps in a tensor on the device of the weights, DeepSpeed's CPU Adam in an int.
         for weight, state in getattr(self._optimizer, "optimizer", self._optimizer).state.items():
             if universal and self.moments is not None:

@@ -102,6 +102,20 @@ def test_half_precision_resumes_at_another_stage(
         assert max(abs(loss - reference[step]) for step, loss in lines) <= tolerance
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_gradients_are_clipped_as_before_at_another_stage(
+    tiny_bert: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """A checkpoint says how DeepSpeed clips: not at all with ZeRO 1, as the launcher does."""
+    train = {"max_steps": 10, "learning_rate": 3e-3, "max_grad_norm": 0.05}
+    job = _job(tiny_bert, tmp_path, before, 4, train=train)
+    reference = dict(run_group(2, train_losses, with_job(job, name="whole")))
+    run_group(2, train_losses, job, 4)
+    resumed = run_group(2, train_losses, with_job(job, parallel={"zero": after}))
+    assert [step for step, _ in resumed] == list(range(5, 11))
+    assert max(abs(loss - reference[step]) for step, loss in resumed) < 1e-6
+
+
 @pytest.mark.parametrize("zero", [2, 3])  # the others: test_bits.py
 def test_resume_matches_uninterrupted_run(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     """Stopped within a window of the second epoch; dropout is on, so its noise must resume as well."""
