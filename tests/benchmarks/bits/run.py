@@ -34,6 +34,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the job file")
     options = parser.parse_args()
+    if options.steps <= WARM:
+        parser.error(f"--steps: the first {WARM} are not measured; give more")
     storage = options.storage.resolve()
     job = write_job(storage, options.steps)
     found: dict[str, list[float]] = {side: [] for side in SIDES}
