@@ -36,7 +36,10 @@ def _scores(job: PreparedJob) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("rows", "zero"), [(None, 3), (3, 2)])
+@pytest.mark.parametrize(
+    ("rows", "zero"),
+    [(None, 3), (3, 2), pytest.param(None, 2, marks=pytest.mark.long), pytest.param(3, 3, marks=pytest.mark.long)],
+)
 def test_scores_of_generated_texts_do_not_depend_on_the_cluster(job: PreparedJob, rows: int | None, zero: int) -> None:
     limited = with_job(job, task={**job.job.task.parameters(), "type": "seq2seq", "generated_rows": rows})
     alone = run_group(1, _scores, with_job(limited, name="alone", cluster={"workers": 1}))

@@ -129,7 +129,9 @@ def test_resume_matches_uninterrupted_run(tiny_bert: Path, tmp_path: Path, zero:
     assert second == [[step, reference[step]] for step in range(15, 25)]
 
 
-@pytest.mark.parametrize("zero", [2, 3, "auto"])  # 0 and 1: test_bits.py
+@pytest.mark.parametrize(
+    "zero", [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2, 3, "auto"]
+)  # 0 and 1: test_bits.py
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(
     tiny_bert: Path, tmp_path: Path, zero: int | str
 ) -> None:

@@ -87,8 +87,10 @@ _STAGE_2 = {
 }  # fmt: skip
 
 
-def _cases(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("job", names or tuple(_CASES), indirect=True)
+def _cases(*names: str, long: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Run a test with the named cases, and in `make test-all` with those in `long` too."""
+    more = [pytest.param(name, marks=pytest.mark.long) for name in long]
+    return pytest.mark.parametrize("job", [*(names or _CASES), *more], indirect=True)
 
 
 _CURVES = [
@@ -130,6 +132,7 @@ def test_packing_is_off_for_models_that_cannot_separate_samples(tiny_models: dic
 
 @_cases(
     "question", "causal-packed-dora-tokens", "preference-dpo", "image-resnet-trained",
+    long=("causal-packed", "causal-packed-lora"),
 )  # fmt: skip
 def test_resume_with_another_number_of_workers_matches_uninterrupted_run(job: PreparedJob) -> None:
     checkpoint = {"every_steps": 4, "every_minutes": None}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from launcher.data.stream import StreamSource
@@ -53,6 +54,8 @@ def test_weighted_and_smoothed_losses_match_torch_on_any_cluster(tiny_bert: Path
     assert any("plain cross entropy" in note for note in balanced.plan.notes)
 
 
+# Further stages of recipes, in `make test-all`.
+_MORE_STAGES: dict[str, tuple[int | str, ...]] = {"momentum": (2, 3), "plain": (2,), "layers": (2,)}
 # Name -> sections, and ZeRO stages to train with.
 _RECIPES: dict[str, tuple[dict[str, Any], tuple[int | str, ...]]] = {
     "momentum": (
@@ -76,7 +79,10 @@ def _train_all(jobs: list[tuple[PreparedJob, int | None]]) -> list[Any]:
     return [train_losses(job, stop_after) for job, stop_after in jobs]
 
 
-def test_recipe_has_one_curve_on_any_cluster(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, pytest.param(_MORE_STAGES, marks=pytest.mark.long)], ids=["some", "all"])
+def test_recipe_has_one_curve_on_any_cluster(
+    tiny_bert: Path, tmp_path: Path, more: dict[str, tuple[int | str, ...]]
+) -> None:
     # Three workers stop after 4 and 8 steps, with the same bits as an uninterrupted run; one worker finishes.
     # With micro-batches of 3 and several stages all of them agree with one worker without ZeRO.
     data = write_splits(tmp_path / "data", train=131, row_group=37)
@@ -91,7 +97,7 @@ def test_recipe_has_one_curve_on_any_cluster(tiny_bert: Path, tmp_path: Path) ->
         parallel = {"zero": zero, "micro_batch": 3 if workers == 3 else None}
         return with_job(jobs[name], name=f"{name}-{run}-{zero}", parallel=parallel, cluster={"workers": workers})
 
-    cuts = [(name, zero) for name, (_, stages) in _RECIPES.items() for zero in stages]
+    cuts = [(name, zero) for name, (_, stages) in _RECIPES.items() for zero in (*stages, *more.get(name, ()))]
     alone = run_group(1, _train_all, [(cut(name, 0, "alone", 1), None) for name in jobs])
     reference = dict(zip(jobs, alone, strict=True))
     last_losses = sorted(lines[_STEPS - 1][1] for lines in reference.values())

@@ -102,7 +102,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # In fp32: in half precision each further chunk would round the sum. Not zeros first: it is as large as the
         # vocabulary.
         grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
-        is_empty = True
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for chunk in _chunks(len(labels), len(weight)):
             logits = functional.linear(hidden[chunk], weight, bias).float()
@@ -115,11 +114,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight
             if grad_weight is not None:
-                _add_product(grad_weight, grad.T, hidden[chunk], is_empty)
-                is_empty = False
+                _add_product(grad_weight, grad.T, hidden[chunk], is_empty=chunk.start == 0)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-        if grad_weight is not None and is_empty:
+        if grad_weight is not None and not len(labels):
             grad_weight.zero_()
         grads = (grad_weight, weight), (grad_bias, bias)
         return grad_hidden, *(None if grad is None else grad.to(own.dtype) for grad, own in grads), None, None
@@ -151,8 +149,8 @@ def token_outputs(
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Run a language model, causal or masked, and score the tokens that have a label.
 
-    The logits are never in memory as a whole, unless the model scales or caps the
-    output of its last layer, or that layer is trained by adapters.
+    The logits are never in memory as a whole, unless the model scales or caps the output of its last layer, or that
+    layer is trained by adapters.
 
     Args:
         auto_model: Name of the transformers Auto class.
