@@ -79,8 +79,9 @@ class Package:
         """Write the zip file."""
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             _add(archive, JOB_FILE, dump_job(self.job).encode())
-            # Sorted, so that the bytes do not depend on the order in which git or the disk lists the files.
-            for name in sorted(self.files):
+            # Sorted, so that the bytes do not depend on the order in which git or the disk lists the files. Without the
+            # user's own JOB_FILE: a zip file can hold a name twice, and Ray would unpack the second one over ours.
+            for name in sorted(self.files.keys() - {JOB_FILE}):
                 _add(archive, name, self.files[name].read_bytes(), self.files[name].stat().st_mode)
 
 
