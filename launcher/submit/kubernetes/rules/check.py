@@ -1,7 +1,8 @@
 """Checks of manifests for what KubeRay 1.7 refuses, or accepts and then never runs. Pure; runs on the client.
 
-Each rule is a small function of one object: `job.py`, `cluster.py`, `pods.py`. The API server itself checks types, and
-unknown fields of what is not a pod template.
+Each rule is a small function of one object: `job.py`, `cluster.py`, `pods.py`. What the schema of KubeRay's CRD reports
+has no rule here (types, choices, required fields, equal names in a list): the API server refuses that in the dry run
+that `apply` begins with.
 """
 
 import json
