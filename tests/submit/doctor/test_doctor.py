@@ -20,7 +20,6 @@ from launcher.submit.doctor.facts import (
     Transfer,
     duration,
     group_issues,
-    size,
     some,
     span,
     speed,
@@ -469,13 +468,6 @@ def test_a_warning_is_no_reason_to_stop() -> None:
 
 
 def test_words() -> None:
-    assert [size(n) for n in (0, 1023, 1536, 100 * 2**20, 3 * 2**40)] == [
-        "0 B",
-        "1023 B",
-        "1.5 KiB",
-        "100 MiB",
-        "3.0 TiB",
-    ]
     assert [speed(n) for n in (2.4e6, 25e6, 1.1e9)] == ["2.4 MB/s", "25 MB/s", "1.1 GB/s"]
     assert [duration(n) for n in (0.0001, 2.0)] == ["0.1 ms", "2.0 s"]
     assert (some(["a"]), some("abcdef")) == ("a", "a, b, c, d and 2 more")
