@@ -12,7 +12,7 @@ import urllib3
 
 from launcher.errors import ClusterError, TrainingError
 from launcher.submit.kubernetes.api import Api, AwayError
-from launcher.submit.kubernetes.manifest import Manifest
+from launcher.submit.kubernetes.manifest import Manifest, name_of
 from launcher.submit.kubernetes.state import JobState
 
 _POLL_S = 2.0
@@ -115,7 +115,7 @@ class Log:
     def catch_up(self, state: JobState) -> None:
         """Print new lines. With `follow`, return when the connection to the pod ends."""
         try:
-            pod = submitter_pod(self.api, state)
+            pod = _submitter_pod(self.api, state)
             if pod is not None:
                 self._from_pod(pod, state)
             elif state.job_id and (state.mode != "K8sJobMode" or (state.status and not self.follow)):
@@ -134,16 +134,20 @@ class Log:
         """Return whether there was a log to read."""
         return bool(self._source)
 
-    def _from_pod(self, pod: "SubmitterPod", state: JobState) -> None:
-        if pod.phase == "Pending":
+    def _from_pod(self, pod: Manifest, state: JobState) -> None:
+        phase = pod.get("status", {}).get("phase", "Pending")
+        if phase == "Pending":
             return
-        self._announce(f"log of the submitting pod {pod.name}")
+        name = name_of(pod)
+        # The pod of the head has several containers.
+        container = "ray-job-submitter" if state.mode == "SidecarMode" else None
+        self._announce(f"log of the submitting pod {name}")
         # While a growing log is read, nobody polls the state. A minute without a line ends that (`Api.log`).
-        is_growing = self.follow and pod.phase == "Running" and not state.is_final
+        is_growing = self.follow and phase == "Running" and not state.is_final
         since_s = int(time.monotonic() - self._received) + _OVERLAP_S if self._last_time else None
         # Several lines may have the same time: those printed before are skipped by their number.
         number = 0
-        for line_time, line in _lines(self.api.log(pod.name, pod.container, is_growing, since_s)):
+        for line_time, line in _lines(self.api.log(name, container, is_growing, since_s)):
             if line_time < self._last_time:
                 continue
             number = number + 1 if line_time == self._last_time else 1
@@ -170,29 +174,15 @@ class Log:
             self.say(source)
 
 
-@dataclass(frozen=True)
-class SubmitterPod:
-    """The pod that submitted a job and follows its log."""
-
-    name: str
-    container: str | None
-    phase: str
-
-
-def submitter_pod(api: Api, state: JobState) -> SubmitterPod | None:
+def _submitter_pod(api: Api, state: JobState) -> Manifest | None:
     """Return the pod whose log is the run's; None where the job is submitted without one, or it no longer exists."""
+    pods: list[Manifest] = []
     if state.mode == "K8sJobMode":
-        # KubeRay names the submitting Job like the RayJob; the last pod is the current one.
+        # KubeRay names the submitting Job like the RayJob.
         pods = api.pods(f"job-name={state.name}")
-        return _submitter(pods[-1], None) if pods else None
-    if state.mode == "SidecarMode" and state.cluster:
+    elif state.mode == "SidecarMode" and state.cluster:
         pods = api.pods(f"ray.io/cluster={state.cluster},ray.io/node-type=head")
-        return _submitter(pods[-1], "ray-job-submitter") if pods else None
-    return None
-
-
-def _submitter(pod: Manifest, container: str | None) -> SubmitterPod:
-    return SubmitterPod(pod["metadata"]["name"], container, str(pod.get("status", {}).get("phase", "Pending")))
+    return pods[-1] if pods else None  # the newest is the current one
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
