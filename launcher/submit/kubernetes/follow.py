@@ -110,7 +110,7 @@ class Log:
     _last_time: str = field(default="", init=False)
     _lines_at_last_time: int = field(default=0, init=False)
     _received: float = field(default=0.0, init=False)  # time.monotonic() of the last line
-    _length: int = field(default=0, init=False)  # characters that the dashboard has sent
+    _length: int = field(default=0, init=False)  # characters of the dashboard's log that were printed
 
     def catch_up(self, state: JobState) -> None:
         """Print new lines. With `follow`, return when the connection to the pod ends."""
@@ -162,9 +162,11 @@ class Log:
         self._announce(f"log of the driver, from the Ray dashboard of {state.cluster} (no submitting pod)")
         # Ray's Jobs API has no way to ask for a part of a log (2.60): each poll transfers all of it.
         text = str(self.api.dashboard(state.cluster, f"api/jobs/{state.job_id}/logs").get("logs") or "")
-        for line in text[self._length :].splitlines():
+        # The driver may be in the middle of a line, whose rest comes with the next poll.
+        end = text.rfind("\n") + 1 if self.follow and not state.is_final else len(text)
+        for line in text[self._length : end].splitlines():
             self.write(line)
-        self._length = len(text)
+        self._length = end
 
     def _announce(self, source: str) -> None:
         if source != self._source:

@@ -450,16 +450,15 @@ def test_without_a_submitting_pod_the_dashboard_has_the_log(
     server.api.put("secrets", "team", {"metadata": {"name": "sst2-abc"}, "data": {"auth_token": "dG9rZW4="}})
     place = "sst2-abc-head-svc:8265/api/jobs/sst2-xyz/logs"
     _run(server.api)
-    server.api.dashboard[place] = {"logs": "step 1\n"}
     lines, written = Lines(), Lines()
-
-    def more() -> None:
-        server.api.dashboard[place] = {"logs": "step 1\nstep 2\n"}
-        _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-
-    with _later(more):
-        following.follow(api, "sst2", lines, written)
-    assert written == ["step 1", "step 2"]
+    log = following.Log(api, lines, written, follow=True)
+    server.api.dashboard[place] = {"logs": "step 1\nst"}  # the driver is in the middle of a line
+    log.catch_up(JobState.of(api.get("RayJob", "sst2")))
+    assert written == ["step 1"]
+    server.api.dashboard[place] = {"logs": "step 1\nstep 2\nlast"}
+    _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    log.catch_up(JobState.of(api.get("RayJob", "sst2")))
+    assert written == ["step 1", "step 2", "last"]
     assert "log of the driver, from the Ray dashboard of sst2-abc (no submitting pod)" in lines
     assert server.api.headers[place]["x-ray-authorization"] == "Bearer token"
 
