@@ -122,7 +122,10 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
         f"{key}: {location} {_missing_reason(location, working_dir)}; {remedy}"
         for key, location, remedy in _missing(package, base)
     ]
-    problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in find_secrets(job)]
+    problems += [
+        f"{dotted(key)}: {shown} holds {what}, {_KEYS}"
+        for key, shown, what in find_secrets(job.model_dump(mode="json"))
+    ]
     if problems:
         raise SpecError(tuple(problems))
     return package

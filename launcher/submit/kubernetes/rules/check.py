@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from launcher.errors import SpecError
-from launcher.formatting import find_secret
 from launcher.spec.kubernetes_pods import is_label_key, is_label_value
+from launcher.spec.messages import dotted
+from launcher.spec.permissions import find_secrets
 from launcher.submit.kubernetes.manifest import KINDS, Manifest, name_of
 from launcher.submit.kubernetes.rules import cluster, job, pods
 from launcher.submit.kubernetes.rules.view import RayObject, mapping
@@ -64,7 +65,11 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"apiVersion is {api_version}, which is not {expected}; write {expected}"
         return
     # Before the rules, and for all kinds: the ConfigMap holds the whole job file.
-    yield from _secrets(manifest, ())
+    for key, _, what in find_secrets(manifest):
+        yield (
+            f"{dotted(key)} holds {what} in a URI, which everyone can read who can read the manifest; give the pods a "
+            "role, or the keys as variables from a Secret"
+        )
     if not name_of(manifest):
         yield "metadata.name is missing; give one, by which the run can be found again"
     yield from _metadata(mapping(manifest, "metadata"), "metadata")
@@ -78,23 +83,6 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield from _metadata(mapping(pod.template, "metadata"), f"{pod.where}.template.metadata")
     for rule in (*(job.RULES if obj.is_job else ()), *((*cluster.RULES, *pods.RULES) if obj.cluster else ())):
         yield from rule(obj)
-
-
-def _secrets(value: object, path: tuple[str, ...]) -> Iterator[str]:
-    """Yield a sentence for each text that holds a key in a URI."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _secrets(inner, (*path, str(key)))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _secrets(inner, (*path, str(index)))
-    elif isinstance(value, str):
-        secret = find_secret(value)
-        if secret is not None:
-            yield (
-                f"{'.'.join(path)} holds {secret} in a URI, which everyone can read who can read the manifest; give "
-                "the pods a role, or the keys as variables from a Secret"
-            )
 
 
 def _metadata(metadata: Manifest, where: str) -> Iterator[str]:
