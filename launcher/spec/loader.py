@@ -162,9 +162,7 @@ def _find_variables(document: Document) -> list[Problem]:
     """Return paths that contain an environment variable: unexpanded, a directory of that name would be created."""
     problems = []
     for path in _PATHS:
-        value: object = document.values
-        for key in path:
-            value = value.get(str(key)) if isinstance(value, dict) else None
+        value = document.value(path)
         for text in value if isinstance(value, list) else [value]:
             match = _VARIABLE.search(text) if isinstance(text, str) else None
             if match:
