@@ -3,6 +3,7 @@
 Nothing is changed before a dry run on the server has passed for all manifests.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -49,7 +50,8 @@ def apply(
             elif not dry_run:
                 # Deleted before anything is applied: the pods of the old run mount the ConfigMap, and must not see the
                 # new job file.
-                delete(api, "RayJob", name_of(manifest), say)
+                there = dataclasses.replace(api, namespace=api.namespace_of(manifest))
+                delete(there, "RayJob", name_of(manifest), say)
     for manifest, old, is_changed in zip(manifests, before, changed, strict=True):
         is_new = old is None or (replace and manifest["kind"] == "RayJob")
         verb = "created" if is_new else "changed" if is_changed else "unchanged"

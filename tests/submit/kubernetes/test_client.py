@@ -323,6 +323,11 @@ def test_namespaces(api: Api, server: Running, job_file: Path) -> None:
     first = objects(load_job(job_file, ["cluster.kubernetes.namespace=mine"]), "train", "job")
     apply(api, first, Lines())
     assert ("rayjobs", "mine", "sst2") in server.api.objects
+    # A job of that name in the namespace of the context is another one.
+    server.api.put("rayjobs", "team", {"metadata": {"name": "sst2"}})
+    lines = Lines()
+    apply(api, first, lines, replace=True)
+    assert "RayJob sst2 deleted" in lines and ("rayjobs", "team", "sst2") in server.api.objects
     other = Api(api.rest, "other", api.host, namespace_given=True)
     with pytest.raises(ClusterError, match=r"belongs to namespace mine, not to other; remove --namespace"):
         apply(other, first, Lines())
