@@ -40,7 +40,7 @@ def apply(
     Raises:
         ClusterError: The server refuses one, or a RayJob of that name exists and would not run again.
     """
-    before = [api.find_as(manifest) for manifest in manifests]
+    before = [api.find(obj["kind"], name_of(obj), api.namespace_of(obj)) for obj in manifests]
     after = [api.apply(manifest, force, dry_run=True) for manifest in manifests]
     changed = [_has_changed(old, new) for old, new in zip(before, after, strict=True)]
     for manifest, old in zip(manifests, before, strict=True):
