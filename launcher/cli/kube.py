@@ -162,15 +162,16 @@ def logs(
     With --follow the exit code is that of 'launcher kube wait'.
     """
     target, api = _find(source, overrides, "job", context, namespace)
-    from launcher.submit.kubernetes import follow as following
+    from launcher.submit.kubernetes.follow import Log
+    from launcher.submit.kubernetes.follow import wait as wait_until_over
     from launcher.submit.kubernetes.state import JobState
 
+    log = Log(api, _print_note, typer.echo, follow)
     with _explain_interrupt(target):
         if follow:
-            _raise_if_failed(following.follow(api, target.name, _print_note, typer.echo))
+            _raise_if_failed(wait_until_over(api, target.name, None, _print_note, log))
             return
         state = JobState.of(api.get("RayJob", target.name))
-        log = following.Log(api, _print_note, typer.echo, follow=False)
         log.catch_up(state)
     if not log.has_source:
         raise ClusterError(

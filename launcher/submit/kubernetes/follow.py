@@ -23,7 +23,7 @@ _OVERLAP_S = 30
 Say = Callable[[str], None]
 
 
-def wait(api: Api, name: str, timeout_s: float | None, say: Say) -> JobState:
+def wait(api: Api, name: str, timeout_s: float | None, say: Say, log: "Log | None" = None) -> JobState:
     """Wait until a RayJob has ended, and return its last state.
 
     Args:
@@ -31,30 +31,11 @@ def wait(api: Api, name: str, timeout_s: float | None, say: Say) -> JobState:
         name: Name of the RayJob.
         timeout_s: Time limit in seconds; None waits for ever.
         say: Function that shows each change of the state.
+        log: Reader that prints the job's log meanwhile; None prints none.
 
     Raises:
         TrainingError: The time is over, the RayJob was deleted, or the API server was unavailable for 15 minutes.
     """
-    return _poll(api, name, timeout_s, say, lambda state: None)
-
-
-def follow(api: Api, name: str, say: Say, write: Callable[[str], None]) -> JobState:
-    """Print a RayJob's log until the job has ended, and return its last state.
-
-    Args:
-        api: Cluster of the RayJob.
-        name: Name of the RayJob.
-        say: Function that shows the source of the log and each change of the state.
-        write: Function that prints a line of the log.
-
-    Raises:
-        TrainingError: The RayJob was deleted, or the API server was unavailable for 15 minutes.
-    """
-    log = Log(api, say, write, follow=True)
-    return _poll(api, name, None, say, log.catch_up)
-
-
-def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Callable[[JobState], None]) -> JobState:
     # Outside of the loop's patience: a wrong name or a missing permission fails at once.
     state = JobState.of(api.get("RayJob", name))
     shown = ""
@@ -64,7 +45,8 @@ def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Call
             shown = state.line
             say(f"RayJob {name}: {shown}")
         # Before the return below, so that the log is read once more after the final state.
-        on_state(state)
+        if log is not None:
+            log.catch_up(state)
         if state.is_final:
             return state
         now = time.monotonic()

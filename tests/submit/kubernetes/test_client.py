@@ -427,7 +427,8 @@ def test_a_log_that_breaks_off_goes_on_without_gaps(
         server.api.end_log("sst2-sub")
 
     with _later(lambda: server.api.log_line("sst2-sub", "step 5"), end):
-        state = following.follow(api, "sst2", Lines(), written)
+        log = following.Log(api, Lines(), written, follow=True)
+        state = following.wait(api, "sst2", None, Lines(), log)
     assert state.succeeded and written == [*(f"step {n}" for n in range(6)), "last"]
 
 
