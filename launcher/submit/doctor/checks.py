@@ -286,10 +286,15 @@ def _shm(name: str, facts: NodeFacts, node: Node) -> Iterator[Issue]:
 def limits(nodes: Mapping[str, NodeFacts], ray_nodes: Mapping[str, Node]) -> list[Finding]:
     """Check the limit of open files, and that Ray offers no more CPUs than the container may use."""
     issues: list[Issue] = []
+    # RLIM_INFINITY is -1 in Python: no limit.
+    files = {
+        name: facts.open_files
+        for name, facts in nodes.items()
+        if facts.open_files is not None and facts.open_files >= 0
+    }
     for name, facts in nodes.items():
-        # RLIM_INFINITY is -1 in Python: no limit.
-        if facts.open_files is not None and 0 <= facts.open_files < _FEW_FILES:
-            text = f"a process may open {facts.open_files} files at most"
+        if name in files and files[name] < _FEW_FILES:
+            text = f"a process may open {files[name]} files at most"
             remedy = f"`ulimit -n 65536` on {{who}} before `ray start`; {_FEW_FILES} is the least Ray advises"
             issues.append(Issue(name, "warning", "files", text, remedy))
         if ray_nodes[name].ray_cpus > facts.cpus:
@@ -297,9 +302,8 @@ def limits(nodes: Mapping[str, NodeFacts], ray_nodes: Mapping[str, Node]) -> lis
             remedy = f"`ray start --num-cpus {max(1, int(facts.cpus))}` on {{who}}, or raise the container's CPU limit"
             issues.append(Issue(name, "warning", "cpus", text, remedy))
     cpus = [facts.cpus for facts in nodes.values()]
-    files = [facts.open_files for facts in nodes.values() if facts.open_files is not None]
     text = f"{span(f'{min(cpus):g}', f'{max(cpus):g}')} CPUs per node"
-    text += f", {span(str(min(files)), str(max(files)))} open files" if files else ""
+    text += f", {span(str(min(files.values())), str(max(files.values())))} open files" if files else ""
     return group_issues("limits", issues) or [finding("limits", "ok", text)]
 
 
