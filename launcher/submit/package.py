@@ -234,7 +234,7 @@ def _missing(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
     if job.model.name and (base / job.model.name).is_dir():  # otherwise a name on the hub
         inputs.append(("model.name", job.model.name))
     for key, location in inputs:
-        if not _is_global(location) and not package.holds(location):
+        if not package.finds(location):
             yield key, location, f"{_SHARED}, or name it in cluster.code if it is small"
 
 
