@@ -115,7 +115,7 @@ def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
         Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}")
         for key, shown, what in find_secrets(job.model_dump(mode="json"))
     ]
-    problems += [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
+    problems += [*_storage(job, spec), *_code(job, spec), *_scratch(job, spec)]
     for key, location in job.data.places():
         path = parse_hub(location).source if location.startswith(HUB_PREFIX) else location
         if not location.startswith(HUB_PREFIX) or path.startswith(("/", ".", "~")):
@@ -143,17 +143,21 @@ def _storage(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
         )
 
 
-def _offloaded(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
-    path = job.parallel.offload_path
-    if path is None:
-        return
-    roots = [volume.path for volume in spec.volumes.values() if volume.can_write]
-    if not _is_below(path, [*roots, "/tmp", HOME]):
-        yield Misplaced(
-            ("parallel", "offload_path"),
-            f"parallel.offload_path is {path}, which the pods cannot write to; mount a disk of the nodes there "
-            "(cluster.kubernetes.volumes with a hostPath), or give /tmp, which is on the nodes' disks too",
-        )
+def _scratch(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
+    roots = [*(volume.path for volume in spec.volumes.values() if volume.can_write), "/tmp", HOME]
+    places: dict[KeyPath, str | None] = {
+        ("parallel", "offload_path"): job.parallel.offload_path,
+        # With a writable image the cache may lie in any directory of its user.
+        ("data", "cache", "path"): job.data.cache.path if job.data.cache is not None and spec.read_only_root else None,
+    }
+    for key, path in places.items():
+        # A relative path is one of the working directory, in which Ray's jobs can write.
+        if path is not None and path.startswith("/") and not _is_below(path, roots):
+            yield Misplaced(
+                key,
+                f"{dotted(key)} is {path}, which the pods cannot write to; mount a disk of the nodes there "
+                "(cluster.kubernetes.volumes with a hostPath), or give /tmp, which is on the nodes' disks too",
+            )
 
 
 def _code(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:

@@ -387,6 +387,10 @@ def test_a_cluster_to_work_on_by_hand(tmp_path: Path) -> None:
             ["parallel.offload_optimizer=true", "parallel.offload_path=/mnt/nvme"],
             "parallel.offload_path is /mnt/nvme, which the pods cannot write to; mount a disk of the nodes there",
         ),
+        (
+            ["data.cache={path: /cache}"],
+            "data.cache.path is /cache, which the pods cannot write to; mount a disk of the",
+        ),
         (["cluster.code=[my_task.py]"], "cluster.code names my_task.py, which a manifest cannot carry; build it into"),
         (["cluster.kubernetes=null"], "override cluster.kubernetes=null: cluster.kubernetes is missing; add it with"),
     ],
