@@ -6,7 +6,6 @@ A short key stands for what takes a user real work in Kubernetes' own words; `po
 """
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -315,9 +314,8 @@ class KubernetesSpec(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> "KubernetesSpec":
-        names: dict[str, Iterable[str]] = {"groups": self.groups, "volumes": self.volumes}
-        for key in names:
-            for name in names[key]:
+        for key, names in {"groups": [*self.groups], "volumes": [*self.volumes]}.items():
+            for name in names:
                 if not _PART.fullmatch(name):
                     raise ValueError(
                         f"{key} has the name {name!r}; use at most 42 lower-case letters, digits and dashes, with a "
@@ -349,9 +347,8 @@ class KubernetesSpec(Section):
 
     @model_validator(mode="after")
     def _check_environment(self) -> "KubernetesSpec":
-        names: dict[str, Iterable[str]] = {"env": self.env, "env_from_secret": self.env_from_secret}
-        for key in names:
-            for name in names[key]:
+        for key, names in {"env": [*self.env], "env_from_secret": [*self.env_from_secret]}.items():
+            for name in names:
                 if not _ENV_NAME.fullmatch(name):
                     raise ValueError(
                         f"{key} has the name {name!r}; use letters, digits, underscores, and no digit first"
