@@ -24,9 +24,6 @@ Rule: TypeAlias = Callable[[RayObject], Iterator[str]]
 # afterwards.
 _LONGEST = {"RayJob": 47, "RayCluster": 53}
 _LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-# Kubernetes limits a ConfigMap to 1 MiB, because etcd stores it as one value.
-_LARGEST_BYTES = 2**20
 # The gates that are off by default. The server does not know which of them its operator has on, so a manifest has to
 # confirm the ones it needs.
 _KNOWN_GATES = (
@@ -74,7 +71,6 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield "metadata.name is missing; give one, by which the run can be found again"
     yield from _metadata(mapping(manifest, "metadata"), "metadata")
     if kind == "ConfigMap":
-        yield from _config_map(manifest)
         return
     obj = RayObject(manifest)
     yield from _name(obj)
@@ -95,15 +91,6 @@ def _metadata(metadata: Manifest, where: str) -> Iterator[str]:
                 yield f"{entry} with the value {json.dumps(value, default=str)}, which is not text; put it in quotes"
             elif key == "labels" and not is_label_value(value):
                 yield f"{entry} with the value {value}, which is not a label value; use at most 63 plain letters"
-
-
-def _config_map(manifest: Manifest) -> Iterator[str]:
-    name = name_of(manifest)
-    if name and not _SUBDOMAIN.fullmatch(name):
-        yield f"metadata.name is {name}, which is not an object name; use lower-case letters, digits and dashes"
-    size = sum(len(str(value).encode()) for value in mapping(manifest, "data").values())
-    if size > _LARGEST_BYTES:
-        yield f"data holds {size} bytes, more than the {_LARGEST_BYTES} Kubernetes takes; put them on a volume"
 
 
 def _name(obj: RayObject) -> Iterator[str]:
