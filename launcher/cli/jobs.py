@@ -54,6 +54,7 @@ def submit(
     parse_command(command)
     package = make_package(spec, working_dir)
     submission = Submission(package.job, parse_command(command, package))
+    _warn_about_job_file(package)
     _warn_about_size(package)
     cluster = _connect(address or _to_dashboard(spec.cluster.address))
     # Not atomic: two submissions at once may both pass. Then the lease in the run directory stops the older attempt
@@ -150,6 +151,17 @@ def _connect(address: str | None) -> "RayJobs":
 def _to_dashboard(address: str | None) -> str | None:
     """Return the address if it is a dashboard's; RAY_ADDRESS and cluster.address may be of another kind."""
     return address if address is not None and address.startswith(("http://", "https://")) else None
+
+
+def _warn_about_job_file(package: "Package") -> None:
+    from launcher.submit.package import JOB_FILE
+
+    if JOB_FILE in package.files:
+        print_line(
+            f"warning: {JOB_FILE} is not sent: on the cluster that name is this job with its overrides; "
+            "rename the file if the job reads it",
+            ERR,
+        )
 
 
 def _warn_about_size(package: "Package") -> None:

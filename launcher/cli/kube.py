@@ -84,23 +84,21 @@ def apply(  # noqa: PLR0913 -- the options of a command
 ) -> None:
     """Create or update a job, or manifests, on the cluster."""
     from launcher.submit.kubernetes.manifest import is_manifest, read_manifests
+    from launcher.submit.kubernetes.rules.check import check
 
     path = Path(source)
     if path.exists() and is_manifest(path):
         if overrides:
             raise ClusterError(f"{source}: manifests take no overrides ({overrides[0]}); edit them, or name a job file")
         manifests = read_manifests(path)
+        # Before the cluster is asked for: wrong manifests are refused without one.
+        check(manifests)
     else:
         manifests = _render(path, overrides, kind, command)
-    from launcher.submit.kubernetes.rules.check import check
-
-    # Before the cluster is asked for: wrong manifests are refused without one.
-    check(manifests)
     api = _connect(context, namespace)
-    from launcher.submit.kubernetes.apply import ApplyOptions
     from launcher.submit.kubernetes.apply import apply as send
 
-    send(api, manifests, ApplyOptions(force_conflicts, dry_run, replace), print_line)
+    send(api, manifests, print_line, force=force_conflicts, dry_run=dry_run, replace=replace)
 
 
 @kube.command()
@@ -164,15 +162,16 @@ def logs(
     With --follow the exit code is that of 'launcher kube wait'.
     """
     target, api = _find(source, overrides, "job", context, namespace)
-    from launcher.submit.kubernetes import follow as following
+    from launcher.submit.kubernetes.follow import Log
+    from launcher.submit.kubernetes.follow import wait as wait_until_over
     from launcher.submit.kubernetes.state import JobState
 
+    log = Log(api, _print_note, typer.echo, follow)
     with _explain_interrupt(target):
         if follow:
-            _raise_if_failed(following.follow(api, target.name, _print_note, typer.echo))
+            _raise_if_failed(wait_until_over(api, target.name, None, _print_note, log))
             return
         state = JobState.of(api.get("RayJob", target.name))
-        log = following.Log(api, _print_note, typer.echo, follow=False)
         log.catch_up(state)
     if not log.has_source:
         raise ClusterError(

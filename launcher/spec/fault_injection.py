@@ -6,11 +6,9 @@ Each fault is a kind, a target and a time. Read `train/fault_injection.py` next,
 import random
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from launcher.errors import UserError
 
-Kind = Literal["kill", "freeze", "term", "disk_full", "flaky", "corrupt", "nan", "random"]
 PLACES = ("save", "upload", "evaluation", "export")
 """Times other than a step: while a checkpoint is written, before it is complete, in an evaluation, in the export."""
 _HELP = (
@@ -35,7 +33,7 @@ class Fault:
 
     Args:
         kind: Kind of fault.
-        whom: Target: a rank, "node", "driver", or None if the kind has no target.
+        target: Target: a rank, "node", "driver", or None if the kind has no target.
         step: Number of completed steps at which it happens; None if it happens at a place.
         place: Place where it happens, one of `PLACES`; None if it happens at a step.
     """

@@ -6,7 +6,6 @@ A short key stands for what takes a user real work in Kubernetes' own words; `po
 """
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -66,6 +65,22 @@ class _Volume(Section):
     read_only: bool = False
     """Mount it so that nothing can be written."""
 
+    @property
+    def manifest(self) -> dict[str, dict[str, JsonValue]]:
+        """Return the kind of volume with its fields, as Kubernetes writes them."""
+        raise NotImplementedError
+
+    @property
+    def can_write(self) -> bool:
+        """Return whether the pods can write to it."""
+        return not self.read_only and next(iter(self.manifest)) not in _READ_ONLY_SOURCES
+
+    @property
+    def holds_runs(self) -> bool:
+        """Return whether each pod can write to it and read what another pod wrote."""
+        # The access mode of a claim is written on the cluster, so a ReadWriteOnce claim passes here.
+        return self.can_write and next(iter(self.manifest)) not in _POD_LOCAL_SOURCES
+
 
 class ClaimVolume(_Volume):
     """An existing PersistentVolumeClaim; on several nodes its access mode must be ReadWriteMany."""
@@ -77,15 +92,10 @@ class ClaimVolume(_Volume):
     """Directory inside the volume to mount instead of all of it."""
 
     @property
-    def can_write(self) -> bool:
-        """Return whether the pods can write to it."""
-        return not self.read_only
-
-    @property
-    def holds_runs(self) -> bool:
-        """Return whether each pod can write to it and read what another pod wrote."""
-        # The access mode is written in the claim, on the cluster, so a ReadWriteOnce claim passes here.
-        return self.can_write
+    def manifest(self) -> dict[str, dict[str, JsonValue]]:
+        """Return the claim as Kubernetes writes it."""
+        read_only: dict[str, JsonValue] = {"readOnly": True} if self.read_only else {}
+        return {"persistentVolumeClaim": {"claimName": self.claim, **read_only}}
 
 
 class SourceVolume(_Volume):
@@ -99,27 +109,16 @@ class SourceVolume(_Volume):
     """One kind of volume with its fields: `{nfs: {server: nas, path: /exports/team}}`."""
 
     @property
-    def kind(self) -> str:
-        """Return the kind of volume, the only key of `source`."""
-        return next(iter(self.source))
-
-    @property
-    def can_write(self) -> bool:
-        """Return whether the pods can write to it."""
-        return not self.read_only and self.kind not in _READ_ONLY_SOURCES
-
-    @property
-    def holds_runs(self) -> bool:
-        """Return whether each pod can write to it and read what another pod wrote."""
-        return self.can_write and self.kind not in _POD_LOCAL_SOURCES
+    def manifest(self) -> dict[str, dict[str, JsonValue]]:
+        """Return the source, which is in Kubernetes' words."""
+        return self.source
 
     @model_validator(mode="after")
     def _check_source(self) -> "SourceVolume":
         if len(self.source) != 1:
             raise ValueError(f"source has {len(self.source)} kinds of volumes; give exactly one, such as nfs or csi")
-        # After the check above, as `kind` is the only key.
-        driver = self.source[self.kind].get("driver")
-        if self.kind == "csi" and driver in _ONLY_CLAIMS:
+        driver = self.source.get("csi", {}).get("driver")
+        if driver in _ONLY_CLAIMS:
             raise ValueError(
                 f"source: driver {driver} has no ephemeral volumes; create a PersistentVolume with a claim and mount "
                 "that with type: pvc"
@@ -315,9 +314,8 @@ class KubernetesSpec(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> "KubernetesSpec":
-        names: dict[str, Iterable[str]] = {"groups": self.groups, "volumes": self.volumes}
-        for key in names:
-            for name in names[key]:
+        for key, names in {"groups": [*self.groups], "volumes": [*self.volumes]}.items():
+            for name in names:
                 if not _PART.fullmatch(name):
                     raise ValueError(
                         f"{key} has the name {name!r}; use at most 42 lower-case letters, digits and dashes, with a "
@@ -349,9 +347,8 @@ class KubernetesSpec(Section):
 
     @model_validator(mode="after")
     def _check_environment(self) -> "KubernetesSpec":
-        names: dict[str, Iterable[str]] = {"env": self.env, "env_from_secret": self.env_from_secret}
-        for key in names:
-            for name in names[key]:
+        for key, names in {"env": [*self.env], "env_from_secret": [*self.env_from_secret]}.items():
+            for name in names:
                 if not _ENV_NAME.fullmatch(name):
                     raise ValueError(
                         f"{key} has the name {name!r}; use letters, digits, underscores, and no digit first"

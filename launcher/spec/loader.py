@@ -27,8 +27,9 @@ from launcher.spec.schema import JobKeys
 
 _MAX_INTEGER = 2**63 - 1
 _UNSTORABLE = "holds a NUL or half of a surrogate pair, which no file can store; remove it"
+_SPLITS = ("train", "validation", "test")
 _PATHS: tuple[KeyPath, ...] = (
-    ("data", "train"), ("data", "validation"), ("data", "test"), ("data", "cache", "path"), ("model", "name"),
+    *(("data", split) for split in _SPLITS), ("data", "files_below"), ("data", "cache", "path"), ("model", "name"),
     ("output", "storage"), ("parallel", "offload_path"), ("logging", "mlflow"),
 )  # fmt: skip
 # `$NAME` counts only as the first part of a path: elsewhere a $ may belong to a file name or an object's key.
@@ -161,10 +162,10 @@ def _is_storable(text: str) -> bool:
 def _find_variables(document: Document) -> list[Problem]:
     """Return paths that contain an environment variable: unexpanded, a directory of that name would be created."""
     problems = []
-    for path in _PATHS:
-        value: object = document.values
-        for key in path:
-            value = value.get(str(key)) if isinstance(value, dict) else None
+    sources = document.value(("data", "mixture"))
+    names = sources if isinstance(sources, dict) else ()
+    for path in (*_PATHS, *(("data", "mixture", name, split) for name in names for split in _SPLITS)):
+        value = document.value(path)
         for text in value if isinstance(value, list) else [value]:
             match = _VARIABLE.search(text) if isinstance(text, str) else None
             if match:

@@ -57,6 +57,18 @@ class Document:
         # The reader records a place for (), the whole file, so the search always ends.
         return next(self.places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.places)
 
+    def value(self, path: KeyPath) -> object:
+        """Return the value at a path; None where there is none."""
+        value: object = self.values
+        for key in path:
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                return None
+        return value
+
     def shown(self, path: KeyPath, value: object) -> str:
         """Format a value for a message: as the user wrote it if that is known, shortened to one line."""
         if value is None:
@@ -158,7 +170,7 @@ class _Case:
         loc = (*at, *details["loc"])
         target = keys.find(loc)
         # Inside a union pydantic's input may be a part of the value; the sentence is about all of it.
-        value = _get_value(document.values, target.path) if target.in_union else details["input"]
+        value = document.value(target.path) if target.in_union else details["input"]
         context = details.get("ctx", {})
         # For an exception of ours `msg` has the prefix "Value error, "; the exception itself has not.
         message = str(context.get("error", details["msg"]))
@@ -231,8 +243,7 @@ def _describe_choice(case: _Case) -> _Sentence:
 def _describe_tag(case: _Case) -> _Sentence:
     name, tags = case.keys.tags(case.schema)
     path = (*case.path, name)
-    tag = _get_value(case.document.values, path)
-    return path, not_one_of(dotted(path), case.document.shown(path, tag), tags)
+    return path, not_one_of(dotted(path), case.document.shown(path, case.document.value(path)), tags)
 
 
 def _describe_missing_tag(case: _Case) -> _Sentence:
@@ -323,17 +334,6 @@ def _find_blamed_key(case: _Case) -> KeyPath:
     named = [path for path in ((*case.path, word) for word in words) if path in places]
     overridden = [path for path in named if places[path].order[0] == 1]
     return next(iter(overridden + named), case.path)
-
-
-def _get_value(value: object, path: KeyPath) -> object:
-    for key in path:
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
-            value = value[key]
-        else:
-            return None
-    return value
 
 
 _SENTENCES: dict[str, Callable[[_Case], _Sentence]] = {

@@ -109,7 +109,7 @@ def _replace_values(job: JobSpec, values: Mapping[str, object]) -> JobSpec:
 
 
 class FoundSecret(NamedTuple):
-    """A value of a job file with a secret in a URI; everyone who sees the job would see it."""
+    """A text of a job file or manifest with a secret in a URI; everyone who sees the job would see it."""
 
     key: KeyPath
     shown: str
@@ -117,18 +117,19 @@ class FoundSecret(NamedTuple):
     what: str
 
 
-def find_secrets(job: JobSpec) -> Iterator[FoundSecret]:
-    """Yield the values of a job that hold credentials or an access key in a URI."""
-    yield from _find_secrets(job.model_dump(mode="json"), ())
+def find_secrets(value: object, path: KeyPath = ()) -> Iterator[FoundSecret]:
+    """Yield the texts that hold credentials or an access key in a URI.
 
-
-def _find_secrets(value: object, path: KeyPath) -> Iterator[FoundSecret]:
+    Args:
+        value: Plain values, such as those of `JobSpec.model_dump`.
+        path: Keys that lead to the value.
+    """
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _find_secrets(inner, (*path, key))
+            yield from find_secrets(inner, (*path, str(key)))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _find_secrets(inner, (*path, index))
+            yield from find_secrets(inner, (*path, index))
     elif isinstance(value, str):
         secret = find_secret(value)
         if secret is not None:

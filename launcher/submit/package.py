@@ -79,8 +79,9 @@ class Package:
         """Write the zip file."""
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             _add(archive, JOB_FILE, dump_job(self.job).encode())
-            # Sorted, so that the bytes do not depend on the order in which git or the disk lists the files.
-            for name in sorted(self.files):
+            # Sorted, so that the bytes do not depend on the order in which git or the disk lists the files. Without the
+            # user's own JOB_FILE: a zip file can hold a name twice, and Ray would unpack the second one over ours.
+            for name in sorted(self.files.keys() - {JOB_FILE}):
                 _add(archive, name, self.files[name].read_bytes(), self.files[name].stat().st_mode)
 
 
@@ -121,7 +122,10 @@ def make_package(job: JobSpec, working_dir: Path | None) -> Package:
         f"{key}: {location} {_missing_reason(location, working_dir)}; {remedy}"
         for key, location, remedy in _missing(package, base)
     ]
-    problems += [f"{dotted(key)}: {shown} holds {what}, {_KEYS}" for key, shown, what in find_secrets(job)]
+    problems += [
+        f"{dotted(key)}: {shown} holds {what}, {_KEYS}"
+        for key, shown, what in find_secrets(job.model_dump(mode="json"))
+    ]
     if problems:
         raise SpecError(tuple(problems))
     return package
@@ -230,7 +234,7 @@ def _missing(package: Package, base: Path) -> Iterator[tuple[str, str, str]]:
     if job.model.name and (base / job.model.name).is_dir():  # otherwise a name on the hub
         inputs.append(("model.name", job.model.name))
     for key, location in inputs:
-        if not _is_global(location) and not package.holds(location):
+        if not package.finds(location):
             yield key, location, f"{_SHARED}, or name it in cluster.code if it is small"
 
 

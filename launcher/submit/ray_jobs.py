@@ -178,8 +178,7 @@ class RayJobs:
             try:
                 return _job(self._client.get_job_info(job_id))
             except RuntimeError as error:
-                # Ray's client has the status only in the text of a RuntimeError (2.60, SubmissionClient._raise_error).
-                if "404" not in str(error):
+                if not _has_status(error, 404):
                     raise
                 raise RunError(f"{self.address}: there is no job {job_id} (any more)") from error
 
@@ -247,6 +246,12 @@ def _translated_errors(address: str) -> Iterator[None]:
         raise ClusterError(_sentence(address, error)) from error
 
 
+def _has_status(error: Exception, status: int) -> bool:
+    # Ray's client has the status only in the text of a RuntimeError (2.60, SubmissionClient._raise_error). The number
+    # alone may also be a part of the job's name.
+    return f"status code {status}" in str(error)
+
+
 def _sentence(address: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AuthenticationError):
@@ -263,6 +268,6 @@ def _sentence(address: str, error: Exception) -> str:
             f"{address}: no Ray dashboard answers ({type(error).__name__}); give --address http://HEAD:8265, or "
             "forward its port"
         )
-    if "413" in text:
+    if _has_status(error, 413):
         return f"{address}: refuses a package of more than {MAX_BYTES >> 20} MiB; keep data on shared storage"
     return f"{address}: the cluster refuses ({text[:300]})"

@@ -53,6 +53,15 @@ def test_a_large_package_prints_a_warning(job: Path) -> None:
     )
 
 
+def test_a_file_with_the_name_of_the_job_file_prints_a_warning(job: Path) -> None:
+    (job.parent / "launcher-job.yaml").touch()
+    done = _submit(job.parent, "submit", "job.yaml", "--working-dir", ".", "--address", _DEAD)
+    assert done.stderr.startswith(
+        "warning: launcher-job.yaml is not sent: on the cluster that name is this job with its overrides; rename the "
+        "file if the job reads it\n"
+    )
+
+
 def test_all_paths_that_the_cluster_cannot_find_are_reported(job: Path) -> None:
     done = _submit(job.parent, "submit", "job.yaml", "output.storage=runs", "data.train=[a.parquet]")
     assert done.returncode == 2

@@ -52,6 +52,7 @@ def test_sweep_over_models_expands_the_tilde_too(home: Path) -> None:
     [
         ("validation: ~/v", "validation: $DATA/v", "first.yaml:4: data.validation contains $DATA, and job files do"),
         ("storage: ~/runs", "storage: '${OUT}/runs'", "first.yaml:5: output.storage contains ${OUT}, and job files do"),
+        ("train: [~/a.csv, 'hub:~/b#train']", "mixture: {a: {train: $DATA/a}}", "data.mixture.a.train contains $DATA,"),
         ("validation: ~/v", "validation: ${DATA}/v", "first.yaml:4: job files do not expand environment variables"),
     ],
 )

@@ -76,22 +76,18 @@ def test_sizes_come_from_the_workers(load: Load, overrides: list[str], size: Gro
     assert group_sizes(job.cluster.kubernetes.groups, job.cluster.demand) == {"workers": size}
 
 
-# Keys in addition to the image, and the sentence after `cluster.kubernetes.`
+# Keys in addition to the image, and the sentence after `cluster.kubernetes.`; `test_loader.py` has the sentences that
+# all sections share (unknown keys, choices, bounds, types).
 REFUSED = [
-    ("imagee: j", "imagee is not a key of cluster.kubernetes; did you mean image?"),
-    ("pull_policy: Allways",
-     "pull_policy is Allways, which is not one of IfNotPresent, Always, Never; did you mean Always?"),
     ("ray_version: nightly", "ray_version is nightly"),
     ("name: 7b-sft", "name is 7b-sft, which is not a name KubeRay takes: at most 47 lower-case letters"),
     ("name: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "name is aaaa"),
     ("namespace: My.Team",
      "namespace is My.Team, which is not a namespace: at most 63 lower-case letters, digits and dashes; choose "),
     ("pod_labels: {team: a b}", "pod_labels: team has the value 'a b', which is not a label value; use at most 63"),
-    ("head: {memory_gib: 1}", "head.memory_gib is 1, which is below 2; give a number of at least 2"),
     ("groups: {}", "groups is {}, which has fewer than 1 item"),
     ("groups: {Big_Ones: {}}", "groups has the name 'Big_Ones'; use at most 42 lower-case letters, digits and dashes"),
     ("groups: {headgroup: {}}", "groups has the name headgroup, which is the head's; rename the group"),
-    ("groups: {a: {pods: 0}}", "groups.a.pods is 0, which is below 1; give a whole number of at least 1, or null"),
     ("groups: {a: {pods: 1, max_pods: 2}}",
      "groups.a.pods fixes the number that min_pods and max_pods let change; give only one of the two"),
     ("groups: {a: {min_pods: 3, max_pods: 2}}", "groups.a.min_pods is 3, above max_pods 2; swap them"),
@@ -100,10 +96,6 @@ REFUSED = [
     ("groups: {a: {gpu_resource: google.com/tpu}}",
      "groups.a.gpu_resource is google.com/tpu, which Ray would not count as GPUs; it must end with gpu"),
     ("groups: {a: {node_selector: {'a b': c}}}", "groups.a.node_selector: 'a b' is not a label key"),
-    ("volumes: {d: {type: pvcc, path: /d}}",
-     "volumes.d.type is pvcc, which is not one of pvc, source; did you mean pvc?"),
-    ("volumes: {d: {type: pvc, path: /d}}",
-     "volumes.d.claim is missing; add claim to cluster.kubernetes.volumes.d (Name of the claim)"),
     ("volumes: {d: {type: pvc, claim: c, path: d}}",
      "volumes.d.path is d, which is not an absolute path of plain letters"),
     ("volumes: {d: {type: pvc, claim: c, path: /tmp}}",
@@ -122,16 +114,10 @@ REFUSED = [
      'working_dir is "https://x/$Y.zip", which is not the URI of a .zip, .tar.gz or .tgz'),
     ("working_dir: ./code", "working_dir is ./code, which is not the URI of a .zip, .tar.gz or .tgz"),
     ("env: {1A: b}", "env has the name '1A'; use letters, digits, underscores, and no digit first"),
-    ("env: {N: 1}", "env.N is 1, which is not text; put it in quotes"),
     ("env: {RAY_ADDRESS: x}", "env sets RAY_ADDRESS, which KubeRay and the launcher set; remove it"),
     ("env: {HF_TOKEN: hf_x}", "env shows the value of HF_TOKEN to everyone who reads the manifest; put it in a Secret"),
     ("env: {A: b}, env_from_secret: {A: {secret: s, key: k}}",
      "env and env_from_secret both set A; remove one of them"),
-    ("env_from_secret: {HF_TOKEN: {secret: s}}",
-     "env_from_secret.HF_TOKEN.key is missing; add key to cluster.kubernetes.env_from_secret.HF_TOKEN (Key in it)"),
-    ("queue: kueue", "queue is kueue, which is not a section; give it keys of its own (type, "),
-    ("queue: {type: slurm}",
-     "queue.type is slurm, which is not one of kueue, volcano, yunikorn, kai, scheduler-plugins"),
     ("queue: {type: kueue}", "queue.queue is missing, which kueue needs; add the name of the queue"),
     ("queue: {type: scheduler-plugins, queue: q}", "queue.queue is q, but scheduler-plugins has no queues; remove it"),
     ("queue: {type: kai, queue: q, priority: p}",
@@ -141,27 +127,15 @@ REFUSED = [
     ("queue: {type: kueue, queue: q}, groups: {a: {pods: 1}, b: {pods: 1}, c: {pods: 1}, d: {pods: 1}, e: "
      "{pods: 1}, f: {pods: 1}, g: {pods: 1}, h: {pods: 1}}",
      "groups has 8 names, but kueue admits at most 7 of them; join some"),
-    ("spread: must", "spread is must, which is not one of required, preferred, none; choose one of them"),
-    ("fabric: {type: token-ring}",
-     "fabric.type is token-ring, which is not one of ethernet, infiniband, roce, efa, gcp-rdma"),
     ("fabric: {type: efa, interface: eth0}", "fabric.interface is eth0, which has no meaning for efa; remove it"),
     ("fabric: {type: infiniband, resource: rdma}",
      "fabric.resource is rdma, which is not a resource of a device plug-in, such as nvidia.com/gpu or rdma/ib"),
-    ("auth: none", "auth is none, which is not one of token, disabled; choose one of them"),
-    ("submission: K8SJobMode",
-     "submission is K8SJobMode, which is not one of K8sJobMode, HTTPMode, SidecarMode, InteractiveMode; did you "
-     "mean K8sJobMode?"),
     ("submission: InteractiveMode, retries: 1",
      "retries is 1, but InteractiveMode has none; remove it or choose another submission"),
-    ("retries: -1", "retries is -1, which is below 0; give a whole number of at least 0, or null"),
-    ("active_deadline_s: 0", "active_deadline_s is 0, which is below 1; give a whole number of at least 1, or null"),
-    ("run_as_user: root", "run_as_user is root, which is not a whole number; give a whole number of at least 0"),
 ]  # fmt: skip
 
 # Lines of a `cluster:` section that begins on line 5 of the file.
 REFUSED_TOGETHER = [
-    ("  kubernetes: {}", "6: cluster.kubernetes.image is missing; add image to cluster.kubernetes (Image of all pods"),
-    ("  kubernetes: here", "6: cluster.kubernetes is here, which is not a section; give it keys of its own (image, "),
     ("  kubernetes: {image: My Image}", '6: cluster.kubernetes.image is "My Image", which is not the name of an image'),
     ("  kubernetes: {image: i, head: {shm_gib: 9}}",
      "6: cluster: kubernetes.head.shm_gib is 9, which is all of the 8 GiB of memory it counts against; lower it"),

@@ -322,6 +322,11 @@ def test_duplicate_keys_tags_and_loops_are_reported_with_the_other_problems(load
         ("parallel={offload_path: s3://bucket/states, offload_optimizer: true}",
          "parallel.offload_path is s3://bucket/states, which is not an absolute path; give a directory on a "
          "local disk of every node (/mnt/nvme)"),
+        ("task={}",
+         "task.type is missing; add type to task (Name of a built-in task (text-classification), "
+         "or import path of your own (package.module:Task))"),
+        ("task.type=3", "task.type is 3, which is not text; put it in quotes"),
+        ("task=", "task is empty, which is not a section; give it keys of its own (type)"),
         ("task.length=abc", "task.length is abc, which matches none of the allowed forms; give a whole number or auto"),
         ("task.betas=[1]", "task.betas has too few items; give a list of 2: a number, a number"),
         ("task.betas=[1, x]", "task.betas[1] is x, which is not a number; give one"),
@@ -413,20 +418,6 @@ def test_an_unknown_task_is_reported_with_the_other_problems(load: Load) -> None
     ]
 
 
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("task={}",
-         "task.type is missing; add type to task (Name of a built-in task (text-classification), "
-         "or import path of your own (package.module:Task))"),
-        ("task.type=3", "task.type is 3, which is not text; put it in quotes"),
-        ("task=", "task is empty, which is not a section; give it keys of its own (type)"),
-    ],
-)  # fmt: skip
-def test_a_task_without_a_type_is_reported_once(load: Load, override: str, problem: str) -> None:
-    assert load.problems(JOB, override) == [f"override {override}: {problem}"]
-
-
 def test_unknown_keys_are_reported_even_if_the_task_model_ignores_them(load: Load) -> None:
     text = JOB.replace("classify", "loose").replace("labels: [bad, good]", "labels: 3\n  speed: 3")
     assert load.problems(text) == ["job.yaml:6: task.speed is not a key of task; the keys allowed there: type, labels"]
@@ -488,11 +479,6 @@ def test_an_override_fixes_an_invalid_file(load: Load) -> None:
 )  # fmt: skip
 def test_a_malformed_override_is_one_sentence(load: Load, override: str, problem: str) -> None:
     assert f"override {override}: {problem}" in load.problems(JOB, override)
-
-
-def test_all_malformed_overrides_are_reported(load: Load) -> None:
-    problems = load.problems(JOB, "foo", "=3", "name.x=3")
-    assert [problem.split(":")[0] for problem in problems] == ["override foo", "override =3", "override name.x=3"]
 
 
 def test_problems_survive_pickling(load: Load) -> None:

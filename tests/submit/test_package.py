@@ -43,6 +43,14 @@ def test_code_alone_travels_by_default(folder: Path) -> None:
         assert archive.read("prepare/run.py") == b"print(1)\n"
 
 
+def test_the_job_file_wins_over_a_file_of_its_name(folder: Path) -> None:
+    (folder / JOB_FILE).write_text("name: another\n")
+    make_package(_job(), folder).write(folder / "package.zip")
+    with zipfile.ZipFile(folder / "package.zip") as archive:
+        assert archive.namelist().count(JOB_FILE) == 1
+        assert archive.read(JOB_FILE).decode().startswith("name: test\n")
+
+
 def test_the_same_content_is_the_same_package(folder: Path) -> None:
     package = make_package(_job(code=["prepare"]), None)
     package.write(folder / "a.zip")

@@ -8,6 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from launcher.formatting import format_size
 from launcher.spec.cluster import ClusterSpec
 from launcher.submit.doctor.facts import (
     Clock,
@@ -22,7 +23,6 @@ from launcher.submit.doctor.facts import (
     duration,
     finding,
     group_issues,
-    size,
     some,
     span,
 )
@@ -209,7 +209,7 @@ def disks(nodes: Mapping[str, NodeFacts]) -> list[Finding]:
             issues += _disk(name, use, disk)
     if not free:
         return [finding("disk", "skipped", "the nodes do not report their disks")]
-    text = f"{span(size(min(free)), size(max(free)))} free for Ray's temporary files and spilled objects"
+    text = f"{span(format_size(min(free)), format_size(max(free)))} free for Ray's temporary files and spilled objects"
     return group_issues("disk", issues) or [finding("disk", "ok", text)]
 
 
@@ -220,7 +220,7 @@ def _same(disk: Disk, other: Disk | None) -> bool:
 
 def _disk(name: str, use: str, disk: Disk) -> Iterator[Issue]:
     used = 1 - disk.free_bytes / disk.total_bytes
-    free = f"{size(disk.free_bytes)} of {size(disk.total_bytes)} free"
+    free = f"{format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free"
     where = f"Ray's {use} directory, {disk.path}, is {used:.0%} full, {free}"
     option = "--temp-dir" if use == "temporary" else "--object-spilling-directory"
     remedy = f"free space in {disk.path} on {{who}}, or give Ray another disk there (`ray start {option}`)"
@@ -238,8 +238,8 @@ def memory(nodes: Mapping[str, NodeFacts], ray_nodes: Mapping[str, Node]) -> lis
             issues += part
     free = [facts.memory_free_bytes for facts in nodes.values() if facts.memory_free_bytes is not None]
     stores = [ray_nodes[name].object_store_bytes for name in nodes]
-    text = f"{span(size(min(free)), size(max(free)))} free; " if free else ""
-    text += f"object stores of {span(size(min(stores)), size(max(stores)))}, not full"
+    text = f"{span(format_size(min(free)), format_size(max(free)))} free; " if free else ""
+    text += f"object stores of {span(format_size(min(stores)), format_size(max(stores)))}, not full"
     return group_issues("memory", issues) or [finding("memory", "ok", text)]
 
 
@@ -247,7 +247,7 @@ def _host(name: str, facts: NodeFacts) -> Iterator[Issue]:
     if not facts.memory_bytes or facts.memory_free_bytes is None:
         return
     used = 1 - facts.memory_free_bytes / facts.memory_bytes
-    text = f"{used:.0%} of {size(facts.memory_bytes)} memory in use"
+    text = f"{used:.0%} of {format_size(facts.memory_bytes)} memory in use"
     remedy = "end what else runs on {who}, or give it more memory"
     if used >= _FULL:
         yield Issue(name, "problem", "memory", f"{text}: Ray kills workers at {_FULL:.0%}", remedy)
@@ -259,7 +259,7 @@ def _store(name: str, facts: NodeFacts, node: Node) -> Iterator[Issue]:
     used, total = facts.store_used_bytes, node.object_store_bytes
     if used is None or not total or used < _STORE_FULL * total:
         return
-    text = f"the object store is {used / total:.0%} full ({size(used)} of {size(total)})"
+    text = f"the object store is {used / total:.0%} full ({format_size(used)} of {format_size(total)})"
     remedy = "other jobs hold objects on {who} (`ray memory` lists them); a job that needs the space spills to disk"
     yield Issue(name, "warning", "store", text, remedy)
 
@@ -273,22 +273,28 @@ def _shm(name: str, facts: NodeFacts, node: Node) -> Iterator[Issue]:
     if facts.shm is None:
         return
     left = facts.shm.total_bytes - node.object_store_bytes
-    text = f"/dev/shm has {size(facts.shm.total_bytes)}, Ray's object store alone {size(node.object_store_bytes)}"
+    shm, store = format_size(facts.shm.total_bytes), format_size(node.object_store_bytes)
+    text = f"/dev/shm has {shm}, Ray's object store alone {store}"
     if left < 0:
         remedy = f"{grow}, or Ray a smaller --object-store-memory"
         yield Issue(name, "problem", "shm", f"{text}: processes die with a bus error when it is full", remedy)
     elif node.ray_gpus > 1 and left < _NCCL_SHM:
-        needs = f"{text}; NCCL between its {node.ray_gpus:g} GPUs takes up to {size(_NCCL_SHM)} more"
+        needs = f"{text}; NCCL between its {node.ray_gpus:g} GPUs takes up to {format_size(_NCCL_SHM)} more"
         yield Issue(name, "warning", "shm", needs, grow)
 
 
 def limits(nodes: Mapping[str, NodeFacts], ray_nodes: Mapping[str, Node]) -> list[Finding]:
     """Check the limit of open files, and that Ray offers no more CPUs than the container may use."""
     issues: list[Issue] = []
+    # RLIM_INFINITY is -1 in Python: no limit.
+    files = {
+        name: facts.open_files
+        for name, facts in nodes.items()
+        if facts.open_files is not None and facts.open_files >= 0
+    }
     for name, facts in nodes.items():
-        # RLIM_INFINITY is -1 in Python: no limit.
-        if facts.open_files is not None and 0 <= facts.open_files < _FEW_FILES:
-            text = f"a process may open {facts.open_files} files at most"
+        if name in files and files[name] < _FEW_FILES:
+            text = f"a process may open {files[name]} files at most"
             remedy = f"`ulimit -n 65536` on {{who}} before `ray start`; {_FEW_FILES} is the least Ray advises"
             issues.append(Issue(name, "warning", "files", text, remedy))
         if ray_nodes[name].ray_cpus > facts.cpus:
@@ -296,9 +302,8 @@ def limits(nodes: Mapping[str, NodeFacts], ray_nodes: Mapping[str, Node]) -> lis
             remedy = f"`ray start --num-cpus {max(1, int(facts.cpus))}` on {{who}}, or raise the container's CPU limit"
             issues.append(Issue(name, "warning", "cpus", text, remedy))
     cpus = [facts.cpus for facts in nodes.values()]
-    files = [facts.open_files for facts in nodes.values() if facts.open_files is not None]
     text = f"{span(f'{min(cpus):g}', f'{max(cpus):g}')} CPUs per node"
-    text += f", {span(str(min(files)), str(max(files)))} open files" if files else ""
+    text += f", {span(str(min(files.values())), str(max(files.values())))} open files" if files else ""
     return group_issues("limits", issues) or [finding("limits", "ok", text)]
 
 
@@ -365,7 +370,7 @@ def gpus(
     if not every and is_wanted:
         remedy = "add GPU nodes, start Ray where the driver is installed, or set cluster.gpus_per_worker to 0"
         return [finding("gpus", "problem", "none, and the job asks for some", remedy)]
-    kinds = ", ".join(sorted({f"{gpu.name} {size(gpu.memory_bytes)}" for gpu in every}))
+    kinds = ", ".join(sorted({f"{gpu.name} {format_size(gpu.memory_bytes)}" for gpu in every}))
     text = f"{len(every)}: {kinds}; no memory errors, no reduced clocks" if every else "none: trains on the CPU"
     return [finding("gpus", "ok", text)]
 
@@ -392,5 +397,5 @@ def _gpu(name: str, gpu: Gpu) -> Iterator[Issue]:
         text = f"{which} runs at a reduced clock ({', '.join(gpu.slowed_by)}): the whole group waits for it"
         yield Issue(name, "warning", "slow", text, "check cooling and power of {who}, or train without it")
     if gpu.memory_bytes and gpu.memory_used_bytes > _GPU_IN_USE * gpu.memory_bytes:
-        text = f"{which}: {size(gpu.memory_used_bytes)} of {size(gpu.memory_bytes)} are already in use"
+        text = f"{which}: {format_size(gpu.memory_used_bytes)} of {format_size(gpu.memory_bytes)} are already in use"
         yield Issue(name, "warning", "in use", text, "`nvidia-smi` on {who} shows by whom")

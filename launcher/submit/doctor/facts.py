@@ -244,15 +244,6 @@ def some(names: Iterable[str], shown: int = _SHOWN) -> str:
     return ", ".join(listed[:shown]) + more
 
 
-def size(num_bytes: float) -> str:
-    """Return bytes in the unit that keeps the number short."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(num_bytes) < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
-
-
 def speed(bytes_per_s: float) -> str:
     """Return a rate as networks are sold: MB/s and GB/s of 1000."""
     # From here on, rounding would show 1000 MB/s.

@@ -8,9 +8,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any  # actor classes and handles, and the plain values they send; Ray types neither
 
 import psutil
@@ -264,14 +263,6 @@ def try_storage(storage: str, group: ProbeGroup) -> dict[str, StorageSeen]:
     return seen
 
 
-@dataclass(frozen=True)
-class RankGroup:
-    """Ranks that reduce together, by their names in the `ProbeGroup`."""
-
-    ranks: tuple[str, ...]
-    nodes: tuple[str, ...]
-
-
 def measure_network(nodes: Sequence[Node], with_gpus: Sequence[Node]) -> Network:
     """Measure all-reduces over the nodes that train, then between pairs of nodes.
 
@@ -292,7 +283,7 @@ def measure_network(nodes: Sequence[Node], with_gpus: Sequence[Node]) -> Network
             if not missing and not blind:
                 return _measure(group, with_gpus, with_gpus, "nccl")
         reason = "no free GPU" if missing else "a GPU that torch does not see"
-        where = some(dict.fromkeys(_node_of(name) for name in missing or blind))
+        where = some(_nodes_of(missing or blind))
         note = f"{reason} on {where}: measured between the hosts by gloo"
     if len(nodes) < 2:
         return Network(backend="gloo", ring=Transfer(nodes=(nodes[0].name,)), note=note)
@@ -319,24 +310,27 @@ def _node_of(rank: str) -> str:
     return rank.rsplit("#", 1)[0]
 
 
+def _nodes_of(ranks: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(_node_of, ranks)))
+
+
 def _measure(group: ProbeGroup, in_ring: Sequence[Node], in_pairs: Sequence[Node], backend: str) -> Network:
     deadline = time.monotonic() + _ALL_S
     names = [node.name for node in in_ring]
     ranks = tuple(rank for rank in group.names if _node_of(rank) in names)
-    members = tuple(dict.fromkeys(_node_of(rank) for rank in ranks))
+    members = _nodes_of(ranks)
     missing = [name for name in names if name not in members]
     if missing:
         reason = group.errors.get(f"{missing[0]}#0", "")
         ring = Transfer(nodes=members, error=f"no rank could be started on {some(missing)}: {reason}")
     else:
-        (ring,) = _run([RankGroup(ranks, members)], group, _MAX_BYTES[backend])
+        (ring,) = _run([ranks], group, _MAX_BYTES[backend])
         if ring.error:  # a rank may still wait inside a library for ranks that never joined
             group.restart(_READY_S)
     pairs: list[Transfer] = []
     for matches in tournament([node.name for node in in_pairs if f"{node.name}#0" in group.names]):
         if time.monotonic() < deadline:
-            groups = [RankGroup((f"{a}#0", f"{b}#0"), (a, b)) for a, b in matches]
-            pairs += _run(groups, group, _MAX_BYTES[backend])
+            pairs += _run([(f"{a}#0", f"{b}#0") for a, b in matches], group, _MAX_BYTES[backend])
     return Network(backend=backend, ring=ring, pairs=tuple(pairs))
 
 
@@ -354,32 +348,31 @@ def tournament(names: Sequence[str], num_rounds: int = _ROUNDS) -> list[list[tup
     return rounds
 
 
-def _run(groups: Sequence[RankGroup], probes: ProbeGroup, max_bytes: int) -> list[Transfer]:
-    """Form the groups, measure them at the same time, and dissolve them."""
-    heads = {group.ranks[0]: group for group in groups}
+def _run(groups: Sequence[tuple[str, ...]], probes: ProbeGroup, max_bytes: int) -> list[Transfer]:
+    """Form groups of ranks, measure them at the same time, and dissolve them."""
+    heads = {ranks[0]: ranks for ranks in groups}
     meetings = probes.call(dict.fromkeys(heads, (_JOIN_S,)), "open", timeout_s=_JOIN_S)
     joins = {
-        rank: (meetings[head], number, len(group.ranks), _JOIN_S)
-        for head, group in heads.items()
+        rank: (meetings[head], number, len(ranks), _JOIN_S)
+        for head, ranks in heads.items()
         if head in meetings
-        for number, rank in enumerate(group.ranks)
+        for number, rank in enumerate(ranks)
     }
     # Longer than torch's own limit, so that the rank's reason arrives and not only silence.
     joined_ranks = probes.call(joins, "join", timeout_s=_JOIN_S + 5)
     # Only complete groups measure: a single missing rank would block all others of its group until the time limit.
-    complete = [group for group in groups if all(rank in joined_ranks for rank in group.ranks)]
-    calls = {rank: (_BUDGET_S, max_bytes) for group in complete for rank in group.ranks}
+    measuring = [rank for ranks in groups if all(rank in joined_ranks for rank in ranks) for rank in ranks]
+    calls = {rank: (_BUDGET_S, max_bytes) for rank in measuring}
     timings = probes.call(calls, "measure", timeout_s=_PATIENCE_S)
-    results = [_transfer(group, timings, probes) for group in groups]
+    results = [_transfer(ranks, timings, probes) for ranks in groups]
     # A rank without an answer may hang in a collective, and the call would wait behind that.
-    probes.call({rank: () for group in complete for rank in group.ranks if rank in timings}, "leave", _JOIN_S)
+    probes.call({rank: () for rank in measuring if rank in timings}, "leave", _JOIN_S)
     return results
 
 
-def _transfer(group: RankGroup, timings: dict[str, object], probes: ProbeGroup) -> Transfer:
-    figures = timings.get(group.ranks[0])
-    missing = [rank for rank in group.ranks if rank not in timings]
-    if isinstance(figures, dict) and not missing:
-        return Transfer(nodes=group.nodes, ranks=len(group.ranks), **figures)
+def _transfer(ranks: tuple[str, ...], timings: dict[str, Any], probes: ProbeGroup) -> Transfer:
+    missing = [rank for rank in ranks if rank not in timings]
+    if not missing:
+        return Transfer(nodes=_nodes_of(ranks), ranks=len(ranks), **timings[ranks[0]])
     reason = next((probes.errors[rank] for rank in missing if rank in probes.errors), "no answer in time")
-    return Transfer(nodes=group.nodes, ranks=len(group.ranks), error=reason)
+    return Transfer(nodes=_nodes_of(ranks), ranks=len(ranks), error=reason)

@@ -5,7 +5,6 @@ examined all the same. Read `checks.py` for the thresholds, `probes.py` for the 
 """
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from importlib import metadata
 from typing import Any  # Ray's tables are plain dictionaries
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from launcher.errors import ClusterError
 from launcher.spec.cluster import ClusterSpec
@@ -222,7 +222,6 @@ def dependency_closure(root: str) -> frozenset[str]:
         visited.add((name, extra))
         for requirement in map(Requirement, requirements):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                normalised = re.sub(r"[-_.]+", "-", requirement.name).lower()
-                needs = [(normalised, each) for each in ("", *requirement.extras)]
+                needs = [(canonicalize_name(requirement.name), each) for each in ("", *requirement.extras)]
                 queue += [need for need in needs if need not in visited]
     return frozenset(name for name, _ in visited)

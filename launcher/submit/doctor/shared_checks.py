@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from launcher.formatting import format_size
 from launcher.submit.doctor.facts import (
     Finding,
     Issue,
@@ -17,7 +18,6 @@ from launcher.submit.doctor.facts import (
     duration,
     finding,
     group_issues,
-    size,
     some,
     span,
     speed,
@@ -51,7 +51,7 @@ def storage(place: str, nodes: Mapping[str, StorageSeen]) -> list[Finding]:
     findings += _storage_space(place, nodes)
     if not findings:
         free = [seen.disk.free_bytes for seen in nodes.values() if seen.disk is not None]
-        space = f", {span(size(min(free)), size(max(free)))} free" if free else ""
+        space = f", {span(format_size(min(free)), format_size(max(free)))} free" if free else ""
         shared = "all nodes write and read the same files" if len(nodes) > 1 else "can be written and read"
         findings.append(finding("storage", "ok", f"{place}: {shared}{space}"))
     return findings
@@ -87,7 +87,7 @@ def _storage_space(place: str, nodes: Mapping[str, StorageSeen]) -> list[Finding
         free, total = seen.disk.free_bytes, seen.disk.total_bytes
         is_full = 1 - free / total >= _FULL
         if is_full or free < _LITTLE_STORAGE:
-            text = f"{place} has {size(free)} of {size(total)} free"
+            text = f"{place} has {format_size(free)} of {format_size(total)} free"
             issues.append(Issue(name, "problem" if is_full else "warning", "room", text, _FREE_STORAGE))
     return group_issues("storage", issues)
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -30,7 +31,7 @@ _TIMEOUT_S = (5.0, 30.0)
 _LOG_TIMEOUT_S = (5.0, 60.0)
 _DASHBOARD_PORT = 8265
 _RAY_HEADER = "x-ray-authorization"
-_NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class AwayError(ClusterError):
@@ -39,10 +40,6 @@ class AwayError(ClusterError):
 
 class NotFoundError(ClusterError):
     """There is no object of that name."""
-
-
-class ForbiddenError(ClusterError):
-    """The account lacks the permission."""
 
 
 def connect(context: str | None, namespace: str | None) -> "Api":
@@ -63,27 +60,19 @@ def connect(context: str | None, namespace: str | None) -> "Api":
     try:
         config.load_kube_config(context=context, client_configuration=settings)  # type: ignore[no-untyped-call]
         contexts, current = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
+        chosen = next((entry for entry in contexts if entry["name"] == context), current)
+        default = chosen.get("context", {}).get("namespace")
     except (ConfigException, OSError) as error:
-        where = os.environ.get("KUBECONFIG") or "~/.kube/config"
         # Kubernetes sets this variable in every pod. A kubeconfig goes first, and a named context exists only in one.
-        if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            return _inside(settings, namespace)
-        reason = " ".join(str(error).split())[:200]
-        raise ClusterError(
-            f"no Kubernetes cluster: {where} cannot be used ({reason}); set KUBECONFIG, or choose a --context in it"
-        ) from error
-    chosen = next((entry for entry in contexts if entry["name"] == context), current)
-    default = chosen.get("context", {}).get("namespace") or "default"
-    return Api(client.ApiClient(settings), namespace or default, settings.host, namespace is not None)
-
-
-def _inside(settings: client.Configuration, namespace: str | None) -> "Api":
-    config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    default = "default"
-    if os.path.exists(_NAMESPACE_FILE):
-        with open(_NAMESPACE_FILE, encoding="utf-8") as file:
-            default = file.read().strip()
-    return Api(client.ApiClient(settings), namespace or default, settings.host, namespace is not None)
+        if context is not None or "KUBERNETES_SERVICE_HOST" not in os.environ:
+            where = os.environ.get("KUBECONFIG") or "~/.kube/config"
+            reason = " ".join(str(error).split())[:200]
+            raise ClusterError(
+                f"no Kubernetes cluster: {where} cannot be used ({reason}); set KUBECONFIG, or choose a --context in it"
+            ) from error
+        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        default = _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.exists() else None
+    return Api(client.ApiClient(settings), namespace or default or "default", settings.host, namespace is not None)
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,8 @@ class Api:
         named = manifest.get("metadata", {}).get("namespace")
         if named and self.namespace_given and named != self.namespace:
             raise ClusterError(
-                f"{_what(manifest)} belongs to namespace {named}, not to {self.namespace}; remove --namespace"
+                f"{manifest['kind']} {name_of(manifest)} belongs to namespace {named}, not to {self.namespace}; remove "
+                "--namespace"
             )
         return str(named or self.namespace)
 
@@ -131,10 +121,6 @@ class Api:
         options |= ({"force": True} if force else {}) | ({"dry_run": "All"} if dry_run else {})
         kind, name, namespace = manifest["kind"], name_of(manifest), self.namespace_of(manifest)
         return self._call("patch", kind, name, namespace, manifest, **options)
-
-    def find_as(self, manifest: Manifest) -> Manifest | None:
-        """Return the current object of a manifest; None when there is none."""
-        return self.find(manifest["kind"], name_of(manifest), self.namespace_of(manifest))
 
     def find(self, kind: str, name: str, namespace: str | None = None) -> Manifest | None:
         """Return the current object of a name; None when there is none.
@@ -256,7 +242,7 @@ class Api:
             except ApiException as error:
                 # A 404 may also mean the namespace or the kind; callers may take only that of the object for "not
                 # there". Server-side apply creates objects, so a patch never gets that one.
-                if error.status == 404 and verb != "patch" and is_about(error, name):
+                if error.status == 404 and verb != "patch" and _is_about(error, name):
                     raise NotFoundError(f"{what}: not found") from error
                 raise
 
@@ -272,10 +258,6 @@ class Api:
             raise AwayError(
                 f"the API server {self.host} does not answer ({reason}); check --context, and the network to it"
             ) from error
-
-
-def _what(manifest: Manifest) -> str:
-    return f"{manifest['kind']} {name_of(manifest)}"
 
 
 def _json(response: Any) -> Manifest:  # a response of urllib3 or of the package, which differ by version
@@ -296,11 +278,11 @@ def refusal(error: ApiException, what: str, kind: str, host: str) -> ClusterErro
     status = error.status or 0
     reason = _reason(error)
     if status == 401:
-        return ForbiddenError(
+        return ClusterError(
             f"the API server {host} does not know this account ({reason}); log in again, or fix the kubeconfig"
         )
     if status == 403:
-        return ForbiddenError(
+        return ClusterError(
             f"{what}: forbidden ({reason}); ask for a Role that allows it, or choose another --namespace"
         )
     # The server answers for an unknown kind with plain text, and for a missing object with a Status in JSON.
@@ -336,7 +318,7 @@ def _reason(error: ApiException) -> str:
     return " ".join(str(_status(error).get("message") or error.reason or "no reason given").split())[:400]
 
 
-def is_about(error: ApiException, name: str) -> bool:
-    """Return whether a 404 means this object, and not its namespace or its kind."""
+def _is_about(error: ApiException, name: str) -> bool:
+    """Return whether a 404 means the object of that name, and not its namespace or its kind."""
     details = _status(error).get("details") or {}
     return bool(details.get("name") == name and details.get("kind") != "namespaces")

@@ -1,16 +1,15 @@
 """Apply manifests to a cluster and delete objects. Runs on the client.
 
-Nothing is changed before the rules and a dry run on the server have passed for all manifests.
+Nothing is changed before a dry run on the server has passed for all manifests.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from launcher.errors import ClusterError
 from launcher.submit.kubernetes.api import Api
 from launcher.submit.kubernetes.manifest import Manifest, name_of
-from launcher.submit.kubernetes.rules.check import check
 from launcher.submit.kubernetes.state import JobState
 
 _GONE_S = 300.0
@@ -19,46 +18,46 @@ _POLL_S = 0.5
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class ApplyOptions:
-    """Options of `apply`.
+def apply(
+    api: Api,
+    manifests: Sequence[Manifest],
+    say: Say,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    replace: bool = False,
+) -> None:
+    """Apply manifests to a cluster.
 
     Args:
+        api: Cluster to apply them to.
+        manifests: Objects that have passed the rules, in the order in which they must be applied.
+        say: Function that shows the result of each object.
         force: Whether to overwrite fields that another manager has changed.
         dry_run: Whether to change nothing.
         replace: Whether to delete a RayJob of the same name first.
-    """
-
-    force: bool = False
-    dry_run: bool = False
-    replace: bool = False
-
-
-def apply(api: Api, manifests: Sequence[Manifest], options: ApplyOptions, say: Say) -> None:
-    """Apply manifests to a cluster.
 
     Raises:
-        SpecError: A manifest breaks a rule.
         ClusterError: The server refuses one, or a RayJob of that name exists and would not run again.
     """
-    check(manifests)
-    before = [api.find_as(manifest) for manifest in manifests]
-    after = [api.apply(manifest, options.force, dry_run=True) for manifest in manifests]
+    before = [api.find(obj["kind"], name_of(obj), api.namespace_of(obj)) for obj in manifests]
+    after = [api.apply(manifest, force, dry_run=True) for manifest in manifests]
     changed = [_has_changed(old, new) for old, new in zip(before, after, strict=True)]
     for manifest, old in zip(manifests, before, strict=True):
         if manifest["kind"] == "RayJob" and old is not None:
-            if not options.replace:
+            if not replace:
                 _check_runs_again(JobState.of(old), any(changed))
-            elif not options.dry_run:
+            elif not dry_run:
                 # Deleted before anything is applied: the pods of the old run mount the ConfigMap, and must not see the
                 # new job file.
-                delete(api, "RayJob", name_of(manifest), say)
+                there = dataclasses.replace(api, namespace=api.namespace_of(manifest))
+                delete(there, "RayJob", name_of(manifest), say)
     for manifest, old, is_changed in zip(manifests, before, changed, strict=True):
-        is_new = old is None or (options.replace and manifest["kind"] == "RayJob")
+        is_new = old is None or (replace and manifest["kind"] == "RayJob")
         verb = "created" if is_new else "changed" if is_changed else "unchanged"
-        if not options.dry_run:
-            api.apply(manifest, options.force)
-        say(f"{manifest['kind']} {name_of(manifest)} {verb}{' (dry run)' if options.dry_run else ''}")
+        if not dry_run:
+            api.apply(manifest, force)
+        say(f"{manifest['kind']} {name_of(manifest)} {verb}{' (dry run)' if dry_run else ''}")
 
 
 def _has_changed(before: Manifest | None, after: Manifest) -> bool:

@@ -12,7 +12,7 @@ import urllib3
 
 from launcher.errors import ClusterError, TrainingError
 from launcher.submit.kubernetes.api import Api, AwayError
-from launcher.submit.kubernetes.manifest import Manifest
+from launcher.submit.kubernetes.manifest import Manifest, name_of
 from launcher.submit.kubernetes.state import JobState
 
 _POLL_S = 2.0
@@ -23,7 +23,7 @@ _OVERLAP_S = 30
 Say = Callable[[str], None]
 
 
-def wait(api: Api, name: str, timeout_s: float | None, say: Say) -> JobState:
+def wait(api: Api, name: str, timeout_s: float | None, say: Say, log: "Log | None" = None) -> JobState:
     """Wait until a RayJob has ended, and return its last state.
 
     Args:
@@ -31,30 +31,11 @@ def wait(api: Api, name: str, timeout_s: float | None, say: Say) -> JobState:
         name: Name of the RayJob.
         timeout_s: Time limit in seconds; None waits for ever.
         say: Function that shows each change of the state.
+        log: Reader that prints the job's log meanwhile; None prints none.
 
     Raises:
         TrainingError: The time is over, the RayJob was deleted, or the API server was unavailable for 15 minutes.
     """
-    return _poll(api, name, timeout_s, say, lambda state: None)
-
-
-def follow(api: Api, name: str, say: Say, write: Callable[[str], None]) -> JobState:
-    """Print a RayJob's log until the job has ended, and return its last state.
-
-    Args:
-        api: Cluster of the RayJob.
-        name: Name of the RayJob.
-        say: Function that shows the source of the log and each change of the state.
-        write: Function that prints a line of the log.
-
-    Raises:
-        TrainingError: The RayJob was deleted, or the API server was unavailable for 15 minutes.
-    """
-    log = Log(api, say, write, follow=True)
-    return _poll(api, name, None, say, log.catch_up)
-
-
-def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Callable[[JobState], None]) -> JobState:
     # Outside of the loop's patience: a wrong name or a missing permission fails at once.
     state = JobState.of(api.get("RayJob", name))
     shown = ""
@@ -64,7 +45,8 @@ def _poll(api: Api, name: str, timeout_s: float | None, say: Say, on_state: Call
             shown = state.line
             say(f"RayJob {name}: {shown}")
         # Before the return below, so that the log is read once more after the final state.
-        on_state(state)
+        if log is not None:
+            log.catch_up(state)
         if state.is_final:
             return state
         now = time.monotonic()
@@ -110,12 +92,12 @@ class Log:
     _last_time: str = field(default="", init=False)
     _lines_at_last_time: int = field(default=0, init=False)
     _received: float = field(default=0.0, init=False)  # time.monotonic() of the last line
-    _length: int = field(default=0, init=False)  # characters that the dashboard has sent
+    _length: int = field(default=0, init=False)  # characters of the dashboard's log that were printed
 
     def catch_up(self, state: JobState) -> None:
         """Print new lines. With `follow`, return when the connection to the pod ends."""
         try:
-            pod = submitter_pod(self.api, state)
+            pod = _submitter_pod(self.api, state)
             if pod is not None:
                 self._from_pod(pod, state)
             elif state.job_id and (state.mode != "K8sJobMode" or (state.status and not self.follow)):
@@ -134,16 +116,20 @@ class Log:
         """Return whether there was a log to read."""
         return bool(self._source)
 
-    def _from_pod(self, pod: "SubmitterPod", state: JobState) -> None:
-        if pod.phase == "Pending":
+    def _from_pod(self, pod: Manifest, state: JobState) -> None:
+        phase = pod.get("status", {}).get("phase", "Pending")
+        if phase == "Pending":
             return
-        self._announce(f"log of the submitting pod {pod.name}")
+        name = name_of(pod)
+        # The pod of the head has several containers.
+        container = "ray-job-submitter" if state.mode == "SidecarMode" else None
+        self._announce(f"log of the submitting pod {name}")
         # While a growing log is read, nobody polls the state. A minute without a line ends that (`Api.log`).
-        is_growing = self.follow and pod.phase == "Running" and not state.is_final
+        is_growing = self.follow and phase == "Running" and not state.is_final
         since_s = int(time.monotonic() - self._received) + _OVERLAP_S if self._last_time else None
         # Several lines may have the same time: those printed before are skipped by their number.
         number = 0
-        for line_time, line in _lines(self.api.log(pod.name, pod.container, is_growing, since_s)):
+        for line_time, line in _lines(self.api.log(name, container, is_growing, since_s)):
             if line_time < self._last_time:
                 continue
             number = number + 1 if line_time == self._last_time else 1
@@ -158,9 +144,11 @@ class Log:
         self._announce(f"log of the driver, from the Ray dashboard of {state.cluster} (no submitting pod)")
         # Ray's Jobs API has no way to ask for a part of a log (2.60): each poll transfers all of it.
         text = str(self.api.dashboard(state.cluster, f"api/jobs/{state.job_id}/logs").get("logs") or "")
-        for line in text[self._length :].splitlines():
+        # The driver may be in the middle of a line, whose rest comes with the next poll.
+        end = text.rfind("\n") + 1 if self.follow and not state.is_final else len(text)
+        for line in text[self._length : end].splitlines():
             self.write(line)
-        self._length = len(text)
+        self._length = end
 
     def _announce(self, source: str) -> None:
         if source != self._source:
@@ -170,29 +158,15 @@ class Log:
             self.say(source)
 
 
-@dataclass(frozen=True)
-class SubmitterPod:
-    """The pod that submitted a job and follows its log."""
-
-    name: str
-    container: str | None
-    phase: str
-
-
-def submitter_pod(api: Api, state: JobState) -> SubmitterPod | None:
+def _submitter_pod(api: Api, state: JobState) -> Manifest | None:
     """Return the pod whose log is the run's; None where the job is submitted without one, or it no longer exists."""
+    pods: list[Manifest] = []
     if state.mode == "K8sJobMode":
-        # KubeRay names the submitting Job like the RayJob; the last pod is the current one.
+        # KubeRay names the submitting Job like the RayJob.
         pods = api.pods(f"job-name={state.name}")
-        return _submitter(pods[-1], None) if pods else None
-    if state.mode == "SidecarMode" and state.cluster:
+    elif state.mode == "SidecarMode" and state.cluster:
         pods = api.pods(f"ray.io/cluster={state.cluster},ray.io/node-type=head")
-        return _submitter(pods[-1], "ray-job-submitter") if pods else None
-    return None
-
-
-def _submitter(pod: Manifest, container: str | None) -> SubmitterPod:
-    return SubmitterPod(pod["metadata"]["name"], container, str(pod.get("status", {}).get("phase", "Pending")))
+    return pods[-1] if pods else None  # the newest is the current one
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:

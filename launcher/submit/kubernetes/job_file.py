@@ -99,28 +99,23 @@ def load_for_pods(path: Path, overrides: Sequence[str], params_of: TaskParamsLoo
     """
     job = load_job(path, overrides, params_of)
     spec = job.cluster.kubernetes
-    if spec is None:
-        raise SpecError((_problem(path, overrides, ("cluster", "kubernetes"), _MISSING),))
-    problems = misplaced(job, spec)
+    problems = [Misplaced(("cluster", "kubernetes"), _MISSING)] if spec is None else misplaced(job, spec)
     if problems:
-        raise SpecError(tuple(_problem(path, overrides, key, sentence) for key, sentence in problems))
+        # The file is read a second time, because a JobSpec does not know on which line a value was.
+        document = read_document(path)
+        for position, override in enumerate(overrides):
+            apply_override(document, override, position)
+        raise SpecError(tuple(str(Problem(document.place(key), sentence)) for key, sentence in problems))
     return job
-
-
-def _problem(path: Path, overrides: Sequence[str], key: KeyPath, sentence: str) -> str:
-    # The file is read a second time, because a JobSpec does not know on which line a value was.
-    document = read_document(path)
-    for position, override in enumerate(overrides):
-        apply_override(document, override, position)
-    return str(Problem(document.place(key), sentence))
 
 
 def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
     """Return what of a job file cannot be used in pods as it is written; [] when everything can."""
     problems = [
-        Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}") for key, shown, what in find_secrets(job)
+        Misplaced(key, f"{dotted(key)}: {shown} holds {what}, {_KEYS}")
+        for key, shown, what in find_secrets(job.model_dump(mode="json"))
     ]
-    problems += [*_storage(job, spec), *_code(job, spec), *_offloaded(job, spec)]
+    problems += [*_storage(job, spec), *_code(job, spec), *_scratch(job, spec)]
     for key, location in job.data.places():
         path = parse_hub(location).source if location.startswith(HUB_PREFIX) else location
         if not location.startswith(HUB_PREFIX) or path.startswith(("/", ".", "~")):
@@ -129,16 +124,14 @@ def misplaced(job: JobSpec, spec: KubernetesSpec) -> list[Misplaced]:
         problems += _readable(("data", "files_below", index), location, spec)
     # A name such as org/model is tried on this machine only to tell a directory from a model of the hub. That directory
     # would not be in the pods.
-    if is_local_path(job.model.name) or (
-        job.model.name and os.path.isdir(job.model.name)
-    ):  # otherwise a name on the hub
+    if is_local_path(job.model.name) or os.path.isdir(job.model.name):
         problems += _readable(("model", "name"), job.model.name, spec)
     return problems
 
 
 def _storage(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
     storage = job.output.storage
-    if "://" in storage and not storage.startswith("file://"):
+    if _is_remote(storage):
         return
     roots = [volume.path for volume in spec.volumes.values() if volume.holds_runs]
     if not _is_below(storage.removeprefix("file://"), roots):
@@ -150,17 +143,21 @@ def _storage(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
         )
 
 
-def _offloaded(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
-    path = job.parallel.offload_path
-    if path is None:
-        return
-    roots = [volume.path for volume in spec.volumes.values() if volume.can_write]
-    if not _is_below(path, [*roots, "/tmp", HOME]):
-        yield Misplaced(
-            ("parallel", "offload_path"),
-            f"parallel.offload_path is {path}, which the pods cannot write to; mount a disk of the nodes there "
-            "(cluster.kubernetes.volumes with a hostPath), or give /tmp, which is on the nodes' disks too",
-        )
+def _scratch(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
+    roots = [*(volume.path for volume in spec.volumes.values() if volume.can_write), "/tmp", HOME]
+    places: dict[KeyPath, str | None] = {
+        ("parallel", "offload_path"): job.parallel.offload_path,
+        # With a writable image the cache may lie in any directory of its user.
+        ("data", "cache", "path"): job.data.cache.path if job.data.cache is not None and spec.read_only_root else None,
+    }
+    for key, path in places.items():
+        # A relative path is one of the working directory, in which Ray's jobs can write.
+        if path is not None and path.startswith("/") and not _is_below(path, roots):
+            yield Misplaced(
+                key,
+                f"{dotted(key)} is {path}, which the pods cannot write to; mount a disk of the nodes there "
+                "(cluster.kubernetes.volumes with a hostPath), or give /tmp, which is on the nodes' disks too",
+            )
 
 
 def _code(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
@@ -173,7 +170,7 @@ def _code(job: JobSpec, spec: KubernetesSpec) -> Iterator[Misplaced]:
 
 
 def _readable(key: KeyPath, path: str, spec: KubernetesSpec) -> Iterator[Misplaced]:
-    if "://" in path and not path.startswith("file://"):
+    if _is_remote(path):
         return
     path = path.removeprefix("file://")
     if not path.startswith(("/", "~")) and spec.working_dir is not None:
@@ -186,6 +183,10 @@ def _readable(key: KeyPath, path: str, spec: KubernetesSpec) -> Iterator[Misplac
             f"{dotted(key)} is {path}, which is not in the pods; {remedy}, give a URI, or name the directory in "
             "cluster.kubernetes.image_paths if it is in the image",
         )
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path and not path.startswith("file://")
 
 
 def _is_below(path: str, roots: Sequence[str]) -> bool:

@@ -148,7 +148,7 @@ class PodTemplates:
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
         }
-        if any(_csi_driver(volume) == _GCSFUSE for volume in self.spec.volumes.values()):
+        if any(volume.manifest.get("csi", {}).get("driver") == _GCSFUSE for volume in self.spec.volumes.values()):
             watched["gke-gcsfuse/volumes"] = "true"
         template = {"metadata": {"labels": self.labels(), "annotations": watched | annotations}, "spec": pod}
         return _patched(_patched(template, self.spec.pod_template), patch)
@@ -218,7 +218,7 @@ class PodTemplates:
             *({"name": name, "emptyDir": {}} for name in _SCRATCH),
             {"name": "own-shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(shm_mib)}},
             *({"name": name, "hostPath": {"path": node}} for name, (node, _) in self._gib_paths(is_worker).items()),
-            *({"name": name, **_source(volume)} for name, volume in self.spec.volumes.items()),
+            *({"name": name, **volume.manifest} for name, volume in self.spec.volumes.items()),
         ]
 
     def _mounts(self, is_worker: bool) -> list[Manifest]:
@@ -294,22 +294,11 @@ def _resources(cpus: int, memory_mib: int, devices: dict[str, int]) -> Manifest:
     return {"requests": dict(limits), "limits": limits}
 
 
-def _source(volume: Volume) -> Manifest:
-    if isinstance(volume, ClaimVolume):
-        read_only = {"readOnly": True} if volume.read_only else {}
-        return {"persistentVolumeClaim": {"claimName": volume.claim, **read_only}}
-    return dict(volume.source)
-
-
 def _mount(name: str, volume: Volume) -> Manifest:
     mount: Manifest = {"name": name, "mountPath": volume.path} | ({} if volume.can_write else {"readOnly": True})
     if isinstance(volume, ClaimVolume) and volume.sub_path is not None:
         mount["subPath"] = volume.sub_path
     return mount
-
-
-def _csi_driver(volume: Volume) -> object:
-    return None if isinstance(volume, ClaimVolume) else volume.source.get("csi", {}).get("driver")
 
 
 def _interfaces() -> dict[str, str]:

@@ -7,7 +7,6 @@ import json
 import shlex
 from typing import Literal
 
-from launcher.errors import ClusterError
 from launcher.spec.job import JobSpec
 from launcher.spec.kubernetes import JOB_DIR, KubernetesSpec, Queue
 from launcher.spec.kubernetes_pods import GroupSize, group_sizes
@@ -27,16 +26,12 @@ def objects(job: JobSpec, command: Command, kind: Kind) -> list[Manifest]:
     """Return the objects of a job, in the order in which they must be applied.
 
     Args:
-        job: Job with a `cluster.kubernetes` section.
+        job: Job with a `cluster.kubernetes` section, as `load_for_pods` returns.
         command: Command that the RayJob runs.
         kind: Kind of object: a RayJob that runs the command, or a RayCluster to work on by hand.
-
-    Raises:
-        ClusterError: The job has no `cluster.kubernetes` section.
     """
     spec = job.cluster.kubernetes
-    if spec is None:
-        raise ClusterError("cluster.kubernetes is missing; add it to the job file, with at least an image")
+    assert spec is not None
     pods = PodTemplates(job_name(job), job.cluster, spec)
     body: Manifest = {
         "apiVersion": API_VERSION,

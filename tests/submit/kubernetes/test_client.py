@@ -23,8 +23,8 @@ from launcher.errors import ClusterError, SpecError, TrainingError
 from launcher.spec.loader import load_job
 from launcher.submit.kubernetes import apply as applying
 from launcher.submit.kubernetes import follow as following
-from launcher.submit.kubernetes.api import Api, AwayError, ForbiddenError
-from launcher.submit.kubernetes.apply import ApplyOptions, apply
+from launcher.submit.kubernetes.api import Api, AwayError
+from launcher.submit.kubernetes.apply import apply
 from launcher.submit.kubernetes.manifest import Manifest
 from launcher.submit.kubernetes.render import objects
 from launcher.submit.kubernetes.state import JobState, pod_groups
@@ -251,38 +251,38 @@ def test_importing_the_command_line_does_not_import_kubernetes() -> None:
 def test_the_same_again_changes_nothing(api: Api, server: Running, manifests: list[Manifest]) -> None:
     lines = Lines()
     for _ in range(2):
-        apply(api, manifests, ApplyOptions(), lines)
+        apply(api, manifests, lines)
     assert lines[2:] == ["ConfigMap sst2-job unchanged", "RayJob sst2 unchanged"]
     assert server.api.get(*KEY)["metadata"]["generation"] == 1
 
 
 def test_a_dry_run_stores_nothing(api: Api, server: Running, manifests: list[Manifest]) -> None:
     lines = Lines()
-    apply(api, manifests, ApplyOptions(dry_run=True), lines)
+    apply(api, manifests, lines, dry_run=True)
     assert lines == ["ConfigMap sst2-job created (dry run)", "RayJob sst2 created (dry run)"]
     assert server.api.objects == {}
 
 
 def test_a_job_that_runs_is_not_changed(api: Api, server: Running, manifests: list[Manifest], job_file: Path) -> None:
-    apply(api, manifests, ApplyOptions(), Lines())
+    apply(api, manifests, Lines())
     _run(server.api)
     other = objects(load_job(job_file, ["train.epochs=9"]), "train", "job")
     with pytest.raises(ClusterError, match=r"RayJob sst2 already exists .Running, job RUNNING., and KubeRay ignores"):
-        apply(api, other, ApplyOptions(), Lines())
+        apply(api, other, Lines())
     assert "epochs: 3" in server.api.get("configmaps", "team", "sst2-job")["data"]["job.yaml"]
     lines = Lines()
-    apply(api, other, ApplyOptions(replace=True), lines)
+    apply(api, other, lines, replace=True)
     assert lines == ["RayJob sst2 deleted", "ConfigMap sst2-job changed", "RayJob sst2 created"]
     assert "status" not in server.api.get(*KEY)
 
 
 def test_a_job_that_is_over_is_replaced_on_request(api: Api, server: Running, manifests: list[Manifest]) -> None:
-    apply(api, manifests, ApplyOptions(), Lines())
+    apply(api, manifests, Lines())
     _run(server.api, jobDeploymentStatus="Failed", jobStatus="FAILED")
     with pytest.raises(
         ClusterError, match=r"is over .Failed, job FAILED. and KubeRay never runs it again; repeat with"
     ):
-        apply(api, manifests, ApplyOptions(), Lines())
+        apply(api, manifests, Lines())
     obj = server.api.get(*KEY)
     obj["metadata"]["finalizers"] = ["ray.io/rayjob-finalizer"]
     server.api.put("rayjobs", "team", obj)
@@ -295,14 +295,14 @@ def test_a_job_that_is_over_is_replaced_on_request(api: Api, server: Running, ma
         server.api.edit(*KEY, {"metadata": {"finalizers": None}})
 
     with _later(stop_the_job):
-        apply(api, manifests, ApplyOptions(replace=True), lines)
+        apply(api, manifests, lines, replace=True)
     assert lines[:2] == ["RayJob sst2: waiting until it has stopped", "RayJob sst2 deleted"]
 
 
 def test_nothing_is_sent_when_one_object_is_refused(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.validate = lambda _: [("spec.ttl", "unknown field")]
     with pytest.raises(ClusterError) as caught:
-        apply(api, manifests, ApplyOptions(), Lines())
+        apply(api, manifests, Lines())
     assert caught.value.message == (
         'RayJob sst2 in namespace team: refused by the API server (RayJob "sst2" is invalid: spec.ttl: unknown field); '
         "fix it in the job file or manifest"
@@ -311,21 +311,26 @@ def test_nothing_is_sent_when_one_object_is_refused(api: Api, server: Running, m
 
 
 def test_somebody_elses_change_is_a_conflict(api: Api, server: Running, manifests: list[Manifest]) -> None:
-    apply(api, manifests, ApplyOptions(), Lines())
+    apply(api, manifests, Lines())
     server.api.edit(*KEY, {"spec": {"ttlSecondsAfterFinished": 5}})
     with pytest.raises(ClusterError, match=r"another manager has changed it .*kubectl-edit.*ttlSecondsAfterFinished"):
-        apply(api, manifests, ApplyOptions(), Lines())
-    apply(api, manifests, ApplyOptions(force=True, replace=True), Lines())
+        apply(api, manifests, Lines())
+    apply(api, manifests, Lines(), force=True, replace=True)
     assert server.api.get(*KEY)["spec"]["ttlSecondsAfterFinished"] == 600
 
 
 def test_namespaces(api: Api, server: Running, job_file: Path) -> None:
     first = objects(load_job(job_file, ["cluster.kubernetes.namespace=mine"]), "train", "job")
-    apply(api, first, ApplyOptions(), Lines())
+    apply(api, first, Lines())
     assert ("rayjobs", "mine", "sst2") in server.api.objects
+    # A job of that name in the namespace of the context is another one.
+    server.api.put("rayjobs", "team", {"metadata": {"name": "sst2"}})
+    lines = Lines()
+    apply(api, first, lines, replace=True)
+    assert "RayJob sst2 deleted" in lines and ("rayjobs", "team", "sst2") in server.api.objects
     other = Api(api.rest, "other", api.host, namespace_given=True)
     with pytest.raises(ClusterError, match=r"belongs to namespace mine, not to other; remove --namespace"):
-        apply(other, first, ApplyOptions(), Lines())
+        apply(other, first, Lines())
 
 
 # What the server says no with
@@ -333,16 +338,14 @@ def test_namespaces(api: Api, server: Running, job_file: Path) -> None:
 
 def test_refusals(api: Api, server: Running, manifests: list[Manifest]) -> None:
     server.api.forbidden.add(("rayjobs", "patch"))
-    with pytest.raises(
-        ForbiddenError, match=r"RayJob sst2 in namespace team: forbidden .rayjobs is forbidden.*ask for"
-    ):
-        apply(api, manifests, ApplyOptions(), Lines())
+    with pytest.raises(ClusterError, match=r"RayJob sst2 in namespace team: forbidden .rayjobs is forbidden.*ask for"):
+        apply(api, manifests, Lines())
     server.api.missing.add("rayjobs")
     with pytest.raises(ClusterError, match=r"knows no RayJob: KubeRay is not installed there; `helm install kuberay"):
-        apply(api, manifests, ApplyOptions(), Lines())
+        apply(api, manifests, Lines())
     server.api.token = "secret"
     with pytest.raises(
-        ForbiddenError, match=r"does not know this account .Unauthorized.; log in again, or fix the kubeconfig"
+        ClusterError, match=r"does not know this account .Unauthorized.; log in again, or fix the kubeconfig"
     ):
         api.find("RayJob", "sst2")
     server.api.token, server.api.unavailable = None, 1
@@ -424,7 +427,8 @@ def test_a_log_that_breaks_off_goes_on_without_gaps(
         server.api.end_log("sst2-sub")
 
     with _later(lambda: server.api.log_line("sst2-sub", "step 5"), end):
-        state = following.follow(api, "sst2", Lines(), written)
+        log = following.Log(api, Lines(), written, follow=True)
+        state = following.wait(api, "sst2", None, Lines(), log)
     assert state.succeeded and written == [*(f"step {n}" for n in range(6)), "last"]
 
 
@@ -450,16 +454,15 @@ def test_without_a_submitting_pod_the_dashboard_has_the_log(
     server.api.put("secrets", "team", {"metadata": {"name": "sst2-abc"}, "data": {"auth_token": "dG9rZW4="}})
     place = "sst2-abc-head-svc:8265/api/jobs/sst2-xyz/logs"
     _run(server.api)
-    server.api.dashboard[place] = {"logs": "step 1\n"}
     lines, written = Lines(), Lines()
-
-    def more() -> None:
-        server.api.dashboard[place] = {"logs": "step 1\nstep 2\n"}
-        _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-
-    with _later(more):
-        following.follow(api, "sst2", lines, written)
-    assert written == ["step 1", "step 2"]
+    log = following.Log(api, lines, written, follow=True)
+    server.api.dashboard[place] = {"logs": "step 1\nst"}  # the driver is in the middle of a line
+    log.catch_up(JobState.of(api.get("RayJob", "sst2")))
+    assert written == ["step 1"]
+    server.api.dashboard[place] = {"logs": "step 1\nstep 2\nlast"}
+    _run(server.api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    log.catch_up(JobState.of(api.get("RayJob", "sst2")))
+    assert written == ["step 1", "step 2", "last"]
     assert "log of the driver, from the Ray dashboard of sst2-abc (no submitting pod)" in lines
     assert server.api.headers[place]["x-ray-authorization"] == "Bearer token"
 
@@ -561,7 +564,7 @@ def test_targets(job_file: Path, tmp_path: Path, manifests: list[Manifest]) -> N
 
 
 def test_a_cluster_has_a_status_too(api: Api, server: Running, job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    apply(api, objects(load_job(job_file), "train", "cluster"), ApplyOptions(), Lines())
+    apply(api, objects(load_job(job_file), "train", "cluster"), Lines())
     server.api.set_status("rayclusters", "team", "sst2", state="ready")
     monkeypatch.setattr(cli, "_connect", lambda *_: api)
     done = CliRunner().invoke(app, ["kube", "status", "sst2", "--kind", "cluster"])

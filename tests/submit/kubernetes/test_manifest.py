@@ -1,5 +1,6 @@
-"""Manifests as YAML: kubectl (YAML 1.1) and we (1.2) read the same values back."""
+"""Manifests: kubectl (YAML 1.1) and we (1.2) read the same values back; each run has a name that KubeRay takes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from launcher.errors import ClusterError
-from launcher.submit.kubernetes.manifest import dump_manifests, is_manifest, read_manifests
+from launcher.spec.job import JobSpec
+from launcher.submit.kubernetes.manifest import (
+    config_name,
+    dump_manifests,
+    is_manifest,
+    job_name,
+    read_manifests,
+)
 
 _TRICKY = [
     "yes", "No", "on", "~", "null", "", " ", "1", "0x1f", "1e5", "1_000", "1:30", "=", "<<", "2024-01-01", "- a",
@@ -81,3 +89,38 @@ def test_an_empty_directory_is_told(tmp_path: Path) -> None:
 
 def test_a_job_file_is_no_manifest(job_file: Path) -> None:
     assert not is_manifest(job_file) and is_manifest(job_file.parent)
+
+
+RUNS = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+
+
+def _job(run: str, **kubernetes: str) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "name": run,
+            "task": {"type": "t"},
+            "model": {"name": "m"},
+            "data": {"train": "d"},
+            "cluster": {"kubernetes": {"image": "i", **kubernetes}},
+        }
+    )
+
+
+@given(name=RUNS)
+def test_kuberay_takes_every_name(name: str) -> None:
+    name_of_job = job_name(_job(name))
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name_of_job) and len(name_of_job) <= 47
+    assert len(config_name(name_of_job)) <= 63
+
+
+@given(name=RUNS, other=RUNS)
+def test_two_runs_have_two_names(name: str, other: str) -> None:
+    assert name == other or job_name(_job(name)) != job_name(_job(other))
+
+
+def test_a_name_stays_or_can_be_recognised() -> None:
+    assert job_name(_job("bert-base")) == "bert-base"
+    assert re.fullmatch(r"run-7b-sft-[0-9a-f]{6}", job_name(_job("7b-sft")))
+    assert re.fullmatch(r"bert-large-v2-[0-9a-f]{6}", job_name(_job("Bert_large.v2")))
+    assert re.fullmatch(r"a{40}-[0-9a-f]{6}", job_name(_job("a" * 63)))
+    assert job_name(_job("7b-sft", name="seven")) == "seven"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.errors import ClusterError, SpecError
+from launcher.errors import SpecError
 from launcher.spec.loader import load_job
 from launcher.submit.kubernetes.job_file import load_for_pods
 from launcher.submit.kubernetes.render import GATES, Kind, objects
@@ -354,10 +354,6 @@ def test_a_cluster_to_work_on_by_hand(tmp_path: Path) -> None:
     assert "entrypoint" not in body["spec"] and body["spec"]["headGroupSpec"]
 
 
-def test_rendering_is_deterministic(tmp_path: Path) -> None:
-    assert _render(tmp_path, *OPTIONS["volumes"]) == _render(tmp_path, *OPTIONS["volumes"])
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -391,6 +387,10 @@ def test_rendering_is_deterministic(tmp_path: Path) -> None:
             ["parallel.offload_optimizer=true", "parallel.offload_path=/mnt/nvme"],
             "parallel.offload_path is /mnt/nvme, which the pods cannot write to; mount a disk of the nodes there",
         ),
+        (
+            ["data.cache={path: /cache}"],
+            "data.cache.path is /cache, which the pods cannot write to; mount a disk of the",
+        ),
         (["cluster.code=[my_task.py]"], "cluster.code names my_task.py, which a manifest cannot carry; build it into"),
         (["cluster.kubernetes=null"], "override cluster.kubernetes=null: cluster.kubernetes is missing; add it with"),
     ],
@@ -422,8 +422,3 @@ def test_paths_that_pods_do_not_have(job_file: Path, overrides: list[str], expec
 )
 def test_paths_that_pods_have(job_file: Path, overrides: list[str]) -> None:
     assert load_for_pods(job_file, overrides, None).name == "sst2"
-
-
-def test_a_job_without_kubernetes_has_no_objects(job_file: Path) -> None:
-    with pytest.raises(ClusterError, match=r"^cluster\.kubernetes is missing; add it to the job file"):
-        objects(load_job(job_file, ["cluster.kubernetes=null"]), "train", "job")

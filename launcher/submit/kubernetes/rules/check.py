@@ -1,7 +1,8 @@
 """Checks of manifests for what KubeRay 1.7 refuses, or accepts and then never runs. Pure; runs on the client.
 
-Each rule is a small function of one object: `job.py`, `cluster.py`, `pods.py`. The API server itself checks types, and
-unknown fields of what is not a pod template.
+Each rule is a small function of one object: `job.py`, `cluster.py`, `pods.py`. What the schema of KubeRay's CRD reports
+has no rule here (types, choices, required fields, equal names in a list): the API server refuses that in the dry run
+that `apply` begins with.
 """
 
 import json
@@ -10,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from launcher.errors import SpecError
-from launcher.formatting import find_secret
 from launcher.spec.kubernetes_pods import is_label_key, is_label_value
+from launcher.spec.messages import dotted
+from launcher.spec.permissions import find_secrets
 from launcher.submit.kubernetes.manifest import KINDS, Manifest, name_of
 from launcher.submit.kubernetes.rules import cluster, job, pods
 from launcher.submit.kubernetes.rules.view import RayObject, mapping
@@ -22,9 +24,6 @@ Rule: TypeAlias = Callable[[RayObject], Iterator[str]]
 # afterwards.
 _LONGEST = {"RayJob": 47, "RayCluster": 53}
 _LABEL_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-# Kubernetes limits a ConfigMap to 1 MiB, because etcd stores it as one value.
-_LARGEST_BYTES = 2**20
 # The gates that are off by default. The server does not know which of them its operator has on, so a manifest has to
 # confirm the ones it needs.
 _KNOWN_GATES = (
@@ -63,12 +62,15 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"apiVersion is {api_version}, which is not {expected}; write {expected}"
         return
     # Before the rules, and for all kinds: the ConfigMap holds the whole job file.
-    yield from _secrets(manifest, ())
+    for key, _, what in find_secrets(manifest):
+        yield (
+            f"{dotted(key)} holds {what} in a URI, which everyone can read who can read the manifest; give the pods a "
+            "role, or the keys as variables from a Secret"
+        )
     if not name_of(manifest):
         yield "metadata.name is missing; give one, by which the run can be found again"
     yield from _metadata(mapping(manifest, "metadata"), "metadata")
     if kind == "ConfigMap":
-        yield from _config_map(manifest)
         return
     obj = RayObject(manifest)
     yield from _name(obj)
@@ -77,23 +79,6 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield from _metadata(mapping(pod.template, "metadata"), f"{pod.where}.template.metadata")
     for rule in (*(job.RULES if obj.is_job else ()), *((*cluster.RULES, *pods.RULES) if obj.cluster else ())):
         yield from rule(obj)
-
-
-def _secrets(value: object, path: tuple[str, ...]) -> Iterator[str]:
-    """Yield a sentence for each text that holds a key in a URI."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _secrets(inner, (*path, str(key)))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _secrets(inner, (*path, str(index)))
-    elif isinstance(value, str):
-        secret = find_secret(value)
-        if secret is not None:
-            yield (
-                f"{'.'.join(path)} holds {secret} in a URI, which everyone can read who can read the manifest; give "
-                "the pods a role, or the keys as variables from a Secret"
-            )
 
 
 def _metadata(metadata: Manifest, where: str) -> Iterator[str]:
@@ -106,15 +91,6 @@ def _metadata(metadata: Manifest, where: str) -> Iterator[str]:
                 yield f"{entry} with the value {json.dumps(value, default=str)}, which is not text; put it in quotes"
             elif key == "labels" and not is_label_value(value):
                 yield f"{entry} with the value {value}, which is not a label value; use at most 63 plain letters"
-
-
-def _config_map(manifest: Manifest) -> Iterator[str]:
-    name = name_of(manifest)
-    if name and not _SUBDOMAIN.fullmatch(name):
-        yield f"metadata.name is {name}, which is not an object name; use lower-case letters, digits and dashes"
-    size = sum(len(str(value).encode()) for value in mapping(manifest, "data").values())
-    if size > _LARGEST_BYTES:
-        yield f"data holds {size} bytes, more than the {_LARGEST_BYTES} Kubernetes takes; put them on a volume"
 
 
 def _name(obj: RayObject) -> Iterator[str]:

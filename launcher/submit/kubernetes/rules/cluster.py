@@ -1,16 +1,14 @@
 """Rules for a Ray cluster: its groups, the autoscaler, fault tolerance, tokens, feature gates. Pure."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 
 from launcher.spec.kubernetes_pods import is_label_key, is_label_value
 from launcher.spec.messages import not_one_of
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.rules.view import RayObject, below, choice, env_names, listing, mapping, number, version
+from launcher.submit.kubernetes.rules.view import RayObject, below, env_names, listing, mapping, number, version
 
 _START_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
-_GROUP_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _V2 = "RAY_enable_autoscaler_v2"
 _RESERVED = "KUBERAY_GEN_AUTOSCALER_START_CMD"
 _PRIORITY_FROM = (2, 56)
@@ -27,14 +25,8 @@ _ROCKS_VOLUME, _ROCKS_PATH = "gcs-storage", "/data/gcs"
 _TLS_ENV = ("RAY_USE_TLS", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 
-def _has_head(obj: RayObject) -> Iterator[str]:
-    if not mapping(obj.cluster, "headGroupSpec"):
-        yield f"{obj.at}.headGroupSpec is missing; a cluster needs a head"
-
-
 def _containers(obj: RayObject) -> Iterator[str]:
-    has_head = bool(mapping(obj.cluster, "headGroupSpec"))
-    for pod in (*([obj.head] if has_head else []), *obj.workers):
+    for pod in (obj.head, *obj.workers):
         if not pod.containers:
             yield f"{pod.where}.template has no containers; give it one that runs Ray"
 
@@ -42,7 +34,7 @@ def _containers(obj: RayObject) -> Iterator[str]:
 def _group_names(obj: RayObject) -> Iterator[str]:
     names = [str(group.get("groupName") or "") for group in obj.groups]
     for name, count in Counter(names).items():
-        if not _GROUP_NAME.fullmatch(name):
+        if not name or not is_label_value(name):
             yield f"{obj.at}.workerGroupSpecs has the groupName {name!r}, which is not a label; use letters and digits"
         # Only a webhook of KubeRay checks this, and an installation may run without it.
         elif count > 1:
@@ -74,9 +66,6 @@ def _counts_in_order(where: str, counts: dict[str, int | None]) -> Iterator[str]
 def _start_params(obj: RayObject) -> Iterator[str]:
     for where, group in _all_groups(obj):
         params = mapping(group, "rayStartParams")
-        for key, value in params.items():
-            if not isinstance(value, str):
-                yield f"{where}.rayStartParams.{key} is {value!r}, which is not text; put it in quotes"
         # By value: KubeRay takes an empty text for unset (validation.go, validateRayGroupResources).
         both = [key for key in _START_RESOURCES if params.get(key)]
         if both and mapping(group, "resources"):
@@ -93,12 +82,6 @@ def _ray_labels(obj: RayObject) -> Iterator[str]:
                 yield f"{where}.labels has {key}: {value}, which is not a label; use at most 63 plain letters each"
 
 
-def _upgrade(obj: RayObject) -> Iterator[str]:
-    if not obj.is_job:
-        kind = mapping(obj.cluster, "upgradeStrategy").get("type")
-        yield from choice("spec.upgradeStrategy.type", kind, ("Recreate", "None"))
-
-
 def _all_groups(obj: RayObject) -> Iterator[tuple[str, Manifest]]:
     yield obj.head.where, mapping(obj.cluster, "headGroupSpec")
     yield from ((obj.group_name(group), group) for group in obj.groups)
@@ -109,7 +92,6 @@ def _autoscaler_options(obj: RayObject) -> Iterator[str]:
     if options and not obj.autoscales:
         yield f"{obj.at}.autoscalerOptions has no effect without enableInTreeAutoscaling: true; set it"
     yield from below(f"{obj.at}.autoscalerOptions.idleTimeoutSeconds", number(options, "idleTimeoutSeconds"))
-    yield from choice(f"{obj.at}.autoscalerOptions.version", options.get("version"), ("v1", "v2"))
     if _RESERVED in env_names(options):
         yield f"{obj.at}.autoscalerOptions.env sets {_RESERVED}, which is KubeRay's own; remove it"
 
@@ -199,7 +181,7 @@ def _fault_tolerance(obj: RayObject) -> Iterator[str]:
 
 
 def _rocksdb(obj: RayObject, options: Manifest, at: str) -> Iterator[str]:
-    if not obj.has_gate(_ROCKS_GATE):
+    if _ROCKS_GATE not in obj.gates:
         yield _behind_gate(f"{at}.backend rocksdb", _ROCKS_GATE)
     for key in _REDIS_ONLY:
         if options.get(key) is not None:
@@ -226,7 +208,6 @@ def _auth(obj: RayObject) -> Iterator[str]:
     if mode is None:
         # KubeRay 1.7 documents token as the default, but its operator (IsAuthEnabled) reads a missing mode as off.
         yield f"{at} has no mode, which leaves the cluster open; write mode: token, or mode: disabled on purpose"
-    yield from choice(f"{at}.mode", mode, ("token", "disabled"))
     by_kubernetes = options.get("enableK8sTokenAuth") is True
     if by_kubernetes and mode != "token":
         yield f"{at}.enableK8sTokenAuth needs mode: token; set it"
@@ -252,7 +233,7 @@ def _auth_version(obj: RayObject, first: tuple[int, int]) -> Iterator[str]:
 def _gated(obj: RayObject) -> Iterator[str]:
     for key, gate in _GATED.items():
         # The gates are of alpha quality and off by default. The API server accepts the fields all the same.
-        if obj.cluster.get(key) is not None and not obj.has_gate(gate):
+        if obj.cluster.get(key) is not None and gate not in obj.gates:
             yield _behind_gate(f"{obj.at}.{key}", gate)
 
 
@@ -294,23 +275,6 @@ def _history(obj: RayObject) -> Iterator[str]:
 
 
 RULES = (
-    _has_head,
-    _containers,
-    _group_names,
-    _counts,
-    _start_params,
-    _ray_labels,
-    _upgrade,
-    _autoscaler_options,
-    _variable,
-    _needs_v2,
-    _restarts,
-    _suspended_groups,
-    _misplaced_redis,
-    _fault_tolerance,
-    _auth,
-    _gated,
-    _network_policy,
-    _tls,
-    _history,
-)
+    _containers, _group_names, _counts, _start_params, _ray_labels, _autoscaler_options, _variable, _needs_v2,
+    _restarts, _suspended_groups, _misplaced_redis, _fault_tolerance, _auth, _gated, _network_policy, _tls, _history,
+)  # fmt: skip

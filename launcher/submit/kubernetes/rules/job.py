@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from launcher.spec.messages import not_one_of
 from launcher.submit.kubernetes.manifest import Manifest
-from launcher.submit.kubernetes.rules.view import RayObject, below, choice, listing, mapping, number
+from launcher.submit.kubernetes.rules.view import RayObject, below, listing, mapping, number
 
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
-_MANAGERS = ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
 _KUEUE = "kueue.x-k8s.io/queue-name"
 _AT = "spec.deletionStrategy"
-_POLICIES = ("DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone")
 # Inner objects are deleted first: their time must not be later.
 _ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 # Characters that a shell acts on outside of quotes; `live_character` tracks backslashes and quotes.
@@ -28,10 +27,10 @@ _LIVE_IN_DOUBLE = set("$`")
 _WITH_SHELL = ("K8sJobMode", "SidecarMode")
 
 
-def _choices(obj: RayObject) -> Iterator[str]:
+def _mode(obj: RayObject) -> Iterator[str]:
     # The schema accepts any text; with an unknown submissionMode KubeRay never submits anything.
-    yield from choice("spec.submissionMode", obj.mode, _MODES)
-    yield from choice("spec.managedBy", obj.spec.get("managedBy"), _MANAGERS)
+    if obj.mode not in _MODES:
+        yield not_one_of("spec.submissionMode", obj.mode, _MODES)
 
 
 def _one_cluster(obj: RayObject) -> Iterator[str]:
@@ -90,10 +89,7 @@ def _combinations(obj: RayObject) -> Iterator[str]:
 
 
 def _limits(obj: RayObject) -> Iterator[str]:
-    for key in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
-        seconds = number(obj.spec, key)
-        if seconds is not None and seconds <= 0:
-            yield f"spec.{key} is {seconds}, which is not above 0; give seconds or remove it"
+    yield from below("spec.activeDeadlineSeconds", number(obj.spec, "activeDeadlineSeconds"), least=1)
     for key in ("backoffLimit", "entrypointNumCpus", "entrypointNumGpus"):
         yield from below(f"spec.{key}", number(obj.spec, key))
     submitter = mapping(obj.spec, "submitterConfig")
@@ -121,20 +117,6 @@ def _time_to_live(obj: RayObject) -> Iterator[str]:
         yield "spec.ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true; set it"
 
 
-def _one_deletion_strategy(obj: RayObject) -> Iterator[str]:
-    strategy = obj.spec.get("deletionStrategy")
-    if not isinstance(strategy, dict):
-        return
-    legacy = [key for key in ("onSuccess", "onFailure") if key in strategy]
-    rules = listing(strategy, "deletionRules")
-    if rules and legacy:
-        yield f"{_AT} has deletionRules and {legacy[0]}; keep the rules"
-    if not rules and len(legacy) < 2:
-        yield f"{_AT} needs deletionRules, or both onSuccess and onFailure; give them or remove it"
-    if rules and obj.spec.get("shutdownAfterJobFinishes") is True:
-        yield f"{_AT}.deletionRules cannot be combined with shutdownAfterJobFinishes: true; remove one of them"
-
-
 def _legacy_deletion(obj: RayObject) -> Iterator[str]:
     strategy = mapping(obj.spec, "deletionStrategy")
     for key in ("onSuccess", "onFailure"):
@@ -147,30 +129,24 @@ def _legacy_deletion(obj: RayObject) -> Iterator[str]:
 
 
 def _deletion_rules(obj: RayObject) -> Iterator[str]:
+    rules = listing(mapping(obj.spec, "deletionStrategy"), "deletionRules")
+    if rules and obj.spec.get("shutdownAfterJobFinishes") is True:
+        yield f"{_AT}.deletionRules cannot be combined with shutdownAfterJobFinishes: true; remove one of them"
     seen: dict[tuple[str, str], int] = {}
-    for index, rule in enumerate(listing(mapping(obj.spec, "deletionStrategy"), "deletionRules")):
-        where, policy, condition = f"{_AT}.deletionRules[{index}]", str(rule.get("policy")), mapping(rule, "condition")
+    for index, rule in enumerate(rules):
+        where, policy = f"{_AT}.deletionRules[{index}]", str(rule.get("policy"))
         yield from _fitting(where, policy, obj)
-        yield from _condition(where, condition)
-        pair = (policy, _ending(condition))
+        pair = (policy, _ending(mapping(rule, "condition")))
         if pair in seen:
             yield f"{where} repeats {policy} for {pair[1]}, first in rule {seen[pair]}; remove one"
         seen.setdefault(pair, index)
 
 
 def _fitting(where: str, policy: str, obj: RayObject) -> Iterator[str]:
-    yield from choice(f"{where}.policy", policy, _POLICIES)
     if obj.selects_cluster and policy in ("DeleteCluster", "DeleteWorkers"):
         yield f"{where} is {policy}, which cannot be combined with clusterSelector; remove it"
     if obj.autoscales and policy == "DeleteWorkers":
         yield f"{where} is DeleteWorkers, which cannot be combined with autoscaling; write DeleteCluster"
-
-
-def _condition(where: str, condition: Manifest) -> Iterator[str]:
-    yield from below(f"{where}.condition.ttlSeconds", number(condition, "ttlSeconds"))
-    endings = [key for key in ("jobStatus", "jobDeploymentStatus") if key in condition]
-    if len(endings) != 1:
-        yield f"{where}.condition needs either jobStatus or jobDeploymentStatus, and has {len(endings)}; give one"
 
 
 def _deletion_order(obj: RayObject) -> Iterator[str]:
@@ -258,11 +234,9 @@ def _runtime_env(obj: RayObject) -> Iterator[str]:
 
 
 def _metadata(obj: RayObject) -> Iterator[str]:
-    for key, value in mapping(obj.spec, "metadata").items():
-        if not isinstance(value, str):
-            yield f"spec.metadata.{key} is {value!r}, which is not text; put it in quotes"
-        elif obj.mode in _WITH_SHELL:
-            yield from _not_live(f"spec.metadata.{key}", value)
+    if obj.mode in _WITH_SHELL:
+        for key, value in mapping(obj.spec, "metadata").items():
+            yield from _not_live(f"spec.metadata.{key}", str(value))
 
 
 def _not_live(where: str, text: str) -> Iterator[str]:
@@ -273,6 +247,6 @@ def _not_live(where: str, text: str) -> Iterator[str]:
 
 
 RULES = (
-    _choices, _one_cluster, _selected_cluster, _sidecar, _combinations, _limits, _entrypoint_resources, _time_to_live,
-    _one_deletion_strategy, _legacy_deletion, _deletion_rules, _deletion_order, _entrypoint, _runtime_env, _metadata,
+    _mode, _one_cluster, _selected_cluster, _sidecar, _combinations, _limits, _entrypoint_resources, _time_to_live,
+    _legacy_deletion, _deletion_rules, _deletion_order, _entrypoint, _runtime_env, _metadata,
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """Rules for pod templates, which the API server does not check inside a custom resource. Pure."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -23,47 +22,28 @@ _DEFAULT_GRACE_S = 30
 
 def _names(obj: RayObject) -> Iterator[str]:
     for pod in obj.pods:
-        names = [str(container.get("name") or "") for container in pod.containers]
-        for name, count in Counter(names).items():
-            if not name:
-                yield f"{pod.where} has a container without a name; give it one"
-            elif count > 1:
-                yield f"{pod.where} has {count} containers named {name}; give each its own name"
         for container in pod.containers:
+            if not container.get("name"):
+                yield f"{pod.where} has a container without a name; give it one"
             if not container.get("image"):
                 yield f"{pod.where} has the container {container.get('name')} without an image; give it one"
 
 
 def _mounts(obj: RayObject) -> Iterator[str]:
     for pod in obj.pods:
-        volumes = Counter(str(volume.get("name")) for volume in listing(pod.spec, "volumes"))
-        for name, count in volumes.items():
-            if count > 1:
-                yield f"{pod.where} has {count} volumes named {name}; give each its own name"
+        volumes = [volume.get("name") for volume in listing(pod.spec, "volumes")]
         for container in pod.containers:
-            mounts = listing(container, "volumeMounts")
-            for mount in mounts:
-                if str(mount.get("name")) not in volumes:
+            for mount in listing(container, "volumeMounts"):
+                if mount.get("name") not in volumes:
                     yield f"{pod.where} mounts {mount.get('name')}, which is not one of its volumes; add that volume"
-            paths = Counter(str(mount.get("mountPath")) for mount in mounts)
-            for path, count in paths.items():
-                if count > 1:
-                    yield f"{pod.where} mounts {count} volumes at {path}; give each its own path"
 
 
 def _environment(obj: RayObject) -> Iterator[str]:
     for pod in obj.pods:
         for container in pod.containers:
-            env = listing(container, "env")
-            for name, count in Counter(str(entry.get("name")) for entry in env).items():
-                if count > 1:
-                    yield f"{pod.where} sets {name} {count} times; keep one of them"
-            for entry in env:
-                name = str(entry.get("name"))
-                if "value" in entry and not isinstance(entry["value"], str):
-                    yield f"{pod.where} sets {name} to {entry['value']!r}, which is not text; put it in quotes"
+            for entry in listing(container, "env"):
                 if "value" in entry and "valueFrom" in entry:
-                    yield f"{pod.where} sets {name} by value and valueFrom; keep one of them"
+                    yield f"{pod.where} sets {entry.get('name')} by value and valueFrom; keep one of them"
 
 
 def _resources(obj: RayObject) -> Iterator[str]:
@@ -75,25 +55,21 @@ def _resources(obj: RayObject) -> Iterator[str]:
 def _resources_of(pod: Pod, container: Manifest) -> Iterator[str]:
     requests, limits = mapping(container, "resources", "requests"), mapping(container, "resources", "limits")
     where = f"{pod.where}, container {container.get('name')},"
-    for name in sorted({*requests, *limits}):
+    for name in sorted({*requests, *limits}, key=str):
         request = _amount(requests.get(name))
         limit = _amount(limits.get(name))
-        for text in (requests.get(name), limits.get(name)):
-            if text is not None and _amount(text) is None:
-                yield f"{where} has {name}: {text}, which is not a quantity; write it like 2, 500m or 8Gi"
-        if request is None and limit is None:
-            continue
         if request is not None and limit is not None and request > limit:
             yield f"{where} requests {requests[name]} of {name}, above its limit {limits[name]}; raise the limit"
-        elif name not in _PLAIN and limit is None:
+        elif name not in _PLAIN and limits.get(name) is None:
             yield f"{where} requests {name} without a limit, which Kubernetes refuses; set the limit to the same"
-        elif name not in _PLAIN and request is not None and request != limit:
+        elif name not in _PLAIN and request is not None and limit is not None and request != limit:
             yield f"{where} requests {requests[name]} of {name} and limits {limits[name]}; they must be the same"
 
 
 def _amount(value: object) -> Decimal | None:
+    """Return a quantity as a number; None for what is no quantity, which the schema reports."""
     match = _QUANTITY.fullmatch(str(value))
-    if value is None or match is None:
+    if match is None:
         return None
     # Decimal is exact, as requests and limits may be in different units. `1E` is an exabyte, `1E3` a number with an
     # exponent.

@@ -4,12 +4,11 @@ The API server refuses values of the wrong type by itself; the rules are about w
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from launcher.spec.messages import not_one_of
 from launcher.submit.kubernetes.manifest import GATES, Manifest, name_of
 
 
@@ -47,12 +46,6 @@ def env_names(container: Manifest) -> dict[str, str]:
 def version(text: str) -> tuple[int, ...] | None:
     """Return 2.60.0 as numbers to compare; None for what is not a version."""
     return tuple(map(int, text.split("."))) if re.fullmatch(r"[0-9]+\.[0-9]+(\.[0-9]+)?", text) else None
-
-
-def choice(where: str, value: object, choices: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence if a value is given and is not one of the choices."""
-    if value is not None and value not in choices:
-        yield not_one_of(where, str(value), choices)
 
 
 @dataclass(frozen=True)
@@ -180,11 +173,7 @@ class RayObject:
         """Return the annotations in its metadata."""
         return mapping(self.manifest, "metadata", "annotations")
 
-    def has_gate(self, gate: str) -> bool:
-        """Return whether the manifest confirms that its operator has a feature gate on."""
-        return gate in self.gates
-
     @cached_property
     def gates(self) -> list[str]:
-        """Return the feature gates that the manifest confirms."""
+        """Return the feature gates that the manifest confirms its operator has on."""
         return [gate for gate in str(self.annotations.get(GATES, "")).split(",") if gate]
