@@ -24,6 +24,8 @@ State = Literal["running", "finished", "interrupted", "failed", "dead", "unknown
 class HeartbeatRecord(Record):
     """Content of heartbeat.json."""
 
+    remedy = "remove it; a driver writes it every 10 s"
+
     token: int
     """Token of the attempt that wrote it."""
     at: float
