@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.data.mixed_splits import mix_splits
 from launcher.data.mixture import cumulative_rows, cut_mixed_batches, parts_at, passes, steps_per_epoch
 from launcher.data.rank_batches import deserialize_shard
 from launcher.data.row_order import row_ranges
+from launcher.data.splits import open_split
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError, SpecError
@@ -261,6 +263,24 @@ def test_columns_that_do_not_fit_are_refused(
     sources["tweets"]["columns"] = columns
     with pytest.raises(DataError, match=error):
         prepare(make_job(tiny_bert, {"mixture": sources}, tmp_path))
+
+
+def test_one_column_of_the_files_may_be_two_of_the_task(tmp_path: Path) -> None:
+    for name, table in {"a": {"text": ["a"], "target": ["b"]}, "b": {"words": ["c", "d"]}}.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    sources = [(name, open_split("train", [f"{tmp_path}/{name}.parquet"])) for name in ("a", "b")]
+    split = mix_splits("train", sources, [{}, {"text": "words", "target": "words"}])
+    assert split.read(np.arange(3), ["target", "text"]).to_pydict() == {
+        "target": ["b", "c", "d"], "text": ["a", "c", "d"],
+    }  # fmt: skip
+
+
+def test_caches_of_a_mixture_depend_on_the_columns_that_are_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"title": ["a"], "body": ["b"]}), tmp_path / "a.parquet")
+    sources = [("a", open_split("train", [f"{tmp_path}/a.parquet"]))]
+    title, body = (mix_splits("train", sources, [{"text": name}]) for name in ("title", "body"))
+    assert title.fingerprint == body.fingerprint
+    assert title.version != body.version
 
 
 def test_a_weight_can_be_searched_and_other_data_cannot(
