@@ -19,7 +19,8 @@ from launcher.rundir.uri import split_options
 from launcher.tasks.params import ColumnKind
 
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"
-_NUMBER = r"^[+-]?(?:0|[1-9][0-9]{0,17})?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
+_DIGITS = r"(?:(?:0|[1-9][0-9]{0,17})(?:\.[0-9]*)?|\.[0-9]+)"
+_NUMBER = rf"^[+-]?{_DIGITS}(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
 CSV_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
 """Texts that pyarrow and pandas take for a missing number."""
 _SEPARATORS = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
