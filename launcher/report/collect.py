@@ -166,7 +166,7 @@ def list_missing_parts(data: ReportData) -> tuple[str, ...]:
     if not data.plan:
         sentences.append("There is no plan yet (plan.json).")
     if data.certificate is None and CERTIFICATE in data.files:
-        sentences.append(f"The certificate cannot be read; {Certificate.remedy} ({CERTIFICATE}).")
+        sentences.append(f"The certificate cannot be read; {Certificate.damage_remedy} ({CERTIFICATE}).")
     return tuple(sentences)
 
 

@@ -62,7 +62,7 @@ class ShapeProof(Record):
 class Certificate(Record):
     """Content of certificate.json: what was proven of a run."""
 
-    remedy = "write it again with `launcher replay RUN --prove`"
+    damage_remedy = "write it again with `launcher replay RUN --prove`"
 
     steps: int
     """Steps that the run trained."""

@@ -124,7 +124,7 @@ class RunDir:
         Args:
             relative: Path inside the run.
             content: Content, whole or in pieces.
-            durable: Whether to fsync. Without it, a power failure can leave a local file with no content.
+            durable: Flag to fsync. Without it, a power failure can leave a local file with no content.
 
         Raises:
             RunError: The storage cannot be written.
@@ -227,7 +227,7 @@ class RunDir:
         Args:
             source: Local directory.
             relative: Path inside the run.
-            keep: Whether an existing directory stays, as in a cache with immutable entries that others may be reading.
+            keep: Flag to leave an existing directory, as in a cache with immutable entries that others may be reading.
                 Otherwise it is replaced.
         """
         local = self.local
@@ -284,7 +284,9 @@ class RunDir:
         except ValidationError as error:
             # An unknown key comes from a newer version: the record is intact, so it must not count as corrupt.
             is_newer = any(problem["type"] == "extra_forbidden" for problem in error.errors(include_url=False))
-            message = f"{self.path(relative)}: {_describe_invalid(error, f'a valid {kind.__name__}', kind.remedy)}"
+            message = (
+                f"{self.path(relative)}: {_describe_invalid(error, f'a valid {kind.__name__}', kind.damage_remedy)}"
+            )
             raise (RunError if is_newer else CorruptRecordError)(message) from error
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:

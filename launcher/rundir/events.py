@@ -16,7 +16,7 @@ _FOLDER = "events"
 class Event(Record):
     """Content of events/<time>-<kind>.json."""
 
-    remedy = "remove it, and the report does without it"
+    damage_remedy = "remove it, and the report does without it"
 
     kind: str
     """Type of event, such as `worker-lost`."""

@@ -11,7 +11,7 @@ RESTORE = "restore it from a copy, or start a new run under another name"
 class Record(BaseModel):
     """Base of all records. Field names are the JSON keys on disk."""
 
-    remedy: ClassVar[str] = RESTORE
+    damage_remedy: ClassVar[str] = RESTORE
     """Remedy for a file whose content is not a valid record."""
 
     # pydantic writes NaN as null by default, which would read as "no loss". `constants` writes NaN and Infinity.
@@ -215,7 +215,7 @@ class WorkerRecord(Record):
 class EnvironmentRecord(Record):
     """Content of environment.json: software and hardware of a run."""
 
-    remedy = "remove it, and the report does without it"
+    damage_remedy = "remove it, and the report does without it"
 
     packages: dict[str, str]
     """Version of each package the result depends on."""
@@ -273,7 +273,7 @@ class ResultRecord(Record):
 class MemoryUsage(Record):
     """Content of workers/memory-N.json: estimated and used memory of one worker."""
 
-    remedy = "remove it, and the report does without it"
+    damage_remedy = "remove it, and the report does without it"
 
     rank: int
     predicted_bytes: int | None
