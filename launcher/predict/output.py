@@ -25,7 +25,7 @@ from launcher.errors import RowCountError, RunError
 from launcher.predict.parts import Layout
 from launcher.rundir.directory import RunDir, open_uri
 from launcher.rundir.records import Record
-from launcher.rundir.uri import describe_os_error
+from launcher.rundir.uri import describe_os_error, is_local
 
 MANIFEST, FINISHED = "_predictions.json", "_SUCCESS"
 LOCK = ".predict.lock"
@@ -38,7 +38,7 @@ _FOOTER_THREADS = 16
 class PredictionsRecord(Record):
     """_predictions.json: identity of the predictions in the directory."""
 
-    remedy = "give another --output, or remove this directory"
+    damage_remedy = "give another --output, or remove this directory"
 
     input: str
     """Location of the rows, as the user gave it."""
@@ -62,7 +62,7 @@ class PredictionsRecord(Record):
 class FinishedRecord(Record):
     """_SUCCESS: every row of the input is in the parts."""
 
-    remedy = "remove it, and run the same command again"
+    damage_remedy = "remove it, and run the same command again"
 
     rows: int
     skipped_rows: int
@@ -297,17 +297,16 @@ def write_part(output: RunDir, number: int, schema: pa.Schema) -> Iterator[PartW
     """
     fs, root = open_uri(output.uri)
     target = f"{root}/{part_name(number)}"
-    is_local = isinstance(fs, pafs.LocalFileSystem)
     # An object store publishes an object when its stream closes; a file system needs the rename.
     # Host and process in the name: a worker that was only thought dead may still write the same part.
-    path = f"{root}/{_UNFINISHED}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if is_local else target
+    path = f"{root}/{_UNFINISHED}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if is_local(fs) else target
     try:
         try:
             with fs.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
                 yield PartWriter(writer)
             # The rename comes after the writer and the stream have closed: the name never stands for half a part. No
             # fsync: a part that a power cut truncates has no footer, and the next command predicts it again.
-            if is_local:
+            if is_local(fs):
                 os.replace(path, target)
         except BaseException:
             # Leaving the `with` closed the stream, which published the half that was written.

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data.mixed_splits import mix_splits
@@ -34,6 +34,7 @@ def _constant(*weights: float) -> Any:
     return tuple(((0, weight),) for weight in weights)
 
 
+@settings(deadline=None)
 @given(_WEIGHTS, st.integers(1, 70))
 def test_each_batch_is_full_and_shares_never_drift(weights: list[float], batch_size: int) -> None:
     cumulative = cumulative_rows(_constant(*weights), batch_size, 300)
@@ -75,6 +76,7 @@ def test_places_of_a_source_run_through_its_epochs() -> None:
     assert passes(10, 10, 10) == []
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 6))
 def test_batches_have_the_rows_of_each_source_that_their_step_has(seed: int, steps: int) -> None:
     rng = np.random.default_rng(seed)
