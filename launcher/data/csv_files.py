@@ -19,7 +19,8 @@ from launcher.rundir.uri import split_options
 from launcher.tasks.params import ColumnKind
 
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,14})(?:\.0)?$"
-_NUMBER = r"^[+-]?(?:0|[1-9][0-9]{0,17})?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
+_DIGITS = r"(?:(?:0|[1-9][0-9]{0,17})(?:\.[0-9]*)?|\.[0-9]+)"
+_NUMBER = rf"^[+-]?{_DIGITS}(?:[eE][+-]?[0-9]+)?$|^[+-]?(?:nan|inf(?:inity)?)$"
 CSV_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
 """Texts that pyarrow and pandas take for a missing number."""
 _SEPARATORS = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
@@ -32,7 +33,7 @@ def read_csv(path: str, from_all_rows: bool, kinds: Mapping[str, ColumnKind]) ->
 
     Args:
         path: Path or URI of the file.
-        from_all_rows: True infers types from all rows, with the file in memory; False infers them from the first block.
+        from_all_rows: Flag to infer types from all rows, with the file in memory, and not from the first block.
         kinds: Kinds of the columns that the task reads.
 
     Raises:

@@ -100,6 +100,10 @@ class BatchLayout:
         """Return the index of the source of each row, int64 (n,); zeros without a mixture."""
         return source_of(self.source_starts or (0,), ids)
 
+    def micro_batch_size(self, parts: list[list[RowIds]]) -> int:
+        """Return the number of sequences of a full micro-batch of a global batch that is cut into these parts."""
+        return self.micro_batch or max(1, *map(len, parts))
+
     def parts_of(self, rank: int) -> tuple[int, ...]:
         """Return the parts of a rank, filled up with -1: under ZeRO 2 and 3 all ranks must run equally many."""
         begin, end = rank * self.parts // self.world_size, (rank + 1) * self.parts // self.world_size
@@ -165,33 +169,13 @@ def build_shard(
     source = layout.source_of(ids)
     sequences: list[RowIds] = []
     micro_of, mask, step_of, headers = [], [], [], []
-    normalizers = {name: encoded.samples.column(name).to_numpy() for name in layout.normalizers}
-    partners = np.arange(len(ids))
     own_parts = layout.parts_of(rank)
     for step, (batch, parts) in enumerate(zip(batches, assigned, strict=True)):
-        # Each rank's shard gets it from the same computation: no collective has to agree on it at each step.
-        largest = max(len(part) for part in parts)
-        size = layout.micro_batch or max(largest, 1)
-        # At least one: a batch whose rows were all skipped is still a step of the plan.
-        micro_batches = max(1, -(-largest // size))
-        # The weight is that of the global batch, not of this rank: dividing by it makes the sum over ranks the mean.
-        totals = {name: float(values[batch].sum()) for name, values in normalizers.items()}
-        weights = encoded.weights[batch]
-        by_source: tuple[float, ...] = ()
-        if layout.source_starts:
-            by_source = tuple(np.bincount(source[batch], weights, minlength=len(layout.source_starts)).tolist())
-        headers.append(GlobalBatch(len(batch), float(weights.sum()), micro_batches, totals, by_source))
-        if layout.partner_columns:
-            # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
-            ordered = np.sort(batch)
-            partners[ordered] = np.roll(ordered, -1)
+        header = _describe_batch(encoded, batch, parts, source, layout)
+        headers.append(header)
         own = [sequence for part in own_parts if part >= 0 for sequence in parts[part]]
-        # Number of the micro-batch among all of this rank.
         counts = [len(parts[part]) if part >= 0 else 0 for part in own_parts]
-        micro = np.concatenate([np.arange(count) // size + i * micro_batches for i, count in enumerate(counts)])
-        # A part that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO 2 and 3 every
-        # forward and backward is a collective, and a rank that skipped one would leave the others waiting.
-        idle = np.setdiff1d(np.arange(len(own_parts) * micro_batches), micro)
+        micro, idle = _number_micro_batches(counts, layout.micro_batch_size(parts), header.micro_batches)
         # With length grouping the last sample is the shortest, so that a filler costs little.
         # An empty batch takes the first sample of the window: `handle_bad_rows` sees to it that there is one.
         filler = np.full(1, batch[-1] if len(batch) else 0, np.int64)
@@ -206,8 +190,10 @@ def build_shard(
     table = encoded.samples.take(pa.array(np.concatenate(sequences)))
     if layout.pack_length is not None:
         table = _join_samples(table, np.array([len(sequence) for sequence in sequences]))
-    for name in layout.partner_columns:
-        table = table.append_column(f"partner_{name}", encoded.samples.column(name).take(pa.array(partners[first])))
+    if layout.partner_columns:
+        partners = pa.array(_choose_partners(batches, len(ids))[first])
+        for name in layout.partner_columns:
+            table = table.append_column(f"partner_{name}", encoded.samples.column(name).take(partners))
     # A filler has row id -1 and mask 0, so that nothing counts it as the sample that it repeats.
     extra = {
         "__step": np.concatenate(step_of),
@@ -220,6 +206,49 @@ def build_shard(
     for name, values in extra.items():
         table = table.append_column(name, pa.array(values))
     return table, tuple(headers)
+
+
+def _describe_batch(
+    encoded: Encoded, batch: RowIds, parts: list[list[RowIds]], source: RowIds, layout: BatchLayout
+) -> GlobalBatch:
+    """Return the facts of a global batch. Each rank computes the same: no collective has to agree on them at a step."""
+    weights = encoded.weights[batch]
+    by_source: tuple[float, ...] = ()
+    if layout.source_starts:
+        by_source = tuple(np.bincount(source[batch], weights, minlength=len(layout.source_starts)).tolist())
+    return GlobalBatch(
+        samples=len(batch),
+        # Of the global batch, not of a rank: dividing by it makes the sum over ranks the mean.
+        weight=float(weights.sum()),
+        # At least one: a batch whose rows were all skipped is still a step of the plan.
+        micro_batches=max(1, -(-max(map(len, parts)) // layout.micro_batch_size(parts))),
+        totals={name: float(encoded.samples.column(name).to_numpy()[batch].sum()) for name in layout.normalizers},
+        source_weights=by_source,
+    )
+
+
+def _number_micro_batches(counts: Sequence[int], size: int, micro_batches: int) -> tuple[RowIds, RowIds]:
+    """Return the number of each sequence's micro-batch among all of a rank, and the micro-batches without any.
+
+    Args:
+        counts: Number of sequences of each of the rank's parts.
+        size: Number of sequences of a full micro-batch.
+        micro_batches: Number of micro-batches of every part.
+    """
+    numbers = np.concatenate([np.arange(count) // size + i * micro_batches for i, count in enumerate(counts)])
+    # A part that has fewer micro-batches than the largest one runs fillers of weight zero: under ZeRO 2 and 3 every
+    # forward and backward is a collective, and a rank that skipped one would leave the others waiting.
+    return numbers, np.setdiff1d(np.arange(len(counts) * micro_batches), numbers)
+
+
+def _choose_partners(batches: Sequence[RowIds], rows: int) -> RowIds:
+    """Return the position of each usable row's partner: another row of its batch, int64 (rows,)."""
+    partners = np.arange(rows)
+    for batch in batches:
+        # Neighbours in the window's order, which is shuffled, and not in the batch's, which is sorted by length.
+        ordered = np.sort(batch)
+        partners[ordered] = np.roll(ordered, -1)
+    return partners
 
 
 def _pack(positions: RowIds, lengths: RowIds, pack_length: int) -> list[RowIds]:

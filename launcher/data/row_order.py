@@ -197,24 +197,34 @@ def _row_bytes(key: _SamplerKey, columns: tuple[str, ...]) -> float:
     return float(rows.nbytes) / max(1, len(rows))
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """Pool that this process holds."""
+
+    key: _SamplerKey
+    epoch: int
+    number: int
+    rows: pa.Table
+
+
 @lru_cache(maxsize=1)
-def _held_pools(version: str, columns: tuple[str, ...]) -> dict[_SamplerKey, tuple[int, int, pa.Table]]:
-    """Return the pools that this process holds: one for each source of one split."""
+def _held_pools(version: str, columns: tuple[str, ...]) -> dict[SourceRows | None, _Pool]:
+    """Return the pools that this process holds: one for each source of one split, for all trials of a sweep."""
     return {}
 
 
-def _read_pool(key: _SamplerKey, epoch: int, pool: int, columns: tuple[str, ...]) -> pa.Table:
+def _read_pool(key: _SamplerKey, epoch: int, number: int, columns: tuple[str, ...]) -> pa.Table:
     """Read the rows of a pool, permuted; windows come in order, so the last pool of each source is enough.
 
     The pieces of a pool are spread over all files, and a row group is decoded from its beginning: reading them for
     each window by itself would decode most of the files for each window.
     """
-    held = _held_pools(key.version, columns)
+    pools = _held_pools(key.version, columns)
     # Removed first: the pool before must not stay in memory while the next one is read.
-    place = held.pop(key, None)
-    if place is None or place[:2] != (epoch, pool):
-        place = None
-        table = key.split.read(key.first_row + _sampler(key, epoch).pool_ids(pool), columns)
-        place = (epoch, pool, table)
-    held[key] = place
-    return place[2]
+    pool = pools.pop(key.source, None)
+    if pool is None or (pool.key, pool.epoch, pool.number) != (key, epoch, number):
+        pool = None
+        ids = key.first_row + _sampler(key, epoch).pool_ids(number)
+        pool = _Pool(key, epoch, number, key.split.read(ids, columns))
+    pools[key.source] = pool
+    return pool.rows

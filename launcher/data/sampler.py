@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -56,15 +55,6 @@ def row_noise(seed: int, epoch: int, rows: RowIds) -> RowIds:
     return (mixed(start, rows) >> np.uint64(1)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive rows of one fragment: the unit that is shuffled into pools."""
-
-    first: int
-    rows: int
-    size_bytes: int
-
-
 # All processes build it from the same numbers, so no list of row ids ever travels between them.
 @dataclass(frozen=True)
 class EpochSampler:
@@ -92,21 +82,9 @@ class EpochSampler:
         """Number of rows of the epoch."""
         return sum(rows for rows, _ in self.fragments)
 
-    @property
-    def windows(self) -> int:
-        """Number of windows of the epoch."""
-        return -(-self.rows // self.window_rows)
-
-    @property
-    def pools(self) -> list[list[Piece]]:
-        """Shuffled pieces, grouped into pools of at least one piece."""
-        shuffled, bounds = self._pooled_pieces
-        pieces = [Piece(*numbers) for numbers in shuffled.tolist()]
-        return [pieces[begin:end] for begin, end in pairwise(bounds)]
-
     @cached_property
-    def _pooled_pieces(self) -> tuple[RowIds, list[int]]:
-        """Shuffled pieces, (pieces, 3) with the fields of `Piece`, and the bounds of the pools among them."""
+    def pooled_pieces(self) -> tuple[RowIds, list[int]]:
+        """Shuffled pieces, int64 (pieces, 3) of first row, rows and bytes, and the bounds of the pools among them."""
         # `pool_bytes` decides where pieces and pools end: another `shuffle_pool_mib` is another order, not only other
         # memory.
         pieces = _cut_pieces(self.fragments, self.pool_bytes)
@@ -130,21 +108,11 @@ class EpochSampler:
     @cached_property
     def pool_starts(self) -> RowIds:
         """Position of each pool's first row in the epoch's order, then the number of rows: int64 (pools + 1,)."""
-        shuffled, bounds = self._pooled_pieces
+        shuffled, bounds = self.pooled_pieces
         row_ends = np.concatenate([[0], np.cumsum(shuffled[:, 1])]).astype(np.int64)
         # One number per pool and none per row: besides the pieces, this is all that a process holds of an epoch's
         # order.
         return row_ends[bounds]
-
-    def window(self, index: int) -> RowIds:
-        """Return the row ids of one window, in the order in which they are encoded.
-
-        Returns:
-            Row ids, int64 (n,); n is `window_rows`, or less in the last window.
-        """
-        # A window permutes its pools whole and keeps a slice: no part of a permutation can be had without the rest of
-        # it.
-        return self.rows_between(*self.bounds(index))
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Return the first and the last position, exclusive, of a window in the epoch's order."""
@@ -153,13 +121,14 @@ class EpochSampler:
 
     def rows_between(self, start: int, stop: int) -> RowIds:
         """Return the row ids at some positions of the epoch's order, int64 (stop - start,)."""
+        # Pools are permuted whole and sliced: no part of a permutation can be had without the rest of it.
         parts = [self.pool_ids(pool)[begin:end] for pool, begin, end in self.places(start, stop)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def position(self, row: int) -> int:
         """Return the position of a row in the epoch's order; the inverse of `rows_between`."""
         # One pool is permuted: that of the piece which the row is in.
-        shuffled, bounds = self._pooled_pieces
+        shuffled, bounds = self.pooled_pieces
         offset = row - shuffled[:, 0]
         piece = int(np.flatnonzero((offset >= 0) & (offset < shuffled[:, 1]))[0])
         pool = int(np.searchsorted(bounds, piece, side="right")) - 1
@@ -185,7 +154,7 @@ class EpochSampler:
 
     def pool_ids(self, pool: int) -> RowIds:
         """Return the row ids of a pool, permuted."""
-        shuffled, bounds = self._pooled_pieces
+        shuffled, bounds = self.pooled_pieces
         pieces = shuffled[bounds[pool] : bounds[pool + 1]].tolist()
         # Rows of all pieces are mixed here. What is mixed is a pool, never an epoch: memory stays bounded for any data.
         ids = np.concatenate([np.arange(first, first + rows, dtype=np.int64) for first, rows, _ in pieces])
@@ -194,7 +163,7 @@ class EpochSampler:
 
 
 def _cut_pieces(fragments: Sequence[tuple[int, int]], pool_bytes: int) -> RowIds:
-    """Cut fragments into even pieces, (pieces, 3) with the fields of `Piece`; if one pool holds all, one piece each."""
+    """Cut fragments into even pieces, (pieces, 3) as in `pooled_pieces`; if one pool holds all, one piece each."""
     rows, size_bytes = np.array(fragments, np.int64).reshape(-1, 2).T
     # Data of one pool need no cut: the rows of the whole split are permuted together anyway.
     slices = np.ones(len(rows), np.int64)

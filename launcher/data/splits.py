@@ -61,7 +61,7 @@ class Split:
     numberings: tuple[ClassNames, ...] = ({},)
     """Distinct class numberings of the files' own metadata; `class_names` joins them, the first file's names first."""
     version: str = ""
-    """Hash of paths, sizes and modification times: changes with any file, unlike the fingerprint. Caches use it."""
+    """Hash of paths, sizes and modification times, and of a mixture's columns. Changes with any file; for caches."""
     sources: tuple[SourceRows, ...] = ()
     """Sources of a mixture, in row order; () for data without."""
 
@@ -156,33 +156,65 @@ def read_rows(fragment: Fragment, rows: RowIds, columns: Sequence[str], how: Rea
 
 
 def read_batches(fragment: Fragment, columns: Sequence[str], how: Reading = READING) -> Iterator[pa.RecordBatch]:
-    """Yield all rows of a fragment in order, batch by batch.
+    """Yield all rows of a fragment in order, batch by batch; raises as `read_fragments`."""
+    return read_fragments([fragment], columns, how)
+
+
+def read_fragments(
+    fragments: Sequence[Fragment], columns: Sequence[str], how: Reading = READING
+) -> Iterator[pa.RecordBatch]:
+    """Yield all rows of some fragments of one file in order, batch by batch.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or is not the one whose footer was read.
         StorageUnavailableError: The storage does not answer at the moment.
     """
-    fs, path = open_uri(fragment.path)
-    rows = how.rows_at_once
-    wanted, columns = columns, [fragment.columns.get(name, name) for name in columns]
-    read = list(dict.fromkeys(columns))
+    first = fragments[0]
+    own_names = [first.columns.get(name, name) for name in columns]
+    read = list(dict.fromkeys(own_names))
     try:
-        if fragment.format == "parquet":
-            # `pre_buffer` would hold the whole row group; threads of pyarrow would compete with the data workers.
-            file = pq.ParquetFile(fs.open_input_file(path), pre_buffer=False, buffer_size=how.buffer_bytes)
-            names = own_columns(fragment, file.schema_arrow, read)
-            batches = file.iter_batches(rows, row_groups=[fragment.index], columns=names, use_threads=False)
-        else:
-            reader = arrow_reader(fs, path)
-            # A record batch is read whole and then sliced: from a remote storage it takes its full size in memory.
-            whole = reader.get_batch(fragment.index).select(own_columns(fragment, reader.schema, read))
-            batches = (whole.slice(begin, rows) for begin in range(0, whole.num_rows, rows))
-        for batch in with_partition(map(to_plain_types, batches), fragment, read):
+        stored = _parquet_batches if first.format == "parquet" else _arrow_batches
+        for batch in _with_partition(map(to_plain_types, stored(fragments, read, how)), first, read):
             # `select` too: two columns of the split may be one of the file.
-            renamed = batch.select(columns).rename_columns(list(wanted)) if fragment.columns else batch
-            yield _with_names(renamed, fragment.names)
+            renamed = batch.select(own_names).rename_columns(list(columns)) if first.columns else batch
+            yield _with_names(renamed, first.names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise unreadable_file_error(fragment.path, error) from error
+        raise _unreadable_file_error(first.path, error) from error
+
+
+def _parquet_batches(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -> Iterator[pa.RecordBatch]:
+    fs, path = open_uri(fragments[0].path)
+    with fs.open_input_file(path) as source:
+        # `pre_buffer` would hold the whole row group; threads of pyarrow would compete with the data workers and with
+        # those of the model.
+        file = pq.ParquetFile(source, pre_buffer=False, buffer_size=how.buffer_bytes)
+        own = _own_columns(fragments[0], file.schema_arrow, names)
+        groups = [fragment.index for fragment in fragments]
+        for fragment, group in zip(fragments, groups, strict=True):
+            _check_rows(fragment, file.metadata.row_group(group).num_rows if group < file.num_row_groups else 0)
+        yield from file.iter_batches(how.rows_at_once, row_groups=groups, columns=own, use_threads=False)
+
+
+def _arrow_batches(fragments: Sequence[Fragment], names: Sequence[str], how: Reading) -> Iterator[pa.RecordBatch]:
+    reader = arrow_reader(*open_uri(fragments[0].path))
+    own = _own_columns(fragments[0], reader.schema, names)
+    for fragment in fragments:
+        if fragment.index >= reader.num_record_batches:
+            _check_rows(fragment, 0)
+        # A record batch is read whole and then sliced: from a remote storage it takes its full size in memory.
+        whole = reader.get_batch(fragment.index).select(own)
+        _check_rows(fragment, whole.num_rows)
+        yield from (whole.slice(begin, how.rows_at_once) for begin in range(0, fragment.rows, how.rows_at_once))
+
+
+def _check_rows(fragment: Fragment, rows: int) -> None:
+    # Other rows would stand under the row ids of those that the order was made of.
+    if rows != fragment.rows:
+        raise _changed_file_error(fragment.path, f"it had {fragment.rows} rows where it has {rows}")
+
+
+def _changed_file_error(path: str, change: str) -> DataError:
+    return DataError(f"{path}: changed while it was in use ({change}); restore the file")
 
 
 def item_type(kind: pa.DataType) -> pa.DataType:
@@ -217,7 +249,7 @@ def _to_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
     return pc.if_else(is_known, texts, values.cast(pa.string()))
 
 
-def unreadable_file_error(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
+def _unreadable_file_error(path: str, error: pa.ArrowInvalid | OSError) -> UserError:
     """Return the error for a file that cannot be read; a `StorageUnavailableError` if a later attempt may succeed."""
     if isinstance(error, OSError) and is_transient(error):
         return storage_error(path, error)
@@ -225,7 +257,7 @@ def unreadable_file_error(path: str, error: pa.ArrowInvalid | OSError) -> UserEr
 
 
 def open_split(name: str, locations: Sequence[str], format: str = "auto") -> Split:
-    """List the files of a split and read their footers; see `open_files`."""
+    """List the files of a split and read their footers, as `open_files`."""
     return open_files(name, [file for location in locations for file in list_files(name, location, format)])
 
 
@@ -314,23 +346,32 @@ def _partition_json(files: Sequence[DataFile]) -> list[str]:
     return texts
 
 
-def with_partition(
+def _with_partition(
     batches: Iterable[pa.RecordBatch], fragment: Fragment, names: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """Add the columns in the names of a fragment's folders to its batches; columns come in the order of `names`."""
     added: dict[str, str | int | None] = json.loads(fragment.partition) if fragment.partition else {}
+    if not added:
+        yield from batches
+        return
     for batch in batches:
-        if not added:
-            yield batch
-            continue
         own = dict(zip(batch.schema.names, batch.columns, strict=True))
         columns = [own[n] if n in own else pa.repeat(pa.scalar(added[n]), batch.num_rows) for n in names]
         yield pa.RecordBatch.from_arrays(columns, list(names))
 
 
-def own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """Return the columns among `names` that are in a fragment's file itself, not in the names of its folders."""
-    return [name for name in names if name in schema.names] if fragment.partition else list(names)
+def _own_columns(fragment: Fragment, schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Return the columns among `names` that are in a fragment's file itself, not in the names of its folders.
+
+    Raises:
+        DataError: The file lacks a column.
+    """
+    added = json.loads(fragment.partition) if fragment.partition else {}
+    own = [name for name in names if name in schema.names or name not in added]
+    missing = next((name for name in own if name not in schema.names), None)
+    if missing is not None:
+        raise _changed_file_error(fragment.path, f"it had a column {missing!r}")
+    return own
 
 
 def join_numberings(numberings: Sequence[ClassNames]) -> dict[str, tuple[str, ...]]:

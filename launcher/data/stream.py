@@ -122,15 +122,14 @@ class StreamSource:
 
     def encode(self, task: Task, window: Window, ids: RowIds) -> Encoded:
         """Read and encode the rows of a window."""
-        split = self.splits[window.kind]
         # Augmented rows differ from epoch to epoch; a cache would repeat the first draw for ever.
-        if self.job.data.cache is not None and not (task.augments and window.kind == TRAIN):
-            return encoded_rows(self.job, split, task, window.kind != TRAIN, ids)
+        is_cached = self.job.data.cache is not None and not task.augments
+        if is_cached or window.kind != TRAIN:
+            # An evaluation reads in file order, without pools: of a row group larger than a window, each window decodes
+            # the beginning again.
+            return self.encode_rows(task, window.kind, ids)
+        ranges = row_ranges(self.job, self.splits[TRAIN], window)
         columns = task.input_columns + task.target_columns
-        if window.kind != TRAIN:
-            # File order, and no pool: of a row group larger than a window, each window decodes the beginning again.
-            return task.encode(split.read(ids, columns), True)
-        ranges = row_ranges(self.job, split, window)
         return task.encode(read_ranges(ranges, columns), True, noise_of(ranges, ids))
 
     def encode_rows(self, task: Task, kind: str, ids: RowIds) -> Encoded:

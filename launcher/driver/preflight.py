@@ -67,7 +67,7 @@ def preflight(prepared: "PreparedJob", command: Literal["check", "train", "tune"
     if command != "check":
         # Only `error` is worth the wait: otherwise the comparison runs while the workers start.
         return compare_splits(job, run, splits) if job.data.leakage == "error" else None
-    # The test data of a sweep are held out, from `check` too.
+    # The test data of a sweep are held out, from `check` too: it looks for rows that cannot be used, and compares none.
     compared = {name: split for name, split in splits.items() if name != "test" or job.tune is None}
     return compare_splits(job, run, compared)
 

@@ -3,16 +3,19 @@
     _predictions.json         written first: input, model and options that the parts belong to
     part-00000000.parquet     a part; published in one step, so what exists is complete
     _SUCCESS                  written last: number of rows, and of those without a prediction
+    .predict.lock             only while a command writes to a local directory
 
 Readers of Parquet directories (pyarrow, Spark, Ray Data) ignore names that begin with `_` or `.`.
 """
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,9 +25,10 @@ from launcher.errors import RowCountError, RunError
 from launcher.predict.parts import Layout
 from launcher.rundir.directory import RunDir, open_uri
 from launcher.rundir.records import Record
-from launcher.rundir.uri import describe_os_error
+from launcher.rundir.uri import describe_os_error, is_local
 
 MANIFEST, FINISHED = "_predictions.json", "_SUCCESS"
+LOCK = ".predict.lock"
 _UNFINISHED = ".part-"
 # Key in a part's footer, which readers ignore. Null counts would not do: they do not tell null lists from empty ones.
 _SKIPPED = "launcher.skipped_rows"
@@ -33,6 +37,8 @@ _FOOTER_THREADS = 16
 
 class PredictionsRecord(Record):
     """_predictions.json: identity of the predictions in the directory."""
+
+    damage_remedy = "give another --output, or remove this directory"
 
     input: str
     """Location of the rows, as the user gave it."""
@@ -55,6 +61,8 @@ class PredictionsRecord(Record):
 
 class FinishedRecord(Record):
     """_SUCCESS: every row of the input is in the parts."""
+
+    damage_remedy = "remove it, and run the same command again"
 
     rows: int
     skipped_rows: int
@@ -83,6 +91,56 @@ def part_name(number: int) -> str:
     return f"part-{number:08d}.parquet"
 
 
+@contextmanager
+def lock_output(output: RunDir) -> Iterator[None]:
+    """Keep other commands out of a local directory until the block ends; if the directory is empty then, remove it.
+
+    The kernel releases the lock of a process that is killed (flock(2)). An object store has no locks: there two
+    commands that make the same predictions publish the same parts, each in one step.
+
+    Raises:
+        RunError: Another command is writing there.
+    """
+    directory = output.local
+    lock = _lock_directory(directory) if directory is not None else None
+    if directory is None or lock is None:
+        yield
+        return
+    try:
+        yield
+    finally:
+        # Under the lock, so that the name never stands for the lock of another command.
+        with suppress(OSError):
+            (directory / LOCK).unlink()
+        os.close(lock)
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def _lock_directory(directory: Path) -> int | None:
+    """Return a descriptor that locks a directory, which is made if it does not exist; None if it cannot be locked."""
+    while True:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError:
+            return None  # nobody can write there: `create_output` says why, unless the output is complete
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if not isinstance(error, BlockingIOError):
+                return None  # a mount without locks
+            raise RunError(
+                f"{directory}: another `launcher predict` is writing there now; wait for it, or give another --output"
+            ) from error
+        # A command that ends may have removed the file between open and flock: then the lock is on a deleted file.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(directory / LOCK)):
+                return lock
+        os.close(lock)
+
+
 def create_output(output: RunDir, requested: PredictionsRecord) -> PredictionsRecord:
     """Claim a directory for predictions, or find that an earlier command has claimed it for the same ones.
 
@@ -99,7 +157,7 @@ def create_output(output: RunDir, requested: PredictionsRecord) -> PredictionsRe
     fs, path = open_uri(output.uri)
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise RunError(f"{output.uri}: is a file; give a new directory, so that nothing is overwritten")
-    names = output.list("")
+    names = [name for name in output.list("") if name != LOCK]
     existing = output.find_record(MANIFEST, PredictionsRecord) if MANIFEST in names else None
     # A killed command may have left the manifest's own temporary file.
     if existing is None and any(not name.endswith(".tmp") for name in names):
@@ -138,13 +196,9 @@ def _differences(existing: PredictionsRecord, requested: PredictionsRecord) -> l
 
 
 def discard_empty(output: RunDir) -> None:
-    """Remove a directory without parts: its manifest alone would keep other predictions out."""
-    names = output.list("")
-    if any(name.startswith("part-") for name in names):
-        return
-    output.delete(MANIFEST)
-    if output.local is not None and set(names) <= {MANIFEST} and output.local.is_dir():
-        output.local.rmdir()
+    """Remove the manifest of a directory without parts, so that `lock_output` removes an empty directory."""
+    if not any(name.startswith("part-") for name in output.list("")):
+        output.delete(MANIFEST)
 
 
 def remove_unfinished(output: RunDir) -> None:
@@ -243,17 +297,16 @@ def write_part(output: RunDir, number: int, schema: pa.Schema) -> Iterator[PartW
     """
     fs, root = open_uri(output.uri)
     target = f"{root}/{part_name(number)}"
-    is_local = isinstance(fs, pafs.LocalFileSystem)
     # An object store publishes an object when its stream closes; a file system needs the rename.
     # Host and process in the name: a worker that was only thought dead may still write the same part.
-    path = f"{root}/{_UNFINISHED}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if is_local else target
+    path = f"{root}/{_UNFINISHED}{number:08d}.{socket.gethostname()}.{os.getpid()}.tmp" if is_local(fs) else target
     try:
         try:
             with fs.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
                 yield PartWriter(writer)
             # The rename comes after the writer and the stream have closed: the name never stands for half a part. No
             # fsync: a part that a power cut truncates has no footer, and the next command predicts it again.
-            if is_local:
+            if is_local(fs):
                 os.replace(path, target)
         except BaseException:
             # Leaving the `with` closed the stream, which published the half that was written.

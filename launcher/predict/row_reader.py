@@ -6,20 +6,12 @@ in between are decoded and dropped, at 1 % or less of the time that a model take
 skipped. Memory is a few pages per column and the rows asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from launcher.data.footers import to_plain_types
-from launcher.data.fragments import Fragment
-from launcher.data.splits import Reading, Split, own_columns, read_batches, unreadable_file_error, with_partition
-from launcher.errors import RowCountError
-from launcher.rundir.uri import open_uri
-
-# Read at once of each column; a whole column chunk of a large row group would be gigabytes.
-_BUFFER_BYTES = 1 << 20
+from launcher.data.splits import BUFFER_BYTES, Reading, Split, read_fragments
 
 
 class RowReader:
@@ -32,7 +24,7 @@ class RowReader:
 
     def __init__(self, split: Split, batch_rows: int) -> None:
         self._split = split
-        self._reading = Reading(batch_rows, _BUFFER_BYTES)
+        self._reading = Reading(batch_rows, BUFFER_BYTES)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
         # Row ids of the stream's next row and, exclusive, of its end.
@@ -42,14 +34,13 @@ class RowReader:
         """Read rows by id with all columns, in the split's schema.
 
         Raises:
-            DataError: A file cannot be read.
-            RowCountError: A file has fewer rows than its footer said.
+            DataError: A file cannot be read, or has changed since its footer was read.
         """
         tables: list[pa.Table] = []
         row = rows.start
         while row < rows.stop:
             self._seek(row)
-            batch = self._next_batch()
+            batch = self._rest if self._rest is not None else next(self._batches)
             skipped = min(row - self._position, batch.num_rows)
             # A slice, no copy. It keeps the whole batch in memory, which is why a batch has no more rows than a piece.
             taken = batch.slice(skipped, rows.stop - row)
@@ -80,39 +71,9 @@ class RowReader:
         last = fragment
         while last + 1 < len(fragments) and fragments[last + 1].path == fragments[fragment].path:
             last += 1
-        self._batches = _stream(fragments[fragment : last + 1], self._split.schema.names, self._reading)
+        self._batches = read_fragments(fragments[fragment : last + 1], self._split.schema.names, self._reading)
         self._rest = None
         self._position, self._end = int(self._split.starts[fragment]), int(self._split.starts[last + 1])
 
     def _fragment_of(self, row: int) -> int:
         return int(np.searchsorted(self._split.starts, row, side="right")) - 1
-
-    def _next_batch(self) -> pa.RecordBatch:
-        if self._rest is not None:
-            return self._rest
-        batch = next(self._batches, None)
-        if batch is None:
-            path = self._split.fragments[self._fragment_of(self._position)].path
-            raise RowCountError(f"{path}: has fewer rows than its footer said; did it change while it was read?")
-        return batch
-
-
-def _stream(fragments: Sequence[Fragment], names: Sequence[str], reading: Reading) -> Iterator[pa.RecordBatch]:
-    """Iterate over all rows of consecutive fragments of one file, in order."""
-    if fragments[0].format != "parquet":
-        for fragment in fragments:
-            yield from read_batches(fragment, names, reading)
-        return
-    path = fragments[0].path
-    try:
-        fs, inner = open_uri(path)
-        with fs.open_input_file(inner) as source:
-            # As in `splits.read_batches`: no buffer of a whole row group, no threads of pyarrow next to those of the
-            # model.
-            file = pq.ParquetFile(source, pre_buffer=False, buffer_size=reading.buffer_bytes)
-            groups = [fragment.index for fragment in fragments]
-            own = own_columns(fragments[0], file.schema_arrow, names)
-            batches = file.iter_batches(reading.rows_at_once, row_groups=groups, columns=own, use_threads=False)
-            yield from with_partition(map(to_plain_types, batches), fragments[0], names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise unreadable_file_error(path, error) from error

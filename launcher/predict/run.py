@@ -31,6 +31,7 @@ from launcher.predict.output import (
     create_output,
     discard_empty,
     finish,
+    lock_output,
     part_name,
     remove_unfinished,
 )
@@ -72,7 +73,8 @@ def predict_run(
         job: Job of the run, with changes; None takes it as it is, if it needs no permission.
 
     Raises:
-        UserError: The run has no model, the input does not fit, or the output holds something else.
+        UserError: The run has no model, the input does not fit, the output holds something else, or another command
+            is writing there.
         RunInterrupted: A signal arrived. Written parts are kept.
         TrainingError: Workers died again and again, or (RowCountError) the output has other rows than the input.
     """
@@ -98,13 +100,15 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
         input=input, input_fingerprint=input_fingerprint(split), run=run.uri, model_fingerprint=model_fingerprint(run),
         options=prediction_options(job), rows=layout.rows, part_rows=layout.part_rows, piece_rows=layout.piece_rows,
     )  # fmt: skip
-    config = PredictionConfig(job, split, create_output(output, requested).layout, output)
-    try:
-        return _complete(config, console)
-    except UserError:
-        # Refused before a part was written: leave no directory behind.
-        discard_empty(output)
-        raise
+    # Two commands on one output at a time would remove each other's unfinished files.
+    with lock_output(output):
+        config = PredictionConfig(job, split, create_output(output, requested).layout, output)
+        try:
+            return _complete(config, console)
+        except UserError:
+            # Refused before a part was written: leave no directory behind.
+            discard_empty(output)
+            raise
 
 
 def _open_input(input: str, job: JobSpec, console: Console) -> Split:
@@ -129,7 +133,7 @@ def _complete(config: PredictionConfig, console: Console) -> PredictionResult:
     """Predict the parts that are missing and mark the output as complete."""
     output, layout = config.output, config.layout
     allows_bad_rows = config.job.data.on_bad_row != "error"
-    # No worker of this command runs yet. Two commands on one output at a time would remove each other's files.
+    # No worker of this command runs yet.
     remove_unfinished(output)
     existing = complete_parts(output, layout)
     total = sum(existing.values(), Part())

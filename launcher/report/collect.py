@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.errors import RunError
-from launcher.rundir.certificate import CERTIFICATE, Certificate
-from launcher.rundir.directory import RESTORE, RunDir, read_job
+from launcher.rundir.certificate import CERTIFICATE, Certificate, find_certificate
+from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.events import Event, read_events
 from launcher.rundir.leakage import LeakageRecord
 from launcher.rundir.records import (
+    RESTORE,
     EnvironmentRecord,
     EvaluationRecord,
     GenerationRecord,
@@ -63,7 +64,7 @@ class ReportData:
     """Duplicate rows across splits."""
     result: ResultRecord | None
     certificate: Certificate | None
-    """Proof that other shapes train the same run; null if there is none."""
+    """Proof that other shapes train the same run; None if there is none that can be read."""
     files: tuple[str, ...]
     """Files that the report links to, relative to the run directory."""
 
@@ -109,7 +110,7 @@ def collect(run: RunDir) -> ReportData:
     """
     # The run may still be training: files are read one after the other, so a result may be newer than the last step
     # read here.
-    job_text = run.read_bytes("job.yaml").decode()
+    job = read_job(run)
     steps: list[StepRecord] = []
     evaluations: list[EvaluationRecord] = []
     generations: list[GenerationRecord] = []
@@ -127,8 +128,8 @@ def collect(run: RunDir) -> ReportData:
     return ReportData(
         name=run.name,
         location=redact_uri(run.uri),
-        job=read_job(run),
-        job_text=job_text,
+        job=job,
+        job_text=run.read_bytes("job.yaml").decode(),
         plan=_read_plan(run),
         environment=run.find_record("environment.json", EnvironmentRecord),
         memory=_read_memory(run),
@@ -141,7 +142,7 @@ def collect(run: RunDir) -> ReportData:
         scores=_read_scores(run),
         leakage=run.find_record("leakage.json", LeakageRecord),
         result=run.find_record("result.json", ResultRecord),
-        certificate=run.find_record(CERTIFICATE, Certificate),
+        certificate=find_certificate(run),
         # Checked one by one: a link to a file that is not there yet would be dead.
         files=tuple(path for path in _LINKED if run.exists(path)),
     )
@@ -164,6 +165,8 @@ def list_missing_parts(data: ReportData) -> tuple[str, ...]:
         sentences.append("The environment is not recorded yet (environment.json).")
     if not data.plan:
         sentences.append("There is no plan yet (plan.json).")
+    if data.certificate is None and CERTIFICATE in data.files:
+        sentences.append(f"The certificate cannot be read; {Certificate.damage_remedy} ({CERTIFICATE}).")
     return tuple(sentences)
 
 
@@ -174,7 +177,8 @@ def _read_scores(run: RunDir) -> tuple[ScoresRecord, ...]:
 
 
 def _read_memory(run: RunDir) -> tuple[MemoryUsage, ...]:
-    names = [name for name in run.list("workers") if name.startswith("memory-")]
+    # A file that is being written, or was left by a killed worker, has another ending.
+    names = [name for name in run.list("workers") if name.startswith("memory-") and name.endswith(".json")]
     return tuple(sorted((run.read_record(f"workers/{n}", MemoryUsage) for n in names), key=lambda usage: usage.rank))
 
 

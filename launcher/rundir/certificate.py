@@ -9,9 +9,9 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 
-from launcher.errors import RunError
-from launcher.rundir.directory import RESTORE, RunDir, open_uri
-from launcher.rundir.records import EnvironmentRecord, EvaluationRecord, Record, ScoresRecord, StepRecord
+from launcher.errors import CorruptRecordError, RunError
+from launcher.rundir.directory import RunDir, open_uri
+from launcher.rundir.records import RESTORE, EnvironmentRecord, EvaluationRecord, Record, ScoresRecord, StepRecord
 from launcher.rundir.uri import translate_errors
 from launcher.spec.scored import EVALUATION_SPLITS
 
@@ -61,6 +61,8 @@ class ShapeProof(Record):
 
 class Certificate(Record):
     """Content of certificate.json: what was proven of a run."""
+
+    damage_remedy = "write it again with `launcher replay RUN --prove`"
 
     steps: int
     """Steps that the run trained."""
@@ -120,6 +122,17 @@ class Certificate(Record):
     def _hash_content(self) -> str:
         content = self.model_dump(mode="json", exclude={"content_sha256"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def find_certificate(run: RunDir) -> Certificate | None:
+    """Return the certificate of a run; None if there is none, or if its content is damaged.
+
+    A damaged one proves nothing, and must not keep `launcher replay --prove` from writing another one.
+    """
+    try:
+        return run.find_record(CERTIFICATE, Certificate)
+    except CorruptRecordError:
+        return None
 
 
 def hash_run(run: RunDir) -> RunHashes:

@@ -23,7 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from launcher.errors import CorruptRecordError, RunError, StorageUnavailableError
 from launcher.formatting import mask_secrets
-from launcher.rundir.records import MetricsLine, Record
+from launcher.rundir.records import RESTORE, MetricsLine, Record
 from launcher.rundir.uri import (
     append_whole,
     describe_os_error,
@@ -45,7 +45,6 @@ R = TypeVar("R", bound=Record)
 _PART_BYTES = 1 << 19
 _BLOCK_BYTES = 1 << 22
 _METRICS_PART = re.compile(r"metrics(-\d+)?\.jsonl")
-RESTORE = "restore it from a copy, or start a new run under another name"
 _LINE: TypeAdapter[MetricsLine] = TypeAdapter(MetricsLine)
 
 
@@ -125,7 +124,7 @@ class RunDir:
         Args:
             relative: Path inside the run.
             content: Content, whole or in pieces.
-            durable: Whether to fsync. Without it, a power failure can leave a local file with no content.
+            durable: Flag to fsync. Without it, a power failure can leave a local file with no content.
 
         Raises:
             RunError: The storage cannot be written.
@@ -228,7 +227,7 @@ class RunDir:
         Args:
             source: Local directory.
             relative: Path inside the run.
-            keep: Whether an existing directory stays, as in a cache with immutable entries that others may be reading.
+            keep: Flag to leave an existing directory, as in a cache with immutable entries that others may be reading.
                 Otherwise it is replaced.
         """
         local = self.local
@@ -285,7 +284,9 @@ class RunDir:
         except ValidationError as error:
             # An unknown key comes from a newer version: the record is intact, so it must not count as corrupt.
             is_newer = any(problem["type"] == "extra_forbidden" for problem in error.errors(include_url=False))
-            message = f"{self.path(relative)}: {_describe_invalid(error, f'a valid {kind.__name__}')}"
+            message = (
+                f"{self.path(relative)}: {_describe_invalid(error, f'a valid {kind.__name__}', kind.damage_remedy)}"
+            )
             raise (RunError if is_newer else CorruptRecordError)(message) from error
 
     def find_record(self, relative: str, kind: type[R]) -> R | None:
@@ -425,11 +426,11 @@ def with_storage_of_run(run: RunDir, job: JobSpec) -> JobSpec:
     return job.model_copy(update={"output": job.output.model_copy(update={"storage": parent(run.uri)})})
 
 
-def _describe_invalid(error: ValidationError, what: str) -> str:
+def _describe_invalid(error: ValidationError, what: str, remedy: str = RESTORE) -> str:
     """Describe what is wrong with a record, and the remedy. An unknown key means a newer version wrote it."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"holds {key}, which this version of the launcher does not know; use the version that wrote it"
-    return f"not {what} ({f'{key}: ' if key else ''}{' '.join(first['msg'].split())}); {RESTORE}"
+    return f"not {what} ({f'{key}: ' if key else ''}{' '.join(first['msg'].split())}); {remedy}"

@@ -16,6 +16,8 @@ _FOLDER = "events"
 class Event(Record):
     """Content of events/<time>-<kind>.json."""
 
+    damage_remedy = "remove it, and the report does without it"
+
     kind: str
     """Type of event, such as `worker-lost`."""
     step: int

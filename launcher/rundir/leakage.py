@@ -46,6 +46,8 @@ class LeakPair(Record):
 class LeakageRecord(Record):
     """Content of leakage.json: the rows that the splits of a run have in common."""
 
+    damage_remedy = "remove it, and `launcher train` compares the splits again if the run is not finished"
+
     fingerprints: dict[str, str]
     """Fingerprint of each split's data. Changed data are compared again."""
     columns: tuple[str, ...]

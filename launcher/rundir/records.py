@@ -1,12 +1,18 @@
 """Typed records of a run directory, validated when they are read. Runs anywhere."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+RESTORE = "restore it from a copy, or start a new run under another name"
+"""Remedy for a damaged file that a run cannot do without."""
 
 
 class Record(BaseModel):
     """Base of all records. Field names are the JSON keys on disk."""
+
+    damage_remedy: ClassVar[str] = RESTORE
+    """Remedy for a file whose content is not a valid record."""
 
     # pydantic writes NaN as null by default, which would read as "no loss". `constants` writes NaN and Infinity.
     # `forbid`: an older version refuses a record with an unknown field instead of losing it at the next write. So a new
@@ -209,6 +215,8 @@ class WorkerRecord(Record):
 class EnvironmentRecord(Record):
     """Content of environment.json: software and hardware of a run."""
 
+    damage_remedy = "remove it, and the report does without it"
+
     packages: dict[str, str]
     """Version of each package the result depends on."""
     python: str
@@ -264,6 +272,8 @@ class ResultRecord(Record):
 
 class MemoryUsage(Record):
     """Content of workers/memory-N.json: estimated and used memory of one worker."""
+
+    damage_remedy = "remove it, and the report does without it"
 
     rank: int
     predicted_bytes: int | None

@@ -35,6 +35,8 @@ class MicroBatchReduction(Record):
 class MicroBatchRecord(Record):
     """Content of micro-batch.json."""
 
+    damage_remedy = "remove it, and the next attempt reduces the micro-batch again if it has to"
+
     micro_batch: int
     """Largest size known to fit; overrides a larger `parallel.micro_batch`. Delete the file when the workers have more
     memory."""

@@ -18,17 +18,20 @@ FILE = "heartbeat.json"
 _EVERY_S = 10.0
 _DEAD_S = 60.0
 """Age of the last heartbeat from which a driver counts as dead. Allows for clock skew and a slow storage."""
-State = Literal["running", "finished", "interrupted", "failed", "dead", "unknown"]
+_Recorded = Literal["running", "finished", "interrupted", "failed"]
+State = Literal[_Recorded, "dead", "unknown"]
 
 
 class HeartbeatRecord(Record):
     """Content of heartbeat.json."""
 
+    damage_remedy = "remove it; a driver writes it every 10 s"
+
     token: int
     """Token of the attempt that wrote it."""
     at: float
     """Seconds since the epoch."""
-    state: Literal["running", "finished", "interrupted", "failed"]
+    state: _Recorded
     reason: str = ""
     """Why the run ended early, if it did."""
 
@@ -41,7 +44,7 @@ def publish_run_status(run: RunDir) -> Iterator[None]:
     thread = threading.Thread(target=_write_heartbeats, args=(run, stop), name="heartbeat", daemon=True)
     thread.start()
 
-    def finish(state: Literal["finished", "interrupted", "failed"], why: str = "") -> None:
+    def finish(state: _Recorded, why: str = "") -> None:
         stop.set()
         # Before the last write, or the thread could overwrite it with "running".
         thread.join()
@@ -69,7 +72,7 @@ def _write_heartbeats(run: RunDir, stop: threading.Event) -> None:
             return
 
 
-def _write(run: RunDir, state: Literal["running", "finished", "interrupted", "failed"], why: str = "") -> None:
+def _write(run: RunDir, state: _Recorded, why: str = "") -> None:
     # A temporary storage failure must not stop training. Looking up the newest attempt costs more requests than the
     # heartbeat itself, and keeps an attempt that does not know it is stale from hiding the newer one.
     with suppress(LauncherError):

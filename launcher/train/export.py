@@ -8,7 +8,7 @@ import torch
 
 from launcher.errors import TrainingError
 from launcher.models.adapters import merge_adapters, save_adapters
-from launcher.rundir.certificate import CERTIFICATE, Certificate
+from launcher.rundir.certificate import Certificate, find_certificate
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import ResultRecord, ScoresRecord
@@ -78,7 +78,7 @@ def write_model_card(run: RunDir, job: JobSpec, plan: Plan, result: ResultRecord
             lines += [f"| loss | {scores.loss:.4f} | |", f"| rows | {scores.rows} | |\n"]
             lines += [f"{note}\n" for note in scores.notes]
     run.write_bytes("model/README.md", "\n".join(lines).encode())
-    certificate = run.find_record(CERTIFICATE, Certificate)
+    certificate = find_certificate(run)
     if certificate is not None:
         write_proof(run, certificate)
 

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.data.mixed_splits import mix_splits
 from launcher.data.mixture import cumulative_rows, cut_mixed_batches, parts_at, passes, steps_per_epoch
 from launcher.data.rank_batches import deserialize_shard
 from launcher.data.row_order import row_ranges
+from launcher.data.splits import open_split
 from launcher.data.windows import train_windows
 from launcher.driver.prepare import PreparedJob, prepare
 from launcher.errors import DataError, SpecError
@@ -32,6 +34,7 @@ def _constant(*weights: float) -> Any:
     return tuple(((0, weight),) for weight in weights)
 
 
+@settings(deadline=None)
 @given(_WEIGHTS, st.integers(1, 70))
 def test_each_batch_is_full_and_shares_never_drift(weights: list[float], batch_size: int) -> None:
     cumulative = cumulative_rows(_constant(*weights), batch_size, 300)
@@ -73,6 +76,7 @@ def test_places_of_a_source_run_through_its_epochs() -> None:
     assert passes(10, 10, 10) == []
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 6))
 def test_batches_have_the_rows_of_each_source_that_their_step_has(seed: int, steps: int) -> None:
     rng = np.random.default_rng(seed)
@@ -261,6 +265,24 @@ def test_columns_that_do_not_fit_are_refused(
     sources["tweets"]["columns"] = columns
     with pytest.raises(DataError, match=error):
         prepare(make_job(tiny_bert, {"mixture": sources}, tmp_path))
+
+
+def test_one_column_of_the_files_may_be_two_of_the_task(tmp_path: Path) -> None:
+    for name, table in {"a": {"text": ["a"], "target": ["b"]}, "b": {"words": ["c", "d"]}}.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    sources = [(name, open_split("train", [f"{tmp_path}/{name}.parquet"])) for name in ("a", "b")]
+    split = mix_splits("train", sources, [{}, {"text": "words", "target": "words"}])
+    assert split.read(np.arange(3), ["target", "text"]).to_pydict() == {
+        "target": ["b", "c", "d"], "text": ["a", "c", "d"],
+    }  # fmt: skip
+
+
+def test_caches_of_a_mixture_depend_on_the_columns_that_are_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"title": ["a"], "body": ["b"]}), tmp_path / "a.parquet")
+    sources = [("a", open_split("train", [f"{tmp_path}/a.parquet"]))]
+    title, body = (mix_splits("train", sources, [{"text": name}]) for name in ("title", "body"))
+    assert title.fingerprint == body.fingerprint
+    assert title.version != body.version
 
 
 def test_a_weight_can_be_searched_and_other_data_cannot(

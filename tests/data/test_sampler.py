@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,8 +28,27 @@ def _orders(draw: st.DrawFn, min_rows: int = 1) -> EpochSampler:
     )
 
 
+def _count_windows(order: EpochSampler) -> int:
+    return -(-order.rows // order.window_rows)
+
+
+def _window(order: EpochSampler, index: int) -> RowIds:
+    return order.rows_between(*order.bounds(index))
+
+
+class _Piece(NamedTuple):
+    first: int
+    rows: int
+    size_bytes: int
+
+
+def _pools(order: EpochSampler) -> list[list[_Piece]]:
+    shuffled, bounds = order.pooled_pieces
+    return [[_Piece(*numbers) for numbers in shuffled[a:b].tolist()] for a, b in pairwise(bounds)]
+
+
 def _all_ids(order: EpochSampler) -> RowIds:
-    return np.concatenate([order.window(i) for i in range(order.windows)])
+    return np.concatenate([_window(order, i) for i in range(_count_windows(order))])
 
 
 @_quick
@@ -43,19 +63,19 @@ def test_windows_have_each_row_exactly_once(order: EpochSampler) -> None:
 @_quick
 @given(_orders())
 def test_every_window_but_the_last_is_full(order: EpochSampler) -> None:
-    sizes = [len(order.window(i)) for i in range(order.windows)]
-    assert sizes[:-1] == [order.window_rows] * (order.windows - 1)
-    assert sizes[-1] == order.rows - order.window_rows * (order.windows - 1) > 0
-    assert len(order.window(order.windows)) == 0
+    sizes = [len(_window(order, i)) for i in range(_count_windows(order))]
+    assert sizes[:-1] == [order.window_rows] * (_count_windows(order) - 1)
+    assert sizes[-1] == order.rows - order.window_rows * (_count_windows(order) - 1) > 0
+    assert len(_window(order, _count_windows(order))) == 0
 
 
 @_quick
 @given(_orders())
 def test_window_does_not_depend_on_earlier_calls(order: EpochSampler) -> None:
     whole = _all_ids(order)
-    for index in reversed(range(order.windows)):
+    for index in reversed(range(_count_windows(order))):
         begin = index * order.window_rows
-        assert np.array_equal(replace(order).window(index), whole[begin : begin + order.window_rows])
+        assert np.array_equal(_window(replace(order), index), whole[begin : begin + order.window_rows])
 
 
 @_quick
@@ -78,8 +98,8 @@ def test_seed_epoch_and_fingerprint_each_change_the_order(order: EpochSampler) -
 @given(_orders())
 def test_pools_are_bounded_and_their_pieces_lie_inside_a_fragment(order: EpochSampler) -> None:
     bounds = np.concatenate([[0], np.cumsum([rows for rows, _ in order.fragments])])
-    assert all(order.pools)
-    for pool in order.pools:
+    assert all(_pools(order))
+    for pool in _pools(order):
         assert len(pool) == 1 or sum(piece.size_bytes for piece in pool) <= order.pool_bytes
         for piece in pool:
             owner = int(np.searchsorted(bounds, piece.first, side="right")) - 1
@@ -89,15 +109,15 @@ def test_pools_are_bounded_and_their_pieces_lie_inside_a_fragment(order: EpochSa
 
 def test_small_data_set_is_one_pool_and_is_shuffled_as_a_whole() -> None:
     order = EpochSampler(((50, 100), (50, 100), (50, 100)), "f", 1, 0, 150, 300)
-    assert len(order.pools) == 1
+    assert len(_pools(order)) == 1
     # Were only fragments shuffled, each third would come out of one fragment.
-    assert [len(np.unique(part // 50)) for part in order.window(0).reshape(3, 50)] == [3, 3, 3]
+    assert [len(np.unique(part // 50)) for part in _window(order, 0).reshape(3, 50)] == [3, 3, 3]
 
 
 def test_pool_has_pieces_from_all_over_a_large_fragment() -> None:
     order = EpochSampler(((640, 64000),), "f", 1, 0, 7, 16000)
-    assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in order.pools] == [[(5, 500)] * 32] * 4
-    for pool in order.pools:
+    assert [[(piece.rows, piece.size_bytes) for piece in pool] for pool in _pools(order)] == [[(5, 500)] * 32] * 4
+    for pool in _pools(order):
         assert len({piece.first // 160 for piece in pool}) == 4  # of each quarter
 
 
@@ -108,8 +128,8 @@ def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, c
     """Test texts in the row groups of pyarrow, and pictures in those of `datasets`; batches of 32."""
     counts = [min(group, rows - begin) for begin in range(0, rows, group)]
     order = EpochSampler(tuple((n, n * row_bytes) for n in counts), "f", 1, 0, 32 * 32, 64 << 20)
-    for index in np.linspace(0, order.windows - 2, 20).astype(int):
-        held = np.bincount(order.window(int(index)) * classes // rows, minlength=classes)
+    for index in np.linspace(0, _count_windows(order) - 2, 20).astype(int):
+        held = np.bincount(_window(order, int(index)) * classes // rows, minlength=classes)
         if classes == 2:
             assert 0.15 < held[0] / held.sum() < 0.85
         else:
@@ -119,14 +139,14 @@ def test_rows_sorted_by_class_are_mixed(rows: int, row_bytes: int, group: int, c
 def test_number_of_pieces_of_very_large_data_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.data.sampler._MAX_PIECES", 10_000)
     order = EpochSampler(((1 << 20, 1 << 40),) * 100, "f", 1, 0, 1 << 20, 64 << 20)
-    assert 9_000 < sum(map(len, order.pools)) < 11_000
+    assert 9_000 < sum(map(len, _pools(order))) < 11_000
 
 
 def test_pool_of_rows_without_bytes_is_bounded_too() -> None:
     order = EpochSampler(((10**7, 5), *((10**6, 5),) * 20), "f", 1, 0, 1000, 1000)
-    assert max(sum(piece.rows for piece in pool) for pool in order.pools) <= 1 << 20
-    assert sum(piece.rows for pool in order.pools for piece in pool) == 3 * 10**7
-    assert len(order.pools) < 40
+    assert max(sum(piece.rows for piece in pool) for pool in _pools(order)) <= 1 << 20
+    assert sum(piece.rows for pool in _pools(order) for piece in pool) == 3 * 10**7
+    assert len(_pools(order)) < 40
 
 
 def test_fragments_without_bytes_have_their_rows_in_the_order() -> None:
@@ -140,7 +160,7 @@ def test_order_of_a_seed_never_changes() -> None:
     assert generator("a", 1, 2).integers(0, 1 << 40) != generator("a", 12).integers(0, 1 << 40)
     assert generator("a", 1, 2).integers(0, 1000, 4).tolist() == [702, 915, 140, 450]
     order = EpochSampler(((4, 40), (5, 50), (3, 30)), "f", 7, 1, 12, 60)
-    assert order.window(0).tolist() == [5, 8, 9, 3, 0, 6, 10, 4, 7, 2, 11, 1]
+    assert _window(order, 0).tolist() == [5, 8, 9, 3, 0, 6, 10, 4, 7, 2, 11, 1]
 
 
 @st.composite

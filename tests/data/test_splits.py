@@ -341,3 +341,35 @@ def test_storage_that_does_not_answer_is_not_a_broken_file(
     monkeypatch.setattr(splits.pq, "ParquetFile", fail)
     with pytest.raises(StorageUnavailableError, match=os.strerror(number)):
         split.read(np.arange(3), ["id"])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize(
+    ("sizes", "columns", "change"),
+    [
+        ([50, 40], ["id"], "it had 50 rows where it has 40"),
+        ([50, 60], ["id"], "it had 50 rows where it has 60"),
+        ([50], ["id"], "it had 50 rows where it has 0"),
+        ([50, 50], ["text"], "it had a column 'id'"),
+    ],
+)
+def test_file_that_changes_while_in_use_is_named(
+    tmp_path: Path, name: str, sizes: list[int], columns: list[str], change: str
+) -> None:
+    path = tmp_path / name
+
+    def write(sizes: list[int], columns: list[str]) -> None:
+        table = _table(sum(sizes)).select(columns)
+        if name == "a.arrow":
+            _write_ipc(path, table, sizes)
+            return
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for group in range(len(sizes)):
+                writer.write_table(table.slice(sum(sizes[:group]), sizes[group]))
+
+    write([50, 50], ["id"])
+    split = open_split("train", [str(path)])
+    write(sizes, columns)
+    with pytest.raises(DataError) as caught:
+        split.read(np.array([51, 99]), ["id"])
+    assert caught.value.message == f"{path}: changed while it was in use ({change}); restore the file"

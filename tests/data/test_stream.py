@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from launcher.data import row_order
 from launcher.data.fragments import Fragment
 from launcher.data.rank_batches import deserialize_shard
 from launcher.data.row_order import epoch_sampler, read_ranges, row_ranges
@@ -108,9 +109,20 @@ def test_pool_is_read_once_and_gives_the_rows_of_the_sampler(
     monkeypatch.setattr("launcher.data.splits.read_rows", counted)
     ranges = [row_ranges(prepared.job, split, window) for window in windows]
     assert [read_ranges(parts, columns) for parts in ranges] == expected
-    pools = len(epoch_sampler(prepared.job, split, 0).pools)
+    pools = len(epoch_sampler(prepared.job, split, 0).pool_starts) - 1
     assert 4 < pools < len(windows) / 5
     assert len(opened) <= 6 * (pools + 1)  # each row group once for each pool, not for each window
+
+
+def test_trials_that_read_one_split_hold_one_pool_together(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", 40)
+    for seed in (1, 2, 3):
+        prepared = prepared_job(tiny_bert, data, tmp_path, seed=seed)
+        split, columns = prepared.splits["train"], ("text", "label")
+        window = next(train_windows(prepared.plan, prepared.job, 0))
+        rows = read_ranges(row_ranges(prepared.job, split, window), columns)
+        assert rows == split.read(StreamSource(prepared.job, prepared.splits, 1).row_ids(window), columns)
+    assert len(row_order._held_pools(split.version, columns)) == 1
 
 
 def test_skipped_rows_are_counted_once_and_all_others_come_once(tiny_bert: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from launcher.errors import RowCountError, RunError
 from launcher.predict.fingerprint import model_fingerprint
 from launcher.predict.output import (
     FINISHED,
+    LOCK,
     MANIFEST,
     Part,
     PredictionsRecord,
@@ -18,6 +19,7 @@ from launcher.predict.output import (
     create_output,
     discard_empty,
     finish,
+    lock_output,
     part_name,
     remove_unfinished,
     write_part,
@@ -133,14 +135,41 @@ def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
 
 
 def test_an_output_without_parts_is_removed(tmp_path: Path) -> None:
-    output = RunDir(str(tmp_path / "out"))
-    create_output(output, _REQUESTED)
-    discard_empty(output)
+    output = RunDir(str(tmp_path / "deep" / "out"))
+    with lock_output(output):
+        create_output(output, _REQUESTED)
+        discard_empty(output)
     assert not output.exists()
-    create_output(output, _REQUESTED)
-    _write(output, 1)
-    discard_empty(output)
+    with lock_output(output):
+        create_output(output, _REQUESTED)
+        _write(output, 1)
+        discard_empty(output)
     assert output.list("") == [MANIFEST, part_name(1)]
+
+
+def test_a_second_command_on_one_output_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    output = RunDir(str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK).touch()  # of a command that was killed
+    with lock_output(output):
+        create_output(output, _REQUESTED)
+        with (
+            pytest.raises(RunError, match=r"out: another `launcher predict` is writing there now; wait for it, or"),
+            lock_output(output),
+        ):
+            pass
+        assert output.list("") == [LOCK, MANIFEST]
+    with lock_output(output):
+        assert create_output(output, _REQUESTED) == _REQUESTED
+    assert output.list("") == [MANIFEST]
+
+
+def test_an_output_that_cannot_be_locked_is_refused_by_what_writes_to_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (RunDir(str(tmp_path / "file")), RunDir("memory://launcher-test-no-locks")):
+        with lock_output(output):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_model_fingerprint_covers_weights_and_config_but_not_the_card(tmp_path: Path) -> None:

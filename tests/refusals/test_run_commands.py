@@ -1,5 +1,6 @@
 """Unusable runs, data and arguments of evaluate, predict, report, compare, replay, rows: one sentence each."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -41,6 +42,13 @@ def _evil(old: str, new: str) -> Callable[[Desk], None]:
 def _gone(desk: Desk) -> None:
     desk.table("in.parquet", text=["w1"], label=["a"])
     desk.monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+
+def _taken(desk: Desk) -> None:
+    """Write predictions to `out` in another command, which holds the lock until this process ends."""
+    desk.table("in.parquet", text=["w1"])
+    Path("out").mkdir()
+    fcntl.flock(os.open("out/.predict.lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
 
 
 _QUESTIONS = "--step N for the rows of a step, --row FILE:NUMBER for the inverse"
@@ -172,6 +180,11 @@ ORDERS = [
         f"predict {_RUN} in.parquet --output out",
         _rows(text=["w1"], prediction=["a"]),
         "DESK/in.parquet: already has a column 'prediction'; rename it before predicting",
+    ),
+    Order(
+        f"predict {_RUN} in.parquet --output out",
+        _taken,
+        "DESK/out: another `launcher predict` is writing there now; wait for it, or give another --output",
     ),
     Order(
         f"predict {_RUN} data/train.parquet --output data",

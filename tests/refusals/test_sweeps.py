@@ -141,6 +141,12 @@ def test_an_impossible_sweep_is_refused(case: Case, command: str, desk: Desk) ->
     desk.refuses_case(command, case)
 
 
+def test_check_of_a_sweep_finds_a_label_that_would_stop_it_at_its_end(desk: Desk) -> None:
+    desk.texts(["a", "new"], "data/test.parquet")
+    sentence = "DESK/data/test.parquet: row 1: label is 'new', ..."
+    desk.refuses("check", sentence, "job.yaml", "data.test=data/test.parquet", *_space(_RATE))
+
+
 def test_tune_without_a_search_space_is_refused(desk: Desk) -> None:
     sentence = "tune: missing; set what to search, as in `tune: {space: {train.learning_rate: ...}}`"
     desk.refuses("tune", sentence, "job.yaml")

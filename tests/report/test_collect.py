@@ -7,7 +7,7 @@ import pytest
 from launcher.errors import RunError
 from launcher.report.collect import collect, list_missing_parts
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import EvaluationRecord, ScoresRecord
+from launcher.rundir.records import EvaluationRecord, MemoryUsage, ScoresRecord
 from launcher.rundir.uri import open_uri
 
 
@@ -76,14 +76,32 @@ def test_the_location_has_no_credentials(begun: RunDir, monkeypatch: pytest.Monk
     [
         ("job.yaml", b"name: [", "not a resolved job file"),
         ("job.yaml", b"name: x\n", "not a resolved job file"),
+        ("job.yaml", b"\xff\xfe\n", "not a resolved job file"),
         ("plan.json", b"{", "plan.json: not valid JSON"),
-        ("environment.json", b"{}", "environment.json: not a valid EnvironmentRecord"),
+        ("environment.json", b"{}", r"environment\.json: not a valid EnvironmentRecord \(.*\); remove it, and"),
     ],
 )
 def test_an_invalid_file_is_named(begun: RunDir, file: str, content: bytes, text: str) -> None:
     begun.write_bytes(file, content)
     with pytest.raises(RunError, match=text):
         collect(begun)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"steps": 3}', b"\xff"])
+def test_a_damaged_certificate_is_named_and_left_out(make_run: Callable[..., RunDir], content: bytes) -> None:
+    run = make_run("damaged", ("a", "b"), steps=20)
+    run.write_bytes("certificate.json", content)
+    data = collect(run)
+    assert data.certificate is None
+    assert list_missing_parts(data) == (
+        "The certificate cannot be read; write it again with `launcher replay RUN --prove` (certificate.json).",
+    )
+
+
+def test_a_record_that_is_being_written_is_not_read(begun: RunDir) -> None:
+    begun.write_record("workers/memory-1.json", MemoryUsage(rank=1, predicted_bytes=None, used_bytes=7))
+    begun.write_bytes("workers/memory-0.json.0123456789ab.tmp", b'{"rank"')
+    assert [usage.rank for usage in collect(begun).memory] == [1]
 
 
 def test_a_directory_without_a_run_is_refused(begun: RunDir) -> None:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rundir.certificate import Certificate, RunHashes, ShapeProof, hash_losses, list_weights
+from launcher.errors import RunError
+from launcher.rundir.certificate import (
+    CERTIFICATE,
+    Certificate,
+    RunHashes,
+    ShapeProof,
+    find_certificate,
+    hash_losses,
+    list_weights,
+)
 from launcher.rundir.directory import RunDir
 from tests.support.records import shape_proof, step_record
 
@@ -77,3 +86,15 @@ def test_shapes_of_an_earlier_proof_of_the_same_results_stay() -> None:
     other = _certify(shape_proof(2, 1), hashes=_HASHES.model_copy(update={"losses": "9"}))
     edited = old.model_copy(update={"steps": 9})
     assert new.with_shapes_of(other) == new and new.with_shapes_of(edited) == new
+
+
+def test_a_damaged_certificate_counts_as_none_and_that_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    assert find_certificate(run) is None
+    run.write_record(CERTIFICATE, _certify(shape_proof(1, 0)))
+    whole = run.read_bytes(CERTIFICATE)
+    run.write_bytes(CERTIFICATE, whole[:40])
+    assert find_certificate(run) is None
+    run.write_bytes(CERTIFICATE, whole.replace(b'"steps"', b'"later": 1, "steps"'))
+    with pytest.raises(RunError, match="holds later, which this version of the launcher does not know"):
+        find_certificate(run)

@@ -13,17 +13,11 @@ from launcher.errors import CorruptRecordError, RunError, StorageUnavailableErro
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir, find_run
 from launcher.rundir.events import Event
-from launcher.rundir.records import ResultRecord, StepRecord
+from launcher.rundir.records import ResultRecord
 from launcher.rundir.writable import check_storage
+from tests.support.records import step_record
 
 _RESULT = ResultRecord(steps=3, best_step=2, stopped_early=False, skipped_rows=0, elapsed_s=1.5)
-
-
-def _step(step: int, loss: float = 0.5) -> StepRecord:
-    return StepRecord(
-        step=step, epoch=1, loss=loss, learning_rate=0.1, grad_norm=None, samples=4, skipped_rows=0,
-        samples_per_s=1.0, elapsed_s=1.0,
-    )  # fmt: skip
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -48,25 +42,25 @@ def test_record_is_read_as_it_was_written(run: RunDir) -> None:
 
 def test_metrics_are_appended_and_truncated(run: RunDir) -> None:
     assert list(run.read_metrics()) == []
-    run.append_metrics([_step(1), _step(2)])
-    run.append_metrics([_step(3, math.nan)])
+    run.append_metrics([step_record(1), step_record(2)])
+    run.append_metrics([step_record(3, math.nan)])
     assert [line.step for line in run.read_metrics()] == [1, 2, 3]
     assert math.isnan(list(run.read_metrics())[-1].loss)
     metrics_log.truncate_after(run, 1)
-    assert list(run.read_metrics()) == [_step(1)]
+    assert list(run.read_metrics()) == [step_record(1)]
 
 
 def test_lines_of_later_steps_are_removed_at_any_position(run: RunDir) -> None:
     # Lines of a stale attempt may stand between those of the newer one.
-    run.append_metrics([_step(1), _step(9), _step(2), _step(3)])
+    run.append_metrics([step_record(1), step_record(9), step_record(2), step_record(3)])
     metrics_log.truncate_after(run, 2)
-    assert list(run.read_metrics()) == [_step(1), _step(2)]
+    assert list(run.read_metrics()) == [step_record(1), step_record(2)]
 
 
 def test_long_log_is_truncated_and_validated_in_blocks(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.rundir.directory, "_BLOCK_BYTES", 1000)
     monkeypatch.setattr(metrics_log, "_LONG_BYTES", 4000)
-    lines = [_step(step) for step in range(1, 101)]
+    lines = [step_record(step) for step in range(1, 101)]
     run.append_metrics(lines)
     metrics_log.validate_log(run)
     assert metrics_log.summarize(run).step == 100
@@ -86,10 +80,10 @@ def test_long_log_is_truncated_and_validated_in_blocks(run: RunDir, monkeypatch:
 
 def test_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
-    run.append_metrics([_step(1)])
+    run.append_metrics([step_record(1)])
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"kind": "st')
-    assert list(run.read_metrics()) == [_step(1)]
+    assert list(run.read_metrics()) == [step_record(1)]
     metrics_log.truncate_after(run, 1)
     assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -183,5 +177,7 @@ def test_record_of_a_newer_version_is_not_corrupt(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds later, which this version .* use the version that wrote it") as caught:
         run.read_record("new.json", Event)
     assert not isinstance(caught.value, CorruptRecordError)
-    with pytest.raises(CorruptRecordError, match=r"torn\.json: not a valid Event"):
+    with pytest.raises(
+        CorruptRecordError, match=r"torn\.json: not a valid Event \(.*\); remove it, and the report does without it"
+    ):
         run.read_record("torn.json", Event)

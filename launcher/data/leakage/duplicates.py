@@ -90,7 +90,7 @@ def find_duplicates(
         matches = [_Matches(index) for index in indexes.values()]
         for _ in pool.map(partial(_search_fragment, search, train, matches), fragments):
             pass  # raises what a thread raised
-        searched = sum(train.fragments[i].rows for i in fragments)
+        searched = int(train.fragments.rows[fragments].sum())
         pairs = [_leak_pair(search, of_split, train, searched, share) for of_split in matches]
         if "validation" in indexes and "test" in indexes:
             pairs.append(_compare_indexes(search, indexes["test"], indexes["validation"], share))
@@ -209,20 +209,14 @@ def _index_split(search: _Search, split: Split, share: float, pool: ThreadPoolEx
 
 def _searched_fragments(train: Split, limits: Limits) -> list[int]:
     """Return the fragments of the training data that are searched: all of them, unless they exceed the limits."""
-    rows = train.rows
-    size = sum(f.size_bytes for f in train.fragments)
-    if rows <= limits.searched_rows and size <= limits.searched_bytes:
-        return list(range(len(train.fragments)))
-    chosen: list[int] = []
-    rows = size = 0
-    for index in generator("leakage", train.fingerprint).permutation(len(train.fragments)).tolist():
-        fragment = train.fragments[index]
-        rows += fragment.rows
-        size += fragment.size_bytes
-        if chosen and (rows > limits.searched_rows or size > limits.searched_bytes):
-            break
-        chosen.append(index)
-    return sorted(chosen)
+    rows, sizes = train.fragments.rows, train.fragments.size_bytes
+    order = np.arange(len(rows))
+    if rows.sum() > limits.searched_rows or sizes.sum() > limits.searched_bytes:
+        order = generator("leakage", train.fingerprint).permutation(len(rows))
+    fits = (rows[order].cumsum() <= limits.searched_rows) & (sizes[order].cumsum() <= limits.searched_bytes)
+    # At least one, however large.
+    chosen: list[int] = np.sort(order[: max(1, int(fits.sum()))]).tolist()
+    return chosen
 
 
 def _search_fragment(search: _Search, train: Split, matches: Sequence[_Matches], index: int) -> None:

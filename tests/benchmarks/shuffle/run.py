@@ -90,7 +90,10 @@ def texts(folder: Path, windows: int) -> dict[str, float]:
 def pictures(rows: int = 200_000, classes: int = 1000) -> int:
     """Return the fewest classes among 8,192 pictures that follow each other, in row groups of 100."""
     order = EpochSampler(((100, 100 * 110_000),) * (rows // 100), "pictures", 1, 0, 8192, 64 << 20)
-    return min(len(np.unique(order.window(i) * classes // rows)) for i in range(order.windows - 1))
+    return min(
+        len(np.unique(order.rows_between(*order.bounds(i)) * classes // rows))
+        for i in range(order.rows // order.window_rows)
+    )
 
 
 def write_texts(path: Path, rows: int) -> None:
