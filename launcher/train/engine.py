@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from launcher.errors import TrainingError, WeightDivergenceError
+from launcher.errors import TrainingError
 from launcher.models.adapters import add_adapters, borrowed_parameters
 from launcher.models.batch_norm import PartBatchNorm, add_over_ranks, convert_to_part_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
@@ -44,10 +43,6 @@ deepspeed = import_deepspeed()
 from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses  # noqa: E402
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Integers of a weight's bits, by the bytes of an element.
-_BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
-_DIGEST_ELEMENTS = 1 << 20
-"""Elements of a weight that `check_sync` converts at a time."""
 
 
 def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -119,28 +114,14 @@ class Engine:
         self._groups = groups
         self.trained_names = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
-        prepare_op_builds()
         trained = [weight for group in groups for weight in group.parameters]
         self._position = {id(weight): i for i, weight in enumerate(trained)}
         """Position of each trained weight in the optimizer's order, by its identity."""
-        elements = sum(weight.numel() for weight in trained)
-        self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
-        disk = None if self._swap is None else self._swap.path
-        config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """Names of the optimizer states that can be resharded for another number of workers; None if they cannot."""
-        # Collective: DeepSpeed broadcasts the initial weights from rank 0. The process group exists already.
-        with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
-            self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=model,
-                optimizer=bitsandbytes_optimizer(job),
-                model_parameters=[group.as_dict() for group in groups],
-                config=config,
-                dist_init_required=False,
-            )
-        if self.zero == 3 and job.model.lora is not None:
-            for reader, parameter in borrowed_parameters(model):  # type: ignore[arg-type]  # a PeftModel
-                deepspeed.zero.register_external_parameter(reader, parameter)
+        elements = sum(weight.numel() for weight in trained)
+        self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
+        self._engine, self._optimizer = self._initialize_deepspeed(model, micro_batch, elements)
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         self._stepped = [weight for group in self._optimizer.param_groups for weight in group["params"]]
@@ -159,6 +140,30 @@ class Engine:
         if task.reference_model is not None:
             # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
             task.reference = self._build_reference(task)
+
+    def _initialize_deepspeed(self, model: torch.nn.Module, micro_batch: int, trained: int) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine and optimizer. Collective: it broadcasts the initial weights from rank 0.
+
+        Args:
+            model: Model to train.
+            micro_batch: Largest micro-batch of a rank, in samples.
+            trained: Number of elements of all trained weights.
+        """
+        prepare_op_builds()
+        swap = None if self._swap is None else self._swap.path
+        with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
+            engine, optimizer, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=bitsandbytes_optimizer(self.job),
+                model_parameters=[group.as_dict() for group in self._groups],
+                config=deepspeed_config(self.job, micro_batch, self.world_size, trained, swap),
+                # The process group exists already.
+                dist_init_required=False,
+            )
+        if self.zero == 3 and self.job.model.lora is not None:
+            for reader, parameter in borrowed_parameters(model):  # type: ignore[arg-type]  # a PeftModel
+                deepspeed.zero.register_external_parameter(reader, parameter)
+        return engine, optimizer
 
     def _add_in_one_order(self, model: torch.nn.Module, trained: list[torch.nn.Parameter]) -> FlatGradients:
         """Take the addition of gradients from DeepSpeed."""
@@ -457,44 +462,3 @@ class Engine:
         persistent = self._unwrapped.state_dict().keys() - parameters
         buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in persistent}
         return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
-
-    def check_sync(self, step: int) -> None:
-        """Check that all ranks hold the same weights. Collective; a host-device sync per weight.
-
-        Under ZeRO-3 most weights exist once, as shards; only the small ones that are replicated are compared.
-
-        Raises:
-            WeightDivergenceError: They differ; names the ranks.
-        """
-        if self.world_size == 1:
-            return
-        # A tensor on the device, as NCCL gathers nothing else. A copy, as torch warns about read-only memory.
-        local = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
-        gathered = [torch.empty_like(local) for _ in range(self.world_size)]
-        dist.all_gather(gathered, local)
-        digests = [tuple(digest.tolist()) for digest in gathered]
-        # Without a majority, as with two ranks, the first digest counts as right. The rank named may be the wrong one.
-        most_common = max(digests, key=digests.count)
-        diverged = [str(rank) for rank, digest in enumerate(digests) if digest != most_common]
-        if diverged:
-            raise WeightDivergenceError(
-                f"after step {step} rank {', '.join(diverged)} of {self.world_size} holds other weights than the rest: "
-                "the workers have diverged; check that all nodes run the same versions and healthy hardware"
-            )
-
-    def _digest(self) -> bytes:
-        digest = hashlib.sha256()
-        for name, tensor in self._unwrapped.named_parameters():
-            if self.zero == 3 and not getattr(tensor, "ds_persist", False):
-                continue
-            digest.update(name.encode())
-            # A sum of the raw bits, weighted by position, detects any flipped bit and moves 8 bytes to the CPU. In
-            # chunks: as int64, a large embedding would take four times its own memory.
-            bits = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
-            total = torch.zeros((), dtype=torch.int64, device=bits.device)
-            for number, chunk in enumerate(bits.flatten().split(_DIGEST_ELEMENTS)):
-                begin = number * _DIGEST_ELEMENTS + 1
-                positions = torch.arange(begin, begin + len(chunk), device=bits.device)
-                total += (chunk.to(torch.int64) * positions).sum()
-            digest.update(int(total.item()).to_bytes(8, "little", signed=True))
-        return digest.digest()
