@@ -261,12 +261,12 @@ class Engine:
         forward = task.forward if self._unwrapped.training else task.evaluation_forward
         return forward(self._engine, batch)
 
-    def backward(self, loss_sum: torch.Tensor, global_weight: float, ends_part: bool) -> None:
-        """Add the gradient of `loss_sum / global_weight` to that of the step. Collective under ZeRO 2 and 3.
+    def backward(self, loss_sum: torch.Tensor, divisor: float, ends_part: bool) -> None:
+        """Add the gradient of `loss_sum / divisor` to that of the step. Collective under ZeRO 2 and 3.
 
         Args:
             loss_sum: Sum of the sample losses of a micro-batch, scalar.
-            global_weight: Weight of the whole global batch.
+            divisor: Weight of the whole global batch (`GlobalBatch.divisor`).
             ends_part: Whether it is the last micro-batch of its part.
         """
         for layer in self._batch_norms:
@@ -274,10 +274,10 @@ class Engine:
             layer.part = -1
         if self._flat is None:
             # DeepSpeed averages gradients over ranks, hence the factor.
-            self._engine.backward(loss_sum / global_weight * self.world_size, scale_wrt_gas=False)
+            self._engine.backward(loss_sum / divisor * self.world_size, scale_wrt_gas=False)
             return
         self._flat.begin(ends_part)
-        self._engine.backward(loss_sum / global_weight, scale_wrt_gas=False)
+        self._engine.backward(loss_sum / divisor, scale_wrt_gas=False)
         if ends_part:
             self._flat.end_part()
 

@@ -224,7 +224,7 @@ def forward_backward(
                 losses_B = losses_B * batch.mask
                 # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The
                 # stream gives every rank as many micro-batches, or the ranks would wait for each other here.
-                engine.backward(losses_B.sum(), global_batch.weight, number == len(part.micro_batches))
+                engine.backward(losses_B.sum(), global_batch.divisor, number == len(part.micro_batches))
                 add_losses(part_losses[part.index], losses_B.detach(), batch.source)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
