@@ -198,7 +198,7 @@ def open_control_channel(
     Args:
         plan: Plan of the run, for the number of steps.
         console: Console for the progress.
-        on_metrics: Called with each metrics line too; None for no one.
+        on_metrics: Callback for each metrics line too; None for no callback.
         hang_s: Seconds without movement after which the workers are ended; None for never.
         actor: Control actor that is running; None starts one.
     """

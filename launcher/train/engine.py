@@ -267,7 +267,7 @@ class Engine:
         Args:
             loss_sum: Sum of the sample losses of a micro-batch, scalar.
             divisor: Weight of the whole global batch (`GlobalBatch.divisor`).
-            ends_part: Whether it is the last micro-batch of its part.
+            ends_part: True if it is the last micro-batch of its part.
         """
         for layer in self._batch_norms:
             # Activation checkpointing runs layers again in this pass, which must not count twice.
@@ -378,8 +378,8 @@ class Engine:
 
         Args:
             directory: Local directory with the files of the checkpoint.
-            weights_only: Whether to leave out the optimizer states.
-            universal: Whether the files are in DeepSpeed's universal format, for another number of workers.
+            weights_only: True to leave out the optimizer states.
+            universal: True if the files are in DeepSpeed's universal format, for another number of workers.
 
         Raises:
             TrainingError: DeepSpeed finds no checkpoint there.

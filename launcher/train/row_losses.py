@@ -120,7 +120,7 @@ def _load_before(run: RunDir, engine: Engine, step: int, weights_only: bool) -> 
         run: Run directory.
         engine: Engine that gets weights and states.
         step: Step that comes after the checkpoint, counted from 1.
-        weights_only: Whether a checkpoint of the step just before needs no optimizer states.
+        weights_only: True if a checkpoint of the step just before needs no optimizer states.
     """
     for saved in reversed(catalog.complete_steps(run)):
         if saved >= step:

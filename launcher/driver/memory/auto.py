@@ -77,7 +77,7 @@ def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, always_estima
         job: Job with absolute paths and inferred labels.
         run: Run directory. Its checkpoints restrict the stages; an earlier OOM caps the micro-batch.
         train: Training split. Its longest rows form the worst-case batch.
-        always_estimate: Estimate memory even if nothing is `auto` (takes 1-2 s).
+        always_estimate: True to estimate memory even if nothing is `auto` (takes 1-2 s).
     """
     part = largest_part(job, train)
     stages = _allowed_stages(run)
@@ -303,7 +303,7 @@ def _memory_config(job: JobSpec, zero: int, cuts_parts: bool) -> MemoryConfig:
     Args:
         job: Job with its virtual ranks.
         zero: ZeRO stage.
-        cuts_parts: Whether a part has more than one micro-batch.
+        cuts_parts: True if a part has more than one micro-batch.
     """
     parallel = job.parallel
     parts = -(-job.virtual_ranks // job.cluster.workers)
