@@ -94,7 +94,8 @@ class Engine:
         has_cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda else torch.device("cpu")
         model, inner = _build(job, task)
-        self._unwrapped = model
+        self.model = model
+        """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
         self._couples = task.couples
         self._batch_norms = [m for m in model.modules() if isinstance(m, PartBatchNorm)]
         for layer in self._batch_norms:
@@ -121,7 +122,7 @@ class Engine:
         """Names of the optimizer states that can be resharded for another number of workers; None if they cannot."""
         elements = sum(weight.numel() for weight in trained)
         self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
-        self._engine, self._optimizer = self._initialize_deepspeed(model, micro_batch, elements)
+        self._engine, self._optimizer = self._initialize_deepspeed(micro_batch, elements)
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         self._stepped = [weight for group in self._optimizer.param_groups for weight in group["params"]]
@@ -133,19 +134,18 @@ class Engine:
             # by those of the half-precision weights. These are None here, so it would step with zeros.
             self._optimizer.step = partial(step_master_weights, self._optimizer)
         if job.adds_in_one_order:
-            self._flat = self._add_in_one_order(model, trained)
-        self.ema = self._build_ema(model)
+            self._flat = self._add_in_one_order(trained)
+        self.ema = self._build_ema()
         """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
         self._sharded_reference: Any = None
         if task.reference_model is not None:
             # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
             task.reference = self._build_reference(task)
 
-    def _initialize_deepspeed(self, model: torch.nn.Module, micro_batch: int, trained: int) -> tuple[Any, Any]:
+    def _initialize_deepspeed(self, micro_batch: int, trained: int) -> tuple[Any, Any]:
         """Return DeepSpeed's engine and optimizer. Collective: it broadcasts the initial weights from rank 0.
 
         Args:
-            model: Model to train.
             micro_batch: Largest micro-batch of a rank, in samples.
             trained: Number of elements of all trained weights.
         """
@@ -153,7 +153,7 @@ class Engine:
         swap = None if self._swap is None else self._swap.path
         with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
             engine, optimizer, _, _ = deepspeed.initialize(
-                model=model,
+                model=self.model,
                 optimizer=bitsandbytes_optimizer(self.job),
                 model_parameters=[group.as_dict() for group in self._groups],
                 config=deepspeed_config(self.job, micro_batch, self.world_size, trained, swap),
@@ -161,11 +161,11 @@ class Engine:
                 dist_init_required=False,
             )
         if self.zero == 3 and self.job.model.lora is not None:
-            for reader, parameter in borrowed_parameters(model):  # type: ignore[arg-type]  # a PeftModel
+            for reader, parameter in borrowed_parameters(self.model):  # type: ignore[arg-type]  # a PeftModel
                 deepspeed.zero.register_external_parameter(reader, parameter)
         return engine, optimizer
 
-    def _add_in_one_order(self, model: torch.nn.Module, trained: list[torch.nn.Parameter]) -> FlatGradients:
+    def _add_in_one_order(self, trained: list[torch.nn.Parameter]) -> FlatGradients:
         """Take the addition of gradients from DeepSpeed."""
         # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
         self._engine.enable_backward_allreduce = False
@@ -178,7 +178,7 @@ class Engine:
         # torch.compile cannot trace the custom embedding gradient. In half precision a dense gradient rounds rows that
         # occur twice, as it does under ZeRO 2 and 3.
         if self.device.type == "cpu" and not self.job.train.compile and self.job.train.precision == "fp32":
-            use_sparse_embedding_update(model)
+            use_sparse_embedding_update(self.model)
         return FlatGradients(trained, -(-self.virtual_ranks // self.world_size), self.world_size)
 
     def _build_reference(self, task: Task) -> torch.nn.Module:
@@ -195,17 +195,12 @@ class Engine:
         sharded: torch.nn.Module = self._sharded_reference
         return sharded
 
-    def _build_ema(self, model: torch.nn.Module) -> EMA | None:
+    def _build_ema(self) -> EMA | None:
         if self.job.train.ema is None:
             return None
         # The model's own weights: what evaluation and export use. Without ZeRO the fp32 masters are not averaged.
-        weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        weights = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
         return EMA(self.job.train.ema, weights, sharded=self.zero == 3)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
-        return self._unwrapped
 
     def seed(self, step: int, part: int, micro_batch: int) -> None:
         """Seed the dropout noise of a micro-batch: the same on any number of workers, and after a resume.
@@ -258,7 +253,7 @@ class Engine:
             # A micro-batch has rows or one filler, never both. The first row of a filler is -1.
             layer.part = part if batch.rows[0] >= 0 else -1
         # The model's mode: DeepSpeed's engine stays in training mode itself (0.19.8, runtime/engine.py, `eval`).
-        forward = task.forward if self._unwrapped.training else task.evaluation_forward
+        forward = task.forward if self.model.training else task.evaluation_forward
         return forward(self._engine, batch)
 
     def backward(self, loss_sum: torch.Tensor, divisor: float, ends_part: bool) -> None:
@@ -386,9 +381,9 @@ class Engine:
         """
         tag = "universal" if universal else "state"
         if universal:
-            load_buffers(directory / tag, self._unwrapped)
+            load_buffers(directory / tag, self.model)
             if self.zero == 0:
-                load_full(directory / tag, self._unwrapped, self._optimizer, self.trained_names, self.moments or {})
+                load_full(directory / tag, self.model, self._optimizer, self.trained_names, self.moments or {})
                 return
             if self.zero < 3:
                 # Fails on all ranks alike. DeepSpeed would fail only on ranks with an empty shard.
@@ -446,19 +441,19 @@ class Engine:
     def _gather_weights(self) -> dict[str, torch.Tensor] | None:
         state: dict[str, torch.Tensor] = {}
         is_sharded = self.zero == 3
-        for name, tensor in self._unwrapped.named_parameters():
+        for name, tensor in self.model.named_parameters():
             # Collective under ZeRO-3. One weight at a time: a device holds one whole weight, and only rank 0's host
             # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
                     owner = name.rpartition(".")[0]
-                    whole = dequantize(self._unwrapped.get_submodule(owner)) if is_quantized(tensor) else tensor
+                    whole = dequantize(self.model.get_submodule(owner)) if is_quantized(tensor) else tensor
                     # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
                     state[name] = whole.detach().cpu().clone()
         if self.rank != 0:
             return None
-        parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))
+        parameters = set(dict(self.model.named_parameters(remove_duplicate=False)))
         # Buffers are replicated on every rank. `named_buffers` also lists those that are not saved (persistent=False).
-        persistent = self._unwrapped.state_dict().keys() - parameters
-        buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in persistent}
+        persistent = self.model.state_dict().keys() - parameters
+        buffers = {name: value for name, value in self.model.named_buffers() if name in persistent}
         return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
