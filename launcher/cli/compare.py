@@ -111,7 +111,7 @@ def verify(run: Run) -> None:
     `launcher replay RUN --prove` writes the certificate. Its hashes find changed files, but are no signature: they do
     not show who wrote it. Exit code: 0 if everything agrees, 1 if something differs, 2 without a readable certificate.
     """
-    from launcher.rundir.directory import find_run
+    from launcher.rundir.directory import find_run, runnable_job
     from launcher.rundir.verify import compare_fingerprint, read_certificate, verify_files
 
     run_dir = find_run(run)
@@ -121,10 +121,12 @@ def verify(run: Run) -> None:
         print_line(str(check))
         has_difference = has_difference or bool(check.difference)
     # Late, because it loads ray and torch.
-    from launcher.driver.current_data import read_fingerprint
+    from launcher.driver.prepare import open_splits
 
     try:
-        check = compare_fingerprint(certificate, read_fingerprint(run_dir))
+        # The training data alone: the other splits may be gone.
+        train = open_splits(runnable_job(run_dir), names=("train",))["train"]
+        check = compare_fingerprint(certificate, train.fingerprint)
     except UserError as error:
         print_line(f"note: the training data were not compared, as they cannot be read here ({error.message})")
     else:

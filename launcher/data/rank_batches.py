@@ -35,6 +35,11 @@ class GlobalBatch:
     source_weights: tuple[float, ...] = ()
     """Weight of the samples of each source of a mixture; () without a mixture."""
 
+    @property
+    def divisor(self) -> float:
+        """Return the weight; 1 for a batch whose rows are all skipped, as 0 / 0 would make its gradient NaN."""
+        return self.weight or 1.0
+
 
 @dataclass(frozen=True)
 class ShardHeader:

@@ -155,7 +155,7 @@ class StreamSource:
             encoded: Encoded rows of the window.
         """
         if window.kind != TRAIN:
-            size = self.job.evaluation.batch_size
+            size = self.job.evaluation_batch_size
             # No shuffle: metrics do not depend on the order, and with the longest rows first memory peaks in a window's
             # first batch.
             return cut_batches(encoded.lengths, -(-len(ids) // size), size, None)

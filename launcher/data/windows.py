@@ -113,7 +113,7 @@ def evaluation_windows(split: str, rows: Sequence[int], job: JobSpec, step: int)
         step: Steps completed.
     """
     # An evaluation has windows of its own size, as its batch size is another.
-    size = job.evaluation.batch_size * job.data.window_steps
+    size = job.evaluation_batch_size * job.data.window_steps
     starts = [(first, count) for first, count in zip(accumulate((0, *rows)), rows, strict=False) if count]
     begins = [
         (begin, min(size, first + count - begin))
@@ -121,6 +121,6 @@ def evaluation_windows(split: str, rows: Sequence[int], job: JobSpec, step: int)
         for begin in range(first, first + count, size)
     ]
     for index, (begin, count) in enumerate(begins):
-        end = -(-count // job.evaluation.batch_size)
+        end = -(-count // job.evaluation_batch_size)
         is_last = index == len(begins) - 1
         yield Window(split, 0, index, step, 0, end, is_last, begin, count)

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from launcher.driver.progress import TrainingProgress
+from launcher.driver.progress import TrainingProgress, print_line
 from launcher.driver.watchdog import Watchdog
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import MetricsLine
@@ -171,7 +171,7 @@ class ControlChannel:
             return False
         if is_training:
             hint = "; Ctrl-C again stops at once" if self._console.is_terminal else ""
-            self._console.print(f"stopping: saving a checkpoint first{hint}", highlight=False, soft_wrap=True)
+            print_line(self._console, f"stopping: saving a checkpoint first{hint}")
         return is_training
 
 
@@ -198,7 +198,7 @@ def open_control_channel(
     Args:
         plan: Plan of the run, for the number of steps.
         console: Console for the progress.
-        on_metrics: Called with each metrics line too; None for no one.
+        on_metrics: Callback for each metrics line too; None for no callback.
         hang_s: Seconds without movement after which the workers are ended; None for never.
         actor: Control actor that is running; None starts one.
     """

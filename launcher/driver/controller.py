@@ -16,6 +16,7 @@ from launcher.driver.control import ControlChannel
 from launcher.driver.failure_policy import FailurePolicy
 from launcher.driver.preflight import is_finished
 from launcher.driver.prepare import PreparedJob, prepare
+from launcher.driver.progress import print_line
 from launcher.driver.scaling_policy import ScalingPolicy, with_workers
 from launcher.driver.signals import interruptible_sleep
 from launcher.driver.worker_group import WorkerGroupConfig, run_worker_group
@@ -266,4 +267,4 @@ class TrainController:
         self._log(text)
 
     def _log(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, text)

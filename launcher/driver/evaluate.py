@@ -13,6 +13,7 @@ from launcher.data.splits import Split, is_numbered
 from launcher.driver.control import open_control_channel
 from launcher.driver.preflight import check_model
 from launcher.driver.prepare import open_split_file, open_splits
+from launcher.driver.progress import print_line
 from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import DataError, RunError
 from launcher.formatting import list_names
@@ -134,7 +135,7 @@ def _check_rows(run: RunDir, job: JobSpec, split: Split, console: Console) -> No
     check_columns(split, task)
     check_first_rows_of_split(job, task, split)
     for note in note_lost_labels(task, [split]):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+        print_line(console, f"note: {note}")
 
 
 def _check_classes(split: Split, task: Task) -> None:

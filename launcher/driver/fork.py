@@ -11,6 +11,7 @@ from rich.console import Console
 from launcher.data.ray_data import DeterministicDataConfig
 from launcher.driver.control import open_control_channel
 from launcher.driver.prepare import open_splits, with_absolute_paths
+from launcher.driver.progress import print_line
 from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import RunError
 from launcher.rundir.directory import RunDir, find_run, read_job
@@ -66,7 +67,7 @@ def fork_job(job: JobSpec, origin: str, console: Console) -> JobSpec:
             _export(old, with_permissions_of(read_job(old), with_absolute_paths(job)), step, cache, console)
         # Last: it marks the copy as complete.
         cache.write_record("fork.json", ForkRecord(origin=old.uri, step=step))
-    console.print(f"starting from the weights of {old.uri}, step {step}", highlight=False, soft_wrap=True, markup=False)
+    print_line(console, f"starting from the weights of {old.uri}, step {step}")
     return _with_model(job, cache.path("model"))
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from launcher.data.checks import check_first_rows
 from launcher.data.leakage.duplicates import SearchStopped, find_duplicates
 from launcher.data.splits import Split
+from launcher.driver.progress import print_line
 from launcher.errors import ClusterError, DataError, LauncherError, RunError
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir, read_job
@@ -309,7 +310,7 @@ def _compare_and_write(
     # A failed comparison must not end the run. With `data.leakage: error`, `preflight` has compared already.
     except (LauncherError, OSError, pa.ArrowException) as error:
         reason = error.message if isinstance(error, LauncherError) else " ".join(str(error).split())[:200]
-        _print_note(console, f"the splits were not compared for rows in common ({reason})")
+        print_line(console, f"note: the splits were not compared for rows in common ({reason})")
     else:
         if record is not None:
             _write_record(run, record, console)
@@ -318,8 +319,4 @@ def _compare_and_write(
 def _write_record(run: RunDir, record: LeakageRecord, console: Console) -> None:
     run.write_record(_LEAKAGE_FILE, record)
     for note in leak_notes(record):
-        _print_note(console, note)
-
-
-def _print_note(console: Console, note: str) -> None:
-    console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+        print_line(console, f"note: {note}")

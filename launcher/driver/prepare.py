@@ -20,7 +20,6 @@ from launcher.data.checks import (
     check_columns,
     check_label_types,
     check_targets,
-    has_classes,
     note_lost_labels,
     note_sorted_rows,
     with_class_names,
@@ -33,22 +32,22 @@ from launcher.data.mixed_splits import mix_splits
 from launcher.data.splits import Split, open_files, row_bytes, sample_rows
 from launcher.driver.memory.auto import MemoryPlan, largest_part, resolve_auto_parallel
 from launcher.driver.mixture_plan import count_epoch_steps, metric_modes, mixture_notes, with_row_weights
-from launcher.driver.preflight import missing_local_resources
+from launcher.driver.plan_notes import cluster_notes, model_notes, repeated_file_notes, training_notes
 from launcher.errors import DataError, ModelError
 from launcher.models import from_config
 from launcher.models.fingerprint import fingerprint_model
 from launcher.models.pretrained import load_config, without_weights
 from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import MAX_STEPS, Plan, state_bytes, total_steps
-from launcher.rundir.uri import join, redact_uri, split_options
+from launcher.rundir.uri import join, split_options
 from launcher.spec.data import DataSpec, SourceSpec
 from launcher.spec.exactness import inexact_reasons
 from launcher.spec.job import JobSpec, TaskSpec
 from launcher.spec.messages import not_one_of
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
-from launcher.tasks.metrics.labels import class_name_notes
 from launcher.tasks.params import ColumnKind
+from launcher.tasks.results import MetricMode
 
 _BATCH_ROWS = 4096
 # Sample for remarks on the training data: tokenizers read some MiB a second.
@@ -81,11 +80,11 @@ def prepare(
 
     Args:
         job: Job as the user gave it.
-        on_progress: Called with the number of footers of a split that are read, and their total.
+        on_progress: Callback with the number of footers of a split that are read, and their total.
         cache: Directory or URI for converted files and footers; None is the storage's own, which all jobs share.
-        measure: Whether to estimate memory even if nothing is `auto`, and to look for remarks on the training data;
+        measure: True to estimate memory even if nothing is `auto`, and to look for remarks on the training data;
             takes a second or two.
-        on_data: Called before memory is estimated, to start work that needs only the data.
+        on_data: Callback before memory is estimated, to start work that needs only the data.
 
     Raises:
         UserError: Data, columns, labels or model do not fit the job file.
@@ -244,7 +243,7 @@ def open_splits(
 
     Args:
         job: Job with absolute paths.
-        on_progress: Called with the number of footers of a split that are read, and their total.
+        on_progress: Callback with the number of footers of a split that are read, and their total.
         cache: Directory or URI for converted files and footers; None is the storage's own.
         names: Names of the splits to open, `train` first if it is one of them.
     """
@@ -370,12 +369,11 @@ def _make_plan(
     """
     job, task = memory.job, build_task(memory.job)
     rows = {name: split.rows for name, split in splits.items()}
-    modes = metric_modes(task, splits.get("validation"))
-    metric = job.evaluation.metric or next(iter(modes))
-    if metric not in modes:
-        raise DataError(not_one_of("evaluation.metric", metric, tuple(modes)))
+    validation = splits.get("validation")
+    metric, mode = _choose_metric(job, task, validation)
     steps = count_epoch_steps(job, splits["train"])
-    if total_steps(steps, job) > MAX_STEPS:
+    steps_in_all = total_steps(steps, job)
+    if steps_in_all > MAX_STEPS:
         raise DataError(
             f"train.epochs: {job.train.epochs} epochs of {steps} steps are more than "
             f"the {MAX_STEPS} steps a run may have; lower it, or set train.max_steps"
@@ -389,16 +387,16 @@ def _make_plan(
         train_rows=rows["train"],
         validation_rows=rows.get("validation", 0),
         test_rows=rows.get("test", 0),
-        validation_sources=tuple(part.rows for part in splits["validation"].sources) if "validation" in splits else (),
+        validation_sources=() if validation is None else tuple(source.rows for source in validation.sources),
         fingerprint=splits["train"].fingerprint,
         batch_size=job.train.batch_size,
         window_steps=job.data.window_steps,
         steps_per_epoch=steps,
         epochs=job.train.epochs,
-        total_steps=total_steps(steps, job),
+        total_steps=steps_in_all,
         evaluate_every_steps=job.evaluation.every_steps,
         metric=metric,
-        metric_mode=job.evaluation.mode if job.evaluation.mode != "auto" else modes[metric],
+        metric_mode=mode,
         workers=job.cluster.workers,
         zero=job.zero_stage,
         samples_per_worker=min(parts * part, job.train.batch_size),
@@ -414,87 +412,24 @@ def _make_plan(
         memory_limit_bytes=memory.limit_bytes,
         notes=(
             *data_notes,
-            *_training_notes(job, task, rows),
-            *_model_notes(job, model_facts, part),
-            *_cluster_notes(job),
-            *_repeated_file_notes(splits),
-            *mixture_notes(job, splits["train"], total_steps(steps, job)),
+            *training_notes(job, task, rows),
+            *model_notes(job, model_facts, part),
+            *cluster_notes(job),
+            *repeated_file_notes(splits),
+            *mixture_notes(job, splits["train"], steps_in_all),
             *memory.notes,
         ),
     )
 
 
-def _training_notes(job: JobSpec, task: Task, rows: dict[str, int]) -> list[str]:
-    notes = []
-    if "validation" not in rows:
-        notes.append("no validation data: the last weights are exported, whatever their quality")
-    if has_classes(task):
-        notes += class_name_notes(getattr(task.params, "labels", None) or (), task.target_columns[0])
-    if task.for_evaluation() is not task:
-        notes.append("validation and test losses are plain cross entropy: smoothing and class weights shape training")
-    if rows["train"] < job.train.batch_size and job.data.mixture is None:
-        notes.append(f"fewer training rows ({rows['train']}) than train.batch_size: one smaller batch per epoch")
-    if job.train.optimizer.type == "adamw_8bit" and job.zero_stage:
-        notes.append(
-            "adamw_8bit quantises blocks of each worker's shard: another number of workers cannot resume from its "
-            "checkpoints; parallel.zero: 0 has no such limit"
-        )
-    if job.data.cache is not None and task.augments:
-        notes.append("data.cache: training rows are augmented, so only validation and test rows are cached")
-    return notes
+def _choose_metric(job: JobSpec, task: Task, validation: Split | None) -> tuple[str, MetricMode]:
+    """Return the metric that selects the best checkpoint, and its direction.
 
-
-def _model_notes(job: JobSpec, model_facts: dict[str, object], part: int) -> list[str]:
-    notes = []
-    if job.model.trains_batch_norm and model_facts.get("batch_norms"):
-        notes.append(
-            "BatchNorm sees one micro-batch: parallel.micro_batch changes the result"
-            if job.parallel.micro_batch
-            else f"BatchNorm sees one part of a batch, {part} samples; fewer train.virtual_ranks make parts larger"
-        )
-    elif model_facts.get("batch_norms"):
-        notes.append("BatchNorm keeps its pretrained statistics; model.batch_norm: trained moves them")
-    if model_facts.get("packs") is False:
-        notes.append(
-            f"task.packing: off, as packed samples would see each other in a {model_facts['model_type']} model; "
-            "shorter rows are padded, and the loss curve is the same"
-        )
-    return notes
-
-
-def _cluster_notes(job: JobSpec) -> list[str]:
-    notes = []
-    if job.cluster.workers > job.virtual_ranks:
-        remedy = "raise train.batch_size" if job.cluster.workers > job.train.batch_size else "raise train.virtual_ranks"
-        notes.append(
-            f"cluster.workers: of {job.cluster.workers} workers only {job.virtual_ranks} ever get a sample, as a batch "
-            f"has no more parts; {remedy}, which changes the curve, or take fewer workers"
-        )
-    if not job.cluster.gpus_per_worker and not job.cluster.address and job.cluster.kubernetes is None:
-        cores = os.cpu_count() or 1
-        used = job.cluster.workers * job.train.threads
-        if used < cores // 2:
-            notes.append(
-                f"train.threads: {job.cluster.workers} workers of {job.train.threads} threads leave most of {cores} "
-                "cores idle; take more workers, or more threads, which change the last bits"
-            )
-    # A note, not an error: `check` may run on a machine without the GPUs. `train` refuses (`require_local_resources`).
-    missing = missing_local_resources(job)
-    if missing is not None:
-        notes.append(missing)
-    if job.cluster.gpus_per_worker and not job.train.deterministic:
-        notes.append("GPU kernels may differ in the last bits from run to run; train.deterministic: true forbids them")
-    return notes
-
-
-def _repeated_file_notes(splits: dict[str, Split]) -> list[str]:
-    """Return a note for each split that names a file more than once."""
-    notes = []
-    for name, split in splits.items():
-        paths = split.fragments.files.column("path")
-        repeated = next((c["values"] for c in paths.value_counts().to_pylist() if c["counts"] > 1), None)
-        if repeated is not None:
-            index = int(np.flatnonzero(np.asarray(paths) == repeated)[0])
-            origin = split.fragments.files.column("origin")[index].as_py() or repeated
-            notes.append(f"data.{name}: {redact_uri(origin)} is named more than once, and its rows count as often")
-    return notes
+    Raises:
+        DataError: The task has no metric of that name.
+    """
+    modes = metric_modes(task, validation)
+    metric = job.evaluation.metric or next(iter(modes))
+    if metric not in modes:
+        raise DataError(not_one_of("evaluation.metric", metric, tuple(modes)))
+    return metric, modes[metric] if job.evaluation.mode == "auto" else job.evaluation.mode

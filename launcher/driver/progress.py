@@ -17,6 +17,11 @@ _TERMINAL_EVERY_S = 0.5
 _LOG_EVERY_S = 5.0
 
 
+def print_line(console: Console, text: str) -> None:
+    """Print text as it is: no markup, which brackets in a path would be, no colors, no wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def reading_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that shows how many footers are read, from the fifth second on."""
@@ -32,7 +37,7 @@ def reading_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         shown = now
         text = f"reading footers: {done:,} of {total:,} files"
         if status is None:
-            console.print(text, highlight=False, soft_wrap=True)
+            print_line(console, text)
         else:
             status.update(text)
             status.start()
@@ -100,7 +105,7 @@ class _Display:
     def print(self, text: str) -> None:
         """Print a line; a bar stays below it."""
         # In a log each record stays one line, whatever width rich assumes there.
-        self._console.print(text, highlight=False, soft_wrap=self._bar is None)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=self._bar is None)
 
     def close(self) -> None:
         """Remove the live bar from the terminal."""
@@ -192,7 +197,7 @@ class RetrainingProgress:
         count = self._last - 1 - done
         begin = f"from the checkpoint of step {done}" if done else "no checkpoint is that old: from the beginning"
         again = f"{count} step{'' if count == 1 else 's'} trained again before the last one" if count else "none again"
-        self._console.print(f"{begin}, {again}", highlight=False, soft_wrap=True)
+        print_line(self._console, f"{begin}, {again}")
         if count:
             self._display = _Display(self._console, "step", self._last, done, first_log_s=_LOG_EVERY_S)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from launcher.driver.preflight import check_resumable, is_finished
 from launcher.driver.prepare import PreparedJob
+from launcher.driver.progress import print_line
 from launcher.driver.replay import find_known_differences, name_with_ending, prepare_replay
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
@@ -68,14 +69,14 @@ def prove_run(run: RunDir, jobs: Sequence[JobSpec], console: Console) -> Certifi
             stack.enter_context(ray_session(max(unfinished, key=_count_cpus)))
         for number, shape in enumerate(prepared, 1):
             where = f"{describe_workers((shape.plan.workers,))}, ZeRO {shape.plan.zero}"
-            _print(console, f"shape {number} of {len(prepared)}: {where} ({shape.run.name})")
+            print_line(console, f"shape {number} of {len(prepared)}: {where} ({shape.run.name})")
             reasons = find_known_differences(plan, shape)
             for reason in reasons:
-                _print(console, f"note: only within {TOLERANCE:g}: {reason}")
+                print_line(console, f"note: only within {TOLERANCE:g}: {reason}")
             if not is_finished(shape):
                 run_job(shape.job, console)
             shapes.append(compare_shape(run, data, hashes, shape.run, reasons))
-            _print(console, describe_shape(shapes[-1], hashes))
+            print_line(console, describe_shape(shapes[-1], hashes))
     certificate = make_certificate(run, data, hashes, shapes)
     if data.certificate is not None:
         certificate = certificate.with_shapes_of(data.certificate)
@@ -206,7 +207,3 @@ def make_certificate(run: RunDir, data: ReportData, hashes: RunHashes, shapes: S
         tolerance=TOLERANCE,
         shapes=tuple(shapes),
     ).seal()
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from launcher.driver.preflight import check_same_data
 from launcher.driver.prepare import PreparedJob, prepare
+from launcher.driver.progress import print_line
 from launcher.driver.run import run_job
 from launcher.errors import RunError
 from launcher.report.compare import Comparison, compare, render_comparison
@@ -58,7 +59,7 @@ def replay_run(run: RunDir, job: JobSpec, name: str | None, console: Console) ->
     replay, old = prepared.run, run.read_record("plan.json", Plan)
     known_differences = find_known_differences(old, prepared)
     for difference in known_differences:
-        console.print(f"note: {difference}", highlight=False, soft_wrap=True, markup=False)
+        print_line(console, f"note: {difference}")
     run_job(prepared.job, console)
     comparison = compare((run, replay))
     replay.write_bytes("compare.html", render_comparison(comparison).encode())

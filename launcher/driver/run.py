@@ -21,7 +21,7 @@ from launcher.driver.control import ControlActor, open_control_channel, start_co
 from launcher.driver.controller import TrainController
 from launcher.driver.preflight import check_leakage_in_background, is_finished, preflight, require_local_resources
 from launcher.driver.prepare import PreparedJob, prepare
-from launcher.driver.progress import reading_progress
+from launcher.driver.progress import print_line, reading_progress
 from launcher.driver.worker_group import ray_session
 from launcher.errors import ClusterError, RunInterrupted
 from launcher.processes import local_ray
@@ -73,7 +73,7 @@ def run_job(job: JobSpec, console: Console, faults: Faults | None = None) -> Run
         injected = faults.resolve(prepared.plan.total_steps, prepared.plan.workers) if faults is not None else ()
         leakage = preflight(prepared, "train")
         if is_finished(prepared):
-            _print(console, f"run {run.uri} is complete; change `name` to train again")
+            print_line(console, f"run {run.uri} is complete; change `name` to train again")
         else:
             _print_plan(prepared, console)
             with (
@@ -227,31 +227,27 @@ def _print_plan(prepared: PreparedJob, console: Console) -> None:
     plan = prepared.plan
     resume_step = catalog.latest_step(prepared.run)
     resuming = f"; resuming from step {resume_step}" if resume_step else ""
-    _print(
+    print_line(
         console,
         f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} "
         f"workers, ZeRO-{plan.zero}{resuming}",
     )
     for note in plan.notes:
-        _print(console, f"note: {note}")
+        print_line(console, f"note: {note}")
 
 
 def _print_results(run: RunDir, report: str, console: Console) -> None:
     result = run.read_record("result.json", ResultRecord)
     for reduction in read_reductions(run):
         if not reduction.restarted:  # the controller printed the others
-            _print(console, reduction.sentence())
+            print_line(console, reduction.sentence())
     early = ", stopped early" if result.stopped_early else ""
     skipped = f", {result.skipped_rows} rows skipped" if result.skipped_rows else ""
-    _print(console, f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}")
+    print_line(console, f"done: {result.steps} steps, best at step {result.best_step}{early}{skipped}")
     for split in ("validation", "test"):
         scores = run.find_record(f"scores-{split}.json", ScoresRecord)
         if scores is not None:
             values = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
-            _print(console, f"{split:<10}: {values}")
-    _print(console, f"model     : {run.path('model')}")
-    _print(console, f"report    : {report}")
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+            print_line(console, f"{split:<10}: {values}")
+    print_line(console, f"model     : {run.path('model')}")
+    print_line(console, f"report    : {report}")

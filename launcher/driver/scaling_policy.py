@@ -45,7 +45,7 @@ class ScalingPolicy:
         """Return the number of workers that the cluster can hold now; wait until it can hold the minimum.
 
         Args:
-            log: Receives one sentence if the method has to wait.
+            log: Function that shows one sentence if the method has to wait.
 
         Raises:
             ClusterError: The cluster cannot hold the minimum after half an hour.
@@ -77,7 +77,7 @@ class ScalingPolicy:
 
         Args:
             job: Job with the number of workers of this attempt.
-            request_restart: Asks the workers to save a checkpoint and exit.
+            request_restart: Function that asks the workers to save a checkpoint and exit.
         """
         self.resize_requested = False
         if self._job.cluster.min_workers is None or job.cluster.workers >= self._job.cluster.workers:

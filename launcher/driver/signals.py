@@ -26,7 +26,7 @@ def run_interruptibly(work: Callable[[], object], request_stop: Callable[[], boo
 
     Args:
         work: Function that blocks until the workers have exited.
-        request_stop: Called at the first signal; returns False if there is nothing to wait for.
+        request_stop: Function to call at the first signal; returns False if there is nothing to wait for.
 
     Raises:
         ForcedStop: A second signal arrived, or there was nothing to wait for.

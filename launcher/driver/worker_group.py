@@ -186,8 +186,8 @@ def run_worker_group(
         group: Worker group to start.
         train_fn: Function that every train worker runs.
         train_fn_config: Argument of `train_fn`; pickled to the workers.
-        request_stop: Asks the workers to save a checkpoint and exit, at SIGTERM or Ctrl-C; returns False if there is
-            nothing to save.
+        request_stop: Function that asks the workers to save a checkpoint and exit, at SIGTERM or Ctrl-C; returns False
+            if there is nothing to save.
 
     Raises:
         RunInterrupted: A signal arrived, and the workers could not exit by themselves.

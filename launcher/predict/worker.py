@@ -18,7 +18,7 @@ from launcher.predict.output import Part, write_part
 from launcher.predict.parts import Layout
 from launcher.predict.row_reader import RowReader
 from launcher.rundir.directory import RunDir
-from launcher.spec.job import JobSpec
+from launcher.spec.job import EVALUATION_BATCH, JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.samples import Encoded
 
@@ -122,7 +122,7 @@ class Predictor:
         import torch
 
         encoded = piece.encoded
-        batch_size = self._config.job.evaluation.batch_size
+        batch_size = self._config.job.evaluation.batch_size or EVALUATION_BATCH
         # Longest first, so that a batch that does not fit fails at once and not near the end of a piece. Stable: equal
         # lengths keep their order, and a piece that is predicted again has the same batches.
         by_length = np.argsort(-encoded.lengths, kind="stable")

@@ -16,6 +16,8 @@ from launcher.spec.tune import TuneSpec
 
 _VIRTUAL_RANKS = 8
 """Parts of a global batch if neither the job nor the number of workers asks for more."""
+EVALUATION_BATCH = 64
+"""Samples per evaluation batch if neither the job nor its training batches ask for more; also those of a prediction."""
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 INVALID_NAME = "not made of at most 63 letters, digits, dots, dashes and underscores, with a letter or digit first"
 """Explanation of an invalid name, for `NAME is ...` in an error message."""
@@ -117,6 +119,12 @@ class JobSpec(Section):
             return self.train.virtual_ranks
         wanted = max(_VIRTUAL_RANKS, 1 << (self.cluster.workers - 1).bit_length())
         return min(wanted, 1 << (self.train.batch_size.bit_length() - 1))
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Samples per evaluation batch: `evaluation.batch_size`, or its default for the batches of this job."""
+        # As many as in training, so that a forward pass is as busy; more would take more memory than a step has.
+        return self.evaluation.batch_size or max(EVALUATION_BATCH, self.train.batch_size)
 
     @property
     def adds_in_one_order(self) -> bool:

@@ -134,8 +134,10 @@ class EvaluationSpec(Section):
     patience: int | None = Field(default=None, ge=1)
     """Stop early after this many evaluations in a row without improvement; null never stops early."""
 
-    batch_size: int = Field(default=64, ge=1)
-    """Samples per evaluation batch over all workers. Affects memory and speed, not the metrics."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Samples per evaluation batch over all workers. Null takes `train.batch_size`, at least 64; predictions take 64.
+    Each is cut into `train.virtual_ranks` parts, so that scores have the same bits on any number of workers. Affects
+    memory and speed, not the metrics."""
 
 
 class CheckpointSpec(Section):

@@ -60,7 +60,7 @@ def coupled_forward_backward(
         # The gradient of this product is the chain rule. A filler has no rows and gets zeros; it runs all the same, as
         # the backward pass is a collective under ZeRO 2 and 3.
         terms = [(outputs[name][: end - begin].float() * grad[begin:end]).sum() for name, grad in own.items()]
-        engine.backward(torch.stack(terms).sum(), global_batch.weight, number == len(part.micro_batches))
+        engine.backward(torch.stack(terms).sum(), global_batch.divisor, number == len(part.micro_batches))
         source = None if batch.source is None else batch.source[: end - begin]
         add_losses(part_losses[part.index], own_losses[begin:end], source)
         begin = end

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from launcher.errors import TrainingError, WeightDivergenceError
+from launcher.errors import TrainingError
 from launcher.models.adapters import add_adapters, borrowed_parameters
 from launcher.models.batch_norm import PartBatchNorm, add_over_ranks, convert_to_part_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
@@ -44,10 +43,6 @@ deepspeed = import_deepspeed()
 from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses  # noqa: E402
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Integers of a weight's bits, by the bytes of an element.
-_BITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
-_DIGEST_ELEMENTS = 1 << 20
-"""Elements of a weight that `check_sync` converts at a time."""
 
 
 def _build(job: JobSpec, task: Task) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -99,7 +94,8 @@ class Engine:
         has_cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda else torch.device("cpu")
         model, inner = _build(job, task)
-        self._unwrapped = model
+        self.model = model
+        """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
         self._couples = task.couples
         self._batch_norms = [m for m in model.modules() if isinstance(m, PartBatchNorm)]
         for layer in self._batch_norms:
@@ -119,28 +115,14 @@ class Engine:
         self._groups = groups
         self.trained_names = [name for group in groups for name in group.names]
         """Names of the trained parameters, in the optimizer's order."""
-        prepare_op_builds()
         trained = [weight for group in groups for weight in group.parameters]
         self._position = {id(weight): i for i, weight in enumerate(trained)}
         """Position of each trained weight in the optimizer's order, by its identity."""
-        elements = sum(weight.numel() for weight in trained)
-        self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
-        disk = None if self._swap is None else self._swap.path
-        config = deepspeed_config(job, micro_batch, self.world_size, elements, disk)
         self.moments = MOMENTS.get(job.train.optimizer.type)
         """Names of the optimizer states that can be resharded for another number of workers; None if they cannot."""
-        # Collective: DeepSpeed broadcasts the initial weights from rank 0. The process group exists already.
-        with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
-            self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=model,
-                optimizer=bitsandbytes_optimizer(job),
-                model_parameters=[group.as_dict() for group in groups],
-                config=config,
-                dist_init_required=False,
-            )
-        if self.zero == 3 and job.model.lora is not None:
-            for reader, parameter in borrowed_parameters(model):  # type: ignore[arg-type]  # a PeftModel
-                deepspeed.zero.register_external_parameter(reader, parameter)
+        elements = sum(weight.numel() for weight in trained)
+        self._swap = create_swap_dir(job.parallel.offload_path, elements // self.world_size)
+        self._engine, self._optimizer = self._initialize_deepspeed(micro_batch, elements)
         # Read from DeepSpeed's optimizer, not from the model: in half precision it has replaced the weights in its
         # groups with fp32 masters (runtime/fp16/unfused_optimizer.py).
         self._stepped = [weight for group in self._optimizer.param_groups for weight in group["params"]]
@@ -152,15 +134,38 @@ class Engine:
             # by those of the half-precision weights. These are None here, so it would step with zeros.
             self._optimizer.step = partial(step_master_weights, self._optimizer)
         if job.adds_in_one_order:
-            self._flat = self._add_in_one_order(model, trained)
-        self.ema = self._build_ema(model)
+            self._flat = self._add_in_one_order(trained)
+        self.ema = self._build_ema()
         """Moving average of the weights, if the job asks for one: used by evaluation and by `full_state_dict`."""
         self._sharded_reference: Any = None
         if task.reference_model is not None:
             # Collective under ZeRO-3. After the trained model, whose initialisation has the larger peak of memory.
             task.reference = self._build_reference(task)
 
-    def _add_in_one_order(self, model: torch.nn.Module, trained: list[torch.nn.Parameter]) -> FlatGradients:
+    def _initialize_deepspeed(self, micro_batch: int, trained: int) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine and optimizer. Collective: it broadcasts the initial weights from rank 0.
+
+        Args:
+            micro_batch: Largest micro-batch of a rank, in samples.
+            trained: Number of elements of all trained weights.
+        """
+        prepare_op_builds()
+        swap = None if self._swap is None else self._swap.path
+        with unify_gradient_dtype(deepspeed.DeepSpeedEngine):
+            engine, optimizer, _, _ = deepspeed.initialize(
+                model=self.model,
+                optimizer=bitsandbytes_optimizer(self.job),
+                model_parameters=[group.as_dict() for group in self._groups],
+                config=deepspeed_config(self.job, micro_batch, self.world_size, trained, swap),
+                # The process group exists already.
+                dist_init_required=False,
+            )
+        if self.zero == 3 and self.job.model.lora is not None:
+            for reader, parameter in borrowed_parameters(self.model):  # type: ignore[arg-type]  # a PeftModel
+                deepspeed.zero.register_external_parameter(reader, parameter)
+        return engine, optimizer
+
+    def _add_in_one_order(self, trained: list[torch.nn.Parameter]) -> FlatGradients:
         """Take the addition of gradients from DeepSpeed."""
         # DeepSpeed would reduce in its `step`, through buckets (runtime/engine.py); FlatGradients needs no copy.
         self._engine.enable_backward_allreduce = False
@@ -173,7 +178,7 @@ class Engine:
         # torch.compile cannot trace the custom embedding gradient. In half precision a dense gradient rounds rows that
         # occur twice, as it does under ZeRO 2 and 3.
         if self.device.type == "cpu" and not self.job.train.compile and self.job.train.precision == "fp32":
-            use_sparse_embedding_update(model)
+            use_sparse_embedding_update(self.model)
         return FlatGradients(trained, -(-self.virtual_ranks // self.world_size), self.world_size)
 
     def _build_reference(self, task: Task) -> torch.nn.Module:
@@ -190,17 +195,12 @@ class Engine:
         sharded: torch.nn.Module = self._sharded_reference
         return sharded
 
-    def _build_ema(self, model: torch.nn.Module) -> EMA | None:
+    def _build_ema(self) -> EMA | None:
         if self.job.train.ema is None:
             return None
         # The model's own weights: what evaluation and export use. Without ZeRO the fp32 masters are not averaged.
-        weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        weights = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
         return EMA(self.job.train.ema, weights, sharded=self.zero == 3)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """Model of transformers; under ZeRO-3 its weights are sharded between uses."""
-        return self._unwrapped
 
     def seed(self, step: int, part: int, micro_batch: int) -> None:
         """Seed the dropout noise of a micro-batch: the same on any number of workers, and after a resume.
@@ -253,26 +253,26 @@ class Engine:
             # A micro-batch has rows or one filler, never both. The first row of a filler is -1.
             layer.part = part if batch.rows[0] >= 0 else -1
         # The model's mode: DeepSpeed's engine stays in training mode itself (0.19.8, runtime/engine.py, `eval`).
-        forward = task.forward if self._unwrapped.training else task.evaluation_forward
+        forward = task.forward if self.model.training else task.evaluation_forward
         return forward(self._engine, batch)
 
-    def backward(self, loss_sum: torch.Tensor, global_weight: float, ends_part: bool) -> None:
-        """Add the gradient of `loss_sum / global_weight` to that of the step. Collective under ZeRO 2 and 3.
+    def backward(self, loss_sum: torch.Tensor, divisor: float, ends_part: bool) -> None:
+        """Add the gradient of `loss_sum / divisor` to that of the step. Collective under ZeRO 2 and 3.
 
         Args:
             loss_sum: Sum of the sample losses of a micro-batch, scalar.
-            global_weight: Weight of the whole global batch.
-            ends_part: Whether it is the last micro-batch of its part.
+            divisor: Weight of the whole global batch (`GlobalBatch.divisor`).
+            ends_part: True if it is the last micro-batch of its part.
         """
         for layer in self._batch_norms:
             # Activation checkpointing runs layers again in this pass, which must not count twice.
             layer.part = -1
         if self._flat is None:
             # DeepSpeed averages gradients over ranks, hence the factor.
-            self._engine.backward(loss_sum / global_weight * self.world_size, scale_wrt_gas=False)
+            self._engine.backward(loss_sum / divisor * self.world_size, scale_wrt_gas=False)
             return
         self._flat.begin(ends_part)
-        self._engine.backward(loss_sum / global_weight, scale_wrt_gas=False)
+        self._engine.backward(loss_sum / divisor, scale_wrt_gas=False)
         if ends_part:
             self._flat.end_part()
 
@@ -373,17 +373,17 @@ class Engine:
 
         Args:
             directory: Local directory with the files of the checkpoint.
-            weights_only: Whether to leave out the optimizer states.
-            universal: Whether the files are in DeepSpeed's universal format, for another number of workers.
+            weights_only: True to leave out the optimizer states.
+            universal: True if the files are in DeepSpeed's universal format, for another number of workers.
 
         Raises:
             TrainingError: DeepSpeed finds no checkpoint there.
         """
         tag = "universal" if universal else "state"
         if universal:
-            load_buffers(directory / tag, self._unwrapped)
+            load_buffers(directory / tag, self.model)
             if self.zero == 0:
-                load_full(directory / tag, self._unwrapped, self._optimizer, self.trained_names, self.moments or {})
+                load_full(directory / tag, self.model, self._optimizer, self.trained_names, self.moments or {})
                 return
             if self.zero < 3:
                 # Fails on all ranks alike. DeepSpeed would fail only on ranks with an empty shard.
@@ -441,60 +441,19 @@ class Engine:
     def _gather_weights(self) -> dict[str, torch.Tensor] | None:
         state: dict[str, torch.Tensor] = {}
         is_sharded = self.zero == 3
-        for name, tensor in self._unwrapped.named_parameters():
+        for name, tensor in self.model.named_parameters():
             # Collective under ZeRO-3. One weight at a time: a device holds one whole weight, and only rank 0's host
             # memory all of them. All ranks must iterate in the same order.
             with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded):
                 if self.rank == 0:
                     owner = name.rpartition(".")[0]
-                    whole = dequantize(self._unwrapped.get_submodule(owner)) if is_quantized(tensor) else tensor
+                    whole = dequantize(self.model.get_submodule(owner)) if is_quantized(tensor) else tensor
                     # A clone: on a CPU, `cpu()` returns the live storage, where the training weights are swapped in.
                     state[name] = whole.detach().cpu().clone()
         if self.rank != 0:
             return None
-        parameters = set(dict(self._unwrapped.named_parameters(remove_duplicate=False)))
+        parameters = set(dict(self.model.named_parameters(remove_duplicate=False)))
         # Buffers are replicated on every rank. `named_buffers` also lists those that are not saved (persistent=False).
-        persistent = self._unwrapped.state_dict().keys() - parameters
-        buffers = {name: value for name, value in self._unwrapped.named_buffers() if name in persistent}
+        persistent = self.model.state_dict().keys() - parameters
+        buffers = {name: value for name, value in self.model.named_buffers() if name in persistent}
         return state | {name: value.detach().cpu().clone() for name, value in buffers.items()}
-
-    def check_sync(self, step: int) -> None:
-        """Check that all ranks hold the same weights. Collective; a host-device sync per weight.
-
-        Under ZeRO-3 most weights exist once, as shards; only the small ones that are replicated are compared.
-
-        Raises:
-            WeightDivergenceError: They differ; names the ranks.
-        """
-        if self.world_size == 1:
-            return
-        # A tensor on the device, as NCCL gathers nothing else. A copy, as torch warns about read-only memory.
-        local = torch.from_numpy(np.frombuffer(self._digest(), dtype=np.int64).copy()).to(self.device)
-        gathered = [torch.empty_like(local) for _ in range(self.world_size)]
-        dist.all_gather(gathered, local)
-        digests = [tuple(digest.tolist()) for digest in gathered]
-        # Without a majority, as with two ranks, the first digest counts as right. The rank named may be the wrong one.
-        most_common = max(digests, key=digests.count)
-        diverged = [str(rank) for rank, digest in enumerate(digests) if digest != most_common]
-        if diverged:
-            raise WeightDivergenceError(
-                f"after step {step} rank {', '.join(diverged)} of {self.world_size} holds other weights than the rest: "
-                "the workers have diverged; check that all nodes run the same versions and healthy hardware"
-            )
-
-    def _digest(self) -> bytes:
-        digest = hashlib.sha256()
-        for name, tensor in self._unwrapped.named_parameters():
-            if self.zero == 3 and not getattr(tensor, "ds_persist", False):
-                continue
-            digest.update(name.encode())
-            # A sum of the raw bits, weighted by position, detects any flipped bit and moves 8 bytes to the CPU. In
-            # chunks: as int64, a large embedding would take four times its own memory.
-            bits = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
-            total = torch.zeros((), dtype=torch.int64, device=bits.device)
-            for number, chunk in enumerate(bits.flatten().split(_DIGEST_ELEMENTS)):
-                begin = number * _DIGEST_ELEMENTS + 1
-                positions = torch.arange(begin, begin + len(chunk), device=bits.device)
-                total += (chunk.to(torch.int64) * positions).sum()
-            digest.update(int(total.item()).to_bytes(8, "little", signed=True))
-        return digest.digest()

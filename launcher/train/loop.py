@@ -31,6 +31,7 @@ from launcher.train.non_finite import NonFinitePolicy
 from launcher.train.oom import OOMRecovery, is_out_of_memory
 from launcher.train.preemption import never_stop
 from launcher.train.schedule import learning_rate
+from launcher.train.sync_check import check_sync
 from launcher.train.validate import generate_samples, validate
 
 INITIAL_STATE = TrainerState(
@@ -118,7 +119,7 @@ def train(
         must_save = is_leaving or _is_due(job.checkpoint.every_steps, done)
         # Step 1 finds nodes with other versions or other pretrained weights before hours are spent. Collective.
         if done == 1 or done % job.train.sync_check_steps == 0:
-            engine.check_sync(done)
+            check_sync(engine, done)
         if done % job.train.log_every_steps == 0 or must_evaluate or must_save or is_last:
             # Only rank 0's clock counts, and a full disk is known to one node alone: the flush, which is an
             # all-reduce anyway, tells both to all ranks. It is the one host-device sync of the steps since the last.
@@ -223,7 +224,7 @@ def forward_backward(
                 losses_B = losses_B * batch.mask
                 # Reduces gradients across ranks under ZeRO 2 and 3 only; ZeRO 0 and 1 wait for `engine.step`. The
                 # stream gives every rank as many micro-batches, or the ranks would wait for each other here.
-                engine.backward(losses_B.sum(), global_batch.weight, number == len(part.micro_batches))
+                engine.backward(losses_B.sum(), global_batch.divisor, number == len(part.micro_batches))
                 add_losses(part_losses[part.index], losses_B.detach(), batch.source)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -120,7 +120,7 @@ def _load_before(run: RunDir, engine: Engine, step: int, weights_only: bool) -> 
         run: Run directory.
         engine: Engine that gets weights and states.
         step: Step that comes after the checkpoint, counted from 1.
-        weights_only: Whether a checkpoint of the step just before needs no optimizer states.
+        weights_only: True if a checkpoint of the step just before needs no optimizer states.
     """
     for saved in reversed(catalog.complete_steps(run)):
         if saved >= step:
@@ -149,7 +149,7 @@ def _step_losses(engine: Engine, task: Task, batch: LocalBatch, step: int) -> St
             raise
         raise TrainingError(out_of_memory_message(f"step {step + 1}")) from None
     (by_source,) = sum_over_parts(part_losses.double().cpu()[None])
-    return StepLosses(step + 1, sequences, sum(by_source) / max(batch.global_batch.weight, 1e-12))
+    return StepLosses(step + 1, sequences, sum(by_source) / batch.global_batch.divisor)
 
 
 def _micro_batch_losses(

@@ -152,25 +152,28 @@ def validate(engine: Engine, task: Task, batches: Evaluation, split: Split, step
     # Collective: torchmetrics merges the states of the ranks.
     values = metrics.compute()
     for index, part in enumerate(split.sources):
-        named = {"loss": losses[index] / max(float(weights[index]), 1e-12), **by_source[index].compute()}
+        named = {"loss": losses[index] / (float(weights[index]) or 1.0), **by_source[index].compute()}
         values |= {f"{part.name}/{name}": value for name, value in named.items()}
-    local_worst = [replace(w, result=metrics.complete(w.row, w.result)) for w in local_worst]
-    gathered: list[list[_WorstSample]] = [[] for _ in range(engine.world_size)]
-    # Collective, of pickles on the host: at most 20 rows of each rank.
-    dist.all_gather_object(gathered, local_worst)
-    # Ordered by loss and row, not by rank: ties do not depend on the number of workers.
-    worst = heapq.nlargest(_MAX_WORST, (sample for samples in gathered for sample in samples))
     return Scores(
         split=split,
         step=step,
-        loss=sum(losses) / max(float(weights.sum()), 1e-12),
+        loss=sum(losses) / (float(weights.sum()) or 1.0),
         rows=int(rows),
         skipped_rows=int(skipped_rows),
         metrics=values,
         seconds=time.monotonic() - started,
         states=metrics,
-        worst=tuple(worst),
+        worst=_gather_worst(metrics, local_worst),
     )
+
+
+def _gather_worst(metrics: TaskMetrics, local_worst: Sequence[_WorstSample]) -> tuple[_WorstSample, ...]:
+    """Return the worst samples of all ranks, the worst one first. Collective."""
+    completed = [replace(sample, result=metrics.complete(sample.row, sample.result)) for sample in local_worst]
+    gathered: list[list[_WorstSample]] = [[] for _ in range(dist.get_world_size())]
+    # Of pickles on the host: at most 20 rows of each rank.
+    dist.all_gather_object(gathered, completed)
+    return tuple(heapq.nlargest(_MAX_WORST, (sample for samples in gathered for sample in samples)))
 
 
 def generate_samples(engine: Engine, task: Task, split: Split, step: int) -> list[GenerationRecord]:
@@ -259,16 +262,18 @@ def _forward(engine: Engine, task: Task, samples: pa.Table, global_batch: Global
 
 def _update_worst(task: Task, worst: list[_WorstSample], scored: _ScoredBatch, losses_B: torch.Tensor) -> None:
     """Keep the rows with the largest losses in a heap; predictions are decoded for these only."""
-    smallest = worst[0].loss if len(worst) == _MAX_WORST else -math.inf
-    # A host-device sync, in evaluation only.
-    losses_B = losses_B.float().cpu()
-    chosen = [i for i in losses_B.argsort(descending=True).tolist()[:_MAX_WORST] if float(losses_B[i]) > smallest]
+    rows = row_ids(scored.samples)
+    # A host-device sync, in evaluation only. A loss that is no number is not compared.
+    losses = {i: loss for i, loss in enumerate(losses_B.float().tolist()) if not math.isnan(loss)}
+    # By loss and row, as `_WorstSample` is ordered: rows of equal losses must not depend on the number of workers.
+    smallest = (worst[0].loss, -worst[0].row) if len(worst) == _MAX_WORST else (-math.inf, 0)
+    largest = heapq.nlargest(_MAX_WORST, losses, key=lambda i: (losses[i], -rows[i]))
+    chosen = [i for i in largest if (losses[i], -rows[i]) > smallest]
     if not chosen:
         return
-    rows = row_ids(scored.samples)
     results = task.row_results(scored.outputs, scored.batch, scored.samples, chosen)
     for i, result in zip(chosen, results, strict=True):
-        sample = _WorstSample(float(losses_B[i]), rows[i], result)
+        sample = _WorstSample(losses[i], rows[i], result)
         if len(worst) < _MAX_WORST:
             heapq.heappush(worst, sample)
         else:

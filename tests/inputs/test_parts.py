@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launcher.data.splits import Split
-from launcher.driver.prepare import _repeated_file_notes
+from launcher.driver.plan_notes import repeated_file_notes
 from launcher.errors import DataError
 from launcher.tasks.params import ColumnKind
 from tests.support.data_files import open_data, read_all
@@ -79,4 +79,4 @@ def test_file_that_is_named_twice_is_noted(folder: Path) -> None:
     twice = _open(folder, folder / "a.csv")
     assert twice.rows == 2 * once.rows
     note = f"data.train: {folder}/a.csv is named more than once, and its rows count as often"
-    assert _repeated_file_notes({"validation": once, "train": twice}) == [note]
+    assert repeated_file_notes({"validation": once, "train": twice}) == [note]

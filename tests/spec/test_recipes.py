@@ -96,3 +96,14 @@ def test_an_optimizer_without_a_type_is_adamw(tmp_path: Path) -> None:
         tmp_path / "job.yaml", ("train.optimizer={type: adafactor}", "cluster.workers=4"), params_class
     )
     assert adafactor.zero_stage == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [(("train.batch_size=16",), 64), (("train.batch_size=512",), 512), (("evaluation.batch_size=8",), 8)],
+)
+def test_evaluation_batches_are_as_large_as_those_of_the_training(
+    tmp_path: Path, overrides: tuple[str, ...], size: int
+) -> None:
+    (tmp_path / "job.yaml").write_text(_JOB)
+    assert load_job(tmp_path / "job.yaml", overrides, params_class).evaluation_batch_size == size

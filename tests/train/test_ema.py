@@ -9,6 +9,7 @@ import torch
 
 from launcher.driver.prepare import PreparedJob
 from launcher.train.ema import EMA
+from launcher.train.sync_check import digest_weights
 from tests.support.jobs import prepared_job, write_splits
 from tests.support.worker_group import run_group, train_here, with_job
 
@@ -128,12 +129,12 @@ def _export(job: PreparedJob) -> list[float]:
         inner = engine.close
 
         def close() -> None:
-            before = engine._digest()
+            before = digest_weights(engine)
             state = engine.full_state_dict()
             average = engine.ema.full_weights()
             if state is not None:
                 numbers.append(max(float((state[name] - value).abs().max()) for name, value in average.items()))
-            numbers.append(float(engine._digest() == before))
+            numbers.append(float(digest_weights(engine) == before))
             inner()
 
         engine.close = close

@@ -47,16 +47,16 @@ def test_generation_counts_as_forward_passes(
 
 def _digests(job: Any) -> list[str]:
     """Return digests of the same weights in pieces and as a whole, and of changed weights."""
-    from launcher.train import engine as module
+    from launcher.train import sync_check
 
     digests: list[str] = []
 
     def digest(engine: Any) -> None:
         for size in (100, 1 << 30):
-            module._DIGEST_ELEMENTS = size
-            digests.append(engine._digest().hex())
+            sync_check._DIGEST_ELEMENTS = size
+            digests.append(sync_check.digest_weights(engine).hex())
         next(engine.model.parameters()).data.flatten()[-1] += 1.0
-        digests.append(engine._digest().hex())
+        digests.append(sync_check.digest_weights(engine).hex())
 
     train_here(job, on_engine=digest)
     return digests

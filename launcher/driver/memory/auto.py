@@ -45,7 +45,6 @@ _SIZE_KEYS: Mapping[str, bool | set[str]] = {
     "data": {"train"},
     "train": {"precision", "virtual_ranks"},
     "parallel": {"activation_checkpointing"},
-    "evaluation": {"batch_size"},
 }
 # Errors of a model's own code that reads values, which fake tensors do not have.
 _NEEDS_VALUES_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
@@ -78,7 +77,7 @@ def resolve_auto_parallel(job: JobSpec, run: RunDir, train: Split, always_estima
         job: Job with absolute paths and inferred labels.
         run: Run directory. Its checkpoints restrict the stages; an earlier OOM caps the micro-batch.
         train: Training split. Its longest rows form the worst-case batch.
-        always_estimate: Estimate memory even if nothing is `auto` (takes 1-2 s).
+        always_estimate: True to estimate memory even if nothing is `auto` (takes 1-2 s).
     """
     part = largest_part(job, train)
     stages = _allowed_stages(run)
@@ -256,21 +255,36 @@ def _make_estimate(job: JobSpec, train: Split, part: int) -> Estimate:
     samples, lengths = _longest_samples(task, train)
     longest = int(lengths.argmax())
     rows_per_sample = 1 if task.pack_length is None else max(1, task.pack_length // max(1, int(lengths[longest])))
-    evaluation_rows = -(-job.evaluation.batch_size // job.virtual_ranks)
 
     def estimate(zero: int, micro_batch: int) -> WorkerMemory:
         count = micro_batch if task.pack_length is None else max(1, -(-micro_batch // rows_per_sample))
-        if (key, count) not in _MEASURED:
+        evaluation_rows = _evaluation_rows(job, micro_batch)
+        size = key, count, evaluation_rows
+        if size not in _MEASURED:
             train_batch = repeat_sample(task, samples, longest, count, rows_per_sample)
             evaluation_batch = repeat_sample(task, samples, longest, evaluation_rows, 1)
-            _MEASURED[key, count] = _measure(job, task, train_batch, evaluation_batch)
-        parameters, activations = _MEASURED[key, count]
+            _MEASURED[size] = _measure(job, task, train_batch, evaluation_batch)
+        parameters, activations = _MEASURED[size]
         return worker_memory(parameters, activations, _memory_config(job, zero, part > micro_batch))
 
     return estimate
 
 
-_MEASURED: dict[tuple[str, int], tuple[ParameterCounts, Activations]] = {}
+_MEASURED: dict[tuple[str, int, int], tuple[ParameterCounts, Activations]] = {}
+
+
+def _evaluation_rows(job: JobSpec, micro_batch: int) -> int:
+    """Return the rows of the largest forward pass of an evaluation, whose parts are cut like those of training.
+
+    Args:
+        job: Job with its virtual ranks.
+        micro_batch: Size that the estimate is for, where the job says `auto`.
+    """
+    part = -(-job.evaluation_batch_size // job.virtual_ranks)
+    requested = job.parallel.micro_batch
+    if requested is None:
+        return part
+    return min(part, micro_batch if requested == "auto" else requested)
 
 
 def _measure(job: JobSpec, task: Task, train: Batch, evaluation: Batch) -> tuple[ParameterCounts, Activations]:
@@ -289,7 +303,7 @@ def _memory_config(job: JobSpec, zero: int, cuts_parts: bool) -> MemoryConfig:
     Args:
         job: Job with its virtual ranks.
         zero: ZeRO stage.
-        cuts_parts: Whether a part has more than one micro-batch.
+        cuts_parts: True if a part has more than one micro-batch.
     """
     parallel = job.parallel
     parts = -(-job.virtual_ranks // job.cluster.workers)

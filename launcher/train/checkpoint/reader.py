@@ -47,8 +47,8 @@ def load(run: RunDir, engine: "Engine", step: int, weights_only: bool = False, r
         run: Run directory.
         engine: Engine of this rank; its weights and optimizer states are replaced.
         step: Step of the checkpoint.
-        weights_only: Load weights (and their average) without optimizer states.
-        read_only: Leave a damaged checkpoint as it is, for commands that write nothing into the run.
+        weights_only: True to load weights (and their average) without optimizer states.
+        read_only: True to leave a damaged checkpoint as it is, for commands that write nothing into the run.
 
     Returns:
         Trainer state that was saved with the checkpoint.

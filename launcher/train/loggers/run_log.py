@@ -91,6 +91,7 @@ class RunLog:
         self._pending: list[PendingStep] = []
         self._started_at = self._flushed_at = time.monotonic()
         self._earlier_s = state.elapsed_s
+        self._earlier_skipped_rows = state.skipped_rows
         self._step = state.step
         self._untimed_flushes = 0
         self._untimed_steps = 0
@@ -124,7 +125,7 @@ class RunLog:
         """Reduce, write and check all pending steps. Collective, with one host-device sync.
 
         Args:
-            skipped_rows: Unusable rows so far, as this rank knows them.
+            skipped_rows: Unusable rows since the state that the log began with, as this rank knows them.
             flags: Two flags of this rank, reduced on the way at no extra cost.
             check_step: Function that raises if the numbers of a step are unusable.
 
@@ -162,7 +163,7 @@ class RunLog:
         samples = sum(pending.global_batch.samples for pending in self._pending)
         samples_per_s = samples / max(now - self._flushed_at, 1e-9)
         lines = [
-            self._step_line(pending, loss, int(all_skipped_rows), samples_per_s)
+            self._step_line(pending, loss, self._earlier_skipped_rows + int(all_skipped_rows), samples_per_s)
             for pending, loss in zip(self._pending, losses_by_step, strict=True)
         ]
         self._flushed_at = now
@@ -241,7 +242,7 @@ class RunLog:
         return StepRecord(
             step=pending.step,
             epoch=pending.epoch + 1,
-            loss=sum(loss_sums) / max(pending.global_batch.weight, 1e-12),
+            loss=sum(loss_sums) / pending.global_batch.divisor,
             sources={name: loss / weight for name, loss, weight in by_source if weight > 0} or None,
             learning_rate=pending.learning_rate,
             # A host-device sync per step, but after the all-reduce of a flush the device has nothing left to do.

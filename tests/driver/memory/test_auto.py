@@ -76,6 +76,23 @@ def test_small_micro_batches_and_checkpointing_reduce_activations(tiny_bert: Pat
     assert peak(train=batch, parallel={"activation_checkpointing": True}) < whole / 1.3
 
 
+@pytest.mark.parametrize("parallel", [{"micro_batch": 2}, {"micro_batch": "auto"}])
+def test_an_evaluation_is_cut_into_the_micro_batches_of_the_job(
+    parallel: dict[str, Any], tiny_bert: Path, tmp_path: Path
+) -> None:
+    data = write_splits(tmp_path / "data", train=40)
+
+    def peak(**sections: Any) -> int:
+        job = make_job(tiny_bert, data, tmp_path, train={"batch_size": 16, "virtual_ranks": 8}, **sections)
+        memory = prepare(job, measure=True).plan.memory
+        assert memory is not None
+        return memory.peak
+
+    usual = peak(parallel=parallel)
+    assert peak(parallel=parallel, evaluation={"batch_size": 8000}) == usual
+    assert peak(evaluation={"batch_size": 8000}) > usual
+
+
 def test_auto_takes_the_lowest_stage_and_the_largest_micro_batch_that_fit(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
