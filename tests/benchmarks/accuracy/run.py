@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,10 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.commands import call, last_object, torchrun  # noqa: E402
+
 SIDES = ("ours", "trainer")
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "tokenizers", "numpy")
 # What some peers need beside the launcher's own environment; `make .venv-peers/.installed`.
@@ -169,7 +172,7 @@ def run_ours(benchmark: Benchmark, seed: int) -> Scores:
     command = [sys.executable, "-m", "launcher", "train", str(task.job)]
     command += [f"name={name}", f"seed={seed}", f"output.storage={runs}"]
     # The launcher of this checkout, in the workers too, whichever one is installed.
-    call(command, {"PYTHONPATH": str(ROOT)}, benchmark.path("ours", seed, ".log"))
+    call(command, benchmark.path("ours", seed, ".log"), {"PYTHONPATH": str(ROOT)})
     records = [json.loads((runs / name / f"scores-{split}.json").read_text()) for split in ("validation", "test")]
     return Scores(*({"loss": scores["loss"], **scores["metrics"]}[task.metric] for scores in records))
 
@@ -177,25 +180,11 @@ def run_ours(benchmark: Benchmark, seed: int) -> Scores:
 def run_trainer(benchmark: Benchmark, seed: int) -> Scores:
     """Start the peer's script under torchrun, two threads in all; from the start if it was interrupted."""
     task, scratch = benchmark.task, benchmark.storage / "scratch"
-    command = [str(task.python), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={task.workers}"]
-    command += [str(HERE / task.peer), f"--seed={seed}", f"--scratch={scratch}", *task.peer_options]
-    threads = max(1, 2 // task.workers)
-    output = call(command, {"OMP_NUM_THREADS": str(threads)}, benchmark.path("trainer", seed, ".log"))
-    scores = json.loads(output.strip().splitlines()[-1])
+    words = (HERE / task.peer, f"--seed={seed}", f"--scratch={scratch}", *task.peer_options)
+    threads = {"OMP_NUM_THREADS": str(max(1, 2 // task.workers))}
+    command = torchrun(task.workers, *words, python=task.python)
+    scores = last_object(call(command, benchmark.path("trainer", seed, ".log"), threads))
     return Scores(scores["dev"], scores["test"])
-
-
-def call(command: list[str], env: dict[str, str], log: Path) -> str:
-    """Run a command in the repository's root; its messages go to the log, then its output too."""
-    with log.open("w", encoding="utf-8") as messages:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE, stderr=messages, text=True, check=False
-        )
-        messages.write(done.stdout)
-    if done.returncode != 0:
-        end = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
-        sys.exit(f"{end}\nerror: exit code {done.returncode}, see {log}: {' '.join(command)}")
-    return done.stdout
 
 
 def print_table(task: Task, seeds: list[int], results: dict[str, list[Scores]]) -> None:

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
+sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,7 +29,8 @@ import numpy as np  # noqa: E402  # the environment is pinned before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import yaml  # noqa: E402
-from tree import PeakMemory  # noqa: E402
+
+from tests.benchmarks.tree import PeakMemory  # noqa: E402
 
 _STEPS = 200
 _FILES = 4
@@ -76,10 +77,10 @@ def measure(folder: Path, rows: int) -> int:
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     memory = PeakMemory(process)
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     peak = memory.close()
     if process.returncode:
-        sys.exit(f"{said}\n`launcher train` ended with {process.returncode}")
+        sys.exit(f"{output}\n`launcher train` ended with {process.returncode}")
     print(f"{rows} rows: {peak / 2**20:.0f} MiB at most", flush=True)
     return peak
 
