@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def measure(folder: Path, rows: int) -> int:
-    """Peak bytes of a run from so many rows."""
+    """Return the peak bytes of a run from so many rows."""
     from tests.support.tiny_models import make_tiny_bert
 
     model = folder / "model"
@@ -86,7 +86,7 @@ def measure(folder: Path, rows: int) -> int:
 
 
 def write_rows(folder: Path, rows: int, seed: int) -> None:
-    """Texts of two to twelve words that do not repeat (their first word is the row's number), and labels."""
+    """Write texts of two to twelve words that do not repeat (their first word is the row's number), and labels."""
     rng = np.random.default_rng(seed)
     pool = pa.array([" ".join(f"w{w}" for w in rng.integers(0, 200, rng.integers(2, 12))) for _ in range(4096)])
     folder.mkdir(parents=True)

@@ -33,7 +33,7 @@ class Process:
     """One process of the tree.
 
     Args:
-        name: Its most telling name so far.
+        name: Name in the table; the last one that says something.
         began_s: Seconds after the command's start at which it was first seen.
         ended_s: Seconds at which it was last seen.
         cpu_s: Processor time it has used.
@@ -75,7 +75,7 @@ def sample(command: list[str], log: Path, is_reached: Callable[[], bool] | None)
     """Run a command and watch its processes.
 
     Args:
-        command: The command.
+        command: Words of the command.
         log: File that its output goes to.
         is_reached: Returns True when what is measured has happened; None means the command's end.
 
@@ -111,9 +111,9 @@ def _look(process: psutil.Process, now: float, seen: dict[tuple[int, float], Pro
             name, times = _name_of(process.cmdline()), process.cpu_times()
     except psutil.Error:
         return  # it ended between the listing and the look
-    found = seen.setdefault(key, Process(name, now, now, 0.0))
-    found.name = name or found.name
-    found.ended_s, found.cpu_s = now, times.user + times.system
+    sampled = seen.setdefault(key, Process(name, now, now, 0.0))
+    sampled.name = name or sampled.name
+    sampled.ended_s, sampled.cpu_s = now, times.user + times.system
 
 
 def _name_of(words: list[str]) -> str:
