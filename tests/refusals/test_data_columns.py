@@ -4,9 +4,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 _TRAIN = "data/train.parquet"
 _MEND = "fix the row, or set data.on_bad_row: skip to leave such rows out"
@@ -82,7 +81,6 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-@pytest.mark.parametrize("case", COLUMNS, ids=lambda case: case.name)
-def test_unusable_columns_are_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("train", COLUMNS)
+def test_unusable_columns_are_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)

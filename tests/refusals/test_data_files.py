@@ -9,7 +9,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 from tests.support.jobs import example_table
 
 _TRAIN = "data/train.parquet"
@@ -129,9 +129,8 @@ FILES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-@pytest.mark.parametrize("case", FILES, ids=lambda case: case.name)
-def test_a_broken_data_file_is_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("train", FILES)
+def test_a_broken_data_file_is_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n"
@@ -122,9 +122,8 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-@pytest.mark.parametrize("case", [*FILES, *OVERRIDES], ids=lambda case: case.name)
-def test_a_broken_job_file_is_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("train", [*FILES, *OVERRIDES])
+def test_a_broken_job_file_is_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 _AGAIN = "copy or download it again"
 
@@ -121,7 +119,6 @@ CHANGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-@pytest.mark.parametrize("case", [*MODELS, *CHANGED], ids=lambda case: case.name)
-def test_a_broken_model_is_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("train", [*MODELS, *CHANGED])
+def test_a_broken_model_is_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 
 def _space(space: str, more: str = "") -> list[str]:
@@ -72,9 +72,8 @@ SWEEPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "tune"])
-@pytest.mark.parametrize("case", SWEEPS, ids=lambda case: case.name)
-def test_an_impossible_sweep_is_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("tune", SWEEPS)
+def test_an_impossible_sweep_is_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 _TRAIN = "DESK/data/train.parquet"
 _MEND = "fix the row, or set data.on_bad_row: skip to leave such rows out"
@@ -260,7 +259,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_rows_of_the_wrong_kind_are_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("train", CASES)
+def test_rows_of_the_wrong_kind_are_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)

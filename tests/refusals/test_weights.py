@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 _WEIGHTS = "model/model.safetensors"
 _AGAIN = "copy or download it again"
@@ -100,7 +99,6 @@ WEIGHTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-@pytest.mark.parametrize("case", WEIGHTS, ids=lambda case: case.name)
-def test_broken_weights_are_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("train", WEIGHTS)
+def test_broken_weights_are_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)
