@@ -10,7 +10,7 @@ _SAMPLE_S = 0.5
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+    """Return a process and all below it."""
     try:
         top = psutil.Process(pid)
         return [top, *top.children(recursive=True)]
@@ -19,12 +19,12 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def kill_tree(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL for the command, the Ray it started and its workers, all at once."""
+    """Send SIGKILL to the command, the Ray it started and its workers, all at once."""
     doomed = tree(process.pid)
-    for one in doomed:
-        one.suspend()  # nobody sees another die and has time to act on it
-    for one in doomed:
-        one.kill()
+    for victim in doomed:
+        victim.suspend()  # nobody sees another die and has time to act on it
+    for victim in doomed:
+        victim.kill()
     psutil.wait_procs(doomed[1:], timeout=30)
 
 
@@ -41,7 +41,7 @@ def proportional_memory(pid: int) -> int:
 
 
 class PeakMemory:
-    """Samples a process tree from a thread, twice a second, for as long as its first process lives.
+    """Sampler of a process tree in a thread, twice a second, for as long as its first process lives.
 
     Pages that processes share count once for each of them, so a figure is to be compared with another of the same
     command only.
@@ -54,7 +54,7 @@ class PeakMemory:
         self._thread.start()
 
     def close(self) -> int:
-        """The peak in bytes; the process has ended."""
+        """Return the peak in bytes; the process has ended."""
         self._end.set()
         self._thread.join()
         return self.bytes

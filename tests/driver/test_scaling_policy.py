@@ -20,11 +20,12 @@ def _job(folder: Path, workers: Any) -> JobSpec:
     return make_job(folder / "model", {"train": "none"}, folder, cluster={"workers": workers})
 
 
-def _set_capacity(monkeypatch: pytest.MonkeyPatch, *polls: int) -> None:
-    """Make the cluster hold these numbers of workers, poll by poll; the last one stays."""
+def _set_capacity(monkeypatch: pytest.MonkeyPatch, *polls: int) -> list[int]:
+    """Make the cluster hold these numbers of workers, poll by poll; the last one stays. Return those still to come."""
     left = list(polls)
     monkeypatch.setattr(scaling_policy, "max_workers_available", lambda _: left.pop(0) if len(left) > 1 else left[0])
     monkeypatch.setattr(scaling_policy, "_POLL_S", 0.01)
+    return left
 
 
 def test_min_and_max_fill_two_keys() -> None:
@@ -70,11 +71,12 @@ def test_an_attempt_waits_for_the_minimum(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_grows_after_two_polls_with_capacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = _job(tmp_path, {"min": 1, "max": 4})
     restart = threading.Event()
-    _set_capacity(monkeypatch, 2, 3, 2, 2, 3, 2, 3, 3, 3)  # comes and goes, then stays
+    following = _set_capacity(monkeypatch, 2, 3, 2, 2, 3, 2, 3, 3, 3)  # comes and goes, then stays
     policy = ScalingPolicy(job)
     with policy.watch_capacity(with_workers(job, 2), restart.set):
         assert restart.wait(5)
     assert policy.resize_requested
+    assert following == [3], "the run grows at the eighth poll, the second in a row with capacity"
     _set_capacity(monkeypatch, 9)
     for started in (with_workers(job, 4), _job(tmp_path, 2)):
         policy = ScalingPolicy(job if started.cluster.min_workers else started)

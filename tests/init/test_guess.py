@@ -106,21 +106,11 @@ def test_form_of_data_decides_task_and_columns(
     [
         (toy_data.SINGLE, {"task": "causal-lm"}, "text", ["review"], None),
         (toy_data.PAIR, {"inputs": ("hypothesis",)}, "single-label", ["hypothesis"], "label"),
-        (
-            _REVIEWS,
-            {"inputs": ("review_title", "review_body")},
-            "single-label",
-            ["review_title", "review_body"],
-            "stars",
-        ),
+        (_REVIEWS, {"inputs": ("review_title", "review_body")}, "single-label", ["review_title", "review_body"],
+         "stars"),
         (_TREC, {"label": "fine_label"}, "single-label", ["text"], "fine_label"),
-        (
-            _DOLLY,
-            {"task": "text-classification", "inputs": ("instruction",)},
-            "single-label",
-            ["instruction"],
-            "category",
-        ),
+        (_DOLLY, {"task": "text-classification", "inputs": ("instruction",)}, "single-label", ["instruction"],
+         "category"),
         (_DOLLY, {"inputs": ("context",), "label": "category"}, "single-label", ["context"], "category"),
         (_LONE, {"inputs": ("remark",), "label": "verdict"}, "single-label", ["remark"], "verdict"),
         (_WIKI_QA, {"task": "causal-lm"}, "prompt", ["question"], "answer"),
@@ -133,16 +123,11 @@ def test_form_of_data_decides_task_and_columns(
         (toy_data.PROMPTS, {"inputs": ("instruction",), "label": "output"}, "prompt", ["instruction"], "output"),
         (toy_data.RANKED, {"task": "reranking"}, "ranking", ["anchor", "positive"], None),
         (_TWO_TEXTS, {"task": "sentence-embedding", "inputs": ("a", "b")}, "ranking", ["a", "b"], None),
-        (
-            toy_data.REGRESSION,
-            {"task": "sentence-embedding", "inputs": ("question", "passage"), "label": "score"},
-            "regression",
-            ["question", "passage"],
-            "score",
-        ),
+        (toy_data.REGRESSION, {"task": "sentence-embedding", "inputs": ("question", "passage"), "label": "score"},
+         "regression", ["question", "passage"], "score"),
         (toy_data.SCORED, {"task": "text-classification"}, "regression", ["sentence1", "sentence2"], "score"),
     ],
-)
+)  # fmt: skip
 def test_choices_of_the_user_take_precedence(
     table: pa.Table, choices: dict[str, Any], form: str, inputs: list[str], label: str | None, tmp_path: Path
 ) -> None:
@@ -199,8 +184,7 @@ _CALLS = [{"role": "user", "content": "Weather?"}, {"role": "function_call", "co
     [
         ({"conversations": [_TURNS] * ROWS}, "column conversations holds conversations in ShareGPT's form"),
         ({"messages": chats()}, "column messages holds conversations of OpenAI's messages"),
-        ({"messages": [_CALLS] * ROWS},
-         "column messages holds conversations of OpenAI's messages, with tool calls"),
+        ({"messages": [_CALLS] * ROWS}, "column messages holds conversations of OpenAI's messages, with tool calls"),
         ({"messages": [json.dumps(_TURNS)] * ROWS}, "column messages holds conversations as JSON text"),
         ({"instruction": words(), "output": words(seed=1)},
          "columns instruction and output are Alpaca's instructions and outputs"),

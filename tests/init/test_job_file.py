@@ -48,6 +48,8 @@ def test_comments_follow_their_values_or_precede_them() -> None:
 
 def test_published_file_is_the_only_one(tmp_path: Path) -> None:
     publish(_draft(), tmp_path / "new" / "job.yaml", False)
+    with pytest.raises(SpecError, match="exists already"):  # as if another process had written it meanwhile
+        publish(_draft(), tmp_path / "new" / "job.yaml", False)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["job.yaml"]
 
 

@@ -190,26 +190,17 @@ def test_thoughts_that_the_template_does_not_write_are_noted(tmp_path: Path, bui
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        (
-            "gemma", _row(("system", "Be kind."), *CHAT),
-            "messages: the chat template refuses it (System role not supported), and task.chat_template may name "
-            "another",
-        ),
-        (
-            "gemma", _row(*CHAT, tools=TOOLS),
-            'tools: the chat template writes no tools; set task.chat_template to one that does, or task.tools: "" to '
-            "leave them out",
-        ),
-        (
-            "smollm2", _row(*CALLING),
-            "messages: the chat template does not write the tool calls of message 1, of assistant; set "
-            "task.chat_template to one that does",
-        ),
-        (
-            "llama3.1", _row(("user", "Weather?"), ("function_call", f"[{CALL}, {CALL}]")),
-            "messages: the chat template refuses it (This model only supports single tool-calls at once!), and "
-            "task.chat_template may name another",
-        ),
+        ("gemma", _row(("system", "Be kind."), *CHAT),
+         "messages: the chat template refuses it (System role not supported), and task.chat_template may name another"),
+        ("gemma", _row(*CHAT, tools=TOOLS),
+         'tools: the chat template writes no tools; set task.chat_template to one that does, or task.tools: "" to '
+         "leave them out"),
+        ("smollm2", _row(*CALLING),
+         "messages: the chat template does not write the tool calls of message 1, of assistant; set task.chat_template "
+         "to one that does"),
+        ("llama3.1", _row(("user", "Weather?"), ("function_call", f"[{CALL}, {CALL}]")),
+         "messages: the chat template refuses it (This model only supports single tool-calls at once!), and "
+         "task.chat_template may name another"),
     ],
     ids=["system", "tools", "calls", "parallel calls"],
 )  # fmt: skip
@@ -258,7 +249,7 @@ def test_marks_say_nothing_of_other_roles() -> None:
         ),
     ],
     ids=["too many", "elsewhere", "too few"],
-)
+)  # fmt: skip
 def test_marks_that_do_not_fit_the_answers_are_refused(template: str, how: str) -> None:
     with pytest.raises(ValueError) as refused:
         _writer(template).write(_row(*CHAT), True)

@@ -506,21 +506,21 @@ def test_an_answer_that_shares_its_first_token_with_a_space_is_learned_whole(lea
     assert learned(template, _chat(("user", "q"), ("assistant", "yes")), messages="messages") == [" yes<end>"]
 
 
+_CALLS = 'user: Weather in T0?\nassistant: weather({"town": "T0"})\ntool: sunny\nassistant: It is sunny.'
+
+
 @pytest.mark.parametrize(
-    "cell",
+    ("cell", "text"),
     [
-        _calling()["messages"], json.dumps(_calling()["messages"]), [{"from": "human", "value": "hi"}],
-        _chat(("user", _parts("a")))["messages"], [TOOL], [{"role": "user"}], [], None, "a text", "[1]",
+        (_calling()["messages"], _CALLS), (json.dumps(_calling()["messages"]), _CALLS),
+        ([{"from": "human", "value": "hi"}], "user: hi"), (_chat(("user", _parts("a")))["messages"], "user: a"),
+        ([TOOL], json.dumps([TOOL])), ([{"role": "user"}], '[{"role": "user"}]'), ([], "[]"), (None, "None"),
+        ("a text", "a text"), ("[1]", "[1]"),
     ],
     ids=range(10),
 )  # fmt: skip
-def test_any_cell_can_be_displayed(cell: object) -> None:
-    assert isinstance(to_display_text(cell), str)
-
-
-def test_calls_are_displayed() -> None:
-    text = 'user: Weather in T0?\nassistant: weather({"town": "T0"})\ntool: sunny\nassistant: It is sunny.'
-    assert to_display_text(_calling()["messages"]) == text
+def test_any_cell_can_be_displayed(cell: object, text: str) -> None:
+    assert to_display_text(cell) == text
 
 
 def test_rows_of_several_files_keep_their_own_tools(tmp_path: Path) -> None:

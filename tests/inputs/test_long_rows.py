@@ -25,18 +25,12 @@ def _notes(folder: Path, model: Path, table: pa.Table, **task: Any) -> list[str]
     [
         # 91 tokens with the end, of which 32 are kept; the others are 3 long.
         ("causal-lm", {"text": [_LONG, _SHORT] * 20}, "about 63 % of the tokens are cut off, as 20 of the 40 rows"),
-        (
-            "text-classification",
-            {"text": [_LONG] * 40, "label": ["a", "b"] * 20},
-            "about 65 % of the tokens are cut off, as 40 of the 40 rows",
-        ),
-        (
-            "token-classification",
-            {"text": [_LONG.split()] * 40, "labels": [["O"] * 89 + ["B-x"]] * 40},
-            "about 65 % of the tokens are cut off, as 40 of the 40 rows",
-        ),
+        ("text-classification", {"text": [_LONG] * 40, "label": ["a", "b"] * 20},
+         "about 65 % of the tokens are cut off, as 40 of the 40 rows"),
+        ("token-classification", {"text": [_LONG.split()] * 40, "labels": [["O"] * 89 + ["B-x"]] * 40},
+         "about 65 % of the tokens are cut off, as 40 of the 40 rows"),
     ],
-)
+)  # fmt: skip
 def test_the_plan_notes_the_share_that_is_cut_off(
     task: str, columns: dict[str, Any], expected: str, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

@@ -84,24 +84,15 @@ def test_backbone_and_named_parameters_can_be_frozen(folders: dict[str, Path]) -
     ("name", "spec", "problem"),
     [
         ("bert", {"layers": 3}, "model.freeze.layers: 3 is more than the 2 layers of bert.encoder.layer; lower it"),
-        (
-            "bert",
-            {"names": ("bert.encodr.layer.0.*",)},
-            "model.freeze.names: no parameter of BertForSequenceClassification matches bert.encodr.layer.0.*; did you "
-            "mean bert.encoder.layer.0",
-        ),
-        (
-            "bert",
-            {"names": ("*",)},
-            "model.freeze leaves nothing of BertForSequenceClassification to train; freeze less",
-        ),
-        (
-            "gpt",
-            {"backbone": True},
-            "model.freeze leaves nothing of GPT2LMHeadModel to train; its head shares the embeddings' weights",
-        ),
+        ("bert", {"names": ("bert.encodr.layer.0.*",)},
+         "model.freeze.names: no parameter of BertForSequenceClassification matches bert.encodr.layer.0.*; did you "
+         "mean bert.encoder.layer.0"),
+        ("bert", {"names": ("*",)},
+         "model.freeze leaves nothing of BertForSequenceClassification to train; freeze less"),
+        ("gpt", {"backbone": True},
+         "model.freeze leaves nothing of GPT2LMHeadModel to train; its head shares the embeddings' weights"),
     ],
-)
+)  # fmt: skip
 def test_impossible_freezing_is_refused(
     name: str, spec: dict[str, Any], problem: str, folders: dict[str, Path]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support.desk import Case, Desk
+from tests.support.desk import Case, Desk, check_and
 
 
 def _space(space: str, more: str = "") -> list[str]:
@@ -16,128 +16,64 @@ def _space(space: str, more: str = "") -> list[str]:
 _RATE = "train.learning_rate: {choice: [1e-3, 2e-3]}"
 
 SWEEPS = [
-    Case(
-        "an unknown key",
-        lambda desk: _space("train.learning_rat: {uniform: [1e-5, 1e-4]}"),
-        "tune.space: train.learning_rat is not a key of train; did you mean learning_rate?",
-    ),
-    Case(
-        "an empty key",
-        lambda desk: _space('"train..epochs": {choice: [1, 2]}'),
-        "tune.space: train. is not a key of train; the keys allowed there: ...",
-    ),
-    Case(
-        "a key below a number",
-        lambda desk: _space("train.epochs.first: {choice: [1, 2]}"),
-        "tune.space: train.epochs.first: epochs has no keys; name a key of the job file",
-    ),
-    Case(
-        "a value that the key refuses",
-        lambda desk: _space("train.epochs: {choice: [0, 1]}"),
-        "tune.space: train.epochs is 0, which is below 1; give a whole number of at least 1",
-    ),
-    Case(
-        "a value that the task refuses",
-        lambda desk: _space("task.max_length: {int: [2, 8]}"),
-        "tune.space: task.max_length is 2, which is below 4; give a whole number of at least 4",
-    ),
-    Case(
-        "longer texts than the model has positions",
-        lambda desk: _space("task.max_length: {choice: [32, 512]}"),
-        "tune.space: task.max_length 512: task.max_length: 512 is more than the model's 64 positions; lower it",
-    ),
-    Case(
-        "a model that is not there",
-        lambda desk: _space("model.name: {choice: [./model, ./nowhere]}"),
-        "tune.space: model.name ./nowhere: model.name: there is no directory ./nowhere; give one that exists, or a hub "
-        "name",
-    ),
-    Case(
-        "a column that is not there",
-        lambda desk: _space("task.label: {choice: [label, stars]}"),
-        "tune.space: task.label stars: DESK/data/train.parquet: has no column 'stars', which the task reads; the file "
-        "has text, label (see task:)",
-    ),
-    Case(
-        "a key that all trials share",
-        lambda desk: _space("output.storage: {choice: [a, b]}"),
-        "tune.space: output.storage cannot be searched, because all trials share it; remove it from the space",
-    ),
-    Case(
-        "a range from high to low",
-        lambda desk: _space("train.learning_rate: {uniform: [1e-3, 1e-4]}"),
-        "override tune=...: tune.space.train.learning_rate.uniform needs the lower bound first, then the upper, "
-        "not [0.001, 0.0001]",
-    ),
-    Case(
-        "a logarithm of nothing",
-        lambda desk: _space("train.learning_rate: {loguniform: [0, 1e-4]}"),
-        "override tune=...: tune.space.train.learning_rate.loguniform needs bounds above 0, not 0",
-    ),
-    Case(
-        "two forms of one key",
-        lambda desk: _space("train.learning_rate: {choice: [1e-3], uniform: [0, 1]}"),
-        "override tune=...: tune.space.train.learning_rate: needs exactly one of uniform, loguniform, int, logint and "
-        "choice",
-    ),
-    Case(
-        "a value given twice",
-        lambda desk: _space("train.learning_rate: {choice: [1e-3, 1e-3]}"),
-        "override tune=...: tune.space.train.learning_rate.choice needs at least one value, and no value twice",
-    ),
-    Case(
-        "nothing to search",
-        lambda desk: ["tune={space: {}}"],
-        "override tune={space: {}}: tune.space is {}, which has fewer than 1 item; give ...",
-    ),
-    Case(
-        "a grid over a continuous range",
-        lambda desk: _space("train.learning_rate: {uniform: [1e-4, 1e-3]}", ", search: grid"),
-        "tune.space: train.learning_rate is a continuous range, which a grid cannot list; use choice",
-    ),
-    Case(
-        "a grid that fills the memory",
-        lambda desk: _space("seed: {int: [1, 2000000]}, train.batch_size: {int: [1, 2000000]}", ", search: grid"),
-        "tune.space: the grid has 4000000000000 combinations, more than 100000; use choice, or search: random",
-    ),
-    Case(
-        "a key that cannot change during a trial",
-        lambda desk: _space("train.batch_size: {choice: [4, 8]}", ", scheduler: pbt"),
-        "tune.space: train.batch_size cannot change during a trial, which scheduler: pbt requires (only ... can); use "
-        "another scheduler",
-    ),
-    Case(
-        "a metric that the task does not have",
-        lambda desk: _space(_RATE, ", metric: acc"),
-        "tune.metric is acc, which is not one of accuracy, ...; ...",
-    ),
-    Case(
-        "a target that is no number",
-        lambda desk: _space(_RATE, ", target: .nan"),
-        "override tune=...: tune.target is .nan, which is not a finite number; give a number, or null",
-    ),
-    Case(
-        "no validation data",
-        lambda desk: ["data.validation=null", *_space(_RATE)],
-        "data.validation: missing; a sweep ranks its trials by the validation data",
-    ),
-    Case(
-        "test data that are not there",
-        lambda desk: ["data.test=nowhere.parquet", *_space(_RATE)],
-        "data.test: nowhere.parquet does not exist; give a file, a directory or a glob that does",
-    ),
-    Case(
-        "a row that cannot be used",
-        lambda desk: desk.texts(["a", "b", None] * 6) or _space(_RATE),
-        "DESK/data/train.parquet: row 2: label is null; fix the row, or set data.on_bad_row: skip to leave such rows "
-        "out",
-    ),
+    Case("an unknown key", lambda desk: _space("train.learning_rat: {uniform: [1e-5, 1e-4]}"),
+         "tune.space: train.learning_rat is not a key of train; did you mean learning_rate?"),
+    Case("an empty key", lambda desk: _space('"train..epochs": {choice: [1, 2]}'),
+         "tune.space: train. is not a key of train; the keys allowed there: ..."),
+    Case("a key below a number", lambda desk: _space("train.epochs.first: {choice: [1, 2]}"),
+         "tune.space: train.epochs.first: epochs has no keys; name a key of the job file"),
+    Case("a value that the key refuses", lambda desk: _space("train.epochs: {choice: [0, 1]}"),
+         "tune.space: train.epochs is 0, which is below 1; give a whole number of at least 1"),
+    Case("a value that the task refuses", lambda desk: _space("task.max_length: {int: [2, 8]}"),
+         "tune.space: task.max_length is 2, which is below 4; give a whole number of at least 4"),
+    Case("longer texts than the model has positions", lambda desk: _space("task.max_length: {choice: [32, 512]}"),
+         "tune.space: task.max_length 512: task.max_length: 512 is more than the model's 64 positions; lower it"),
+    Case("a model that is not there", lambda desk: _space("model.name: {choice: [./model, ./nowhere]}"),
+         "tune.space: model.name ./nowhere: model.name: there is no directory ./nowhere; give one that exists, or a "
+         "hub name"),
+    Case("a column that is not there", lambda desk: _space("task.label: {choice: [label, stars]}"),
+         "tune.space: task.label stars: DESK/data/train.parquet: has no column 'stars', which the task reads; the file "
+         "has text, label (see task:)"),
+    Case("a key that all trials share", lambda desk: _space("output.storage: {choice: [a, b]}"),
+         "tune.space: output.storage cannot be searched, because all trials share it; remove it from the space"),
+    Case("a range from high to low", lambda desk: _space("train.learning_rate: {uniform: [1e-3, 1e-4]}"),
+         "override tune=...: tune.space.train.learning_rate.uniform needs the lower bound first, then the upper, not "
+         "[0.001, 0.0001]"),
+    Case("a logarithm of nothing", lambda desk: _space("train.learning_rate: {loguniform: [0, 1e-4]}"),
+         "override tune=...: tune.space.train.learning_rate.loguniform needs bounds above 0, not 0"),
+    Case("two forms of one key", lambda desk: _space("train.learning_rate: {choice: [1e-3], uniform: [0, 1]}"),
+         "override tune=...: tune.space.train.learning_rate: needs exactly one of uniform, loguniform, int, logint and "
+         "choice"),
+    Case("a value given twice", lambda desk: _space("train.learning_rate: {choice: [1e-3, 1e-3]}"),
+         "override tune=...: tune.space.train.learning_rate.choice needs at least one value, and no value twice"),
+    Case("nothing to search", lambda desk: ["tune={space: {}}"],
+         "override tune={space: {}}: tune.space is {}, which has fewer than 1 item; give ..."),
+    Case("a grid over a continuous range",
+         lambda desk: _space("train.learning_rate: {uniform: [1e-4, 1e-3]}", ", search: grid"),
+         "tune.space: train.learning_rate is a continuous range, which a grid cannot list; use choice"),
+    Case("a grid that fills the memory",
+         lambda desk: _space("seed: {int: [1, 2000000]}, train.batch_size: {int: [1, 2000000]}", ", search: grid"),
+         "tune.space: the grid has 4000000000000 combinations, more than 100000; use choice, or search: random"),
+    Case("a key that cannot change during a trial",
+         lambda desk: _space("train.batch_size: {choice: [4, 8]}", ", scheduler: pbt"),
+         "tune.space: train.batch_size cannot change during a trial, which scheduler: pbt requires (only ... can); use "
+         "another scheduler"),
+    Case("a metric that the task does not have", lambda desk: _space(_RATE, ", metric: acc"),
+         "tune.metric is acc, which is not one of accuracy, ...; ..."),
+    Case("a target that is no number", lambda desk: _space(_RATE, ", target: .nan"),
+         "override tune=...: tune.target is .nan, which is not a finite number; give a number, or null"),
+    Case("no validation data", lambda desk: ["data.validation=null", *_space(_RATE)],
+         "data.validation: missing; a sweep ranks its trials by the validation data"),
+    Case("test data that are not there", lambda desk: ["data.test=nowhere.parquet", *_space(_RATE)],
+         "data.test: nowhere.parquet does not exist; give a file, a directory or a glob that does"),
+    Case("a row that cannot be used", lambda desk: desk.texts(["a", "b", None] * 6) or _space(_RATE),
+         "DESK/data/train.parquet: row 2: label is null; fix the row, or set data.on_bad_row: skip to leave such rows "
+         "out"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["check", "tune"])
-@pytest.mark.parametrize("case", SWEEPS, ids=lambda case: case.name)
-def test_an_impossible_sweep_is_refused(case: Case, command: str, desk: Desk) -> None:
+@check_and("tune", SWEEPS)
+def test_an_impossible_sweep_is_refused(command: str, case: Case, desk: Desk) -> None:
     desk.refuses_case(command, case)
 
 

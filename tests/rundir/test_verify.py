@@ -134,6 +134,7 @@ def test_a_run_without_a_readable_certificate_is_refused(run: RunDir) -> None:
 
 
 def test_the_content_is_sealed_in_any_order_of_keys(run: RunDir) -> None:
-    content = json.loads(run.read_bytes(CERTIFICATE))
-    run.write_bytes(CERTIFICATE, json.dumps(dict(reversed(content.items()))).encode())
+    sealed = read_certificate(run).model_copy(update={"versions": {"torch": "2", "ray": "3"}}).seal()
+    content = json.loads(sealed.model_dump_json(), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+    run.write_bytes(CERTIFICATE, json.dumps(content).encode())
     assert run.read_record(CERTIFICATE, Certificate).is_intact

@@ -17,7 +17,7 @@ from tests.support.records import shape_proof, step_record
 
 
 def certified_run(model: Path, storage: Path, data: dict[str, Any], /, **sections: Any) -> RunDir:
-    """A run on real data that looks finished, with a certificate for one and two workers."""
+    """Write a run on real data that looks finished, with a certificate for one and two workers."""
     run = finished_run(model, storage, data=data, parallel={"zero": 1}, **sections)
     prepared = prepare(make_job(model, data, storage, parallel={"zero": 1}, **sections))
     run.write_bytes("job.yaml", dump_job(prepared.job).encode())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from launcher.rundir.directory import RunDir
-from launcher.rundir.records import ResultRecord, ScoresRecord, StepRecord, TrainerState
+from launcher.rundir.records import ResultRecord, ScoresRecord, TrainerState
 from tests.support.command_line import CommandLine, Ended
 from tests.support.jobs import example_table
+from tests.support.records import step_record
 
 JOB = """\
 name: first
@@ -63,6 +64,19 @@ class Order(NamedTuple):
 
 def well(_: "Desk") -> None:
     """Break nothing: only the command is wrong."""
+
+
+def check_and(other: str, cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Parametrize a test by `command` and `case`: `launcher check` and another command refuse each case.
+
+    Both prepare a job by the same code, so the other command has every fourth case, and the others as `long`.
+    """
+    params = []
+    for number, case in enumerate(cases):
+        marks = [] if number % 4 == 0 else [pytest.mark.long]
+        params.append(pytest.param("check", case, id=f"{case.name}-check"))
+        params.append(pytest.param(other, case, id=f"{case.name}-{other}", marks=marks))
+    return pytest.mark.parametrize(("command", "case"), params)
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,7 @@ class Desk:
         """Create a run that looks finished, but without checkpoints."""
         self.begun()
         run = RunDir("runs/first")
-        run.append_metrics(_step(step) for step in range(1, 5))
+        run.append_metrics(step_record(step, 1.0 / step) for step in range(1, 5))
         result = ResultRecord(steps=4, best_step=4, stopped_early=False, skipped_rows=0, elapsed_s=4.0)
         run.write_record("result.json", result)
         scores = ScoresRecord(
@@ -203,13 +217,6 @@ class Desk:
         assert fits(sentence, ended.err.strip()), f"\nprinted  {ended.err}expected {sentence}"
         after = {name: facts for name, facts in self.files().items() if not (may_leave and name.startswith("runs"))}
         assert after == before
-
-
-def _step(step: int) -> StepRecord:
-    return StepRecord(
-        step=step, epoch=1, loss=1.0 / step, learning_rate=1e-3, grad_norm=None, samples=8, skipped_rows=0,
-        samples_per_s=10.0, elapsed_s=float(step),
-    )  # fmt: skip
 
 
 def fits(expected: str, sentence: str) -> bool:

@@ -10,7 +10,7 @@ from tests.support.jobs import make_job
 
 
 def finished_run(model: Path, storage: Path, /, **sections: Any) -> RunDir:
-    """A run whose model is `model` with a new head for the classes a and b."""
+    """Write a run whose model is `model` with a new head for the classes a and b."""
     task = {"type": "text-classification", "max_length": 32, "labels": ["a", "b"], **sections.pop("task", {})}
     job = make_job(model, {"train": "gone.parquet", **sections.pop("data", {})}, storage, task=task, **sections)
     run = RunDir(str(storage / job.name))

@@ -35,7 +35,7 @@ class Columns:
 
 
 def example_table(rows: int, seed: int = 0, task: str = "text-classification") -> pa.Table:
-    """Synthetic rows that a model can learn."""
+    """Return synthetic rows that a model can learn."""
     kind = task_class(task)
     return kind(kind.Params(), ModelSpec(name="none"), 0).example_rows(rows, seed)
 
@@ -48,14 +48,14 @@ def write_splits(
     row_group: int = 100,
     task: str = "text-classification",
 ) -> dict[str, str]:
-    """Parquet files of the given sizes; the `data:` section that names them."""
+    """Write Parquet files of some sizes, and return the `data:` section that names them."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    section = {}
     for seed, (name, rows) in enumerate({"train": train, "validation": validation, "test": test}.items()):
         if rows:
             pq.write_table(example_table(rows, seed, task), folder / f"{name}.parquet", row_group_size=row_group)
-            found[name] = str(folder / f"{name}.parquet")
-    return found
+            section[name] = str(folder / f"{name}.parquet")
+    return section
 
 
 def mark_texts(path: str) -> None:
@@ -66,7 +66,7 @@ def mark_texts(path: str) -> None:
 
 
 def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> JobSpec:
-    """A job for tests: batch 11 in 4 parts, learning rate 1e-3, no dropout, unless `sections` say otherwise."""
+    """Return a job for tests: batch 11 in 4 parts, learning rate 1e-3, no dropout, unless `sections` say otherwise."""
     base: dict[str, Any] = {
         "name": "test",
         "task": {"type": "text-classification", "max_length": 32},
@@ -88,5 +88,5 @@ def make_job(model_path: Path, data: dict[str, Any], storage: Path, /, **section
 
 
 def prepared_job(model_path: Path, data: dict[str, Any], storage: Path, /, **sections: Any) -> PreparedJob:
-    """A job of `make_job`, resolved and planned."""
+    """Return a job of `make_job`, resolved and planned."""
     return prepare(make_job(model_path, data, storage, **sections))

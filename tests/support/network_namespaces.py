@@ -22,7 +22,7 @@ TOKEN = "a-token-of-the-tests-" + "0" * 24
 
 
 def why_not() -> str | None:
-    """Why no such cluster can be had here, or None."""
+    """Return why no such cluster can be started on this machine, or None."""
     if not _TOOL.is_file():
         return "needs ../shared/tools/netns_cluster.sh, which is not part of the repository"
     return why_no_nodes("ip", "unshare", "nsenter", "tc")
@@ -30,7 +30,7 @@ def why_not() -> str | None:
 
 @cache
 def why_no_nodes(*tools: str) -> str | None:
-    """Why no nodes with a network and a /tmp of their own can be had here by these tools, or None."""
+    """Return why these tools can make no nodes with a network and a /tmp of their own, or None."""
     if _ROOT.is_relative_to("/tmp"):
         return "needs a checkout outside of /tmp, which each node has for itself"
     missing = [tool for tool in tools if shutil.which(tool, path=_path()) is None]
@@ -55,8 +55,8 @@ class Netns:
     """One cluster: node 0 is the head, nodes 1.. are workers; `/mnt` is shared by all of them.
 
     Args:
-        number: third octet of its network, 10.231.NUMBER.0/24; clusters of other numbers stay apart.
-        settings: RKNET_* of the tool (CPUS, HEAD_CPUS, AUTH, AUTH_TOKEN, ENV, ...), without the prefix.
+        number: Third octet of its network, 10.231.NUMBER.0/24; clusters of other numbers stay apart.
+        settings: Variables RKNET_* of the tool (CPUS, HEAD_CPUS, AUTH, AUTH_TOKEN, ENV, ...), without the prefix.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Netns:
 
     @property
     def shared(self) -> Path:
-        """What the nodes see as `/mnt`, seen from here."""
+        """Directory that the nodes see as `/mnt`, seen from here."""
         return Path(f"/var/tmp/rknet-{self.number}/shared")
 
     @property
@@ -77,7 +77,7 @@ class Netns:
         return f"http://{self.head_ip}:8265"
 
     def tool(self, *words: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-        """One verb of the tool; raises with what it said when it fails."""
+        """Run one verb of the tool; if it fails, its output is in the error."""
         done = subprocess.run(
             ["bash", str(_TOOL), *words], capture_output=True, text=True, env=self._env(), timeout=timeout
         )
@@ -85,11 +85,11 @@ class Netns:
         return done
 
     def inside(self, node: int, *command: str) -> list[str]:
-        """The command line that runs `command` in all namespaces of a node."""
+        """Return the command line that runs `command` in all namespaces of a node."""
         return ["bash", str(_TOOL), "exec", str(node), *command]
 
     def outside(self, *command: str) -> list[str]:
-        """The command line that runs `command` on the cluster's network, but on none of its nodes."""
+        """Return the command line that runs `command` on the cluster's network, but on none of its nodes."""
         return ["ip", "netns", "exec", f"rk{self.number}sw", *command]
 
     def run(self, command: list[str], timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
@@ -105,10 +105,10 @@ class Netns:
         )
 
     def _env(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RKNET_", "RAY_"))}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RKNET_", "RAY_"))}
         prefix = {f"RKNET_{name}": value for name, value in self.settings.items()}
         return {
-            **kept, "RAY_AUTH_MODE": "disabled", "RKNET_VENV": sys.prefix, "RKNET_ID": str(self.number), **prefix,
+            **inherited, "RAY_AUTH_MODE": "disabled", "RKNET_VENV": sys.prefix, "RKNET_ID": str(self.number), **prefix,
             "PATH": f"{sys.prefix}/bin:{_path()}",
         }  # fmt: skip
 
@@ -124,11 +124,11 @@ _ENV = {
 
 @contextmanager
 def four_nodes(env: dict[str, str], **settings: str) -> Iterator[Netns]:
-    """Head and three workers of two CPUs each, so that two train workers of 1.5 never share a node; a model and data.
+    """Start a head and three nodes of two CPUs each, on which two train workers of 1.5 never meet; with model and data.
 
     Args:
-        env: variables of all nodes.
-        settings: as `Netns` has them.
+        env: Environment variables of all nodes.
+        settings: Settings of the tool, as `Netns` has them.
     """
     words = " ".join(f"{key}={value}" for key, value in {**_ENV, **env}.items())
     made = Netns(free_number(), {"CPUS": "2", "ENV": words, **settings})
@@ -143,5 +143,5 @@ def four_nodes(env: dict[str, str], **settings: str) -> Iterator[Netns]:
 
 
 def free_number() -> int:
-    """A number that no cluster on this machine has."""
+    """Return a number that no cluster on this machine has."""
     return next(n for n in range(100 + os.getpid() % 100, 255) if not Path(f"/var/tmp/rknet-{n}").exists())

@@ -15,7 +15,7 @@ def step_record(step: int, loss: float = 1.0) -> StepRecord:
 
 
 def shape_proof(workers: int, zero: int, **changes: Any) -> ShapeProof:
-    """The proof of a shape that trained the same bits, with changes."""
+    """Return the proof of a shape that trained the same bits, with changes."""
     proven = ShapeProof(
         run=f"test-prove-w{workers}-z{zero}", workers=workers, zero=zero, micro_batch=2, inexact=(),
         compared=("losses", "evaluations", "scores", "weights"), is_bit_equal=True, largest_difference=0.0, versions={},

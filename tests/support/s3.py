@@ -17,13 +17,13 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_D
 
 
 def server_command() -> str | None:
-    """Path of moto_server; None where it is not installed."""
+    """Return the path of moto_server; None where it is not installed."""
     own = _ROOT / ".venv-moto" / "bin" / "moto_server"
     return str(own) if own.exists() else shutil.which("moto_server")
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @contextmanager
 def s3_server(bucket: str | None) -> Iterator[str]:
-    """`127.0.0.1:PORT` of a server with one empty bucket, or of one with none that knows no account."""
+    """Start a server and yield its `127.0.0.1:PORT`; with one empty bucket, or with none and knowing no account."""
     command = server_command()
     assert command is not None, MISSING
     port = free_port()
@@ -52,7 +52,7 @@ def s3_server(bucket: str | None) -> Iterator[str]:
 
 
 def server_fs(address: str) -> pafs.S3FileSystem:
-    """The server's file system, for what a test puts there."""
+    """Return the server's file system, for what a test puts there."""
     return pafs.S3FileSystem(
         access_key=KEYS["AWS_ACCESS_KEY_ID"], secret_key=KEYS["AWS_SECRET_ACCESS_KEY"], endpoint_override=address,
         scheme="http", region="us-east-1", allow_bucket_creation=True,
@@ -67,9 +67,9 @@ def upload(address: str, source: Path, target: str) -> None:
 
 
 def clean_environment(address: str) -> dict[str, str]:
-    """The environment of a process that talks to the server."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    return {**kept, **KEYS, "AWS_ENDPOINT_URL": f"http://{address}"}
+    """Return the environment of a process that talks to the server."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {**others, **KEYS, "AWS_ENDPOINT_URL": f"http://{address}"}
 
 
 def _wait(port: int, server: "subprocess.Popen[bytes]") -> None:

@@ -30,9 +30,9 @@ class Allocation:
     """Nodes on a bridge of their own, which leads nowhere else.
 
     Args:
-        folder: not below /tmp, which each node has for itself.
-        name: short; namespaces are called by it.
-        cpus: that the job has on each node.
+        folder: Directory, not below /tmp, which each node has for itself.
+        name: Short name, with which those of the namespaces begin.
+        cpus: Number of CPUs that the job has on each node.
     """
 
     folder: Path
@@ -70,23 +70,23 @@ class Allocation:
         (self.folder / "allocation").write_text(" ".join([self.name, *map(str, self.cpus)]))
 
     def space(self, node: int) -> str:
-        """Name of a node's network namespace."""
+        """Return the name of a node's network namespace."""
         return f"{self.name}n{node}"
 
     def on(self, node: int, *command: str) -> list[str]:
-        """The command line that runs `command` on a node; its process is the command's."""
+        """Return the command line that runs `command` on a node; its process is the command's."""
         enter = ["unshare", "--mount", "--uts", "sh", "-c", _ENTER, "sh", str(self.folder / f"node{node}")]
         named = [str(self.folder / "hosts"), f"{self.name}-{node}"]
         counted = ["env", f"SLURM_CPUS_ON_NODE={self.cpus[node]}"]
         return ["ip", "netns", "exec", self.space(node), *enter, *named, *counted, *command]
 
     def processes(self) -> list[int]:
-        """All processes on all nodes."""
-        found = (_ip("netns", "pids", self.space(node)) for node in range(self.nodes))
-        return [int(pid) for pids in found for pid in pids.split()]
+        """Return the ids of all processes on all nodes."""
+        outputs = (_ip("netns", "pids", self.space(node)) for node in range(self.nodes))
+        return [int(pid) for pids in outputs for pid in pids.split()]
 
     def take_down(self) -> None:
-        """Whatever still runs on the nodes, then the nodes."""
+        """End whatever still runs on the nodes, then remove the nodes."""
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         for space in [*(self.space(node) for node in range(self.nodes)), f"{self.name}sw"]:
@@ -94,7 +94,7 @@ class Allocation:
         shutil.rmtree(self.folder)
 
     def called(self) -> list[str]:
-        """What `scontrol` was asked to do."""
+        """Return the arguments of each call of `scontrol`."""
         path = self.folder / "scontrol"
         return path.read_text().splitlines() if path.exists() else []
 
@@ -106,14 +106,14 @@ def _ip(*words: str) -> str:
 
 
 def srun(allocation: Allocation, words: list[str]) -> int:
-    """One task on each node of the step, until all have ended; the worst exit code."""
+    """Run one task on each node of the step, until all have ended; return the worst exit code."""
     options = [word for word in words[: next(i for i, word in enumerate(words) if not word.startswith("--"))]]
-    given = dict(word.removeprefix("--").split("=", 1) for word in options if "=" in word)
-    first = int(given.get("relative", 0))
+    options_by_name = dict(word.removeprefix("--").split("=", 1) for word in options if "=" in word)
+    first = int(options_by_name.get("relative", 0))
     command = words[len(options) :]
     tasks = [
         subprocess.Popen(allocation.on(node, *command), start_new_session=True)
-        for node in range(first, first + int(given["nodes"]))
+        for node in range(first, first + int(options_by_name["nodes"]))
     ]
 
     def end(number: int, frame: object) -> None:
@@ -130,7 +130,7 @@ def srun(allocation: Allocation, words: list[str]) -> int:
 
 
 def main() -> int:
-    """One of the commands."""
+    """Run one of the commands."""
     folder, command, *words = sys.argv[1:]
     name, *cpus = (Path(folder) / "allocation").read_text().split()
     allocation = Allocation(Path(folder), name, tuple(map(int, cpus)))

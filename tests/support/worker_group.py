@@ -55,10 +55,12 @@ class _Group:
         self._folder = tempfile.TemporaryDirectory()
         self._pipes, self._processes = [], []
         for rank in range(world_size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, self._folder.name, there), daemon=True)
+            pipe, remote_end = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(rank, world_size, self._folder.name, remote_end), daemon=True
+            )
             process.start()
-            self._pipes.append(here)
+            self._pipes.append(pipe)
             self._processes.append(process)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -111,7 +113,7 @@ def train_here(
     lease: Any = None,
     faults: Any = (),
 ) -> Any:
-    """Train in this process's group, going on from the last checkpoint; (step, loss) of each step of this attempt."""
+    """Train in this process's group from the last checkpoint on; return (step, loss) of each step, and the result."""
     from launcher.tasks import build_task
     from launcher.train.checkpoint import catalog, reader
     from launcher.train.checkpoint.writer import CheckpointWriter
@@ -140,20 +142,20 @@ def train_here(
         on_engine(engine)
     chaos = FaultInjector(run, faults, engine.rank)
     saver = CheckpointWriter(run, prepared.job, engine, lease, chaos)
-    it = TrainContext(run, prepared.job, plan, task, engine, prepared.splits, saver, chaos)
-    result = run_to_completion(train(it, ShardStream(cells), log, state, leave or never_stop))
+    ctx = TrainContext(run, prepared.job, plan, task, engine, prepared.splits, saver, chaos)
+    result = run_to_completion(train(ctx, ShardStream(cells), log, state, leave or never_stop))
     log.close()
     engine.close()
     return {"lines": lines, "result": None if result is None else result.model_dump()}
 
 
 def weights_at(prepared: PreparedJob, step: int, after: int | None = None) -> Any:
-    """The weights that would be exported of a checkpoint, on rank 0 by name; None elsewhere.
+    """Return the weights that would be exported of a checkpoint, on rank 0 by name; None elsewhere.
 
     Args:
-        prepared: the run.
-        step: of the checkpoint.
-        after: of a later checkpoint that the engine has read before, whole.
+        prepared: Job of the run.
+        step: Step of the checkpoint.
+        after: Step of a later checkpoint that the engine has read before, whole; None reads none.
     """
     from launcher.tasks import build_task
     from launcher.train.checkpoint import reader
@@ -169,7 +171,7 @@ def weights_at(prepared: PreparedJob, step: int, after: int | None = None) -> An
 
 
 def share_cells(prepared: PreparedJob, world_size: int, rank: int, start: int) -> Iterator[pa.Buffer]:
-    """What Ray Data would hand to this rank, without Ray."""
+    """Yield what Ray Data would hand to this rank, without Ray."""
     source = StreamSource(prepared.job, prepared.splits, world_size)
     for window in train_windows(prepared.plan, prepared.job, start):
         yield pa.py_buffer(list(source.read(window))[rank])
@@ -186,7 +188,7 @@ def _until(cells: Iterator[pa.Buffer], step: int) -> Iterator[pa.Buffer]:
 
 
 def with_job(prepared: PreparedJob, **sections: Any) -> PreparedJob:
-    """The same job under other memory and cluster settings, replanned."""
+    """Return the same job under other memory and cluster settings, replanned."""
     from launcher.driver.prepare import prepare
     from launcher.spec.job import JobSpec
 

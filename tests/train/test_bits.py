@@ -22,8 +22,11 @@ _BF16: dict[str, Any] = {"train": {"precision": "bf16"}}
 # Name -> task, its parameters, other sections. Dropout is on.
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "text": ("text-classification", {"max_length": 32}, {}),
-    "text-ema-bf16": ("text-classification", {"max_length": 32}, {"train": {"precision": "bf16", "ema": 0.9}}),
-    "text-micro": ("text-classification", {"max_length": 32}, {"parallel": {"micro_batch": 1}}),
+    "text-ema-bf16-micro": (
+        "text-classification",
+        {"max_length": 32},
+        {"train": {"precision": "bf16", "ema": 0.9}, "parallel": {"micro_batch": 1}},
+    ),
     "token": ("token-classification", {"max_length": 32}, {}),
     "question": ("question-answering", {"max_length": 32, "doc_stride": 8}, {}),
     "causal-packed": ("causal-lm", {"max_length": 48, "packing": True}, {}),

@@ -52,7 +52,7 @@ def _same(lines: Any, reference: Any) -> bool:
     return all(abs(loss - expected[step]) < 1e-6 for step, loss in lines)
 
 
-@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_step_that_does_not_fit_is_made_again_in_smaller_parts(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     data = write_splits(tmp_path / "data", train=100, row_group=37)
     whole = prepared_job(tiny_bert, data, tmp_path / "whole", parallel={"zero": zero}, **_JOB)
@@ -65,7 +65,7 @@ def test_a_step_that_does_not_fit_is_made_again_in_smaller_parts(tiny_bert: Path
     assert with_job(small).plan.micro_batch == 2  # and it is taken when the run goes on
 
 
-@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("zero", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_workers_start_again_where_a_step_cannot_be_repeated(tiny_bert: Path, tmp_path: Path, zero: int) -> None:
     """The other worker waits in a collective: the group ends, and goes on from the checkpoint as the driver has it."""
     data = write_splits(tmp_path / "data", train=100, row_group=37)

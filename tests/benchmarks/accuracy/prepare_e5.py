@@ -112,18 +112,18 @@ def main() -> None:
             reader = Reader(archive.read(MEMBER))
     sizes = reader.sizes
     special = {sizes.bos, sizes.eos, sizes.pad, sizes.unknown, reader.pieces.index("<mask>")}
-    kept = [i for i, piece in enumerate(reader.pieces) if i in special or KEPT.match(piece)]
+    token_ids = [i for i, piece in enumerate(reader.pieces) if i in special or KEPT.match(piece)]
     unfinished = FOLDER.with_suffix(".tmp")
-    model(reader, kept).save_pretrained(unfinished)
-    tokenizer(reader, kept).save_pretrained(unfinished)
+    model(reader, token_ids).save_pretrained(unfinished)
+    tokenizer(reader, token_ids).save_pretrained(unfinished)
     unfinished.rename(FOLDER)
 
 
-def model(reader: Reader, kept: list[int]) -> BertModel:
+def model(reader: Reader, token_ids: list[int]) -> BertModel:
     """Return the encoder, with the embeddings of the tokens that are kept."""
     sizes = reader.sizes
     config = BertConfig(
-        vocab_size=len(kept),
+        vocab_size=len(token_ids),
         hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
@@ -131,10 +131,10 @@ def model(reader: Reader, kept: list[int]) -> BertModel:
         max_position_embeddings=sizes.positions,
         type_vocab_size=sizes.types,
         layer_norm_eps=sizes.epsilon,
-        pad_token_id=kept.index(sizes.pad),
+        pad_token_id=token_ids.index(sizes.pad),
     )
     state = {
-        "embeddings.word_embeddings.weight": reader.matrix("emb.word", sizes.hidden)[kept],
+        "embeddings.word_embeddings.weight": reader.matrix("emb.word", sizes.hidden)[token_ids],
         "embeddings.position_embeddings.weight": reader.dense("emb.pos").view(-1, sizes.hidden),
         "embeddings.token_type_embeddings.weight": reader.dense("emb.type").view(-1, sizes.hidden),
         "embeddings.LayerNorm.weight": reader.dense("emb.ln.w"),
@@ -153,11 +153,13 @@ def model(reader: Reader, kept: list[int]) -> BertModel:
     return encoder
 
 
-def tokenizer(reader: Reader, kept: list[int]) -> PreTrainedTokenizerFast:
+def tokenizer(reader: Reader, token_ids: list[int]) -> PreTrainedTokenizerFast:
     """Return XLM-R's unigram tokenizer over the tokens that are kept."""
     sizes = reader.sizes
     bos, eos, pad, unknown = (reader.pieces[i] for i in (sizes.bos, sizes.eos, sizes.pad, sizes.unknown))
-    unigram = models.Unigram([(reader.pieces[i], float(reader.scores[i])) for i in kept], kept.index(sizes.unknown))
+    unigram = models.Unigram(
+        [(reader.pieces[i], float(reader.scores[i])) for i in token_ids], token_ids.index(sizes.unknown)
+    )
     fast = Tokenizer(unigram)
     fast.normalizer = normalizers.Sequence(
         [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -168,7 +170,7 @@ def tokenizer(reader: Reader, kept: list[int]) -> PreTrainedTokenizerFast:
     fast.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A {eos}",
         pair=f"{bos} $A {eos} {eos} $B {eos}",
-        special_tokens=[(bos, kept.index(sizes.bos)), (eos, kept.index(sizes.eos))],
+        special_tokens=[(bos, token_ids.index(sizes.bos)), (eos, token_ids.index(sizes.eos))],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=fast,

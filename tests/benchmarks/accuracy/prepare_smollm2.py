@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def convert(quantised: Path) -> None:
-    """A model directory that `from_pretrained` loads, published whole or not at all."""
+    """Write a model directory that `from_pretrained` loads, published whole or not at all."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 

@@ -7,7 +7,7 @@ of its output is one JSON object with the perplexity of the answers' tokens on d
 import math
 
 import torch
-from peer import options, parquet_splits, train_and_score, training_arguments
+from peer import encoded_splits, parse_options, train_and_score, training_arguments
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,24 +24,20 @@ IGNORED = -100
 
 
 def main() -> None:
-    said = options()
+    options = parse_options()
     arguments = training_arguments(
-        said.seed,
-        said.scratch,
+        options,
         max_steps=16,
         per_device_train_batch_size=4,  # 8 over two processes
         per_device_eval_batch_size=4,
         learning_rate=1e-4,
         lr_scheduler_type="cosine",
-        train_sampling_strategy="random",  # grouped, the longest rows come first, and 16 steps would see no others
-        # Llama divides by the number of tokens it is told: the mean is over the tokens of both processes (the default).
+        # Llama divides by the number of tokens it is told: the mean is over the tokens of both processes.
         average_tokens_across_devices=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
-    with arguments.main_process_first():  # the other process reads the first one's cache
-        splits = parquet_splits(DATA, said.scratch)
-        splits = splits.map(lambda row: encode(row, tokenizer), remove_columns=splits["train"].column_names)
+    splits = encoded_splits(DATA, options, arguments, lambda row: encode(row, tokenizer), batched=False)
     trainer = Trainer(
         model,
         arguments,
@@ -55,7 +51,7 @@ def main() -> None:
 
 
 def encode(row: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
-    """A conversation of one question and its answer by the chat template, with labels on the answer."""
+    """Encode a conversation of one question and its answer by the chat template, with labels on the answer."""
     prompt = tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True)["input_ids"]
     ids = tokenizer.apply_chat_template(row["messages"])["input_ids"]
     labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
@@ -63,7 +59,7 @@ def encode(row: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[str
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(rows, 2): loss of each row's answer, summed, and its number of tokens; whole logits would fill the memory."""
+    """Return (rows, 2): each row's loss, summed, and its number of tokens; whole logits would fill the memory."""
     following = labels[:, 1:]
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), following, ignore_index=IGNORED, reduction="none"
@@ -72,7 +68,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def perplexity(scored: EvalPrediction) -> dict[str, float]:
-    """exp of the mean loss over all tokens of all rows."""
+    """Return exp of the mean loss over all tokens of all rows."""
     loss, tokens = scored.predictions.sum(0, dtype="float64")
     return {"perplexity": math.exp(loss / tokens), "rows": len(scored.predictions)}
 

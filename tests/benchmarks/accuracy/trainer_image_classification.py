@@ -5,7 +5,7 @@ of its output is one JSON object with the accuracy on dev (validation) and test.
 """
 
 import numpy as np
-from peer import accuracy, options, parquet_splits, train_and_score, training_arguments
+from peer import accuracy, parquet_splits, parse_options, train_and_score, training_arguments
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -29,25 +29,23 @@ CONFIG = {
 
 
 def main() -> None:
-    said = options()
+    options = parse_options()
     arguments = training_arguments(
-        said.seed,
-        said.scratch,
+        options,
         num_train_epochs=1,
         per_device_train_batch_size=32,  # 64 over two processes
         per_device_eval_batch_size=64,
         learning_rate=3e-3,
-        lr_scheduler_type="linear",
+        train_sampling_strategy="random",  # pictures have no lengths to group by
         remove_unused_columns=False,
-        average_tokens_across_devices=False,  # there are no tokens
     )
-    set_seed(said.seed)
+    set_seed(options.seed)
     model = AutoModelForImageClassification.from_config(AutoConfig.for_model(**CONFIG))
     processor = ViTImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False
     )
     with arguments.main_process_first():  # the other process reads the first one's cache
-        splits = parquet_splits(DATA, said.scratch)
+        splits = parquet_splits(DATA, options)
 
     def pixels(rows: dict[str, list]) -> dict[str, list]:
         images = [np.asarray(image)[:, :, None] for image in rows["image"]]

@@ -6,7 +6,7 @@ of its output is one JSON object with the loss per masked token on dev (validati
 
 import torch
 from datasets import Dataset
-from peer import SCORED, options, parquet_splits, print_scores, training_arguments
+from peer import SCORED, encoded_splits, evaluate, parse_options, print_scores, training_arguments
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -25,31 +25,25 @@ IGNORED = -100
 
 
 def main() -> None:
-    said = options()
+    options = parse_options()
     arguments = training_arguments(
-        said.seed,
-        said.scratch,
+        options,
         max_steps=100,
         per_device_train_batch_size=16,  # 32 over two processes
         per_device_eval_batch_size=32,
         learning_rate=5e-4,
-        lr_scheduler_type="linear",
-        train_sampling_strategy="random",  # grouped, the longest rows come first, and the run ends within an epoch
-        average_tokens_across_devices=False,  # see trainer_text_classification.py: BERT takes its own mean
     )
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASK_FRACTION)
-    with arguments.main_process_first():  # the other process reads the first one's cache
-        splits = parquet_splits(DATA, said.scratch).map(
-            lambda rows: tokenizer(
-                rows["text"], truncation=True, max_length=MAX_LENGTH, return_special_tokens_mask=True
-            ),
-            batched=True,
-            remove_columns=["text", "label"],
-        )
+    splits = encoded_splits(
+        DATA,
+        options,
+        arguments,
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=MAX_LENGTH, return_special_tokens_mask=True),
+    )
     set_seed(0)
     scored = {split: masked_once(splits[split], masking) for _, split in SCORED}
-    set_seed(said.seed)  # the new head is drawn before the Trainer sets its own seed
+    set_seed(options.seed)  # the new head is drawn before the Trainer sets its own seed
     model = AutoModelForMaskedLM.from_pretrained(MODEL, dtype="float32")
     trainer = Trainer(
         model,
@@ -62,26 +56,21 @@ def main() -> None:
     )
     trainer.train()
     trainer.data_collator = DataCollatorForTokenClassification(tokenizer)  # pads what is masked already
-    scores = {}
-    for name, split in SCORED:
-        found = trainer.evaluate(scored[split], metric_key_prefix=name)
-        scores[name] = {key: found[f"{name}_{key}"] for key in ("token_loss", "accuracy", "rows")}
-        assert scores[name]["rows"] == len(scored[split]), "every row is scored once"
-    print_scores(trainer, "token_loss", scores)
+    print_scores(trainer, "token_loss", evaluate(trainer, scored, ("token_loss", "accuracy")))
 
 
 def masked_once(rows: Dataset, masking: DataCollatorForLanguageModeling) -> Dataset:
-    """Rows with masks that stay: the same for every seed and batch size."""
+    """Return rows with masks that stay: the same for every seed and batch size."""
 
     def mask(row: dict[str, list]) -> dict[str, list]:
-        found = masking([row])
-        return {key: found[key][0].tolist() for key in ("input_ids", "attention_mask", "labels")}
+        masked = masking([row])
+        return {key: masked[key][0].tolist() for key in ("input_ids", "attention_mask", "labels")}
 
     return Dataset.from_list([mask(row) for row in rows])
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(rows, 3): each row's loss, summed, tokens that were right, and masked tokens; logits would fill the memory."""
+    """Return (rows, 3): each row's loss, summed, tokens that are right, masked tokens; logits would fill the memory."""
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     masked = labels != IGNORED
     right = (logits.argmax(-1) == labels) & masked
@@ -89,7 +78,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def mean_loss(scored: EvalPrediction) -> dict[str, float]:
-    """Mean over all masked tokens of all rows."""
+    """Return loss and accuracy, each the mean over all masked tokens of all rows."""
     loss, right, masked = scored.predictions.sum(0, dtype="float64")
     return {"token_loss": loss / masked, "accuracy": right / masked, "rows": len(scored.predictions)}
 

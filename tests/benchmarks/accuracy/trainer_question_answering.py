@@ -6,11 +6,10 @@ of its output is one JSON object with SQuAD's F1 on dev (validation) and test.
 
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
-from peer import SCORED, option_parser, parquet_splits, print_scores, training_arguments
+from peer import SCORED, Comparison, encoded_splits, parquet_splits, parse_options, print_scores, training_arguments
 from torchmetrics.functional.text import squad
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -27,64 +26,43 @@ STRIDE = 128
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
 FIRST_CHINESE = "\u2e80"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the two job files differ in."""
-
-    data: str
-    model: str
-    length: dict[str, int]
-    """Epochs or steps of the training."""
-    words: Callable[[str], str] = str
-    """An answer as SQuAD's F1 counts it: words with spaces between."""
+COMPARISONS = {
+    "en": Comparison("../shared/data/question-answering/xquad_en", "data/quickstart/model", {"num_train_epochs": 3}),
+    "zh": Comparison("../shared/data/question-answering/cmrc2018", "data/e5", {"max_steps": 60}),
+}
 
 
 def characters(text: str) -> str:
     """Return each Chinese character as a word, as CMRC 2018 does; punctuation is left out."""
-    kept = (c for c in text if unicodedata.category(c)[0] != "P")
-    return "".join(f" {c} " if c >= FIRST_CHINESE else c for c in kept)
-
-
-COMPARISONS = {
-    "en": Comparison("../shared/data/question-answering/xquad_en", "data/quickstart/model", {"num_train_epochs": 3}),
-    "zh": Comparison("../shared/data/question-answering/cmrc2018", "data/e5", {"max_steps": 60}, characters),
-}
+    letters = (c for c in text if unicodedata.category(c)[0] != "P")
+    return "".join(f" {c} " if c >= FIRST_CHINESE else c for c in letters)
 
 
 def main() -> None:
-    parser = option_parser()
-    parser.add_argument("--language", choices=COMPARISONS, required=True)
-    said = parser.parse_args()
-    compared = COMPARISONS[said.language]
+    options = parse_options(language=COMPARISONS)
+    compared = COMPARISONS[options.language]
     arguments = training_arguments(
-        said.seed,
-        said.scratch,
+        options,
         per_device_train_batch_size=8,  # 16 over two processes
         per_device_eval_batch_size=32,
         learning_rate=2e-4,
-        lr_scheduler_type="linear",
-        # Grouped, the longest rows come first, and a run that ends within an epoch would see no others.
-        train_sampling_strategy="random" if "max_steps" in compared.length else "group_by_length",
-        average_tokens_across_devices=False,  # see trainer_text_classification.py: BERT takes its own mean
-        **compared.length,
+        **compared.numbers,
     )
-    set_seed(said.seed)  # the new head is drawn before the Trainer sets its own seed
+    set_seed(options.seed)  # the new head is drawn before the Trainer sets its own seed
     tokenizer = AutoTokenizer.from_pretrained(compared.model)
     model = AutoModelForQuestionAnswering.from_pretrained(compared.model, dtype="float32")
-    with arguments.main_process_first():  # the other process reads the first one's cache
-        splits = parquet_splits(compared.data, said.scratch)
-        columns = splits["train"].column_names
-        train = splits["train"].map(lambda rows: with_places(rows, tokenizer), batched=True, remove_columns=columns)
-        windows = {
-            split: splits[split].map(lambda rows: with_contexts(rows, tokenizer), batched=True, remove_columns=columns)
-            for _, split in SCORED
-        }
+    training = encoded_splits(
+        compared.data, options, arguments, lambda rows: with_places(rows, tokenizer), names=["train"]
+    )
+    windows = encoded_splits(
+        compared.data, options, arguments, lambda rows: with_contexts(rows, tokenizer), names=["validation", "test"]
+    )
+    splits = parquet_splits(compared.data, options)
+    words = characters if options.language == "zh" else str
     trainer = Trainer(
         model,
         arguments,
-        train_dataset=train,
+        train_dataset=training["train"],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
     )
@@ -93,12 +71,12 @@ def main() -> None:
     for name, split in SCORED:
         predicted = trainer.predict(windows[split].remove_columns(["row", "offset_mapping"]))
         starts, ends = predicted.predictions
-        scores[name] = score(splits[split], answers(splits[split], windows[split], starts, ends), compared.words)
+        scores[name] = score(splits[split], answers(splits[split], windows[split], starts, ends), words)
     print_scores(trainer, "f1", scores)
 
 
 def tokenize(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Question and context as overlapping windows; the question is whole in each of them."""
+    """Encode question and context as overlapping windows; the question is whole in each of them."""
     return tokenizer(
         [question.lstrip() for question in rows["question"]],
         rows["context"],
@@ -111,37 +89,37 @@ def tokenize(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> Batch
 
 
 def with_places(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Windows for training: first and last token of the answer, or the first token of all where a window lacks it."""
-    found = tokenize(rows, tokenizer)
-    found["start_positions"], found["end_positions"] = [], []
-    for i, row in enumerate(found.pop("overflow_to_sample_mapping")):
+    """Return windows for training: first and last token of the answer, or the first of all where a window lacks it."""
+    windows = tokenize(rows, tokenizer)
+    windows["start_positions"], windows["end_positions"] = [], []
+    for i, row in enumerate(windows.pop("overflow_to_sample_mapping")):
         answer = rows["answers"][row]
         begin = answer["answer_start"][0]
         end = begin + len(answer["text"][0])
-        context = [n for n, part in enumerate(found.sequence_ids(i)) if part == 1]
-        offsets = found["offset_mapping"][i]
+        context = [n for n, part in enumerate(windows.sequence_ids(i)) if part == 1]
+        offsets = windows["offset_mapping"][i]
         first = last = 0
         if context and offsets[context[0]][0] <= begin and offsets[context[-1]][1] >= end:
             first = max(n for n in context if offsets[n][0] <= begin)
             last = min(n for n in context if offsets[n][1] >= end)
-        found["start_positions"].append(first)
-        found["end_positions"].append(last)
-    found.pop("offset_mapping")
-    return found
+        windows["start_positions"].append(first)
+        windows["end_positions"].append(last)
+    windows.pop("offset_mapping")
+    return windows
 
 
 def with_contexts(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Windows for scoring: the row's id, and the characters of each token of the context, none for other tokens."""
-    found = tokenize(rows, tokenizer)
-    found["row"] = [rows["id"][row] for row in found.pop("overflow_to_sample_mapping")]
-    for i, offsets in enumerate(found["offset_mapping"]):
-        parts = found.sequence_ids(i)
-        found["offset_mapping"][i] = [place if parts[n] == 1 else None for n, place in enumerate(offsets)]
-    return found
+    """Return windows for scoring: the row's id, and the characters of each token of the context, none for others."""
+    windows = tokenize(rows, tokenizer)
+    windows["row"] = [rows["id"][row] for row in windows.pop("overflow_to_sample_mapping")]
+    for i, offsets in enumerate(windows["offset_mapping"]):
+        parts = windows.sequence_ids(i)
+        windows["offset_mapping"][i] = [place if parts[n] == 1 else None for n, place in enumerate(offsets)]
+    return windows
 
 
 def answers(rows: Dataset, windows: Dataset, starts: np.ndarray, ends: np.ndarray) -> dict[str, str]:
-    """The text of each row's best span over all its windows; starts and ends are logits (windows, tokens)."""
+    """Return the text of each row's best span over all its windows; starts and ends are logits (windows, tokens)."""
     best: dict[str, tuple[float, str]] = {}
     contexts = dict(zip(rows["id"], rows["context"], strict=True))
     for window, start, end in zip(windows, starts, ends, strict=True):
@@ -153,7 +131,7 @@ def answers(rows: Dataset, windows: Dataset, starts: np.ndarray, ends: np.ndarra
 
 
 def spans(start: np.ndarray, end: np.ndarray, offsets: list) -> Iterator[tuple[float, int, int]]:
-    """Value, first and last character of the spans between the best tokens of either kind."""
+    """Yield value, first and last character of the spans between the best tokens of either kind."""
     for first in np.argsort(start)[: -N_BEST - 1 : -1]:
         for last in np.argsort(end)[: -N_BEST - 1 : -1]:
             # Rows of logits are padded to the longest of the split.
@@ -163,15 +141,21 @@ def spans(start: np.ndarray, end: np.ndarray, offsets: list) -> Iterator[tuple[f
                 yield float(start[first] + end[last]), offsets[first][0], offsets[last][1]
 
 
-def score(rows: Dataset, said: dict[str, str], words: Callable[[str], str]) -> dict[str, float]:
-    """SQuAD's exact match and F1, each row by its best gold answer."""
-    predictions = [{"id": row, "prediction_text": words(said[row])} for row in rows["id"]]
+def score(rows: Dataset, texts: dict[str, str], words: Callable[[str], str]) -> dict[str, float]:
+    """Return SQuAD's exact match and F1, each row by its best gold answer.
+
+    Args:
+        rows: Rows with their gold answers.
+        texts: Predicted answer of each row, by its id.
+        words: Function that returns an answer as F1 counts it: words with spaces between.
+    """
+    predictions = [{"id": row, "prediction_text": words(texts[row])} for row in rows["id"]]
     targets = [
         {"id": row, "answers": {**gold, "text": [words(text) for text in gold["text"]]}}
         for row, gold in zip(rows["id"], rows["answers"], strict=True)
     ]
-    found = squad(predictions, targets)
-    return {name: float(found[name]) / 100 for name in ("exact_match", "f1")} | {"rows": len(predictions)}
+    percentages = squad(predictions, targets)
+    return {name: float(percentages[name]) / 100 for name in ("exact_match", "f1")} | {"rows": len(predictions)}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ batch would not be negatives. `run.py` starts it. The last line of its output is
 
 import numpy as np
 from datasets import Dataset
-from peer import SCORED, options, parquet_splits, print_scores, training_arguments
+from peer import SCORED, parquet_splits, parse_options, print_scores, training_arguments
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -24,19 +24,17 @@ DEPTH = 10
 
 
 def main() -> None:
-    said = options()
+    options = parse_options()
     arguments = training_arguments(
-        said.seed,
-        said.scratch,
+        options,
         SentenceTransformerTrainingArguments,
         max_steps=16,
         per_device_train_batch_size=64,
         learning_rate=1e-4,
-        lr_scheduler_type="linear",
         logging_steps=1,
     )
     model = load_model()
-    splits = parquet_splits(DATA, said.scratch).select_columns(["query", "positive"])
+    splits = parquet_splits(DATA, options).select_columns(["query", "positive"])
     trainer = SentenceTransformerTrainer(
         model, arguments, train_dataset=splits["train"], loss=MultipleNegativesRankingLoss(model, scale=20.0)
     )
@@ -45,13 +43,13 @@ def main() -> None:
 
 
 def load_model() -> SentenceTransformer:
-    """MiniLM, whose vectors are means over the tokens."""
+    """Load MiniLM, whose vectors are means over the tokens."""
     encoder = Transformer(MODEL, max_seq_length=MAX_LENGTH, model_kwargs={"dtype": "float32"})
     return SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), "mean")], device="cpu")
 
 
 def score(model: SentenceTransformer, rows: Dataset) -> dict[str, float]:
-    """Place of each query's own answer among the different answers of all rows, by cosine."""
+    """Score the rank of each query's own answer among the different answers of all rows, by cosine."""
     answers = sorted(set(rows["positive"]))
     places = {answer: i for i, answer in enumerate(answers)}
     queries, corpus = (

@@ -4,9 +4,15 @@ Runs in every process of `torchrun --nproc_per_node 2`, from the repository's ro
 of its output is one JSON object with the accuracy on dev (validation) and test.
 """
 
-from dataclasses import dataclass
-
-from peer import accuracy, label_names, option_parser, parquet_splits, train_and_score, training_arguments
+from peer import (
+    Comparison,
+    accuracy,
+    encoded_splits,
+    label_names,
+    parse_options,
+    train_and_score,
+    training_arguments,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,56 +22,30 @@ from transformers import (
 )
 
 LABELS = ("negative", "positive")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the two job files differ in."""
-
-    data: str
-    model: str
-    learning_rate: float
-    length: dict[str, int]
-    """Epochs or steps of the training."""
-
-
+SETS = "../shared/data/text-classification"
 COMPARISONS = {
-    "en": Comparison("../shared/data/text-classification/sst2", "data/quickstart/model", 5e-5, {"num_train_epochs": 1}),
-    "zh": Comparison("../shared/data/text-classification/chnsenticorp", "data/e5", 1e-4, {"max_steps": 40}),
+    "en": Comparison(f"{SETS}/sst2", "data/quickstart/model", {"num_train_epochs": 1, "learning_rate": 5e-5}),
+    "zh": Comparison(f"{SETS}/chnsenticorp", "data/e5", {"max_steps": 40, "learning_rate": 1e-4}),
 }
 
 
 def main() -> None:
-    parser = option_parser()
-    parser.add_argument("--language", choices=COMPARISONS, required=True)
-    said = parser.parse_args()
-    compared = COMPARISONS[said.language]
+    options = parse_options(language=COMPARISONS)
+    compared = COMPARISONS[options.language]
     arguments = training_arguments(
-        said.seed,
-        said.scratch,
+        options,
         per_device_train_batch_size=16,  # 32 over two processes
         per_device_eval_batch_size=32,
-        learning_rate=compared.learning_rate,
-        lr_scheduler_type="linear",
-        # Grouped, the longest rows come first, and a run that ends within an epoch would see no others.
-        train_sampling_strategy="random" if "max_steps" in compared.length else "group_by_length",
-        # With the default, Trainer (transformers 5.23, compute_loss) multiplies the loss by the number of processes for
-        # a model that is told the global count and divides by it. BERT's classifier is told and takes its own mean all
-        # the same: losses and gradients would be doubled, and max_grad_norm would clip at half of what it says.
-        average_tokens_across_devices=False,
-        **compared.length,
+        **compared.numbers,
     )
-    set_seed(said.seed)  # the new head is drawn before the Trainer sets its own seed
+    set_seed(options.seed)  # the new head is drawn before the Trainer sets its own seed
     tokenizer = AutoTokenizer.from_pretrained(compared.model)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        compared.model,
-        dtype="float32",
-        **label_names(LABELS),
-    )
-    with arguments.main_process_first():  # the other process reads the first one's cache
-        splits = parquet_splits(compared.data, said.scratch).map(
-            lambda rows: tokenizer(rows["text"], truncation=True, max_length=128), batched=True, remove_columns=["text"]
-        )
+    model = AutoModelForSequenceClassification.from_pretrained(compared.model, dtype="float32", **label_names(LABELS))
+
+    def encode(rows: dict[str, list]) -> dict[str, list]:
+        return {**tokenizer(rows["text"], truncation=True, max_length=128), "labels": rows["label"]}
+
+    splits = encoded_splits(compared.data, options, arguments, encode)
     trainer = Trainer(
         model,
         arguments,

@@ -17,7 +17,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.throughput.run import WARM, call, write_job  # noqa: E402
+from tests.benchmarks.commands import call, last_object, torchrun  # noqa: E402
+from tests.benchmarks.throughput.run import WARM, write_job  # noqa: E402
 
 SIDES = {
     "bits": ["train.virtual_ranks=8"],
@@ -36,30 +37,24 @@ def main() -> int:
     options = parser.parse_args()
     if options.steps <= WARM:
         parser.error(f"--steps: the first {WARM} are not measured; give more")
-    storage = options.storage.resolve()
-    job = write_job(storage, options.steps)
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    job = write_job(options.storage, options.steps)
+    storage = job.parent
+    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(options.rounds):
         for side, own in SIDES.items():
-            script = [str(ROOT / "tests" / "benchmarks" / "throughput" / "limit.py"), str(job), str(WARM)]
-            keys = ["parallel.zero=0", *own, *options.set]
-            speed = float(_torchrun(2, [*script, *keys], storage / f"{side}-{number}.log")["samples_per_s"])
-            found[side].append(speed)
+            script = HERE.parent / "throughput" / "limit.py"
+            command = torchrun(2, script, job, WARM, "parallel.zero=0", *own, *options.set)
+            speed = float(last_object(call(command, storage / f"{side}-{number}.log"))["samples_per_s"])
+            speeds[side].append(speed)
             print(f"round {number + 1}  {side:<6} {speed:7.2f} samples/s", flush=True)
-    median = {side: statistics.median(values) for side, values in found.items()}
+    median = {side: statistics.median(values) for side, values in speeds.items()}
     report = {f"over_{side}": round(median[side] / median["bits"], 3) for side in ("plain", "micro")}
     for workers in (2, 4):
-        traffic = _torchrun(workers, [str(HERE / "traffic.py")], storage / f"traffic-{workers}.log")
+        traffic = last_object(call(torchrun(workers, HERE / "traffic.py"), storage / f"traffic-{workers}.log"))
         report[f"bytes_over_all_reduce_{workers}"] = round(float(traffic["over_all_reduce"]), 3)
         report[f"bytes_over_least_{workers}"] = round(float(traffic["over_least"]), 3)
     print(json.dumps(report))
     return 0
-
-
-def _torchrun(workers: int, command: list[str], log: Path) -> dict[str, float]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
-    result: dict[str, float] = json.loads(call([*torchrun, *command], log).strip().splitlines()[-1])
-    return result
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _bytes_of(exchange: Callable[[], object]) -> float:
-    """Bytes of one exchange over all ranks."""
+    """Return the bytes of one exchange over all ranks."""
     exchange()
     dist.barrier()
     begun = _sent()

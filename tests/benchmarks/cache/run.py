@@ -29,10 +29,10 @@ _ROUNDS = 3
 
 
 def main() -> None:
-    """Both kinds, several rounds each."""
+    """Measure both kinds, several rounds each."""
     from tests.support.tiny_models import make_tiny_vit
 
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         vit = make_tiny_vit(folder / "vit", size=224)
@@ -47,21 +47,22 @@ def main() -> None:
         for kind, (model, data, task) in kinds.items():
             rounds = [_round(folder / f"{kind}-{number}", model, data, task) for number in range(_ROUNDS)]
             for name in ("first_over_plain", "again_over_plain"):
-                found[f"{kind}_{name}"] = round(statistics.median(one[name] for one in rounds), 3)
-    print(json.dumps(found))
+                figures[f"{kind}_{name}"] = round(statistics.median(ratios[name] for ratios in rounds), 3)
+    print(json.dumps(figures))
 
 
 def _round(folder: Path, model: Path, data: Path, task: dict[str, Any]) -> dict[str, float]:
     sections = {"task": task, "train": {"epochs": 2, "batch_size": 32}, "parallel": {"zero": 0}}
     plain = prepare(make_job(model, {"train": str(data)}, folder, **sections))
-    kept = prepare(make_job(model, {"train": str(data), "cache": {"path": str(folder / "kept")}}, folder, **sections))
-    usual, first, again = _epoch(plain, 0), _epoch(kept, 0), _epoch(kept, 1)
+    cache = {"path": str(folder / "cache")}
+    cached = prepare(make_job(model, {"train": str(data), "cache": cache}, folder, **sections))
+    usual, first, again = _epoch(plain, 0), _epoch(cached, 0), _epoch(cached, 1)
     print(f"{folder.name}: {usual:.2f} s without, {first:.2f} s as it fills, {again:.2f} s out of it", flush=True)
     return {"first_over_plain": first / usual, "again_over_plain": again / usual}
 
 
 def _epoch(prepared: PreparedJob, epoch: int) -> float:
-    """Seconds for an epoch's windows."""
+    """Return the seconds for an epoch's windows."""
     encoded_cache._entry.cache_clear()  # as in another process
     source = StreamSource(prepared.job, prepared.splits, 2)
     source.task(for_evaluation=False)

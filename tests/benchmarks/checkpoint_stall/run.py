@@ -2,7 +2,7 @@
 
 Two workers of a plain gloo group train MiniLM-sized BERTs on the launcher's loop; each round saves in turn by
 `CheckpointWriter` in the background, by `CheckpointWriter` in the foreground, and by `engine.save_checkpoint`. Also
-told: how much slower the steps are that a background save runs beside. Prints the medians as one JSON object on its
+measured: how much slower the steps are that a background save runs beside. Prints the medians as one JSON object on its
 last line. `make bench-checkpoint-stall`; figures in ../README.md. Runs on the client; needs no GPU.
 """
 
@@ -34,11 +34,11 @@ def main() -> int:
         data = write_splits(Path(folder) / "data", train=4000)
         worst = 0.0
         for zero in options.zero:
-            told = run_group(
+            seconds = run_group(
                 2, _measure, str(ROOT / "data/quickstart/model"), data, f"{folder}/zero-{zero}", (zero, options.rounds)
             )
-            print(f"ZeRO-{zero}: " + "  ".join(f"{name} {value:.3f}" for name, value in told.items()), flush=True)
-            worst = max(worst, told["background_s"] / told["deepspeed_s"])
+            print(f"ZeRO-{zero}: " + "  ".join(f"{name} {value:.3f}" for name, value in seconds.items()), flush=True)
+            worst = max(worst, seconds["background_s"] / seconds["deepspeed_s"])
     print(json.dumps({"over_blocking": round(worst, 4)}))
     return 0
 
@@ -69,7 +69,7 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
         "background_s": CheckpointWriter(run, job, engine, lease),
         "foreground_s": CheckpointWriter(run, foreground, engine, lease),
     }
-    found: dict[str, list[float]] = {name: [] for name in (*savers, "deepspeed_s", "step_s", "step_beside_s")}
+    seconds: dict[str, list[float]] = {name: [] for name in (*savers, "deepspeed_s", "step_s", "step_beside_s")}
     count = 0
 
     def some_steps() -> list[float]:
@@ -88,7 +88,7 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
     some_steps()
     for number in range(rounds + 1):
         for name, saver in savers.items():
-            found["step_s"] += some_steps()
+            seconds["step_s"] += some_steps()
             dist.barrier()
             start = time.monotonic()
             saver.save(INITIAL_STATE.model_copy(update={"step": count}))
@@ -103,9 +103,9 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
                     waited[0] += time.monotonic() - began
 
                 engine.before_step = timed
-                found["step_beside_s"] += some_steps()
+                seconds["step_beside_s"] += some_steps()
                 stall += waited[0]
-            found[name].append(stall)
+            seconds[name].append(stall)
             start = time.monotonic()
             saver.join()
         some_steps()
@@ -113,13 +113,13 @@ def _measure(model: str, data: dict[str, str], storage: str, options: tuple[int,
         start = time.monotonic()
         engine._engine.save_checkpoint(f"{storage}/deepspeed-{number}", tag="state", save_latest=False)
         dist.barrier()
-        found["deepspeed_s"].append(time.monotonic() - start)
+        seconds["deepspeed_s"].append(time.monotonic() - start)
         if dist.get_rank() == 0:
             shutil.rmtree(f"{storage}/deepspeed-{number}")
         if number == 0:  # the first copies into new pages
-            found = {name: [] for name in found}
+            seconds = {name: [] for name in seconds}
     engine.close()
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def _measure(side: str, rows: int, tokens: int, labelled: float) -> dict[str, fl
     """Train for a few steps in this process.
 
     Args:
-        side: `chunked` or `whole`.
+        side: Way to compute the loss, `chunked` or `whole`.
         rows: Sequences of the micro-batch.
         tokens: Tokens of each sequence.
         labelled: Share of the tokens that have a label.
@@ -76,17 +76,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--labelled", type=float, default=1.0)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps(_measure(asked.side, asked.rows, asked.tokens, asked.labelled)))
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(_measure(options.side, options.rows, options.tokens, options.labelled)))
         return
     figures = {}
     for labelled in (1.0, 0.5):
         sides: dict[str, list[dict[str, float]]] = {"whole": [], "chunked": []}
-        for _ in range(asked.rounds):
+        for _ in range(options.rounds):
             for side, runs in sides.items():
                 words = [sys.executable, __file__, "--side", side, "--labelled", str(labelled)]
-                words += ["--rows", str(asked.rows), "--tokens", str(asked.tokens)]
+                words += ["--rows", str(options.rows), "--tokens", str(options.tokens)]
                 output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
                 runs.append(json.loads(output.splitlines()[-1]))
         median = {

@@ -68,13 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--steps", type=int, default=4)
-    said = parser.parse_args()
+    options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(2)
     report: dict[str, object] = {}
-    for name in said.peers:
+    for name in options.peers:
         peer = PEERS[name]
-        curves = {str(cut): curve(peer, cut, said.steps) for cut in peer.cuts}
+        curves = {str(cut): curve(peer, cut, options.steps) for cut in peer.cuts}
         report[name] = curves
         report[f"{name}_difference"] = difference(curves)
         if name == "seq2seq":
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def difference(curves: dict[str, list[float]]) -> float:
-    """Largest difference of a step's loss to that of the whole global batch, which comes first."""
+    """Return the largest difference of a step's loss to that of the whole global batch, which comes first."""
     whole, *others = curves.values()
     return round(max(abs(a - b) for other in others for a, b in zip(whole, other, strict=True)), 6)
 
 
 def curve(peer: Peer, cut: Cut, steps: int) -> list[float]:
-    """Loss of each step, as the trainer logs it."""
+    """Return the loss of each step, as the trainer logs it."""
     set_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = peer.trainer(cut, steps, scratch)
@@ -102,7 +102,7 @@ def curve(peer: Peer, cut: Cut, steps: int) -> list[float]:
 
 
 def arguments(kind: type[TrainingArguments], cut: Cut, steps: int, scratch: str, **own: object) -> TrainingArguments:
-    """The same for each cut, but for the cut."""
+    """Return the arguments of a cut: the same for each, but for the cut."""
     return kind(
         output_dir=scratch,
         max_steps=steps,
@@ -121,7 +121,7 @@ def arguments(kind: type[TrainingArguments], cut: Cut, steps: int, scratch: str,
 
 
 def mnrl(cut: Cut, steps: int, scratch: str) -> Trainer:
-    """MiniLM on medical questions and answers."""
+    """Build MiniLM's trainer on medical questions and answers."""
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     encoder = Transformer(MINILM, max_seq_length=48, model_kwargs={"dtype": "float32"}, config_kwargs=still)
     model = SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), "mean")], device="cpu")
@@ -135,7 +135,7 @@ def mnrl(cut: Cut, steps: int, scratch: str) -> Trainer:
 
 
 def kto(cut: Cut, steps: int, scratch: str) -> Trainer:
-    """The first six layers of SmolLM2 with LoRA on rated answers; the model has no dropout."""
+    """Build a trainer of SmolLM2's first six layers with LoRA on rated answers; the model has no dropout."""
     rows = Dataset.from_parquet("data/preference/kto/train.parquet", cache_dir=scratch)
     return KTOTrainer(
         AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32", num_hidden_layers=6),
@@ -149,7 +149,7 @@ def kto(cut: Cut, steps: int, scratch: str) -> Trainer:
 
 
 def seq2seq(cut: Cut, steps: int, scratch: str) -> Trainer:
-    """MiniLM twice on translations."""
+    """Build a trainer of MiniLM twice on translations."""
     tokenizer = AutoTokenizer.from_pretrained(MINILM_TWICE)
     model = EncoderDecoderModel.from_pretrained(MINILM_TWICE, dtype="float32")
     for half in (model.encoder, model.decoder):
@@ -173,7 +173,7 @@ def seq2seq(cut: Cut, steps: int, scratch: str) -> Trainer:
 
 
 def print_table(name: str, curves: dict[str, list[float]]) -> None:
-    """A line per step, a column per cut."""
+    """Print a line per step, a column per cut."""
     print(f"\n{name}\n" + "step  " + "".join(f"{cut:>12}" for cut in curves))
     for step, losses in enumerate(zip(*curves.values(), strict=True), start=1):
         print(f"{step:<6}" + "".join(f"{loss:>12.5f}" for loss in losses), flush=True)

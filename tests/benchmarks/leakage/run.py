@@ -30,13 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    options = parser.parse_args()
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
-        splits = write(Path(folder), given.rows)
+        splits = write(Path(folder), options.rows)
         task = TextClassification(TextParams(labels=("a", "b")), ModelSpec(name="none"), 0)
         checks, reads = [], []
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             started = time.perf_counter()
             read_all(splits, threads)
             read = time.perf_counter()
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def write(folder: Path, rows: int) -> dict[str, Split]:
-    """Parquet files of random texts; a tenth of the evaluation rows are copies of training rows."""
+    """Write Parquet files of random texts; a tenth of the evaluation rows are copies of training rows."""
     rng = np.random.default_rng(0)
     words = np.array(["".join(chr(97 + c) for c in rng.integers(0, 26, rng.integers(2, 9))) for _ in range(_WORDS)])
     with pq.ParquetWriter(folder / "train.parquet", SCHEMA, compression="zstd") as writer:
@@ -76,12 +76,12 @@ SCHEMA = pa.schema({"text": pa.string(), "label": pa.string()})
 
 
 def texts(rng: np.random.Generator, words: np.ndarray, rows: int) -> pa.Table:
-    """Rows of 4 to 28 words."""
+    """Return rows of 4 to 28 words."""
     counts = rng.integers(4, 29, rows)
     drawn = words[rng.integers(0, len(words), counts.sum())].tolist()
     ends = np.cumsum(counts).tolist()
-    found = [" ".join(drawn[end - count : end]) for end, count in zip(ends, counts.tolist(), strict=True)]
-    return pa.table({"text": found, "label": np.where(rng.integers(0, 2, rows), "a", "b")}, schema=SCHEMA)
+    lines = [" ".join(drawn[end - count : end]) for end, count in zip(ends, counts.tolist(), strict=True)]
+    return pa.table({"text": lines, "label": np.where(rng.integers(0, 2, rows), "a", "b")}, schema=SCHEMA)
 
 
 def read_all(splits: dict[str, Split], threads: int) -> None:

@@ -37,29 +37,29 @@ def main() -> None:
     parser.add_argument("--remote", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--open", nargs=3, metavar=("LOCATION", "CACHE", "THREADS"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.open:
-        print(json.dumps(open_once(*given.open)))
+    options = parser.parse_args()
+    if options.open:
+        print(json.dumps(open_once(*options.open)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), given.files)
-        rounds = [in_turn(folder + "/data", f"{folder}/cache/{n}.arrow", os.environ) for n in range(given.rounds)]
+        write(Path(folder), options.files)
+        rounds = [in_turn(folder + "/data", f"{folder}/cache/{n}.arrow", os.environ) for n in range(options.rounds)]
         first, cached = (statistics.median(pair[i]["seconds"] for pair in rounds) for i in (0, 1))
         print(json.dumps({"details": rounds[-1]}))
         if server_command() is not None:
-            print(json.dumps({"remote": remote(Path(folder), given.remote)}))
+            print(json.dumps({"remote": remote(Path(folder), options.remote)}))
     facts = {
         "cached_over_first": round(cached / first, 3),
-        "files": given.files,
+        "files": options.files,
         "seconds_first": round(first, 2),
         "seconds_cached": round(cached, 2),
-        "peak_gib": round(max(one["peak_gib"] for pair in rounds for one in pair), 2),
+        "peak_gib": round(max(opening["peak_gib"] for pair in rounds for opening in pair), 2),
     }
     print(json.dumps(facts))
 
 
 def write(folder: Path, files: int) -> None:
-    """One file, and copies of it with another number in the name."""
+    """Write one file, and copies of it with another number in the name."""
     (folder / "data").mkdir()
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0, 1, 0]}), sink)
@@ -72,7 +72,7 @@ def write(folder: Path, files: int) -> None:
 def in_turn(
     location: str, cache: str, environment: "os._Environ[str] | dict[str, str]", threads: int = 0
 ) -> list[dict]:
-    """The first opening and the second, each in a process of its own."""
+    """Open the files twice, each time in a process of its own."""
     command = [sys.executable, __file__, "--open", location, cache, str(threads)]
     return [
         json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
@@ -81,7 +81,7 @@ def in_turn(
 
 
 def open_once(location: str, cache: str, threads: str) -> dict[str, float]:
-    """Seconds of one opening, and what travels to workers afterwards."""
+    """Return the seconds of one opening, and what travels to workers afterwards."""
     if int(threads):
         footers._THREADS = footers._REMOTE_THREADS = int(threads)
     began = time.perf_counter()
@@ -92,8 +92,8 @@ def open_once(location: str, cache: str, threads: str) -> dict[str, float]:
     sent = pickle.dumps(split, protocol=5)
     pickle.loads(sent)
     pickled = time.perf_counter()
-    found = split.fragments
-    sizes = tuple(zip(found.rows.tolist(), found.size_bytes.tolist(), strict=True))
+    fragments = split.fragments
+    sizes = tuple(zip(fragments.rows.tolist(), fragments.size_bytes.tolist(), strict=True))
     order = EpochSampler(sizes, split.fingerprint, 0, 0, 32 * 32, 64 << 20)
     order.rows_between(*order.bounds(0))
     ordered = time.perf_counter()
@@ -108,18 +108,18 @@ def open_once(location: str, cache: str, threads: str) -> dict[str, float]:
 
 
 def remote(folder: Path, files: int) -> dict[str, float]:
-    """Seconds on the server by number of threads, and again with the cache there."""
+    """Return the seconds on the server by number of threads, and again with the cache there."""
     (folder / "some").mkdir()
     for number in range(files):
         os.link(folder / f"data/part-{number:06d}.parquet", folder / f"some/part-{number:06d}.parquet")
-    found: dict[str, float] = {"files": files}
+    seconds: dict[str, float] = {"files": files}
     with s3_server("bench") as address:
         upload(address, folder / "some", "bench/data")
         for threads in (8, 16, 64):
             cache = f"s3://bench/cache-{threads}.arrow"
             first, again = in_turn("s3://bench/data", cache, clean_environment(address), threads)
-            found[f"first_{threads}_threads_s"], found["cached_s"] = first["seconds"], again["seconds"]
-    return found
+            seconds[f"first_{threads}_threads_s"], seconds["cached_s"] = first["seconds"], again["seconds"]
+    return seconds
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
+sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,7 +29,8 @@ import numpy as np  # noqa: E402  # the environment is pinned before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import yaml  # noqa: E402
-from tree import PeakMemory  # noqa: E402
+
+from tests.benchmarks.tree import PeakMemory  # noqa: E402
 
 _STEPS = 200
 _FILES = 4
@@ -53,7 +54,7 @@ def main() -> int:
 
 
 def measure(folder: Path, rows: int) -> int:
-    """Peak bytes of a run from so many rows."""
+    """Return the peak bytes of a run from so many rows."""
     from tests.support.tiny_models import make_tiny_bert
 
     model = folder / "model"
@@ -76,16 +77,16 @@ def measure(folder: Path, rows: int) -> int:
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     memory = PeakMemory(process)
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     peak = memory.close()
     if process.returncode:
-        sys.exit(f"{said}\n`launcher train` ended with {process.returncode}")
+        sys.exit(f"{output}\n`launcher train` ended with {process.returncode}")
     print(f"{rows} rows: {peak / 2**20:.0f} MiB at most", flush=True)
     return peak
 
 
 def write_rows(folder: Path, rows: int, seed: int) -> None:
-    """Texts of two to twelve words that do not repeat (their first word is the row's number), and labels."""
+    """Write texts of two to twelve words that do not repeat (their first word is the row's number), and labels."""
     rng = np.random.default_rng(seed)
     pool = pa.array([" ".join(f"w{w}" for w in rng.integers(0, 200, rng.integers(2, 12))) for _ in range(4096)])
     folder.mkdir(parents=True)

@@ -45,7 +45,7 @@ def _job(data: Path, storage: str, packing: bool, grouped: bool, steps: int) -> 
 
 
 def _measure(prepared: Any) -> dict[str, Any]:
-    """Tokens per second behind the first steps, and every step's loss. In a worker."""
+    """Return tokens per second behind the first steps, and every step's loss. In a worker."""
     from launcher.train import loop
 
     marks: list[float] = []
@@ -72,19 +72,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--data", type=Path, default=_DATA)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     from tests.support.worker_group import run_group
 
     sides = {"packed": (True, True), "padded": (False, False), "padded_grouped": (False, True)}
     speeds: dict[str, list[float]] = {side: [] for side in sides}
     losses: dict[str, list[float]] = {}
-    for number in range(asked.rounds):
+    for number in range(options.rounds):
         for side, (packing, grouped) in sides.items():
             with tempfile.TemporaryDirectory() as storage:
-                found = run_group(2, _measure, _job(asked.data, storage, packing, grouped, asked.steps))
-            speeds[side].append(found["tokens_per_s"])
-            losses[side] = found["losses"]
-            print(f"round {number + 1}  {side:<15} {found['tokens_per_s']:8.0f} tokens/s", flush=True)
+                measured = run_group(2, _measure, _job(options.data, storage, packing, grouped, options.steps))
+            speeds[side].append(measured["tokens_per_s"])
+            losses[side] = measured["losses"]
+            print(f"round {number + 1}  {side:<15} {measured['tokens_per_s']:8.0f} tokens/s", flush=True)
     median = {side: statistics.median(values) for side, values in speeds.items()}
     apart = max(abs(a - b) for a, b in zip(losses["packed"], losses["padded_grouped"], strict=True))
     figures = {

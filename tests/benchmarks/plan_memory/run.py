@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def patient(wait: Any) -> Any:
-    """A wait that lets gloo's threads drop their tensors first: the profiler sees what this thread frees, no other."""
+    """Return a wait that lets gloo's threads drop their tensors first: the profiler sees what this thread frees."""
     if getattr(wait, "patient", False):
         return wait
 
@@ -64,7 +64,7 @@ def patient(wait: Any) -> Any:
 
 
 def used(prepared: Any) -> dict[str, int]:
-    """Peak bytes of this worker."""
+    """Return the peak bytes of this worker."""
     import torch
     import torch.distributed as dist
 
@@ -94,7 +94,7 @@ def used(prepared: Any) -> dict[str, int]:
 
 
 def jobs(folder: Path, names: list[str]) -> Any:
-    """(model, stage, job) of every case."""
+    """Yield model, stage and job of every case."""
     from tests.support.jobs import example_table, make_job
     from tests.support.tiny_models import make_tiny_bert, make_tiny_gpt, make_tiny_vit
 

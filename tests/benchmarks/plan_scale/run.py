@@ -43,31 +43,31 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="of each file")
     parser.add_argument("--workers", type=int, default=1024)
     parser.add_argument("--resume", metavar="FOLDER", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.resume:
-        print(json.dumps(resume(Path(given.resume), given.workers)))
+    options = parser.parse_args()
+    if options.resume:
+        print(json.dumps(resume(Path(options.resume), options.workers)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder), given.files, given.rows)
-        command = [sys.executable, __file__, "--workers", str(given.workers), "--resume", folder]
-        begun(Path(folder), given.workers)
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    details = json.loads(told.splitlines()[-1])
+        write_data(Path(folder), options.files, options.rows)
+        command = [sys.executable, __file__, "--workers", str(options.workers), "--resume", folder]
+        begun(Path(folder), options.workers)
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    details = json.loads(output.splitlines()[-1])
     print(json.dumps({"details": details}))
     seconds = sum(value for name, value in details.items() if name.endswith("_s") and name != "checkpoint_s")
     facts = {
         "seconds": round(seconds, 2),
         "peak_gib": round(details["peak_gib"], 2),
         "checkpoint_s": round(details["checkpoint_s"], 2),
-        "files": given.files,
-        "rows": given.files * given.rows,
-        "workers": given.workers,
+        "files": options.files,
+        "rows": options.files * options.rows,
+        "workers": options.workers,
     }
     print(json.dumps(facts))
 
 
 def write_data(folder: Path, files: int, rows: int) -> None:
-    """The training data, and a model for it."""
+    """Write the training data, and a model for it."""
     from tests.support.tiny_models import make_tiny_bert
 
     make_tiny_bert(folder / "model")
@@ -85,7 +85,7 @@ def write_data(folder: Path, files: int, rows: int) -> None:
 
 
 def job_of(folder: Path, workers: int) -> JobSpec:
-    """The job; the class names stand in it, or a first command would read all rows for them, once."""
+    """Return the job; the class names stand in it, or a first command would read all rows for them, once."""
     data = {"train": str(folder / "train"), "window_steps": 64}
     return make_job(
         folder / "model", data, folder / "runs", name="scale", task={"labels": list(_LABELS)},
@@ -100,7 +100,7 @@ def _state(step: int) -> TrainerState:
 
 
 def begun(folder: Path, workers: int) -> None:
-    """The run as its interruption left it."""
+    """Write the run as its interruption left it."""
     from launcher.driver.prepare import prepare
     from launcher.rundir.records import FileEntry, ManifestRecord, StepRecord
     from launcher.spec.curve import spec_hash
@@ -129,7 +129,7 @@ def begun(folder: Path, workers: int) -> None:
 
 
 def resume(folder: Path, workers: int) -> dict[str, float]:
-    """Seconds of each part, and the peak of this process."""
+    """Return the seconds of each part, and the peak of this process."""
     from launcher.data.checks import check_first_rows
     from launcher.data.rank_batches import BatchLayout, cut_into_parts
     from launcher.data.stream import StreamSource

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
+sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,8 +39,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402  # the environment is pinned before
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from tree import PeakMemory, kill_tree  # noqa: E402
 
+from tests.benchmarks.tree import PeakMemory, kill_tree  # noqa: E402
 from tests.support.finished_run import finished_run  # noqa: E402
 
 _BAD = 1000
@@ -54,15 +54,15 @@ class Command:
     """One call of `launcher predict`, and what was seen of it.
 
     Args:
-        words: behind `predict`.
-        kill_at: rows at which the whole tree is killed; None lets it end.
+        words: Arguments of `predict`.
+        kill_at: Number of rows at which the whole tree is killed; None lets it end.
     """
 
     words: list[str]
     kill_at: int | None = None
     peak_bytes: int = 0
-    rows_said: int = 0
-    rows_found: int = 0
+    rows_done: int = 0
+    rows_resumed: int = 0
     rows_per_s: float = 0.0
     seconds: float = 0.0
 
@@ -77,11 +77,11 @@ class Command:
         assert process.stdout is not None
         for line in process.stdout:
             print("   ", line.rstrip(), flush=True)
-            if found := _PROGRESS.search(line):
-                self.rows_said, self.rows_per_s = int(found[1]), float(found[2])
-            if found := _GOES_ON.search(line):
-                self.rows_found = int(found[1])
-            if self.kill_at is not None and self.rows_said >= self.kill_at:
+            if progress := _PROGRESS.search(line):
+                self.rows_done, self.rows_per_s = int(progress[1]), float(progress[2])
+            if resumed := _GOES_ON.search(line):
+                self.rows_resumed = int(resumed[1])
+            if self.kill_at is not None and self.rows_done >= self.kill_at:
                 kill_tree(process)
                 break
         code = process.wait()
@@ -93,7 +93,7 @@ class Command:
 
 
 def write_input(folder: Path, rows: int) -> None:
-    """Rows with their ids and texts of two to five words."""
+    """Write rows with their ids and texts of two to five words."""
     rng = np.random.default_rng(0)
     pool = pa.array([" ".join(f"w{w}" for w in rng.integers(0, 200, rng.integers(2, 6))) for _ in range(4096)])
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def _chunk(rng: np.random.Generator, pool: pa.Array, begin: int, stop: int) -> p
 
 
 def check(output: Path, rows: int) -> tuple[int, int]:
-    """(rows lost or out of order, rows repeated), read part by part; the last part's name ends the order."""
+    """Return the numbers of rows lost or out of order, and repeated, read part by part in the order of their names."""
     times = np.zeros(rows, np.uint8)
     at = disorder = without = 0
     for path in sorted(output.glob("part-*.parquet")):
@@ -144,7 +144,7 @@ def main() -> int:
 
 
 def measure(folder: Path, rows: int, workers: int, kill_at: float) -> dict[str, float]:
-    """All commands in turn."""
+    """Run all commands in turn."""
     from tests.support.tiny_models import make_tiny_bert
 
     run = finished_run(
@@ -161,7 +161,7 @@ def measure(folder: Path, rows: int, workers: int, kill_at: float) -> dict[str, 
             raise SystemExit(f"{size} rows: lost or repeated some")
     words = _words(run.uri, folder, rows)
     killed = Command(words, int(rows * kill_at)).run()
-    print(f"{rows} rows: killed when {killed.rows_said} were done, after {killed.seconds:.0f} s", flush=True)
+    print(f"{rows} rows: killed when {killed.rows_done} were done, after {killed.seconds:.0f} s", flush=True)
     again = Command(words).run()
     peaks.append(max(killed.peak_bytes, again.peak_bytes))
     print(f"{rows} rows: {peaks[-1] / 2**20:.0f} MiB at most, {again.seconds:.0f} s more", flush=True)
@@ -169,7 +169,7 @@ def measure(folder: Path, rows: int, workers: int, kill_at: float) -> dict[str, 
     return {
         "rows": rows, "growth": round(peaks[2] / peaks[0] - 1, 4), "growth_tenth": round(peaks[1] / peaks[0] - 1, 4),
         "rows_lost": lost, "rows_repeated": repeated,
-        "redone_fraction": round(max(0, killed.rows_said - again.rows_found) / rows, 5),
+        "redone_fraction": round(max(0, killed.rows_done - again.rows_resumed) / rows, 5),
         "rows_per_s": again.rows_per_s, "seconds": round(killed.seconds + again.seconds, 1),
     }  # fmt: skip
 

@@ -9,7 +9,6 @@ Prints one JSON object on its last line. `make bench-recovery`; figures in ../RE
 import argparse
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -23,12 +22,12 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(ROOT))
 
-from tree import kill_tree, tree  # noqa: E402
+from tests.benchmarks.commands import MODEL, SST2, empty_folder, get_model  # noqa: E402
+from tests.benchmarks.tree import kill_tree, tree  # noqa: E402
 
-DATA = ROOT.parent / "shared" / "data" / "text-classification" / "sst2" / "train.parquet"
-MODEL = ROOT / "data" / "quickstart" / "model"
+DATA = SST2 / "train.parquet"
 BATCH, STEPS, KILL, OURS_EVERY, PEERS_EVERY = 8, 320, 150, 20, 50
 LIMIT_S = 900
 
@@ -38,19 +37,18 @@ def main() -> int:
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "bench-recovery")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    subprocess.run([sys.executable, str(ROOT / "jobs" / "quickstart" / "prepare.py")], check=True, stdout=sys.stderr)
-    storage = options.storage.resolve()
-    shutil.rmtree(storage, ignore_errors=True)
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "vanilla_50": [], "vanilla_epoch": []}
+    get_model()
+    storage = empty_folder(options.storage)
+    results: dict[str, list[dict[str, float]]] = {"ours": [], "vanilla_50": [], "vanilla_epoch": []}
     for number in range(options.rounds):
-        for side in found:
+        for side in results:
             folder = storage / f"{side}-{number}"
-            folder.mkdir(parents=True)
-            told = _ours(folder) if side == "ours" else _vanilla(folder, PEERS_EVERY if side == "vanilla_50" else 0)
-            found[side].append(told)
-            print(f"round {number + 1}  {side:<14} " + "  ".join(f"{k} {v:.1f}" for k, v in told.items()), flush=True)
-    lost = {side: statistics.median(told["lost_s"] for told in rounds) for side, rounds in found.items()}
-    worst = {key: max(told[key] for told in found["ours"]) for key in ("samples_lost", "samples_repeated")}
+            folder.mkdir()
+            facts = _ours(folder) if side == "ours" else _vanilla(folder, PEERS_EVERY if side == "vanilla_50" else 0)
+            results[side].append(facts)
+            print(f"round {number + 1}  {side:<14} " + "  ".join(f"{k} {v:.1f}" for k, v in facts.items()), flush=True)
+    lost = {side: statistics.median(facts["lost_s"] for facts in rounds) for side, rounds in results.items()}
+    worst = {key: max(facts[key] for facts in results["ours"]) for key in ("samples_lost", "samples_repeated")}
     print(
         json.dumps(
             {
@@ -151,16 +149,16 @@ def _vanilla(folder: Path, every: int) -> dict[str, float]:
 
 
 def _kill_a_worker(process: "subprocess.Popen[bytes]") -> float:
-    workers = [one for one in tree(process.pid) if _is_train_worker(one)]
-    assert len(workers) == 2, [one.cmdline() for one in workers]
+    workers = [process for process in tree(process.pid) if _is_train_worker(process)]
+    assert len(workers) == 2, [worker.cmdline() for worker in workers]
     began = time.monotonic()
     workers[1].kill()
     return began
 
 
-def _is_train_worker(one: psutil.Process) -> bool:
+def _is_train_worker(process: psutil.Process) -> bool:
     try:
-        return any("RayTrainWorker" in part for part in one.cmdline())
+        return any("RayTrainWorker" in part for part in process.cmdline())
     except psutil.Error:
         return False
 

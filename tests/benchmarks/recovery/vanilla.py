@@ -87,7 +87,7 @@ def train(config: dict) -> None:
 
 
 def save(engine: object, epoch: int, step: int, rank: int) -> None:
-    """All ranks write into directories of their own, which Ray Train merges in the storage."""
+    """Save on all ranks, each into a directory of its own; Ray Train merges them in the storage."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(folder, tag="state")
         if rank == 0:

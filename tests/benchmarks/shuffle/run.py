@@ -46,10 +46,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="bench-shuffle-"))
     try:
         write_texts(folder / "train.parquet", options.rows)
-        found = texts(folder, options.windows)
+        figures = texts(folder, options.windows)
     finally:
         shutil.rmtree(folder)
-    print(json.dumps({**found, "classes_of_8192": pictures()}))
+    print(json.dumps({**figures, "classes_of_8192": pictures()}))
     return 0
 
 

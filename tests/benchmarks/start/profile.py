@@ -9,7 +9,6 @@ import argparse
 import html
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,13 +18,12 @@ from pathlib import Path
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
-sys.path.insert(0, str(HERE.parent / "throughput"))
-sys.path.insert(0, str(HERE.parent))
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
-from run import environment, write_job  # noqa: E402
-from tree import proportional_memory, tree  # noqa: E402
+from tests.benchmarks.commands import ENVIRONMENT, empty_folder  # noqa: E402
+from tests.benchmarks.throughput.run import write_job  # noqa: E402
+from tests.benchmarks.tree import proportional_memory, tree  # noqa: E402
 
 SAMPLE_S, MEMORY_S = 0.05, 1.0
 
@@ -35,7 +33,7 @@ class Process:
     """One process of the tree.
 
     Args:
-        name: Its most telling name so far.
+        name: Name in the table; the last one that says something.
         began_s: Seconds after the command's start at which it was first seen.
         ended_s: Seconds at which it was last seen.
         cpu_s: Processor time it has used.
@@ -52,9 +50,7 @@ def main() -> int:
     parser.add_argument("--storage", type=Path, default=ROOT / "runs" / "profile-start")
     parser.add_argument("--command", nargs=argparse.REMAINDER, help="instead of `launcher train`: profiled to its end")
     options = parser.parse_args()
-    storage = options.storage.resolve()
-    shutil.rmtree(storage, ignore_errors=True)
-    storage.mkdir(parents=True)
+    storage = empty_folder(options.storage)
     if options.command:
         command, is_reached = options.command, None
     else:
@@ -79,7 +75,7 @@ def sample(command: list[str], log: Path, is_reached: Callable[[], bool] | None)
     """Run a command and watch its processes.
 
     Args:
-        command: The command.
+        command: Words of the command.
         log: File that its output goes to.
         is_reached: Returns True when what is measured has happened; None means the command's end.
 
@@ -90,7 +86,7 @@ def sample(command: list[str], log: Path, is_reached: Callable[[], bool] | None)
     peak, measured = 0, 0.0
     began = time.monotonic()
     with log.open("wb") as output:
-        running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=output, stderr=output)
+        running = subprocess.Popen(command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=output, stderr=output)
         while not (is_reached is not None and is_reached()):
             if running.poll() is not None:
                 if is_reached is None:
@@ -115,9 +111,9 @@ def _look(process: psutil.Process, now: float, seen: dict[tuple[int, float], Pro
             name, times = _name_of(process.cmdline()), process.cpu_times()
     except psutil.Error:
         return  # it ended between the listing and the look
-    found = seen.setdefault(key, Process(name, now, now, 0.0))
-    found.name = name or found.name
-    found.ended_s, found.cpu_s = now, times.user + times.system
+    sampled = seen.setdefault(key, Process(name, now, now, 0.0))
+    sampled.name = name or sampled.name
+    sampled.ended_s, sampled.cpu_s = now, times.user + times.system
 
 
 def _name_of(words: list[str]) -> str:

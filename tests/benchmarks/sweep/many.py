@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def rss(pid: int) -> int:
-    """Resident bytes of a process; 0 if it is gone."""
+    """Return the resident bytes of a process; 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -80,15 +80,15 @@ def rss(pid: int) -> int:
 
 
 def workers() -> list[int]:
-    """Processes that run trials, of this machine's Rays."""
-    found = []
+    """Return the processes that run trials, of this machine's Rays."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if b"ray::" in path.read_bytes() and b"TrialActor" in path.read_bytes():
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 if __name__ == "__main__":

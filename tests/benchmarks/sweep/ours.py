@@ -16,7 +16,7 @@ _ends: dict[int, float] = {}
 
 
 def note(trial: "TrialRecord") -> None:
-    """When each trial was over."""
+    """Record the moment at which a trial is over."""
     if trial.status != "running":
         _ends.setdefault(trial.number, time.monotonic())
 

@@ -8,7 +8,6 @@ one JSON object.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,8 +18,10 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-DATA = ROOT.parent / "shared" / "data" / "text-classification" / "sst2"
-MODEL = ROOT / "data" / "quickstart" / "model"
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.commands import MODEL, SST2, call, empty_folder, get_model, last_object  # noqa: E402
+
 STEPS = 24
 
 
@@ -31,29 +32,27 @@ def main() -> int:
     parser.add_argument("--trials-of-two", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    subprocess.run([sys.executable, str(ROOT / "jobs" / "quickstart" / "prepare.py")], check=True)
-    storage = options.storage.resolve()
-    shutil.rmtree(storage, ignore_errors=True)
-    storage.mkdir(parents=True)
-    pq.write_table(pq.read_table(DATA / "validation.parquet").slice(0, 128), storage / "validation.parquet")
+    get_model()
+    storage = empty_folder(options.storage)
+    pq.write_table(pq.read_table(SST2 / "validation.parquet").slice(0, 128), storage / "validation.parquet")
     build_kernels()
     report: dict[str, float] = {}
     for name, workers, concurrent, trials in (("", 1, 2, options.trials), ("_of_two", 2, 1, options.trials_of_two)):
-        found = [compare(storage, i, workers, concurrent, trials) for i in range(options.rounds)]
-        report[f"over_vanilla{name}"] = statistics.median(ours["seconds"] / peer["seconds"] for ours, peer in found)
-        report[f"overhead_s{name}"] = statistics.median(ours["overhead"] for ours, _ in found)
+        pairs = [compare(storage, i, workers, concurrent, trials) for i in range(options.rounds)]
+        report[f"over_vanilla{name}"] = statistics.median(ours["seconds"] / peer["seconds"] for ours, peer in pairs)
+        report[f"overhead_s{name}"] = statistics.median(ours["overhead"] for ours, _ in pairs)
     print(json.dumps({key: round(value, 3) for key, value in report.items()}))
     return 0
 
 
 def compare(storage: Path, number: int, workers: int, concurrent: int, trials: int) -> tuple[dict, dict]:
-    """One round: ours, then the peer on the same list of trials."""
+    """Run one round: ours, then the peer on the same list of trials."""
     name = f"sweep-{workers}-{number}"
     job = {
         "name": name,
         "task": {"type": "text-classification", "labels": ["negative", "positive"], "max_length": 64},
         "model": {"name": str(MODEL)},
-        "data": {"train": str(DATA / "train.parquet"), "validation": str(storage / "validation.parquet")},
+        "data": {"train": str(SST2 / "train.parquet"), "validation": str(storage / "validation.parquet")},
         "train": {"max_steps": STEPS, "learning_rate": 5e-5},
         "cluster": {"workers": workers},
         "output": {"storage": str(storage)},
@@ -67,7 +66,7 @@ def compare(storage: Path, number: int, workers: int, concurrent: int, trials: i
     }  # fmt: skip
     file = storage / f"{name}.yaml"
     file.write_text(yaml.safe_dump(job), encoding="utf-8")
-    ours = call([str(HERE / "ours.py"), str(file)], storage / f"{name}-ours.log")
+    ours = run_side("ours.py", file, storage / f"{name}-ours.log")
     records = [
         json.loads((storage / name / "sweep" / "trials" / f"trial-{i:04d}" / "trial.json").read_text())
         for i in range(trials)
@@ -79,34 +78,22 @@ def compare(storage: Path, number: int, workers: int, concurrent: int, trials: i
     }  # fmt: skip
     file = storage / f"{name}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
-    peer = call([str(HERE / "vanilla.py"), str(file)], storage / f"{name}-vanilla.log")
+    peer = run_side("vanilla.py", file, storage / f"{name}-vanilla.log")
     print(f"{trials} trials of {workers}: ours {ours}, vanilla {peer}", flush=True)
     return ours, peer
 
 
 def build_kernels() -> None:
-    """DeepSpeed compiles its kernel for shared memory once per machine (half a minute); that is no part of a sweep."""
+    """Compile DeepSpeed's kernel for shared memory, which takes half a minute once per machine: no part of a sweep."""
     build = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
     env = os.environ | {"DS_ACCELERATOR": "cpu"}
     subprocess.run([sys.executable, "-c", build], env=env, stdout=sys.stderr, check=True)
 
 
-def call(command: list[str], log: Path) -> dict:
-    """Run one side; its last line is its answer."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    with log.open("w", encoding="utf-8") as messages:
-        done = subprocess.run(
-            [sys.executable, *command],
-            env=env,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        sys.exit(f"{log.read_text(encoding='utf-8')[-3000:]}\nerror: exit code {done.returncode}, see {log}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def run_side(script: str, settings: Path, log: Path) -> dict:
+    """Run one side; its last line is its result."""
+    env = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    return last_object(call([sys.executable, str(HERE / script), str(settings)], log, env))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 
 def train_function(config: dict) -> None:
-    """One worker of one trial."""
+    """Train one trial in one of its workers."""
     import pyarrow.parquet as pq
     import torch
     from torch.utils.data import DataLoader
@@ -56,15 +56,15 @@ def train_function(config: dict) -> None:
     right = torch.zeros(2)
     with torch.no_grad():
         for batch in loaders[1]:
-            said = model(**batch).logits.argmax(-1)
-            right += torch.tensor([float((said == batch["labels"]).sum()), float(len(said))])
+            predicted = model(**batch).logits.argmax(-1)
+            right += torch.tensor([float((predicted == batch["labels"]).sum()), float(len(predicted))])
     if world > 1:
         torch.distributed.all_reduce(right)
     train.report({"accuracy": float(right[0] / right[1])})
 
 
 def trial(config: dict) -> None:
-    """What Tune runs: a trainer of its own for each trial."""
+    """Start a trainer of its own for a trial, as Tune's function."""
     TorchTrainer(
         train_function,
         train_loop_config=config,

@@ -23,7 +23,7 @@ from transformers import (
 
 
 class Marks(TrainerCallback):
-    """When each step ended, in seconds since the epoch."""
+    """Moments at which steps ended, in seconds since the epoch."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -40,19 +40,19 @@ def main() -> None:
     parser.add_argument("--sampling", choices=["random", "group_by_length"], default="random")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--warm", type=int, required=True)
-    said = parser.parse_args()
+    options = parser.parse_args()
     arguments = TrainingArguments(
-        output_dir=said.scratch, max_steps=said.steps, per_device_train_batch_size=16, learning_rate=5e-5,
+        output_dir=options.scratch, max_steps=options.steps, per_device_train_batch_size=16, learning_rate=5e-5,
         lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.01, max_grad_norm=1.0, use_cpu=True, seed=0,
         ddp_backend="gloo", dataloader_pin_memory=False, save_strategy="no", eval_strategy="no", report_to="none",
-        logging_steps=16, disable_tqdm=True, train_sampling_strategy=said.sampling,
+        logging_steps=16, disable_tqdm=True, train_sampling_strategy=options.sampling,
         average_tokens_across_devices=False,
     )  # fmt: skip
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(said.model)
-    model = AutoModelForSequenceClassification.from_pretrained(said.model, num_labels=2, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2, dtype="float32")
     with arguments.main_process_first():  # the other process reads the first one's cache
-        rows = load_dataset("parquet", data_files={"train": said.data}, cache_dir=said.scratch)["train"].map(
+        rows = load_dataset("parquet", data_files={"train": options.data}, cache_dir=options.scratch)["train"].map(
             lambda rows: tokenizer(rows["text"], truncation=True, max_length=128), batched=True, remove_columns=["text"]
         )
     marks = Marks()
@@ -64,9 +64,11 @@ def main() -> None:
     if trainer.is_world_process_zero():
         launched = psutil.Process(os.getppid()).create_time()  # torchrun, the command a user types
         answer = {"first_step_s": marks.at[0] - launched}
-        if said.steps > said.warm:
+        if options.steps > options.warm:
             batch = 16 * int(os.environ["WORLD_SIZE"])
-            answer["samples_per_s"] = batch * (said.steps - said.warm) / (marks.at[-1] - marks.at[said.warm - 1])
+            answer["samples_per_s"] = (
+                batch * (options.steps - options.warm) / (marks.at[-1] - marks.at[options.warm - 1])
+            )
         print(json.dumps(answer), flush=True)
 
 
