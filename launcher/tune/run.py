@@ -178,7 +178,10 @@ def prepare_sweep(job: JobSpec) -> PreparedSweep:
     metric, mode = check_trials(prepared)
     leakage = preflight(prepared, "tune")
     # The metric that ranks the trials also chooses the best checkpoint of each trial.
-    evaluation = base.evaluation.model_copy(update={"metric": metric, "mode": mode})
+    # One size of its batches for all trials: it is part of a loss over the batch, by which trials may be ranked.
+    evaluation = base.evaluation.model_copy(
+        update={"metric": metric, "mode": mode, "batch_size": base.evaluation_batch_size}
+    )
     # Each trial's batch decides anew how many parts it is cut into.
     train = base.train.model_copy(update={"virtual_ranks": job.train.virtual_ranks})
     base = base.model_copy(update={"evaluation": evaluation, "train": train})

@@ -136,17 +136,18 @@ def test_noise_is_computed_from_repeats(tmp_path: Path) -> None:
     assert "standard deviation over 3 seeds" in render_sweep(collect_sweep(sweep.run))
 
 
-def test_the_metric_of_the_sweep_chooses_each_trials_best_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
+def test_trials_are_evaluated_alike(tiny_bert: Path, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=64, validation=20)
-    space = {"train.learning_rate": {"choice": [1e-3]}}
+    space = {"train.learning_rate": {"choice": [1e-3]}, "train.batch_size": {"choice": [16, 256]}}
     job = make_job(tiny_bert, data, tmp_path, tune={"space": space, "trials": 1, "metric": "loss"})
     sweep = prepare_sweep(job)
     assert (sweep.prepared.job.evaluation.metric, sweep.prepared.job.evaluation.mode) == ("loss", "min")
     assert (sweep.prepared.plan.metric, sweep.prepared.plan.metric_mode) == ("loss", "min")
-    trial = prepare(
-        trial_job(sweep.prepared.job, {"train.learning_rate": 1e-3}, params_class).model_copy(update={"tune": None})
-    )
+    params: dict[str, object] = {"train.learning_rate": 1e-3, "train.batch_size": 256}
+    trial = prepare(trial_job(sweep.prepared.job, params, params_class).model_copy(update={"tune": None}))
     assert (trial.plan.metric, trial.plan.metric_mode) == ("loss", "min")
+    # A loss over the batch must not depend on the batches that a trial trains with.
+    assert trial.job.evaluation_batch_size == 64
 
 
 def test_a_trial_on_disk_that_sets_another_key_is_refused(tmp_path: Path) -> None:
