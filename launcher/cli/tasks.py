@@ -13,7 +13,9 @@ commands = typer.Typer()
 
 @commands.command()
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="Name or import path of one task; the default is all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name or import path of one task; the default is all.", metavar="TASK")
+    ] = None,
 ) -> None:
     """List the tasks with their columns, parameters and metrics."""
     from launcher.tasks import describe_task, task_names

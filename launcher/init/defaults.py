@@ -70,7 +70,7 @@ class Line:
     why: str
     """Comment with the reason."""
     is_commented: bool = False
-    """Whether the line is commented out, for the user to fill in."""
+    """True if the line is commented out, for the user to fill in."""
 
 
 @dataclass(frozen=True)

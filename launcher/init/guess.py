@@ -129,7 +129,7 @@ def find_label(
         profile: Profile of the data.
         choices: Choices of the user.
         taken: Names of input columns.
-        sole: Whether the remaining column must have few distinct values, and may have texts next to it.
+        sole: True if the remaining column must have few distinct values, and may have texts next to it.
     """
     if choices.label:
         return profile.column(choices.label, "--label")

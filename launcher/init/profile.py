@@ -77,7 +77,7 @@ class Column:
     foreign: float = 0.0
     """Fraction of letters outside the Latin script."""
     whole: bool = False
-    """Whether all numbers are integers."""
+    """True if all numbers are integers."""
     low: float = 0.0
     high: float = 0.0
     """Smallest (`low`) and largest (`high`) number, also for lists of numbers."""
@@ -86,7 +86,7 @@ class Column:
     roles: tuple[str, ...] = ()
     """Roles in conversations, most frequent first."""
     has_calls: bool = False
-    """Whether conversations contain tool calls."""
+    """True if conversations contain tool calls."""
     problem: str = ""
     """Why lists of {role, content} cannot be read as conversations; "" if they can."""
     openings: tuple[int, ...] = ()
