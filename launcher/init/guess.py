@@ -14,7 +14,8 @@ from launcher.init.column_roles import (
     lone_category,
     plain,
 )
-from launcher.init.profile import Column, DataProfile, Labels
+from launcher.init.labels import Labels
+from launcher.init.profile import Column, DataProfile
 from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = (
