@@ -33,6 +33,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY = (
 )
 LEGEND_ON_TOP = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Dash patterns that tell curves with the same colour apart."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x")
 # Alpha of an #rrggbbaa colour.
 _FAINT = "60"
@@ -318,7 +320,9 @@ def _make_metric_chart(data: ReportData, names: Sequence[str]) -> Chart:
         points = [(line.step, line.metrics[name]) for line in data.evaluations if name in line.metrics]
         colour = _PALETTE[index % len(_PALETTE)]
         symbol = _SYMBOLS[index % len(_SYMBOLS)]
-        figure.add_trace(make_step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol))
+        line = make_step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol)
+        # Classification has nine metrics, and there are seven colours and symbols.
+        figure.add_trace(line.update(line_dash=DASHES[index // len(_PALETTE) % len(DASHES)]))
     best, main = data.best_evaluation, data.main_metric
     note = ""
     if best is not None and main in names and main in best.metrics:
