@@ -58,7 +58,9 @@ def guess_task(profile: DataProfile, choices: UserChoices) -> Guess:
     Raises:
         DataError: A column that the user named is missing or does not fit, or no rule matches. The text has the remedy.
     """
-    named = [("--text", name) for name in choices.inputs] + [("--label", choices.label)] * bool(choices.label)
+    named = [("--text", name) for name in choices.inputs]
+    if choices.label:
+        named.append(("--label", choices.label))
     for flag, name in named:
         column = profile.column(name, flag)
         if column.is_empty:

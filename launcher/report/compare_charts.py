@@ -20,6 +20,7 @@ from launcher.report.charts import (
     make_chart,
     make_step_line,
     smooth,
+    smoothing_span,
 )
 from launcher.report.collect import ReportData
 
@@ -99,7 +100,7 @@ def _make_chart_of_runs(
             raw = _make_run_line(name, curve, colour + _FAINT, width=1)
             figure.add_trace(raw.update(legendgroup=group, showlegend=False, hoverinfo="skip"))
             # Before the line is thinned: a mean of the extremes that thinning keeps would be another curve.
-            means = smooth([value for _, value in curve], min(200, max(5, len(curve) // 30)))
+            means = smooth([value for _, value in curve], smoothing_span(len(curve)))
             curve = [(step, mean) for (step, _), mean in zip(curve, means, strict=True)]
         # The first run is wide, or it could not be seen below another one with the same curve.
         is_covered = index == 0 and len(names) > 1
