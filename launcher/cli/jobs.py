@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from launcher.cli.options import ERR, OUT, JobFile, Overrides, load, print_line
 from launcher.cli.remote_command import parse_command
@@ -85,7 +86,8 @@ def list_jobs(address: Address = None) -> None:
     for job in _connect(address).jobs():
         started = job.started.strftime("%Y-%m-%d %H:%M") if job.started else ""
         command = f"{job.command} {job.run}" if job.run else job.entrypoint
-        table.add_row(job.id, str(job.status.value), started, _format_minutes(job), command)
+        # Text, as rich reads the brackets of a string as markup.
+        table.add_row(*map(Text, (job.id, str(job.status.value), started, _format_minutes(job), command)))
     OUT.print(table)
 
 
@@ -104,7 +106,7 @@ def status(name: Name, address: Address = None) -> None:
     table = Table(show_header=False, box=None)
     for key, value in rows.items():
         if value:
-            table.add_row(key, value)
+            table.add_row(key, Text(value))
     OUT.print(table)
     if job.over:
         _raise_if_failed(job)

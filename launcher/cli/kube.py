@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from launcher.cli.options import ERR, OUT, JobFile, Overrides, print_line
 from launcher.errors import ClusterError, RunInterrupted, TrainingError
@@ -125,7 +126,7 @@ def status(
         rows = {"state": str((manifest.get("status") or {}).get("state") or "not yet seen by the operator")}
     for name, value in {target.kind: f"{target.name} in namespace {api.namespace}", **rows}.items():
         if value:
-            table.add_row(name, value)
+            table.add_row(name, Text(value))
     OUT.print(table)
     _print_pods(api, cluster, target.name)
 

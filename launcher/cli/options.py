@@ -52,7 +52,7 @@ def load(path: Path, overrides: list[str] | None, runs_locally: bool = True) -> 
     Args:
         path: Job file.
         overrides: Changes, `key.path=value`.
-        runs_locally: Whether the job runs on this machine, so that its storage must be writable.
+        runs_locally: True if the job runs on this machine, so that its storage must be writable.
 
     Raises:
         UserError: The job file or an override is invalid; one sentence per problem.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from launcher.cli.options import OUT
 
@@ -13,20 +14,22 @@ commands = typer.Typer()
 
 @commands.command()
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="Name or import path of one task; the default is all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name or import path of one task; the default is all.", metavar="TASK")
+    ] = None,
 ) -> None:
     """List the tasks with their columns, parameters and metrics."""
     from launcher.tasks import describe_task, task_names
 
     for task in [name] if name else task_names():
         description = describe_task(task)
-        OUT.print(f"[bold]{task}[/bold]  {description.summary}", highlight=False, soft_wrap=True)
+        OUT.print(Text.assemble((task, "bold"), f"  {description.summary}"), soft_wrap=True)
         targets = ", ".join(description.targets) or "from the same"
         OUT.print(f"  reads    {', '.join(description.inputs)}; learns {targets}")
         OUT.print(f"  metrics  {', '.join(description.metrics)}", highlight=False, soft_wrap=True)
         table = Table("task: key", "default", "meaning", box=None, padding=(0, 2))
         for key, default, meaning in description.parameters:
-            table.add_row(key, default, meaning)
+            table.add_row(*map(Text, (key, default, meaning)))
         OUT.print(table)
         OUT.print()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from launcher.cli.options import OUT, JobFile, Overrides, load, print_line, start_ray_early
 
@@ -95,7 +96,8 @@ def _print_plan(plan: "Plan", leaks: "LeakageRecord | None") -> None:
     if leaks is not None and not leaks.leaks:
         rows["leakage"] = no_leak_sentence(leaks)
     for name, value in rows.items():
-        table.add_row(name, value)
+        # Text, as rich reads the brackets of a path as markup.
+        table.add_row(name, Text(value))
     OUT.print(table)
     for note in (*plan.notes, *leak_notes(leaks)):
         print_line(f"note: {note}")

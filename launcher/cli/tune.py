@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from launcher.cli.options import OUT, JobFile, Overrides, load, start_ray_early
 
@@ -47,5 +48,5 @@ def compare_sweeps(
             raise RunError(f"{run}: no sweep there (it has no sweep/sweep.json); give what `launcher tune` printed")
         columns.append(collect_sweep(sweep).facts())
     for name in dict.fromkeys(name for facts in columns for name in facts):
-        table.add_row(name, *(format_param(facts[name]) if name in facts else "" for facts in columns))
+        table.add_row(name, *(Text(format_param(facts[name]) if name in facts else "") for facts in columns))
     OUT.print(table)

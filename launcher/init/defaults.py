@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from launcher.formatting import format_percent
 from launcher.init.guess import Guess
+from launcher.init.labels import Labels
 from launcher.init.model_choice import T5_LANGUAGES, Model, pair_languages
-from launcher.init.profile import DataProfile, Labels
+from launcher.init.profile import DataProfile
 from launcher.models.cells import CellSource
 from launcher.spec.data import DataSpec
 
@@ -70,7 +71,7 @@ class Line:
     why: str
     """Comment with the reason."""
     is_commented: bool = False
-    """Whether the line is commented out, for the user to fill in."""
+    """True if the line is commented out, for the user to fill in."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,8 @@ def _bad_rows(guess: Guess) -> int:
     """Count unusable rows of the sample: nulls, and lists of tags of another length than their words."""
     # Of the sample alone, as it only decides whether `on_bad_row` is written. Other bad rows stop the run.
     bad = sum(column.nulls for column in guess.inputs)
-    bad += sum(guess.beside[key].nulls for key in ("chosen", "rejected", "completion", "label") if key in guess.beside)
+    needed = ("negatives", "chosen", "rejected", "completion", "label")
+    bad += sum(guess.beside[key].nulls for key in needed if key in guess.beside)
     if guess.form == "words" and guess.label:
         # Null lists count as empty in both columns, so the rows correspond.
         bad += sum(a != b for a, b in zip(guess.inputs[0].lengths, guess.label.lengths, strict=False))

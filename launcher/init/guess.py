@@ -14,7 +14,8 @@ from launcher.init.column_roles import (
     lone_category,
     plain,
 )
-from launcher.init.profile import Column, DataProfile, Labels
+from launcher.init.labels import Labels
+from launcher.init.profile import Column, DataProfile
 from launcher.models.conversation import UNREAD, USUAL
 
 TASKS = (
@@ -129,7 +130,7 @@ def find_label(
         profile: Profile of the data.
         choices: Choices of the user.
         taken: Names of input columns.
-        sole: Whether the remaining column must have few distinct values, and may have texts next to it.
+        sole: True if the remaining column must have few distinct values, and may have texts next to it.
     """
     if choices.label:
         return profile.column(choices.label, "--label")

@@ -30,9 +30,9 @@ class Model:
     positions: int | None
     """Longest input in tokens; None if unknown."""
     has_template: bool
-    """Whether its tokenizer has a chat template."""
+    """True if its tokenizer has a chat template."""
     is_encoder: bool = False
-    """Whether it reads a text as a whole and cannot continue it."""
+    """True if it reads a text as a whole and cannot continue it."""
 
 
 def default_model(guess: Guess) -> Model:

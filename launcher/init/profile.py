@@ -1,7 +1,7 @@
-"""Profile of the user's data: typed facts of each column from a sample of rows, and counts of its labels.
+"""Profile of the user's data: typed facts of each column from a sample of rows.
 
-Runs on the client. Reads footers, at most a few thousand rows, and the label column. Read `guess.py` next: it chooses
-the task from these facts.
+Runs on the client. Reads footers and at most a few thousand rows. Read `guess.py` next: it chooses the task from these
+facts; `labels.py` counts the labels.
 """
 
 import difflib
@@ -9,27 +9,22 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from launcher.data.files import PICTURE_SUFFIXES
 from launcher.data.splits import (
-    BUFFER_BYTES,
-    Reading,
     Split,
     hub_features,
-    read_batches,
     read_file_schema,
     row_bytes,
     sample_rows,
 )
 from launcher.errors import DataError
 from launcher.models.conversation import Turn, read_turns
-from launcher.tasks.padding import floats_to_integers
 
 Shape = Literal[
     "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "answers", "structs",
@@ -63,7 +58,7 @@ class Column:
     rows: int
     """Rows in the sample."""
     nulls: int = 0
-    """Rows that are null or empty."""
+    """Rows that are null or empty, or hold nothing but nulls."""
     distinct: int = 0
     """Distinct values; for lists, distinct items."""
     lengths: tuple[int, ...] = ()
@@ -77,7 +72,7 @@ class Column:
     foreign: float = 0.0
     """Fraction of letters outside the Latin script."""
     whole: bool = False
-    """Whether all numbers are integers."""
+    """True if all numbers are integers."""
     low: float = 0.0
     high: float = 0.0
     """Smallest (`low`) and largest (`high`) number, also for lists of numbers."""
@@ -86,7 +81,7 @@ class Column:
     roles: tuple[str, ...] = ()
     """Roles in conversations, most frequent first."""
     has_calls: bool = False
-    """Whether conversations contain tool calls."""
+    """True if conversations contain tool calls."""
     problem: str = ""
     """Why lists of {role, content} cannot be read as conversations; "" if they can."""
     openings: tuple[int, ...] = ()
@@ -106,7 +101,12 @@ class Column:
 
     def describe(self) -> str:
         """Return name and type, for messages."""
-        return f"{self.name} ({self.type})"
+        return f"{self.name} ({self.type}{', empty' if self.is_empty else ''})"
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no row of the sample has a value."""
+        return self.nulls == self.rows
 
 
 def describe_column(name: str, values: pa.ChunkedArray, feature: str = "", class_names: tuple[str, ...] = ()) -> Column:
@@ -119,8 +119,9 @@ def describe_column(name: str, values: pa.ChunkedArray, feature: str = "", class
         class_names: Names of integer classes; empty if there are none.
     """
     cells = values.to_pylist()
-    known = [cell for cell in cells if cell is not None and cell != "" and cell != []]
-    shape = _shape(values.type, feature, known)
+    known = [cell for cell in cells if not _is_empty(cell)]
+    # A column without values may be of any kind, so it is taken for none.
+    shape = _shape(values.type, feature, known) if known else "other"
     base = Column(
         name, _type_text(values.type), shape, len(cells), len(cells) - len(known), class_names=class_names,
         feature=feature, keys=_keys(values.type), example=_example(known),
@@ -129,6 +130,13 @@ def describe_column(name: str, values: pa.ChunkedArray, feature: str = "", class
     # Null lists count as empty ones, so that the lengths of two columns (words, tags) can be compared row by row.
     rows = [cell or [] for cell in cells] if shape in ("words", "integers", "numbers") else known
     return base if collect is None else replace(base, **collect(rows))
+
+
+def _is_empty(cell: object) -> bool:
+    """Return True if a cell has no value: null, an empty text, or a list or struct of nothing but nulls."""
+    if isinstance(cell, dict):
+        return all(value is None for value in cell.values())
+    return cell is None or cell == "" or (isinstance(cell, list) and all(item is None for item in cell))
 
 
 def estimate_tokens(text: str) -> int:
@@ -155,7 +163,7 @@ def _shape(kind: pa.DataType, feature: str, known: Sequence[object]) -> Shape:
     if _is_text(kind):
         # Content decides, as all three are strings: that of the first 100 values.
         return "picture" if _are_paths(known) else _json_shape(known)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         return _list_shape(kind.value_type, known)
     return _content_shape(kind, feature, known)
 
@@ -172,7 +180,7 @@ def _list_shape(item: pa.DataType, known: Sequence[object]) -> Shape:
     types = {field.name: field.type for field in item}
     if {"role", "content"} <= set(types) or {"from", "value"} <= set(types):
         # One readable conversation is enough: a run reports the others, with their rows.
-        return "messages" if not known or any(map(_turns_of, known[:100])) else "structs"
+        return "messages" if any(map(_turns_of, known[:100])) else "structs"
     if "text" in types and "label" not in types and not {"start", "answer_start"}.isdisjoint(types):
         return "answers"
     spans = {"start", "end", "label"} <= set(types)
@@ -201,6 +209,11 @@ def _content(cell: object) -> object:
     return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Return True for lists of any length, small or large."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
@@ -213,7 +226,7 @@ def is_heavy(kind: pa.DataType) -> bool:
     """Return True if cells of a type may contain whole files, so that only few should be read."""
     if pa.types.is_struct(kind):
         return any(is_heavy(field.type) for field in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         return is_heavy(kind.value_type)
     return _is_binary(kind)
 
@@ -225,7 +238,7 @@ def _are_paths(known: Sequence[object]) -> bool:
 def _json_shape(known: Sequence[object]) -> Shape:
     """Return the shape of texts: `messages` for conversations as JSON, `structs` if none of these can be read."""
     lists = [_parse_list(str(cell)) for cell in known[:100]]
-    is_chat = bool(lists) and all(items and {"role", "from"} & set(items[0]) for items in lists)
+    is_chat = all(items and {"role", "from"} & set(items[0]) for items in lists)
     return "text" if not is_chat else "messages" if any(map(_turns_of, known[:100])) else "structs"
 
 
@@ -247,7 +260,7 @@ def _turns_of(cell: object) -> list[Turn]:
 
 
 def _keys(kind: pa.DataType) -> tuple[str, ...]:
-    item = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    item = kind.value_type if is_list(kind) else kind
     return tuple(field.name for field in item) if pa.types.is_struct(item) else ()
 
 
@@ -255,7 +268,7 @@ def _type_text(kind: pa.DataType) -> str:
     """Return a type in short form, without the wrappers that `datasets` and pandas add."""
     if pa.types.is_dictionary(kind):
         return str(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         return f"list of {_type_text(kind.value_type)}"
     if pa.types.is_struct(kind):
         return "{" + ", ".join(field.name for field in kind) + "}"
@@ -263,17 +276,18 @@ def _type_text(kind: pa.DataType) -> str:
 
 
 def _text_facts(known: list[str]) -> dict[str, Any]:
-    sizes = tuple(map(estimate_tokens, known))
-    count = max(1, len(known))
-    # A sample of a sample, as this loop runs over single characters in Python.
-    letters = [c for text in known[:200] for c in text[:500] if c.isalpha()]
     return {
-        "distinct": len(set(known)), "tokens": sizes,
-        "characters": sum(map(len, known)) / count,
-        "spaced": sum(" " in text.strip() for text in known) / count,
-        # U+024F is the end of Latin Extended-B.
-        "foreign": sum(ord(c) > 0x24F for c in letters) / max(1, len(letters)),
+        "distinct": len(set(known)), "tokens": tuple(map(estimate_tokens, known)),
+        "characters": sum(map(len, known)) / len(known),
+        "spaced": sum(" " in text.strip() for text in known) / len(known), "foreign": _foreign_fraction(known[:200]),
     }  # fmt: skip
+
+
+def _foreign_fraction(texts: Iterable[str]) -> float:
+    """Return the fraction of letters outside the Latin script, which ends with U+024F (Latin Extended-B)."""
+    # The beginnings alone, as this loop runs over single characters in Python.
+    letters = [c for text in texts for c in text[:500] if c.isalpha()]
+    return sum(ord(c) > 0x24F for c in letters) / max(1, len(letters))
 
 
 def _number_facts(known: list[float]) -> dict[str, Any]:
@@ -292,8 +306,7 @@ def _list_facts(known: list[list[object]]) -> dict[str, Any]:
     if numbers:
         return facts | {"low": min(numbers), "high": max(numbers)}
     words = [[str(item) for item in row if item is not None] for row in known]
-    letters = [c for row in words[:200] for word in row for c in word if c.isalpha()]
-    foreign = sum(ord(c) > 0x24F for c in letters) / max(1, len(letters))
+    foreign = _foreign_fraction(word for row in words[:200] for word in row)
     return facts | {"tokens": tuple(sum(map(estimate_tokens, row)) for row in words), "foreign": foreign}
 
 
@@ -301,13 +314,12 @@ def _conversation_facts(known: list[object]) -> dict[str, Any]:
     conversations = [turns for turns in map(_turns_of, known) if turns]
     turns = [turn for conversation in conversations for turn in conversation]
     roles = Counter(turn.role for turn in turns)
-    texts = _text_facts([turn.message["content"] for turn in turns[:2000]])
     return {
         "tokens": tuple(sum(map(_turn_tokens, conversation)) for conversation in conversations),
         "openings": tuple(map(_opening_tokens, conversations)),
         "roles": tuple(sorted(roles, key=lambda role: (-roles[role], role))),
         "has_calls": any("tool_calls" in turn.message for turn in turns),
-        "foreign": texts["foreign"],
+        "foreign": _foreign_fraction(turn.message["content"] for turn in turns[:200]),
     }
 
 
@@ -320,21 +332,18 @@ def _turn_tokens(turn: Turn) -> int:
 
 def _opening_tokens(conversation: list[Turn]) -> int:
     """Return the estimated tokens before the first answer."""
-    tokens = 0
-    for turn in conversation:
-        if turn.role == "assistant":
-            return tokens
-        tokens += _turn_tokens(turn)
-    return NO_ANSWER
+    opening = list(itertools.takewhile(lambda turn: turn.role != "assistant", conversation))
+    return sum(map(_turn_tokens, opening)) if len(opening) < len(conversation) else NO_ANSWER
 
 
-def _struct_facts(known: list[list[dict[str, object]] | str]) -> dict[str, Any]:
+def _struct_facts(known: list[list[dict[str, object] | None] | str]) -> dict[str, Any]:
     problem = ""
     try:
-        read_turns(known[0] if known else [], "row 0")
+        read_turns(known[0], "row 0")
     except ValueError as error:
         first = _parse_list(known[0]) if isinstance(known[0], str) else known[0]
-        problem = str(error) if first and first[0].get("role") else ""
+        is_chat = bool(first) and any(message and message.get("role") for message in first)
+        problem = str(error) if is_chat else ""
     return {"tokens": tuple(estimate_tokens(json.dumps(cell, default=str)) for cell in known), "problem": problem}
 
 
@@ -356,9 +365,8 @@ _FACTS: dict[str, _Facts] = {
 
 def _common_folder(known: Sequence[object]) -> str:
     cells = (cell if isinstance(cell, str) else _path_of(cell) for cell in known)
-    folders = [cell.rpartition("/")[0] for cell in cells if cell]
-    parts = zip(*(folder.split("/") for folder in folders), strict=False)
-    levels = itertools.takewhile(lambda names: len(set(names)) == 1, parts)
+    folders = [cell.split("/")[:-1] for cell in cells if cell]
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
     return "/".join(names[0] for names in levels)
 
 
@@ -385,9 +393,6 @@ _SAMPLE_ROWS = 2000
 _SAMPLE_BYTES = 64 << 20
 _HEAVY_ROWS = 16
 _MAX_LISTED = 12
-# Counting stops here: more rows would not change the class frequencies noticeably.
-_COUNTED_ROWS = 5_000_000
-_COUNTING = Reading(65536, BUFFER_BYTES)
 
 
 @dataclass(frozen=True)
@@ -430,18 +435,6 @@ class DataProfile:
         return ", ".join(column.describe() for column in self.columns[:_MAX_LISTED]) + more
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Frequency of each label in a split."""
-
-    counts: tuple[tuple[str, int], ...]
-    """Labels with their counts, most frequent first; empty if labels are numbers or spans."""
-    rows: int
-    """Counted rows."""
-    nulls: int
-    """Rows without a label."""
-
-
 def profile_data(split: Split, where: str) -> DataProfile:
     """Read a sample of a split and describe its columns. `where` names the data in messages."""
     names = split.schema.names
@@ -462,39 +455,3 @@ def profile_data(split: Split, where: str) -> DataProfile:
         for name in names
     ]
     return DataProfile(where, split.rows, tuple(columns), size)
-
-
-def count_labels(split: Split, column: str) -> Labels:
-    """Count the labels of a split: values, or the items of lists."""
-    # Memory grows with the distinct values alone: each batch is counted in Arrow.
-    counter: Counter[object] = Counter()
-    rows = nulls = 0
-    names = dict(split.class_names).get(column)
-    for fragment in (split.with_named_classes({column: names}) if names else split).fragments:
-        for batch in read_batches(fragment, [column], _COUNTING):
-            values = batch.column(0)
-            rows += len(values)
-            nulls += _count_missing(values)
-            counter.update(_count_values(values))
-        if rows >= _COUNTED_ROWS:
-            break
-    return Labels(tuple((str(value), count) for value, count in counter.most_common()), rows, nulls)
-
-
-def _count_missing(values: pa.Array) -> int:
-    # pandas writes a missing number as NaN, which is no null in Arrow.
-    nan = pc.sum(pc.is_nan(values)).as_py() if pa.types.is_floating(values.type) else 0
-    return int(values.null_count + (nan or 0))
-
-
-def _count_values(values: pa.Array) -> dict[object, int]:
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        values = pc.list_flatten(values)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    values = floats_to_integers(values)
-    # Spans, or numbers with a fraction: there would be about one entry per row.
-    if pa.types.is_nested(values.type) or pa.types.is_floating(values.type):
-        return {}
-    counted = pc.value_counts(values).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counted if entry["values"] is not None}

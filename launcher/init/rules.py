@@ -58,10 +58,13 @@ def guess_task(profile: DataProfile, choices: UserChoices) -> Guess:
     Raises:
         DataError: A column that the user named is missing or does not fit, or no rule matches. The text has the remedy.
     """
-    for name in choices.inputs:
-        profile.column(name)
+    named = [("--text", name) for name in choices.inputs]
     if choices.label:
-        profile.column(choices.label, "--label")
+        named.append(("--label", choices.label))
+    for flag, name in named:
+        column = profile.column(name, flag)
+        if column.is_empty:
+            raise DataError(f"{flag} {name}: is empty in all {column.rows} rows that were read; name another column")
     # A choice of the user overrides the refusal: names of columns are only signs of another task.
     reason = None if choices.task or choices.inputs else unsupported_reason(profile)
     if reason is not None:

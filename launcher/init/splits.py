@@ -180,7 +180,7 @@ def hold_out(split: Split, fraction: float, folder: Path, force: bool) -> HoldOu
         split: Split to divide.
         fraction: Fraction of rows for validation.
         folder: Directory of the files; created if missing.
-        force: Whether to replace existing files.
+        force: Permission to replace existing files.
 
     Raises:
         DataError: A file exists or cannot be written, or there are too few rows.

@@ -15,7 +15,8 @@ from launcher.data.splits import Split, open_files
 from launcher.errors import DataError
 from launcher.init.defaults import Sources
 from launcher.init.guess import Guess
-from launcher.init.profile import DataProfile, Labels, count_labels, profile_data
+from launcher.init.labels import Labels, count_labels
+from launcher.init.profile import DataProfile, profile_data
 from launcher.init.splits import FoundSplits, find_splits, hold_out
 from launcher.spec.job import OutputSpec
 from launcher.tasks.metrics.labels import class_name_notes
@@ -161,7 +162,7 @@ class MatchedSplits:
     labels: Labels | None
     """Counted labels of the training data; None if the task has none."""
     notes: tuple[str, ...]
-    """Notes for the user on splits that are not used, and on unusual labels."""
+    """Notes for the user on empty columns, splits that are not used, and unusual labels."""
 
 
 def match_splits(data: UserData, guess: Guess, named: Mapping[str, str]) -> MatchedSplits:
@@ -176,7 +177,8 @@ def match_splits(data: UserData, guess: Guess, named: Mapping[str, str]) -> Matc
     locations = {"train": data.splits.locations["train"]}
     rows = {"train": data.train.rows}
     bad_rows = 0
-    notes = []
+    empty = [column.name for column in data.profile.columns if column.is_empty]
+    notes = [f"empty in all rows that were read: {', '.join(empty[:5])}"] if empty else []
     for name in ("validation", "test"):
         if name not in data.splits.locations:
             continue

@@ -23,11 +23,13 @@ Rules that keep a fork equivalent to a new process (ray 2.60; tests/processes/):
   never see them closed.
 - Security: only processes of the same user are served (SO_PEERCRED), at a socket in a directory of this user alone.
 - Lifetime: the server ends with the process that it watches (the command or the raylet), and when installed packages
-  or the launcher's code change. Forks outlive a killed server, which therefore costs speed only.
+  or the launcher's code change. Forks outlive a killed server, which costs speed only: the next worker starts another.
 """
 
 import contextlib
+import fcntl
 import gc
+import glob
 import json
 import os
 import selectors
@@ -36,7 +38,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -106,7 +107,7 @@ def start_beside(path: str, watch: int) -> None:
         os.closerange(STREAMS, to_child)
         os.closerange(to_child + 1, os.sysconf("SC_OPEN_MAX"))
         redirect_streams(f"{path}.log")
-        _run_server(path, watch, loaded, lambda: os.close(to_child))
+        _run_server(path, watch, loaded, to_child, None)
     # With a copy of the writing end open here, the pipe would never end.
     os.close(to_child)
     os.read(ready, 1)  # returns when the child closes its end: the socket is listening
@@ -158,15 +159,13 @@ def _is_cuda_initialised() -> bool:
 
 def fingerprint() -> str:
     """Return a text that changes when packages are installed or the launcher's code changes: paths and times."""
+    packages = (f"{glob.escape(directory)}/*-info" for directory in dict.fromkeys(sys.path))
     lines = []
-    # Times instead of hashes, as the server compares them at every request.
-    for directory in dict.fromkeys(sys.path):
-        with contextlib.suppress(OSError):
-            entries = [entry for entry in os.scandir(directory) if entry.name.endswith("-info")]
-            lines += [f"{entry.path} {entry.stat().st_mtime_ns}" for entry in entries]
-    for directory, _, files in os.walk(os.path.join(ROOT, "launcher")):
-        paths = [os.path.join(directory, name) for name in files if name.endswith(".py")]
-        lines += [f"{path} {os.stat(path).st_mtime_ns}" for path in paths]
+    for pattern in (*packages, f"{glob.escape(ROOT)}/launcher/**/*.py"):
+        for path in glob.iglob(pattern, recursive=True):
+            # Times instead of hashes, as the server compares them at every request. A file may vanish meanwhile.
+            with contextlib.suppress(OSError):
+                lines.append(f"{path} {os.stat(path).st_mtime_ns}")
     return "\n".join(sorted(lines))
 
 
@@ -193,10 +192,13 @@ class _Server:
         baseline: State of the server after its imports.
         source: Listening socket, or channel.
         added: Changes made by a zygote's imports; None in the server.
+        lock: File descriptor of the lock against other servers of the node; None in a zygote and beside a command.
     """
 
-    def __init__(self, baseline: Baseline, source: socket.socket, added: Added | None = None) -> None:
-        self._baseline, self._source, self._added = baseline, source, added
+    def __init__(
+        self, baseline: Baseline, source: socket.socket, added: Added | None = None, lock: int | None = None
+    ) -> None:
+        self._baseline, self._source, self._added, self._lock = baseline, source, added, lock
         self._is_zygote = added is not None
         self._children: dict[int, socket.socket | None] = {}
         self._zygotes: dict[str, socket.socket] = {}
@@ -257,11 +259,9 @@ class _Server:
         if why is not None:
             _answer(connection, {"refused": why})
             _close(connection, *streams)
-        elif (
-            self._can_use_zygotes
-            and request["modules"]
-            and self._hand_over(request, body, [connection.fileno(), *streams])
-        ):
+            return
+        may_have_zygote = self._can_use_zygotes and request["modules"]
+        if may_have_zygote and self._hand_over(request, body, [connection.fileno(), *streams]):
             _close(connection, *streams)
         else:
             self._fork(request, connection, streams)
@@ -357,6 +357,10 @@ class _Server:
             with contextlib.suppress(OSError):
                 os.unlink(self._source.getsockname())
         self._source.close()
+        if self._lock is not None:
+            # Another server may start now; this one waits for its last fork, perhaps for days.
+            os.close(self._lock)
+            self._lock = None
         for channel in self._zygotes.values():
             channel.close()
         self._zygotes.clear()
@@ -384,7 +388,8 @@ class _Server:
         self._selector.close()
         if not self._is_zygote:
             self._source.close()
-        _close(*[file for file in (self._watch, self._wake, self._woken) if file is not None])
+        # With the lock: a fork that held it would keep the successor of a killed server from starting.
+        _close(*[file for file in (self._watch, self._wake, self._woken, self._lock) if file is not None])
         _close(*filter(None, self._children.values()), *self._zygotes.values())
 
 
@@ -401,8 +406,8 @@ def _close(*files: "socket.socket | int") -> None:
             file.close()
 
 
-def _run_server(path: str, watch: int, loaded: preload.Loaded, is_listening: Callable[[], object]) -> NoReturn:
-    """Run the server until the watched process has ended, then exit."""
+def _run_server(path: str, watch: int, loaded: preload.Loaded, ready: int | None, lock: int | None) -> NoReturn:
+    """Run the server until the watched process has ended, then exit; close `ready` when it listens."""
     code = 1
     try:
         watched = os.pidfd_open(watch)
@@ -411,26 +416,25 @@ def _run_server(path: str, watch: int, loaded: preload.Loaded, is_listening: Cal
             os.unlink(path)
         listener.bind(path)  # in a directory that only this user can enter
         listener.listen(128)  # clients wait here during the remaining imports
-        is_listening()
+        if ready is not None:
+            os.close(ready)
         baseline = Baseline(preload.load(preload.SERVER, loaded))
         check_forkable()
         gc.collect()
         # The collector would write to the pages of all objects, and written pages are no longer shared.
         gc.freeze()
-        _Server(baseline, listener).run(watched)
+        _Server(baseline, listener, lock=lock).run(watched)
         code = 0
     except BaseException:  # noqa: BLE001 -- must not return into the code of the forked process
         traceback.print_exc()
     finally:
-        _remove_files(path, and_log=code == 0)
+        # While the watched process runs, a successor may use them, and its socket. After an error the log is kept, and
+        # a socket that nobody listens at, which refuses connections.
+        if code == 0 and process_began(watch) is None:
+            for suffix in (".lock", ".log"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + suffix)
         os._exit(code)
-
-
-def _remove_files(path: str, and_log: bool) -> None:
-    """Remove the socket and the lock of a server that ends, and its log if there was no error."""
-    for suffix in ("", ".lock", *((".log",) if and_log else ())):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + suffix)
 
 
 def _run_zygote(baseline: Baseline, channel: socket.socket, request: Request) -> NoReturn:
@@ -482,16 +486,14 @@ def _find_shadowing(entries: list[str]) -> str | None:
 
 def main() -> NoReturn:
     """Run the server of a raylet's workers: `python -m launcher.processes.fork_server PID-OF-THE-RAYLET`."""
-    import fcntl
-
     watch, path = int(sys.argv[1]), node_socket()
-    # Forks inherit the lock: after a server was killed, no other one starts until they have ended.
+    # Released however this process ends, as no fork keeps a copy of the descriptor.
     lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os._exit(0)  # another worker has started a server
-    _run_server(path, watch, preload.load(preload.SHARED), lambda: None)
+    _run_server(path, watch, preload.load(preload.SHARED), None, lock)
 
 
 if __name__ == "__main__":

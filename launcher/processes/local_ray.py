@@ -69,7 +69,7 @@ class LocalRay:
 
         Args:
             num_cpus: Logical CPUs for Ray's scheduler.
-            fork_here: Whether to fork the server off this process, which must have one thread and no ray imported. The
+            fork_here: True to fork the server off this process, which must have one thread and no ray imported. The
                 command then has the same imports already. Otherwise the first worker starts the server.
             idle_s: Seconds without a command after which Ray ends; None means that it ends with this process.
 

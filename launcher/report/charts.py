@@ -33,6 +33,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY = (
 )
 LEGEND_ON_TOP = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Dash patterns that tell curves with the same colour apart."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x")
 # Alpha of an #rrggbbaa colour.
 _FAINT = "60"
@@ -201,6 +203,11 @@ def thin(xs: Sequence[int], ys: Sequence[float], max_points: int = MAX_POINTS) -
     return [xs[i] for i in chosen], [ys[i] for i in chosen]
 
 
+def smoothing_span(count: int) -> int:
+    """Return the span of a moving average over so many values: about 30 across the chart, enough to show a trend."""
+    return min(200, max(5, count // 30))
+
+
 def smooth(values: Sequence[float], span: int) -> list[float]:
     """Return the exponential moving average over about `span` values, corrected for its start at zero."""
     decay = 1 - 2 / (span + 1)
@@ -318,7 +325,9 @@ def _make_metric_chart(data: ReportData, names: Sequence[str]) -> Chart:
         points = [(line.step, line.metrics[name]) for line in data.evaluations if name in line.metrics]
         colour = _PALETTE[index % len(_PALETTE)]
         symbol = _SYMBOLS[index % len(_SYMBOLS)]
-        figure.add_trace(make_step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol))
+        line = make_step_line(name, [x for x, _ in points], [y for _, y in points], colour, symbol=symbol)
+        # Classification has nine metrics, and there are seven colours and symbols.
+        figure.add_trace(line.update(line_dash=DASHES[index // len(_PALETTE) % len(DASHES)]))
     best, main = data.best_evaluation, data.main_metric
     note = ""
     if best is not None and main in names and main in best.metrics:
@@ -343,8 +352,7 @@ def _make_norm_chart(data: ReportData, steps: Sequence[int], norms: Sequence[flo
 
 def _make_noisy_lines(name: str, steps: Sequence[int], values: Sequence[float], colour: str) -> list[go.Scatter]:
     """Return a faint line of the values and a strong one of their moving average."""
-    # About 30 spans across the chart: enough to show a trend.
-    span = min(200, max(5, len(steps) // 30))
+    span = smoothing_span(len(steps))
     return [
         make_step_line(f"{name}, each step", steps, values, colour + _FAINT, width=1),
         make_step_line(f"{name}, mean of ~{span} steps", steps, smooth(values, span), colour, width=2.5),

@@ -9,6 +9,7 @@ from launcher.formatting import clip
 from launcher.report.charts import (
     AMBER,
     BLUE,
+    DASHES,
     GREEN,
     GREY,
     ORANGE,
@@ -19,12 +20,11 @@ from launcher.report.charts import (
     make_chart,
     make_step_line,
     smooth,
+    smoothing_span,
 )
 from launcher.report.collect import ReportData
 
 _PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
-_DASHES = ("solid", "dash", "dot", "dashdot")
-"""Dash patterns that tell runs with the same colour apart."""
 # Alpha of an #rrggbbaa colour.
 _FAINT = "48"
 _NAME_CHARS = 48
@@ -93,16 +93,18 @@ def _make_chart_of_runs(
             continue
         colour = colour_of_run(index)
         # Colours repeat after seven runs, dashes tell their rounds apart.
-        dash = _DASHES[index // len(_PALETTE) % len(_DASHES)]
+        dash = DASHES[index // len(_PALETTE) % len(DASHES)]
         # A click on the name hides both lines of the run.
         group = f"run-{index}"
         if is_smoothed:
             raw = _make_run_line(name, curve, colour + _FAINT, width=1)
             figure.add_trace(raw.update(legendgroup=group, showlegend=False, hoverinfo="skip"))
             # Before the line is thinned: a mean of the extremes that thinning keeps would be another curve.
-            means = smooth([value for _, value in curve], min(200, max(5, len(curve) // 30)))
+            means = smooth([value for _, value in curve], smoothing_span(len(curve)))
             curve = [(step, mean) for (step, _), mean in zip(curve, means, strict=True)]
-        strong = _make_run_line(name, curve, colour, width=2.5, dash=dash)
+        # The first run is wide, or it could not be seen below another one with the same curve.
+        is_covered = index == 0 and len(names) > 1
+        strong = _make_run_line(name, curve, colour, width=6 if is_covered else 2, dash=dash)
         figure.add_trace(strong.update(legendgroup=group, showlegend=True))
     return make_chart(title, format_step_axes(figure), height_px, note)
 

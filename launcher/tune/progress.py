@@ -44,12 +44,15 @@ class _SweepView:
         self._trials[trial.number] = trial
         if self._console.is_terminal or trial.status == "running" or (before and before.status == trial.status):
             return
-        self._console.print(self._format_line(trial), highlight=False, soft_wrap=True)
+        # No markup: rich would read the brackets of reasons and values as tags.
+        self._console.print(self._format_line(trial), markup=False, highlight=False, soft_wrap=True)
 
     def _format_line(self, trial: TrialRecord) -> str:
         best = trial.best_evaluation(self._mode)
         value = f"{self._metric} {best.value:.4f}" if best else "no evaluation"
-        params = "  ".join(f"{_shorten_key(key)} {_format_value(v)}" for key, v in trial.params.items())
+        params = "  ".join(
+            f"{_shorten_key(key)} {format_param(v, _MAX_VALUE_CHARS)}" for key, v in trial.params.items()
+        )
         reason = f" ({trial.reason})" if trial.status == "failed" else ""
         completed = sum(t.status != "running" for t in self._trials.values())
         return (
@@ -65,7 +68,7 @@ class _SweepView:
         table = Table("trial", *(_shorten_key(key) for key in self._spec.space), self._metric, "progress", "", box=None)
         for trial, best in evaluated[:_MAX_BEST]:
             percent = trial.evaluations[-1].progress
-            values = (_format_value(trial.params.get(key)) for key in self._spec.space)
+            values = (format_param(trial.params.get(key), _MAX_VALUE_CHARS) for key in self._spec.space)
             table.add_row(str(trial.number), *values, f"{best.value:.4f}", f"{percent:.0f} %", trial.status)
         running = "  ".join(
             f"{t.number} ({t.evaluations[-1].progress if t.evaluations else 0:.0f} %)"
@@ -84,7 +87,3 @@ def _shorten_key(key: str) -> str:
     for section in ("train.", "task.", "optimizer."):
         key = key.replace(section, "", 1)
     return key
-
-
-def _format_value(value: object) -> str:
-    return format_param(value, _MAX_VALUE_CHARS)

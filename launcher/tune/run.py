@@ -19,6 +19,7 @@ from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, w
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
+from launcher.formatting import format_param
 from launcher.report.sweep import write_sweep_report
 from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.leakage import LeakageRecord
@@ -83,6 +84,7 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     console.print(
         f"{prepared.plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
         f"({mode}) on {prepared.plan.validation_rows} validation rows",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
@@ -98,16 +100,24 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
         write_sweep_report(run)
     best = result.best.best_evaluation(mode)
     assert best is not None
-    values = "  ".join(f"{key} {value}" for key, value in result.best.params.items())
+    values = "  ".join(f"{key} {format_param(value)}" for key, value in result.best.params.items())
     console.print(
-        f"best: trial {result.best.number}, {metric} {best.value:.4f}  {values}", highlight=False, soft_wrap=True
+        f"best: trial {result.best.number}, {metric} {best.value:.4f}  {values}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     # Before `run_job`, which finds the trial's checkpoints in the run and resumes from them. A finished trial is only
     # exported and scored.
     promote_best(result)
     run_job(result.job, console)
     report = write_sweep_report(run)
-    console.print(f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}", highlight=False, soft_wrap=True)
+    console.print(
+        f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return run
 
 

@@ -10,8 +10,8 @@ import pytest
 from launcher.errors import ModelError
 from launcher.init.defaults import Line, Sources, fill_defaults, max_length, rare_class, steps_for
 from launcher.init.guess import Guess, UserChoices
+from launcher.init.labels import Labels
 from launcher.init.model_choice import Model, default_model, find_model, fit_task
-from launcher.init.profile import Labels
 from launcher.init.rules import guess_task
 from tests.support import toy_data
 from tests.support.toy_data import chats, cycle, look_at, words
@@ -79,10 +79,20 @@ def test_minus_one_marks_rows_without_a_label(tmp_path: Path) -> None:
     assert lines["task.labels"].value == ["0", "1"] and lines["data.on_bad_row"].value == "skip"
 
 
-def test_unusable_rows_set_on_bad_row_to_skip(tmp_path: Path) -> None:
-    holes = toy_data.TEXTS.set_column(1, "text", [[None, *words()[1:]]])
+@pytest.mark.parametrize(
+    ("table", "column", "empty"),
+    [
+        (toy_data.TEXTS, "text", None),
+        (toy_data.TAGS, "tokens", [None]),
+        (toy_data.RANKED, "negatives", [None]),
+        (toy_data.IMAGES, "image", {"bytes": None, "path": None}),
+    ],
+)
+def test_unusable_rows_set_on_bad_row_to_skip(table: pa.Table, column: str, empty: object, tmp_path: Path) -> None:
+    cells = table.column(column).to_pylist()
+    holes = table.set_column(table.schema.get_field_index(column), column, [[empty, *cells[1:]]])
     assert _lines(holes, tmp_path)["data.on_bad_row"].value == "skip"
-    assert "data.on_bad_row" not in _lines(toy_data.TEXTS, tmp_path)
+    assert "data.on_bad_row" not in _lines(table, tmp_path)
 
 
 def test_prompts_that_may_fill_a_whole_row_set_on_bad_row_to_skip(tmp_path: Path) -> None:

@@ -165,6 +165,11 @@ def test_choices_of_the_user_take_precedence(
          "--label entities: its values are list of {start, end, label}, which is not a label of a text"),
         (toy_data.IMAGES.append_column("weight", pa.array([0.5] * ROWS)), {"label": "weight"},
          "--label weight: its values are numbers with a fraction, and pictures have classes only"),
+        (pa.table({"text": words(), "label": pa.array([None] * ROWS, pa.string())}), {"label": "label"},
+         "--label label: is empty in all 60 rows that were read; name another column"),
+        (pa.table({"messages": pa.array([[None]] * ROWS, pa.array(chats()).type)}), {},
+         "toy.parquet has the columns messages (list of {role, content}, empty): no task fits them; "
+         "if one is meant, name it: --task, --text COLUMN, --label COLUMN"),
     ],
 )  # fmt: skip
 def test_ambiguous_data_is_refused_in_one_sentence(
@@ -240,6 +245,8 @@ _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
          "parts of type 'text' are read)"),
         ({"messages": [json.dumps([{"role": "user", "content": [{"type": "image"}]}])] * ROWS},
          "holds conversations that causal-lm does not read (row 0: message 0 has a part of type 'image'"),
+        ({"messages": [[None, *chat] for chat in chats()]},
+         "holds conversations that causal-lm does not read (row 0: message 0 is None"),
         ({"text": words(), "labels": cycle([0, 1, 0], [1, 1, 0])}, "holds a 0 or 1 for each class"),
     ],
 )  # fmt: skip

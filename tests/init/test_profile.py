@@ -9,7 +9,8 @@ import pytest
 
 from launcher.data.splits import open_split, sample_rows
 from launcher.errors import DataError
-from launcher.init.profile import Labels, count_labels, describe_column, estimate_tokens
+from launcher.init.labels import Labels, count_labels
+from launcher.init.profile import describe_column, estimate_tokens
 from tests.support.toy_data import SINGLE, chats, look_at, named_classes, picture, words
 
 _SOUND = b"RIFF\x00\x00\x00\x00WAVEfmt "
@@ -64,6 +65,18 @@ def test_null_lists_count_as_empty_ones() -> None:
     assert column.lengths == (2, 0, 1) and column.nulls == 1 and column.distinct == 3
 
 
+@pytest.mark.parametrize(
+    ("empty", "full"),
+    [(None, "a"), ("", "a"), ([], ["a"]), ([None], ["a"]), ([None, None], ["a", None]), ([None], chats(1)[0]),
+     ({"bytes": None, "path": None}, {"bytes": b"x", "path": None})],
+)  # fmt: skip
+def test_cells_that_hold_nothing_but_nulls_count_as_empty(empty: object, full: object) -> None:
+    column = describe_column("c", pa.chunked_array([pa.array([empty, full])]))
+    assert column.nulls == 1 and not column.is_empty
+    without_values = describe_column("c", pa.chunked_array([pa.array([empty, empty], pa.array([full]).type)]))
+    assert without_values.shape == "other" and without_values.describe().endswith(", empty)")
+
+
 def test_each_character_of_a_script_without_spaces_is_one_token() -> None:
     assert estimate_tokens("这个酒店不错") == 6
     assert describe_column("c", pa.chunked_array([["这个酒店不错"]])).foreign == 1.0
@@ -99,24 +112,6 @@ def test_arrow_files_are_sampled_and_counted(tmp_path: Path) -> None:
     split = open_split("train", [str(tmp_path / "a.arrow")])
     assert sample_rows(split, ["stars"], 9).num_rows == 9
     assert count_labels(split, "stars") == Labels((("1", 20), ("2", 20), ("3", 20)), 60, 0)
-
-
-@pytest.mark.parametrize(
-    ("values", "counts", "nulls"),
-    [
-        (pa.array(["b", "a", "b", None]), (("b", 2), ("a", 1)), 1),
-        (pa.array(["b", "a", "b"]).dictionary_encode(), (("b", 2), ("a", 1)), 0),
-        (pa.array([True, False, True]), (("True", 2), ("False", 1)), 0),
-        (pa.array([["a", "b"], ["b"], None]), (("b", 2), ("a", 1)), 1),
-        (pa.array([0.5, float("nan"), None]), (), 2),
-        (pa.array([[{"start": 1}]]), (), 0),
-    ],
-    ids=str,
-)
-def test_labels_are_counted(values: pa.Array, counts: object, nulls: int, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"y": values}), tmp_path / "a.parquet")
-    labels = count_labels(open_split("train", [str(tmp_path)]), "y")
-    assert (labels.counts, labels.nulls, labels.rows) == (counts, nulls, len(values))
 
 
 def test_labels_with_class_names_are_counted_by_name(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.processes.fork_client import send
+from launcher.processes.fork_client import process_began, send
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,6 +199,54 @@ def test_forks_outlive_a_killed_server(server: Server, tmp_path: Path) -> None:
     release.write_text("")
     output, _ = client.communicate(timeout=20)
     assert output == "done\n"
+
+
+# The server of a node, whose raylet is the first argument.
+_SERVE_NODE = """
+from launcher.processes import fork_server, preload
+preload.SHARED, preload.SERVER = ("numpy",), ()
+fork_server.main()
+"""
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "of another installation"])
+def test_node_gets_another_server_while_forks_of_the_last_one_run(tmp_path: Path, is_killed: bool) -> None:
+    site, release, raylet = tmp_path / "site", tmp_path / "release", os.getpid()
+    site.mkdir()
+    os.mkfifo(release)
+    paths = {"XDG_RUNTIME_DIR": str(tmp_path), "PYTHONPATH": f"{_ROOT}:{site}", "RAY_RAYLET_PID": str(raylet)}
+    path = tmp_path / "launcher" / f"node-{raylet}-{process_began(raylet)}.sock"
+    servers: list[subprocess.Popen[str]] = []
+
+    def start() -> Server:
+        command = [sys.executable, "-c", _SERVE_NODE, str(raylet)]
+        servers.append(subprocess.Popen(command, text=True, cwd=tmp_path, env=_environment() | paths))
+        return Server(servers[-1], path)
+
+    try:
+        first = start()
+        _wait(path.exists)
+        assert start().parent.wait(20) == 0, "two servers at once"
+        slow = _write(tmp_path, f"print('begun', flush=True)\nopen({str(release)!r}).read()")
+        client = first.start(slow, **paths)
+        assert client.stdout is not None and client.stdout.readline() == "begun\n"
+        quick = tmp_path / "quick.py"
+        quick.write_text("print('ran')")
+        if is_killed:
+            first.parent.kill()
+        else:
+            (site / "package-2.0.dist-info").mkdir()
+            assert "have changed" in first.run(quick, **paths)[1]
+        second = start()
+        _wait(lambda: second.run(quick, **paths) == (0, "ran\n"))
+        assert client.poll() is None
+        release.write_text("")
+        assert client.wait(20) == (1 if is_killed else 0) and first.parent.wait(20) == (-9 if is_killed else 0)
+        assert second.run(quick, **paths) == (0, "ran\n")
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def test_server_and_forks_end_with_the_watched_process(server: Server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from launcher.report.charts import MAX_POINTS, make_confusion_chart, make_curve_charts, make_time_chart, smooth, thin
@@ -74,6 +75,15 @@ def test_curves_of_a_classifier(make_run: Callable[..., RunDir]) -> None:
 def test_metrics_on_another_scale_have_their_own_chart(make_run: Callable[..., RunDir]) -> None:
     titles = [chart.title for chart in make_curve_charts(collect(make_run("done", steps=20)))]
     assert titles[1:4] == ["Validation metrics", "Validation mse", "Validation rmse"]
+
+
+def test_nine_metrics_differ_in_colour_or_dashes(make_run: Callable[..., RunDir]) -> None:
+    data = collect(make_run("done", ("a", "b"), steps=20))
+    metrics = {f"metric{i}": i / 10 for i in range(9)}
+    evaluations = tuple(line.model_copy(update={"metrics": metrics}) for line in data.evaluations)
+    chart = make_curve_charts(replace(data, evaluations=evaluations))[1]
+    lines = [trace["line"] for trace in json.loads(chart.json)["data"] if trace["name"] in metrics]
+    assert len({(line["color"], line["dash"]) for line in lines}) == 9
 
 
 def test_no_gradient_norm_chart_without_gradient_norms(make_run: Callable[..., RunDir]) -> None:

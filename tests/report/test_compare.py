@@ -162,6 +162,7 @@ def test_the_page_is_complete_and_works_offline(make_run: MakeRun, hostile: str)
     assert len(loss) == 18 and [trace["legendgroup"] for trace in loss[:2]] == ["run-0", "run-0"]
     assert [trace["showlegend"] for trace in loss[:2]] == [False, True], "a click on the name hides both"
     assert loss[1]["line"]["dash"] == "solid" and loss[17]["line"]["dash"] == "dash", "an eighth run is dashed"
+    assert loss[1]["line"]["width"] > loss[3]["line"]["width"], "the first of equal curves can be seen below the others"
     assert "★" not in text, "all values are equal"
 
 
