@@ -18,6 +18,7 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.base import truncation_note
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
+from launcher.tasks.params import PackedParams
 from launcher.tasks.results import RowInputs
 from launcher.tasks.samples import Batch, Encoded, LostLabels
 from launcher.tasks.targets import LabelParams, TargetTask
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _REMEDY = "let entities begin and end with words, or take a model whose tokenizer reads smaller pieces"
 
 
-class TokenParams(LabelParams):
+class TokenParams(LabelParams, PackedParams):
     """`task:` with `type: token-classification`."""
 
     text: str = "tokens"
@@ -38,7 +39,7 @@ class TokenParams(LabelParams):
     """Column with a tag (B-person, or a number that its file or task.labels names) for each word; for a string, a list
     of {start, end, label} that begin and end with words."""
     max_length: int = Field(default=256, ge=4)
-    """Tokens kept of each row; words after them are neither learned nor scored."""
+    """Tokens kept of each row, and the length of a packed sequence; words after them are neither learned nor scored."""
 
 
 class TokenClassification(TargetTask):
@@ -56,6 +57,7 @@ class TokenClassification(TargetTask):
         self.tags = Tags(params.label, params.labels or (), params.ordered_weights, params.label_smoothing)
         super().__init__(params, model, seed, self.tags)
         self.input_columns = (params.text,)
+        self.pack_length = params.max_length if params.packing else None
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -127,7 +129,7 @@ class TokenClassification(TargetTask):
         return truncation_note(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
-        """Pad input_ids, attention_mask and labels to (B, T). Labels are -100 where no word begins."""
+        """Pad the inputs and labels to (B, T); labels are -100 where no word begins."""
         import torch
 
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
