@@ -125,16 +125,14 @@ def _with_virtual_ranks(job: JobSpec, run: RunDir) -> JobSpec:
 
 def _resolve_packing(job: JobSpec) -> JobSpec:
     """Return the job with `task.packing` true or false where it is `auto`."""
-    if job.task.parameters().get("packing") != "auto":
-        return job
     # Batches of similar lengths have little padding. A packed sequence pays attention over its whole length, which a
     # GPU makes up for by larger kernels and a CPU does not (tests/benchmarks/README.md).
-    return _with_packing(job, bool(job.cluster.gpus_per_worker) or not job.data.group_by_length)
+    packs = bool(job.cluster.gpus_per_worker) or not job.data.group_by_length
+    return _with_packing(job, packs) if job.task.parameters().get("packing") == "auto" else job
 
 
 def _with_packing(job: JobSpec, packing: bool) -> JobSpec:
-    section = {**job.task.model_dump(), "packing": packing}
-    return job.model_copy(update={"task": TaskSpec.model_validate(section)})
+    return job.model_copy(update={"task": TaskSpec.model_validate({**job.task.model_dump(), "packing": packing})})
 
 
 def _check_bitsandbytes(job: JobSpec) -> None:
