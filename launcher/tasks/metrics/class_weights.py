@@ -97,8 +97,9 @@ def weight_tensor(weights: tuple[float, ...], device: "torch.device") -> "torch.
         return None
     # Trap: the cache must neither get a fake tensor (`driver/memory/activations.py`) nor return a real one among fake
     # ones.
-    make = _weight_tensor if detect_fake_mode() is None else _weight_tensor.__wrapped__
-    return make(weights, device)
+    if detect_fake_mode() is not None:
+        return _weight_tensor.__wrapped__(weights, device)
+    return _weight_tensor(weights, device)
 
 
 # Cached: a new tensor at each step would be a host-to-device copy, which waits for the device.
