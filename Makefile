@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The task of `make bench-accuracy`; tests/benchmarks/accuracy/run.py lists them.
 TASK ?= text-classification
 
-.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-bits bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
+.PHONY: venv moto peers test test-all style-report gpu-bundle gpu-checks gpu-checks-cpu profile-start test-faults test-slurm quickstart bench-accuracy bench-bits bench-cache bench-checkpoint-stall bench-chunked-head bench-coupled bench-coupled-peers bench-leakage bench-listing bench-memory bench-packing bench-packing-encoder bench-plan-memory bench-plan-scale bench-predict bench-recovery bench-shuffle bench-start bench-sweep bench-sweep-many bench-throughput clean
 
 venv: $(STAMP)
 
@@ -81,6 +81,9 @@ bench-chunked-head: venv
 
 bench-packing: venv
 	$(BIN)/python tests/benchmarks/packing/run.py
+
+bench-packing-encoder: venv
+	$(BIN)/python tests/benchmarks/packing/encoder.py
 
 # Ten million rows take some ten minutes on two cores; ROWS=200000 a minute or two.
 ROWS ?= 10000000

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from launcher.data.mixture import source_of
 from launcher.data.sampler import RowIds
@@ -281,21 +282,23 @@ def _spread_evenly(lengths: RowIds, parts: int) -> RowIds:
 
 
 def _join_samples(samples: pa.Table, counts: "np.ndarray") -> pa.Table:
-    """Join consecutive samples into sequences of `counts` samples each; `segments` holds the samples' lengths.
+    """Join consecutive samples into sequences of `counts` samples each; `segments` holds the samples' tokens.
 
-    Every column must hold one list per sample, and all lists of a sample must be as long as the sample.
+    Columns that are no lists are dropped: only evaluations, which are not packed, read them.
     """
     bounds = np.concatenate([[0], np.cumsum(counts)])
     columns: dict[str, pa.Array] = {}
     for name in samples.column_names:
         lists = samples.column(name).combine_chunks()
+        if not pa.types.is_list(lists.type):
+            continue
         # `offsets` are positions in `values` also where the array is a slice; those in `flatten()` would begin at the
         # slice.
         offsets = lists.offsets.to_numpy()
         # Samples are joined by leaving out the offsets between them: the values are not copied.
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets[bounds], pa.int32()), lists.values)
-        sizes = np.diff(offsets)
-    segments = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(sizes, pa.int32()))
+    sizes = pc.list_value_length(samples.column("input_ids")).combine_chunks().cast(pa.int32())
+    segments = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), sizes)
     return pa.table(columns | {"segments": segments})
 
 

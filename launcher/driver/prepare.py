@@ -94,11 +94,12 @@ def prepare(
     # Called for its error alone: it checks data.cache.
     cache_root(job)
     splits = open_splits(job, on_progress, cache)
-    job = _resolve_task(job, splits)
+    job = _resolve_packing(_resolve_task(job, splits))
     task = build_task(job)
     job = with_row_weights(job, task, splits["train"])
     model_facts = task.check_model()
-    job = _resolve_packing(job, task, model_facts.get("packs") is not False)
+    if model_facts.get("packs") is False:
+        job = _with_packing(job, False)
     data_notes = [*note_lost_labels(task, list(splits.values())), *note_sorted_rows(job, task, splits["train"])]
     run = RunDir(join(job.output.storage, job.name))
     job = _with_virtual_ranks(job, run)
@@ -121,17 +122,16 @@ def _with_virtual_ranks(job: JobSpec, run: RunDir) -> JobSpec:
     return job.model_copy(update={"train": job.train.model_copy(update={"virtual_ranks": parts})})
 
 
-def _resolve_packing(job: JobSpec, task: Task, is_possible: bool) -> JobSpec:
-    """Return the job with `task.packing` true or false, for a task that has the parameter."""
-    wanted = getattr(task.params, "packing", None)
-    if wanted is None:
-        return job
-    if wanted == "auto":
-        # Batches of similar lengths have little padding. A packed sequence pays attention over its whole length, which
-        # a GPU makes up for by larger kernels and a CPU does not (tests/benchmarks/README.md).
-        wanted = bool(job.cluster.gpus_per_worker) or not job.data.group_by_length
-    section = {**job.task.model_dump(), "packing": wanted and is_possible}
-    return job.model_copy(update={"task": TaskSpec.model_validate(section)})
+def _resolve_packing(job: JobSpec) -> JobSpec:
+    """Return the job with `task.packing` true or false where it is `auto`."""
+    # Batches of similar lengths have little padding. A packed sequence pays attention over its whole length, which a
+    # GPU makes up for by larger kernels and a CPU does not (tests/benchmarks/README.md).
+    packs = bool(job.cluster.gpus_per_worker) or not job.data.group_by_length
+    return _with_packing(job, packs) if job.task.parameters().get("packing") == "auto" else job
+
+
+def _with_packing(job: JobSpec, packing: bool) -> JobSpec:
+    return job.model_copy(update={"task": TaskSpec.model_validate({**job.task.model_dump(), "packing": packing})})
 
 
 def _check_bitsandbytes(job: JobSpec) -> None:

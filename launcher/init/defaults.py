@@ -13,6 +13,7 @@ from launcher.init.model_choice import T5_LANGUAGES, Model, pair_languages
 from launcher.init.profile import DataProfile
 from launcher.models.cells import CellSource
 from launcher.spec.data import DataSpec
+from launcher.tasks import params_class
 
 _LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # Upper limits of `max_length`: longer sequences cost much memory, so the user decides.
@@ -225,7 +226,7 @@ def _task(guess: Guess, labels: Labels | None, model: Model) -> tuple[Line, ...]
         lines += _pair_lines(guess, model)
     else:
         size, why = max_length(guess, model.positions)
-        packed = " and packed sequence" if guess.task == "causal-lm" else ""
+        packed = " and packed sequence" if "packing" in params_class(guess.task).model_fields else ""
         lines.append(Line("max_length", size, f"tokens kept of each row{packed}; {why}"))
     return tuple(lines)
 

@@ -1,6 +1,6 @@
 """Masks of masked language modelling (Devlin et al. 2019, arXiv:1810.04805): which tokens are hidden, and by what.
 
-Runs in data workers (`Masker`), train and predict workers (`places`, `filled_texts`). All tokens of a table are masked
+Runs in data workers (`Masker`), train and predict workers (`filled_texts`). All tokens of a table are masked
 at once; each row's mask is a function of its tokens and its seed.
 """
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from launcher.models.chat import IGNORED
 from launcher.models.noise import Words, mixed, uniform
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 Ints = npt.NDArray[np.int64]
@@ -31,8 +30,8 @@ class MaskedTexts:
 
     Args:
         usable: Positions of the texts that have a token to predict, int64 (n,).
-        samples: Tokens of these as the model reads them (`input_ids`), `positions` and `labels` of those to predict,
-            the characters that these stand for (`starts`, `ends`), if asked for, and the `text`.
+        samples: Tokens of these as the model reads them (`input_ids`), `labels` of all of them, -100 for those that are
+            not predicted, the characters that the others stand for (`starts`, `ends`), if asked for, and the `text`.
         lengths: Number of tokens of each, int64 (n,).
         counts: Number of tokens to predict, int64 (n,).
     """
@@ -92,10 +91,11 @@ class Masker:
         if has_places:
             offsets = chain.from_iterable(tokens["offset_mapping"][k] for k in usable)
             spans = np.array(list(offsets), np.int64).reshape(-1, 2)[chosen]
+        labels = np.full(len(ids), IGNORED)
+        labels[chosen] = ids[chosen]
         columns = {
             "input_ids": _lists(read, lengths),
-            "positions": _lists(positions[chosen], counts),
-            "labels": _lists(ids[chosen], counts),
+            "labels": _lists(labels, lengths),
             "starts": _lists(spans[:, 0], counts * has_places),
             "ends": _lists(spans[:, 1], counts * has_places),
             "text": pa.array([texts[k] for k in usable], pa.string()),
@@ -144,15 +144,6 @@ def _lists(values: Ints, counts: Ints) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))
 
 
-def places(samples: pa.Table) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Return rows and positions of the tokens to predict in a micro-batch, int64 (K,) each."""
-    import torch
-
-    positions = samples.column("positions").combine_chunks()
-    rows = np.repeat(np.arange(len(samples)), pc.list_value_length(positions).to_numpy(zero_copy_only=False))
-    return torch.from_numpy(rows), torch.from_numpy(positions.flatten().to_numpy().astype(np.int64))
-
-
 def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
     """Return tokens as texts, without the space that some begin with."""
     return [str(tokenizer.decode([token])).strip() for token in ids]
@@ -174,7 +165,7 @@ def filled_texts(tokenizer: "PreTrainedTokenizerBase", samples: pa.Table, tokens
             continue
         # A slow tokenizer knows no places: the text is what its tokens say.
         read = np.array(row["input_ids"])
-        read[row["positions"]] = ids
+        read[np.array(row["labels"]) != IGNORED] = ids
         texts.append(str(tokenizer.decode(read, skip_special_tokens=True)))
     return texts
 

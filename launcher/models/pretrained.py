@@ -18,6 +18,7 @@ from launcher.spec.hub import is_local_path
 from launcher.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
@@ -293,14 +294,26 @@ def without_weights(auto_model: str, spec: ModelSpec, config: "PretrainedConfig"
 
 def usable_positions(model: "PreTrainedModel") -> int | None:
     """Return the longest input in tokens that the model has positions for; None if there is no limit."""
+    embeddings = _position_embeddings(model)
+    if embeddings is not None:
+        return embeddings.num_embeddings - first_position(model)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def first_position(model: "PreTrainedModel") -> int:
+    """Return the number of the first position: 0, but padding_idx + 1 in RoBERTa and its relatives."""
+    padding = getattr(_position_embeddings(model), "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def _position_embeddings(model: "PreTrainedModel") -> "torch.nn.Embedding | None":
     import torch
 
     for name, module in model.named_modules():
-        # RoBERTa and its relatives number positions from padding_idx + 1, so that many embeddings cannot be used.
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+            return module
+    return None
 
 
 def untrained_model(auto_model: str, config: "PretrainedConfig") -> "PreTrainedModel":

@@ -31,6 +31,10 @@ _MAX_SIZES = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 64),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 96),
     "hidden_size_per_layer_input": 8,
+    # ModernBERT's window on both sides of a token: its `sliding_window` is half of it.
+    "local_attention": 8,
+    # BigBird's sparse attention begins at 11 blocks: shorter samples would be tested with another kind.
+    "block_size": 1,
     "num_kv_shared_layers": 0,
 }
 _MAX_PARAMETERS = 100_000_000

@@ -16,7 +16,7 @@ from launcher.errors import DataError
 from launcher.formatting import as_text, show_value
 from launcher.models.windows import Window, read_windows, room_beside
 from launcher.tasks.params import TaskParams, TrainingColumns
-from launcher.tasks.samples import Encoded
+from launcher.tasks.samples import Encoded, read_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,14 +220,14 @@ class AnswerReader:
 
     def encode(self, rows: pa.Table, with_targets: bool) -> Encoded:
         """Return the samples of some rows: lists of windows, and what is needed to score and show them."""
-        examples, problems = self._read(rows, with_targets)
-        questions, contexts = [e.question for e in examples.values()], [e.context for e in examples.values()]
+        examples, positions, refused = self._read(rows, with_targets)
+        questions, contexts = [e.question for e in examples], [e.context for e in examples]
         windows = read_windows(self.tokenizer, questions, contexts, self.params.max_length, self.params.overlap)
         schema = _SCHEMA
         if "token_type_ids" not in self.tokenizer.model_input_names:
             schema = schema.remove(schema.get_field_index("token_type_ids"))
-        valid_rows, samples = [], []
-        for (i, example), parts in zip(examples.items(), windows, strict=True):
+        valid_rows, samples, problems = [], [], [*refused]
+        for i, example, parts in zip(positions, examples, windows, strict=True):
             spans = answer_spans(parts, example.answers)
             if spans is None:
                 # It would be learned as "no answer" otherwise.
@@ -243,29 +243,28 @@ class AnswerReader:
         weights = np.array([len(sample["input_ids"]) for sample in samples], np.float64)
         return Encoded(table, np.array(valid_rows, np.int64), lengths, weights, tuple(sorted(problems)))
 
-    def _read(self, rows: pa.Table, with_targets: bool) -> tuple[dict[int, Example], list[tuple[int, str]]]:
-        """Return each row that can be read by its position, and (position, reason) of each other row."""
+    def _read(self, rows: pa.Table, with_targets: bool) -> tuple[list[Example], list[int], tuple[tuple[int, str], ...]]:
+        """Return the rows that can be read, their positions, and (position, reason) of each other row."""
         params = self.params
         questions, contexts = rows.column(params.question).to_pylist(), rows.column(params.context).to_pylist()
         cells = rows.column(params.answers).to_pylist() if with_targets else [None] * len(rows)
         # One call for all rows; one for each would take as long as the whole encoding.
         rooms = room_beside(self.tokenizer, [str(question or "").strip() for question in questions], params.max_length)
-        examples, problems = {}, []
-        for i, room in enumerate(rooms):
-            try:
-                question, context = _text(questions[i], params.question), _text(contexts[i], params.context)
-                answers = read_answers(cells[i], params.answers) if with_targets else []
-                places = tuple(check_place(answer, context, params.answers, params.context) for answer in answers)
-                if room <= params.overlap:
-                    raise ValueError(
-                        f"{params.question} leaves {max(room, 0)} of the {params.max_length} tokens of a window "
-                        f"(task.max_length) for {params.context}, and {params.overlap} are shared with the next one "
-                        "(task.doc_stride); raise the first or lower the second"
-                    )
-                examples[i] = Example(question.strip(), context, places)
-            except ValueError as problem:
-                problems.append((i, str(problem)))
-        return examples, problems
+
+        def read(row: tuple[object, object, object, int]) -> Example:
+            question_cell, context_cell, answers_cell, room = row
+            question, context = _text(question_cell, params.question), _text(context_cell, params.context)
+            answers = read_answers(answers_cell, params.answers) if with_targets else []
+            places = tuple(check_place(answer, context, params.answers, params.context) for answer in answers)
+            if room <= params.overlap:
+                raise ValueError(
+                    f"{params.question} leaves {max(room, 0)} of the {params.max_length} tokens of a window "
+                    f"(task.max_length) for {params.context}, and {params.overlap} are shared with the next one "
+                    "(task.doc_stride); raise the first or lower the second"
+                )
+            return Example(question.strip(), context, places)
+
+        return read_each(zip(questions, contexts, cells, rooms, strict=True), read)
 
 
 def _text(cell: object, column: str) -> str:

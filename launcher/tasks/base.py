@@ -77,7 +77,7 @@ class Task(Protocol):
     """Columns that `decode` and `predict` return: `prediction` (or `embedding`) in the task's natural form, scores."""
     pack_length: int | None = None
     """Length in tokens up to which samples are packed into one training sequence; None never packs. A task that packs
-    has a parameter `packing`, which is switched off for models in which packed samples would attend to each other."""
+    has `params.PackedParams`: `packing` is switched off for models whose packed samples would attend to each other."""
     augments: bool = True
     """Whether `encode` may use `noise`. Samples of a task that never does are encoded once and cached."""
     generates: ClassVar[bool] = False
@@ -176,7 +176,8 @@ class Task(Protocol):
     def collate(self, samples: pa.Table) -> Batch:
         """Pad B samples to one micro-batch, with `mask` all 1. Runs in train and predict workers.
 
-        Packed samples (`pack_length`) arrive concatenated to one row, with their lengths in the column `segments`.
+        Packed samples (`pack_length`) arrive concatenated to one row, with their lengths in the column `segments` and
+        without the columns that are no lists.
 
         Args:
             samples: Rows of `Encoded.samples`.
@@ -268,7 +269,7 @@ class Task(Protocol):
         from launcher.models.packing import mask_packed_samples
 
         if self.pack_length is not None:
-            mask_packed_samples(model)
+            mask_packed_samples(model, self.auto_model)
 
     def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
         """Run the model on a micro-batch. Collective under ZeRO-3, which gathers weights.

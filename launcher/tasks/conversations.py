@@ -14,7 +14,7 @@ from launcher.formatting import format_percent
 from launcher.models.chat import DATE, IGNORED, Writer, Written
 from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import truncation_note
-from launcher.tasks.params import SmoothedParams, TrainingColumns
+from launcher.tasks.params import PackedParams, SmoothedParams, TrainingColumns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ _CONTEXT_KEYS = tuple(USUAL)
 """Parameters that name a column read in addition to prompts or conversations; null takes the column of that name."""
 
 
-class CausalParams(SmoothedParams):
+class CausalParams(SmoothedParams, PackedParams):
     """`task:` with `type: causal-lm`."""
 
     text: str | None = None
@@ -50,9 +50,6 @@ class CausalParams(SmoothedParams):
     max_length: int = Field(default=512, ge=8)
     """Tokens kept of each row, and the length of a packed sequence; the rest is cut off. `predict` refuses longer
     prompts (`data.on_bad_row`)."""
-    packing: bool | Literal["auto"] = "auto"
-    """Put several samples into one sequence, with the same loss curve; off for models that do not isolate them. `auto`
-    packs on GPUs, and on a CPU only without `data.group_by_length`, which is faster there (1.2 times, measured)."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Most tokens that `predict`, and the samples in the report, generate; fewer where the model's positions end."""
 

@@ -6,24 +6,22 @@ Runs wherever a task runs (`base.py` says where). Read `models/masking.py` next 
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from launcher.errors import ModelError
 from launcher.formatting import as_text
 from launcher.models.chat import IGNORED
-from launcher.models.masking import Masker, filled_texts, places, token_texts
+from launcher.models.masking import Masker, filled_texts, token_texts
 from launcher.models.pretrained import load_tokenizer
 from launcher.rundir.records import SpanMark
 from launcher.spec.model import ModelSpec
 from launcher.tasks.base import Task, truncation_note
-from launcher.tasks.padding import text_inputs
-from launcher.tasks.params import TaskParams
+from launcher.tasks.padding import pad_lists, text_inputs
+from launcher.tasks.params import PackedParams
 from launcher.tasks.results import RowResult
 from launcher.tasks.samples import Batch, Encoded, Outputs, read_each
 
@@ -34,13 +32,13 @@ if TYPE_CHECKING:
     from launcher.tasks.metrics.language import LanguageMetrics
 
 
-class MaskedParams(TaskParams):
+class MaskedParams(PackedParams):
     """`task:` with `type: masked-lm`."""
 
     text: str = "text"
     """Column with the texts."""
     max_length: int = Field(default=128, ge=4)
-    """Tokens kept of each row; the rest is cut off."""
+    """Tokens kept of each row, and the length of a packed sequence; the rest is cut off."""
     mask_fraction: float = Field(default=0.15, gt=0.0, lt=1.0)
     """Share of each row's tokens that is predicted, at least one: 80 % of these are hidden, 10 % replaced by any token
     and 10 % kept. Training draws others in each epoch; an evaluation's are a function of the row's text."""
@@ -60,6 +58,7 @@ class MaskedLM(Task):
         self.metric_modes = {"perplexity": "min", "token_accuracy": "max"}
         fields = {"prediction": pa.string(), "tokens": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
         self.prediction_schema = pa.schema(fields)
+        self.pack_length = params.max_length if params.packing else None
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -91,14 +90,11 @@ class MaskedLM(Task):
         return Encoded(masked.samples, positions[masked.usable], masked.lengths, weights, tuple(sorted(problems)))
 
     def collate(self, samples: pa.Table) -> Batch:
-        """Pad input_ids, attention_mask and labels to (B, T); labels are -100 where no token is predicted."""
+        """Pad the inputs and labels to (B, T); labels are -100 where no token is predicted."""
         import torch
 
-        inputs = text_inputs(samples, self._tokenizer.pad_token_id)
-        labels = torch.full_like(inputs["input_ids"], IGNORED)
-        truth = samples.column("labels").combine_chunks().flatten()
-        labels[places(samples)] = torch.from_numpy(truth.to_numpy().astype(np.int64))
-        return Batch({**inputs}, labels, torch.ones(len(samples)))
+        labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))
+        return Batch(text_inputs(samples, self._tokenizer.pad_token_id), labels, torch.ones(len(samples)))
 
     def forward(self, model: "torch.nn.Module", batch: Batch) -> Outputs:
         from launcher.tasks.metrics.chunked_head import token_outputs
@@ -118,14 +114,13 @@ class MaskedLM(Task):
 
     def decode(self, outputs: Outputs, samples: pa.Table) -> pa.Table:
         """Return each text with its masks filled, and the most likely token for each mask with its probability."""
-        where = places(samples)
-        scores, ids = outputs["confidence"][where], outputs["predicted"][where]
-        ends = np.cumsum(pc.list_value_length(samples.column("positions")).to_numpy()).tolist()
-        tokens = [ids[begin:end].tolist() for begin, end in pairwise([0, *ends])]
+        chosen = list(map(np.flatnonzero, pad_lists(samples.column("labels"), IGNORED) != IGNORED))
+        predicted, confidence = (outputs[name].cpu() for name in ("predicted", "confidence"))
+        tokens = [ids[where].tolist() for ids, where in zip(predicted, chosen, strict=True)]
         columns = {
             "prediction": filled_texts(self._tokenizer, samples, tokens),
             "tokens": [token_texts(self._tokenizer, row) for row in tokens],
-            "scores": [scores[begin:end].tolist() for begin, end in pairwise([0, *ends])],
+            "scores": [scores[where].tolist() for scores, where in zip(confidence, chosen, strict=True)],
         }
         return pa.table(columns, self.prediction_schema)
 
@@ -135,7 +130,7 @@ class MaskedLM(Task):
         predicted = self.decode(own, rows).column("tokens").to_pylist()
         results = []
         for row, tokens in zip(rows.to_pylist(), predicted, strict=True):
-            truth = token_texts(self._tokenizer, row["labels"])
+            truth = token_texts(self._tokenizer, [label for label in row["labels"] if label != IGNORED])
             # Not strict: a slow tokenizer knows no places.
             cells = zip(row["starts"], row["ends"], truth, tokens, strict=False)
             marks = [SpanMark(start=s, end=e, label=p, kind="found" if t == p else "wrong") for s, e, t, p in cells]

@@ -35,15 +35,19 @@ def text_inputs(samples: pa.Table, pad_token_id: int | None) -> "dict[str, torch
     """Return tokens as the forward of an encoder takes them.
 
     Args:
-        samples: B rows with `input_ids`, and `token_type_ids` where the model has them.
+        samples: B rows with `input_ids`, and `token_type_ids` where the model has them; `segments` where samples are
+            packed.
         pad_token_id: Padding token; None pads with 0, which the attention mask hides.
 
     Returns:
-        `input_ids`, `attention_mask` (and `token_type_ids`), int64 (B, T).
+        `input_ids`, `attention_mask` (and `token_type_ids`), int64 (B, T). Of packed samples `position_ids` in place of
+        the mask, from which `mask_packed_samples` makes one.
     """
     import torch
 
     ids = torch.from_numpy(pad_lists(samples.column("input_ids"), pad_token_id or 0))
+    if "segments" in samples.column_names:
+        return {"input_ids": ids, "position_ids": torch.from_numpy(positions(samples))}
     # A copy, because Arrow memory is read-only and torch warns of tensors on it.
     lengths = torch.from_numpy(pc.list_value_length(samples.column("input_ids")).to_numpy().copy())
     # The mask comes from the lengths, never from the ids: where a tokenizer has no padding token, `load_tokenizer` pads

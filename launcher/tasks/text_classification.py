@@ -17,7 +17,7 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.base import truncation_note
 from launcher.tasks.metrics.labels import Kind, Labels
 from launcher.tasks.padding import list_column, text_inputs
-from launcher.tasks.samples import Batch, Encoded
+from launcher.tasks.samples import Batch, Encoded, read_each
 from launcher.tasks.targets import LabelParams, TargetTask
 
 if TYPE_CHECKING:
@@ -61,19 +61,17 @@ class TextClassification(TargetTask):
         return self._tokenizer
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
-        texts = [rows.column(c).to_pylist() for c in self.input_columns]
-        raw_labels = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        valid_rows, targets, problems, valid_texts = [], [], [], []
-        for i in range(len(rows)):
-            try:
-                # The lists grow only after all that may raise: a bad row must not leave an entry in one of them.
-                cells = [as_text(values[i], name) for name, values in zip(self.input_columns, texts, strict=True)]
-                targets.append(self.labels.target(raw_labels[i]) if with_targets else [])
-                valid_texts.append(cells)
-                valid_rows.append(i)
-            except ValueError as problem:
-                problems.append((i, str(problem)))
-        columns = [list(texts) for texts in zip(*valid_texts, strict=True)]
+        inputs = [rows.column(name).to_pylist() for name in self.input_columns]
+        labels = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
+
+        def read(row: tuple[object, ...]) -> tuple[list[str], list[float]]:
+            *cells, label = row
+            texts = [as_text(cell, name) for cell, name in zip(cells, self.input_columns, strict=True)]
+            return texts, self.labels.target(label) if with_targets else []
+
+        pairs, valid_rows, problems = read_each(zip(*inputs, labels, strict=True), read)
+        targets = [target for _, target in pairs]
+        columns = [list(texts) for texts in zip(*(texts for texts, _ in pairs), strict=True)]
         # `text_inputs` makes the attention mask from the lengths: as lists it takes a third of the time of encoding.
         limits = {"truncation": True, "max_length": self.params.max_length, "return_attention_mask": False}
         tokens = self._tokenizer(*columns, **limits) if valid_rows else {}
@@ -84,7 +82,7 @@ class TextClassification(TargetTask):
         samples["target"] = pa.array(targets, pa.list_(pa.float64()))
         lengths = np.array([len(ids) for ids in tokens["input_ids"]] if valid_rows else [], np.int64)
         weights = self.targets.sample_weights(targets)
-        return Encoded(pa.table(samples), np.array(valid_rows, np.int64), lengths, weights, tuple(problems))
+        return Encoded(pa.table(samples), np.array(valid_rows, np.int64), lengths, weights, problems)
 
     def remarks(self, rows: pa.Table, unread: Sequence[str] = ()) -> tuple[str, ...]:
         cells = rows.select(list(self.input_columns)).to_pylist()

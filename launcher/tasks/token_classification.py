@@ -18,8 +18,9 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.base import truncation_note
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
+from launcher.tasks.params import PackedParams
 from launcher.tasks.results import RowInputs
-from launcher.tasks.samples import Batch, Encoded, LostLabels
+from launcher.tasks.samples import Batch, Encoded, LostLabels, read_each
 from launcher.tasks.targets import LabelParams, TargetTask
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _REMEDY = "let entities begin and end with words, or take a model whose tokenizer reads smaller pieces"
 
 
-class TokenParams(LabelParams):
+class TokenParams(LabelParams, PackedParams):
     """`task:` with `type: token-classification`."""
 
     text: str = "tokens"
@@ -38,7 +39,7 @@ class TokenParams(LabelParams):
     """Column with a tag (B-person, or a number that its file or task.labels names) for each word; for a string, a list
     of {start, end, label} that begin and end with words."""
     max_length: int = Field(default=256, ge=4)
-    """Tokens kept of each row; words after them are neither learned nor scored."""
+    """Tokens kept of each row, and the length of a packed sequence; words after them are neither learned nor scored."""
 
 
 class TokenClassification(TargetTask):
@@ -56,6 +57,7 @@ class TokenClassification(TargetTask):
         self.tags = Tags(params.label, params.labels or (), params.ordered_weights, params.label_smoothing)
         super().__init__(params, model, seed, self.tags)
         self.input_columns = (params.text,)
+        self.pack_length = params.max_length if params.packing else None
 
     @cached_property
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -65,47 +67,47 @@ class TokenClassification(TargetTask):
         return self._tokenizer
 
     def encode(self, rows: pa.Table, with_targets: bool, noise: np.ndarray | None = None) -> Encoded:
-        valid, problems = self._read(rows, with_targets)
-        # One call for all rows, whose results are zipped with `valid`: a dict keeps the order of the rows.
-        encodings = self._tokenize(rows, [text for text, _ in valid.values()])
-        samples = [self.tags.sample(t, *cells) for t, cells in zip(encodings, valid.values(), strict=True)]
+        cells, valid_rows, problems = self._read(rows, with_targets)
+        encodings = self._tokenize(rows, [text for text, _ in cells])
+        samples = [self.tags.sample(t, text, label) for t, (text, label) in zip(encodings, cells, strict=True)]
         columns = {n: list_column([s[n] for s in samples]) for n in ("input_ids", "labels", "starts", "ends")}
         # `decode` cuts entities out of the text, so it travels with the sample.
-        columns["text"] = pa.array([_joined(text) for text, _ in valid.values()], pa.string())
+        columns["text"] = pa.array([_joined(text) for text, _ in cells], pa.string())
         lengths = np.array([len(s["input_ids"]) for s in samples], np.int64)
         weights = self.targets.sample_weights([s["labels"] for s in samples])
-        return Encoded(pa.table(columns), np.array([*valid], np.int64), lengths, weights, tuple(problems))
+        return Encoded(pa.table(columns), np.array(valid_rows, np.int64), lengths, weights, problems)
 
     def lost_labels(self, rows: pa.Table) -> LostLabels:
         """Return the entities that tags of words cannot represent: parts of words, and overlapping ones."""
-        valid, _ = self._read(rows, True)
-        encodings = self._tokenize(rows, [text for text, _ in valid.values()])
+        cells, valid_rows, _ = self._read(rows, True)
+        encodings = self._tokenize(rows, [text for text, _ in cells])
         lost, entities = [], 0
-        for (i, (text, label)), tokens in zip(valid.items(), encodings, strict=True):
+        for i, (text, label), tokens in zip(valid_rows, cells, encodings, strict=True):
             # Only character spans can be lost: `Tags.check` has compared the tags of a list of words with its words.
             if isinstance(text, str):
                 entities += len(label)
                 lost += [(i, reason) for reason in self.tags.lost(tokens, text, label)]
         return LostLabels(entities, tuple(lost), "entities", _REMEDY)
 
-    def _read(self, rows: pa.Table, with_targets: bool) -> tuple[dict[int, tuple[Any, Any]], list[tuple[int, str]]]:
-        """Return text and label of each valid row by its position, and (position, reason) of each other row."""
+    def _read(
+        self, rows: pa.Table, with_targets: bool
+    ) -> tuple[list[tuple[Any, Any]], list[int], tuple[tuple[int, str], ...]]:
+        """Return text and label of each valid row, their positions, and (position, reason) of each other row."""
         texts = rows.column(self.params.text).to_pylist()
         labels = rows.column(self.params.label).to_pylist() if with_targets else [None] * len(rows)
-        valid, problems = {}, []
-        for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
-            try:
-                if not text:
-                    raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
-                if not _is_text_or_words(text):
-                    reason = "which is neither text nor a list of words"
-                    raise ValueError(f"{self.params.text} is {show_value(text)}, {reason}")
-                if with_targets:
-                    self.tags.check(label, text)
-                valid[i] = (text, label)
-            except ValueError as problem:
-                problems.append((i, str(problem)))
-        return valid, problems
+
+        def read(cells: tuple[Any, Any]) -> tuple[Any, Any]:
+            text, label = cells
+            if not text:
+                raise ValueError(f"{self.params.text} is {'null' if text is None else 'empty'}")
+            if not _is_text_or_words(text):
+                reason = "which is neither text nor a list of words"
+                raise ValueError(f"{self.params.text} is {show_value(text)}, {reason}")
+            if with_targets:
+                self.tags.check(label, text)
+            return cells
+
+        return read_each(zip(texts, labels, strict=True), read)
 
     def _tokenize(self, rows: pa.Table, texts: list[Any]) -> "list[Encoding]":
         if not texts:
@@ -127,7 +129,7 @@ class TokenClassification(TargetTask):
         return truncation_note(lengths, self.params.max_length)
 
     def collate(self, samples: pa.Table) -> Batch:
-        """Pad input_ids, attention_mask and labels to (B, T). Labels are -100 where no word begins."""
+        """Pad the inputs and labels to (B, T); labels are -100 where no word begins."""
         import torch
 
         labels = torch.from_numpy(pad_lists(samples.column("labels"), IGNORED))

@@ -18,7 +18,7 @@ from launcher.driver.preflight import check_leakage_in_background, preflight
 from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, with_absolute_paths
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
-from launcher.errors import DataError, ModelError, RunError, TrainingError, UserError
+from launcher.errors import DataError, RunError, TrainingError, UserError
 from launcher.formatting import format_param
 from launcher.report.sweep import write_sweep_report
 from launcher.rundir.directory import RunDir, read_job
@@ -168,8 +168,7 @@ def check_trials(prepared: PreparedJob) -> tuple[str, MetricMode]:
             try:
                 for split in prepared.splits.values():
                     check_columns(split, task)
-                if task.check_model().get("packs") is False:
-                    raise ModelError("this model attends across packed samples; set task.packing: false")
+                task.check_model()
             except UserError as error:
                 raise RunError(f"tune.space: {key} {value}: {error.message}") from error
     return choose_metric(spec, job, metric_modes(build_task(job), prepared.splits.get("validation")))

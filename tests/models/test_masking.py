@@ -19,6 +19,11 @@ def tokenizer(tiny_models: dict[str, Path]) -> PreTrainedTokenizerBase:
     return load_tokenizer(ModelSpec(name=str(tiny_models["masked-lm"])))
 
 
+def _truth(row: dict[str, list[int]]) -> list[int]:
+    """Return the tokens of a row that are predicted."""
+    return [label for label in row["labels"] if label != -100]
+
+
 def test_uniform_numbers_are_uniform() -> None:
     values = uniform(np.full(100_000, 5, np.uint64), np.arange(100_000))
     assert 0 <= values.min() < values.max() < 1
@@ -31,8 +36,9 @@ def test_masks_have_the_shares_of_bert(tokenizer: PreTrainedTokenizerBase) -> No
     masked = Masker(tokenizer, 0.15, 128).encode(texts, np.arange(200), chooses=True, has_places=False)
     assert masked.counts.tolist() == [15] * 200
     rows = masked.samples.to_pylist()
-    read = np.array([[row["input_ids"][p] for p in row["positions"]] for row in rows])
-    truth = np.array([row["labels"] for row in rows])
+    tokens, labels = (np.array([row[name] for row in rows]) for name in ("input_ids", "labels"))
+    is_chosen = labels != -100
+    read, truth = tokens[is_chosen], labels[is_chosen]
     # 3,000 tokens: a share is within 3 standard deviations.
     hidden, kept = (read == tokenizer.mask_token_id).mean(), (read == truth).mean()
     assert abs(hidden - 0.8) < 0.022
@@ -40,12 +46,8 @@ def test_masks_have_the_shares_of_bert(tokenizer: PreTrainedTokenizerBase) -> No
     # No token is replaced by a special one but the mask.
     assert set(np.unique(read)) - {tokenizer.mask_token_id} <= set(range(4, 204))
     # Positions are spread over the whole text, and the tokens around them are untouched.
-    positions = np.array([row["positions"] for row in rows])
-    assert abs(positions.mean() - 50.5) < 3
-    for row, text in zip(rows, texts, strict=True):
-        ids = np.array(row["input_ids"])
-        ids[row["positions"]] = row["labels"]
-        assert ids.tolist() == tokenizer(text)["input_ids"]
+    assert abs(np.nonzero(is_chosen)[1].mean() - 50.5) < 3
+    assert np.where(is_chosen, labels, tokens).tolist() == tokenizer(texts)["input_ids"]
 
 
 def test_a_mask_depends_on_its_row_alone(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -63,18 +65,18 @@ def test_masks_change_with_the_seed_and_stay_in_evaluations(tokenizer: PreTraine
         for seeds in (np.arange(300), np.arange(300), np.arange(300) + 1000)
     )
     assert first.equals(again)
-    assert first.column("positions") != other.column("positions")
+    assert first.column("labels") != other.column("labels")
     # In an evaluation equal texts have equal masks, and others others.
     fixed = masker.encode([_TEXTS[30], _TEXTS[31], _TEXTS[30]], None, chooses=True, has_places=True).samples.to_pylist()
     assert fixed[0] == fixed[2]
-    assert fixed[0]["positions"] != fixed[1]["positions"]
+    assert fixed[0]["labels"] != fixed[1]["labels"]
 
 
 def test_each_row_has_a_mask_and_special_tokens_have_none(tokenizer: PreTrainedTokenizerBase) -> None:
     masked = Masker(tokenizer, 0.01, 8).encode(["w1", "", "w2 unseen", "unseen", *_TEXTS], None, True, True)
     assert masked.usable.tolist() == [0, 2, *range(4, 304)]
     rows = masked.samples.to_pylist()
-    assert [row["labels"] for row in rows[:2]] == [[5], [6]]
+    assert [_truth(row) for row in rows[:2]] == [[5], [6]]
     assert set(masked.counts) == {1}
     assert max(masked.lengths) == 8
 
@@ -84,9 +86,9 @@ def test_places_are_those_of_the_hidden_words(tokenizer: PreTrainedTokenizerBase
     rows = masked.samples.to_pylist()
     for row in rows:
         words = [row["text"][begin:end] for begin, end in zip(row["starts"], row["ends"], strict=True)]
-        assert words == tokenizer.convert_ids_to_tokens(row["labels"])
+        assert words == tokenizer.convert_ids_to_tokens(_truth(row))
     # The true tokens give the text back.
-    assert filled_texts(tokenizer, masked.samples, [row["labels"] for row in rows]) == _TEXTS
+    assert filled_texts(tokenizer, masked.samples, list(map(_truth, rows))) == _TEXTS
 
 
 def test_masks_of_the_user_are_filled(tokenizer: PreTrainedTokenizerBase) -> None:

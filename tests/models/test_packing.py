@@ -1,14 +1,15 @@
-"""Packed samples: which types of causal models keep them apart, by the values of a small copy of each."""
+"""Packed samples: which types of models keep them apart, by the values of a small copy of each."""
 
 import pytest
 import torch
 from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from launcher.models import packing
 from launcher.models.packing import keeps_samples_apart
 
 _APART = """
-    afmoe apertus arcee aria_text axk1 axk2 beam big_bird biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl
+    afmoe apertus arcee aria_text axk1 axk2 beam biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl
     cwm deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon
     flex_olmo flint fuyu gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified
     gemma4_unified_assistant gemma4_unified_text git glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa got_ocr2 gpt-sw3
@@ -28,6 +29,12 @@ _LEAK = """
     roberta-prelayernorm roc_bert roformer rwkv trocr xlm-roberta xlm-roberta-xl
 """
 
+_APART_ENCODERS = """
+    albert bert camembert data2vec-text distilbert electra ernie eurobert gte jina_embeddings_v3 megatron-bert
+    modernbert modernvbert mpnet nomic_bert rembert roberta roberta-prelayernorm roc_bert squeezebert tapas
+    xlm-roberta xlm-roberta-xl
+"""
+
 # Settings that published models have and the configuration class does not.
 _PUBLISHED: dict[str, dict[str, object]] = {
     "deepseek_v2": {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "q_lora_rank": None},
@@ -40,11 +47,12 @@ _PUBLISHED: dict[str, dict[str, object]] = {
 _REFUSED = {"gemma4_assistant"}  # by transformers, as the class's own defaults do not go together
 _COMMON = ["gpt2", "llama", "mistral", "qwen3", "qwen3_moe", "gemma3_text", "phi3", "gpt_oss", "opt", "deepseek_v3"]
 _COMMON_LEAK = ["bloom", "mpt", "mamba", "jamba", "qwen3_next", "bert"]
+_MASKED = "AutoModelForMaskedLM"
 
 
-def _is_isolated(kind: str, **settings: object) -> bool:
+def _is_isolated(kind: str, auto_model: str = "AutoModelForCausalLM", **settings: object) -> bool:
     config = AutoConfig.for_model(kind, **{**_PUBLISHED.get(kind, {}), **settings})
-    return keeps_samples_apart("AutoModelForCausalLM", config)
+    return keeps_samples_apart(auto_model, config)
 
 
 @pytest.mark.parametrize("kind", _COMMON)
@@ -55,6 +63,41 @@ def test_a_common_model_keeps_packed_samples_apart(kind: str) -> None:
 @pytest.mark.parametrize("kind", _COMMON_LEAK)
 def test_a_model_that_leaks_between_packed_samples_is_detected(kind: str) -> None:
     assert not _is_isolated(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_apart"),
+    [
+        *((kind, True) for kind in ("bert", "roberta", "distilbert", "modernbert", "electra", "albert", "mpnet")),
+        # Convolutions, Fourier transforms, positions and masks of their own, attention to blocks.
+        *((kind, False) for kind in ("convbert", "fnet", "deberta-v2", "big_bird")),
+    ],
+)
+def test_encoders_are_told_apart(kind: str, is_apart: bool) -> None:
+    assert _is_isolated(kind, _MASKED) is is_apart
+
+
+def test_tokens_are_classified_with_masks_of_encoders_alone() -> None:
+    assert _is_isolated("roberta", "AutoModelForTokenClassification")
+    assert not _is_isolated("llama", "AutoModelForTokenClassification")
+
+
+def test_wrong_masks_and_positions_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check encoders without masks, RoBERTa with BERT's positions, and ModernBERT without its window."""
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_two_sided_masks", lambda _config, _embedded, _positions: None)
+        assert not _is_isolated("bert", _MASKED)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "first_position", lambda _model: 0)
+        assert not _is_isolated("roberta", _MASKED)
+        assert _is_isolated("bert", _MASKED)
+    make = packing._two_sided_masks
+    monkeypatch.setattr(
+        packing, "_two_sided_masks", lambda config, *args: dict.fromkeys(
+            ("full_attention", "sliding_attention"), make(config, *args)["full_attention"]
+        )
+    )  # fmt: skip
+    assert not _is_isolated("modernbert", _MASKED)
 
 
 def test_the_result_depends_on_the_configuration_and_not_on_the_type() -> None:
@@ -90,3 +133,9 @@ def test_each_type_of_causal_model_is_classified_as_listed(kind: str) -> None:
     apart = set(_APART.split())
     assert not apart & set(_LEAK.split())
     assert _is_isolated(kind) == (kind in apart)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", sorted(MODEL_FOR_MASKED_LM_MAPPING_NAMES))
+def test_each_type_of_encoder_is_classified_as_listed(kind: str) -> None:
+    assert _is_isolated(kind, _MASKED) == (kind in _APART_ENCODERS.split())

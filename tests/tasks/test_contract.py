@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from launcher.data.rank_batches import BatchLayout, build_shard, cut_into_parts
 from launcher.errors import UserError
 from launcher.spec.model import ModelSpec
 from launcher.tasks import params_class, params_models, task_class, task_names
@@ -246,6 +247,25 @@ def test_padding_does_not_change_a_loss(task: Task) -> None:
         for key, tensor in whole.items():
             assert torch.allclose(tensor, torch.cat([outputs[key] for outputs, _ in alone]), atol=1e-5)
     assert losses == pytest.approx([loss for _, row in alone for loss in row], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in task_names() if "packing" in params_class(name).model_fields])
+def test_packed_rows_have_the_losses_of_padded_ones(task: Task) -> None:
+    assert task.pack_length == 48
+    encoded, rows = task.encode(task.example_rows(_ROWS, 1), True), np.arange(_ROWS)
+    layout = BatchLayout(world_size=1, parts=1, micro_batch=None, pack_length=task.pack_length)
+    parts = cut_into_parts(rows, encoded.lengths, layout, np.zeros(_ROWS, np.int64))
+    packed, _ = build_shard(encoded, rows, [rows], [parts], 0, layout)
+    assert len(packed) < _ROWS / 2
+    model = task.build_model().eval()
+
+    def losses(samples: pa.Table) -> list[float]:
+        batch = task.collate(samples)
+        with torch.no_grad():
+            return task.sample_losses(task.forward(model, batch), batch).tolist()
+
+    padded = losses(encoded.samples)
+    assert losses(packed) == pytest.approx([sum(padded[i] for i in sequence) for sequence in parts[0]], abs=1e-4)
 
 
 def test_metrics_have_modes_and_baselines(task: Task) -> None:

@@ -32,7 +32,7 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "causal-packed": ("causal-lm", {"max_length": 48, "packing": True}, {}),
     "causal-lora-bf16": ("causal-lm", {"max_length": 48, "packing": True}, {**_LORA, **_BF16}),
     "seq2seq": ("seq2seq", {"max_target_length": 16}, {}),
-    "masked": ("masked-lm", {"max_length": 32}, {}),
+    "masked-packed": ("masked-lm", {"max_length": 48, "packing": True}, {}),
     "embedding": ("sentence-embedding", {"max_length": 32, "symmetric": True}, {}),
     "reranking": ("reranking", {"max_length": 32}, {}),
     "preference-dpo-lora": ("preference", {"loss": "dpo", "max_length": 48, "beta": 0.5}, _LORA),

@@ -86,7 +86,7 @@ def _draw_task(dice: random.Random, task: str) -> dict[str, Any]:
     if task == "text-classification":
         section |= {"label_smoothing": 0.1} if dice.random() < 0.4 else {}
         section |= {"class_weights": "balanced"} if dice.random() < 0.4 else {}
-    if task == "causal-lm":
+    if task in ("causal-lm", "token-classification"):
         section["packing"] = dice.random() < 0.5
     return section if task == "image-classification" else section | {"max_length": 32}
 

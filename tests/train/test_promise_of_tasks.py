@@ -22,7 +22,7 @@ _AUGMENT = {"flip_fraction": 0.5, "crop_scale_min": 0.6, "rotate_degrees": 5}
 # Name -> task, its parameters, other sections.
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "text-lora": ("text-classification", {"max_length": 32}, _LORA),
-    "token": ("token-classification", {"max_length": 32}, {}),
+    "token-packed": ("token-classification", _PACKED, {}),
     "token-lora": ("token-classification", {"max_length": 32}, _LORA),
     # Rows of one to four windows.
     "question": ("question-answering", {"max_length": 32, "doc_stride": 8}, {"train": {"learning_rate": 1e-2}}),
@@ -43,7 +43,7 @@ _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "seq2seq": ("seq2seq", {"max_target_length": 16}, {}),
     "seq2seq-lora": ("seq2seq", {"max_target_length": 16}, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "masked": ("masked-lm", {"max_length": 32}, {}),
-    "masked-lora": ("masked-lm", {"max_length": 32}, {**_LORA, "train": {"learning_rate": 5e-3}}),
+    "masked-packed-lora": ("masked-lm", _PACKED, {**_LORA, "train": {"learning_rate": 5e-3}}),
     "embedding": ("sentence-embedding", {"max_length": 32, "symmetric": True}, {}),
     # Some gradients of an order of scores cancel to the noise of fp32. Adam divides it by itself, and with its usual
     # epsilon of 1e-8 the curves part after a step (SGD shows the same 1e-6 as this one).
@@ -82,7 +82,7 @@ def job(request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path: 
 
 # One stage each in `make test`: 3 gathers the weights of every kind of layer, 2 adds gradients as for any model.
 _STAGE_2 = {
-    "token", "question", "causal-packed", "masked", "embedding-cosent", "reranking", "preference-orpo",
+    "token-packed", "question", "causal-packed", "masked", "embedding-cosent", "reranking", "preference-orpo",
     "preference-kto", "reward", "image-resnet-frozen",
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ def _cases(*names: str, long: tuple[str, ...] = ()) -> pytest.MarkDecorator:
 
 
 # Adapters are the same layers in every task: in `make test` on a classifier, on packed samples and beside a reference.
-_MORE_ADAPTERS = {"token-lora", "seq2seq-lora", "masked-lora", "preference-kto-lora"}
+_MORE_ADAPTERS = {"token-lora", "seq2seq-lora", "masked-packed-lora", "preference-kto-lora"}
 
 
 def _is_long(name: str, zero: int) -> bool:
@@ -120,11 +120,11 @@ def test_curve_is_a_function_of_the_job_file(job: PreparedJob, zero: int) -> Non
 
 
 def _packed_and_padded(job: PreparedJob) -> list[list[float]]:
-    padded = {**job.job.task.parameters(), "type": "causal-lm", "packing": False}
+    padded = {**job.job.task.model_dump(), "packing": False}
     return [train_curve(job), train_curve(with_job(job, name="padded", task=padded))]
 
 
-@_cases("causal-packed", "causal-packed-opt", "causal-packed-opt-lora")
+@_cases("token-packed", "masked-packed-lora", "causal-packed", "causal-packed-opt", "causal-packed-opt-lora")
 def test_packing_does_not_change_the_curve(job: PreparedJob) -> None:
     packed, padded = run_group(2, _packed_and_padded, job)
     assert np.abs(np.array(packed) - np.array(padded)).max() < 1e-5

@@ -89,12 +89,22 @@ def complete_weights(weights: dict[str, float], names: Sequence[str]) -> dict[st
     return {name: float(weights.get(name, 1.0)) for name in names}
 
 
-# Cached: a new tensor at each step would be a host-to-device copy, which waits for the device.
-@lru_cache(maxsize=4)
 def weight_tensor(weights: tuple[float, ...], device: "torch.device") -> "torch.Tensor | None":
     """Return class weights as float32 (classes,) on a device, or None if all classes weigh the same."""
+    from torch._guards import detect_fake_mode
+
+    if not weights:
+        return None
+    # Trap: the cache must neither get a fake tensor (`driver/memory/activations.py`) nor return a real one among fake
+    # ones.
+    if detect_fake_mode() is not None:
+        return _weight_tensor.__wrapped__(weights, device)
+    return _weight_tensor(weights, device)
+
+
+# Cached: a new tensor at each step would be a host-to-device copy, which waits for the device.
+@lru_cache(maxsize=4)
+def _weight_tensor(weights: tuple[float, ...], device: "torch.device") -> "torch.Tensor":
     import torch
 
-    # Trap: the first call under a FakeTensorMode (`driver/memory/activations.py`) leaves a fake tensor in the cache.
-    # Train workers never measure memory that way.
-    return torch.tensor(weights, dtype=torch.float32, device=device) if weights else None
+    return torch.tensor(weights, dtype=torch.float32, device=device)

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.modeling_outputs import CausalLMOutput
 
 from launcher.errors import DataError
 from launcher.spec.model import ModelSpec
 from launcher.tasks.causal_lm import CausalLM, CausalParams
-from launcher.tasks.metrics.class_weights import balanced_weights, complete_weights
+from launcher.tasks.metrics.class_weights import balanced_weights, complete_weights, weight_tensor
 from launcher.tasks.metrics.labels import Labels
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.samples import Batch
@@ -23,6 +24,17 @@ from tests.support.jobs import Columns
 
 _NAMES = ("a", "b", "c")
 _WEIGHTS = (0.25, 1.5, 4.0)
+
+
+def test_a_measurement_of_memory_leaves_no_fake_weights() -> None:
+    weights, device = (0.125, 3.0), torch.device("cpu")
+    with FakeTensorMode():
+        assert isinstance(weight_tensor(weights, device), FakeTensor)
+    tensor = weight_tensor(weights, device)
+    assert tensor is not None and tensor.tolist() == [0.125, 3.0]
+    assert weight_tensor(weights, device) is tensor
+    with FakeTensorMode():
+        assert isinstance(weight_tensor(weights, device), FakeTensor)
 
 
 def _torch_loss(smoothing: float) -> torch.nn.CrossEntropyLoss:
