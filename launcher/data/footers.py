@@ -101,6 +101,28 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def castable(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with texts where lists or structs hold nothing but nulls, as `name` of conversations may.
+
+    pyarrow 26 cannot cast lists of structs with a field of nulls to their own type. For schemas that are merged: until
+    then such a field fits any type.
+    """
+    return pa.schema([field.with_type(_castable_type(field.type)) for field in schema], schema.metadata)
+
+
+def _castable_type(kind: pa.DataType) -> pa.DataType:
+    def item(kind: pa.DataType) -> pa.DataType:
+        return pa.string() if pa.types.is_null(kind) else _castable_type(kind)
+
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(item(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(item(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(item(field.type)) for field in kind])
+    return kind
+
+
 def to_plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Cast a batch to its `plain_schema`."""
     schema = plain_schema(batch.schema)

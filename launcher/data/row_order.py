@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.mixture import SourceRows, cumulative_rows, passes, source_of, weights_of
+from launcher.data.row_sample import sample_rows
 from launcher.data.sampler import EpochSampler, RowIds, row_noise
-from launcher.data.splits import Split, sample_rows
+from launcher.data.splits import Split
 from launcher.data.windows import Window, training_window
 from launcher.rundir.plan import Plan
 from launcher.spec.job import JobSpec

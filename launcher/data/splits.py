@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from launcher.data.files import DataFile, first_line, is_integer, list_files
-from launcher.data.footers import Footer, OnProgress, arrow_reader, distinct_schemas, read_footers, to_plain_types
+from launcher.data.footers import (
+    Footer,
+    OnProgress,
+    arrow_reader,
+    castable,
+    distinct_schemas,
+    read_footers,
+    to_plain_types,
+)
 from launcher.data.fragments import ClassNames, Fragment, Fragments
 from launcher.data.mixture import SourceRows
 from launcher.data.sampler import RowIds
@@ -24,8 +32,6 @@ from launcher.errors import DataError, UserError
 from launcher.rundir.uri import is_transient, open_uri, storage_error
 from launcher.tasks.params import ColumnKind
 
-# Fragments that a sample is taken from. Small ones are decoded whole, so that the sample has rows of all their parts.
-_SAMPLED_FRAGMENTS, _WHOLE_BYTES = 8, 32 << 20
 _BATCH_BYTES = 4 << 20
 BUFFER_BYTES = 1 << 20
 """Read buffer for a look at the data: a column of a row group of pictures may have gigabytes."""
@@ -110,7 +116,7 @@ class Split:
     def read(self, ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Return rows by id, in the order of `ids`, with only the columns asked for."""
         columns = list(dict.fromkeys(columns))  # a task may read one column as two things
-        schema = pa.schema([self.schema.field(name) for name in columns])
+        schema = castable(pa.schema([self.schema.field(name) for name in columns]))
         owner = np.searchsorted(self.starts, ids, side="right") - 1
         # Each fragment is opened once, however its rows are spread over `ids`.
         by_owner = np.argsort(owner, kind="stable")
@@ -472,29 +478,3 @@ def small_batches(split: Split) -> Reading:
 def row_bytes(split: Split) -> float:
     """Return the mean uncompressed size of a row in bytes."""
     return max(1.0, float(split.fragments.size_bytes.sum()) / split.rows)
-
-
-def sample_rows(split: Split, columns: Sequence[str], rows: int) -> pa.Table:
-    """Return up to `rows` rows of a few fragments that are spread over the split."""
-    schema = pa.schema([split.schema.field(name) for name in columns])
-    if not columns:
-        return schema.empty_table()
-    count = min(_SAMPLED_FRAGMENTS, len(split.fragments))
-    # Spread over the split: the first fragments alone may all be of one class.
-    chosen = np.unique(np.linspace(0, len(split.fragments) - 1, count).round().astype(int))
-    parts = [schema.empty_table()]
-    remaining = rows
-    reading = small_batches(split)
-    for position, index in enumerate(chosen):
-        fragment = split.fragments[index]
-        wanted = min(fragment.rows, -(-remaining // (len(chosen) - position)))
-        remaining -= wanted
-        if wanted:
-            parts.append(read_rows(fragment, _sampled_rows(fragment, wanted), columns, reading).cast(schema))
-    return pa.concat_tables(parts)
-
-
-def _sampled_rows(fragment: Fragment, rows: int) -> RowIds:
-    """Return rows of one fragment: evenly spread if it is small, else the first ones."""
-    step = fragment.rows / rows if fragment.size_bytes <= _WHOLE_BYTES else 1.0
-    return (np.arange(rows) * step).astype(np.int64)

@@ -29,7 +29,8 @@ from launcher.data.encoded_cache import cache_root
 from launcher.data.footers import OnProgress, gc_paused
 from launcher.data.label_inference import infer_task_params
 from launcher.data.mixed_splits import mix_splits
-from launcher.data.splits import Split, open_files, row_bytes, sample_rows
+from launcher.data.row_sample import sample_rows
+from launcher.data.splits import Split, open_files, row_bytes
 from launcher.driver.memory.auto import MemoryPlan, largest_part, resolve_auto_parallel
 from launcher.driver.mixture_plan import count_epoch_steps, metric_modes, mixture_notes, with_row_weights
 from launcher.driver.plan_notes import cluster_notes, model_notes, repeated_file_notes, training_notes

@@ -26,6 +26,7 @@ from launcher.driver.worker_group import ray_session
 from launcher.errors import ClusterError, RunInterrupted
 from launcher.processes import local_ray
 from launcher.report.render import write_report
+from launcher.rundir.certificate import describe_workers
 from launcher.rundir.directory import RunDir
 from launcher.rundir.lease import Lease, check_not_running
 from launcher.rundir.plan import Plan
@@ -229,8 +230,8 @@ def _print_plan(prepared: PreparedJob, console: Console) -> None:
     resuming = f"; resuming from step {resume_step}" if resume_step else ""
     print_line(
         console,
-        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on {plan.workers} "
-        f"workers, ZeRO-{plan.zero}{resuming}",
+        f"{plan.task}: {plan.train_rows} rows, {plan.total_steps} steps of {plan.batch_size} on "
+        f"{describe_workers((plan.workers,))}, ZeRO-{plan.zero}{resuming}",
     )
     for note in plan.notes:
         print_line(console, f"note: {note}")

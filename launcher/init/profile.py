@@ -16,12 +16,12 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from launcher.data.files import PICTURE_SUFFIXES
+from launcher.data.row_sample import sample_rows
 from launcher.data.splits import (
     Split,
     hub_features,
     read_file_schema,
     row_bytes,
-    sample_rows,
 )
 from launcher.errors import DataError
 from launcher.models.conversation import Turn, read_turns

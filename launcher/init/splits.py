@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launcher.data.files import list_files
-from launcher.data.footers import ORIGIN
+from launcher.data.footers import ORIGIN, castable
 from launcher.data.splits import Split, read_batches, read_file_schema, small_batches
 from launcher.errors import DataError
 from launcher.rundir.uri import describe_os_error
@@ -246,7 +246,7 @@ def _write_parts(split: Split, limit: int, paths: list[Path]) -> list[int]:
     # Keeps the features of `datasets` (class names). ORIGIN belongs to the cache of converted files, and the writer
     # makes its own ARROW:schema.
     metadata = {k: v for k, v in (read_file_schema(split).metadata or {}).items() if k not in (ORIGIN, b"ARROW:schema")}
-    schema = split.schema.with_metadata(metadata)
+    schema = castable(split.schema).with_metadata(metadata)
     # Batches are small, and each call of the writer would begin a row group.
     parts: list[list[pa.Table]] = [[], []]
     counts = [0, 0]
@@ -255,7 +255,7 @@ def _write_parts(split: Split, limit: int, paths: list[Path]) -> list[int]:
         for first, batch in _numbered_batches(split):
             is_held_out = is_validation(np.arange(first, first + batch.num_rows, dtype=np.uint64), limit)
             # A writer takes only tables of its own schema.
-            table = pa.Table.from_batches([batch]).cast(split.schema).replace_schema_metadata(metadata)
+            table = pa.Table.from_batches([batch]).cast(schema)
             for index, chosen in enumerate((~is_held_out, is_held_out)):
                 parts[index].append(table.filter(pa.array(chosen)))
                 counts[index] += parts[index][-1].num_rows

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from launcher.data.footers import castable
 from launcher.data.splits import BUFFER_BYTES, Reading, Split, read_fragments
 
 
@@ -52,11 +53,11 @@ class RowReader:
             row += taken.num_rows
             if taken.num_rows:
                 tables.append(self._with_split_schema(taken))
-        return pa.concat_tables(tables) if tables else self._split.schema.empty_table()
+        return pa.concat_tables(tables) if tables else castable(self._split.schema).empty_table()
 
     def _with_split_schema(self, batch: pa.RecordBatch) -> pa.Table:
         # Files of a split may differ in column order and integer or string width.
-        return pa.Table.from_batches([batch]).select(self._split.schema.names).cast(self._split.schema)
+        return pa.Table.from_batches([batch]).select(self._split.schema.names).cast(castable(self._split.schema))
 
     def _seek(self, row: int) -> None:
         """Move the stream to a row, or to a batch before it in the same row group."""

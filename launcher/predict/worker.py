@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from launcher.data.footers import castable
 from launcher.data.splits import Split
 from launcher.data.stream import handle_bad_rows
 from launcher.predict.output import Part, write_part
@@ -70,7 +71,7 @@ class Predictor:
         # One thread: `RowReader` holds a position and is not made for two.
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._ahead: tuple[range, Future[_Piece]] | None = None
-        self._schema = pa.schema([*split.schema, *self._task.prediction_schema])
+        self._schema = pa.schema([*castable(split.schema), *self._task.prediction_schema])
 
     def predict(self, number: int, following: int | None) -> Iterator[int | Part]:
         """Write one part; yield the number of rows done after each piece, then the part.

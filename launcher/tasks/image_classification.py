@@ -39,7 +39,7 @@ class ImageParams(LabelParams):
 
 
 class ImageClassification(TargetTask):
-    """Fine-tuning of `AutoModelForImageClassification`. Methods without a docstring are described in `base.Task`."""
+    """Fine-tuning of `AutoModelForImageClassification`."""
 
     Params = ImageParams
     params: ImageParams

@@ -34,7 +34,6 @@ class QuestionAnswering(Task):
     A row is a question with all windows of its context. Its loss is the sum over them, its weight their number, so that
     the loss of a global batch is the mean over its windows, as transformers' `run_qa.py` computes it; windows without
     the whole answer point to the first token (CLS). Other than there, padding takes no part in the softmax.
-    Methods without a docstring are described in `base.Task`.
     """
 
     Params = AnswerParams

@@ -40,7 +40,7 @@ class TextParams(LabelParams):
 
 
 class TextClassification(TargetTask):
-    """Fine-tuning of `AutoModelForSequenceClassification`. Methods without a docstring are described in `base.Task`."""
+    """Fine-tuning of `AutoModelForSequenceClassification`."""
 
     Params = TextParams
     params: TextParams

@@ -43,10 +43,7 @@ class TokenParams(LabelParams, PackedParams):
 
 
 class TokenClassification(TargetTask):
-    """Fine-tuning of `AutoModelForTokenClassification`. The label of a word is at its first token.
-
-    Methods without a docstring are described in `base.Task`.
-    """
+    """Fine-tuning of `AutoModelForTokenClassification`. The label of a word is at its first token."""
 
     Params = TokenParams
     params: TokenParams

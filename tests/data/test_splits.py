@@ -14,8 +14,10 @@ import pytest
 
 from launcher.data import splits
 from launcher.data.files import SUFFIXES
+from launcher.data.row_sample import sample_rows
 from launcher.data.splits import Split, open_split
 from launcher.errors import DataError, StorageUnavailableError, UserError
+from launcher.predict.row_reader import RowReader
 
 _COLUMNS = ["id", "text", "tags"]
 
@@ -265,6 +267,29 @@ def test_files_may_differ_in_the_width_of_a_number(tmp_path: Path) -> None:
         pq.write_table(pa.table({"label": pa.array([1, 2], kind)}), tmp_path / f"{name}.parquet")
     split = open_split("train", [str(tmp_path)])
     assert split.read(np.array([3, 0]), ["label"]).to_pydict() == {"label": [2, 1]}
+
+
+@pytest.mark.parametrize(
+    "more", [[], [{"tool_calls": [{"name": "f"}]}], [{"weight": 1}]], ids=["same", "list", "number"]
+)
+def test_fields_of_nothing_but_nulls_are_read(tmp_path: Path, more: list[dict[str, object]]) -> None:
+    """Read conversations whose messages have a name that is always null, in one file and in files of other fields."""
+    message = {"role": "user", "content": "hello", "name": None, "tool_calls": None}
+    rows = [[message] * 2, [message], [message] * 3]
+    pq.write_table(pa.table({"messages": rows}), tmp_path / "a.parquet")
+    for fields in more:
+        pq.write_table(pa.table({"messages": [[{**message, **fields}]]}), tmp_path / "b.parquet")
+    split = open_split("train", [str(tmp_path)])
+    for table in (
+        split.read(np.arange(3), ["messages"]),
+        sample_rows(split, ["messages"], 100).slice(0, 3),
+        RowReader(split, 16).read(range(3)),
+    ):
+        table.validate(full=True)
+        read = table.column("messages").to_pylist()
+        assert [[{**one, "weight": None} for one in row] for row in read] == [
+            [{**one, "weight": None} for one in row] for row in rows
+        ]
 
 
 @pytest.mark.parametrize(("name", "format"), [("b.parquet", "parquet"), ("b.arrow", "arrow")])

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launcher.data.splits import open_split, sample_rows
+from launcher.data.row_sample import sample_rows
+from launcher.data.splits import open_split
 from launcher.errors import DataError
 from launcher.init.labels import Labels, count_labels
 from launcher.init.profile import describe_column, estimate_tokens
