@@ -37,6 +37,7 @@ _MAY_SKIP = {
     "tests/submit/test_live.py*": "needs ",
     "tests/tasks/test_contract.py*": "its head is pretrained",
     "tests/train/test_drawn.py*": "too many for the job's smallest group of weights",
+    "tests/train/test_promise.py*": "the processor has no fp16",
     "tests/train/test_op_builders.py*": "there is a GPU",
     "tests/train/loggers/test_prometheus.py*": "needs promtool",
     "tests/train/offload/test_nvme.py*": "no libaio-dev here",

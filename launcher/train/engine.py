@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.errors import TrainingError
+from launcher.errors import ClusterError, TrainingError
 from launcher.models.adapters import add_adapters, borrowed_parameters
 from launcher.models.batch_norm import PartBatchNorm, add_over_ranks, convert_to_part_batch_norm, find_batch_norms
 from launcher.models.layers import freeze
@@ -148,7 +148,16 @@ class Engine:
         Args:
             micro_batch: Largest micro-batch of a rank, in samples.
             trained: Number of elements of all trained weights.
+
+        Raises:
+            ClusterError: This node cannot compute in the job's precision.
         """
+        # DeepSpeed asks too, in words that name neither the key nor a remedy (runtime/engine.py).
+        if self.job.train.precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
+            raise ClusterError(
+                "train.precision is fp16, which takes a GPU or a processor with AVX512-FP16, and a worker's node has "
+                "neither; set train.precision: bf16 or fp32"
+            )
         prepare_op_builds()
         swap = None if self._swap is None else self._swap.path
         with unify_gradient_dtype(deepspeed.DeepSpeedEngine):

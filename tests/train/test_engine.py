@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -67,3 +68,27 @@ def test_digest_does_not_depend_on_the_piece_size(tiny_bert: Path, tmp_path: Pat
     job = prepared_job(tiny_bert, data, tmp_path, train={"max_steps": 1}, cluster={"workers": 1})
     in_pieces, whole, other = run_group(1, _digests, job)
     assert in_pieces == whole != other
+
+
+def _refusal(job: Any) -> str:
+    """Return what the engine says on a node whose processor has no fp16."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    from launcher.errors import ClusterError
+
+    with (
+        mock.patch.object(CPU_Accelerator, "is_fp16_supported", lambda _: False),
+        pytest.raises(ClusterError) as caught,
+    ):
+        train_here(job)
+    return caught.value.message
+
+
+def test_a_node_without_fp16_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "data", train=22)
+    train = {"max_steps": 1, "precision": "fp16"}
+    job = prepared_job(tiny_bert, data, tmp_path, train=train, parallel={"zero": 1}, cluster={"workers": 1})
+    assert run_group(1, _refusal, job) == (
+        "train.precision is fp16, which takes a GPU or a processor with AVX512-FP16, and a worker's node has neither; "
+        "set train.precision: bf16 or fp32"
+    )
