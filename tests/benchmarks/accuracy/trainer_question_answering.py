@@ -67,6 +67,8 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
     )
     trainer.train()
+    # With group_by_length the Trainer predicts in the order of lengths, and says nothing of it (transformers 5.23).
+    trainer.args.train_sampling_strategy = "random"
     scores = {}
     for name, split in SCORED:
         predicted = trainer.predict(windows[split].remove_columns(["row", "offset_mapping"]))
