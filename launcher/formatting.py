@@ -1,9 +1,13 @@
-"""Formats values for messages (cells, names, fractions, bytes) and masks secrets in URIs. Runs anywhere."""
+"""Formats values for messages (cells, names, fractions, bytes), prints them, masks secrets in URIs. Runs anywhere."""
 
 import math
 import re
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _MAX_CHARACTERS = 60
 _MAX_NAMES = 20
@@ -135,3 +139,8 @@ def format_param(value: object, max_chars: int | None = 40) -> str:
 def clip(text: str, max_chars: int) -> str:
     """Return at most `max_chars` characters of a text, with an ellipsis in place of the rest."""
     return text if len(text) <= max_chars else text[: max_chars - 1].rstrip() + "…"
+
+
+def print_line(console: "Console", text: str) -> None:
+    """Print text as it is: no markup, which brackets in a path would be, no colors, no wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from launcher import formatting
 from launcher.errors import UserError
 from launcher.formatting import mask_secrets
 
@@ -43,7 +44,7 @@ REPLAY_KEYS = ("cluster", "parallel", "checkpoint", "logging")
 
 def print_line(text: str, console: Console = OUT) -> None:
     """Print text as it is: no markup, no colors, no wrapping, so that scripts and grep find whole sentences."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    formatting.print_line(console, text)
 
 
 def load(path: Path, overrides: list[str] | None, runs_locally: bool = True) -> "JobSpec":

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from launcher.cli.options import OUT
+from launcher.cli.options import OUT, print_line
 
 commands = typer.Typer()
 
@@ -25,8 +25,8 @@ def tasks(
         description = describe_task(task)
         OUT.print(Text.assemble((task, "bold"), f"  {description.summary}"), soft_wrap=True)
         targets = ", ".join(description.targets) or "from the same"
-        OUT.print(f"  reads    {', '.join(description.inputs)}; learns {targets}")
-        OUT.print(f"  metrics  {', '.join(description.metrics)}", highlight=False, soft_wrap=True)
+        print_line(f"  reads    {', '.join(description.inputs)}; learns {targets}")
+        print_line(f"  metrics  {', '.join(description.metrics)}")
         table = Table("task: key", "default", "meaning", box=None, padding=(0, 2))
         for key, default, meaning in description.parameters:
             table.add_row(*map(Text, (key, default, meaning)))

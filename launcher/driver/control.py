@@ -16,8 +16,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from launcher.driver.progress import TrainingProgress, print_line
+from launcher.driver.progress import TrainingProgress
 from launcher.driver.watchdog import Watchdog
+from launcher.formatting import print_line
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import MetricsLine
 from launcher.train.worker_heartbeat import Heartbeat

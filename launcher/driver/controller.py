@@ -16,7 +16,6 @@ from launcher.driver.control import ControlChannel
 from launcher.driver.failure_policy import FailurePolicy
 from launcher.driver.preflight import is_finished
 from launcher.driver.prepare import PreparedJob, prepare
-from launcher.driver.progress import print_line
 from launcher.driver.scaling_policy import ScalingPolicy, with_workers
 from launcher.driver.signals import interruptible_sleep
 from launcher.driver.worker_group import WorkerGroupConfig, run_worker_group
@@ -28,6 +27,7 @@ from launcher.errors import (
     TrainingError,
     WorkerLostError,
 )
+from launcher.formatting import print_line
 from launcher.rundir.events import record_event
 from launcher.rundir.lease import Lease
 from launcher.rundir.metrics_log import summarize

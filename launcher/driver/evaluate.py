@@ -13,10 +13,9 @@ from launcher.data.splits import Split, is_numbered
 from launcher.driver.control import open_control_channel
 from launcher.driver.preflight import check_model
 from launcher.driver.prepare import open_split_file, open_splits
-from launcher.driver.progress import print_line
 from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import DataError, RunError
-from launcher.formatting import list_names
+from launcher.formatting import list_names, print_line
 from launcher.report.render import write_report
 from launcher.rundir.directory import RunDir, runnable_job
 from launcher.rundir.plan import Plan

@@ -11,9 +11,9 @@ from rich.console import Console
 from launcher.data.ray_data import DeterministicDataConfig
 from launcher.driver.control import open_control_channel
 from launcher.driver.prepare import open_splits, with_absolute_paths
-from launcher.driver.progress import print_line
 from launcher.driver.worker_group import WorkerGroupConfig, ray_session, run_worker_group
 from launcher.errors import RunError
+from launcher.formatting import print_line
 from launcher.rundir.directory import RunDir, find_run, read_job
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import Record, ResultRecord

@@ -17,8 +17,8 @@ from rich.console import Console
 from launcher.data.checks import check_first_rows
 from launcher.data.leakage.duplicates import SearchStopped, find_duplicates
 from launcher.data.splits import Split
-from launcher.driver.progress import print_line
 from launcher.errors import ClusterError, DataError, LauncherError, RunError
+from launcher.formatting import print_line
 from launcher.rundir import metrics_log
 from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.leakage import LeakageRecord, leak_sentences

@@ -10,16 +10,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from launcher.formatting import print_line
 from launcher.rundir.plan import Plan
 from launcher.rundir.records import EvaluationRecord, MetricsLine, StepRecord
 
 _TERMINAL_EVERY_S = 0.5
 _LOG_EVERY_S = 5.0
-
-
-def print_line(console: Console, text: str) -> None:
-    """Print text as it is: no markup, which brackets in a path would be, no colors, no wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

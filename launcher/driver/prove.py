@@ -11,11 +11,11 @@ from rich.console import Console
 
 from launcher.driver.preflight import check_resumable, is_finished
 from launcher.driver.prepare import PreparedJob
-from launcher.driver.progress import print_line
 from launcher.driver.replay import find_known_differences, name_with_ending, prepare_replay
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import RunError
+from launcher.formatting import print_line
 from launcher.report.collect import ReportData, collect
 from launcher.report.curves_match import TOLERANCE, compare_curves, find_first_difference
 from launcher.report.render import write_report

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from launcher.driver.preflight import check_same_data
 from launcher.driver.prepare import PreparedJob, prepare
-from launcher.driver.progress import print_line
 from launcher.driver.run import run_job
 from launcher.errors import RunError
+from launcher.formatting import print_line
 from launcher.report.compare import Comparison, compare, render_comparison
 from launcher.report.curves_match import CurveComparison, compare_curves
 from launcher.rundir.directory import RunDir

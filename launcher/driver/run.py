@@ -21,9 +21,10 @@ from launcher.driver.control import ControlActor, open_control_channel, start_co
 from launcher.driver.controller import TrainController
 from launcher.driver.preflight import check_leakage_in_background, is_finished, preflight, require_local_resources
 from launcher.driver.prepare import PreparedJob, prepare
-from launcher.driver.progress import print_line, reading_progress
+from launcher.driver.progress import reading_progress
 from launcher.driver.worker_group import ray_session
 from launcher.errors import ClusterError, RunInterrupted
+from launcher.formatting import print_line
 from launcher.processes import local_ray
 from launcher.report.render import write_report
 from launcher.rundir.certificate import describe_workers

@@ -20,6 +20,7 @@ from launcher.driver.ray_errors import unwrap_ray_error
 from launcher.driver.signals import ForcedStop, run_interruptibly
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, LauncherError, RunError, RunInterrupted, UserError
+from launcher.formatting import print_line
 from launcher.predict.driver import PredictionDriver
 from launcher.predict.fingerprint import input_fingerprint, model_fingerprint, prediction_options
 from launcher.predict.output import (
@@ -125,7 +126,7 @@ def _open_input(input: str, job: JobSpec, console: Console) -> Split:
         raise DataError(f"{split.locate(0)[0]}: already has a column {taken[0]!r}; rename it before predicting")
     if split.left_out:
         dropped = ", ".join(split.left_out)
-        console.print(f"note: not all files have {dropped} with one type, so the output lacks it", highlight=False)
+        print_line(console, f"note: not all files have {dropped} with one type, so the output lacks it")
     return split
 
 
@@ -153,7 +154,7 @@ def _complete(config: PredictionConfig, console: Console) -> PredictionResult:
     # that no reader takes a mixture for the whole.
     output.delete(FINISHED)
     if existing:
-        console.print(f"resuming: {before} of {layout.rows} rows are in {output.uri}", highlight=False, soft_wrap=True)
+        print_line(console, f"resuming: {before} of {layout.rows} rows are in {output.uri}")
     missing = [number for number in range(layout.parts) if number not in existing]
     if missing:
         total = _predict_parts(config, PartQueue(missing), console, total)

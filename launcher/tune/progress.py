@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launcher.formatting import format_param
+from launcher.formatting import format_param, print_line
 from launcher.rundir.trials import TrialRecord
 from launcher.spec.tune import TuneSpec
 
@@ -44,8 +44,7 @@ class _SweepView:
         self._trials[trial.number] = trial
         if self._console.is_terminal or trial.status == "running" or (before and before.status == trial.status):
             return
-        # No markup: rich would read the brackets of reasons and values as tags.
-        self._console.print(self._format_line(trial), markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, self._format_line(trial))
 
     def _format_line(self, trial: TrialRecord) -> str:
         best = trial.best_evaluation(self._mode)

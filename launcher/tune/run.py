@@ -19,7 +19,7 @@ from launcher.driver.prepare import PreparedJob, absolute_model_name, prepare, w
 from launcher.driver.run import run_job
 from launcher.driver.worker_group import ray_session
 from launcher.errors import DataError, RunError, TrainingError, UserError
-from launcher.formatting import format_param
+from launcher.formatting import format_param, print_line
 from launcher.report.sweep import write_sweep_report
 from launcher.rundir.directory import RunDir, read_job
 from launcher.rundir.leakage import LeakageRecord
@@ -81,12 +81,10 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     splits = prepared.splits if sweep.record.best is None else {}
     known_leakage = prepared_sweep.leakage if splits else None
     spec, metric, mode, run = sweep.spec, sweep.record.metric, sweep.record.mode, sweep.run
-    console.print(
+    print_line(
+        console,
         f"{prepared.plan.task}: {spec.trials} trials by {spec.search} search, {spec.scheduler} scheduler, for {metric} "
         f"({mode}) on {prepared.plan.validation_rows} validation rows",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     # Before the trials: their MLflow runs become children of this one.
     trackers.begin(run, prepared.job, {"tune.trials": spec.trials, "tune.metric": metric, "tune.mode": mode})
@@ -101,22 +99,18 @@ def run_sweep(job: JobSpec, console: Console) -> RunDir:
     best = result.best.best_evaluation(mode)
     assert best is not None
     values = "  ".join(f"{key} {format_param(value)}" for key, value in result.best.params.items())
-    console.print(
+    print_line(
+        console,
         f"best: trial {result.best.number}, {metric} {best.value:.4f}  {values}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     # Before `run_job`, which finds the trial's checkpoints in the run and resumes from them. A finished trial is only
     # exported and scored.
     promote_best(result)
     run_job(result.job, console)
     report = write_sweep_report(run)
-    console.print(
+    print_line(
+        console,
         f"best job  : {run.path('sweep/best.yaml')}\nsweep     : {report}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     return run
 

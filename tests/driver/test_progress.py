@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from launcher.driver.progress import TrainingProgress, print_line
+from launcher.driver.progress import TrainingProgress
 from launcher.driver.run import _print_plan
+from launcher.formatting import print_line
 from launcher.rundir.records import EvaluationRecord
 from tests.support.jobs import prepared_job, write_splits
 
