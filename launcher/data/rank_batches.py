@@ -228,7 +228,10 @@ def _describe_batch(
         weight=float(weights.sum()),
         # At least one: a batch whose rows were all skipped is still a step of the plan.
         micro_batches=max(1, -(-max(map(len, parts)) // layout.micro_batch_size(parts))),
-        totals={name: float(encoded.samples.column(name).to_numpy()[batch].sum()) for name in layout.normalizers},
+        totals={
+            name: float(encoded.samples.column(name).take(pa.array(batch)).to_numpy().sum())
+            for name in layout.normalizers
+        },
         source_weights=by_source,
     )
 
