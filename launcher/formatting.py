@@ -141,6 +141,11 @@ def clip(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1].rstrip() + "…"
 
 
+def pluralize(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 node`, `2 nodes`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def print_line(console: "Console", text: str) -> None:
     """Print text as it is: no markup, which brackets in a path would be, no colors, no wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

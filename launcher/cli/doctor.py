@@ -11,6 +11,7 @@ from rich.text import Text
 
 from launcher.cli.options import ERR, OUT, print_line
 from launcher.errors import RunInterrupted
+from launcher.formatting import pluralize
 
 if TYPE_CHECKING:
     from launcher.submit.doctor.facts import DoctorRecord, Finding
@@ -83,9 +84,5 @@ def _print_record(record: "DoctorRecord") -> None:
         line = Text.assemble((f"{finding.check}: ", _STYLES[finding.level]), finding.remedy)
         OUT.print(line, soft_wrap=True)
     levels = [finding.level for finding in record.findings]
-    counts = ", ".join(_pluralize(levels.count(level), level) for level in ("problem", "warning"))
-    print_line(f"{counts}; {_pluralize(len(record.nodes), 'node')} checked in {record.seconds:.0f} s")
-
-
-def _pluralize(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+    counts = ", ".join(pluralize(levels.count(level), level) for level in ("problem", "warning"))
+    print_line(f"{counts}; {pluralize(len(record.nodes), 'node')} checked in {record.seconds:.0f} s")

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from launcher.data.row_order import epoch_sampler
-from launcher.data.splits import Split, is_numbered, item_type
+from launcher.data.splits import Split, is_numbered
 from launcher.data.stream import BAD_ROW_REMEDY, handle_bad_rows
 from launcher.errors import DataError
 from launcher.formatting import list_names
 from launcher.spec.job import JobSpec
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
+from launcher.tasks.params import item_type
 
 _CHECKED_ROWS = 256
 """First rows of a split whose labels are checked for lost ones."""
@@ -217,7 +218,7 @@ def check_first_rows_of_split(
         task: Task of the job.
         split: Split of the job, or other data.
         rows: Number of rows at each of these places.
-        with_targets: Flag to read and check the labels too.
+        with_targets: True to read and check the labels too.
 
     Raises:
         DataError: A row cannot be used and the job file says `error`, or no row can be used.

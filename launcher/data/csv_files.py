@@ -33,7 +33,7 @@ def read_csv(path: str, from_all_rows: bool, kinds: Mapping[str, ColumnKind]) ->
 
     Args:
         path: Path or URI of the file.
-        from_all_rows: Flag to infer types from all rows, with the file in memory, and not from the first block.
+        from_all_rows: True to infer types from all rows, with the file in memory, and not from the first block.
         kinds: Kinds of the columns that the task reads.
 
     Raises:

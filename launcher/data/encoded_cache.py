@@ -212,7 +212,7 @@ def encoded_rows(job: JobSpec, split: Split, task: Task, for_evaluation: bool, i
         job: Job with `data.cache`.
         split: Split of the rows.
         task: Task as it is used, for training or for evaluation.
-        for_evaluation: Flag of a task that is used for evaluation.
+        for_evaluation: True if the task is used for evaluation.
         ids: Row ids.
     """
     root = cache_root(job)

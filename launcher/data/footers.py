@@ -92,12 +92,19 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return pa.struct([("_", pa.null())])
+    return _with_items(kind, _plain_type)
+
+
+def _with_items(kind: pa.DataType, convert: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a list or struct of other items; another type as it is."""
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
+        return pa.list_(kind.value_field.with_type(convert(kind.value_type)))
     if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
+        return pa.large_list(kind.value_field.with_type(convert(kind.value_type)))
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind] or [("_", pa.null())])
+        return pa.struct([field.with_type(convert(field.type)) for field in kind])
     return kind
 
 
@@ -107,20 +114,11 @@ def castable(schema: pa.Schema) -> pa.Schema:
     pyarrow 26 cannot cast lists of structs with a field of nulls to their own type. For schemas that are merged: until
     then such a field fits any type.
     """
-    return pa.schema([field.with_type(_castable_type(field.type)) for field in schema], schema.metadata)
+    return pa.schema([field.with_type(_with_items(field.type, _castable_item)) for field in schema], schema.metadata)
 
 
-def _castable_type(kind: pa.DataType) -> pa.DataType:
-    def item(kind: pa.DataType) -> pa.DataType:
-        return pa.string() if pa.types.is_null(kind) else _castable_type(kind)
-
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(item(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(item(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(item(field.type)) for field in kind])
-    return kind
+def _castable_item(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_null(kind) else _with_items(kind, _castable_item)
 
 
 def to_plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:

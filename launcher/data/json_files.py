@@ -30,7 +30,7 @@ def read_json(path: str, from_all_rows: bool, mixed: Collection[str] = ()) -> It
 
     Args:
         path: Path or URI of the file.
-        from_all_rows: Flag to infer types from all rows, with the file in memory, and not from the first block.
+        from_all_rows: True to infer types from all rows, with the file in memory, and not from the first block.
         mixed: Keys whose values become texts of JSON.
 
     Raises:

@@ -30,7 +30,7 @@ from launcher.data.mixture import SourceRows
 from launcher.data.sampler import RowIds
 from launcher.errors import DataError, UserError
 from launcher.rundir.uri import is_transient, open_uri, storage_error
-from launcher.tasks.params import ColumnKind
+from launcher.tasks.params import ColumnKind, is_list, item_type
 
 _BATCH_BYTES = 4 << 20
 BUFFER_BYTES = 1 << 20
@@ -223,11 +223,6 @@ def _changed_file_error(path: str, change: str) -> DataError:
     return DataError(f"{path}: changed while it was in use ({change}); restore the file")
 
 
-def item_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the items of a list; of another type that type."""
-    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-
-
 def is_numbered(kind: pa.DataType) -> bool:
     """Return whether a column holds integers, or lists of them."""
     return bool(pa.types.is_integer(item_type(kind)))
@@ -242,7 +237,7 @@ def _with_names(batch: pa.RecordBatch, names: ClassNames) -> pa.RecordBatch:
 
 def _to_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
     """Replace integers, or lists of them, by their names; an integer without a name becomes its digits."""
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+    if is_list(values.type):
         # `list_flatten` drops what lies under null lists, so a null list must count as empty in the offsets.
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())

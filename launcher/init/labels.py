@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from launcher.data.splits import BUFFER_BYTES, Reading, Split, read_batches
-from launcher.init.profile import is_list
 from launcher.tasks.padding import floats_to_integers
+from launcher.tasks.params import is_list
 
 # Counting stops here: more rows would not change the class frequencies noticeably.
 _COUNTED_ROWS = 5_000_000

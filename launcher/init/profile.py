@@ -25,6 +25,7 @@ from launcher.data.splits import (
 )
 from launcher.errors import DataError
 from launcher.models.conversation import Turn, read_turns
+from launcher.tasks.params import is_list, item_type
 
 Shape = Literal[
     "text", "integer", "number", "flag", "words", "integers", "numbers", "messages", "spans", "answers", "structs",
@@ -209,11 +210,6 @@ def _content(cell: object) -> object:
     return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Return True for lists of any length, small or large."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
 def _is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
@@ -260,7 +256,7 @@ def _turns_of(cell: object) -> list[Turn]:
 
 
 def _keys(kind: pa.DataType) -> tuple[str, ...]:
-    item = kind.value_type if is_list(kind) else kind
+    item = item_type(kind)
     return tuple(field.name for field in item) if pa.types.is_struct(item) else ()
 
 

@@ -44,7 +44,7 @@ class Turn:
     Args:
         message: Keys that a chat template reads: `role`, `content` ("" for none), and `tool_calls` if there are any.
         speaker: Role as the data names it.
-        is_weighted: Whether the message may be learned; OpenAI's files mark others with `weight: 0`.
+        is_weighted: True if the message may be learned; OpenAI's files mark others with `weight: 0`.
     """
 
     message: Message

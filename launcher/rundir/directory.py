@@ -124,7 +124,7 @@ class RunDir:
         Args:
             relative: Path inside the run.
             content: Content, whole or in pieces.
-            durable: Flag to fsync. Without it, a power failure can leave a local file with no content.
+            durable: True to fsync. Without it, a power failure can leave a local file with no content.
 
         Raises:
             RunError: The storage cannot be written.
@@ -227,7 +227,7 @@ class RunDir:
         Args:
             source: Local directory.
             relative: Path inside the run.
-            keep: Flag to leave an existing directory, as in a cache with immutable entries that others may be reading.
+            keep: True to leave an existing directory, as in a cache with immutable entries that others may be reading.
                 Otherwise it is replaced.
         """
         local = self.local

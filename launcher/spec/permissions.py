@@ -36,7 +36,7 @@ def grant_permissions(job: JobSpec, where: str, overrides: Sequence[str], is_tra
         job: Job of the run, with the overrides applied.
         where: Path or URI of its file, for the message.
         overrides: Changes of the command line, `key.path=value`.
-        is_training: Whether the command trains, and so reports to trackers.
+        is_training: True if the command trains, and so reports to trackers.
 
     Raises:
         SpecError: The file asks for permissions that the command line neither gives nor denies; one problem each.

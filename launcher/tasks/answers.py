@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from launcher.errors import DataError
 from launcher.formatting import as_text, show_value
 from launcher.models.windows import Window, read_windows, room_beside
-from launcher.tasks.params import TaskParams, TrainingColumns
+from launcher.tasks.params import TaskParams, TrainingColumns, item_type
 from launcher.tasks.samples import Encoded, read_each
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class AnswerParams(TaskParams):
             DataError: The column of answers has a type that holds none.
         """
         arrow_type = data.type_of(self.answers)
-        is_list = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
-        kind = arrow_type.value_type if is_list else arrow_type
+        kind = item_type(arrow_type)
         names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
         if "text" not in names or names.isdisjoint(("start", "answer_start")):
             raise DataError(

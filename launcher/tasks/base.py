@@ -164,7 +164,7 @@ class Task(Protocol):
 
         Args:
             rows: Table with `input_columns`, and `target_columns` if `with_targets`.
-            with_targets: Whether labels are encoded; False for `predict`, which does not read `target_columns`.
+            with_targets: True to encode labels; False for `predict`, which does not read `target_columns`.
             noise: Augmentation seed of each row, int64 (n,), a function of the job's seed, epoch and row; None to not
                 augment.
         """

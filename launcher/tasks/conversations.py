@@ -14,7 +14,7 @@ from launcher.formatting import format_percent
 from launcher.models.chat import DATE, IGNORED, Writer, Written
 from launcher.models.conversation import UNREAD, USUAL
 from launcher.tasks.base import truncation_note
-from launcher.tasks.params import PackedParams, SmoothedParams, TrainingColumns
+from launcher.tasks.params import PackedParams, SmoothedParams, TrainingColumns, is_list
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ def _is_context(key: str, arrow_type: pa.DataType) -> bool:
     """Return whether a column with the name of a parameter also has a type that the parameter reads."""
     # A name alone proves little: a column `input` of numbers or of pictures has nothing to do with the prompts.
     is_text = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
-    return is_text or (key == "tools" and (pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)))
+    return is_text or (key == "tools" and is_list(arrow_type))
 
 
 def learning_notes(writer: Writer, rows: pa.Table, max_length: int) -> tuple[str, ...]:

@@ -64,3 +64,13 @@ class TrainingColumns(Protocol):
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Return the class names of an integer column if its files have them (a `ClassLabel` of `datasets`)."""
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return True for lists of any length, small or large."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the items of a list; of another type that type."""
+    return kind.value_type if is_list(kind) else kind

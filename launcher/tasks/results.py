@@ -28,7 +28,7 @@ class RankedDocument:
     Args:
         rank: Rank from 1.
         score: Score of the model.
-        is_true: Whether it is what should come first.
+        is_true: True if it is what should come first.
         position: Position among the documents of its row, from 0.
         row: Row of the split that has it; None for the query's own.
     """

@@ -18,7 +18,7 @@ from launcher.spec.model import ModelSpec
 from launcher.tasks.base import truncation_note
 from launcher.tasks.metrics.tags import Tags
 from launcher.tasks.padding import list_column, pad_lists, text_inputs
-from launcher.tasks.params import PackedParams
+from launcher.tasks.params import PackedParams, is_list
 from launcher.tasks.results import RowInputs
 from launcher.tasks.samples import Batch, Encoded, LostLabels, read_each
 from launcher.tasks.targets import LabelParams, TargetTask
@@ -111,7 +111,7 @@ class TokenClassification(TargetTask):
             return []
         arrow_type = rows.schema.field(self.params.text).type
         # By the type of the column, not of a cell: the tokenizer takes one flag for all texts of a call.
-        is_split = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+        is_split = is_list(arrow_type)
         # `encodings` are the objects of the tokenizers library, with words and offsets; only fast tokenizers have them.
         return self._tokenizer(  # type: ignore[no-any-return]  # untyped
             texts, is_split_into_words=is_split, truncation=True, max_length=self.params.max_length,

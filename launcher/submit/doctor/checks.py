@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from launcher.formatting import format_size
+from launcher.formatting import format_size, pluralize
 from launcher.spec.cluster import ClusterSpec
 from launcher.submit.doctor.facts import (
     Clock,
@@ -69,7 +69,7 @@ def job(cluster: ClusterSpec, nodes: Sequence[Node], free: Mapping[str, float]) 
         nodes: Live nodes.
         free: Unreserved resources over all nodes.
     """
-    request = f"{_plural(cluster.workers, 'worker')} of {cluster.cpus_per_worker:g} CPU"
+    request = f"{pluralize(cluster.workers, 'worker')} of {cluster.cpus_per_worker:g} CPU"
     if cluster.gpus_per_worker:
         request += f" and {cluster.gpus_per_worker:g} GPU"
     fit = sum(_fit(cluster, node) for node in nodes)
@@ -108,7 +108,7 @@ def answers(names: Sequence[str], silent: Mapping[str, str]) -> list[Finding]:
         "version of Python, which cannot run what is sent to it"
     )
     issues = [Issue(name, "problem", "silent", f"runs no probe ({reason})", remedy) for name, reason in silent.items()]
-    text = f"{_plural(len(names), 'node')} alive and answering"
+    text = f"{pluralize(len(names), 'node')} alive and answering"
     return group_issues("nodes", issues) or [finding("nodes", "ok", text)]
 
 
@@ -134,13 +134,9 @@ def versions(local: Software, nodes: Mapping[str, Software], closure: Collection
     if not findings:
         shown = [name for name in ("python", "ray", *TRAINING) if _version(local, name)]
         text = ", ".join(f"{name} {_version(local, name)}" for name in shown)
-        text += f" and {len(closure)} packages in all are the same on {_plural(len(nodes), 'node')} and here"
+        text += f" and {len(closure)} packages in all are the same on {pluralize(len(nodes), 'node')} and here"
         findings.append(finding("versions", "ok", text))
     return findings
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _version(software: Software, name: str) -> str | None:
@@ -354,7 +350,7 @@ def gpus(
         nodes: Facts of each node.
         ray_nodes: Ray's table of each node.
         imports: Import results, with the GPUs that torch sees.
-        is_wanted: Whether the job asks for GPUs.
+        is_wanted: True if the job asks for GPUs.
     """
     issues: list[Issue] = []
     for name, facts in nodes.items():

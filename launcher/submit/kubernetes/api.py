@@ -83,7 +83,7 @@ class Api:
         rest: Client with the address and the credentials.
         namespace: Namespace of objects that name none themselves.
         host: Address, for messages.
-        namespace_given: Whether the user chose the namespace, so that objects must not name another.
+        namespace_given: True if the user chose the namespace, so that objects must not name another.
     """
 
     rest: client.ApiClient
@@ -110,8 +110,8 @@ class Api:
 
         Args:
             manifest: Object to apply.
-            force: Whether to overwrite fields that another manager has changed.
-            dry_run: Whether the server only checks it.
+            force: True to overwrite fields that another manager has changed.
+            dry_run: True if the server only checks it.
 
         Raises:
             ClusterError: The server refuses it.
@@ -175,7 +175,7 @@ class Api:
         Args:
             pod: Name of the pod.
             container: Name of the container; None takes the only one.
-            follow: Whether to wait for more while it grows; a minute without a line ends it with `AwayError`.
+            follow: True to wait for more while it grows; a minute without a line ends it with `AwayError`.
             since_s: Age in seconds of the oldest line; None reads all.
 
         Raises:

@@ -33,9 +33,9 @@ def apply(
         api: Cluster to apply them to.
         manifests: Objects that have passed the rules, in the order in which they must be applied.
         say: Function that shows the result of each object.
-        force: Whether to overwrite fields that another manager has changed.
-        dry_run: Whether to change nothing.
-        replace: Whether to delete a RayJob of the same name first.
+        force: True to overwrite fields that another manager has changed.
+        dry_run: True to change nothing.
+        replace: True to delete a RayJob of the same name first.
 
     Raises:
         ClusterError: The server refuses one, or a RayJob of that name exists and would not run again.

@@ -79,7 +79,7 @@ class Log:
         api: Cluster of the RayJob.
         say: Function that shows the source of the log.
         write: Function that prints a line of the log.
-        follow: Whether to wait for more of a pod's log while it grows.
+        follow: True to wait for more of a pod's log while it grows.
     """
 
     api: Api

@@ -21,6 +21,7 @@ from launcher.errors import DataError
 from launcher.formatting import list_names, show_value
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.padding import floats_to_integers
+from launcher.tasks.params import is_list
 from launcher.tasks.results import MetricMode, RowResult
 
 if TYPE_CHECKING:
@@ -374,8 +375,9 @@ def distinct(pieces: Iterable[pa.Array]) -> tuple[str, ...]:
     """Return the class names in a column of labels or of lists: ints by value, strings alphabetically, no nulls."""
     values: set[str | int | bool | None] = set()
     for piece in pieces:
-        is_list = pa.types.is_list(piece.type) or pa.types.is_large_list(piece.type)
         # Distinct values of one chunk at a time: memory holds the classes, never the column.
-        values.update(pc.unique(floats_to_integers(pc.list_flatten(piece) if is_list else piece)).to_pylist())
+        values.update(
+            pc.unique(floats_to_integers(pc.list_flatten(piece) if is_list(piece.type) else piece)).to_pylist()
+        )
     # Sorted, so that a class index depends on the set of values alone, not on the order of files or chunks.
     return tuple(str(value) for value in sorted(values - {None}))  # type: ignore[type-var]  # of one type

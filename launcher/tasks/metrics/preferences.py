@@ -110,7 +110,7 @@ class PairMetrics(TaskMetrics):
     """Rewards of chosen and rejected completions.
 
     Args:
-        has_reference: Whether rewards compare with a reference, whose log-ratios are then a metric.
+        has_reference: True if rewards compare with a reference, whose log-ratios are then a metric.
     """
 
     def __init__(self, has_reference: bool = False) -> None:

@@ -21,6 +21,7 @@ from launcher.models.chat import IGNORED
 from launcher.rundir.records import SpanMark
 from launcher.tasks.metrics.class_weights import count_classes, weight_tensor
 from launcher.tasks.metrics.labels import check_placeholders, distinct, infer_names
+from launcher.tasks.params import is_list
 from launcher.tasks.results import MetricMode, RowResult
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Tags:
         Raises:
             DataError: The column holds neither, or tags without a meaning, or fewer than two.
         """
-        if not (pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)):
+        if not is_list(arrow_type):
             raise DataError(
                 f"task: column {self.column} of the training data is of type {arrow_type}; give a list with a tag for "
                 "each word, or with a {start, end, label} for each entity"
