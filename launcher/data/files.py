@@ -108,6 +108,23 @@ def list_files(name: str, location: str, format: str = "auto") -> list[DataFile]
 
 
 @contextmanager
+def errors_without_keys(name: str, *, can_set_format: bool = False) -> Iterator[None]:
+    """Raise DataErrors without the key of a location that stands on the command line, not in a job file.
+
+    Args:
+        name: Name of the split in the messages.
+        can_set_format: Whether the command takes `data.format` as a change.
+    """
+    try:
+        yield
+    except DataError as error:
+        message = error.message.removeprefix(f"data.{name}: ")
+        if not can_set_format:
+            message = re.sub(r",? (or|and) set data\.format", "", message)
+        raise DataError(message) from error
+
+
+@contextmanager
 def open_data_file(path: str) -> Iterator[pa.NativeFile]:
     """Open a file as a stream of bytes, decompressed as its ending says.
 

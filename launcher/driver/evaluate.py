@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from launcher.data.checks import check_columns, check_first_rows_of_split, note_lost_labels
+from launcher.data.files import errors_without_keys
 from launcher.data.ray_data import DeterministicDataConfig
 from launcher.data.splits import Split, is_numbered
 from launcher.driver.control import open_control_channel
@@ -97,7 +98,8 @@ def evaluate_data(
     # As training data: rows that name files (images) name them relative to their own file, not to the run's data.
     data = job.data.model_copy(update={"train": (location,), "validation": None, "test": None})
     job = job.model_copy(update={"data": data})
-    split = open_split_file(job, name, (location,))
+    with errors_without_keys(name, can_set_format=True):
+        split = open_split_file(job, name, (location,))
     _check_rows(run, job, split, console)
     _check_classes(split, build_task(job))
     return _score(run, job, split, console)

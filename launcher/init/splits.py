@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launcher.data.files import list_files
+from launcher.data.files import errors_without_keys, list_files
 from launcher.data.footers import ORIGIN, castable
 from launcher.data.splits import Split, read_batches, read_file_schema, small_batches
 from launcher.errors import DataError
@@ -93,10 +93,8 @@ def files_of(location: str) -> list[tuple[str, str]]:
     Raises:
         DataError: There are no data files. The text does not name keys, as there is no job file yet.
     """
-    try:
+    with errors_without_keys("train"):
         return [(file.path, file.relative) for file in list_files("train", location)]
-    except DataError as error:
-        raise DataError(error.message.removeprefix("data.train: ").replace(", or set data.format", "")) from error
 
 
 def _find_neighbours(path: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from launcher.data.convert import splittable_files
+from launcher.data.files import errors_without_keys
 from launcher.data.splits import Split, open_files
 from launcher.errors import DataError
 from launcher.init.defaults import Sources
@@ -49,13 +50,9 @@ def open_data(name: str, locations: Sequence[str], kinds: Mapping[str, ColumnKin
     Raises:
         DataError: The files cannot be read.
     """
-    try:
+    with errors_without_keys(name):
         files = splittable_files(name, locations, "auto", f"{OutputSpec().storage}/.cache", kinds)
         return open_files(name, files, kinds=kinds)
-    except DataError as error:
-        # There is no job file yet, so its keys would confuse.
-        message = error.message.removeprefix(f"data.{name}: ").replace(", or set data.format", "")
-        raise DataError(message) from error
 
 
 def kinds_of(guess: Guess) -> dict[str, ColumnKind]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from launcher.data.checks import check_first_rows_of_split
 from launcher.data.convert import splittable_files
-from launcher.data.files import glob_pattern
+from launcher.data.files import errors_without_keys, glob_pattern
 from launcher.data.splits import Split, open_files
 from launcher.driver.preflight import check_model
 from launcher.driver.progress import PredictionProgress
@@ -115,8 +115,9 @@ def _predict(run: RunDir, input: str, output: RunDir, console: Console, trained:
 def _open_input(input: str, job: JobSpec, console: Console) -> Split:
     task = build_task(job)
     kinds = task.columns(with_targets=False)
-    files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)
-    split = open_files("input", files, kinds=kinds)
+    with errors_without_keys("input"):
+        files = splittable_files("input", (input,), "auto", join(job.output.storage, ".cache"), kinds)
+        split = open_files("input", files, kinds=kinds)
     names = split.schema.names
     missing = [column for column in task.prediction_inputs(names) if column not in names]
     if missing:

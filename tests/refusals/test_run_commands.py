@@ -104,14 +104,14 @@ ORDERS = [
     Order(f"evaluate {_RUN} --data in.parquet", lambda desk: desk.file("in.parquet", "PAR1"),
           "DESK/in.parquet: not a readable parquet file (...); restore or remove it"),
     Order(f"evaluate {_RUN} --data in.parquet", _pipe,
-          "data.in: in.parquet cannot be listed (it is a device or a pipe, neither file nor directory); check the "
+          "in.parquet cannot be listed (it is a device or a pipe, neither file nor directory); check the "
           "address, the network and your rights"),
     Order(f"evaluate {_RUN} --data in.parquet", _rows(text=["w1"] * 3, label=["a", "b", None]),
           "DESK/in.parquet: row 2: label is null; fix the row, or set data.on_bad_row: skip to leave such rows out"),
     Order(f"evaluate {_RUN} --split validation", lambda desk: desk.file(f"{_RUN}/job.yaml", "name: ["),
           f"DESK/{_RUN}/job.yaml:1:8: not valid YAML: ..."),
     Order(f"predict {_RUN} nowhere.parquet --output out", well,
-          "data.input: nowhere.parquet does not exist; give a file, a directory or a glob that does"),
+          "nowhere.parquet does not exist; give a file, a directory or a glob that does"),
     Order(f"predict {_RUN} in.parquet --output out", _rows(body=["w1"]),
           "DESK/in.parquet: has no column 'text'; it has body"),
     Order(f"predict {_RUN} in.parquet --output out", _rows(text=["w1"], prediction=["a"]),

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from launcher.rundir.directory import RunDir
 from launcher.rundir.plan import Plan, WorkerMemory
 from launcher.rundir.recovery import effective_micro_batch
 from launcher.spec.job import JobSpec
+from launcher.submit.doctor.actors import host_memory
 from launcher.tasks import build_task
 from launcher.tasks.base import Task
 from launcher.tasks.samples import Batch
@@ -229,19 +229,7 @@ def worker_memory_limit(job: JobSpec) -> int | None:
         return int(gpu_bytes * min(1.0, cluster.gpus_per_worker) * _USABLE_FRACTION)
     if cluster.address or cluster.kubernetes is not None or os.environ.get("RAY_ADDRESS"):
         return None
-    return int(_host_memory() * _USABLE_FRACTION / cluster.workers)
-
-
-def _host_memory() -> int:
-    """Return the bytes of memory of this machine, or of the container around this process."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # cgroup v2, then v1. Without a limit v2 says `max`, and v1 a number larger than any memory.
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(name)
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
+    return int(host_memory()[0] * _USABLE_FRACTION / cluster.workers)
 
 
 def _make_estimate(job: JobSpec, train: Split, part: int) -> Estimate:
