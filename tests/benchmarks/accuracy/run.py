@@ -68,8 +68,8 @@ TASKS = {
         Task("image-classification", "accuracy", "trainer_image_classification.py"),
         Task("question-answering", "f1", "trainer_question_answering.py", ("--language=en",)),
         Task("question-answering-zh", "f1", "trainer_question_answering.py", ("--language=zh",), _E5),
-        Task("seq2seq", "bleu", "trainer_seq2seq.py", ("--source=de",), _TWICE, ("minilm-twice",), python=PEERS_PYTHON),
-        Task("seq2seq-zh", "bleu", "trainer_seq2seq.py", ("--source=zh",), _TWICE, ("e5-twice",), python=PEERS_PYTHON),
+        Task("seq2seq", "loss", "trainer_seq2seq.py", ("--source=de",), _TWICE, ("minilm-twice",), python=PEERS_PYTHON),
+        Task("seq2seq-zh", "loss", "trainer_seq2seq.py", ("--source=zh",), _TWICE, ("e5-twice",), python=PEERS_PYTHON),
         Task("masked-lm", "loss", "trainer_masked_lm.py"),
         Task("sentence-embedding", "recall_at_1", "trainer_sentence_embedding.py", workers=1, python=PEERS_PYTHON),
         *(

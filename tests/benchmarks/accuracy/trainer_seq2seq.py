@@ -1,13 +1,15 @@
 """The peer of seq2seq.yaml and seq2seq-zh.yaml: transformers' Seq2SeqTrainer, scored by what it generates.
 
 Runs in every process of `torchrun --nproc_per_node 2`, from the repository's root; `run.py` starts it. The last line
-of its output is one JSON object with sacrebleu's BLEU on dev (validation) and test.
+of its output is one JSON object with the loss per target token on dev (validation) and test, and sacrebleu's BLEU.
 """
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peer import SCORED, Comparison, encoded_splits, parquet_splits, parse_options, print_scores, training_arguments
 from sacrebleu.metrics import BLEU, CHRF
+from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -54,7 +56,7 @@ def main() -> None:
     )
     trainer.train()
     scores = {name: score(trainer, splits[split], list(texts[split][TARGET])) for name, split in SCORED}
-    print_scores(trainer, "bleu", scores)
+    print_scores(trainer, "loss", scores)
 
 
 def encode(rows: dict[str, list], source: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
@@ -69,16 +71,29 @@ def encode(rows: dict[str, list], source: str, tokenizer: PreTrainedTokenizerBas
 
 
 def score(trainer: Seq2SeqTrainer, rows: Dataset, references: list[str]) -> dict[str, float]:
-    """Return BLEU and chrF2 of generated texts against the true texts, as they are written."""
+    """Return BLEU and chrF2 of generated texts against the true texts, as they are written, and the loss."""
     predicted = trainer.predict(rows)
     ids = np.where(predicted.predictions == IGNORED, trainer.processing_class.pad_token_id, predicted.predictions)
     generated = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
     return {
         "bleu": BLEU().corpus_score(generated, [references]).score,
         "chrf": CHRF().corpus_score(generated, [references]).score,
-        "loss": predicted.metrics["test_loss"],  # the mean over batches
+        "loss": token_loss(trainer, rows),
         "rows": len(generated),
     }
+
+
+def token_loss(trainer: Seq2SeqTrainer, rows: Dataset) -> float:
+    """Return the mean loss of all target tokens; the Trainer's own is a mean of the batches' means."""
+    total, tokens = 0.0, 0
+    trainer.model.eval()
+    for batch in DataLoader(rows, batch_size=64, collate_fn=trainer.data_collator):
+        with torch.no_grad():
+            loss = trainer.model(**batch).loss
+        counted = int((batch["labels"] != IGNORED).sum())
+        total += loss.item() * counted
+        tokens += counted
+    return total / tokens
 
 
 if __name__ == "__main__":
