@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -179,7 +180,11 @@ def _convert_to(target: str, file: DataFile, kinds: Kinds, mixed: Collection[str
                 raise
             _write(target, file.path, _read_batches(file, True, kinds, mixed), kinds)
     except _UNREADABLE as error:
-        what = _wrong_kind(file.path) or _describe_error(file, error, mixed)
+        wrong_kind = _wrong_kind(file.path)
+        # What pyarrow says of a file without a byte, or of blank lines alone.
+        if not wrong_kind and re.match(r"(CSV parse error: )?Empty (CSV|JSON) file", str(error)):
+            raise DataError(f"{file.path}: has no rows; give a file that has") from error
+        what = wrong_kind or _describe_error(file, error, mixed)
         raise DataError(
             f"{file.path}: not a readable {file.format} file ({what}); fix the file, or set data.format"
         ) from error

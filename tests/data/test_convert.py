@@ -98,10 +98,8 @@ def test_only_a_changed_file_is_converted_again(tmp_path: Path, cache: Path, nam
     ("name", "content"),
     [
         ("a.csv", "text,label\none,1\ntwo,2,3\n"),
-        ("a.csv", ""),
         ("a.jsonl", '{"text": "one"}\n{"text": \n'),
         ("a.jsonl", "text,label\none,1\n"),
-        ("a.jsonl", ""),
     ],
 )
 def test_error_names_the_broken_file_and_nothing_is_left(tmp_path: Path, cache: Path, name: str, content: str) -> None:
@@ -112,6 +110,26 @@ def test_error_names_the_broken_file_and_nothing_is_left(tmp_path: Path, cache: 
     assert caught.value.message.startswith(f"{path}: not a readable {path.suffix[1:]} file (")
     assert caught.value.message.endswith("); fix the file, or set data.format")
     assert "\n" not in caught.value.message
+    assert not _files_in(cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b""),
+        ("a.csv", b"\n\n"),
+        ("a.jsonl", b""),
+        ("a.json", b"[]"),
+        ("a.txt", b""),
+        ("a.tsv", b"\xef\xbb\xbf"),
+    ],
+)
+def test_file_without_rows_is_refused(tmp_path: Path, cache: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        _convert(cache, path)
+    assert caught.value.message == f"{path}: has no rows; give a file that has"
     assert not _files_in(cache)
 
 
@@ -177,7 +195,6 @@ def test_row_is_located_in_the_file_that_was_converted(tmp_path: Path, cache: Pa
         ("a.json", '[\n{"text": "a"}\n{"text": "b"}\n]\n', "after row 0: a comma or ] is expected, not {"),
         ("a.json", '[{"text": "a"}, {"text": "b}]', "row 1: Unterminated string starting at"),
         ("a.json", '[{"text": "a"}]\n[{"text": "b"}]\n', "there is more text after the array of 1 rows"),
-        ("a.json", "[]", "not a readable jsonl file (Empty JSON file)"),
         ("a.jsonl", '{"text": "a"}\n3\n', "line 2: it holds no object"),
         ("a.jsonl", '{"a": 1}\n{"a": null}\n{"a": "x"}\n', "line 3: a is text, and a number before"),
         (

@@ -91,7 +91,7 @@ FILES = [
          "DESK/data/train.csv: not a readable csv file (CSV parse error: Row #3: Expected 2 columns, got 1: w2); fix "
          "the file, or set data.format"),
     Case("a CSV of blank lines", lambda desk: _file(desk, "data/train.csv", "\n\n\n"),
-         "DESK/data/train.csv: not a readable csv file (...); fix the file, or set data.format"),
+         "DESK/data/train.csv: has no rows; give a file that has"),
     Case("a JSON line that is cut off",
          lambda desk: _file(desk, "data/train.jsonl", '{"text": "w1", "label": "a"}\n{"text": "w2",\n'),
          "DESK/data/train.jsonl: not a readable jsonl file (line 2: Expecting property name enclosed in double quotes "
