@@ -5,6 +5,8 @@ batch would not be negatives. `run.py` starts it. The last line of its output is
 (validation) and test: each query among all answers of its split.
 """
 
+from collections import defaultdict
+
 import numpy as np
 from datasets import Dataset
 from peer import SCORED, parquet_splits, parse_options, print_scores, training_arguments
@@ -49,7 +51,10 @@ def load_model() -> SentenceTransformer:
 
 
 def score(model: SentenceTransformer, rows: Dataset) -> dict[str, float]:
-    """Score the rank of each query's own answer among the different answers of all rows, by cosine."""
+    """Score the rank of each query's own answer among the answers of other queries, by cosine.
+
+    A fifth of the rows repeat a query: its answers in other rows are right too, and have no rank, as with us.
+    """
     answers = sorted(set(rows["positive"]))
     places = {answer: i for i, answer in enumerate(answers)}
     queries, corpus = (
@@ -58,6 +63,12 @@ def score(model: SentenceTransformer, rows: Dataset) -> dict[str, float]:
     )
     cosines = queries @ corpus.T
     own = np.array([cosines[i, places[answer]] for i, answer in enumerate(rows["positive"])])
+    answers_of = defaultdict(list)
+    for query, answer in zip(rows["query"], rows["positive"], strict=True):
+        answers_of[query].append(places[answer])
+    for i, query in enumerate(rows["query"]):
+        # Neither is the own answer before itself.
+        cosines[i, answers_of[query]] = -np.inf
     ranks = (cosines > own[:, None]).sum(1)  # 0 for the nearest
     shown = ranks < DEPTH
     return {
