@@ -113,7 +113,7 @@ def errors_without_keys(name: str, *, can_set_format: bool = False) -> Iterator[
 
     Args:
         name: Name of the split in the messages.
-        can_set_format: Whether the command takes `data.format` as a change.
+        can_set_format: True if the command takes `data.format` as a change.
     """
     try:
         yield

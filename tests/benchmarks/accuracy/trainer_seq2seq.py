@@ -1,4 +1,4 @@
-"""The peer of seq2seq.yaml and seq2seq-zh.yaml: transformers' Seq2SeqTrainer, scored by what it generates.
+"""The peer of seq2seq.yaml and seq2seq-zh.yaml: transformers' Seq2SeqTrainer, scored by its loss.
 
 Runs in every process of `torchrun --nproc_per_node 2`, from the repository's root; `run.py` starts it. The last line
 of its output is one JSON object with the loss per target token on dev (validation) and test, and sacrebleu's BLEU.
